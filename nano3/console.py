@@ -1,0 +1,53 @@
+"""What nano3 prints: rich tables and bars on a terminal, plain lines in a pipe or a job log, and only on rank 0."""
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+PLAIN_WIDTH = 160
+
+
+def is_rank_zero() -> bool:
+    """True in the one process of a distributed run that may print and write shared files."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
+def console(stderr: bool = False) -> Console:
+    """A console on stdout (results) or stderr (progress, errors); it is silent on every rank but 0."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else PLAIN_WIDTH
+    return Console(file=stream, width=width, quiet=not is_rank_zero(), highlight=False, soft_wrap=not stream.isatty())
+
+
+def say(text: str) -> None:
+    """One line of information on stdout, without markup."""
+    console().print(text, markup=False)
+
+
+def warn(text: str) -> None:
+    """One line on stderr that must be seen."""
+    console(stderr=True).print(f"[yellow]warning:[/yellow] {text}" if sys.stderr.isatty() else f"warning: {text}", markup=sys.stderr.isatty())
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()) -> None:
+    """Print a table: rich on a terminal, aligned plain text otherwise. Columns named in `right` are right-aligned."""
+    cells = [[str(c) for c in row] for row in rows]
+    out = console()
+    if out.is_terminal:
+        view = Table(title=title, title_justify="left", header_style="bold")
+        for name in columns:
+            view.add_column(name, justify="right" if name in right else "left", overflow="fold")
+        for row in cells:
+            view.add_row(*row)
+        out.print(view)
+        return
+    widths = [max(len(r[i]) for r in [list(columns), *cells]) for i in range(len(columns))]
+
+    def line(row: Sequence[str]) -> str:
+        parts = [c.rjust(w) if n in right else c.ljust(w) for c, w, n in zip(row, widths, columns, strict=True)]
+        return "  ".join(parts).rstrip()
+
+    out.print("\n".join([title, line(list(columns)), *(line(r) for r in cells)]), markup=False)
