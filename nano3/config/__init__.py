@@ -1,0 +1,17 @@
+"""Typed configuration: plain dataclasses that every room may read; nothing here imports another room."""
+
+from nano3.config.blend import BlendConfig, SourceConfig
+from nano3.config.cluster import ClusterConfig
+from nano3.config.data_prep import DataPrepConfig, PrepOptions
+from nano3.config.model import ModelConfig
+from nano3.config.pretrain import PretrainConfig
+
+__all__ = [
+    "BlendConfig",
+    "ClusterConfig",
+    "DataPrepConfig",
+    "ModelConfig",
+    "PrepOptions",
+    "PretrainConfig",
+    "SourceConfig",
+]

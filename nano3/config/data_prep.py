@@ -1,0 +1,66 @@
+"""The configuration of `python -m nano3.data_prep`: flat keys, each documented where it is declared."""
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from nano3.config.blend import BlendConfig
+from nano3.config.cluster import ClusterConfig
+
+
+@dataclass
+class PrepOptions:
+    """What decides the bytes of the prepared data, and how the work is done. Plain values; no Hydra needed to build one."""
+
+    # Where train/, valid/, test/, blend.json and manifest.json go.
+    output_dir: str = "output/nano3/stage0_pretrain"
+    # Hugging Face hub id, a local folder with tokenizer.json, or a tokenizer.json file.
+    tokenizer_model: str = "nvidia/NVIDIA-Nemotron-Nano-9B-v2"
+    # Put the beginning-of-sequence token before each document.
+    add_bos: bool = False
+    # Put the end-of-document token after each document (Megatron packs documents, so keep this on).
+    add_eos: bool = True
+    # Encode special-token text inside documents ("</s>") as plain text instead of as the special token.
+    split_special_tokens: bool = False
+    # Number of shards over all datasets and splits; each is about equal in tokens.
+    num_shards: int = 128
+    # Take only N documents of each dataset, spread over its files. null takes all.
+    sample: int | None = None
+    # Skip documents with fewer characters than this (counted in the manifest).
+    min_doc_chars: int = 0
+    # Cut documents after this many tokens; the end-of-document token stays. null never cuts.
+    max_doc_tokens: int | None = None
+    # Share of documents in the validation split, 0 to 1 (chosen by a hash of dataset, file and row).
+    valid_fraction: float = 0.005
+    # Share of documents in the test split, 0 to 1.
+    test_fraction: float = 0.005
+    # Token dtype on disk: auto (uint16 when the vocabulary fits, else int32), uint16 or int32.
+    dtype: str = "auto"
+    # Tokenizer engine: auto (fastest proven exact), strict (stop instead of falling back), tokenizers (the reference).
+    engine: str = "auto"
+    # Re-check one document in this many against the reference tokenizer during the run; 0 never.
+    check_every: int = 10000
+    # A row that cannot be read (no text field, not UTF-8, null): fail, or skip (skip and count).
+    bad_rows: str = "fail"
+    # Do everything again and replace the old data once the new is whole.
+    force: bool = False
+    # Worker processes on this machine; null takes the number of cores.
+    workers: int | None = None
+
+
+@dataclass
+class DataPrepConfig(PrepOptions):
+    """All keys of `python -m nano3.data_prep`."""
+
+    # A blend file (JSON); when set it takes the place of the data_blend group.
+    blend_path: str | None = None
+    # Group: which blend.
+    data_blend: BlendConfig = field(default_factory=BlendConfig)
+    # Group: where the work runs.
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    # Overrides of a pretraining run to submit after the data is there, for example ["+experiment=tiny"]. Empty: none.
+    then: list[str] = field(default_factory=list)
+    # Show the plan (files, rows, shards, disk) and the job script; write and submit nothing.
+    dry_run: bool = False
+    # Name and aliases of the artifact that is registered at the end.
+    artifact: str = "DataBlendsArtifact-pretrain"

@@ -1,0 +1,83 @@
+"""Groups `train`, `optimizer`, `scheduler`, `logger`, `checkpoint`: how long, how fast, what is kept."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class TrainConfig:
+    """Batch arithmetic and length of a run. A sample is one sequence of `seq_length` tokens."""
+
+    # Optimizer steps.
+    train_iters: int = 1700
+    # Samples per optimizer step over all ranks.
+    global_batch_size: int = 32
+    # Samples per forward pass of one rank; accumulation = global / (micro x data-parallel size).
+    micro_batch_size: int = 1
+    # Tokens per sample.
+    seq_length: int = 4096
+    # Seed of initial weights, data order and dropout.
+    seed: int = 1234
+    # Validate every this many iterations, on this many global batches; 0 iterations never validates.
+    eval_interval: int = 100
+    eval_iters: int = 8
+    # CPU threads of one rank (backend=transformers); null takes half the cores, shared by the ranks of this machine.
+    threads: int | None = None
+    # Stop after this many minutes with a checkpoint; null runs to the end.
+    exit_duration_in_mins: float | None = None
+    # Stop with a checkpoint after this iteration, without changing the schedule; null runs to train_iters.
+    exit_iteration: int | None = None
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW; weight decay on parameters of two or more dimensions."""
+
+    # Highest learning rate, and the rate at the end of the schedule.
+    lr: float = 1e-3
+    min_lr: float = 1e-5
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_eps: float = 1e-8
+    weight_decay: float = 0.1
+    # Largest global norm of the gradient; 0 never clips.
+    clip_grad: float = 1.0
+
+
+@dataclass
+class SchedulerConfig:
+    """Learning rate over iterations, as megatron.core.optimizer_param_scheduler computes it."""
+
+    # WSD (warmup, stable, decay), cosine, linear, inverse-square-root or constant.
+    lr_decay_style: str = "WSD"
+    # Iterations of linear warmup from 0.
+    lr_warmup_iters: int = 32
+    # WSD only: length of the decay at the end, and its shape (minus_sqrt, linear, cosine, exponential).
+    lr_wsd_decay_iters: int | None = None
+    lr_wsd_decay_style: str = "minus_sqrt"
+
+
+@dataclass
+class LoggerConfig:
+    """What is told and where. metrics.jsonl is always written."""
+
+    # Print and record metrics every this many iterations.
+    log_interval: int = 10
+    # TensorBoard folder; null: <run folder>/tensorboard.
+    tensorboard_dir: str | None = None
+    # Overrides of run.wandb.project and run.wandb.entity.
+    wandb_project: str | None = None
+    wandb_entity: str | None = None
+
+
+@dataclass
+class CheckpointConfig:
+    """Checkpoints. A run that finds one in `load` goes on from it."""
+
+    # Folder to save in; null: <run folder>/checkpoints.
+    save: str | None = None
+    # Folder to go on from; null: the same as save.
+    load: str | None = None
+    # Save every this many iterations, and at the end.
+    save_interval: int = 100
+    # Keep this many of the newest; 0 keeps all.
+    keep_last: int = 2
