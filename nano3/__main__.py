@@ -1,0 +1,39 @@
+"""The tools that look: `python -m nano3 NAME ...`, installed as `nano3`.
+
+    nano3 inspect output/nano3/stage0_pretrain --doc 3
+    nano3 verify  output/nano3/stage0_pretrain
+    nano3 artifacts list
+"""
+
+import argparse
+import importlib
+import pkgutil
+import sys
+from types import ModuleType
+
+from nano3 import tools
+from nano3.cli import leave
+from nano3.errors import Nano3Error
+
+
+def tool_modules() -> dict[str, ModuleType]:
+    """Every module of nano3/tools by name: HELP, add_arguments(parser), run(args) -> exit code."""
+    found = sorted(m.name for m in pkgutil.iter_modules(tools.__path__) if not m.name.startswith("_"))
+    return {name: importlib.import_module(f"nano3.tools.{name}") for name in found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="nano3", description="Look at data, runs and artifacts.")
+    commands = parser.add_subparsers(dest="tool", required=True, metavar="TOOL")
+    modules = tool_modules()
+    for name, module in modules.items():
+        module.add_arguments(commands.add_parser(name, help=module.HELP, description=module.__doc__))
+    args = parser.parse_args()
+    try:
+        sys.exit(modules[args.tool].run(args))
+    except Nano3Error as error:
+        leave(error)
+
+
+if __name__ == "__main__":
+    main()
