@@ -1,8 +1,8 @@
 """The tools that look: `python -m nano3 NAME ...`, installed as `nano3`.
 
-    nano3 inspect output/nano3/stage0_pretrain --doc 3
-    nano3 verify  output/nano3/stage0_pretrain
-    nano3 artifacts list
+nano3 inspect output/nano3/stage0_pretrain --doc 3
+nano3 verify  output/nano3/stage0_pretrain
+nano3 artifacts list
 """
 
 import argparse

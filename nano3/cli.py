@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
@@ -83,12 +84,16 @@ def explain(error: Exception, name: str) -> Nano3Error:
         if isinstance(cause, Nano3Error):
             return cause
         cause = cause.__cause__ or cause.__context__
-    if isinstance(error, ConfigCompositionException | MissingConfigException) and (found := wrong_overrides(name, choices=True)):
+    if isinstance(error, ConfigCompositionException | MissingConfigException) and (
+        found := wrong_overrides(name, choices=True)
+    ):
         return UserError(found)
     if isinstance(error, ConfigCompositionException) and isinstance(error.__cause__, OmegaConfBaseException):
         return explain(error.__cause__, name)
     if isinstance(error, OverrideParseException):
-        return UserError(f"{error}\n  Overrides are written key=value; quote lists and spaces for the shell: 'key=[a, b]'.")
+        return UserError(
+            f"{error}\n  Overrides are written key=value; quote lists and spaces for the shell: 'key=[a, b]'."
+        )
     if isinstance(error, InterpolationResolutionError):
         return UserError(str(error).split("\n")[0])
     if isinstance(error, OmegaConfBaseException) and error.full_key:
@@ -148,7 +153,9 @@ def wrong_key(override: Override, key: str, name: str, keys: list[str]) -> str |
 def wrong_choices(override: Override, group: str, name: str) -> list[str]:
     if group == "experiment" and name == "data_prep":
         known = ", ".join(members("data_blend"))
-        return [f"experiments belong to nano3.pretrain; the data of one is prepared with data_blend=NAME (NAME: {known})"]
+        return [
+            f"experiments belong to nano3.pretrain; the data of one is prepared with data_blend=NAME (NAME: {known})"
+        ]
     if group == "experiment" and not override.is_add():
         return [f"an experiment is added with a plus: +{override.input_line}"]
     chosen = [str(v) for v in override.value().list] if override.is_choice_sweep() else [str(override.value())]
@@ -160,6 +167,11 @@ def members(group: str) -> list[str]:
     """The names that `group=NAME` accepts: conf/ and, when set, the user's folder $NANO3_CONF."""
     roots = [conf_dir(), *filter(None, [os.environ.get("NANO3_CONF")])]
     return sorted({path.stem for root in roots for path in (Path(root) / group).glob("*.yaml")})
+
+
+def task_overrides() -> list[str]:
+    """The overrides of this start as they were typed, Hydra's own left out."""
+    return list(HydraConfig.get().overrides.task)
 
 
 def typed(cfg: DictConfig) -> Any:

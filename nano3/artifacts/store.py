@@ -112,7 +112,9 @@ def resolve(reference: str) -> Artifact:
         raise UserError(f"artifact {name!r} has no version or alias {tag!r}.{did_you_mean(tag, list(tags))}{made}")
     artifact = load(name, tags[tag])
     if not Path(artifact.path).exists():
-        raise UserError(f"{artifact.reference} was at {artifact.path}, which is gone. Make it again, or point at the place: run.data=DIR")
+        raise UserError(
+            f"{artifact.reference} was at {artifact.path}, which is gone. Make it again, or point at the place: run.data=DIR"
+        )
     return artifact
 
 

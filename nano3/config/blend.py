@@ -1,9 +1,13 @@
 """Group `data_blend`: which text is mixed, in which proportion. Plain dataclasses; sources are read by `nano3.data`."""
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
+
+from nano3.errors import UserError, did_you_mean
 
 
 @dataclass
@@ -34,3 +38,61 @@ class BlendConfig:
     name: str = MISSING
     # Each entry has the keys of SourceConfig; a list of plain dicts so that entries can be given on the command line.
     datasets: list[Any] = field(default_factory=list)
+    # What data preparation takes for this blend unless its own keys of the same names say otherwise; see PrepOptions.
+    tokenizer_model: str = "nvidia/NVIDIA-Nemotron-Nano-9B-v2"
+    num_shards: int = 128
+    valid_fraction: float = 0.005
+    test_fraction: float = 0.005
+
+
+def parse_datasets(entries: list[Any], where: str) -> list[SourceConfig]:
+    """Turn the `datasets` of a blend into `SourceConfig`s. `where` names the blend in messages.
+
+    Raises `UserError` with every problem of every entry: unknown, missing and mistyped keys, weights that are no positive
+    number, names used twice.
+    """
+    known = {f.name: f for f in fields(SourceConfig)}
+    problems, sources = [], []
+    if not entries:
+        problems.append(f"{where}: no datasets; give at least one: {{name, path, weight}}")
+    for number, entry in enumerate(entries, 1):
+        at = f"{where}, dataset {number}"
+        if not isinstance(entry, dict):
+            problems.append(f"{at}: expected keys and values, found {entry!r}")
+            continue
+        at += f" ({entry['name']})" if isinstance(entry.get("name"), str) else ""
+        found = [f"{at}: no key {key!r}.{did_you_mean(str(key), list(known))}" for key in entry if key not in known]
+        found += [f"{at}: {key} is missing" for key in ("name", "path") if not entry.get(key)]
+        found += [
+            f"{at}: {key} must be text, found {value!r}; write it in quotes"
+            for key, value in entry.items()
+            if key in known and key != "weight" and value is not None and not isinstance(value, str)
+        ]
+        weight = entry.get("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+            found.append(f"{at}: weight must be a number above 0, found {weight!r}")
+        problems += found
+        if not found:
+            sources.append(SourceConfig(**{**entry, "weight": float(weight)}))
+    names = [s.name for s in sources]
+    problems += [
+        f"{where}: the name {n!r} is used {names.count(n)} times" for n in sorted(set(names)) if names.count(n) > 1
+    ]
+    if problems:
+        raise UserError(problems)
+    return sources
+
+
+def read_blend_file(path: Path) -> list[SourceConfig]:
+    """Read a blend file: `{"datasets": [{"name", "path", "weight", ...}, ...]}`. Raises `UserError` for what is wrong with it."""
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"blend_path={path}: there is no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"blend_path={path}: this is a folder; a blend file is JSON with a list `datasets`") from None
+    except ValueError as error:
+        raise UserError(f"blend_path={path}: not valid JSON: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("datasets"), list):
+        raise UserError(f'blend_path={path}: expected {{"datasets": [{{"name", "path", "weight"}}, ...]}}')
+    return parse_datasets(content["datasets"], str(path))

@@ -13,7 +13,10 @@ HELP = "list artifacts, show one, or follow its lineage"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_subparsers(dest="what", required=True)
     what.add_parser("list", help="every version of every artifact")
-    for name, text in (("show", "all that is known of one"), ("lineage", "what it was made from, back to the beginning")):
+    for name, text in (
+        ("show", "all that is known of one"),
+        ("lineage", "what it was made from, back to the beginning"),
+    ):
         what.add_parser(name, help=text).add_argument("reference", help="name, name:latest, name:v3 or name:<alias>")
 
 
@@ -34,7 +37,9 @@ def list_all() -> int:
         tags = store.aliases(name)
         for version in store.versions(name):
             a = store.load(name, version)
-            rows.append([name, f"v{version}", ", ".join(sorted(t for t, v in tags.items() if v == version)), a.created, a.path])
+            rows.append(
+                [name, f"v{version}", ", ".join(sorted(t for t, v in tags.items() if v == version)), a.created, a.path]
+            )
     if not rows:
         say(f"no artifacts in {store.home()}")
         return 0

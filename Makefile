@@ -1,0 +1,40 @@
+# nano3: `make quickstart` and `make test` are all that a fresh machine needs (Linux, Python 3.12, PyPI).
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test test-all lint prep-small docs bench bench-data slurm-up slurm-down
+
+# uv: the one on the PATH when it runs, else a private one from PyPI in .uv/.
+UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
+RUN := $(UV) run --frozen --extra train
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.uv/bin/uv:
+	python3 -m venv .uv && .uv/bin/python -m pip install --quiet 'uv>=0.9'
+
+setup: $(filter .uv/%,$(UV)) ## Install everything for CPU training and tests into .venv
+	@$(UV) sync --frozen --extra train --quiet
+
+quickstart: setup ## Tokenize the bundled corpus, train a tiny hybrid model on the CPU, show the result
+	@$(RUN) python -m nano3.data_prep data_blend=sample output_dir=output/nano3/sample
+	@$(RUN) python -m nano3.pretrain +experiment=quickstart
+
+prep-small: setup ## Prepare the mathematics-only blend from the Hugging Face hub (1,000,000 documents of each dataset)
+	@$(RUN) python -m nano3.data_prep data_blend=math sample=1000000
+
+test: setup ## Unit and integration tests, under ten minutes on two cores
+	@$(RUN) pytest
+
+test-all: setup slurm-up ## Everything: also the slow tests and those on a real Slurm
+	@$(RUN) pytest -m 'not gpu'
+
+lint: setup ## Ruff and mypy
+	@$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) mypy
+
+docs: setup ## Run every command of README.md and docs/
+	@$(RUN) pytest -m '' tests/test_docs.py
+
+bench: bench-data ## All benchmarks that run without a GPU or Slurm
+
+bench-data: setup ## Data preparation against its peers on 1 GB of text; results in benchmarks/results
+	@$(RUN) python benchmarks/data/bench.py

@@ -1,0 +1,104 @@
+"""Pretrain on prepared data, here or on a cluster.
+
+    python -m nano3.pretrain +experiment=quickstart                       # CPU, the bundled corpus
+    torchrun --nproc-per-node=8 -m nano3.pretrain +experiment=tiny        # the GPUs of this machine
+    python -m nano3.pretrain +experiment=tiny cluster=slurm               # submit, and follow the log
+    python -m nano3.pretrain +experiment=tiny cluster=slurm dry_run=true  # show the job, submit nothing
+    python -m nano3.pretrain -m +experiment=tiny cluster=slurm train.global_batch_size=32,64
+
+The same command started again goes on from the newest checkpoint of run.output_dir.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+import launch
+from nano3.artifacts import store
+from nano3.artifacts.resolver import locate, register_resolver
+from nano3.cli import run_app, task_overrides, typed
+from nano3.config import PretrainConfig
+from nano3.console import is_rank_zero, table
+from nano3.errors import UserError
+from nano3.training import backend
+from nano3.training.preflight import Preflight, preflight
+from nano3.training.record import Data, freeze
+
+
+def main() -> None:
+    """Entry point."""
+    register_resolver()
+    run_app("pretrain", pretrain)
+
+
+def pretrain(cfg: DictConfig) -> int:
+    """One run: check, freeze, launch; returns the exit code."""
+    run_dir = Path(cfg.run.output_dir).absolute()
+    return launch.run([make_job(cfg, run_dir, label="")], dry_run=cfg.dry_run, sweep=False)
+
+
+def make_job(cfg: DictConfig, run_dir: Path, label: str) -> launch.Job:
+    """Check one composed configuration and freeze it into its run folder: a job that any rank can be started from."""
+    data = find_data(cfg)
+    config = pin(typed(cfg), data, run_dir)
+    plan = check(config)
+    preview = show(config, plan)
+    if is_rank_zero() and not config.dry_run:
+        freeze(run_dir, config, data, task_overrides())
+    return launch.Job(
+        name=config.run.name,
+        run_dir=run_dir,
+        entry="nano3.training.frozen:main",
+        args=(str(run_dir / "config.yaml"),),
+        cluster=config.cluster,
+        container=config.run.env.container,
+        preview=preview,
+        label=label,
+    )
+
+
+def find_data(cfg: DictConfig) -> Data:
+    """Where run.data is and what it is. Raises `UserError` when it is not there."""
+    from nano3.data.manifest import load_manifest
+
+    reference = cfg.run.data
+    folder = locate(reference)
+    if not Path(reference).is_dir():
+        reference = store.resolve(reference).reference
+    return Data(reference, str(folder), load_manifest(folder).plan_hash)
+
+
+def pin(config: PretrainConfig, data: Data, run_dir: Path) -> PretrainConfig:
+    """Replace what could mean something else tomorrow: the data's alias and relative folders."""
+    save = str(Path(config.checkpoint.save or run_dir / "checkpoints").absolute())
+    load = str(Path(config.checkpoint.load).absolute()) if config.checkpoint.load else save
+    return replace(
+        config,
+        run=replace(config.run, data=data.folder, output_dir=str(run_dir)),
+        checkpoint=replace(config.checkpoint, save=save, load=load),
+    )
+
+
+def check(config: PretrainConfig) -> Preflight:
+    """Everything that can be known before a rank starts. Raises `UserError` with all problems at once."""
+    problems = backend.name_problems(config.backend)
+    if problems:
+        raise UserError(problems)
+    if config.cluster.kind == "local" and not config.dry_run:
+        problems += backend.missing_here(config.backend)
+    plan = preflight(config)
+    problems += plan.problems
+    if problems:
+        raise UserError(problems)
+    return plan
+
+
+def show(config: PretrainConfig, plan: Preflight) -> str:
+    """Print the preflight table; return the resolved configuration for a dry run."""
+    table("Preflight", ["what", "value"], plan.rows)
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+if __name__ == "__main__":
+    main()

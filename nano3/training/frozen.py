@@ -1,0 +1,66 @@
+"""One rank of a run: read the frozen configuration, train, register what was saved.
+
+    python -m nano3.training RUN/config.yaml
+
+This is what torchrun, Slurm and sweeps start. It composes nothing, so later edits of conf/ do not reach a run that waits.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from nano3.artifacts import store
+from nano3.config import PretrainConfig
+from nano3.console import is_rank_zero, say
+from nano3.errors import UserError
+from nano3.files import read_json, write_json
+from nano3.training import backend
+from nano3.training.record import thaw
+
+MODEL_ARTIFACT = "ModelArtifact-pretrain"
+
+
+def main(config_path: str) -> int:
+    """Train as RUN/config.yaml says. Returns 0 when finished and 75 when stopped with a checkpoint.
+
+    Raises `UserError` and `Failure`.
+    """
+    path = Path(config_path).absolute()
+    config = thaw(path)
+    if problems := backend.missing_here(config.backend):
+        raise UserError(problems)
+    run_dir, data_dir = path.parent, Path(config.run.data)
+
+    def on_save(iteration: int, folder: Path) -> None:
+        register_checkpoint(config, run_dir, iteration, folder)
+
+    outcome = backend.load(config.backend)(config, data_dir, run_dir, on_save=on_save)
+    if outcome.status == "stopped":
+        say(f"stopped at iteration {outcome.iteration} with a checkpoint; the same command goes on from there")
+    elif is_rank_zero():
+        write_json(run_dir / "finished.json", {"iteration": outcome.iteration, "checkpoint": str(outcome.checkpoint)})
+    return outcome.exit_code
+
+
+def latest_start(run_dir: Path) -> dict[str, Any]:
+    """start.json of the newest start."""
+    return read_json(max((run_dir / "starts").glob("*/start.json")))
+
+
+def register_checkpoint(config: PretrainConfig, run_dir: Path, iteration: int, folder: Path) -> None:
+    """Record a complete checkpoint as the newest `ModelArtifact-pretrain`, made from the run's data."""
+    start = latest_start(run_dir)
+    reference = start["data"]["reference"]
+    store.register(
+        MODEL_ARTIFACT,
+        folder,
+        fingerprint=f"{start['data']['fingerprint']}/{run_dir}/{iteration}",
+        metadata={
+            "run": config.run.name,
+            "run_dir": str(run_dir),
+            "iteration": iteration,
+            "data": start["data"],
+            "code": start["code"],
+        },
+        inputs=[reference] if ":v" in reference else [],
+        alias=config.run.name,
+    )

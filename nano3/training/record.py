@@ -1,0 +1,116 @@
+"""What a run folder remembers of each start, so that the run can be understood and repeated.
+
+RUN/config.yaml            the resolved configuration of the latest start; ranks read this file and nothing else
+RUN/starts/0001/           config.yaml, start.json and code.diff of every start, oldest first
+"""
+
+import getpass
+import importlib.metadata
+import platform
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nano3.config import PretrainConfig
+from nano3.errors import UserError
+from nano3.files import write_json, write_text
+
+PACKAGES = (
+    "hydra-core",
+    "omegaconf",
+    "submitit",
+    "torch",
+    "transformers",
+    "accelerate",
+    "megatron-core",
+    "megatron-bridge",
+    "transformer-engine",
+    "mamba-ssm",
+    "triton",
+    "numpy",
+    "tokenizers",
+)
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data of a run: what was asked for and what it was found to be."""
+
+    # As given: an artifact or a folder; pinned to the version when it is an artifact.
+    reference: str
+    # Absolute folder.
+    folder: str
+    # plan_hash of its manifest.
+    fingerprint: str
+
+
+def freeze(run_dir: Path, config: PretrainConfig, data: Data, overrides: Sequence[str]) -> Path:
+    """Write config.yaml and the record of this start; return the path of config.yaml. Call it on one process only."""
+    numbers = [int(p.name) for p in (run_dir / "starts").glob("*") if re.fullmatch(r"\d{4}", p.name)]
+    start = run_dir / "starts" / f"{max(numbers, default=0) + 1:04d}"
+    text = OmegaConf.to_yaml(OmegaConf.structured(config))
+    commit, diff = code_version()
+    write_json(
+        start / "start.json",
+        {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "user": getpass.getuser(),
+            "host": socket.gethostname(),
+            "overrides": list(overrides),
+            "data": vars(data),
+            "code": {"commit": commit, "uncommitted": bool(diff)},
+            "python": platform.python_version(),
+            "packages": package_versions(),
+        },
+    )
+    write_text(start / "code.diff", diff)
+    write_text(start / "config.yaml", text)
+    write_text(run_dir / "config.yaml", text)
+    return run_dir / "config.yaml"
+
+
+def thaw(path: Path) -> PretrainConfig:
+    """Read a frozen config.yaml. Raises `UserError` when it is not one of this version of nano3."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), OmegaConf.load(path))
+        config: Any = OmegaConf.to_object(merged)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file; a run folder gets it when the run is started") from None
+    except OmegaConfBaseException as error:
+        raise UserError(
+            f"{path} is not a configuration of this version of nano3: {str(error).splitlines()[0]}"
+        ) from None
+    return config
+
+
+def code_version() -> tuple[str | None, str]:
+    """Commit of the checkout that nano3 runs from and its uncommitted changes; (None, "") for an installed package."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(HERE), *words], capture_output=True, text=True, check=True).stdout
+
+    try:
+        return git("rev-parse", "HEAD").strip(), git("diff", "HEAD")
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return None, ""
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of nano3 and of the packages that decide what a run computes; those not installed are left out."""
+    found = {"nano3": sys.modules["nano3"].__version__}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
