@@ -1,7 +1,7 @@
 """What both entry points share: where `conf/` is, how Hydra is called, and how its errors are told.
 
-Hydra's own messages are good but one at a time, with exit code 1 and, for a typo, advice to append the key with `+`. Here every
-wrong key is told at once with the nearest right one, and a user's error ends with exit code 2.
+Hydra's own messages are good but one at a time, with exit code 1 and, for a typo, advice to append the key with `+`. Here
+every wrong key is told at once with the nearest right one, and a user's error ends with exit code 2.
 """
 
 import os
@@ -118,7 +118,7 @@ def schema_keys(schema: type, prefix: str = "") -> Iterator[str]:
 def wrong_overrides(name: str, choices: bool) -> list[str]:
     """One message for each override on the command line that names no key or, with `choices`, no member of a group.
 
-    Members are looked at only once Hydra has refused: a folder given with --config-dir may hold more than is known here.
+    Members are looked at only once Hydra has refused: a folder given with --config-dir may hold more.
     """
     words = [word for word in sys.argv[1:] if not word.startswith("-") and "=" in word]
     try:

@@ -18,7 +18,7 @@ from nano3.cli import run_app, typed
 from nano3.config import DataPrepConfig, PrepOptions, SourceConfig
 from nano3.config.blend import parse_datasets, read_blend_file
 from nano3.console import say
-from nano3.data.manifest import Manifest, load_manifest
+from nano3.data.manifest import Manifest
 
 
 def main() -> None:

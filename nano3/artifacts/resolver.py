@@ -23,7 +23,7 @@ def locate(reference: str) -> Path:
 
 
 def register_resolver() -> None:
-    """Teach OmegaConf `${art:KEY,ATTRIBUTE}`: KEY is a key of section `run`, ATTRIBUTE is path, version or reference."""
+    """Teach OmegaConf `${art:KEY,ATTRIBUTE}`: KEY is a key of `run`, ATTRIBUTE path, version or reference."""
 
     def art(key: str, attribute: str, *, _root_: DictConfig) -> Any:
         reference = OmegaConf.select(_root_, f"run.{key}")

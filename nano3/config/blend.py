@@ -48,8 +48,8 @@ class BlendConfig:
 def parse_datasets(entries: list[Any], where: str) -> list[SourceConfig]:
     """Turn the `datasets` of a blend into `SourceConfig`s. `where` names the blend in messages.
 
-    Raises `UserError` with every problem of every entry: unknown, missing and mistyped keys, weights that are no positive
-    number, names used twice.
+    Raises `UserError` with every problem of every entry: unknown, missing and mistyped keys, weights that are
+    no positive number, names used twice.
     """
     known = {f.name: f for f in fields(SourceConfig)}
     problems, sources = [], []
@@ -84,7 +84,10 @@ def parse_datasets(entries: list[Any], where: str) -> list[SourceConfig]:
 
 
 def read_blend_file(path: Path) -> list[SourceConfig]:
-    """Read a blend file: `{"datasets": [{"name", "path", "weight", ...}, ...]}`. Raises `UserError` for what is wrong with it."""
+    """Read a blend file: `{"datasets": [{"name", "path", "weight", ...}, ...]}`.
+
+    Raises `UserError` with everything that is wrong with it.
+    """
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:

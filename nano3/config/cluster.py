@@ -5,7 +5,10 @@ from dataclasses import dataclass, field
 
 @dataclass
 class ClusterConfig:
-    """`cluster=local` runs here; `cluster=slurm` submits. Add your own profile as `conf/cluster/<name>.yaml` or under $NANO3_CONF."""
+    """`cluster=local` runs here; `cluster=slurm` submits.
+
+    Add your own profile as `conf/cluster/<name>.yaml`, or as `$NANO3_CONF/cluster/<name>.yaml`.
+    """
 
     # local or slurm.
     kind: str = "local"

@@ -2,15 +2,13 @@
 
 from dataclasses import dataclass, field
 
-from omegaconf import MISSING
-
 from nano3.config.blend import BlendConfig
 from nano3.config.cluster import ClusterConfig
 
 
 @dataclass
 class PrepOptions:
-    """What decides the bytes of the prepared data, and how the work is done. Plain values; no Hydra needed to build one."""
+    """What decides the bytes of the prepared data, and how the work is done. Plain values, no Hydra needed."""
 
     # Where train/, valid/, test/, blend.json and manifest.json go.
     output_dir: str = "output/nano3/stage0_pretrain"

@@ -1,6 +1,6 @@
 """Group `model`: architecture and parallelism, named as in Megatron-Bridge's model provider.
 
-A value of null leaves a field to the recipe (backend=megatron); backend=transformers needs the architecture to be complete.
+A value of null leaves a field to the recipe (backend=megatron); backend=transformers needs all of the architecture.
 """
 
 from dataclasses import dataclass

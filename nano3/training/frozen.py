@@ -2,7 +2,7 @@
 
     python -m nano3.training RUN/config.yaml
 
-This is what torchrun, Slurm and sweeps start. It composes nothing, so later edits of conf/ do not reach a run that waits.
+This is what torchrun, Slurm and sweeps start. It composes nothing, so later edits of conf/ do not reach a waiting run.
 """
 
 from pathlib import Path
