@@ -40,8 +40,11 @@ class BlendConfig:
     datasets: list[Any] = field(default_factory=list)
     # What data preparation takes for this blend unless its own keys of the same names say otherwise; see PrepOptions.
     tokenizer_model: str = "nvidia/NVIDIA-Nemotron-Nano-9B-v2"
+    # As PrepOptions.num_shards.
     num_shards: int = 128
+    # As PrepOptions.valid_fraction.
     valid_fraction: float = 0.005
+    # As PrepOptions.test_fraction.
     test_fraction: float = 0.005
 
 

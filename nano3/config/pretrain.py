@@ -23,7 +23,9 @@ class WandbConfig:
 
     # online, offline or disabled.
     mode: str = "disabled"
+    # Project to log into.
     project: str = "nano3"
+    # User or team that owns the project; null takes your default.
     entity: str | None = None
 
 
@@ -37,7 +39,9 @@ class RunConfig:
     data: str = "DataBlendsArtifact-pretrain:${data_blend.name}"
     # Run folder: frozen config, log, metrics.jsonl, checkpoints.
     output_dir: str = "output/nano3/runs/${run.name}"
+    # What the run needs around it.
     env: EnvConfig = field(default_factory=EnvConfig)
+    # Weights & Biases.
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
 
@@ -55,9 +59,11 @@ class RecipeConfig:
 class PretrainConfig:
     """All keys of `python -m nano3.pretrain`."""
 
+    # Name, data and place.
     run: RunConfig = field(default_factory=RunConfig)
     # megatron (GPU, Megatron-Bridge) or transformers (CPU or one GPU, reference).
     backend: str = "megatron"
+    # backend=megatron: the recipe to start from.
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     # Group: which blend; names the data artifact.
     data_blend: BlendConfig = field(default_factory=BlendConfig)
@@ -65,9 +71,13 @@ class PretrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     # Group: length, batch, sequence.
     train: TrainConfig = field(default_factory=TrainConfig)
+    # AdamW: rates, decay, clipping.
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    # Learning rate over iterations.
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    # What is told and where.
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    # What is kept, and what a start goes on from.
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     # backend=megatron: any other field of Megatron-Bridge's ConfigContainer, checked against its dataclasses.
     megatron: dict[str, Any] = field(default_factory=dict)

@@ -17,8 +17,9 @@ class TrainConfig:
     seq_length: int = 4096
     # Seed of initial weights, data order and dropout.
     seed: int = 1234
-    # Validate every this many iterations, on this many global batches; 0 iterations never validates.
+    # Validate every this many iterations; 0 never does.
     eval_interval: int = 100
+    # Global batches of one validation.
     eval_iters: int = 8
     # CPU threads of one rank (backend=transformers); null takes half the cores, shared by the ranks of this machine.
     threads: int | None = None
@@ -32,12 +33,17 @@ class TrainConfig:
 class OptimizerConfig:
     """AdamW; weight decay on parameters of two or more dimensions."""
 
-    # Highest learning rate, and the rate at the end of the schedule.
+    # Highest learning rate.
     lr: float = 1e-3
+    # Learning rate at the end of the schedule.
     min_lr: float = 1e-5
+    # Decay of AdamW's mean of the gradient.
     adam_beta1: float = 0.9
+    # Decay of AdamW's mean of the squared gradient.
     adam_beta2: float = 0.95
+    # Added to the root of the squared mean before dividing by it.
     adam_eps: float = 1e-8
+    # Decoupled weight decay, relative to the learning rate.
     weight_decay: float = 0.1
     # Largest global norm of the gradient; 0 never clips.
     clip_grad: float = 1.0
@@ -51,8 +57,9 @@ class SchedulerConfig:
     lr_decay_style: str = "WSD"
     # Iterations of linear warmup from 0.
     lr_warmup_iters: int = 32
-    # WSD only: length of the decay at the end, and its shape (minus_sqrt, linear, cosine, exponential).
+    # WSD only: iterations of the decay at the end.
     lr_wsd_decay_iters: int | None = None
+    # WSD only: shape of the decay (minus_sqrt, linear, cosine, exponential).
     lr_wsd_decay_style: str = "minus_sqrt"
 
 
@@ -64,8 +71,9 @@ class LoggerConfig:
     log_interval: int = 10
     # TensorBoard folder; null: <run folder>/tensorboard.
     tensorboard_dir: str | None = None
-    # Overrides of run.wandb.project and run.wandb.entity.
+    # Takes the place of run.wandb.project.
     wandb_project: str | None = None
+    # Takes the place of run.wandb.entity.
     wandb_entity: str | None = None
 
 

@@ -1,0 +1,130 @@
+"""The artifact store: versions, aliases, lineage, many writers, and what it says when something is not there."""
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from nano3.artifacts import store
+from nano3.artifacts.resolver import locate, register_resolver
+from nano3.errors import UserError
+
+DATA = "DataBlendsArtifact-pretrain"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NANO3_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
+
+
+def test_the_same_content_at_the_same_place_is_one_version(folder: Path) -> None:
+    first = store.register(DATA, folder, "plan1", alias="math")
+    assert store.register(DATA, folder, "plan1", alias="math") == first
+    second = store.register(DATA, folder, "plan2", alias="math")
+    assert (first.version, second.version) == (1, 2)
+    assert store.aliases(DATA) == {"math": 2, "latest": 2}
+
+
+def test_a_completed_registration_writes_nothing(folder: Path, home: Path) -> None:
+    store.register(DATA, folder, "plan1", alias="math")
+    before = {p: p.stat().st_mtime_ns for p in home.rglob("*")}
+    store.register(DATA, folder, "plan1", alias="math")
+    assert {p: p.stat().st_mtime_ns for p in home.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("reference", "version"), [("", 2), (":latest", 2), (":v1", 1), (":v2", 2), (":math", 1)], ids=str
+)
+def test_references(folder: Path, reference: str, version: int) -> None:
+    store.register(DATA, folder, "plan1", alias="math")
+    store.register(DATA, folder, "plan2", alias="sample")
+    assert store.resolve(DATA + reference).version == version
+
+
+@pytest.mark.parametrize(
+    ("reference", "told"),
+    [
+        ("DataBlendArtifact-pretrain", "Did you mean 'DataBlendsArtifact-pretrain'?"),
+        (f"{DATA}:mth", "Did you mean 'math'?"),
+        (f"{DATA}:nemotron", "python -m nano3.data_prep data_blend=nemotron"),
+        (f"{DATA}:v9", "no version or alias 'v9'"),
+    ],
+    ids=["name", "alias", "how-to-make-it", "version"],
+)
+def test_unknown_references(folder: Path, reference: str, told: str) -> None:
+    store.register(DATA, folder, "plan1", alias="math")
+    with pytest.raises(UserError) as error:
+        store.resolve(reference)
+    assert told in str(error.value)
+
+
+def test_an_empty_store_says_how_to_fill_it() -> None:
+    with pytest.raises(UserError, match=r"python -m nano3\.data_prep"):
+        store.resolve(DATA)
+
+
+def test_a_folder_that_is_gone(folder: Path) -> None:
+    store.register(DATA, folder, "plan1")
+    folder.rmdir()
+    with pytest.raises(UserError, match="which is gone"):
+        store.resolve(DATA)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "latest", "a b"], ids=repr)
+def test_names_are_plain_file_names(folder: Path, name: str) -> None:
+    with pytest.raises(UserError):
+        store.register(name or "/", folder, "plan")
+
+
+def append(folder: str, number: int) -> int:
+    return store.register(DATA, Path(folder), f"plan{number}").version
+
+
+def test_many_writers_get_a_version_each(folder: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        versions = pool.starmap(append, [(str(folder), n) for n in range(24)])
+    assert sorted(versions) == list(range(1, 25))
+    assert not list(store.home().rglob("*.tmp"))
+
+
+def test_a_writer_killed_in_the_middle_leaves_nothing_that_is_read(folder: Path, home: Path) -> None:
+    store.register(DATA, folder, "plan1")
+    (home / DATA / ".v2.json.0123456789ab.tmp").write_text('{"name": "Da')
+    assert store.versions(DATA) == [1]
+    assert store.register(DATA, folder, "plan2").version == 2
+
+
+def test_resolver_gives_path_version_and_reference(folder: Path) -> None:
+    register_resolver()
+    store.register(DATA, folder, "plan1", alias="math")
+    cfg = OmegaConf.create(
+        {"run": {"data": f"{DATA}:math"}, "p": "${art:data,path}/blend.json", "r": "${art:data,reference}"}
+    )
+    assert cfg.p == f"{folder}/blend.json"
+    assert cfg.r == f"{DATA}:v1"
+
+
+def test_a_folder_is_a_reference_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    assert locate("data") == locate(str(folder)) == folder
+    with pytest.raises(UserError, match="no such folder"):
+        locate("./elsewhere")
+
+
+def test_lineage_is_recorded(folder: Path, home: Path) -> None:
+    data = store.register(DATA, folder, "plan1")
+    model = store.register(
+        "ModelArtifact-pretrain", folder, "run/20", inputs=[data.reference], metadata={"iteration": 20}
+    )
+    on_disk = json.loads((home / "ModelArtifact-pretrain" / "v1.json").read_text())
+    assert on_disk["inputs"] == model.inputs == [f"{DATA}:v1"]
+    assert on_disk["metadata"] == {"iteration": 20}
