@@ -1,6 +1,6 @@
 # nano3: `make quickstart` and `make test` are all that a fresh machine needs (Linux, Python 3.12, PyPI).
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-all lint prep-small docs bench bench-data slurm-up slurm-down
+.PHONY: help setup quickstart test test-slow test-slurm lint prep-small docs bench bench-data slurm-up slurm-down
 
 # uv: the one on the PATH when it runs, else a private one from PyPI in .uv/.
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
@@ -25,8 +25,11 @@ prep-small: setup ## Prepare the mathematics-only blend from the Hugging Face hu
 test: setup ## Unit and integration tests, under ten minutes on two cores
 	@$(RUN) pytest
 
-test-all: setup slurm-up ## Everything: also the slow tests and those on a real Slurm
-	@$(RUN) pytest -m 'not gpu'
+test-slow: setup ## What takes minutes: kills, large files, other worlds
+	@$(RUN) pytest -m 'slow and not slurm and not gpu'
+
+test-slurm: setup slurm-up ## Launching, on the Slurm that slurm-up starts
+	@$(RUN) pytest -m 'slurm and not gpu'
 
 lint: setup ## Ruff and mypy
 	@$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) mypy

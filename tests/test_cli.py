@@ -1,0 +1,117 @@
+"""The command line as a user meets it: exit codes, messages, no traceback for a typo, all problems at once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PRETRAIN, PREP, TOOL = "nano3.pretrain", "nano3.data_prep", "nano3"
+Run = subprocess.CompletedProcess
+
+
+@pytest.fixture
+def run(tmp_path: Path):
+    """Run `python -m MODULE ARGS` in an empty folder with an empty artifact store."""
+    env = {**os.environ, "NANO3_HOME": str(tmp_path / "home"), "PYTHONPATH": str(Path(__file__).parents[1])}
+    env.pop("HYDRA_FULL_ERROR", None)
+
+    def call(module: str, *args: str, **more: str) -> Run:
+        return subprocess.run(
+            [sys.executable, "-m", module, *args], cwd=tmp_path, env={**env, **more}, capture_output=True, text=True
+        )
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("module", "args", "told"),
+    [
+        pytest.param(PRETRAIN, ["train.train_itres=3"], ["Did you mean 'train.train_iters'?", "--cfg job"], id="typo"),
+        pytest.param(PRETRAIN, ["trian.x=1", "modle=a"], ["'trian.x'", "'modle'"], id="two-typos"),
+        pytest.param(PRETRAIN, ["train.lr=3"], ["Did you mean 'optimizer.lr'?"], id="key-of-another-section"),
+        pytest.param(PRETRAIN, ["+train.extra=3"], ["no key 'train.extra'"], id="appended-key"),
+        pytest.param(PRETRAIN, ["train.train_iters=ten"], ["train.train_iters", "'ten'", "Integer"], id="type"),
+        pytest.param(PRETRAIN, ["model=nano"], ["no model=nano", "quickstart"], id="group-member"),
+        pytest.param(PRETRAIN, ["+experiment=tinny"], ["Did you mean 'tiny'?"], id="experiment"),
+        pytest.param(PRETRAIN, ["experiment=tiny"], ["+experiment=tiny"], id="experiment-without-plus"),
+        pytest.param(PRETRAIN, ["train.train_iters=1,2"], ["--multirun"], id="sweep-without-m"),
+        pytest.param(PRETRAIN, ["train.train_iters"], ["key=value"], id="no-equals"),
+        pytest.param(PRETRAIN, ["train.seed=[1"], ["train.seed=[1"], id="unbalanced"),
+        pytest.param(PRETRAIN, ["cluster=slrum"], ["Did you mean 'slurm'?"], id="cluster"),
+        pytest.param(PRETRAIN, ["megatron.model.x=1"], ["+megatron.model.x=1"], id="free-key-without-plus"),
+        pytest.param(PRETRAIN, ["run.data=./nowhere"], ["there is no such folder"], id="no-data-folder"),
+        pytest.param(PRETRAIN, ["+experiment=quickstart"], ["python -m nano3.data_prep"], id="no-data-artifact"),
+        pytest.param(PREP, ["num_shard=3"], ["Did you mean 'num_shards'?"], id="prep-typo"),
+        pytest.param(PREP, ["data_blend=maths"], ["Did you mean 'math'?"], id="no-such-blend"),
+        pytest.param(PREP, ["blend_path=none.json"], ["no such file"], id="no-blend-file"),
+        pytest.param(PREP, ["+experiment=tiny"], ["data_blend=NAME"], id="experiment-for-prep"),
+        pytest.param(TOOL, ["artifacts", "show", "X"], ["no artifact 'X'"], id="tool"),
+    ],
+)
+def test_user_errors(run, module: str, args: list[str], told: list[str]) -> None:
+    done = run(module, *args)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    for text in told:
+        assert text in done.stderr, done.stderr
+
+
+def test_full_error_still_shows_the_traceback(run) -> None:
+    assert "Traceback" in run(PRETRAIN, "model=nano", HYDRA_FULL_ERROR="1").stderr
+
+
+@pytest.mark.parametrize("module", [PRETRAIN, PREP])
+@pytest.mark.parametrize("args", [["--help"], ["--cfg", "job"], ["--info", "defaults-tree"]], ids=" ".join)
+def test_hydras_own_flags(run, module: str, args: list[str]) -> None:
+    done = run(module, *args)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_cfg_job_shows_the_composed_configuration(run) -> None:
+    out = run(PRETRAIN, "--cfg", "job", "+experiment=tiny", "train.train_iters=5000").stdout
+    assert "train_iters: 5000" in out
+    assert "qwen3_8b_pretrain_config" in out
+
+
+def test_a_users_own_cluster_profile(run, tmp_path: Path) -> None:
+    profile = tmp_path / "mine" / "cluster" / "hopper.yaml"
+    profile.parent.mkdir(parents=True)
+    profile.write_text("kind: slurm\npartition: h100\n")
+    out = run(PRETRAIN, "--cfg", "job", "cluster=hopper", NANO3_CONF=str(tmp_path / "mine")).stdout
+    assert "partition: h100" in out
+
+
+def test_a_typo_in_a_users_own_profile_names_file_and_key(run, tmp_path: Path) -> None:
+    profile = tmp_path / "mine" / "cluster" / "hopper.yaml"
+    profile.parent.mkdir(parents=True)
+    profile.write_text("kind: slurm\npartitoin: h100\n")
+    done = run(PRETRAIN, "cluster=hopper", NANO3_CONF=str(tmp_path / "mine"))
+    assert done.returncode == 2
+    assert "cluster/hopper" in done.stderr
+    assert "partitoin" in done.stderr
+
+
+HEAVY = {"torch", "megatron", "transformers", "datasets", "wandb", "accelerate", "matplotlib"}
+
+
+@pytest.mark.parametrize(
+    ("module", "args"),
+    [
+        (PRETRAIN, ["--help"]),
+        (PRETRAIN, ["--cfg", "job", "+experiment=tiny"]),
+        (PRETRAIN, ["+experiment=quickstart", "dry_run=true"]),
+        (PREP, ["--help"]),
+        (PREP, ["data_blend=sample", "dry_run=true"]),
+        (TOOL, ["--help"]),
+        (TOOL, ["artifacts", "list"]),
+    ],
+    ids=lambda v: v if isinstance(v, str) else " ".join(v),
+)
+def test_light_start(run, module: str, args: list[str]) -> None:
+    """`-X importtime` lists every module imported, on stderr."""
+    done = run(module, *args, PYTHONPROFILEIMPORTTIME="1")
+    imported = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
+    assert "hydra" in imported
+    assert not imported & HEAVY
