@@ -15,7 +15,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
@@ -158,7 +158,8 @@ def wrong_choices(override: Override, group: str, name: str) -> list[str]:
         ]
     if group == "experiment" and not override.is_add():
         return [f"an experiment is added with a plus: +{override.input_line}"]
-    chosen = [str(v) for v in override.value().list] if override.is_choice_sweep() else [str(override.value())]
+    value = override.value()
+    chosen = [str(v) for v in value.list] if isinstance(value, ChoiceSweep) else [str(value)]
     known_names = members(group)
     return [f"no {group}={c}.{did_you_mean(c, known_names)}" for c in chosen if c not in known_names]
 
