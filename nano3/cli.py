@@ -1,7 +1,7 @@
 """What both entry points share: where `conf/` is, how Hydra is called, and how its errors are told.
 
-Hydra's own messages are good but one at a time, with exit code 1 and, for a typo, advice to append the key with `+`. Here
-every wrong key is told at once with the nearest right one, and a user's error ends with exit code 2.
+Hydra's own messages are good but one at a time, with exit code 1 and, for a typo, advice to append the key with `+`.
+Here every wrong key is told at once with the nearest right one, and a user's error ends with exit code 2.
 """
 
 import os

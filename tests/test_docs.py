@@ -1,6 +1,6 @@
 """The documentation is run. Fenced blocks marked `bash` run here, `bash slow` and `bash slurm` with those markers.
 
-Blocks of one page run in order in one folder, with `set -e`, as a reader would type them. `text` blocks show and do not run.
+Blocks of one page run in order in one folder, with `set -e`, as a reader would type them. `text` blocks do not run.
 """
 
 import os
