@@ -1,0 +1,54 @@
+"""Balancing experts without an auxiliary loss: a bias on each expert's score, moved against its load after every step.
+
+transformers stores the bias (`e_score_correction_bias`) but never updates it. The rule is megatron.core's get_updated_expert_bias,
+from Wang et al., "Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts" (2024).
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+class ExpertBalance:
+    """Counts the tokens each expert gets in training passes; `update` moves the biases and forgets the counts.
+
+    `add_ranks(tensor)` sums over all ranks in place.
+    """
+
+    def __init__(self, model: Any, rate: float, add_ranks: "Callable[[torch.Tensor], None]") -> None:
+        self.rate, self.add_ranks = rate, add_ranks
+        self._gates: list[Any] = []
+        self._counts: list[Any] = []
+        for module in model.modules():
+            if hasattr(module, "experts") and hasattr(module, "gate"):
+                self._watch(module.experts, module.gate)
+
+    def _watch(self, experts: Any, gate: Any) -> None:
+        import torch
+
+        place = len(self._gates)
+        self._gates.append(gate)
+        self._counts.append(torch.zeros_like(gate.e_score_correction_bias))
+
+        def count(module: Any, args: tuple[Any, ...]) -> None:
+            if module.training and torch.is_grad_enabled():
+                chosen = args[1].flatten()
+                self._counts[place] += torch.bincount(chosen, minlength=len(self._counts[place]))
+
+        experts.register_forward_pre_hook(count)
+
+    def update(self) -> float | None:
+        """Move every bias by `rate` towards balance. Returns the worst largest/mean load of a layer, None without experts."""
+        import torch
+
+        worst = None
+        with torch.no_grad():
+            for gate, counts in zip(self._gates, self._counts, strict=True):
+                self.add_ranks(counts)
+                mean = counts.mean()
+                gate.e_score_correction_bias.add_(self.rate * torch.sign(mean - counts))
+                worst = max(worst or 0.0, (counts.max() / mean).item())
+                counts.zero_()
+        return worst

@@ -1,0 +1,169 @@
+"""Metrics of a run: metrics.jsonl and TensorBoard always, Weights & Biases when asked, lines on the console.
+
+metrics.jsonl holds one object a line. A resume drops the lines after the checkpoint's iteration, which will be written again, so
+every iteration stands there once. Training lines have `loss`, validation lines `valid_loss` and `valid_loss/<dataset>`.
+"""
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from nano3.config.pretrain import PretrainConfig, WandbConfig
+from nano3.console import say
+from nano3.errors import UserError
+from nano3.files import atomic_open, write_text
+
+FILE = "metrics.jsonl"
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """All lines of a run's metrics.jsonl; a last line cut off by a kill is left out. Empty when there is no file."""
+    path = Path(run_dir) / FILE
+    if not path.is_file():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class Metrics:
+    """Everything that is recorded about a run. Does nothing on ranks other than 0.
+
+    `start_iteration` is the iteration that the run goes on from (0 for a fresh start: earlier metrics are dropped).
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        rank: int,
+        start_iteration: int = 0,
+        config: PretrainConfig | None = None,
+        train_iters: int | None = None,
+    ) -> None:
+        self.run_dir, self.active = Path(run_dir), rank == 0
+        self.total = train_iters or (config.train.train_iters if config else None)
+        self._wandb: Any = None
+        if not self.active:
+            return
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self._keep_up_to(start_iteration)
+        self._file = (self.run_dir / FILE).open("a", encoding="utf-8")
+        self._board = self._open_board(config, start_iteration)
+        if config is not None and config.run.wandb.mode != "disabled":
+            self._wandb = self._open_wandb(config)
+
+    def log(self, **values: Any) -> None:
+        """One training line; `iteration` and `loss` are needed, other numbers as the backend has them."""
+        if self.active:
+            self._record(values)
+            say(_training_line(values, self.total))
+
+    def log_valid(self, iteration: int, valid_loss: float, per_dataset: dict[str, float], **values: Any) -> None:
+        """One validation line: the blend's loss and each dataset's, in nats per token."""
+        if self.active:
+            named = {f"valid_loss/{name}": loss for name, loss in per_dataset.items()}
+            self._record({"iteration": iteration, "valid_loss": valid_loss, **named, **values})
+            parts = "  ".join(f"{name} {loss:.3f}" for name, loss in per_dataset.items())
+            say(f"validation at iteration {iteration}: loss {valid_loss:.4f}  ({parts})")
+
+    def flush(self) -> None:
+        """Bring all lines to the disk; called before a checkpoint that counts on them."""
+        if self.active:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._board.flush()
+
+    def close(self, exit_code: int = 0) -> None:
+        """Flush and close everything; safe to call twice."""
+        if self.active and not self._file.closed:
+            self.flush()
+            self._file.close()
+            self._board.close()
+            if self._wandb is not None:
+                self._wandb.finish(exit_code=exit_code)
+
+    def _record(self, values: dict[str, Any]) -> None:
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+        for name, number in values.items():
+            if name != "iteration":
+                self._board.add_scalar(name, number, values["iteration"])
+        if self._wandb is not None:
+            self._wandb.log(values)
+
+    def _keep_up_to(self, iteration: int) -> None:
+        """Drop lines of iterations that will be done again, validation at a fresh start's iteration 0 included."""
+        lines = read_metrics(self.run_dir)
+        kept = [line for line in lines if 0 < iteration >= line["iteration"]]
+        if (self.run_dir / FILE).is_file():
+            with atomic_open(self.run_dir / FILE) as f:
+                f.writelines((json.dumps(line) + "\n").encode() for line in kept)
+
+    def _open_board(self, config: PretrainConfig | None, start_iteration: int) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = config.logger.tensorboard_dir if config else None
+        purge = start_iteration + 1 if start_iteration else 0
+        return SummaryWriter(log_dir=folder or str(self.run_dir / "tensorboard"), purge_step=purge)
+
+    def _open_wandb(self, config: PretrainConfig) -> Any:
+        """The same W&B run on every start: its id lies in the run folder."""
+        try:
+            import wandb
+        except ModuleNotFoundError as error:
+            raise UserError(
+                "run.wandb.mode is set but wandb is not installed: `pip install 'nano3[wandb]'`, or run.wandb.mode=disabled."
+            ) from error
+        run = wandb.init(
+            id=wandb_id(self.run_dir),
+            resume="allow",
+            name=config.run.name,
+            dir=str(self.run_dir),
+            config=_plain(config),
+            **wandb_settings(config.run.wandb, config),
+        )
+        run.define_metric("iteration")
+        run.define_metric("*", step_metric="iteration")
+        return run
+
+
+def wandb_settings(wandb: WandbConfig, config: PretrainConfig) -> dict[str, Any]:
+    """mode, project and entity for wandb.init; logger.* stand above run.wandb.*."""
+    return {
+        "mode": wandb.mode,
+        "project": config.logger.wandb_project or wandb.project,
+        "entity": config.logger.wandb_entity or wandb.entity,
+    }
+
+
+def wandb_id(run_dir: Path) -> str:
+    """The id of this run folder's W&B run, made on first use and kept in `wandb_id`."""
+    path = Path(run_dir) / "wandb_id"
+    if not path.is_file():
+        write_text(path, secrets.token_hex(8) + "\n")
+    return path.read_text().strip()
+
+
+def _plain(config: PretrainConfig) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(config)
+
+
+def _training_line(values: dict[str, Any], total: int | None) -> str:
+    iteration = values["iteration"]
+    width = len(str(total or iteration))
+    parts = [f"iteration {iteration:>{width}}" + (f"/{total}" if total else ""), f"loss {values['loss']:.4f}"]
+    for name, text in (("lr", "lr {:.2e}"), ("grad_norm", "grad norm {:.2f}"), ("tokens_per_s", "{:,.0f} tokens/s")):
+        if values.get(name) is not None:
+            parts.append(text.format(values[name]))
+    if total and values.get("seconds_per_iteration"):
+        parts.append(f"{_clock((total - iteration) * values['seconds_per_iteration'])} left")
+    return "  ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,58 @@
+"""Stopping a run from outside: a signal sets a flag, the loop looks at it when an iteration is done, every rank agrees."""
+
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+
+
+class StopRequest:
+    """A context manager that turns SIGTERM, SIGUSR2 and SIGINT into a request to save and stop, and watches the limits.
+
+    It must be entered on the main thread (Python delivers signals there). A second SIGINT interrupts at once. The old handlers
+    come back at the end.
+    """
+
+    def __init__(self, exit_iteration: int | None = None, exit_duration_in_mins: float | None = None) -> None:
+        self.exit_iteration = exit_iteration
+        self.exit_duration_in_mins = exit_duration_in_mins
+        self.signal: signal.Signals | None = None
+        self._started = time.monotonic()
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in SIGNALS:
+            self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)
+
+    def reason(self, iteration: int) -> str:
+        """Why this rank wants to stop after `iteration`, or an empty string."""
+        if self.signal is not None:
+            return f"signal {self.signal.name}"
+        if self.exit_iteration is not None and iteration >= self.exit_iteration:
+            return f"train.exit_iteration={self.exit_iteration}"
+        minutes = (time.monotonic() - self._started) / 60
+        if self.exit_duration_in_mins is not None and minutes >= self.exit_duration_in_mins:
+            return f"train.exit_duration_in_mins={self.exit_duration_in_mins:g}"
+        return ""
+
+    def agreed(self, iteration: int, any_rank: Callable[[bool], bool]) -> str:
+        """The reason to stop once any rank has one; `any_rank` is a logical or over all ranks and is always called."""
+        own = self.reason(iteration)
+        if not any_rank(bool(own)):
+            return ""
+        return own or "another rank was told to stop"

@@ -1,0 +1,142 @@
+"""The transformers backend: the same config, data, batch arithmetic and schedule as Megatron's, on a CPU or one small GPU.
+
+Hugging Face's NemotronH, Megatron's GPTDataset and OptimizerParamScheduler, and an accelerate loop. Data parallel under torchrun.
+"""
+
+import os
+from pathlib import Path
+
+from nano3.config.pretrain import PretrainConfig
+from nano3.console import say, warn
+from nano3.errors import UserError
+from nano3.training import checkpoints
+from nano3.training.batch import BatchPlan, plan_batches
+from nano3.training.data import TrainingData, open_data
+from nano3.training.hf_model import embedding_rows, model_problems
+from nano3.training.outcome import Outcome, SaveHook, no_hook
+from nano3.training.resume import Start, check_resume, fixed_keys, save_root, told_keys
+from nano3.training.schedule import schedule_problems
+from nano3.training.stop import StopRequest
+
+
+def train(config: PretrainConfig, data_dir: Path, run_dir: Path, on_save: SaveHook = no_hook) -> Outcome:
+    """Train until train_iters, a limit or a signal; go on from the newest checkpoint when there is one.
+
+    Called in every rank with the same arguments. Raises `UserError` for what the user can mend, `Failure` when training breaks.
+    """
+    run_dir = Path(run_dir).absolute()
+    with StopRequest(config.train.exit_iteration, config.train.exit_duration_in_mins) as stop:
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        data, plan = check(config, Path(data_dir), world_size)
+        threads = thread_count(config)
+        fixed, told = fixed_keys(config, data), told_keys(config, world_size, threads)
+        found = find_checkpoint(config, run_dir)
+        if found is None:
+            say("fresh start")
+            return _train(config, data, plan, run_dir, Start(None, None, fixed, told, threads), stop, on_save)
+        info = checkpoints.read_info(found)
+        check_resume(info, found, fixed, told, own_folder=found.parent == save_root(config, run_dir))
+        if info.iteration >= config.train.train_iters:
+            say(f"already finished: {found} has all {config.train.train_iters} iterations; nothing to do")
+            return Outcome("finished", info.iteration, found)
+        if reason := stop.reason(info.iteration):
+            say(f"already at iteration {info.iteration} ({found}); {reason} asks for no more")
+            return Outcome("stopped", info.iteration, found, reason)
+        say(f"resuming from iteration {info.iteration} of {found}")
+        return _train(config, data, plan, run_dir, Start(found, info, fixed, told, threads), stop, on_save)
+
+
+def check(config: PretrainConfig, data_dir: Path, world_size: int) -> tuple[TrainingData, BatchPlan]:
+    """Everything that can be told before torch is imported; raises one `UserError` with all problems."""
+    problems = model_problems(config.model) + schedule_problems(config) + _number_problems(config)
+    plan, data = None, None
+    try:
+        plan = plan_batches(config.train.global_batch_size, config.train.micro_batch_size, world_size)
+    except UserError as error:
+        problems += error.problems
+    try:
+        data = open_data(data_dir)
+        data.require(config.train.seq_length, ["train", "valid"] if config.train.eval_interval else ["train"])
+        embedding_rows(config.model, data.vocab_size)
+    except UserError as error:
+        problems += error.problems
+    if problems or plan is None or data is None:
+        raise UserError(problems)
+    if config.megatron:
+        warn(f"megatron.{', megatron.'.join(config.megatron)}: read by backend=megatron only.")
+    return data, plan
+
+
+def _number_problems(config: PretrainConfig) -> list[str]:
+    t = config.train
+    least = {
+        "train.train_iters": (t.train_iters, 1),
+        "train.seq_length": (t.seq_length, 2),
+        "train.eval_interval": (t.eval_interval, 0),
+        "train.eval_iters": (t.eval_iters, 1 if t.eval_interval else 0),
+        "train.threads": (t.threads if t.threads is not None else 1, 1),
+        "logger.log_interval": (config.logger.log_interval, 1),
+        "checkpoint.save_interval": (config.checkpoint.save_interval, 1),
+        "checkpoint.keep_last": (config.checkpoint.keep_last, 0),
+        "optimizer.weight_decay": (config.optimizer.weight_decay, 0),
+        "optimizer.clip_grad": (config.optimizer.clip_grad, 0),
+    }
+    return [f"{name}={value} must be at least {limit}." for name, (value, limit) in least.items() if value < limit]
+
+
+def thread_count(config: PretrainConfig) -> int:
+    """train.threads, or half of the cores this process may use, shared by the ranks of this machine (at least 1).
+
+    All cores would be faster on an idle machine and many times slower on a busy one.
+    """
+    if config.train.threads is not None:
+        return config.train.threads
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, len(os.sched_getaffinity(0)) // 2 // ranks)
+
+
+def find_checkpoint(config: PretrainConfig, run_dir: Path) -> Path | None:
+    """This run's newest checkpoint; else the one that checkpoint.load names (a folder of checkpoints, or one of them)."""
+    own = checkpoints.latest(save_root(config, run_dir))
+    if own is not None or config.checkpoint.load is None:
+        return own
+    load = Path(config.checkpoint.load).absolute()
+    if (load / checkpoints.MARKER).is_file():
+        return load
+    found = checkpoints.latest(load)
+    if found is None and load != save_root(config, run_dir):
+        raise UserError(
+            f"checkpoint.load={load} holds no complete checkpoint (iter_0000100 with {checkpoints.MARKER} in it)."
+        )
+    return found
+
+
+def _train(
+    config: PretrainConfig,
+    data: TrainingData,
+    plan: BatchPlan,
+    run_dir: Path,
+    start: Start,
+    stop: StopRequest,
+    on_save: SaveHook,
+) -> Outcome:
+    """The part that needs torch."""
+    from nano3.training.assemble import assemble
+
+    loop = assemble(config, data, plan, run_dir, start, on_save)
+    wanted = config.train.train_iters * config.train.global_batch_size * config.train.seq_length
+    say(
+        f"{loop.parts.parameters:,} parameters; {wanted:,} tokens to train on, {data.tokens('train'):,} in the train split; "
+        f"{plan.data_parallel_size} rank(s) with {start.threads} thread(s) on {loop.parts.accelerator.device.type}; "
+        f"ready after {loop.clock.since_start_s():.1f} s"
+    )
+    try:
+        outcome = loop.run(stop)
+    except BaseException:
+        loop.parts.metrics.close(exit_code=1)
+        raise
+    loop.parts.metrics.close()
+    loop.parts.accelerator.wait_for_everyone()
+    because = f" ({outcome.reason})" if outcome.reason else ""
+    say(f"{outcome.status} at iteration {outcome.iteration}{because}; checkpoint {outcome.checkpoint}")
+    return outcome
