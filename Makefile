@@ -29,13 +29,19 @@ test-slow: setup ## What takes minutes: kills, large files, other worlds
 	@$(RUN) pytest -m 'slow and not slurm and not gpu'
 
 test-slurm: setup slurm-up ## Launching, on the Slurm that slurm-up starts
-	@$(RUN) pytest -m 'slurm and not gpu'
+	@. .slurm/env.sh && $(RUN) pytest -m 'slurm and not gpu'
 
 lint: setup ## Ruff and mypy
 	@$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) mypy
 
 docs: setup ## Run every command of README.md and docs/
 	@$(RUN) pytest -m '' tests/test_docs.py
+
+slurm-up: ## A real Slurm of two nodes on this machine, from Debian's packages (root); then `. .slurm/env.sh`
+	@tests/slurm/devcluster.sh up .slurm --pyxis
+
+slurm-down: ## Stop it
+	@tests/slurm/devcluster.sh down .slurm
 
 bench: bench-data ## All benchmarks that run without a GPU or Slurm
 

@@ -47,7 +47,11 @@ def latest_start(run_dir: Path) -> dict[str, Any]:
 
 
 def register_checkpoint(config: PretrainConfig, run_dir: Path, iteration: int, folder: Path) -> None:
-    """Record a complete checkpoint as the newest `ModelArtifact-pretrain`, made from the run's data."""
+    """Record a complete checkpoint as the newest `ModelArtifact-pretrain`, made from the run's data.
+
+    progress.json is what a launcher watches: starts that leave it as it is are crashes.
+    """
+    write_json(run_dir / "progress.json", {"iteration": iteration, "checkpoint": str(folder)})
     start = latest_start(run_dir)
     reference = start["data"]["reference"]
     store.register(

@@ -55,10 +55,18 @@ class Data:
 
 
 def freeze(run_dir: Path, config: PretrainConfig, data: Data, overrides: Sequence[str]) -> Path:
-    """Write config.yaml and the record of this start; return the path of config.yaml. Call it on one process only."""
+    """Write config.yaml and the record of this start; return the path of config.yaml. Call it on one process only.
+
+    A finished run whose configuration is the same stays as it is; with another configuration it is no longer finished.
+    """
+    text = OmegaConf.to_yaml(OmegaConf.structured(config))
+    frozen, finished = run_dir / "config.yaml", run_dir / "finished.json"
+    if finished.exists():
+        if frozen.read_text() == text:
+            return frozen
+        finished.unlink()
     numbers = [int(p.name) for p in (run_dir / "starts").glob("*") if re.fullmatch(r"\d{4}", p.name)]
     start = run_dir / "starts" / f"{max(numbers, default=0) + 1:04d}"
-    text = OmegaConf.to_yaml(OmegaConf.structured(config))
     commit, diff = code_version()
     write_json(
         start / "start.json",
@@ -75,8 +83,8 @@ def freeze(run_dir: Path, config: PretrainConfig, data: Data, overrides: Sequenc
     )
     write_text(start / "code.diff", diff)
     write_text(start / "config.yaml", text)
-    write_text(run_dir / "config.yaml", text)
-    return run_dir / "config.yaml"
+    write_text(frozen, text)
+    return frozen
 
 
 def thaw(path: Path) -> PretrainConfig:
