@@ -1,0 +1,87 @@
+"""gzip, bzip2, xz and zstd streams read from start to end; truncation and damage are errors, concatenated streams are one."""
+
+import bz2
+import gzip
+import lzma
+import zlib
+from typing import IO, Any
+
+from nano3.errors import Failure
+
+PIECE = 64 << 10  # compressed bytes handed to a decompressor at a time: `position` then depends on nothing else
+
+
+class Counted:
+    """A file object that hands out small pieces and knows how many bytes it gave."""
+
+    closed = False
+
+    def __init__(self, f: IO[bytes]) -> None:
+        self._f = f
+        self.position = 0
+
+    def read(self, size: int = -1) -> bytes:
+        """At most PIECE bytes."""
+        data = self._f.read(PIECE if size < 0 else min(size, PIECE))
+        self.position += len(data)
+        return data
+
+    def readable(self) -> bool:
+        """Part of the file interface."""
+        return True
+
+    def seekable(self) -> bool:
+        """Part of the file interface."""
+        return False
+
+    def close(self) -> None:
+        """The file belongs to the caller."""
+
+
+class Decompressor:
+    """`read(n)` gives n decompressed bytes, fewer only at the end. Raises `Failure` naming the file when the stream is damaged."""
+
+    def __init__(self, f: IO[bytes], kind: str, path: str) -> None:
+        self._raw = Counted(f)
+        self._path = path
+        self._kind = kind
+        self._given = 0
+        self._stream: Any
+        if kind == "gz":
+            self._stream = gzip.GzipFile(fileobj=self._raw, mode="rb")  # type: ignore[arg-type]
+        elif kind == "bz2":
+            self._stream = bz2.BZ2File(self._raw)  # type: ignore[arg-type]
+        elif kind == "xz":
+            self._stream = lzma.LZMAFile(self._raw)  # type: ignore[arg-type]
+        else:
+            import pyarrow as pa
+
+            self._stream = pa.CompressedInputStream(pa.PythonFile(self._raw, mode="r"), "zstd")
+
+    @property
+    def position(self) -> int:
+        """Compressed bytes taken so far."""
+        return self._raw.position
+
+    def read(self, size: int) -> bytes:
+        """`size` decompressed bytes, fewer at the end."""
+        pieces = []
+        try:
+            while size > 0 and (data := self._stream.read(size)):
+                pieces.append(data)
+                size -= len(data)
+                self._given += len(data)
+        except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
+            raise Failure(
+                f"{self._path}: {self._kind} stream damaged or cut short after {self._given:,} bytes of text ({error}). "
+                f"Fetch the file again, or remove it from the dataset."
+            ) from error
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def read_all(self, limit: int = 1 << 40) -> bytes:
+        """The rest, at most `limit` bytes and a little more."""
+        pieces = []
+        while limit > 0 and (data := self.read(1 << 20)):
+            pieces.append(data)
+            limit -= len(data)
+        return b"".join(pieces)

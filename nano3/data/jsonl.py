@@ -1,0 +1,146 @@
+"""JSON lines: from a file to blocks of whole lines, from a block to texts."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+import msgspec
+import numpy as np
+
+from nano3.errors import Failure
+
+BLOCK = 4 << 20
+BOM = b"\xef\xbb\xbf"
+Bad = tuple[int, str, str]  # key, kind of fault, what is wrong
+
+
+def skip_to_line(f: IO[bytes], start: int) -> int:
+    """Go to the first line that starts at or after `start`, and return its offset."""
+    if start == 0:
+        return 0
+    f.seek(start - 1)
+    f.readline()
+    return f.tell()
+
+
+def line_blocks(read: Callable[[int], bytes], offset: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
+    """(offset, bytes) of blocks of whole lines that start before `stop`; `read` must stand at `offset`, the start of a line.
+
+    A line longer than a block makes its block longer. The last line may lack its newline.
+    """
+    pending: list[bytes] = []
+    position = offset
+    while stop is None or offset < stop:
+        left = BLOCK if stop is None else max(stop - position, BLOCK // 16)
+        data = read(min(BLOCK, left))
+        if not data:
+            if block := b"".join(pending):
+                yield offset, block
+            return
+        position += len(data)
+        cut = data.rfind(b"\n") + 1
+        if not cut:
+            pending.append(data)
+            continue
+        block = b"".join([*pending, data[:cut]])
+        if stop is not None and offset + len(block) > stop:
+            block = block[: block.index(b"\n", stop - 1 - offset) + 1]
+            yield offset, block
+            return
+        yield offset, block
+        offset += len(block)
+        pending = [data[cut:]]
+
+
+class JsonRows:
+    """Takes the text out of JSON objects. Exact: what it accepts and the text it gives are those of Python's json module.
+
+    The quick way decodes a block at once and knows nothing of faults; a block it refuses is read again line by line.
+    """
+
+    def __init__(self, field: str) -> None:
+        self._field = field
+        row = msgspec.defstruct("Row", [("text", str)], rename={"text": field}, gc=False)
+        self._decoder: Any = msgspec.json.Decoder(row)
+
+    def of_lines(self, offset: int, block: bytes) -> tuple[list[str], np.ndarray, list[Bad]]:
+        """Texts, keys (int64 offset of each line) and faults of a block of whole lines. Blank lines are not rows."""
+        if offset == 0 and block.startswith(BOM):
+            offset, block = len(BOM), block[len(BOM) :]
+        starts = np.flatnonzero(np.frombuffer(block, np.uint8) == 10)
+        starts = np.concatenate([np.zeros(1, np.int64), starts + 1])
+        if starts[-1] == len(block):
+            starts = starts[:-1]
+        try:
+            rows = self._decoder.decode_lines(block)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            rows = []
+        if len(rows) == len(starts):
+            return [row.text for row in rows], offset + starts, []
+        ends = [*starts[1:].tolist(), len(block)]
+        lines = ((offset + a, block[a:b].strip()) for a, b in zip(starts.tolist(), ends, strict=True))
+        return self._one_by_one((key, line) for key, line in lines if line)
+
+    def of_array(self, data: bytes, path: str) -> tuple[list[str], np.ndarray, list[Bad]]:
+        """The same for one JSON array; a key is the element's number from 0."""
+        try:
+            items = msgspec.json.decode(data.removeprefix(BOM), type=list[msgspec.Raw])
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise Failure(f"{path}: begins like a JSON array, but is not one: {error}") from error
+        return self._one_by_one((number, bytes(item)) for number, item in enumerate(items))
+
+    def _one_by_one(self, rows: Iterator[tuple[int, bytes]]) -> tuple[list[str], np.ndarray, list[Bad]]:
+        texts: list[str] = []
+        keys: list[int] = []
+        bad: list[Bad] = []
+        for key, line in rows:
+            try:
+                texts.append(self._text(line))
+                keys.append(key)
+            except Fault as fault:
+                bad.append((key, fault.kind, fault.detail))
+        return texts, np.array(keys, np.int64), bad
+
+    def _text(self, line: bytes) -> str:
+        try:
+            return self._decoder.decode(line).text
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            pass
+        try:
+            row = json.loads(line.decode(errors="surrogateescape"))
+        except (ValueError, RecursionError) as error:
+            raise Fault("not_json", f"not valid JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise Fault("not_json", f"a JSON {type(row).__name__}, not an object")
+        if self._field not in row:
+            raise Fault("no_text", f"no field {self._field!r}; its fields: {', '.join(map(str, row)) or 'none'}")
+        text = row[self._field]
+        if text is None:
+            raise Fault("null", f"{self._field!r} is null")
+        if not isinstance(text, str):
+            raise Fault("no_text", f"{self._field!r} is a {type(text).__name__}, not a string")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raw = "\udc80" <= text[error.start] <= "\udcff" and not is_utf8(line)
+            what = "bytes that are not UTF-8" if raw else "half of a surrogate pair (\\ud800 to \\udfff)"
+            raise Fault("not_utf8", f"{self._field!r} holds {what} at character {error.start:,}") from error
+        return text
+
+
+class Fault(Exception):
+    """A row without a usable text."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.kind = kind
+        self.detail = detail
+
+
+def is_utf8(data: bytes) -> bool:
+    """Whether the bytes are UTF-8."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

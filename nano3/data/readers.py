@@ -1,0 +1,294 @@
+"""From a file, or a part of one, to batches of document texts.
+
+Every document has a *key* inside its file: its row number (parquet, Arrow, JSON array; from 0), the offset of its line in the
+uncompressed bytes (JSON lines), or 0 (plain text). Together with dataset and file it names the document for ever.
+
+Every document also has a *place*: a number from 0 to the file's cost that grows with the key and, roughly, with the text before
+it. The plan cuts datasets at places, so nothing has to be read to make a plan: an atom (a line, a parquet row group, or a whole
+file of the other formats) belongs to the interval in which it starts.
+"""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import numpy as np
+
+from nano3.data import sources
+from nano3.data.compressed import Decompressor
+from nano3.data.formats import COMPRESSED, HEAD, detect
+from nano3.data.jsonl import JsonRows, line_blocks, skip_to_line
+from nano3.errors import Failure, UserError
+
+BATCH = 4 << 20  # bytes of text in a batch, about
+MAX_ROWS = 4096
+MAX_ARRAY = 512 << 20  # a JSON array has to be read whole
+
+
+@dataclass
+class Batch:
+    """Documents in file order. `keys` and `places` are int64, one per text; `bad` holds (key, kind, what is wrong)."""
+
+    texts: list[str]
+    keys: np.ndarray
+    places: np.ndarray
+    bad: list[tuple[int, str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """What to read of a file: the atoms that start at places `start` <= p < `stop`; with `rows`, only that many first rows.
+
+    `cost` is the file's width in places. With `rows` a document's place is its row's number.
+    """
+
+    root: str
+    name: str
+    format: str
+    size: int
+    cost: int
+    start: int
+    stop: int
+    text_field: str
+    rows: int | None = None
+
+    @property
+    def path(self) -> str:
+        """For messages."""
+        return sources.join(self.root, self.name)
+
+
+def read_part(part: FilePart) -> Iterator[Batch]:
+    """Read the documents of a part in order.
+
+    Raises `Failure` naming the file when it is damaged or not the planned one, `UserError` when it has no such text field.
+    """
+    try:
+        with sources.open_file(part.root, part.name) as f:
+            if (size := sources.size_of(f)) != part.size:
+                raise sources.changed(part.path, part.size, size)
+            batches = READERS[part.format](f, part)
+            yield from batches if part.rows is None else first_rows(batches, part.rows)
+    except (OSError, EOFError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        raise Failure(f"{part.path}: cannot be read: {reason}") from error
+
+
+def first_rows(batches: Iterator[Batch], rows: int) -> Iterator[Batch]:
+    """The first `rows` rows, bad ones included; a document's place becomes its row's number."""
+    seen = 0
+    for batch in batches:
+        every = np.sort(np.concatenate([batch.keys, np.array([b[0] for b in batch.bad], np.int64)]))[: rows - seen]
+        keep = int(np.searchsorted(batch.keys, every[-1], "right")) if len(every) else 0
+        keys = batch.keys[:keep]
+        places = seen + np.searchsorted(every, keys)
+        yield Batch(batch.texts[:keep], keys, places, [b for b in batch.bad if len(every) and b[0] <= every[-1]])
+        seen += len(every)
+        if seen >= rows:
+            return
+
+
+# JSON lines, JSON array, plain text
+
+
+def read_jsonl(f: IO[bytes], part: FilePart) -> Iterator[Batch]:
+    """Lines that start in [start, stop); a place is a byte offset."""
+    rows = JsonRows(part.text_field)
+    start = skip_to_line(f, part.start)
+    for offset, block in line_blocks(f.read, start, min(part.stop, part.size)):
+        texts, keys, bad = rows.of_lines(offset, block)
+        yield Batch(texts, keys, keys, bad)
+
+
+def read_json(f: IO[bytes], part: FilePart) -> Iterator[Batch]:
+    """One JSON array of objects."""
+    yield from json_array(f.read(MAX_ARRAY + 1), part)
+
+
+def json_array(data: bytes, part: FilePart) -> Iterator[Batch]:
+    if len(data) > MAX_ARRAY:
+        raise UserError(f"{part.path}: a JSON array of more than {MAX_ARRAY >> 20} MB. Convert it: jq -c '.[]' OLD > NEW.jsonl")
+    texts, keys, bad = JsonRows(part.text_field).of_array(data, part.path)
+    yield Batch(texts, keys, spread(keys, len(texts) + len(bad), 0, part.cost), bad)
+
+
+def read_txt(f: IO[bytes], part: FilePart) -> Iterator[Batch]:
+    """The whole file is one document."""
+    yield text_file(f.read())
+
+
+def text_file(data: bytes) -> Batch:
+    zero = np.zeros(1, np.int64)
+    try:
+        return Batch([data.decode()], zero, zero)
+    except UnicodeDecodeError as error:
+        return Batch([], zero[:0], zero[:0], [(0, "not_utf8", f"not UTF-8 at byte {error.start:,}")])
+
+
+def spread(keys: np.ndarray, rows: int, low: int, high: int) -> np.ndarray:
+    """Places of rows 0..rows-1 spread evenly over [low, high)."""
+    return low + keys * (high - low) // max(rows, 1)
+
+
+# Compressed streams: read from the start, always
+
+
+def read_compressed(f: IO[bytes], part: FilePart) -> Iterator[Batch]:
+    """A place is the compressed position, spread evenly over the lines of a block."""
+    stream = Decompressor(f, part.format, part.path)
+    head = stream.read(HEAD)
+    kind = detect(head, part.name)
+    if kind == "txt":
+        yield text_file(head + stream.read_all())
+    elif kind == "json":
+        yield from json_array(head + stream.read_all(MAX_ARRAY), part)
+    elif kind == "jsonl":
+        yield from compressed_lines(head, stream, part)
+    else:
+        what = "nothing" if not head else kind or "an unknown format"
+        raise UserError(f"{part.path}: {part.format} of {what}; compressed files must hold JSON lines, a JSON array or .txt.")
+
+
+def compressed_lines(head: bytes, stream: Decompressor, part: FilePart) -> Iterator[Batch]:
+    rows = JsonRows(part.text_field)
+    begun = io.BytesIO(head)
+    low = 0
+    for offset, block in line_blocks(lambda n: begun.read(n) or stream.read(n), 0, None):
+        high = max(low, min(part.cost - 1, stream.position * part.cost // part.size))
+        texts, keys, bad = rows.of_lines(offset, block)
+        yield Batch(texts, keys, spread(keys - offset, len(block), low, high), bad)
+        low = high
+
+
+# Columns: parquet and Arrow
+
+
+def read_parquet(f: IO[bytes], part: FilePart) -> Iterator[Batch]:
+    """Row groups that start in [start, stop)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(f, buffer_size=1 << 20)
+        column = text_column(file.schema_arrow.names, part)
+        widths = group_widths(file.metadata, column)
+        first = 0
+        low = 0
+        total = max(sum(w for w, _ in widths), 1)
+        done = 0
+        for number, (width, rows) in enumerate(widths):
+            done += width
+            high = done * part.cost // total
+            if rows and part.start <= low < part.stop:
+                size = max(1, min(MAX_ROWS, BATCH * rows // max(width, 1)))
+                at = first
+                for batch in file.iter_batches(size, row_groups=[number], columns=[column], use_threads=False):
+                    yield column_batch(batch.column(0), at, first, rows, low, high, part)
+                    at += len(batch)
+            first += rows
+            low = high
+    except pa.ArrowInvalid as error:
+        raise Failure(f"{part.path}: damaged parquet: {error}") from error
+
+
+def group_widths(metadata: Any, column: str) -> list[tuple[int, int]]:
+    """(uncompressed bytes of the text column, rows) of each row group."""
+    widths = []
+    index = None
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        if index is None:
+            paths = [group.column(i).path_in_schema for i in range(group.num_columns)]
+            index = paths.index(column) if column in paths else 0
+        widths.append((max(1, group.column(index).total_uncompressed_size), group.num_rows))
+    return widths
+
+
+def read_arrow(f: IO[bytes], part: FilePart) -> Iterator[Batch]:
+    """Arrow IPC, file or stream; a place is spread over each record batch."""
+    import pyarrow as pa
+
+    try:
+        source = pa.PythonFile(f, mode="r")
+        if f.read(6) == b"ARROW1":
+            reader = pa.ipc.open_file(source)
+            count = reader.num_record_batches
+            batches = ((reader.get_batch(i), (i + 1) * part.cost // count) for i in range(count))
+        else:
+            f.seek(0)
+            reader = pa.ipc.open_stream(source)
+            batches = ((b, min(part.cost - 1, f.tell() * part.cost // part.size)) for b in reader)
+        column = reader.schema.get_field_index(text_column(reader.schema.names, part))
+        first = low = 0
+        for batch, high in batches:
+            values = batch.column(column)
+            step = max(1, min(MAX_ROWS, BATCH * len(values) // max(values.nbytes, 1)))
+            for at in range(0, len(values), step):
+                yield column_batch(values[at : at + step], first + at, first, len(values), low, high, part)
+            first += len(values)
+            low = high
+    except pa.ArrowInvalid as error:
+        raise Failure(f"{part.path}: damaged Arrow file: {error}") from error
+
+
+def text_column(names: list[str], part: FilePart) -> str:
+    if part.text_field in names:
+        return part.text_field
+    raise UserError(f"{part.path}: no column {part.text_field!r}. Columns: {', '.join(names)}. Set the dataset's text_field.")
+
+
+def column_batch(values: Any, at: int, first: int, rows: int, low: int, high: int, part: FilePart) -> Batch:
+    """A batch from a column slice whose first row is `at`, in a group of `rows` rows from row `first`, places [low, high)."""
+    import pyarrow as pa
+
+    kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    if not (is_bytes or is_text or pa.types.is_null(kind)):
+        raise UserError(f"{part.path}: column {part.text_field!r} is {values.type}, not text. Set the dataset's text_field.")
+    keys = np.arange(at, at + len(values), dtype=np.int64)
+    places = spread(keys - first, rows, low, high)
+    if is_text and not values.null_count:
+        try:
+            return Batch(values.to_pylist(), keys, places)
+        except UnicodeDecodeError:
+            pass  # find out which
+    texts, good, bad = [], [], []
+    raw = values.cast(pa.large_binary()) if not pa.types.is_null(kind) else values
+    for i, value in enumerate(raw.to_pylist()):
+        if value is None:
+            bad.append((at + i, "null", "null"))
+            continue
+        try:
+            texts.append(value.decode())
+            good.append(i)
+        except UnicodeDecodeError as error:
+            bad.append((at + i, "not_utf8", f"not UTF-8 at byte {error.start:,} of the text"))
+    return Batch(texts, keys[good], places[good], bad)
+
+
+READERS = {
+    "jsonl": read_jsonl,
+    "json": read_json,
+    "txt": read_txt,
+    "parquet": read_parquet,
+    "arrow": read_arrow,
+    **dict.fromkeys(COMPRESSED, read_compressed),
+}
+
+
+def row_number(part: FilePart, key: int) -> int:
+    """The row, from 1, of the document with this key; for JSON lines its line, which is counted by reading up to it."""
+    if part.format in ("parquet", "arrow", "json", "txt"):
+        return key + 1
+    with sources.open_file(part.root, part.name) as f:
+        stream: Any = f if part.format == "jsonl" else Decompressor(f, part.format, part.path)
+        head = stream.read(min(HEAD, key))
+        if part.format != "jsonl" and detect(head, part.name) != "jsonl":
+            return key + 1
+        lines, left = head.count(b"\n"), key - len(head)
+        while left > 0 and (data := stream.read(min(BATCH, left))):
+            lines += data.count(b"\n")
+            left -= len(data)
+    return lines + 1
