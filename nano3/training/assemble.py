@@ -39,7 +39,7 @@ def assemble(
     seed_all(config.train.seed)
     raw = build_model(config.model, embedding_rows(config.model, data.vocab_size), config.train.seq_length, data.eod_id)
     rate = value(config.model, "moe_router_bias_update_rate")
-    balance = ExpertBalance(raw, rate, lambda counts: counts.copy_(accelerator.reduce(counts, "sum")))
+    balance = ExpertBalance(raw, rate, lambda counts: accelerator.reduce(counts, "sum"))
     model, optimizer = accelerator.prepare(raw, make_optimizer(raw, config))
     rank, barrier = accelerator.process_index, accelerator.wait_for_everyone
     writer = CheckpointWriter(save_root(config, run_dir), config.checkpoint.keep_last, rank, barrier)
@@ -94,7 +94,7 @@ def make_optimizer(model: Any, config: PretrainConfig) -> Any:
     import torch
 
     o = config.optimizer
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in model.parameters() if p.ndim > 1]},
         {"params": [p for p in model.parameters() if p.ndim <= 1], "wd_mult": 0.0},
     ]

@@ -1,8 +1,8 @@
 """Batch arithmetic: which samples each rank reads, micro step by micro step.
 
-A sample is one sequence. One iteration consumes `global_batch_size` consecutive samples of the data order; micro step j of
-rank r takes `micro_batch_size` of them, in the order in which Megatron's pretraining sampler deals them out: all ranks'
-micro batches of step 0, then those of step 1, and so on.
+A sample is one sequence. One iteration consumes `global_batch_size` consecutive samples of the data order; micro step j
+of rank r takes `micro_batch_size` of them, in the order in which Megatron's pretraining sampler deals them out: all
+ranks' micro batches of step 0, then those of step 1, and so on.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class BatchPlan:
         return self.global_batch_size // (self.micro_batch_size * self.data_parallel_size)
 
     def samples(self, iteration: int, micro_step: int, rank: int) -> range:
-        """Indices into the data order that `rank` reads in `micro_step` of the iteration after `iteration` finished ones."""
+        """Indices into the data order for `micro_step` of `rank`, `iteration` iterations being finished."""
         step = self.micro_batch_size * self.data_parallel_size
         start = iteration * self.global_batch_size + micro_step * step + rank * self.micro_batch_size
         return range(start, start + self.micro_batch_size)
@@ -44,9 +44,11 @@ def plan_batches(global_batch_size: int, micro_batch_size: int, data_parallel_si
     if global_batch_size % step == 0:
         return BatchPlan(global_batch_size, micro_batch_size, data_parallel_size)
     raise UserError(
-        f"train.global_batch_size={global_batch_size} cannot be dealt out evenly: train.micro_batch_size={micro_batch_size} "
-        f"x {data_parallel_size} data-parallel rank(s) = {step} samples per micro step, and {global_batch_size} is not a "
-        f"multiple of {step}. What would fit: {'; or '.join(_fits(global_batch_size, micro_batch_size, data_parallel_size))}."
+        f"train.global_batch_size={global_batch_size} cannot be dealt out evenly: "
+        f"train.micro_batch_size={micro_batch_size} "
+        f"x {data_parallel_size} data-parallel rank(s) = {step} samples per micro step, "
+        f"and {global_batch_size} is not a multiple of {step}. What would fit: "
+        f"{'; or '.join(_fits(global_batch_size, micro_batch_size, data_parallel_size))}."
     )
 
 

@@ -1,4 +1,4 @@
-"""Checkpoint folders of the transformers backend: found by scan, written whole or not at all, verified before they are used.
+"""Checkpoints of the transformers backend: found by scan, written whole or not at all, verified before use.
 
     checkpoints/iter_0000100/
       state.pt         model, optimizer, scheduler (torch.save)
@@ -6,7 +6,7 @@
       hf/              only in the last one of a run: the model for transformers' from_pretrained, with its tokenizer
       checkpoint.json  written last: counters, identity of the run, versions, size and sha256 of every file
 
-A save fills `iter_0000100.tmp` and renames it. Only this module knows the layout; it imports torch inside functions alone.
+A save fills `iter_0000100.tmp` and renames it. torch is imported only where states are written or read.
 """
 
 import hashlib
@@ -93,7 +93,7 @@ def verify(folder: Path, info: CheckpointInfo) -> None:
 
 
 def _damaged(folder: Path, what: str) -> str:
-    return f"Checkpoint damaged: {what}. Remove {folder} to go on from the one before it, or to start afresh if there is none."
+    return f"Checkpoint damaged: {what}. Remove {folder} to go on from the one before it, or afresh if there is none."
 
 
 def _sha256(path: Path) -> str:
@@ -114,7 +114,10 @@ class CheckpointWriter:
                 shutil.rmtree(path)
 
     def save(self, info: CheckpointInfo, state: Any, rng: Any, extra: Callable[[Path], None] | None = None) -> Path:
-        """Write one checkpoint and drop those beyond `keep_last`. `extra(folder)` may add files on rank 0. Returns its folder."""
+        """Write one checkpoint, drop those beyond `keep_last`, return its folder.
+
+        `extra(folder)` may add files on rank 0. Raises `Failure` when it cannot be written.
+        """
         final = self.root / folder_name(info.iteration)
         temp = final.with_name(final.name + ".tmp")
         try:

@@ -16,7 +16,8 @@ from nano3.files import read_json
 
 SPLITS = ("train", "valid", "test")
 FORMAT = 1
-# Header of an .idx file (MMIDIDX version 1): magic, version, dtype code, number of sequences, number of document boundaries.
+# Header of an .idx file (MMIDIDX version 1): magic, version, dtype code, number of sequences, number of document
+# boundaries.
 _IDX_HEADER = struct.Struct("<9sQBQQ")
 _IDX_MAGIC = b"MMIDIDX\x00\x00"
 
@@ -34,7 +35,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """A checked data folder. `fingerprint` changes when shards, weights or tokenizer change, and not when the folder moves."""
+    """A checked data folder. `fingerprint` changes with shards, weights and tokenizer, not with the folder's place."""
 
     folder: Path
     shards: tuple[Shard, ...]
@@ -53,7 +54,7 @@ class TrainingData:
 
     @property
     def blend_per_split(self) -> list[tuple[list[str], list[float]] | None]:
-        """For GPTDatasetConfig.blend_per_split: (prefixes, weights) of train, valid and test; None for an empty split."""
+        """GPTDatasetConfig.blend_per_split: (prefixes, weights) of train, valid and test; None for an empty split."""
         return [blend(self.split(name)) for name in SPLITS]
 
     def datasets(self, split: str = "valid") -> dict[str, tuple[Shard, ...]]:
@@ -64,7 +65,7 @@ class TrainingData:
         return {name: tuple(shards) for name, shards in found.items()}
 
     def require(self, seq_length: int, splits: Sequence[str]) -> None:
-        """Raise `UserError` unless every named split holds at least one whole sample (Megatron loops or fails otherwise)."""
+        """Raise `UserError` unless every named split holds a whole sample (Megatron loops or fails otherwise)."""
         problems = [p for name in splits if (p := self._too_little(name, seq_length))]
         if problems:
             raise UserError(problems)
@@ -80,7 +81,10 @@ class TrainingData:
         fix = f"{more}, or set a smaller train.seq_length"
         if split == "valid":
             fix += ", or train.eval_interval=0 to train without validation"
-        return f"The {split} split of {self.folder} has {amount}; one sample of train.seq_length={seq_length} needs {seq_length + 1:,}. {fix}."
+        return (
+            f"The {split} split of {self.folder} has {amount}; one sample of train.seq_length={seq_length} needs "
+            f"{seq_length + 1:,}. {fix}."
+        )
 
 
 def blend(shards: Sequence[Shard]) -> tuple[list[str], list[float]] | None:
@@ -98,13 +102,15 @@ def open_data(folder: Path) -> TrainingData:
     manifest, blends = (_read(folder, name) for name in ("manifest.json", "blend.json"))
     if manifest.get("format") != FORMAT:
         raise UserError(
-            f"{folder}/manifest.json has format {manifest.get('format')!r}; this nano3 reads format {FORMAT}. Prepare the data again."
+            f"{folder}/manifest.json has format {manifest.get('format')!r}; this nano3 reads format {FORMAT}. Prepare "
+            f"the data again."
         )
     try:
         return _build(folder, manifest, blends)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{folder}: manifest.json or blend.json is damaged ({type(error).__name__}: {error}). Prepare the data again."
+            f"{folder}: manifest.json or blend.json is damaged ({type(error).__name__}: {error}). Prepare the data "
+            f"again."
         ) from error
 
 
@@ -112,7 +118,8 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     if not path.is_file():
         raise UserError(
-            f"{path} is missing: {folder} is not a finished data folder. Run `python -m nano3.data_prep` on it again; it goes on where it stopped."
+            f"{path} is missing: {folder} is not a finished data folder. Run `python -m nano3.data_prep` on it again; "
+            f"it goes on where it stopped."
         )
     try:
         value = read_json(path)
@@ -132,7 +139,8 @@ def _build(folder: Path, manifest: dict[str, Any], blends: dict[str, Any]) -> Tr
             entry = next((e for (name, rel), e in entries.items() if name == split and _ends_with(prefix, rel)), None)
             if entry is None:
                 problems.append(
-                    f"{folder}/blend.json lists {prefix} in {split}, which manifest.json does not know: the two files are of different runs."
+                    f"{folder}/blend.json lists {prefix} in {split}, which manifest.json does not know: the two files "
+                    f"are of different runs."
                 )
                 continue
             shard = Shard(split, entry["dataset"], folder / entry["prefix"], weight, int(entry["tokens"]))
@@ -175,14 +183,16 @@ def _shard_problems(shard: Shard, entry: dict[str, Any]) -> list[str]:
     missing = [str(p) for p in (bin_path, idx_path) if not p.is_file()]
     if missing:
         return [
-            f"{' and '.join(missing)} missing, though the manifest lists this shard of {shard.dataset}. Run data_prep again to remake it."
+            f"{' and '.join(missing)} missing, though the manifest lists this shard of {shard.dataset}. Run data_prep "
+            f"again to remake it."
         ]
     if shard.tokens < 1:
         return [f"{bin_path} is empty: an empty shard must not stand in blend.json (Megatron does not end on it)."]
     problems = []
     if (size := bin_path.stat().st_size) != entry["bin_bytes"]:
         problems.append(
-            f"{bin_path} has {size:,} bytes, the manifest says {entry['bin_bytes']:,}: a copy that broke off? Copy it or prepare it again."
+            f"{bin_path} has {size:,} bytes, the manifest says {entry['bin_bytes']:,}: a copy that broke off? Copy it "
+            f"or prepare it again."
         )
     with idx_path.open("rb") as f:
         head = f.read(_IDX_HEADER.size)
@@ -205,7 +215,8 @@ def _tokenizer_problems(folder: Path, entry: dict[str, Any]) -> list[str]:
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != entry["sha256"]:
         return [
-            f"{path} is not the tokenizer that made this data (sha256 {found[:12]}, the manifest says {entry['sha256'][:12]}). Put the original back."
+            f"{path} is not the tokenizer that made this data (sha256 {found[:12]}, the manifest says "
+            f"{entry['sha256'][:12]}). Put the original back."
         ]
     return []
 

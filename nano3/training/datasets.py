@@ -1,4 +1,8 @@
-"""Megatron's own GPTDataset over a checked data folder. Importing megatron.core takes about ten seconds: it happens in `build`."""
+"""Megatron's own GPTDataset over a checked data folder.
+
+megatron.core is imported when the first dataset is built: it takes about ten seconds, since its package imports the
+tensor-parallel layers and torch's compiler whichever module is asked for.
+"""
 
 import logging
 import warnings
@@ -19,7 +23,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class ValidSet:
-    """The validation samples of one dataset. `share` is its part of the blend's weight; `batches` global batches are read."""
+    """Validation samples of one dataset. `share` is its part of the blend; `batches` global batches are read."""
 
     dataset: str
     share: float
@@ -36,7 +40,7 @@ class Datasets:
 
 
 class DatasetBuilder:
-    """Builds Megatron datasets for one run. With a process group, rank 0 writes the index cache and the others read it."""
+    """Builds Megatron datasets for one run. Under torchrun rank 0 writes the index cache and the others read it."""
 
     def __init__(self, data: TrainingData, seq_length: int, seed: int, cache: Path) -> None:
         self.data, self.seq_length, self.seed, self.cache = data, seq_length, seed, cache
@@ -92,7 +96,7 @@ class DatasetBuilder:
 
 
 def collate(dataset: Any, indices: range) -> "dict[str, torch.Tensor]":
-    """Model inputs for these samples: int64 [micro_batch_size, seq_length]. Megatron's labels are already shifted by one."""
+    """Model inputs for these samples: int64 [micro_batch_size, seq_length]. The labels are shifted by one already."""
     import torch
 
     rows = [dataset[i] for i in indices]

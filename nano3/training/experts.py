@@ -1,7 +1,7 @@
 """Balancing experts without an auxiliary loss: a bias on each expert's score, moved against its load after every step.
 
-transformers stores the bias (`e_score_correction_bias`) but never updates it. The rule is megatron.core's get_updated_expert_bias,
-from Wang et al., "Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts" (2024).
+transformers stores the bias (`e_score_correction_bias`) but never updates it. The rule is megatron.core's
+get_updated_expert_bias, from Wang et al., "Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts" (2024).
 """
 
 from collections.abc import Callable
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 class ExpertBalance:
     """Counts the tokens each expert gets in training passes; `update` moves the biases and forgets the counts.
 
-    `add_ranks(tensor)` sums over all ranks in place.
+    `add_ranks(tensor)` returns the sum over all ranks.
     """
 
-    def __init__(self, model: Any, rate: float, add_ranks: "Callable[[torch.Tensor], None]") -> None:
+    def __init__(self, model: Any, rate: float, add_ranks: "Callable[[torch.Tensor], torch.Tensor]") -> None:
         self.rate, self.add_ranks = rate, add_ranks
         self._gates: list[Any] = []
         self._counts: list[Any] = []
@@ -40,15 +40,15 @@ class ExpertBalance:
         experts.register_forward_pre_hook(count)
 
     def update(self) -> float | None:
-        """Move every bias by `rate` towards balance. Returns the worst largest/mean load of a layer, None without experts."""
+        """Move every bias by `rate` towards balance. Returns the worst largest/mean load, None without experts."""
         import torch
 
         worst = None
         with torch.no_grad():
-            for gate, counts in zip(self._gates, self._counts, strict=True):
-                self.add_ranks(counts)
+            for gate, own in zip(self._gates, self._counts, strict=True):
+                counts = self.add_ranks(own)
                 mean = counts.mean()
                 gate.e_score_correction_bias.add_(self.rate * torch.sign(mean - counts))
                 worst = max(worst or 0.0, (counts.max() / mean).item())
-                counts.zero_()
+                own.zero_()
         return worst

@@ -1,6 +1,6 @@
 """`ModelConfig` as a Hugging Face NemotronH: one description for both backends.
 
-Names on the left of `FIELDS` are Megatron's, on the right those of transformers' NemotronHConfig. Only `build_model` imports torch.
+Names on the left of `FIELDS` are Megatron's, on the right those of transformers' NemotronHConfig.
 """
 
 from dataclasses import fields
@@ -71,13 +71,13 @@ def padded_vocab_size(vocab_size: int, tensor_parallel_size: int = 1) -> int:
 
 
 def embedding_rows(model: ModelConfig, data_vocab_size: int) -> int:
-    """Rows of the embedding: model.vocab_size as it is, else the data's vocabulary padded. Raises `UserError` when too few."""
+    """Rows of the embedding: model.vocab_size as it is, else the data's vocabulary padded; `UserError` if too few."""
     if model.vocab_size is None:
         return padded_vocab_size(data_vocab_size, model.tensor_model_parallel_size or 1)
     if model.vocab_size < data_vocab_size:
         raise UserError(
-            f"model.vocab_size={model.vocab_size} is less than the data's vocabulary of {data_vocab_size}: tokens would have no "
-            f"embedding. Leave it null (then it is {padded_vocab_size(data_vocab_size)}), or give at least {data_vocab_size}."
+            f"model.vocab_size={model.vocab_size} is less than the data's vocabulary of {data_vocab_size}. Leave it "
+            f"null (then it is {padded_vocab_size(data_vocab_size)}), or give at least {data_vocab_size}."
         )
     return model.vocab_size
 
@@ -101,7 +101,8 @@ def model_problems(model: ModelConfig) -> list[str]:
     unknown = sorted(set(pattern or "") - set(NEEDED))
     if unknown:
         problems.append(
-            f"model.hybrid_layer_pattern={pattern} has {' '.join(unknown)}; allowed: M Mamba-2, E experts, * attention, - dense MLP."
+            f"model.hybrid_layer_pattern={pattern} has {' '.join(unknown)}; allowed: M Mamba-2, E experts, * "
+            f"attention, - dense MLP."
         )
     kinds = [k for k in NEEDED if pattern is None or k in pattern]
     needed = ["hybrid_layer_pattern", "hidden_size", *(key for kind in kinds for key in NEEDED[kind])]
@@ -141,7 +142,7 @@ def _shape_problems(model: ModelConfig, pattern: str) -> list[str]:
 
 
 def hf_config(model: ModelConfig, rows: int, seq_length: int, eod_id: int | None = None) -> "NemotronHConfig":
-    """The NemotronHConfig of a checked `model` with `rows` embedding rows. Position embedding: none; scores: sigmoid; relu²."""
+    """The NemotronHConfig of a checked `model` with `rows` embedding rows. No position embedding, sigmoid, relu²."""
     from transformers import NemotronHConfig
 
     known = {f.name for f in fields(model)}
@@ -160,7 +161,7 @@ def hf_config(model: ModelConfig, rows: int, seq_length: int, eod_id: int | None
 
 
 def build_model(model: ModelConfig, rows: int, seq_length: int, eod_id: int | None = None) -> "NemotronHForCausalLM":
-    """A freshly initialised fp32 model (weights from torch's global generator). Raises `UserError` listing every problem."""
+    """A freshly initialised fp32 model, drawn from torch's global generator. `UserError` lists every problem."""
     problems = model_problems(model)
     if problems:
         raise UserError(problems)

@@ -1,4 +1,4 @@
-"""The training loop of the transformers backend, on accelerate: forward, backward, clip, step, schedule, balance, report."""
+"""The training loop of the transformers backend, on accelerate."""
 
 import math
 import time
@@ -135,9 +135,9 @@ class Loop:
         if math.isfinite(loss) and math.isfinite(norm):
             return
         raise Failure(
-            f"Iteration {self.iteration + 1}: loss is {loss}, gradient norm {norm}; the step was not taken. The newest checkpoint is "
-            f"{self.saved or 'none: nothing was saved yet'}. Lower optimizer.lr (now {self.parts.config.optimizer.lr:g}) or "
-            "lengthen scheduler.lr_warmup_iters; a start from the checkpoint with the same settings fails at the same place."
+            f"Iteration {self.iteration + 1}: loss is {loss}, gradient norm {norm}; the step was not taken. Newest "
+            f"checkpoint: {self.saved or 'none yet'}. A start from it with the same settings fails at the same place: "
+            f"lower optimizer.lr (now {self.parts.config.optimizer.lr:g}) or lengthen scheduler.lr_warmup_iters."
         )
 
     def validate(self) -> None:

@@ -1,7 +1,8 @@
 """Metrics of a run: metrics.jsonl and TensorBoard always, Weights & Biases when asked, lines on the console.
 
-metrics.jsonl holds one object a line. A resume drops the lines after the checkpoint's iteration, which will be written again, so
-every iteration stands there once. Training lines have `loss`, validation lines `valid_loss` and `valid_loss/<dataset>`.
+metrics.jsonl holds one object a line. A resume drops the lines after the checkpoint's iteration, which will be written
+again, so every iteration stands there once. Training lines have `loss`, validation lines `valid_loss` and
+`valid_loss/<dataset>`.
 """
 
 import json
@@ -113,7 +114,8 @@ class Metrics:
             import wandb
         except ModuleNotFoundError as error:
             raise UserError(
-                "run.wandb.mode is set but wandb is not installed: `pip install 'nano3[wandb]'`, or run.wandb.mode=disabled."
+                "run.wandb.mode is set but wandb is not installed: `pip install 'nano3[wandb]'`, or "
+                "run.wandb.mode=disabled."
             ) from error
         run = wandb.init(
             id=wandb_id(self.run_dir),

@@ -48,7 +48,7 @@ def fixed_keys(config: PretrainConfig, data: TrainingData) -> dict[str, Any]:
 
 
 def told_keys(config: PretrainConfig, world_size: int, threads: int) -> dict[str, Any]:
-    """Values that may change on a resume; a change is told, because the losses then differ from an undisturbed run's."""
+    """Values that may change on a resume; a change is told, because losses then differ from an undisturbed run's."""
     told: dict[str, Any] = {f"optimizer.{k}": v for k, v in asdict(config.optimizer).items()}
     told |= {f"scheduler.{k}": v for k, v in asdict(config.scheduler).items()}
     told["train.train_iters"] = config.train.train_iters
@@ -66,8 +66,8 @@ def check_resume(
 ) -> None:
     """Raise `UserError` naming every fixed key that differs; warn of every told one.
 
-    A run that was pointed at another run's checkpoint (`own_folder` false) may bring other data and another seed: that is how a
-    second phase starts. Its learning-rate schedule and data order then go on at the checkpoint's iteration.
+    A run that was pointed at another run's checkpoint (`own_folder` false) may bring other data and another seed: that
+    is how a second phase starts. Its learning-rate schedule and data order then go on at the checkpoint's iteration.
     """
     changed = _differences(info.fixed, fixed)
     if not own_folder:
@@ -78,8 +78,9 @@ def check_resume(
     if changed:
         rows = [f"{key}: {_show(old)} in the checkpoint, now {_show(new)}" for key, (old, new) in changed.items()]
         raise UserError(
-            f"{folder} is a checkpoint of a different run: {'; '.join(rows)}. Give these their old values, or start a new run with "
-            "another run.name. May change on a resume: train.train_iters, train.micro_batch_size, train.eval_*, train.exit_*, "
+            f"{folder} is a checkpoint of a different run: {'; '.join(rows)}. Give these their old values, or start "
+            "a new run with another run.name. May change on a resume: train.train_iters, train.micro_batch_size, "
+            "train.eval_*, train.exit_*, "
             "train.threads, optimizer, scheduler, logger, checkpoint, cluster."
         )
     for key, (old, new) in _differences(info.told, told).items():

@@ -54,8 +54,8 @@ def _wsd_problems(config: PretrainConfig) -> list[str]:
 def make_scheduler(optimizer: Any, config: PretrainConfig) -> "OptimizerParamScheduler":
     """The scheduler on a torch optimizer. Its steps are samples: call `step(global_batch_size)` once per iteration.
 
-    Iteration k (from 1) runs at the rate of (k - 1) * global_batch_size samples, as in Megatron; with warmup the first is 0.
-    The configuration, not a checkpoint, decides the shape, so a resumed run may be given more iterations.
+    Iteration k (from 1) runs at the rate of (k - 1) * global_batch_size samples, as in Megatron; with warmup the first
+    is 0. The configuration, not a checkpoint, decides the shape, so a resumed run may be given more iterations.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Stopping a run from outside: a signal sets a flag, the loop looks at it when an iteration is done, every rank agrees."""
+"""Stopping a run from outside: a signal sets a flag, the loop reads it after an iteration, every rank agrees."""
 
 import signal
 import time
@@ -12,8 +12,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 class StopRequest:
     """A context manager that turns SIGTERM, SIGUSR2 and SIGINT into a request to save and stop, and watches the limits.
 
-    It must be entered on the main thread (Python delivers signals there). A second SIGINT interrupts at once. The old handlers
-    come back at the end.
+    It must be entered on the main thread (Python delivers signals there). A second SIGINT interrupts at once. The old
+    handlers come back at the end.
     """
 
     def __init__(self, exit_iteration: int | None = None, exit_duration_in_mins: float | None = None) -> None:

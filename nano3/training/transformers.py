@@ -1,6 +1,7 @@
-"""The transformers backend: the same config, data, batch arithmetic and schedule as Megatron's, on a CPU or one small GPU.
+"""The transformers backend: the same config, data, batch arithmetic and schedule as Megatron's, on a CPU or one GPU.
 
-Hugging Face's NemotronH, Megatron's GPTDataset and OptimizerParamScheduler, and an accelerate loop. Data parallel under torchrun.
+Hugging Face's NemotronH, Megatron's GPTDataset and OptimizerParamScheduler, an accelerate loop; data parallel under
+torchrun.
 """
 
 import os
@@ -22,7 +23,7 @@ from nano3.training.stop import StopRequest
 def train(config: PretrainConfig, data_dir: Path, run_dir: Path, on_save: SaveHook = no_hook) -> Outcome:
     """Train until train_iters, a limit or a signal; go on from the newest checkpoint when there is one.
 
-    Called in every rank with the same arguments. Raises `UserError` for what the user can mend, `Failure` when training breaks.
+    Called in every rank with the same arguments. Raises `UserError` for what the user can mend, else `Failure`.
     """
     run_dir = Path(run_dir).absolute()
     with StopRequest(config.train.exit_iteration, config.train.exit_duration_in_mins) as stop:
@@ -96,7 +97,7 @@ def thread_count(config: PretrainConfig) -> int:
 
 
 def find_checkpoint(config: PretrainConfig, run_dir: Path) -> Path | None:
-    """This run's newest checkpoint; else the one that checkpoint.load names (a folder of checkpoints, or one of them)."""
+    """This run's newest checkpoint, else what checkpoint.load names: a folder of checkpoints, or one of them."""
     own = checkpoints.latest(save_root(config, run_dir))
     if own is not None or config.checkpoint.load is None:
         return own
@@ -126,7 +127,8 @@ def _train(
     loop = assemble(config, data, plan, run_dir, start, on_save)
     wanted = config.train.train_iters * config.train.global_batch_size * config.train.seq_length
     say(
-        f"{loop.parts.parameters:,} parameters; {wanted:,} tokens to train on, {data.tokens('train'):,} in the train split; "
+        f"{loop.parts.parameters:,} parameters; {wanted:,} tokens to train on, {data.tokens('train'):,} in the train "
+        f"split; "
         f"{plan.data_parallel_size} rank(s) with {start.threads} thread(s) on {loop.parts.accelerator.device.type}; "
         f"ready after {loop.clock.since_start_s():.1f} s"
     )

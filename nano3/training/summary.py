@@ -1,0 +1,47 @@
+"""What a run achieved, as a table: from its metrics.jsonl and its newest checkpoint. Imports no torch."""
+
+from pathlib import Path
+from typing import Any
+
+from nano3.console import table
+from nano3.errors import UserError
+from nano3.training.checkpoints import latest, read_info
+from nano3.training.metrics import FILE, read_metrics
+
+
+def summarize(run_dir: Path) -> list[tuple[str, str]]:
+    """Rows of (what, value): iterations, parameters, tokens, losses from start to end, speed, wall time.
+
+    Raises `UserError` when the run has no training lines yet.
+    """
+    lines = read_metrics(run_dir)
+    train = [line for line in lines if "loss" in line]
+    valid = [line for line in lines if "valid_loss" in line]
+    if not train:
+        raise UserError(f"{Path(run_dir) / FILE} has no training lines yet: nothing to sum up.")
+    last = train[-1]
+    rows = [("iterations", f"{last['iteration']:,}"), ("tokens", f"{last['consumed_tokens']:,}")]
+    checkpoint = latest(Path(run_dir) / "checkpoints")
+    if checkpoint is not None:
+        rows.insert(0, ("parameters", f"{read_info(checkpoint).parameters:,}"))
+    rows.append(("training loss", f"{train[0]['loss']:.2f} → {last['loss']:.2f}"))
+    names = [key for key in (valid[-1] if valid else {}) if key.startswith("valid_loss")]
+    for name in names:
+        rows.append((name.replace("valid_loss", "validation loss").replace("/", ", "), _from_to(valid, name)))
+    rows.append(("speed", f"{_median([line['tokens_per_s'] for line in train]):,.0f} tokens/s"))
+    if "elapsed_s" in lines[-1]:
+        rows.append(("wall time", f"{lines[-1]['elapsed_s']:.0f} s"))
+    return rows
+
+
+def print_summary(run_dir: Path) -> None:
+    """Print `summarize` as a table."""
+    table(f"Run {Path(run_dir).name}", ["what", "value"], summarize(run_dir), right=["value"])
+
+
+def _from_to(lines: list[dict[str, Any]], name: str) -> str:
+    return f"{lines[0][name]:.2f} → {lines[-1][name]:.2f}"
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
