@@ -1,0 +1,228 @@
+"""The transformers backend as a whole: real processes, real data, real kills."""
+
+import math
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from training_processes import Child, losses, start, start_ranks, tiny_config, train_here, wait_for_iteration
+
+from nano3.config import PretrainConfig
+from nano3.errors import Failure, UserError
+from nano3.training import checkpoints
+from nano3.training.metrics import read_metrics
+from nano3.training.transformers import train
+
+
+def same_tensors(a: Path, b: Path) -> bool:
+    """Whether two checkpoints hold the same model, optimizer and schedule, bit for bit."""
+    return _equal(checkpoints.load_state(a), checkpoints.load_state(b))
+
+
+def _equal(a: object, b: object) -> bool:
+    import torch
+
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return a == b
+
+
+def last(run_dir: Path) -> Path:
+    folder = checkpoints.latest(run_dir / "checkpoints")
+    assert folder is not None
+    return folder
+
+
+def bitwise(a: Path, b: Path, scratch: Path) -> bool:
+    """`same_tensors` of the last checkpoints of two runs, in a process that has torch already."""
+    return Child(same_tensors, (last(a), last(b)), scratch / "compare.txt").result()
+
+
+def test_loss_falls_and_everything_is_recorded(undisturbed: Path) -> None:
+    lines = read_metrics(undisturbed)
+    steps = [line for line in lines if "loss" in line]
+    valid = [line for line in lines if "valid_loss" in line]
+    assert [line["iteration"] for line in steps] == list(range(1, 13))
+    assert [line["iteration"] for line in valid] == [0, 6, 12]
+    assert valid[0]["valid_loss"] == pytest.approx(math.log(4096), abs=0.05)
+    assert valid[-1]["valid_loss"] < valid[0]["valid_loss"] - 0.01
+    assert set(valid[0]) >= {"valid_loss/docs", "valid_loss/code", "valid_loss/math"}
+    weighted = 0.5 * valid[0]["valid_loss/docs"] + 0.3 * valid[0]["valid_loss/code"] + 0.2 * valid[0]["valid_loss/math"]
+    assert valid[0]["valid_loss"] == pytest.approx(weighted)
+    assert steps[-1]["consumed_samples"] == 48
+    assert steps[-1]["consumed_tokens"] == 48 * 32
+    assert {"lr", "grad_norm", "tokens_per_s", "expert_imbalance"} <= set(steps[0])
+    assert list((undisturbed / "tensorboard").glob("events.*"))
+    assert [p.name for p in checkpoints.complete(undisturbed / "checkpoints")] == ["iter_0000008", "iter_0000012"]
+    log = (undisturbed / "log.txt").read_text()
+    assert log.splitlines()[0] == "fresh start"
+    assert "Warning" not in log
+
+
+def test_killed_run_continues_bit_for_bit(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """SIGKILL at about iteration 6; the checkpoint is of iteration 4, so the rest is done again."""
+    child = Child(train_and_die, (tiny_config(), data, tmp_path), tmp_path / "log.txt")
+    child.process.join(100)
+    assert child.process.exitcode == -signal.SIGKILL
+    assert max(line["iteration"] for line in read_metrics(tmp_path)) >= 6
+    assert last(tmp_path).name == "iter_0000004"
+    assert train_here(tiny_config(), data, tmp_path).iteration == 12
+    assert "resuming from iteration 4 of" in child.output()
+    assert losses(tmp_path) == losses(undisturbed)
+    assert bitwise(tmp_path, undisturbed, tmp_path)
+
+
+def test_two_killed_ranks_continue_bit_for_bit(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Rank 0 is killed; rank 1 must not hang, and both go on where one undisturbed rank would be."""
+    first, second = start_ranks(tiny_config(), data, tmp_path, 2, job=train_and_die)
+    first.process.join(100)
+    assert first.process.exitcode == -signal.SIGKILL
+    with pytest.raises(RuntimeError):
+        second.result(timeout=60)
+    assert [r.result().status for r in start_ranks(tiny_config(), data, tmp_path, 2)] == ["finished", "finished"]
+    assert losses(tmp_path) == losses(undisturbed)
+    assert bitwise(tmp_path, undisturbed, tmp_path)
+
+
+def train_and_die(config: PretrainConfig, data: Path, run_dir: Path) -> None:
+    """Train; once the first checkpoint is there, a thread waits for two more iterations and kills the process."""
+
+    def die() -> None:
+        while max(line["iteration"] for line in read_metrics(run_dir)) < 6:
+            time.sleep(0.0005)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    train(config, data, run_dir, on_save=lambda *_: threading.Thread(target=die).start())
+
+
+def test_finished_run_does_nothing_again(data: Path, undisturbed: Path) -> None:
+    before = losses(undisturbed)
+    outcome = train_here(tiny_config(), data, undisturbed)
+    assert (outcome.status, outcome.iteration) == ("finished", 12)
+    assert losses(undisturbed) == before
+    assert "already finished" in (undisturbed / "log.txt").read_text()
+
+
+def test_two_ranks_equal_one_rank(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Two gloo ranks, one of them told to stop: both stop, save and go on to what one rank computes, bit for bit."""
+    config = tiny_config(**{"train.exit_iteration": 50})
+    ranks = start_ranks(config, data, tmp_path, 2)
+    wait_for_iteration(tmp_path, 3, ranks[0])
+    os.kill(ranks[1].process.pid or 0, signal.SIGUSR2)
+    stopped = [r.result() for r in ranks]
+    assert {o.status for o in stopped} == {"stopped"}
+    assert len({o.iteration for o in stopped}) == 1
+    assert stopped[0].reason == "another rank was told to stop"
+    assert stopped[1].reason == "signal SIGUSR2"
+    assert [r.result().status for r in start_ranks(config, data, tmp_path, 2)] == ["finished", "finished"]
+    assert losses(tmp_path) == losses(undisturbed)
+    assert bitwise(tmp_path, undisturbed, tmp_path)
+    assert "loss" not in (tmp_path / "log_1.txt").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT], ids=lambda s: s.name)
+def test_signal_saves_and_stops(data: Path, tmp_path: Path, number: signal.Signals) -> None:
+    config = tiny_config(**{"train.train_iters": 500, "checkpoint.save_interval": 1000, "train.eval_interval": 0})
+    child = start(config, data, tmp_path)
+    wait_for_iteration(tmp_path, 2, child)
+    os.kill(child.process.pid or 0, number)
+    outcome = child.result()
+    assert (outcome.status, outcome.exit_code, outcome.reason) == ("stopped", 75, f"signal {number.name}")
+    assert outcome.checkpoint == last(tmp_path)
+    assert read_metrics(tmp_path)[-1]["iteration"] == outcome.iteration < 500
+
+
+def test_limits_stop_without_changing_the_schedule(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    outcome = train_here(tiny_config(**{"train.exit_iteration": 5}), data, tmp_path)
+    assert (outcome.status, outcome.iteration, outcome.reason) == ("stopped", 5, "train.exit_iteration=5")
+    again = train_here(tiny_config(**{"train.exit_iteration": 5}), data, tmp_path)
+    assert (again.status, again.iteration) == ("stopped", 5)
+    timed = train_here(tiny_config(**{"train.exit_duration_in_mins": 0.0}), data, tmp_path)
+    assert (timed.status, timed.iteration) == ("stopped", 5)
+    assert train_here(tiny_config(), data, tmp_path).status == "finished"
+    assert losses(tmp_path) == losses(undisturbed)
+
+
+def test_nan_stops_and_names_the_iteration(data: Path, tmp_path: Path) -> None:
+    """A rate of 1e38 sends the weights beyond fp32's range."""
+    config = tiny_config(**{"optimizer.lr": 1e38, "optimizer.clip_grad": 0.0, "checkpoint.save_interval": 1})
+    with pytest.raises(Failure, match=r"Iteration \d+: loss is .*step was not taken.*iter_\d+.*optimizer\.lr"):
+        train_here(config, data, tmp_path)
+    assert all(math.isfinite(line["loss"]) for line in read_metrics(tmp_path) if "loss" in line)
+
+
+def test_save_hook_is_told_of_every_checkpoint(data: Path, tmp_path: Path) -> None:
+    changes = {"train.train_iters": 5, "scheduler.lr_wsd_decay_iters": 2}
+    config = tiny_config(**changes, **{"checkpoint.save_interval": 2, "train.eval_interval": 0})
+    assert Child(train_and_collect, (config, data, tmp_path), tmp_path / "log.txt").result() == [
+        (2, "iter_0000002", True),
+        (4, "iter_0000004", True),
+        (5, "iter_0000005", True),
+    ]
+
+
+def train_and_collect(config: PretrainConfig, data: Path, run_dir: Path) -> list[tuple[int, str, bool]]:
+    seen: list[tuple[int, str, bool]] = []
+
+    def hook(iteration: int, folder: Path) -> None:
+        seen.append((iteration, folder.name, (folder / "checkpoint.json").is_file()))
+
+    train(config, data, run_dir, on_save=hook)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"train.seed": 2}, ["train.seed: 1234 in the checkpoint, now 2"]),
+        ({"train.global_batch_size": 8, "train.seq_length": 16}, ["train.global_batch_size", "train.seq_length"]),
+        ({"model.hidden_size": 32, "model.num_moe_experts": 8}, ["model.hidden_size: 16", "model.num_moe_experts: 4"]),
+    ],
+    ids=["seed", "batch and length", "shape"],
+)
+def test_checkpoint_of_another_run_is_refused(data: Path, undisturbed: Path, changes: dict, named: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        train(tiny_config(**changes), data, undisturbed)
+    assert all(n in str(caught.value) for n in [*named, "iter_0000012", "May change on a resume: train.train_iters"])
+
+
+def test_longer_run_says_what_changes(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed, tmp_path / "run")
+    longer = tiny_config(**{"train.train_iters": 14, "train.threads": 2})
+    child = start(longer, data, tmp_path / "run")
+    assert child.result().iteration == 14
+    assert "train.train_iters was 12 when iter_0000012 was saved and is 14 now" in child.output()
+    assert "threads per rank was 1" in child.output()
+
+
+def test_next_phase_starts_from_another_runs_checkpoint(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    changes = {"checkpoint.load": str(undisturbed / "checkpoints"), "train.train_iters": 14, "train.seed": 5}
+    child = start(tiny_config(**changes), data, tmp_path)
+    assert child.result().iteration == 14
+    assert "resuming from iteration 12" in child.output()
+    assert [line["iteration"] for line in read_metrics(tmp_path) if "loss" in line] == [13, 14]
+
+
+@pytest.mark.slow
+def test_two_ranks_killed_under_torchrun(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """The same through torchrun itself: the whole process group is killed, started again, and ends the same."""
+    import subprocess
+    import sys
+
+    script = Path(__file__).with_name("torchrun_worker.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(script)]
+    first = subprocess.Popen([*command, str(data), str(tmp_path)], start_new_session=True)
+    while not any(line["iteration"] >= 6 for line in read_metrics(tmp_path)):
+        assert first.poll() is None
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    subprocess.run([*command, str(data), str(tmp_path)], check=True, timeout=240)
+    assert losses(tmp_path) == losses(undisturbed)
