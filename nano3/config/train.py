@@ -1,6 +1,6 @@
 """Groups `train`, `optimizer`, `scheduler`, `logger`, `checkpoint`: how long, how fast, what is kept."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -71,6 +71,8 @@ class LoggerConfig:
     log_interval: int = 10
     # TensorBoard folder; null: <run folder>/tensorboard.
     tensorboard_dir: str | None = None
+    # backend=transformers: prompts that the finished model continues, shown and kept in <run folder>/samples.txt.
+    sample_prompts: list[str] = field(default_factory=list)
     # Takes the place of run.wandb.project.
     wandb_project: str | None = None
     # Takes the place of run.wandb.entity.

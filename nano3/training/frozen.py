@@ -14,6 +14,7 @@ from nano3.console import is_rank_zero, say
 from nano3.errors import UserError
 from nano3.files import read_json, write_json
 from nano3.training import backend
+from nano3.training.conclude import conclude
 from nano3.training.record import thaw
 
 MODEL_ARTIFACT = "ModelArtifact-pretrain"
@@ -37,6 +38,7 @@ def main(config_path: str) -> int:
     if outcome.status == "stopped":
         say(f"stopped at iteration {outcome.iteration} with a checkpoint; the same command goes on from there")
     elif is_rank_zero():
+        conclude(config, run_dir)
         write_json(run_dir / "finished.json", {"iteration": outcome.iteration, "checkpoint": str(outcome.checkpoint)})
     return outcome.exit_code
 
