@@ -1,0 +1,141 @@
+"""What can be known to be wrong before anything is submitted: all of it at once."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from launch import slurm
+from launch.job import Job
+from launch.names import time_seconds
+from nano3.config.cluster import ClusterConfig
+from nano3.errors import UserError, did_you_mean
+
+_KINDS = ("local", "slurm")
+_MODES = ("attached", "detached")
+_RUNTIMES = ("none", "pyxis", "apptainer")
+# launch reads the log, the exit code and the signals through these; another value would break that.
+_OURS = {
+    "array", "chdir", "error", "job-name", "no-requeue", "ntasks-per-node", "nodes", "open-mode", "output", "parsable",
+    "requeue", "signal", "test-only", "time", "wait", "wrap",
+}  # fmt: skip
+_SLURM_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,@:+/-]*")
+
+
+def check(jobs: list[Job]) -> None:
+    """Raise one `UserError` with every problem of every job."""
+    problems: dict[str, None] = {}  # an ordered set: points of a sweep share most problems
+    for job in jobs:
+        problems.update(dict.fromkeys(_job_problems(job)))
+    if not problems:
+        problems.update(dict.fromkeys(_machine_problems(jobs)))
+    if problems:
+        raise UserError(problems)
+
+
+def _job_problems(job: Job) -> Iterator[str]:
+    cluster = job.cluster
+    yield from _choice("cluster.kind", cluster.kind, _KINDS)
+    yield from _choice("cluster.mode", cluster.mode, _MODES)
+    yield from _choice("cluster.container_runtime", cluster.container_runtime, _RUNTIMES)
+    yield from _numbers(cluster)
+    for key in cluster.env:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+            yield f"cluster.env: {key!r} is not a variable name (letters, digits and underscore)."
+    if ":" not in job.entry:
+        yield f"{job.entry!r} is not an entry. Write it as package.module:function."
+    if cluster.kind == "local":
+        yield from _local_problems(cluster)
+    elif cluster.kind == "slurm":
+        yield from _slurm_problems(job)
+
+
+def _choice(key: str, value: str, allowed: tuple[str, ...]) -> Iterator[str]:
+    if value not in allowed:
+        yield f"{key}={value} is not known.{did_you_mean(value, allowed)}"
+
+
+def _numbers(cluster: ClusterConfig) -> Iterator[str]:
+    least = {
+        "nproc_per_node": 1, "nodes": 1, "ntasks_per_node": 1, "gpus_per_node": 0, "cpus_per_task": 1, "signal_delay_s": 30,
+        "max_requeues": 0, "max_crashes": 1, "array_parallelism": 1, "tasks": 1,
+    }  # fmt: skip
+    for key, minimum in least.items():
+        value = getattr(cluster, key)
+        if value is not None and value < minimum:
+            yield f"cluster.{key}={value} is too small: {minimum} at least."
+    if cluster.poll_s <= 0:
+        yield f"cluster.poll_s={cluster.poll_s} must be greater than 0."
+
+
+def _local_problems(cluster: ClusterConfig) -> Iterator[str]:
+    if cluster.container_runtime != "none":
+        yield "cluster.container_runtime works with cluster.kind=slurm only. Start nano3 inside the container instead."
+    if cluster.setup:
+        yield "cluster.setup is run by Slurm jobs only. Run these lines in this shell before nano3 instead."
+
+
+def _slurm_problems(job: Job) -> Iterator[str]:
+    cluster = job.cluster
+    for key in ("account", "partition", "qos"):
+        value = getattr(cluster, key)
+        if value is not None and not _SLURM_NAME.fullmatch(value):
+            yield f"cluster.{key}={value!r} is not a name that Slurm can have."
+    if cluster.mem is not None and not re.fullmatch(r"\d+[KMGT]?", cluster.mem):
+        yield f"cluster.mem={cluster.mem!r} is not a size. Write it as 64G, 512000M or 0 (all of the node)."
+    try:
+        limit = time_seconds(cluster.time)
+    except ValueError:
+        yield f"cluster.time={cluster.time!r} is not a time limit. Write it as HH:MM:SS, D-HH:MM:SS or minutes."
+    else:
+        if limit is not None and limit <= cluster.signal_delay_s:
+            yield (
+                f"cluster.time={cluster.time} leaves no time to work: cluster.signal_delay_s={cluster.signal_delay_s} seconds "
+                "before the limit the run is told to stop. Raise the one or lower the other."
+            )
+    if re.search(r"[%\\\x00-\x1f]", str(job.run_dir.absolute())):
+        yield f"The run folder {str(job.run_dir)!r} has a character that Slurm's file names cannot have (%, \\ or a control character)."
+    yield from _argument_problems("cluster.sbatch_args", cluster.sbatch_args)
+    yield from _argument_problems("cluster.srun_args", cluster.srun_args)
+    yield from _container_problems(job)
+
+
+def _argument_problems(key: str, words: list[str]) -> Iterator[str]:
+    for word in words:
+        match = re.fullmatch(r"--([a-z][a-z0-9-]*)(=[^\n\r\0]*)?", word)
+        if not match:
+            yield f"{key}: {word!r} is not a long option in one word, like --constraint=h100."
+        elif match[1] in _OURS:
+            yield f"{key}: --{match[1]} is set by launch from the other keys of cluster; leave it out."
+
+
+def _container_problems(job: Job) -> Iterator[str]:
+    cluster = job.cluster
+    if cluster.container_runtime == "none":
+        return
+    if not job.container:
+        yield f"cluster.container_runtime={cluster.container_runtime} needs an image: set run.env.container."
+    elif job.container.startswith(("/", "./", "../")) and not Path(job.container).exists():
+        yield f"run.env.container={job.container}: there is no such file."
+    for mount in cluster.mounts:
+        host, _, inside = mount.partition(":")
+        if not inside.startswith("/") or "," in mount or "\n" in mount:
+            yield f"cluster.mounts: {mount!r} must be host:container[:flags], both absolute, without a comma."
+        elif not Path(host).exists():
+            yield f"cluster.mounts: {host} does not exist here."
+    for folder in (str(Path.cwd()), str(job.run_dir.absolute())):
+        if "," in folder or ":" in folder:
+            yield f"{folder} cannot be mounted into a container: it has a comma or a colon."
+
+
+def _machine_problems(jobs: list[Job]) -> Iterator[str]:
+    clusters = [job.cluster for job in jobs if job.cluster.kind == "slurm"]
+    if not clusters:
+        return
+    if not shutil.which("sbatch") or not shutil.which("srun"):
+        yield "This machine has no sbatch and srun, so nothing can be submitted to Slurm. Use cluster=local, or log in to a submit host."
+        return
+    partitions = slurm.partitions()
+    for name in {part for cluster in clusters if cluster.partition for part in cluster.partition.split(",")}:
+        if name not in partitions:
+            yield f"cluster.partition={name}: Slurm has no such partition.{did_you_mean(name, partitions)}"

@@ -1,0 +1,76 @@
+"""`launch.run`: the one road for single runs and sweeps, here and on Slurm."""
+
+from pathlib import Path
+
+from launch import ledger, local
+from launch import sweep as sweeping
+from launch.check import check
+from launch.follow import attached, follow, say
+from launch.job import Job
+from launch.submit import Batch, Submitted, submit_batch
+from nano3.console import console
+from nano3.errors import UserError
+
+
+def run(jobs: list[Job], *, dry_run: bool = False, sweep: bool = False) -> int:
+    """Run the jobs where their `cluster` says, and give the exit code of this command.
+
+    One job runs here (in this process, or under torchrun) or is submitted; attached it is followed to its end and its exit
+    code is returned, detached 0. With `sweep=True` every job is a point: see launch.sweep. `dry_run` shows and does nothing.
+    Raises UserError with all problems that can be seen before anything is started.
+    """
+    if not jobs:
+        raise UserError("There is nothing to run.")
+    if len(jobs) > 1 and not sweep:
+        raise UserError(f"{len(jobs)} jobs were asked for, but this is not a sweep. Add --multirun to sweep.")
+    check(jobs)
+    if sweep:
+        return _sweep(jobs, dry_run)
+    job = jobs[0]
+    if job.cluster.kind == "local":
+        if dry_run:
+            return local.show(job)
+        ledger.refuse_if_active(job.run_dir)
+        return local.run_here(job) if job.ranks == 1 else local.run_torchrun(job)
+    batch = Batch([job], job.name, job.run_dir / "slurm")
+    return show(batch) if dry_run else _submit_one(batch)
+
+
+def _sweep(jobs: list[Job], dry_run: bool) -> int:
+    kinds = {job.cluster.kind for job in jobs}
+    if len(kinds) > 1:
+        raise UserError("Points of one sweep cannot be partly local and partly on Slurm (cluster.kind varies).")
+    if kinds == {"local"}:
+        return sweeping.show_local(jobs) if dry_run else sweeping.run_local(jobs)
+    if dry_run:
+        return max(show(batch) for batch in sweeping.batches(jobs))
+    return sweeping.run_slurm(jobs)
+
+
+def show(batch: Batch) -> int:
+    """Print the job script, what Slurm says to it, and each job's preview. 1 when Slurm would refuse it."""
+    out = console()
+    out.print("# ---- job script", markup=False)
+    print(batch.text(), end="", flush=True)  # byte for byte: no wrapping
+    accepted, words = batch.test()
+    out.print("# ---- sbatch --test-only", markup=False)
+    print(words, flush=True)
+    for job in batch.jobs:
+        out.print(f"# ---- job {job.label or job.name}: {job.run_dir}", markup=False)
+        if job.preview:
+            print(job.preview.rstrip("\n"), flush=True)
+    return 0 if accepted else 1
+
+
+def how_to_follow(run_dir: Path) -> str:
+    """What to type later."""
+    return f"Follow it with `nano3 tail {run_dir}`, end it with `nano3 cancel {run_dir}`."
+
+
+def _submit_one(batch: Batch) -> int:
+    one: Submitted = submit_batch(batch)[0]
+    say(f"submitted job {one.id}: {one.job.run_dir}")
+    if one.job.cluster.mode == "detached":
+        say(how_to_follow(one.job.run_dir))
+        return 0
+    return attached(lambda: follow(one), [one.id], how_to_follow(one.job.run_dir))

@@ -1,0 +1,91 @@
+"""RUN_DIR/jobs.json: the Slurm jobs of a run, oldest first. Written by launch at submission and at a job's end."""
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from launch import slurm
+from nano3.errors import UserError
+from nano3.files import read_json, write_json
+
+FILE = "jobs.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One submission."""
+
+    # "123", or "123_4" for a point of a sweep.
+    id: str
+    name: str
+    # Local time with its offset, ISO 8601.
+    submitted: str
+    # Log of rank 0; that of rank 3 ends in _3_log.out.
+    log: str
+    script: str
+    # Jobs that belong to this one and are cancelled with it (the array of a finalizer).
+    parts: tuple[str, ...] = ()
+    # Set once the job has ended.
+    state: str = ""
+    exit_code: int | None = None
+
+    @property
+    def ids(self) -> list[str]:
+        """All Slurm jobs of this entry."""
+        return [*self.parts, self.id]
+
+
+def read(run_dir: Path) -> list[Entry]:
+    """Entries of a run, [] when none was submitted. Raises UserError for a file of another format."""
+    path = run_dir / FILE
+    if not path.exists():
+        return []
+    value = read_json(path)
+    if value.get("format") != _FORMAT:
+        raise UserError(f"{path} has format {value.get('format')}; this nano3 reads format {_FORMAT}.")
+    return [Entry(**{**entry, "parts": tuple(entry["parts"])}) for entry in value["jobs"]]
+
+
+def add(run_dir: Path, entry: Entry) -> None:
+    """Append an entry."""
+    _write(run_dir, [*read(run_dir), entry])
+
+
+def end(run_dir: Path, job_id: str, state: slurm.JobState) -> None:
+    """Note how a job ended, for the time when Slurm has forgotten it."""
+    entries = [replace(e, state=state.state, exit_code=state.code) if e.id == job_id else e for e in read(run_dir)]
+    _write(run_dir, entries)
+
+
+def _write(run_dir: Path, entries: list[Entry]) -> None:
+    write_json(run_dir / FILE, {"format": _FORMAT, "jobs": [asdict(entry) for entry in entries]})
+
+
+def refuse_if_active(run_dir: Path) -> None:
+    """Raise UserError when a job of this run waits or runs: two jobs must not write one run folder."""
+    entries = read(run_dir)
+    if not entries or entries[-1].state:
+        return
+    last = entries[-1]
+    state = slurm.states([last.id])[last.id]
+    if state == slurm.UNKNOWN or state.ended:
+        return
+    raise UserError(
+        f"{run_dir}: job {last.id} of this run is {state.state}. Watch it with `nano3 tail {run_dir}`, end it with "
+        f"`nano3 cancel {run_dir}`, or give this run another name (run.name=...)."
+    )
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let one submission at a time look at a folder and submit."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another command is submitting to this folder right now. Wait for it to end.") from None
+        yield

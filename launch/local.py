@@ -1,0 +1,142 @@
+"""Running on this machine: in this process, under torchrun, or as a process of its own (points of a sweep)."""
+
+import contextlib
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from launch.follow import say, tail
+from launch.job import AGAIN, Job
+from launch.rank import call
+from nano3.console import console
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+
+
+def run_here(job: Job) -> int:
+    """Call the entry in this process; exceptions pass to the caller."""
+    job.run_dir.mkdir(parents=True, exist_ok=True)
+    os.environ.update(job.cluster.env)
+    return call(job.entry, job.args)
+
+
+def rank_command(job: Job) -> list[str]:
+    """The job as a command of its own: one process, or torchrun and its ranks."""
+    if job.ranks == 1:
+        return [sys.executable, "-u", "-m", "launch.rank", job.entry, *job.args]
+    return [
+        sys.executable, "-u", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.ranks}", "--max-restarts=0",
+        "-m", "launch.elastic", str(job.run_dir.absolute() / "logs"), job.entry, *job.args,
+    ]  # fmt: skip
+
+
+def show(job: Job) -> int:
+    """A dry run of a local job."""
+    out = console()
+    if job.ranks == 1:
+        out.print(f"# ---- would run in this process: {job.entry}", markup=False)
+    else:
+        out.print("# ---- would run here", markup=False)
+        print(shlex.join(rank_command(job)), flush=True)
+    if job.preview:
+        print(job.preview.rstrip("\n"), flush=True)
+    return 0
+
+
+def run_torchrun(job: Job) -> int:
+    """Start the ranks under torchrun; the exit code of the rank that failed first, 75 when they stopped with their state saved."""
+    code, reason = run_process(job, None)
+    if reason:
+        say(reason)
+    return code
+
+
+def run_process(job: Job, log: Path | None) -> tuple[int, str]:
+    """Run the job as a process here; its exit code and, when it failed, what is known of why.
+
+    stdout and stderr go to `log` when given. SIGINT, SIGTERM and SIGUSR2 to this process are passed to the ranks, so that
+    they can save; the second SIGINT kills.
+    """
+    logs = job.run_dir.absolute() / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    for old in [*logs.glob("*.exit"), *logs.glob("*.pid")]:
+        old.unlink()
+    with contextlib.ExitStack() as files:
+        out: IO[bytes] | None = files.enter_context(log.open("ab")) if log else None
+        err: IO[bytes] | int | None = subprocess.STDOUT if log else None
+        if job.ranks > 1:
+            err = files.enter_context((logs / "torchrun.log").open("wb"))
+        process = subprocess.Popen(
+            rank_command(job), stdout=out, stderr=err, env={**os.environ, **job.cluster.env}, start_new_session=True
+        )
+        with _passing_on(process, lambda: _rank_pids(process, job, logs)):
+            code = process.wait()
+    if code < 0:
+        code = 128 - code
+    return _torchrun_outcome(job, logs, code) if job.ranks > 1 else (code, f"exit code {code}" if code else "")
+
+
+def _rank_pids(process: "subprocess.Popen[bytes]", job: Job, logs: Path) -> list[int]:
+    """Processes that a stop request is for: the ranks themselves, as torchrun would kill them after 30 seconds."""
+    if job.ranks == 1:
+        return [process.pid]
+    pids = [int(text) for path in logs.glob("*.pid") if (text := path.read_text())]
+    return pids if len(pids) == job.ranks else [process.pid]
+
+
+@contextlib.contextmanager
+def _passing_on(process: "subprocess.Popen[bytes]", targets: Callable[[], list[int]]) -> Iterator[None]:
+    """Pass signals of this process on while the block runs."""
+    interrupted = False
+
+    def pass_on(signum: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        if signum == signal.SIGINT and interrupted:
+            os.killpg(process.pid, signal.SIGKILL)
+            for pid in targets():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return
+        if signum == signal.SIGINT:
+            say("stopping: the ranks are asked to save (Ctrl-C again kills them)")
+            interrupted = True
+        for pid in targets():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM if signum == signal.SIGINT else signum)
+
+    before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _torchrun_outcome(job: Job, logs: Path, code: int) -> tuple[int, str]:
+    """torchrun ends with 1 whatever the rank's code was: the ranks left theirs in files, oldest first."""
+    ends = sorted(logs.glob("*.exit"), key=lambda path: path.stat().st_mtime_ns)
+    codes = {path.stem: int(path.read_text()) for path in ends}
+    if code == 0:
+        return (AGAIN if AGAIN in codes.values() else 0), ""
+    failed = next(((rank, end) for rank, end in codes.items() if end not in (0, AGAIN)), None)
+    log = logs / "torchrun.log"
+    killed = re.search(r"rank\s*:\s*(\d+).*?exitcode\s*:\s*(-\d+)", log.read_text(errors="replace"), re.DOTALL)
+    if killed and int(killed[2]) != -signal.SIGTERM:  # torchrun itself ends the others with SIGTERM
+        rank, end = killed[1], 128 - int(killed[2])
+    elif failed:
+        rank, end = failed
+    else:
+        return code, "\n".join([f"torchrun failed with exit code {code}; end of {log}:", *tail(log)])
+    own_log = logs / f"rank_{rank}.log"
+    lines = [f"rank {rank} failed first, with exit code {end}"]
+    if rank != "0":
+        lines += [f"end of {own_log}:", *tail(own_log)]
+    return end, "\n".join(lines)
+

@@ -1,0 +1,165 @@
+"""Asking Slurm: states of jobs, partitions, cancelling. scontrol first, which needs no accounting; then sacct."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from nano3.errors import Failure
+
+# Exit code for a job that ended without one of its own, as a shell or timeout(1) would give it.
+_END_CODES = {
+    "COMPLETED": 0, "FAILED": 1, "CANCELLED": 143, "PREEMPTED": 143, "TIMEOUT": 124, "DEADLINE": 124, "OUT_OF_MEMORY": 137,
+    "NODE_FAIL": 1, "BOOT_FAIL": 1, "REVOKED": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class JobState:
+    """One job, or one task of an array, as Slurm tells it."""
+
+    state: str
+    code: int = 0
+    reason: str = ""
+    nodes: str = ""
+    restarts: int = 0
+
+    @property
+    def ended(self) -> bool:
+        """No further change, but for a requeue that Slurm is about to do."""
+        return self.state in _END_CODES
+
+
+UNKNOWN = JobState("UNKNOWN")
+
+
+def states(ids: Iterable[str]) -> dict[str, JobState]:
+    """State of each job id ("123" or "123_4"); `UNKNOWN` for those that Slurm has forgotten.
+
+    Raises Failure when no Slurm controller answers.
+    """
+    wanted = list(ids)
+    found: dict[str, JobState] = {}
+    for base in dict.fromkeys(job.partition("_")[0] for job in wanted):
+        found.update(_from_scontrol(base) or _from_sacct(base))
+    return {job: found.get(job, UNKNOWN) for job in wanted}
+
+
+def _from_scontrol(base: str) -> dict[str, JobState]:
+    done = _ask("scontrol", "show", "job", "-o", base)
+    if done.returncode == 0:
+        return dict(pair for line in done.stdout.splitlines() for pair in parse_scontrol(line))
+    if "Invalid job id" in done.stderr:
+        return {}
+    raise Failure(f"Slurm does not answer: {done.stderr.strip() or done.stdout.strip()}")
+
+
+def parse_scontrol(line: str) -> Iterator[tuple[str, JobState]]:
+    """Ids and states of one line of `scontrol show job -o`; tasks of an array that still wait share one line."""
+
+    def value(key: str, default: str = "") -> str:
+        match = re.search(rf"(?:^| ){key}=(\S*)", line)
+        return default if match is None or match[1] in ("(null)", "None", "") else match[1]
+
+    if not value("JobState"):
+        return
+    state = _job_state(value("JobState"), value("ExitCode"), value("Reason"), value("NodeList"), value("Restarts", "0"))
+    array = value("ArrayJobId")
+    if not array:
+        yield value("JobId"), state
+    for index in _array_indices(value("ArrayTaskId")) if array else ():
+        yield f"{array}_{index}", state
+
+
+def _array_indices(text: str) -> Iterator[int]:
+    """"0-3,7%2" as 0 1 2 3 7."""
+    for part in text.partition("%")[0].split(","):
+        first, _, last = part.partition("-")
+        if first.isdigit():
+            yield from range(int(first), int(last or first) + 1)
+
+
+def _from_sacct(base: str) -> dict[str, JobState]:
+    done = _ask("sacct", "-nXP", "-j", base, "-o", "JobID,State,ExitCode,NodeList")
+    return dict(pair for line in done.stdout.splitlines() for pair in parse_sacct(line))
+
+
+def parse_sacct(line: str) -> Iterator[tuple[str, JobState]]:
+    """Ids and states of one line of `sacct -nXP -o JobID,State,ExitCode,NodeList`."""
+    job, state, code, nodes, *_ = [*line.split("|"), "", "", ""]
+    if not state:
+        return
+    told = _job_state(state.partition(" ")[0], code, "", "" if nodes == "None assigned" else nodes, "0")
+    base, _, indices = job.partition("_")
+    if indices.startswith("["):
+        for index in _array_indices(indices.strip("[]")):
+            yield f"{base}_{index}", told
+    else:
+        yield job, told
+
+
+def _job_state(state: str, exit_code: str, reason: str, nodes: str, restarts: str) -> JobState:
+    code, _, signum = (exit_code or "0:0").partition(":")
+    if state == "COMPLETED":
+        number = 0
+    elif int(code):
+        number = int(code)
+    elif int(signum or 0) and state == "FAILED":
+        number = 128 + int(signum)
+    else:
+        number = _END_CODES.get(state, 0)
+    return JobState(state, number, reason, nodes, int(restarts))
+
+
+def partitions() -> list[str]:
+    """Names of all partitions."""
+    done = _ask("sinfo", "-h", "-a", "-o", "%R")
+    if done.returncode:
+        raise Failure(f"Slurm does not answer: {done.stderr.strip()}")
+    return done.stdout.split()
+
+
+def max_array_size() -> int:
+    """Most tasks that an array may have (MaxArraySize is the first index that is refused)."""
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config").stdout, re.MULTILINE)
+    return int(match[1]) if match else sys.maxsize
+
+
+def cancel(ids: Iterable[str]) -> None:
+    """scancel; jobs that have ended are no error."""
+    done = _ask("scancel", *ids)
+    if done.returncode and "Invalid job id" not in done.stderr:
+        raise Failure(f"scancel: {done.stderr.strip()}")
+
+
+def test_only(script: str) -> tuple[bool, str]:
+    """What `sbatch --test-only` says about a job script, and whether Slurm would take it."""
+    with submit_environment(keep=()):
+        done = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False)
+    return done.returncode == 0, (done.stdout + done.stderr).strip()
+
+
+@contextmanager
+def submit_environment(keep: Iterable[str]) -> Iterator[None]:
+    """Hide what an allocation around this process, or a login profile, would smuggle into a new job.
+
+    submitit removes all of SLURM_*, SBATCH_* and the rank variables; the way to the cluster (SLURM_CONF) and the variables
+    in `keep` come back.
+    """
+    import submitit
+
+    kept = {key: os.environ[key] for key in ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", *keep) if key in os.environ}
+    with submitit.helpers.clean_env():
+        os.environ.update(kept)
+        try:
+            yield
+        finally:
+            for key in kept:
+                os.environ.pop(key, None)
+
+
+def _ask(*words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(words, capture_output=True, text=True, check=False)

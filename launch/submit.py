@@ -1,0 +1,123 @@
+"""Submitting through submitit: one job, or one array of jobs that ask for the same resources."""
+
+import contextlib
+import datetime
+import io
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch import container, ledger, script, slurm, snapshot
+from launch.job import Job
+from launch.task import RankTask
+from nano3.errors import UserError
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job that Slurm has taken."""
+
+    id: str
+    job: Job
+    # RUN_DIR/slurm, or that of the sweep.
+    folder: Path
+
+    def log(self, rank: int = 0) -> Path:
+        """stdout and stderr of one rank; rank 0's has what Slurm and the job script say as well."""
+        return self.folder / f"{self.id}_{rank}_log.out"
+
+
+class Batch:
+    """Jobs with equal resources, to be submitted together: one sbatch. Making one writes nothing."""
+
+    def __init__(self, jobs: Sequence[Job], name: str, folder: Path, tasks: Sequence[RankTask] | None = None) -> None:
+        from submitit import SlurmExecutor
+
+        self.jobs = list(jobs)
+        self.folder = folder.absolute()
+        first = self.jobs[0]
+        self.tasks = list(tasks or [rank_task(job, self.folder) for job in self.jobs])
+        self.snapshot = snapshot.plan(self.folder, {job.entry for job in self.jobs} | {task.entry for task in self.tasks})
+        binds = container.mounts(first, [self.folder, *(job.run_dir.absolute() for job in self.jobs)])
+        python = script.python_command(first, self.snapshot.boot, binds, sys.executable)
+        self.executor = SlurmExecutor(self.folder, python=python)
+        self.executor.update_parameters(**script.parameters(first, name, self.folder, binds))
+        self._keep = kept_variables(first)
+
+    def text(self) -> str:
+        """The job script, byte for byte as `submit` hands it to sbatch."""
+        if len(self.tasks) > 1:
+            self.executor.parameters["map_count"] = len(self.tasks)
+        try:
+            return self.executor._make_submission_file_text(self.executor._submitit_command_str, "")
+        finally:
+            self.executor.parameters.pop("map_count", None)
+
+    def test(self) -> tuple[bool, str]:
+        """What Slurm says about it without taking it."""
+        with slurm.submit_environment(self._keep):
+            return slurm.test_only(self.text())
+
+    def submit(self) -> list[str]:
+        """Hand it to Slurm; ids in the order of the tasks. Raises UserError with Slurm's words when it refuses."""
+        from submitit.core.utils import FailedJobError
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.snapshot.write()
+        try:
+            with slurm.submit_environment(self._keep), contextlib.redirect_stderr(io.StringIO()):
+                return [job.job_id for job in self.executor.submit_array(self.tasks)]
+        except FailedJobError as error:
+            for pickle in self.folder.glob("*.pkl"):
+                if "_submitted" not in pickle.name:
+                    pickle.unlink()
+            raise UserError(f"Slurm refused the job: {str(error).strip().removeprefix('sbatch: error: ')}") from None
+        finally:
+            for link in self.folder.glob(".submission_file_*"):
+                link.unlink()
+
+    def script_file(self, job_id: str) -> Path:
+        """Where submitit keeps the script of a job; an array has one."""
+        return self.folder / f"{job_id.partition('_')[0]}_submission.sh"
+
+
+def rank_task(job: Job, folder: Path, **more: Any) -> RankTask:
+    """What the ranks of `job` get to know."""
+    return RankTask(
+        entry=job.entry,
+        args=job.args,
+        folder=str(folder),
+        progress_file=str(job.run_dir.absolute() / job.progress_marker),
+        signal_delay_s=job.cluster.signal_delay_s,
+        max_crashes=job.cluster.max_crashes,
+        **more,
+    )
+
+
+def kept_variables(job: Job) -> list[str]:
+    """A user's own sbatch defaults hold where the profile says nothing; they would otherwise win over the job script."""
+    defaults = {"SBATCH_ACCOUNT": job.cluster.account, "SBATCH_PARTITION": job.cluster.partition, "SBATCH_QOS": job.cluster.qos}
+    return [key for key, value in defaults.items() if value is None and key in os.environ]
+
+
+def submit_batch(batch: Batch) -> list[Submitted]:
+    """Submit, and note it in every run folder."""
+    with contextlib.ExitStack() as locks:
+        for job in batch.jobs:
+            locks.enter_context(ledger.locked(job.run_dir / "slurm"))
+            ledger.refuse_if_active(job.run_dir)
+        ids = batch.submit()
+        taken = [Submitted(job_id, job, batch.folder) for job_id, job in zip(ids, batch.jobs, strict=True)]
+        for one in taken:
+            record(one, batch)
+    return taken
+
+
+def record(one: Submitted, batch: Batch, parts: tuple[str, ...] = ()) -> None:
+    """Write a submission into its run's jobs.json."""
+    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    entry = ledger.Entry(one.id, one.job.name, now, str(one.log()), str(batch.script_file(one.id)), parts)
+    ledger.add(one.job.run_dir, entry)

@@ -1,0 +1,105 @@
+"""Tiny entries for the launch tests: what a training run does, without training."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from nano3.errors import Failure
+
+AGAIN = 75
+
+
+def rank() -> int:
+    """Global rank, 0 outside a distributed run."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def count(run_dir: str, *options: str) -> int:
+    """Count to `steps` with a pause between, keeping the number in RUN_DIR/progress.json; save and return 75 on SIGTERM and SIGUSR2.
+
+    Options, as key=value: steps, pause (seconds), fail_rank and fail_code, deaf=1 (ignore signals), saves=0 (never save).
+    """
+    given = dict(option.split("=", 1) for option in options)
+    steps, pause = int(given.get("steps", "3")), float(given.get("pause", "0"))
+    stop: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, lambda signum, frame: None if given.get("deaf") else stop.append(signum))
+    folder = Path(run_dir)
+    progress = folder / "progress.json"
+    step = json.loads(progress.read_text())["step"] if progress.exists() else 0
+    print(f"resuming from step {step}" if step else "fresh start", flush=True)
+    (folder / f"environment_{rank()}.json").write_text(json.dumps(dict(os.environ)))
+    while step < steps:
+        time.sleep(pause)
+        if given.get("fail_rank") == str(rank()):
+            print(f"boom on rank {rank()}", file=sys.stderr, flush=True)
+            return int(given["fail_code"])
+        if stop:
+            print(f"saved step {step} after signal {stop[0]}", flush=True)
+            return AGAIN
+        step += 1
+        if rank() == 0:
+            if given.get("saves") != "0":
+                progress.write_text(json.dumps({"step": step}))
+            with (folder / "metrics.jsonl").open("a") as metrics:
+                metrics.write(json.dumps({"iteration": step, "loss": 1 / step}) + "\n")
+    if rank() == 0:
+        print(f"counted to {step}", flush=True)
+        (folder / "finished.json").write_text(json.dumps({"step": step}))
+    return 0
+
+
+def write_argument(path: str, text: str) -> None:
+    """Write `text` as it arrived."""
+    Path(path).write_text(text)
+
+
+def raise_failure(text: str) -> int:
+    """Fail as nano3 foresees."""
+    raise Failure(text)
+
+
+def raise_unforeseen(text: str) -> int:
+    """Fail as nobody foresees."""
+    raise ZeroDivisionError(text)
+
+
+def all_reduce(run_dir: str) -> int:
+    """Sum rank + 1 over all ranks with torch's gloo."""
+    import torch
+    import torch.distributed
+
+    torch.distributed.init_process_group("gloo")
+    total = torch.tensor([float(rank() + 1)])
+    torch.distributed.all_reduce(total)
+    torch.distributed.destroy_process_group()
+    (Path(run_dir) / f"sum_{rank()}.txt").write_text(str(total.item()))
+    return 0
+
+
+def part(folder: str, mode: str, index: int, count: int) -> int:
+    """One task of an array: write FOLDER/part_INDEX, and misbehave as `mode` says: "once:2" fails task 2 the first time,
+    "always:2" each time, "vanish:2" ends with the whole job at the first time, "" never."""
+    kind, _, which = mode.partition(":")
+    tried = Path(folder) / f"tried_{index}"
+    first = not tried.exists()
+    tried.write_text("")
+    if which == str(index):
+        if kind == "always" or (kind == "once" and first):
+            print(f"part {index} fails", flush=True)
+            return 9
+        if kind == "vanish" and first:
+            os.system(f"scancel {os.environ['SLURM_ARRAY_JOB_ID']}_{index}")
+            time.sleep(60)
+    (Path(folder) / f"part_{index}").write_text(f"{index} of {count}")
+    return 0
+
+
+def gather(folder: str, mode: str) -> int:
+    """The finalizer: all parts in one file."""
+    parts = sorted(Path(folder).glob("part_*"))
+    (Path(folder) / "gathered").write_text("\n".join(p.read_text() for p in parts))
+    return 0
