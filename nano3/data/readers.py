@@ -23,6 +23,7 @@ from nano3.errors import Failure, UserError
 
 BATCH = 4 << 20  # bytes of text in a batch, about
 MAX_ROWS = 4096
+ROW_COST = 4096  # places of a row when files are limited to their first rows
 MAX_ARRAY = 512 << 20  # a JSON array has to be read whole
 
 
@@ -40,7 +41,7 @@ class Batch:
 class FilePart:
     """What to read of a file: the atoms that start at places `start` <= p < `stop`; with `rows`, only that many first rows.
 
-    `cost` is the file's width in places. With `rows` a document's place is its row's number.
+    `cost` is the file's width in places. With `rows` every row is ROW_COST wide.
     """
 
     root: str
@@ -76,13 +77,13 @@ def read_part(part: FilePart) -> Iterator[Batch]:
 
 
 def first_rows(batches: Iterator[Batch], rows: int) -> Iterator[Batch]:
-    """The first `rows` rows, bad ones included; a document's place becomes its row's number."""
+    """The first `rows` rows, bad ones included; each ROW_COST wide."""
     seen = 0
     for batch in batches:
         every = np.sort(np.concatenate([batch.keys, np.array([b[0] for b in batch.bad], np.int64)]))[: rows - seen]
         keep = int(np.searchsorted(batch.keys, every[-1], "right")) if len(every) else 0
         keys = batch.keys[:keep]
-        places = seen + np.searchsorted(every, keys)
+        places = (seen + np.searchsorted(every, keys)) * ROW_COST
         yield Batch(batch.texts[:keep], keys, places, [b for b in batch.bad if len(every) and b[0] <= every[-1]])
         seen += len(every)
         if seen >= rows:

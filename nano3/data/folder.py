@@ -1,0 +1,122 @@
+"""The output folder: what is in it, who may write to it, and how a finished build takes its place.
+
+    train/ valid/ test/  blend.json  manifest.json  tokenizer/      published, whole, read-only from then on
+    .prep/lock                                                      held while somebody prepares
+    .prep/<plan>/plan.json units/ shards/ train/ valid/ test/ …     a build in progress; the plan stays
+    .prep/publish                                                   names the build that is being moved into place
+
+A build is made in its own folder and moved only when it is whole. Moving is a few renames; a file written first names the build,
+so that a run that was killed between two renames is finished by the next one.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from nano3.errors import Failure, Nano3Error, UserError
+from nano3.files import fsync_dir, write_text
+
+PUBLISHED = ("train", "valid", "test", "tokenizer", "blend.json", "manifest.json")
+
+
+def prep_dir(output: Path) -> Path:
+    """Where everything unfinished is."""
+    return output / ".prep"
+
+
+def build_dir(output: Path, plan_hash: str) -> Path:
+    """The folder of one build."""
+    return prep_dir(output) / plan_hash[:16]
+
+
+def make_writable(output: Path) -> None:
+    """Create the folder; `UserError` when that, or writing in it, is not allowed."""
+    try:
+        prep_dir(output).mkdir(parents=True, exist_ok=True)
+        if not os.access(prep_dir(output), os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "permission denied")
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise disk_error(error, str(output)) from error
+        raise UserError(f"output_dir={output}: cannot be written: {error.strerror}. Choose another output_dir.") from error
+
+
+@contextlib.contextmanager
+def locked(output: Path, shared: bool = False) -> Iterator[None]:
+    """Hold the output folder. Tasks of one array share it; anybody else gets a `UserError`."""
+    make_writable(output)
+    path = prep_dir(output) / "lock"
+    with path.open("a") as f:
+        try:
+            fcntl.flock(f, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"output_dir={output}: another run is preparing data there (lock {path}). Wait for it, or choose another output_dir."
+            ) from error
+        yield
+
+
+def clear_temporaries(build: Path) -> None:
+    """Remove what killed runs left half-written. Only under an exclusive lock."""
+    for sub in ("units", "shards", "train", "valid", "test"):
+        if (build / sub).is_dir():
+            for path in (build / sub).glob(".*.tmp"):
+                path.unlink(missing_ok=True)
+
+
+def publish(output: Path, build: Path) -> None:
+    """Move a whole build into place of what is there, and drop other builds."""
+    remove(prep_dir(output) / "old")
+    write_text(prep_dir(output) / "publish", build.name)
+    finish_publishing(output)
+
+
+def finish_publishing(output: Path) -> None:
+    """Go on with a publication that was begun: first everything old goes out, then everything new comes in, the manifest last.
+
+    Every step can be repeated. The note is removed before the old files, which are then only waste.
+    """
+    note = prep_dir(output) / "publish"
+    if not note.is_file():
+        return
+    build = prep_dir(output) / note.read_text().strip()
+    old = prep_dir(output) / "old"
+    old.mkdir(exist_ok=True)
+    if not (old / "complete").exists():
+        for name in reversed(PUBLISHED):
+            if (output / name).exists():
+                (output / name).rename(old / name)
+        write_text(old / "complete", "")
+        fsync_dir(output)
+    for name in PUBLISHED:
+        if (build / name).exists():
+            (build / name).rename(output / name)
+    fsync_dir(output)
+    note.unlink()
+    fsync_dir(prep_dir(output))
+    for other in prep_dir(output).iterdir():
+        if other.is_dir() and other != build:
+            shutil.rmtree(other)
+    for sub in ("units", "shards"):
+        shutil.rmtree(build / sub, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder if it exists."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def disk_error(error: OSError, what: str) -> Nano3Error:
+    """What to tell when writing failed."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Failure(
+            f"{what}: no space left on the device. Free some and run again: finished parts are kept and only the rest is redone."
+        )
+    return Failure(f"{what}: cannot be written: {error.strerror or error}")

@@ -1,0 +1,133 @@
+"""From what was asked to a plan: check it, find the files, fingerprint them, lay out units and shards."""
+
+import re
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from nano3.config import PrepOptions, SourceConfig
+from nano3.data.formats import TEXT_PER_BYTE
+from nano3.data.indexed import UINT16_VOCAB, smallest_dtype
+from nano3.data.plan import DatasetPlan, Plan, lay_out, plan_hash
+from nano3.data.sources import find
+from nano3.data.splits import sample_rows, set_bounds
+from nano3.data.tokenizer import TokenizerInfo, find_tokenizer
+from nano3.errors import Nano3Error, UserError, did_you_mean
+
+CHOICES = {
+    "dtype": ("auto", "uint16", "int32"),
+    "engine": ("auto", "strict", "tokenizers"),
+    "bad_rows": ("fail", "skip"),
+}
+
+
+@dataclass
+class Request:
+    """A checked request with its files found and its identity known; cheap enough to make on every run."""
+
+    sources: list[SourceConfig]
+    options: PrepOptions
+    blend: str
+    tokenizer: TokenizerInfo
+    dtype: str
+    datasets: list[DatasetPlan]
+    hash: str
+
+
+def read_request(sources: list[SourceConfig], options: PrepOptions, blend: str) -> Request:
+    """Check everything, find all files. Raises `UserError` with every problem at once."""
+    problems = check_options(options) + check_sources(sources)
+    if problems:
+        raise UserError(problems)
+    failures: list[Nano3Error] = []
+    tokenizer = None
+    try:
+        tokenizer = find_tokenizer(options.tokenizer_model, options.add_bos, options.add_eos)
+    except Nano3Error as error:
+        failures.append(error)
+    datasets = []
+    for source in sources:
+        try:
+            datasets.append(find_dataset(source, options))
+        except Nano3Error as error:
+            failures.append(error)
+    if failures or tokenizer is None:
+        kind = UserError if all(isinstance(f, UserError) for f in failures) else type(failures[0])
+        raise kind([problem for f in failures for problem in f.problems])
+    dtype = smallest_dtype(tokenizer.vocab_size) if options.dtype == "auto" else options.dtype
+    if dtype == "uint16" and tokenizer.vocab_size >= UINT16_VOCAB:
+        raise UserError(f"dtype=uint16: the vocabulary of {tokenizer.vocab_size:,} ids does not fit. Set dtype=auto.")
+    return Request(
+        sources, options, blend, tokenizer, dtype, datasets, plan_hash(datasets, options, tokenizer, dtype)
+    )
+
+
+def find_dataset(source: SourceConfig, options: PrepOptions) -> DatasetPlan:
+    """List and identify the files of one dataset."""
+    found = find(source)
+    return DatasetPlan(
+        name=source.name,
+        weight=float(source.weight),
+        path=source.path,
+        text_field=source.text_field,
+        root=found.root,
+        revision=found.revision,
+        keys=found.keys,
+        sizes=found.sizes,
+        prints=found.prints,
+        formats=found.formats,
+        costs=[size * TEXT_PER_BYTE.get(kind, 1) for size, kind in zip(found.sizes, found.formats, strict=True)],
+    )
+
+
+def make_plan(request: Request) -> Plan:
+    """Complete the plan: sample, split bounds, shards, units."""
+    for dataset in request.datasets:
+        if request.options.sample is not None:
+            sample_rows(dataset, request.options.sample)
+        if not dataset.keys or not sum(dataset.costs):
+            raise UserError(f"dataset {dataset.name!r}: path={dataset.path}: no documents in its files.")
+        set_bounds(dataset, request.options)
+    lay_out(request.datasets, request.options)
+    return Plan(
+        hash=request.hash,
+        blend=request.blend,
+        output_dir=request.options.output_dir,
+        options=PrepOptions(**{k: v for k, v in asdict(request.options).items() if k in PrepOptions.__dataclass_fields__}),
+        tokenizer=request.tokenizer,
+        dtype=request.dtype,
+        datasets=request.datasets,
+    )
+
+
+def check_options(options: PrepOptions) -> list[str]:
+    """One sentence for each option that cannot be right."""
+    problems = []
+    for name, allowed in CHOICES.items():
+        if (value := getattr(options, name)) not in allowed:
+            problems.append(f"{name}={value}:{did_you_mean(str(value), allowed)}")
+    for name in ("num_shards", "sample", "max_doc_tokens", "workers"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            problems.append(f"{name}={value}: must be at least 1.")
+    for name in ("min_doc_chars", "check_every"):
+        if (value := getattr(options, name)) < 0:
+            problems.append(f"{name}={value}: must not be negative.")
+    fractions = (options.valid_fraction, options.test_fraction)
+    if not all(0 <= f < 1 for f in fractions) or sum(fractions) >= 1 or not np.isfinite(sum(fractions)):
+        problems.append(
+            f"valid_fraction={fractions[0]}, test_fraction={fractions[1]}: each must be at least 0 and both together less than 1."
+        )
+    return problems
+
+
+def check_sources(sources: list[SourceConfig]) -> list[str]:
+    """One sentence for each dataset that cannot be right."""
+    problems = [] if sources else ["the blend has no dataset."]
+    names = [s.name for s in sources]
+    problems += [f"dataset {name!r} is named {names.count(name)} times; names must be unique." for name in dict.fromkeys(names) if names.count(name) > 1]
+    for source in sources:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", source.name):
+            problems.append(f"dataset {source.name!r}: a name is made of letters, digits and . _ + -")
+        if not (np.isfinite(source.weight) and source.weight > 0):
+            problems.append(f"dataset {source.name!r}: weight={source.weight} must be a positive number.")
+    return problems

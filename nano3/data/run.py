@@ -1,0 +1,260 @@
+"""The whole of data preparation: plan, do, finish. `prepare` does it here; the three steps also run apart, over an array of jobs."""
+
+import os
+from pathlib import Path
+
+from nano3.config import PrepOptions, SourceConfig
+from nano3.console import say, table, warn
+from nano3.data import folder
+from nano3.data.engines import REFERENCE
+from nano3.data.manifest import Manifest, encode_json, load_manifest, make_blend, make_manifest
+from nano3.data.plan import SPLITS, Plan, load_plan
+from nano3.data.planner import Request, make_plan, read_request
+from nano3.data.progress import Meter, report
+from nano3.data.state import State
+from nano3.data.tokenizer import copy_tokenizer
+from nano3.data.workers import Pool, Task
+from nano3.errors import Failure, UserError
+from nano3.files import write_text
+
+
+def prepare(sources: list[SourceConfig], options: PrepOptions, blend_name: str) -> Manifest:
+    """Prepare a blend on this machine and return its manifest; a complete one is left alone, an interrupted one goes on.
+
+    Raises `UserError` for what was asked wrongly, `Failure` for damaged input, a full disk or a lost worker.
+    """
+    request = read_request(sources, options, blend_name)
+    output = Path(options.output_dir)
+    if not options.force and (done := complete(request, output)):
+        return done
+    with folder.locked(output):
+        path = start_build(request, output)
+        plan = load_plan(path)
+        folder.clear_temporaries(path.parent)
+        state = State(plan, path.parent)
+        with Meter(plan.units, plan.units - len(state.open_units())) as meter:
+            do_work(plan, path, state, meter)
+        return finish(plan, path, state, meter)
+
+
+def write_plan(sources: list[SourceConfig], options: PrepOptions, blend_name: str) -> Path:
+    """Make the plan, write it into the output folder, and return its path; for `run_part` and `finalize`."""
+    request = read_request(sources, options, blend_name)
+    with folder.locked(Path(options.output_dir)):
+        return start_build(request, Path(options.output_dir))
+
+
+def run_part(plan_path: Path, part: int, parts: int) -> None:
+    """Do part `part` (from 0) of `parts` of a plan's units, and join the shards that need no other part."""
+    if not 0 <= part < parts:
+        raise UserError(f"part={part}: must be from 0 to parts-1={parts - 1}.")
+    plan = load_plan(plan_path)
+    with folder.locked(Path(plan.output_dir), shared=True):
+        if is_published(plan):
+            return
+        low, high = part * plan.units // parts, (part + 1) * plan.units // parts
+        state = State(plan, plan_path.parent, range(low, high))
+        with Meter(high - low, high - low - len(state.open_units())) as meter:
+            do_work(plan, plan_path, state, meter)
+
+
+def finalize(plan_path: Path) -> Manifest:
+    """Join what is left, write blend.json and manifest.json, publish. Raises `Failure` when parts of the plan are missing."""
+    plan_path = Path(plan_path)
+    plan = load_plan(plan_path)
+    output = Path(plan.output_dir)
+    with folder.locked(output):
+        folder.finish_publishing(output)
+        if is_published(plan):
+            return load_manifest(output)
+        state = State(plan, plan_path.parent)
+        if missing := state.open_units():
+            raise Failure(
+                f"{plan_path}: {len(missing)} of {plan.units} units are not done (the first is unit {missing[0]}); "
+                f"a part of the array has failed. Run the same command again: only what is missing is done."
+            )
+        with Meter(plan.units, plan.units) as meter:
+            do_work(plan, plan_path, state, meter)
+        return finish(plan, plan_path, state, meter)
+
+
+def show_plan(sources: list[SourceConfig], options: PrepOptions, blend_name: str) -> None:
+    """Print what would be done: files, shards, units, disk."""
+    request = read_request(sources, options, blend_name)
+    plan = make_plan(request)
+    rows = []
+    for d in plan.datasets:
+        size = sum(d.sizes)
+        shards = " + ".join(f"{n} {SPLITS[i]}" for i, n in enumerate(d.shards) if n)
+        rows.append([d.name, d.path, f"{len(d.keys):,}", f"{size / 1e6:,.1f}", f"{d.units:,}", shards])
+    columns = ["dataset", "path", "files", "MB", "units", "shards"]
+    table(f"plan {plan.hash[:16]} of blend {blend_name}", columns, rows, right=columns[2:5])
+    text = sum(d.width for d in plan.datasets)
+    tokens = text / 4
+    say(f"tokenizer {plan.tokenizer.model}: {plan.tokenizer.vocab_size:,} ids, {plan.dtype} on disk")
+    item = 2 if plan.dtype == "uint16" else 4
+    say(f"about {text / 1e6:,.0f} MB of text, {tokens / 1e6:,.1f} M tokens, {tokens * item / 1e6:,.0f} MB in {options.output_dir}")
+    for note in [note for d in plan.datasets for note in d.notes]:
+        warn(note)
+
+
+# The steps
+
+
+def complete(request: Request, output: Path) -> Manifest | None:
+    """The published manifest when it is of this plan and its files are there; a new weight or name is written into it."""
+    if not (output / "manifest.json").exists():
+        return None
+    manifest = load_manifest(output)
+    if manifest.plan_hash != request.hash:
+        raise different(output, manifest.plan_hash, request.hash, "holds other data")
+    for shard in manifest.shards:
+        path = output / f"{shard['prefix']}.bin"
+        if not path.exists() or path.stat().st_size != shard["bin_bytes"] or not path.with_suffix(".idx").exists():
+            raise Failure(f"{path.with_suffix('')}: .bin or .idx missing or cut short. Run again with force=true to make it anew.")
+    weights = {s.name: s.weight for s in request.sources}
+    before = (manifest.blend, [d["weight"] for d in manifest.datasets])
+    manifest.blend = request.blend
+    for dataset in manifest.datasets:
+        dataset["weight"] = weights[dataset["name"]]
+    blend = encode_json(make_blend(manifest, output))
+    moved = not (output / "blend.json").exists() or (output / "blend.json").read_text() != blend
+    if moved or before != (manifest.blend, [d["weight"] for d in manifest.datasets]):
+        with folder.locked(output):
+            write_text(output / "blend.json", blend)
+            write_text(output / "manifest.json", encode_json(manifest))
+        say(f"{output}: complete; blend.json and manifest.json now have the new weights")
+    else:
+        say(f"{output}: complete, nothing to do ({len(manifest.shards)} shards)")
+    return manifest
+
+
+def start_build(request: Request, output: Path) -> Path:
+    """The path of the plan to work on: an unfinished one of the same hash, or a new one. Needs the exclusive lock."""
+    folder.finish_publishing(output)
+    force = request.options.force
+    if not force and (output / "manifest.json").exists() and (found := load_manifest(output)).plan_hash != request.hash:
+        raise different(output, found.plan_hash, request.hash, "holds other data")
+    if not (output / "manifest.json").exists() and (strange := [n for n in folder.PUBLISHED if (output / n).exists()]):
+        raise UserError(
+            f"output_dir={output}: has {', '.join(strange)} but no manifest.json, so nano3 did not make it. Choose another output_dir."
+        )
+    build = folder.build_dir(output, request.hash)
+    others = [p for p in folder.prep_dir(output).iterdir() if p.is_dir() and p != build and (p / "units").is_dir()]
+    if others and not force:
+        raise different(output, others[0].name, request.hash, "has unfinished work on other data")
+    for sub in ("units", "shards", *SPLITS):
+        (build / sub).mkdir(parents=True, exist_ok=True)
+    path = build / "plan.json"
+    plan = make_plan(request)
+    plan.save(path)
+    for note in [note for d in plan.datasets for note in d.notes]:
+        warn(note)
+    return path
+
+
+def different(output: Path, old: str, new: str, what: str) -> UserError:
+    return UserError(
+        f"output_dir={output}: {what} (plan {old[:16]}, now {new[:16]}): the text, the tokenizer or an option has changed. "
+        f"Choose another output_dir, or set force=true to replace it once the new data is whole."
+    )
+
+
+def is_published(plan: Plan) -> bool:
+    """Whether the output folder already holds this plan's data and no build of it is under way."""
+    output = Path(plan.output_dir)
+    if not (output / "manifest.json").exists():
+        return False
+    building = (folder.build_dir(output, plan.hash) / "units").is_dir()
+    return not building and load_manifest(output).plan_hash == plan.hash
+
+
+def do_work(plan: Plan, path: Path, state: State, meter: Meter) -> None:
+    """Do every open unit and shard of `state`; starts over without the fast engine if that is seen to be wrong."""
+    options = plan.options
+    while state.open_units() or state.open_shards():
+        wanted = options.workers or len(os.sched_getaffinity(0))
+        workers = max(1, min(wanted, len(state.open_units()) or len(state.open_shards())))
+        fast = options.engine != REFERENCE and not state.disproved
+        with Pool(path, workers, fast) as pool:
+            why = prove(pool, workers) if fast and state.open_units() else ""
+            why = why or drain(pool, state, meter)
+        if why and options.engine == "strict":
+            raise Failure(f"engine=strict: {why}. Set engine=auto to go on with the reference tokenizer, which is much slower.")
+        if why:
+            state.disprove(why)
+            warn(f"{why}. Going on with the reference engine (tokenizers): exact, but much slower. Units made before are made anew.")
+
+
+def prove(pool: Pool, workers: int) -> str:
+    """Have the workers compare the engines, each on its share; gives what is wrong, or ""."""
+    for worker in range(workers):
+        pool.give(worker, ("prove", worker, workers))
+    found = []
+    while pool.busy:
+        found += [value for _, _, value in pool.results() if value]
+    return found[0] if found else ""
+
+
+def drain(pool: Pool, state: State, meter: Meter) -> str:
+    """Hand out units in order, and each shard as soon as its units are done. Gives what a re-check found wrong, or ""."""
+    units = state.open_units()[::-1]
+    shards = state.open_shards()[::-1]
+    waiting = set(units)
+    wrong = ""
+    while (units or shards or pool.busy) and not (wrong and not pool.busy):
+        frontier = min(waiting, default=state.range.stop)
+        for worker in pool.idle() if not wrong else ():
+            if shards and shards[-1][2] < frontier:
+                pool.give(worker, ("join", *shards.pop()[0]))
+            elif units:
+                pool.give(worker, ("unit", units.pop()))
+        for task, kind, value in pool.results():
+            if kind == "tick":
+                meter.add(text_bytes=value)
+            elif kind == "mismatch":
+                wrong = f"fastokens gave other ids than tokenizers: {value}"
+            elif task[0] == "unit":
+                state.units[task[1]] = value
+                waiting.discard(task[1])
+                meter.add(units=1)
+            else:
+                state.shards[task[1:]] = value
+    return wrong
+
+
+def finish(plan: Plan, path: Path, state: State, meter: Meter) -> Manifest:
+    """Check the whole, write what describes it, and publish."""
+    build, output = path.parent, Path(plan.output_dir)
+    manifest = make_manifest(plan, list(state.shards.values()), list(state.units.values()))
+    check_counts(manifest)
+    copy_tokenizer(plan.tokenizer, build / "tokenizer")
+    for split in SPLITS:
+        kept = {f"{s['prefix']}{end}" for s in manifest.shards for end in (".bin", ".idx")}
+        for file in (build / split).iterdir():
+            if f"{split}/{file.name}" not in kept:
+                file.unlink()
+        if split not in manifest.splits:
+            (build / split).rmdir()
+    write_text(build / "blend.json", encode_json(make_blend(manifest, output)))
+    write_text(build / "manifest.json", encode_json(manifest))
+    folder.publish(output, build)
+    report(manifest, meter)
+    return manifest
+
+
+def check_counts(manifest: Manifest) -> None:
+    """Every document is in a split, and no dataset and no split is without tokens unless that was told before."""
+    problems = []
+    for d in manifest.datasets:
+        in_splits = sum(s["documents"] for s in d["splits"].values())
+        if in_splits != d["documents"]:
+            raise Failure(f"dataset {d['name']!r}: {d['documents']} documents read but {in_splits} in the splits; nothing published.")
+        if not d["splits"]["train"]["tokens"]:
+            skipped = ", ".join(f"{n} {reason}" for reason, n in d["skipped"].items()) or "none"
+            problems.append(
+                f"dataset {d['name']!r}: no tokens for training ({d['documents']} documents, {d['empty']} empty; skipped: {skipped}). "
+                f"Take it out of the blend, or mend path, text_field or the filters."
+            )
+    if problems:
+        raise UserError(problems)

@@ -1,0 +1,111 @@
+"""What of a build is done: receipts are believed when the files they name are there and have the right size."""
+
+from pathlib import Path
+
+import msgspec
+
+from nano3.data.engines import FAST
+from nano3.data.plan import Plan
+from nano3.data.shard import (
+    ShardReceipt,
+    UnitReceipt,
+    add_suffix,
+    read_unit,
+    shard_receipt,
+    unit_receipt,
+)
+from nano3.files import write_text
+
+Shard = tuple[int, int, int]  # split, dataset, shard in it
+DISPROVED = "fastokens-disproved"
+
+
+class State:
+    """The units and shards of a plan that are done, and those to do. `units` and `shards` hold the receipts."""
+
+    def __init__(self, plan: Plan, build: Path, units: range | None = None) -> None:
+        self.plan = plan
+        self.build = build
+        self.range = units if units is not None else range(plan.units)
+        self.shards: dict[Shard, ShardReceipt] = {}
+        self.units: dict[int, UnitReceipt] = {}
+        for shard in plan.shards():
+            if receipt := self.valid_shard(shard):
+                self.shards[shard] = receipt
+        for number in self.range:
+            if receipt_u := self.valid_unit(number):
+                self.units[number] = receipt_u
+
+    def valid_shard(self, shard: Shard) -> ShardReceipt | None:
+        """The shard's receipt if its files are there; a shard made by a disproved engine is not valid."""
+        path = shard_receipt(self.build, self.plan, *shard)
+        if not path.exists():
+            return None
+        receipt = msgspec.json.decode(path.read_bytes(), type=ShardReceipt)
+        if receipt.engine == FAST and self.disproved:
+            return None
+        if receipt.name is None:
+            return receipt
+        fine = file_size(self.build / f"{receipt.name}.bin") == receipt.bin_bytes
+        return receipt if fine and (self.build / f"{receipt.name}.idx").exists() else None
+
+    def valid_unit(self, number: int) -> UnitReceipt | None:
+        """The unit's receipt if each of its parts is there, is in a finished shard, or has just been given its shard's name."""
+        if not unit_receipt(self.build, number).exists():
+            return None
+        receipt = read_unit(self.build, number)
+        if receipt.engine == FAST and self.disproved:
+            return None
+        dataset = self.plan.unit(number)[0]
+        for part in receipt.parts:
+            if (part.split, dataset, part.shard) in self.shards:
+                continue
+            path = self.build / "units" / part.name
+            moved = self.build / f"{self.plan.shard_name(part.split, dataset, part.shard)}.bin"
+            here = part.bytes in (file_size(add_suffix(path, ".bin")), file_size(moved))
+            if not here or file_size(add_suffix(path, ".len")) != part.documents * 4:
+                return None
+        return receipt
+
+    @property
+    def disproved(self) -> bool:
+        """Whether the fast engine was seen to be wrong in this build."""
+        return (self.build / DISPROVED).exists()
+
+    def disprove(self, why: str) -> None:
+        """Distrust everything the fast engine made in this build."""
+        write_text(self.build / DISPROVED, why + "\n")
+        self.units = {n: r for n, r in self.units.items() if r.engine != FAST}
+        self.shards = {k: r for k, r in self.shards.items() if r.engine != FAST}
+
+    def open_units(self) -> list[int]:
+        """Numbers of the units to do that hold anything."""
+        return [n for n in self.range if n not in self.units and self.holds(n)]
+
+    def holds(self, number: int) -> bool:
+        """Whether any file starts or goes on in a unit."""
+        dataset, unit = self.plan.unit(number)
+        return bool(self.plan.datasets[dataset].parts(unit))
+
+    def open_shards(self) -> list[tuple[Shard, int, int]]:
+        """(shard, first unit, last unit) of shards to join whose units all are in this range, by last unit."""
+        found = []
+        for shard in self.plan.shards():
+            if shard in self.shards:
+                continue
+            split, dataset, number = shard
+            first, last = self.plan.datasets[dataset].units_of(split, number)
+            base = self.plan.first_units[dataset]
+            if (first <= last and base + first in self.range and base + last in self.range) or (
+                first > last and len(self.range) == self.plan.units
+            ):
+                found.append((shard, base + first, base + last))
+        return sorted(found, key=lambda item: item[2])
+
+
+def file_size(path: Path) -> int:
+    """Bytes in a file, -1 when there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1
