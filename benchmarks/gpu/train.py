@@ -1,0 +1,52 @@
+"""One run of the Megatron backend as a process of its own, without Hydra: train.py RUN_DIR DATA_DIR [MODEL.yaml] [key=value ...]
+
+Prints a line of JSON at the end: how the run ended and how long it took.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from nano3.config import PretrainConfig
+from nano3.console import is_rank_zero
+from nano3.errors import Nano3Error
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def build(data_dir: str, run_dir: str, arguments: list[str]) -> PretrainConfig:
+    """Defaults, then YAML files in order, then key=value."""
+    parts = [OmegaConf.structured(PretrainConfig)]
+    for argument in arguments:
+        if argument.endswith(".yaml"):
+            parts.append(OmegaConf.create({"model": OmegaConf.load(ROOT / argument)}))
+    parts.append(OmegaConf.from_dotlist([a for a in arguments if "=" in a]))
+    merged = OmegaConf.merge(*parts)
+    merged.run.data, merged.run.output_dir, merged.data_blend.name = data_dir, run_dir, "given"
+    merged.recipe.per_split_data_args_path = f"{data_dir}/blend.json"
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, PretrainConfig)
+    return config
+
+
+def main() -> int:
+    started = time.time()
+    run_dir, data_dir, *arguments = sys.argv[1:]
+    from nano3.training.megatron import train
+
+    try:
+        outcome = train(build(data_dir, run_dir, arguments), Path(data_dir), Path(run_dir))
+    except Nano3Error as error:
+        print(f"{type(error).__name__}: {error}\nREFUSED {time.time() - started:.1f} s", flush=True)
+        return error.exit_code
+    if is_rank_zero():
+        told = {"status": outcome.status, "iteration": outcome.iteration, "reason": outcome.reason, "checkpoint": str(outcome.checkpoint)}
+        print("OUTCOME " + json.dumps(told | {"seconds": round(time.time() - started, 1)}), flush=True)
+    return outcome.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+"""What nano3 does inside Megatron-Bridge's loop, through its callback events: metrics, stopping, marking checkpoints.
+
+Megatron-Bridge looks the events up by method name, so nothing here needs it to be imported. An event during iteration i sees
+`train_state.step == i - 1` until the step is counted; after it (evaluation, checkpoint) `step == i`.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nano3.errors import Failure
+from nano3.files import write_json
+from nano3.training.checkpoints import MARKER, CheckpointInfo, folder_name
+from nano3.training.metrics import Metrics
+from nano3.training.outcome import SaveHook
+from nano3.training.stop import StopRequest
+
+# Dense bf16 peak of one GPU in FLOP/s, from NVIDIA's data sheets, by a part of the device's name.
+PEAK_FLOPS = {"B300": 2.25e15, "GB200": 2.5e15, "B200": 2.25e15, "H200": 989e12, "H100": 989e12, "GH200": 989e12, "A100": 312e12, "L40S": 362e12}
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Peak dense bf16 FLOP/s of a GPU, or None for one that is not in the table."""
+    return next((flops for name, flops in PEAK_FLOPS.items() if name in device_name), None)
+
+
+@dataclass
+class Clock:
+    """Seconds of training, validation and saving left out. An interval starts at `mark` and is told in seconds per step."""
+
+    now: Callable[[], float] = time.monotonic
+    busy: float = 0.0
+    steps: int = 0
+    _step_started: float = 0.0
+    _last_end: float | None = None
+
+    def start_step(self) -> None:
+        self._step_started = self.now()
+
+    def end_step(self) -> None:
+        """A step lasts from the end of the one before it, unless something else (`interrupt`) ran in between."""
+        end = self.now()
+        self.busy += end - (self._step_started if self._last_end is None else self._last_end)
+        self.steps += 1
+        self._last_end = end
+
+    def interrupt(self) -> None:
+        """Validation or a checkpoint ran since the last step."""
+        self._last_end = None
+
+    def take(self) -> float:
+        """Mean seconds per step since the last call."""
+        mean = self.busy / max(self.steps, 1)
+        self.busy, self.steps = 0.0, 0
+        return mean
+
+
+@dataclass
+class Run:
+    """What the callback knows of the run besides what Megatron-Bridge tells it."""
+
+    metrics: Metrics
+    stop: StopRequest
+    on_save: SaveHook
+    save_folder: Path
+    log_interval: int
+    global_batch_size: int
+    seq_length: int
+    fixed: dict[str, Any] = field(default_factory=dict)
+    told: dict[str, Any] = field(default_factory=dict)
+    per_dataset: Callable[[Any], dict[str, float]] | None = None
+
+
+class TrainingHooks:
+    """The one callback that nano3 registers. `reason` is set once all ranks agreed to stop; `iteration` is the last one done."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.clock = Clock()
+        self.reason = ""
+        self.iteration = 0
+        self.saved: Path | None = None
+        self.first_step_s: float | None = None
+        self._started = time.monotonic()
+        self._flops_per_step = 0.0
+        self._parameters = 0
+        self._validated = -1
+
+    def on_train_start(self, context: Any) -> None:
+        from megatron.bridge.training.utils.flop_utils import num_floating_point_operations
+
+        self.iteration = int(context.state.train_state.step)
+        self._flops_per_step = float(num_floating_point_operations(context.state.cfg, self.run.global_batch_size))
+        self._parameters = sum(p.numel() for chunk in context.model for p in chunk.parameters())
+
+    def on_train_step_start(self, context: Any) -> None:
+        self.clock.start_step()
+
+    def on_train_step_end(self, context: Any) -> None:
+        """Look at the loss, log, and agree on stopping. The step's kernels are done: the gradient norm was read."""
+        iteration = int(context.state.train_state.step) + 1
+        self.clock.end_step()
+        if self.first_step_s is None:
+            self.first_step_s = self.clock.take()
+        loss = loss_of(context.loss_dict)
+        if loss is not None and not math.isfinite(loss):
+            raise Failure(nan_message(iteration, f"loss {loss}"))
+        if context.grad_norm is not None and not math.isfinite(context.grad_norm):
+            raise Failure(nan_message(iteration, f"gradient norm {context.grad_norm}"))
+        self.iteration = iteration
+        if iteration % self.run.log_interval == 0:
+            self._log(context, iteration, loss)
+        self.reason = self.reason or self.run.stop.agreed(iteration, any_rank)
+        if self.reason:
+            # Megatron-Bridge saves and leaves its loop after an iteration that exit_interval divides.
+            context.state.cfg.train.exit_interval = iteration
+
+    def on_eval_start(self, context: Any) -> None:
+        self.clock.interrupt()
+
+    def on_eval_end(self, context: Any) -> None:
+        """Validation of the blend is done: measure each dataset too, and record both, once for an iteration (the end repeats it)."""
+        self.clock.interrupt()
+        iteration = int(context.state.train_state.step)
+        if iteration == self._validated:
+            return
+        self._validated = iteration
+        loss = from_last_stage(loss_of(context.total_loss_dict))
+        sources = self.run.per_dataset(context) if self.run.per_dataset else {}
+        self.run.metrics.log_valid(iteration, loss, sources)
+
+    def on_checkpoint_save(self, context: Any) -> None:
+        """A checkpoint is whole: mark it (a folder without the mark is what a killed save left), then tell the caller."""
+        import torch.distributed as dist
+
+        self.clock.interrupt()
+        if dist.get_rank() != 0:
+            return
+        # Asynchronous saves complete later; the tracker file was written a moment ago and names the iteration that is complete.
+        iteration = int((self.run.save_folder / "latest_checkpointed_iteration.txt").read_text())
+        folder = self.run.save_folder / folder_name(iteration)
+        samples = iteration * self.run.global_batch_size
+        info = CheckpointInfo(
+            iteration=iteration,
+            consumed_samples=samples,
+            consumed_tokens=samples * self.run.seq_length,
+            elapsed_s=time.monotonic() - self._started,
+            parameters=self._parameters,
+            fixed=self.run.fixed,
+            told=self.run.told,
+        )
+        self.run.metrics.flush()
+        write_json(folder / MARKER, vars(info))
+        self.saved = folder
+        self.run.on_save(iteration, folder)
+
+    def _log(self, context: Any, iteration: int, loss: float | None) -> None:
+        import torch
+
+        seconds = self.clock.take()
+        if not seconds:
+            seconds = self.first_step_s or math.nan
+        loss = from_last_stage(loss)
+        world = torch.distributed.get_world_size()
+        flops = self._flops_per_step / seconds / world
+        peak = peak_flops(torch.cuda.get_device_name())
+        samples = int(context.state.train_state.consumed_train_samples) + self.run.global_batch_size
+        values: dict[str, Any] = {
+            "iteration": iteration,
+            "consumed_samples": samples,
+            "consumed_tokens": samples * self.run.seq_length,
+            "loss": loss,
+            "lr": _learning_rate(context.optimizer),
+            "grad_norm": context.grad_norm,
+            "tokens_per_s": self.run.global_batch_size * self.run.seq_length / seconds,
+            "seconds_per_iteration": seconds,
+            "tflops_per_gpu": flops / 1e12,
+            "memory_gb": torch.cuda.max_memory_allocated() / 2**30,
+        }
+        if peak:
+            values["mfu"] = flops / peak
+        self.run.metrics.log(**{k: v for k, v in (values | moe_balance(context.state.cfg)).items() if v is not None})
+
+
+def nan_message(iteration: int, what: str) -> str:
+    """What a run that diverged says."""
+    return (
+        f"Training diverged at iteration {iteration}: {what}. The last checkpoint is from before it. Start again with a smaller "
+        "optimizer.lr or longer scheduler.lr_warmup_iters, or look at the documents of that batch."
+    )
+
+
+def any_rank(flag: bool) -> bool:
+    """Logical or over all ranks; every rank calls it after every step."""
+    import torch
+    import torch.distributed as dist
+
+    if dist.get_world_size() == 1:
+        return flag
+    told = torch.tensor([int(flag)], device="cuda")
+    dist.all_reduce(told, op=dist.ReduceOp.MAX)
+    return bool(told.item())
+
+
+def moe_balance(cfg: Any) -> dict[str, float]:
+    """The router's load-balancing loss, mean over the MoE layers of this rank: 1 x its coefficient when all experts get the same."""
+    from megatron.core.num_microbatches_calculator import get_num_microbatches
+    from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
+
+    found = {}
+    for name, entry in get_moe_metrics_tracker().metrics.items():
+        layers = entry.values[entry.values != 0]
+        if "load_balancing" in name and layers.numel():
+            found[f"moe_{name}"] = float(layers.mean()) / get_num_microbatches()
+    return found
+
+
+def loss_of(losses: dict[str, Any] | None) -> float | None:
+    """Cross entropy per token from Megatron-Bridge's dict; None on ranks that do not hold the last pipeline stage."""
+    return float(losses["lm loss"]) if losses and "lm loss" in losses else None
+
+
+def from_last_stage(loss: float | None) -> float:
+    """The loss on every rank: with pipeline stages only the last one has it."""
+    import torch
+    import torch.distributed as dist
+
+    if dist.get_world_size() == 1 and loss is not None:
+        return loss
+    told = torch.tensor([-math.inf if loss is None else loss], device="cuda", dtype=torch.float64)
+    dist.all_reduce(told, op=dist.ReduceOp.MAX)
+    return float(told.item())
+
+
+def _learning_rate(optimizer: Any) -> float | None:
+    return next((float(g["lr"]) for g in optimizer.param_groups if g and not g.get("is_decoupled_lr")), None)
