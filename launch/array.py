@@ -4,9 +4,9 @@
                      cluster=config.cluster, then=None, dry_run=False)
 
 Task i calls `part(*args, i, 64)`; the finalizer calls `finalize(*args)` when all have returned 0. A task that fails is
-started again alone, cluster.max_crashes times; one that was lost without a word (cancelled, its node gone) is repeated by
-the finalizer. With tasks still missing the finalizer ends with 1 and names them; the same command then does the rest, so
-the entry should find what is done already.
+started again alone, cluster.max_crashes times; one that was lost without a word (cancelled, its node gone) is repeated
+by the finalizer. With tasks still missing the finalizer ends with 1 and names them; the same command then does the
+rest, so the entry should find what is done already.
 """
 
 import contextlib
@@ -28,7 +28,8 @@ from launch.submit import Batch, Submitted, rank_task, record, submit_batch
 from nano3.config.cluster import ClusterConfig
 from nano3.errors import Failure, UserError
 
-# More lost tasks than this were not lost by accident: the finalizer reports instead of repeating them one after another.
+# More lost tasks than this were not lost by accident: the finalizer reports instead of repeating them one after
+# another.
 _REPEATED = 4
 
 
@@ -92,8 +93,8 @@ def run_array(
 ) -> int:
     """Run all tasks, then the finalizer, then the job `then`, where `cluster` says; the exit code of what ended it.
 
-    Here (cluster.kind=local) everything runs in this process, one after another. On Slurm attached follows to the end of
-    the last job, detached prints the ids. Raises UserError with all problems that can be seen before submission.
+    Here (cluster.kind=local) everything runs in this process, one after another. On Slurm attached follows to the end
+    of the last job, detached prints the ids. Raises UserError with all problems that can be seen before submission.
     """
     array = Array(name, folder, entry, args, tasks, finalize, cluster, container, preview)
     check([Job(name, folder, entry, args, cluster, container), *([then] if then else [])])
@@ -104,7 +105,7 @@ def run_array(
     if dry_run:
         return _show(array, then)
     submitted = _submit(array, then)
-    ids = [job_id for one in submitted for job_id in ledger.read(one.job.run_dir)[-1].ids]
+    ids = [job_id for one in submitted for job_id in ledger.read(one.run_dir)[-1].ids]
     say(f"submitted array {ids[0]} of {tasks} tasks, finalizer {ids[1]}" + (f", then job {ids[2]}" if then else ""))
     if cluster.mode == "detached":
         say(how_to_follow(folder))
@@ -146,8 +147,7 @@ def _submit(array: Array, then: Job | None) -> list[Submitted]:
         array_id = taken[0].partition("_")[0]
         final = array.finalizer(array_id)
         taken += final.submit()
-        one = Submitted(taken[1], final.jobs[0], final.folder)
-        record(one, final, parts=(array_id,))
+        one = record(final, final.jobs[0], taken[1], parts=(array_id,))
         if then is None:
             return [one]
         batch = Batch([replace(then, after=(*then.after, one.id))], then.name, then.run_dir / "slurm")

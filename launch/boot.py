@@ -1,4 +1,5 @@
-"""First code of a rank: `python boot.py -m MODULE ARGS...` puts the snapshot that holds this file before everything else.
+"""First code of a rank: `python boot.py -m MODULE ARGS...` puts the snapshot that holds this file before everything
+else.
 
 PYTHONPATH would do the same, but a container image may set its own, and `python -m` puts the working folder first.
 Only the standard library: the container's Python runs this.
@@ -15,7 +16,7 @@ def main() -> None:
     code = str(Path(__file__).resolve().parent)
     spare = str(Path(code) / "spare")
     arguments = sys.argv[1:]
-    while arguments and arguments[0] != "-m":  # submitit writes "-u -m module"; output is unbuffered through the environment
+    while arguments and arguments[0] != "-m":  # submitit writes "-u -m module"
         arguments.pop(0)
     sys.path[0] = code
     sys.path.append(spare)

@@ -57,8 +57,8 @@ def _choice(key: str, value: str, allowed: tuple[str, ...]) -> Iterator[str]:
 
 def _numbers(cluster: ClusterConfig) -> Iterator[str]:
     least = {
-        "nproc_per_node": 1, "nodes": 1, "ntasks_per_node": 1, "gpus_per_node": 0, "cpus_per_task": 1, "signal_delay_s": 30,
-        "max_requeues": 0, "max_crashes": 1, "array_parallelism": 1, "tasks": 1,
+        "nproc_per_node": 1, "nodes": 1, "ntasks_per_node": 1, "gpus_per_node": 0, "cpus_per_task": 1,
+        "signal_delay_s": 30, "max_requeues": 0, "max_crashes": 1, "array_parallelism": 1, "tasks": 1,
     }  # fmt: skip
     for key, minimum in least.items():
         value = getattr(cluster, key)
@@ -90,11 +90,11 @@ def _slurm_problems(job: Job) -> Iterator[str]:
     else:
         if limit is not None and limit <= cluster.signal_delay_s:
             yield (
-                f"cluster.time={cluster.time} leaves no time to work: cluster.signal_delay_s={cluster.signal_delay_s} seconds "
-                "before the limit the run is told to stop. Raise the one or lower the other."
+                f"cluster.time={cluster.time} leaves no time to work: the run is told to stop "
+                f"cluster.signal_delay_s={cluster.signal_delay_s} seconds before it. Raise the one or lower the other."
             )
     if re.search(r"[%\\\x00-\x1f]", str(job.run_dir.absolute())):
-        yield f"The run folder {str(job.run_dir)!r} has a character that Slurm's file names cannot have (%, \\ or a control character)."
+        yield f"{str(job.run_dir)!r}: Slurm's file names cannot have %, \\ or a control character. Rename the run folder."
     yield from _argument_problems("cluster.sbatch_args", cluster.sbatch_args)
     yield from _argument_problems("cluster.srun_args", cluster.srun_args)
     yield from _container_problems(job)
@@ -133,7 +133,7 @@ def _machine_problems(jobs: list[Job]) -> Iterator[str]:
     if not clusters:
         return
     if not shutil.which("sbatch") or not shutil.which("srun"):
-        yield "This machine has no sbatch and srun, so nothing can be submitted to Slurm. Use cluster=local, or log in to a submit host."
+        yield "This machine has no sbatch and srun: it cannot submit. Use cluster=local, or log in to a submit host."
         return
     partitions = slurm.partitions()
     for name in {part for cluster in clusters if cluster.partition for part in cluster.partition.split(",")}:

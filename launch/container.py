@@ -9,7 +9,7 @@ from launch.job import Job
 
 
 def mounts(job: Job, folders: Iterable[Path]) -> list[str]:
-    """"host:container[:flags]" of the working folder, launch's own `folders` and cluster.mounts; nothing twice."""
+    """The working folder, launch's own `folders` and cluster.mounts, as "host:container[:flags]"; nothing twice."""
     own: list[str] = []
     for folder in [Path.cwd(), *folders]:
         if not any(folder.is_relative_to(have) for have in own):
@@ -24,7 +24,11 @@ def srun_words(job: Job, binds: list[str]) -> list[str]:
     """
     if job.cluster.container_runtime != "pyxis":
         return []
-    words = [f"--container-image={job.container}", f"--container-mounts={','.join(binds)}", f"--container-workdir={Path.cwd()}"]
+    words = [
+        f"--container-image={job.container}",
+        f"--container-mounts={','.join(binds)}",
+        f"--container-workdir={Path.cwd()}",
+    ]
     if job.cluster.env:
         words.append(f"--container-env={','.join(job.cluster.env)}")
     return words

@@ -7,7 +7,7 @@ from launch import sweep as sweeping
 from launch.check import check
 from launch.follow import attached, follow, say
 from launch.job import Job
-from launch.submit import Batch, Submitted, submit_batch
+from launch.submit import Batch, submit_batch
 from nano3.console import console
 from nano3.errors import UserError
 
@@ -15,9 +15,9 @@ from nano3.errors import UserError
 def run(jobs: list[Job], *, dry_run: bool = False, sweep: bool = False) -> int:
     """Run the jobs where their `cluster` says, and give the exit code of this command.
 
-    One job runs here (in this process, or under torchrun) or is submitted; attached it is followed to its end and its exit
-    code is returned, detached 0. With `sweep=True` every job is a point: see launch.sweep. `dry_run` shows and does nothing.
-    Raises UserError with all problems that can be seen before anything is started.
+    One job runs here (in this process, or under torchrun) or is submitted; attached it is followed to its end and its
+    exit code is returned, detached 0. With `sweep=True` every job is a point: see launch.sweep. `dry_run` shows and
+    does nothing. Raises UserError with all problems that can be seen before anything is started.
     """
     if not jobs:
         raise UserError("There is nothing to run.")
@@ -68,9 +68,9 @@ def how_to_follow(run_dir: Path) -> str:
 
 
 def _submit_one(batch: Batch) -> int:
-    one: Submitted = submit_batch(batch)[0]
-    say(f"submitted job {one.id}: {one.job.run_dir}")
-    if one.job.cluster.mode == "detached":
-        say(how_to_follow(one.job.run_dir))
+    one = submit_batch(batch)[0]
+    say(f"submitted job {one.id}: {one.run_dir}")
+    if batch.jobs[0].cluster.mode == "detached":
+        say(how_to_follow(one.run_dir))
         return 0
-    return attached(lambda: follow(one), [one.id], how_to_follow(one.job.run_dir))
+    return attached(lambda: follow(one), [one.id], how_to_follow(one.run_dir))

@@ -1,8 +1,8 @@
 """`launch.elastic FOLDER module:function ARGS...`: one rank under torchrun, with what torchrun does not keep.
 
-torchrun ends all ranks when one exits with anything but 0, and itself exits with 1 whatever the rank's code was. So every
-rank leaves its code in FOLDER/RANK.exit, and 75 is told to torchrun as success: a rank that has saved must not end the
-others while they save. Ranks other than 0 write to FOLDER/rank_RANK.log.
+torchrun ends all ranks when one exits with anything but 0, and itself exits with 1 whatever the rank's code was. So
+every rank leaves its code in FOLDER/RANK.exit, and 75 is told to torchrun as success: a rank that has saved must not
+end the others while they save. Ranks other than 0 write to FOLDER/rank_RANK.log.
 """
 
 import os

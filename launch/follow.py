@@ -86,8 +86,8 @@ class Watch:
         self._unknown_since = self._unknown_since or time.monotonic()
         if time.monotonic() - self._unknown_since > _FORGOTTEN_S:
             raise Failure(
-                f"Slurm knows nothing of job {', '.join(jobs)} (any more), and there is no accounting to ask. Its log and "
-                "run folder say how it ended."
+                f"Slurm knows nothing of job {', '.join(jobs)} (any more), and there is no accounting to ask. "
+                "Its log and run folder say how it ended."
             )
 
     @property
@@ -108,32 +108,32 @@ def describe(state: slurm.JobState) -> str:
     return " ".join(words)
 
 
-def follow(one: Submitted, from_end: bool = False) -> int:
-    """Stream rank 0's log until the job has ended for good; its exit code."""
-    watch = Watch([one.id], one.job.cluster.poll_s)
-    stream = LogStream(one.log(), from_end)
+def follow(one: Submitted, rank: int = 0, from_end: bool = False) -> int:
+    """Stream one rank's log until the job has ended for good; its exit code."""
+    watch = Watch([one.id], one.poll_s)
+    stream = LogStream(one.log(rank), from_end)
     told = ""
     while not watch.ended:
         stream.copy()
         if watch.look() and (now := describe(watch.states[one.id])) != told:
             say(f"job {one.id} {now}")
             told = now
-        time.sleep(min(_LOG_S, one.job.cluster.poll_s))
+        time.sleep(min(_LOG_S, one.poll_s))
     stream.copy()
     state = watch.states[one.id]
-    ledger.end(one.job.run_dir, one.id, state)
+    ledger.end(one.run_dir, one.id, state)
     if state.code:
-        report_failure(one, state)
+        report_failure(one, state, rank)
     return state.code
 
 
-def report_failure(one: Submitted, state: slurm.JobState) -> None:
+def report_failure(one: Submitted, state: slurm.JobState, streamed: int) -> None:
     """Which rank failed first, and the end of its log unless that was streamed."""
     first = one.folder / f"{one.id}.exit"
     if first.exists():
         code, rank, host = first.read_text().split()
         say(f"job {one.id}: rank {rank} on {host} failed first, with exit code {code}")
-        if rank != "0":
+        if rank != str(streamed):
             log = one.log(int(rank))
             say(f"end of {log}:")
             sys.stdout.flush()

@@ -1,6 +1,7 @@
 """Hydra's `--multirun` on the same road as a single run: compose every point once, make its Job, `launch.run` them all.
 
-An application selects it with `override hydra/launcher: nano3` and names its factory, which takes (cfg, run_dir, label):
+An application selects it with `override hydra/launcher: nano3` and names its factory, which takes (cfg, run_dir,
+label):
 
     hydra:
       sweep: {dir: "${run.output_dir}"}
@@ -86,7 +87,8 @@ def _done(overrides: list[str], config: DictConfig) -> JobReturn:
 
 
 def _remove_sweep_record(sweep_dir: Path) -> None:
-    """Remove what Hydra's sweeper has just written: multirun.yaml, without the points' overrides, and its empty folders.
+    """Remove what Hydra's sweeper has just written: multirun.yaml, without the points' overrides, and its empty
+    folders.
 
     Every point has its own frozen configuration; a dry run must leave nothing.
     """

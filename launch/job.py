@@ -15,10 +15,11 @@ AGAIN = 75
 
 @dataclass(frozen=True)
 class Job:
-    """One run. `entry` is "module:function"; every rank calls it with `args` and exits with the code it returns (None is 0).
+    """One run. `entry` is "module:function"; every rank calls it with `args` and exits with the code it returns (None
+    is 0).
 
-    Under Slurm an entry that returns 75 is requeued. SIGTERM and SIGUSR2 ask an entry to save and return 75; each may arrive
-    more than once. An entry that installs no handler for them is ended with 75 at once.
+    Under Slurm an entry that returns 75 is requeued. SIGTERM and SIGUSR2 ask an entry to save and return 75; each may
+    arrive more than once. An entry that installs no handler for them is ended with 75 at once.
     """
 
     # Shown in the queue; need not be unique.
@@ -38,7 +39,8 @@ class Job:
     after: tuple[str, ...] = ()
     # File in the run folder that the entry writes at its very end: a sweep does not run such a point again.
     done_marker: str = "finished.json"
-    # File in the run folder that the entry rewrites with each checkpoint: starts that leave it unchanged count as crashes.
+    # File in the run folder that the entry rewrites with each checkpoint: starts that leave it unchanged count as
+    # crashes.
     progress_marker: str = "progress.json"
 
     @property

@@ -87,5 +87,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{folder}: another command is submitting to this folder right now. Wait for it to end.") from None
+            raise UserError(
+                f"{folder}: another command is submitting to this folder right now. Wait for it to end."
+            ) from None
         yield

@@ -32,8 +32,8 @@ def rank_command(job: Job) -> list[str]:
     if job.ranks == 1:
         return [sys.executable, "-u", "-m", "launch.rank", job.entry, *job.args]
     return [
-        sys.executable, "-u", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.ranks}", "--max-restarts=0",
-        "-m", "launch.elastic", str(job.run_dir.absolute() / "logs"), job.entry, *job.args,
+        sys.executable, "-u", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.ranks}",
+        "--max-restarts=0", "-m", "launch.elastic", str(job.run_dir.absolute() / "logs"), job.entry, *job.args,
     ]  # fmt: skip
 
 
@@ -51,7 +51,8 @@ def show(job: Job) -> int:
 
 
 def run_torchrun(job: Job) -> int:
-    """Start the ranks under torchrun; the exit code of the rank that failed first, 75 when they stopped with their state saved."""
+    """Start the ranks under torchrun; the exit code of the rank that failed first, 75 when they stopped with their
+    state saved."""
     code, reason = run_process(job, None)
     if reason:
         say(reason)
@@ -61,8 +62,8 @@ def run_torchrun(job: Job) -> int:
 def run_process(job: Job, log: Path | None) -> tuple[int, str]:
     """Run the job as a process here; its exit code and, when it failed, what is known of why.
 
-    stdout and stderr go to `log` when given. SIGINT, SIGTERM and SIGUSR2 to this process are passed to the ranks, so that
-    they can save; the second SIGINT kills.
+    stdout and stderr go to `log` when given. SIGINT, SIGTERM and SIGUSR2 to this process are passed to the ranks, so
+    that they can save; the second SIGINT kills.
     """
     logs = job.run_dir.absolute() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -139,4 +140,3 @@ def _torchrun_outcome(job: Job, logs: Path, code: int) -> tuple[int, str]:
     if rank != "0":
         lines += [f"end of {own_log}:", *tail(own_log)]
     return end, "\n".join(lines)
-

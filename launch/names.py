@@ -15,7 +15,8 @@ def slug(text: str) -> str:
 
 
 def time_seconds(text: str) -> int | None:
-    """Seconds of a Slurm time limit: "M", "M:S", "H:M:S", "D-H", "D-H:M" or "D-H:M:S" (sbatch(1), --time). None: no limit.
+    """Seconds of a Slurm time limit: "M", "M:S", "H:M:S", "D-H", "D-H:M" or "D-H:M:S" (sbatch(1), --time). None: no
+    limit.
 
     Raises ValueError for anything else.
     """

@@ -2,8 +2,9 @@
 
 Its exit code is what the function returns.
 
-A `Nano3Error` is told without a traceback and ends with its own code; any other exception with its traceback and 1. Until
-the entry installs its own handlers, SIGTERM and SIGUSR2 end the rank with 75: nothing is lost yet, start it again.
+A `Nano3Error` is told without a traceback and ends with its own code; any other exception with its traceback and 1.
+Until the entry installs its own handlers, SIGTERM and SIGUSR2 end the rank with 75: nothing is lost yet, start it
+again.
 """
 
 import importlib
@@ -32,7 +33,11 @@ def call(entry: str, args: tuple[str | int, ...]) -> int:
 def _stop_early(signum: int, frame: FrameType | None) -> None:
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # the second of a pair must not break the way out of the first
-    print(f"launch: {signal.Signals(signum).name} before anything was done: to be started again", file=sys.stderr, flush=True)
+    print(
+        f"launch: {signal.Signals(signum).name} before anything was done: to be started again",
+        file=sys.stderr,
+        flush=True,
+    )
     raise SystemExit(AGAIN)
 
 

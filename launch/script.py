@@ -25,7 +25,7 @@ code=$?
 if [ "$code" = 0 ] && [ -e "$state.again" ]; then
   code=75
   if [ "${{SLURM_RESTART_COUNT:-0}}" -ge {max_requeues} ]; then
-    echo "launch: stopped after {max_requeues} requeues (cluster.max_requeues); start the same command again to go on" >&2
+    echo "launch: stopped after cluster.max_requeues={max_requeues} requeues; the same command goes on from here" >&2
   elif scontrol show job -o "$job" | grep -q ' JobState=RUNNING ' && scontrol requeue "$job"; then
     sleep 120
   fi

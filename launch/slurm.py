@@ -12,8 +12,8 @@ from nano3.errors import Failure
 
 # Exit code for a job that ended without one of its own, as a shell or timeout(1) would give it.
 _END_CODES = {
-    "COMPLETED": 0, "FAILED": 1, "CANCELLED": 143, "PREEMPTED": 143, "TIMEOUT": 124, "DEADLINE": 124, "OUT_OF_MEMORY": 137,
-    "NODE_FAIL": 1, "BOOT_FAIL": 1, "REVOKED": 1,
+    "COMPLETED": 0, "FAILED": 1, "CANCELLED": 143, "PREEMPTED": 143, "TIMEOUT": 124, "DEADLINE": 124,
+    "OUT_OF_MEMORY": 137, "NODE_FAIL": 1, "BOOT_FAIL": 1, "REVOKED": 1,
 }  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def parse_scontrol(line: str) -> Iterator[tuple[str, JobState]]:
 
 
 def _array_indices(text: str) -> Iterator[int]:
-    """"0-3,7%2" as 0 1 2 3 7."""
+    """Numbers of a list like "0-3,7%2": 0 1 2 3 7."""
     for part in text.partition("%")[0].split(","):
         first, _, last = part.partition("-")
         if first.isdigit():
@@ -146,12 +146,16 @@ def test_only(script: str) -> tuple[bool, str]:
 def submit_environment(keep: Iterable[str]) -> Iterator[None]:
     """Hide what an allocation around this process, or a login profile, would smuggle into a new job.
 
-    submitit removes all of SLURM_*, SBATCH_* and the rank variables; the way to the cluster (SLURM_CONF) and the variables
-    in `keep` come back.
+    submitit removes all of SLURM_*, SBATCH_* and the rank variables; the way to the cluster (SLURM_CONF) and the
+    variables in `keep` come back.
     """
     import submitit
 
-    kept = {key: os.environ[key] for key in ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", *keep) if key in os.environ}
+    kept = {
+        key: os.environ[key]
+        for key in ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", *keep)
+        if key in os.environ
+    }
     with submitit.helpers.clean_env():
         os.environ.update(kept)
         try:
@@ -162,4 +166,7 @@ def submit_environment(keep: Iterable[str]) -> Iterator[None]:
 
 
 def _ask(*words: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(words, capture_output=True, text=True, check=False)
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise Failure(f"This machine has no {words[0]}: Slurm's client commands are not installed here.") from None

@@ -51,8 +51,8 @@ class Snapshot:
 def plan(parent: Path, entries: set[str]) -> Snapshot:
     """What a snapshot for these entries holds, without writing anything.
 
-    nano3, launch, the top package of each entry that is not installed, and what a rank needs of submitit. In a Git working
-    copy: tracked files as they are now, and new ones that are not ignored.
+    nano3, launch, the top package of each entry that is not installed, and what a rank needs of submitit. In a Git
+    working copy: tracked files as they are now, and new ones that are not ignored.
     """
     root = Path(launch.__file__).resolve().parent.parent
     files: dict[str, Path] = {"boot.py": root / "launch" / "boot.py"}

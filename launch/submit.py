@@ -21,9 +21,10 @@ class Submitted:
     """A job that Slurm has taken."""
 
     id: str
-    job: Job
+    run_dir: Path
     # RUN_DIR/slurm, or that of the sweep.
     folder: Path
+    poll_s: float = 2.0
 
     def log(self, rank: int = 0) -> Path:
         """stdout and stderr of one rank; rank 0's has what Slurm and the job script say as well."""
@@ -40,7 +41,9 @@ class Batch:
         self.folder = folder.absolute()
         first = self.jobs[0]
         self.tasks = list(tasks or [rank_task(job, self.folder) for job in self.jobs])
-        self.snapshot = snapshot.plan(self.folder, {job.entry for job in self.jobs} | {task.entry for task in self.tasks})
+        self.snapshot = snapshot.plan(
+            self.folder, {job.entry for job in self.jobs} | {task.entry for task in self.tasks}
+        )
         binds = container.mounts(first, [self.folder, *(job.run_dir.absolute() for job in self.jobs)])
         python = script.python_command(first, self.snapshot.boot, binds, sys.executable)
         self.executor = SlurmExecutor(self.folder, python=python)
@@ -98,8 +101,13 @@ def rank_task(job: Job, folder: Path, **more: Any) -> RankTask:
 
 
 def kept_variables(job: Job) -> list[str]:
-    """A user's own sbatch defaults hold where the profile says nothing; they would otherwise win over the job script."""
-    defaults = {"SBATCH_ACCOUNT": job.cluster.account, "SBATCH_PARTITION": job.cluster.partition, "SBATCH_QOS": job.cluster.qos}
+    """A user's own sbatch defaults hold where the profile says nothing; they would otherwise win over the job
+    script."""
+    defaults = {
+        "SBATCH_ACCOUNT": job.cluster.account,
+        "SBATCH_PARTITION": job.cluster.partition,
+        "SBATCH_QOS": job.cluster.qos,
+    }
     return [key for key, value in defaults.items() if value is None and key in os.environ]
 
 
@@ -110,14 +118,12 @@ def submit_batch(batch: Batch) -> list[Submitted]:
             locks.enter_context(ledger.locked(job.run_dir / "slurm"))
             ledger.refuse_if_active(job.run_dir)
         ids = batch.submit()
-        taken = [Submitted(job_id, job, batch.folder) for job_id, job in zip(ids, batch.jobs, strict=True)]
-        for one in taken:
-            record(one, batch)
-    return taken
+        return [record(batch, job, job_id) for job, job_id in zip(batch.jobs, ids, strict=True)]
 
 
-def record(one: Submitted, batch: Batch, parts: tuple[str, ...] = ()) -> None:
+def record(batch: Batch, job: Job, job_id: str, parts: tuple[str, ...] = ()) -> Submitted:
     """Write a submission into its run's jobs.json."""
+    one = Submitted(job_id, job.run_dir, batch.folder, job.cluster.poll_s)
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    entry = ledger.Entry(one.id, one.job.name, now, str(one.log()), str(batch.script_file(one.id)), parts)
-    ledger.add(one.job.run_dir, entry)
+    ledger.add(job.run_dir, ledger.Entry(job_id, job.name, now, str(one.log()), str(batch.script_file(job_id)), parts))
+    return one

@@ -4,7 +4,6 @@ A point whose done marker exists is not run again, so the same command goes on w
 does not stop the others; the exit code is that of the first point, in order, that failed.
 """
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -18,11 +17,11 @@ from launch import ledger, slurm
 from launch.follow import Watch, attached, describe, say, tail
 from launch.job import AGAIN, Job
 from launch.local import run_process, show
+from launch.metrics import last_metrics, loss_text
 from launch.submit import Batch, Submitted, submit_batch
 from nano3.console import console, table
 
 _COLUMNS = ("point", "job", "state", "loss", "exit")
-_METRICS_TAIL = 1 << 16
 
 
 @dataclass
@@ -36,24 +35,9 @@ class Row:
 
     def cells(self) -> tuple[str, ...]:
         """Text of each column."""
-        return (self.job.label or self.job.name, self.id, self.state, last_loss(self.job.run_dir), "" if self.code is None else str(self.code))
-
-
-def last_loss(run_dir: Path) -> str:
-    """The newest training loss in RUN_DIR/metrics.jsonl, "" when there is none yet."""
-    try:
-        with (run_dir / "metrics.jsonl").open("rb") as f:
-            f.seek(max(0, os.fstat(f.fileno()).st_size - _METRICS_TAIL))
-            lines = f.read().splitlines()
-    except FileNotFoundError:
-        return ""
-    for line in reversed(lines):
-        try:
-            loss = json.loads(line)["loss"]
-        except (ValueError, KeyError, TypeError):
-            continue  # a validation line, or one that is being written
-        return f"{loss:.4f}" if isinstance(loss, float) else str(loss)
-    return ""
+        code = "" if self.code is None else str(self.code)
+        loss = loss_text(last_metrics(self.job.run_dir))
+        return (self.job.label or self.job.name, self.id, self.state, loss, code)
 
 
 class View:
@@ -116,7 +100,9 @@ def _outcome(rows: list[Row], log: Callable[[Row], Path]) -> int:
 def show_local(jobs: list[Job]) -> int:
     """A dry run of a local sweep."""
     for job in jobs:
-        console().print(f"# ---- point {job.label}: {job.run_dir}{' (finished before)' if job.finished else ''}", markup=False)
+        console().print(
+            f"# ---- point {job.label}: {job.run_dir}{' (finished before)' if job.finished else ''}", markup=False
+        )
         show(job)
     return 0
 
@@ -168,7 +154,7 @@ def run_slurm(jobs: list[Job]) -> int:
             slurm.cancel(one.id for one in taken)
             say(f"cancelled {', '.join(one.id for one in taken)}: the sweep is submitted whole or not at all")
         raise
-    ids = {one.job.run_dir: one for one in taken}
+    ids = {one.run_dir: one for one in taken}
     for row in rows:
         if row.job.run_dir in ids:
             row.id, row.state = ids[row.job.run_dir].id, "submitted"

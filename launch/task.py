@@ -1,13 +1,13 @@
 """What one Slurm task does: give the rank its environment, start it, pass signals on, and record how it ended.
 
-submitit pickles a `RankTask` and calls it in every task of the job. The rank itself is a child process (launch.rank), so
-that its end is recorded whatever ends it: an exit code, a segmentation fault, the out-of-memory killer.
+submitit pickles a `RankTask` and calls it in every task of the job. The rank itself is a child process (launch.rank),
+so that its end is recorded whatever ends it: an exit code, a segmentation fault, the out-of-memory killer.
 
 Two files tell the job script (launch.script) what happened, both named after the job's id:
     ID.exit     first rank that failed by itself: "CODE RANK HOST" on the first line
     ID.again    a rank wants the job to be requeued
-A task whose rank returned 75 exits with 0, because srun ends all other tasks when one exits with anything else, and these
-may still be writing their part of the checkpoint.
+A task whose rank returned 75 exits with 0, because srun ends all other tasks when one exits with anything else, and
+these may still be writing their part of the checkpoint.
 """
 
 import contextlib
@@ -92,7 +92,10 @@ class RankTask:
             return 0
         if not child.told_to_end:  # else it died with the others, of another rank's failure
             if restarts() < self.retries:
-                print(f"launch: exit code {code}; starting this task again ({restarts() + 1} of {self.retries})", flush=True)
+                print(
+                    f"launch: exit code {code}; starting this task again ({restarts() + 1} of {self.retries})",
+                    flush=True,
+                )
                 prefix.with_name(prefix.name + ".again").touch()
                 return 0
             record_failure(prefix, code)
@@ -112,16 +115,16 @@ def record_failure(prefix: Path, code: int) -> None:
 def check_starts(prefix: Path, progress_file: Path, max_crashes: int) -> None:
     """Note this start; `Failure` when the last `max_crashes` starts of this job ended without progress.
 
-    Progress is any change of `progress_file`. Starts are counted whatever ended them: a node that dies at every start of
-    this job, a time limit that is too short to save even once, a preemption at every start.
+    Progress is any change of `progress_file`. Starts are counted whatever ended them: a node that dies at every start
+    of this job, a time limit that is too short to save even once, a preemption at every start.
     """
     starts_file = prefix.with_name(prefix.name + ".starts.json")
     starts: list[str] = read_json(starts_file) if restarts() else []
     now = progress_file.read_text() if progress_file.exists() else ""
     if len(starts) >= max_crashes and all(before == now for before in starts[-max_crashes:]):
         raise Failure(
-            f"Gave up: the last {max_crashes} starts of this job made no progress ({progress_file} did not change). See the log "
-            "above for what ended them; raise cluster.max_crashes if it is only that the run is often preempted early."
+            f"Gave up: the last {max_crashes} starts of this job made no progress ({progress_file} did not change). "
+            "See the log above for what ended them; raise cluster.max_crashes if it is only preempted too early."
         )
     write_json(starts_file, [*starts, now])
 
@@ -148,7 +151,7 @@ class Child:
             self._pending.append(signum)
             return
         self._process.send_signal(signum)
-        if signum == signal.SIGUSR2:  # the time limit is near; end before it, because a job that reaches it is not requeued
+        if signum == signal.SIGUSR2:  # the time limit is near, and a job that reaches it is not requeued
             timer = threading.Timer(self._grace_s, self._kill)
             timer.daemon = True
             timer.start()
@@ -156,7 +159,9 @@ class Child:
     def _kill(self) -> None:
         assert self._process is not None
         if self._process.poll() is None:
-            print(f"launch: not stopped {self._grace_s:.0f} s after SIGUSR2: killing the rank and requeueing", flush=True)
+            print(
+                f"launch: not stopped {self._grace_s:.0f} s after SIGUSR2: killing the rank and requeueing", flush=True
+            )
             self.killed_late = True
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
