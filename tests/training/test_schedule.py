@@ -94,7 +94,7 @@ def test_only_matrices_decay(tables: dict) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"scheduler.lr_decay_style": "wsd"}, ["Did you mean 'WSD'"]),
+        ({"scheduler.lr_decay_style": "wsd"}, ["Allowed: WSD"]),
         ({"scheduler.lr_wsd_decay_style": "square"}, ["lr_wsd_decay_style=square", "minus_sqrt"]),
         ({"scheduler.lr_wsd_decay_iters": None}, ["scheduler.lr_wsd_decay_iters=2"]),
         ({"scheduler.lr_wsd_decay_iters": 11}, ["between 1 and 10"]),

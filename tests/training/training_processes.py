@@ -18,6 +18,7 @@ from typing import Any
 from nano3.config import ModelConfig, PretrainConfig
 from nano3.training.metrics import read_metrics
 from nano3.training.outcome import Outcome
+from nano3.training.transformers import train
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
@@ -125,8 +126,6 @@ class Child:
 
 def start(config: PretrainConfig, data: Path, run_dir: Path) -> Child:
     """`train` in a process of its own."""
-    from nano3.training.transformers import train
-
     return Child(train, (config, data, run_dir), run_dir / "log.txt")
 
 
@@ -135,10 +134,10 @@ def train_here(config: PretrainConfig, data: Path, run_dir: Path) -> Outcome:
     return start(config, data, run_dir).result()
 
 
-def start_ranks(config: PretrainConfig, data: Path, run_dir: Path, ranks: int) -> list[Child]:
-    """`train` in `ranks` processes with the environment that torchrun sets."""
-    from nano3.training.transformers import train
-
+def start_ranks(
+    config: PretrainConfig, data: Path, run_dir: Path, ranks: int, job: Callable[..., Any] = train
+) -> list[Child]:
+    """`job` in `ranks` processes with the environment that torchrun sets."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -149,9 +148,7 @@ def start_ranks(config: PretrainConfig, data: Path, run_dir: Path, ranks: int) -
         "MASTER_PORT": str(port),
     }
     return [
-        Child(
-            train, (config, data, run_dir), run_dir / f"log_{r}.txt", {**common, "RANK": str(r), "LOCAL_RANK": str(r)}
-        )
+        Child(job, (config, data, run_dir), run_dir / f"log_{r}.txt", {**common, "RANK": str(r), "LOCAL_RANK": str(r)})
         for r in range(ranks)
     ]
 
