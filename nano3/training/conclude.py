@@ -11,7 +11,7 @@ from nano3.training.summary import print_summary
 
 
 def conclude(config: PretrainConfig, run_dir: Path) -> None:
-    """Print the summary, draw loss.png, and continue `logger.sample_prompts`. What is there already is only shown again."""
+    """Print the summary, draw loss.png, and continue `logger.sample_prompts`. What is there is only shown again."""
     print_summary(run_dir)
     picture, samples = run_dir / "loss.png", run_dir / "samples.txt"
     fresh = not picture.exists() or picture.stat().st_mtime < (run_dir / "metrics.jsonl").stat().st_mtime
