@@ -66,8 +66,7 @@ def make_manifest(plan: Plan, shards: list[ShardReceipt], units: list[UnitReceip
     info = plan.tokenizer
     entries = [shard_entry(plan, s) for s in sorted(shards, key=lambda s: (s.split, s.dataset, s.shard)) if s.name]
     datasets = [dataset_entry(plan, d, shards, units) for d in range(len(plan.datasets))]
-    used = [name for i, name in enumerate(SPLITS) if any(d.shards[i] for d in plan.datasets)]
-    splits = {name: sum_counts([d["splits"][name] for d in datasets]) for name in used}
+    splits = {name: sum_counts([d["splits"][name] for d in datasets]) for name in SPLITS}
     engine_names = {r.engine for r in units}
     return Manifest(
         format=FORMAT,
@@ -146,7 +145,7 @@ def sum_counts(rows: list[dict[str, int]]) -> dict[str, int]:
 
 
 def make_blend(manifest: Manifest, folder: Path) -> dict[str, list[str]]:
-    """blend.json: for each split weight, absolute prefix, weight, …
+    """blend.json: for each split weight, absolute prefix, weight, … (no entry at all for a split without tokens).
 
     A shard's weight is its dataset's weight times its share of the dataset's tokens in the split, as a decimal string.
     """

@@ -65,13 +65,13 @@ class Meter:
 
 def report(manifest: Manifest, meter: Meter | None) -> None:
     """The table at the end."""
-    names = list(manifest.splits)
+    names = [name for name, counts in manifest.splits.items() if counts["documents"]]
     rows = []
     for d in manifest.datasets:
         cells = [f"{d['splits'][s]['documents']:,} / {d['splits'][s]['tokens']:,}" for s in names]
         skipped = ", ".join(f"{n:,} {reason}" for reason, n in d["skipped"].items())
         rows.append([d["name"], f"{d['documents']:,}", f"{d['tokens']:,}", *cells, skipped or "-"])
-    total = [f"{s['documents']:,} / {s['tokens']:,}" for s in manifest.splits.values()]
+    total = [f"{s['documents']:,} / {s['tokens']:,}" for s in (manifest.splits[n] for n in names)]
     documents, tokens = (sum(d[k] for d in manifest.datasets) for k in ("documents", "tokens"))
     if len(rows) > 1:
         rows.append(["all", f"{documents:,}", f"{tokens:,}", *total, ""])

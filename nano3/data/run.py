@@ -1,6 +1,7 @@
 """The whole of data preparation: plan, do, finish. `prepare` does it here; the three steps also run apart, over an array of jobs."""
 
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from nano3.config import PrepOptions, SourceConfig
@@ -11,11 +12,14 @@ from nano3.data.manifest import Manifest, encode_json, load_manifest, make_blend
 from nano3.data.plan import SPLITS, Plan, load_plan
 from nano3.data.planner import Request, make_plan, read_request
 from nano3.data.progress import Meter, report
-from nano3.data.state import State
+from nano3.data.shard import ShardReceipt, join_shard
+from nano3.data.state import Shard, State
 from nano3.data.tokenizer import copy_tokenizer
-from nano3.data.workers import Pool, Task
+from nano3.data.workers import Pool
 from nano3.errors import Failure, UserError
-from nano3.files import write_text
+from nano3.files import fsync_dir, write_text
+
+JOIN_THREADS = 4
 
 
 def prepare(sources: list[SourceConfig], options: PrepOptions, blend_name: str) -> Manifest:
@@ -197,29 +201,35 @@ def prove(pool: Pool, workers: int) -> str:
 
 
 def drain(pool: Pool, state: State, meter: Meter) -> str:
-    """Hand out units in order, and each shard as soon as its units are done. Gives what a re-check found wrong, or ""."""
+    """Hand out units in order; join each shard, in a thread here, as soon as its units are done.
+
+    Gives what a re-check found wrong, or "".
+    """
     units = state.open_units()[::-1]
     shards = state.open_shards()[::-1]
     waiting = set(units)
+    joins: dict[Shard, Future[ShardReceipt]] = {}
     wrong = ""
-    while (units or shards or pool.busy) and not (wrong and not pool.busy):
-        frontier = min(waiting, default=state.range.stop)
-        for worker in pool.idle() if not wrong else ():
-            if shards and shards[-1][2] < frontier:
-                pool.give(worker, ("join", *shards.pop()[0]))
-            elif units:
-                pool.give(worker, ("unit", units.pop()))
-        for task, kind, value in pool.results():
-            if kind == "tick":
-                meter.add(text_bytes=value)
-            elif kind == "mismatch":
-                wrong = f"fastokens gave other ids than tokenizers: {value}"
-            elif task[0] == "unit":
-                state.units[task[1]] = value
-                waiting.discard(task[1])
-                meter.add(units=1)
-            else:
-                state.shards[task[1:]] = value
+    with ThreadPoolExecutor(JOIN_THREADS) as threads:
+        while pool.busy or joins or ((units or shards) and not wrong):
+            for worker in pool.idle() if not wrong else ():
+                if units:
+                    pool.give(worker, ("unit", units.pop()))
+            frontier = min(waiting, default=state.range.stop)
+            while shards and shards[-1][2] < frontier and not wrong:
+                shard = shards.pop()[0]
+                joins[shard] = threads.submit(join_shard, state.plan, state.build, *shard)
+            for task, kind, value in pool.results(timeout=0.02 if joins else None):
+                if kind == "tick":
+                    meter.add(text_bytes=value)
+                elif kind == "mismatch":
+                    wrong = f"fastokens gave other ids than tokenizers: {value}"
+                else:
+                    state.units[task[1]] = value
+                    waiting.discard(task[1])
+                    meter.add(units=1)
+            for shard in [shard for shard, join in joins.items() if join.done()]:
+                state.shards[shard] = joins.pop(shard).result()
     return wrong
 
 
@@ -234,8 +244,10 @@ def finish(plan: Plan, path: Path, state: State, meter: Meter) -> Manifest:
         for file in (build / split).iterdir():
             if f"{split}/{file.name}" not in kept:
                 file.unlink()
-        if split not in manifest.splits:
+        if not manifest.splits[split]["tokens"]:
             (build / split).rmdir()
+        else:
+            fsync_dir(build / split)
     write_text(build / "blend.json", encode_json(make_blend(manifest, output)))
     write_text(build / "manifest.json", encode_json(manifest))
     folder.publish(output, build)

@@ -5,7 +5,8 @@
     train/data_00003.bin, .idx           the parts in the order of their units
     shards/train.00003.json              receipt: counts, checksums, source range
 
-Receipts are written last, after their files are on disk under their names; what has no receipt is done again.
+Receipts are written last; what has no valid receipt is done again. A shard's files are on disk (fsync) before its receipt. A unit's
+parts are not forced to disk, which would take longer than making them: after a power cut their checksums tell what to redo.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ from nano3.data.plan import SPLITS, DatasetPlan, Plan
 from nano3.data.readers import Batch, FilePart, read_part
 from nano3.data.splits import document_hash, file_seed, refuse, split_of
 from nano3.data.tokenize import Encoded, Encoder, SpecialCounter, first_difference
-from nano3.files import fsync_dir, temp_name, write_text
+from nano3.files import temp_name
 
 COPY = 4 << 20
 
@@ -42,7 +43,8 @@ class Part(msgspec.Struct):
     sequences: int
     tokens: int
     bytes: int
-    sha256: str | None
+    sha256: str
+    len_sha256: str
     first: tuple[int, int]
     last: tuple[int, int]
 
@@ -85,13 +87,13 @@ class EngineMismatch(Exception):
 
 
 class Output:
-    """A file being written under a temporary name; `commit` puts it on disk under its own."""
+    """A file being written under a temporary name; `commit` gives it its own."""
 
-    def __init__(self, path: Path, digest: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.size = 0
         self._temp = temp_name(path)
-        self._hash = hashlib.sha256() if digest else None
+        self._hash = hashlib.sha256()
         try:
             self._file: IO[bytes] = self._temp.open("wb", buffering=1 << 18)
         except OSError as error:
@@ -107,20 +109,20 @@ class Output:
             self._file.write(view)
         except OSError as error:
             raise disk_error(error, str(self.path)) from error
-        if self._hash:
-            self._hash.update(view)
+        self._hash.update(view)
         self.size += view.nbytes
 
-    def commit(self) -> str | None:
-        """Flush, fsync, rename. Gives the SHA-256 when it was asked for."""
+    def commit(self, sync: bool) -> str:
+        """Flush, fsync if `sync`, rename. Gives the SHA-256."""
         try:
             self._file.flush()
-            os.fsync(self._file.fileno())
+            if sync:
+                os.fsync(self._file.fileno())
             self._file.close()
             self._temp.replace(self.path)
         except OSError as error:
             raise disk_error(error, str(self.path)) from error
-        return self._hash.hexdigest() if self._hash else None
+        return self._hash.hexdigest()
 
     def discard(self) -> None:
         """Remove what was written."""
@@ -158,12 +160,10 @@ class PartWriter:
         self.len.write(lengths.data)
 
     def commit(self) -> Part:
-        """Put both files on disk."""
-        digest = self.bin.commit()
-        self.len.commit()
+        """Give both files their names."""
         return Part(
-            self.split, self.shard, self.name, self.documents, self.sequences, self.tokens,
-            self.bin.size, digest, self.first, self.last,
+            self.split, self.shard, self.name, self.documents, self.sequences, self.tokens, self.bin.size,
+            self.bin.commit(sync=False), self.len.commit(sync=False), self.first, self.last,
         )  # fmt: skip
 
 
@@ -192,10 +192,6 @@ class Worker:
         Raises `EngineMismatch` when a re-check fails, `Failure` or `UserError` naming file and row for bad input or a full disk.
         """
         return UnitEncoder(self, number).run()
-
-    def join_shard(self, split: int, dataset: int, shard: int) -> ShardReceipt:
-        """Make a shard of its parts and write its receipt."""
-        return join_shard(self.plan, self.build, split, dataset, shard)
 
 
 class UnitEncoder:
@@ -306,8 +302,7 @@ class UnitEncoder:
             self.parts.append(writer.commit())
         name = f"{self.number:06d}.{SPLITS[split]}.{shard:05d}"
         path = self.worker.build / "units" / name
-        single = self.dataset.cells_per_shard == 1 and split == 0  # then the part is probably the whole shard
-        writer = PartWriter(split, shard, name, Output(add_suffix(path, ".bin"), single), Output(add_suffix(path, ".len")))
+        writer = PartWriter(split, shard, name, Output(add_suffix(path, ".bin")), Output(add_suffix(path, ".len")))
         self.open_parts[split] = writer
         return writer
 
@@ -356,15 +351,14 @@ def join_shard(plan: Plan, build: Path, split: int, dataset: int, shard: int) ->
         filled = [p for p in parts if p.sequences]
         bin_path = build / f"{name}.bin"
         bin_sha = move_part(build, filled[0], bin_path) if len(filled) == 1 else copy_parts(build, filled, bin_path)
-        index = Output(build / f"{name}.idx", digest=True)
+        index = Output(build / f"{name}.idx")
         try:
             documents = sum(p.documents for p in parts)
             write_index(index.write, lambda: lengths_of(build, parts), sequences, documents, plan.dtype)
-            idx_sha = index.commit() or ""
+            idx_sha = index.commit(sync=True)
         except BaseException:
             index.discard()
             raise
-        fsync_dir(bin_path.parent)
     engines = {r.engine for r in receipts}
     receipt = ShardReceipt(
         split=split, dataset=dataset, shard=shard, name=name if sequences else None,
@@ -392,23 +386,21 @@ def move_part(build: Path, part: Part, target: Path) -> str:
     source = add_suffix(build / "units" / part.name, ".bin")
     if source.exists() or not target.exists():
         source.replace(target)
-        fsync_dir(target.parent)
-    if part.sha256:
-        return part.sha256
     with target.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+        os.fsync(f.fileno())
+    return part.sha256
 
 
 def copy_parts(build: Path, parts: list[Part], target: Path) -> str:
     """Write parts one after another; gives the SHA-256."""
-    out = Output(target, digest=True)
+    out = Output(target)
     buffer = memoryview(bytearray(COPY))
     try:
         for part in parts:
             with add_suffix(build / "units" / part.name, ".bin").open("rb", buffering=0) as f:
                 while n := f.readinto(buffer):
                     out.write(buffer[:n])
-        return out.commit() or ""
+        return out.commit(sync=True)
     except BaseException:
         out.discard()
         raise
@@ -441,14 +433,24 @@ def shard_receipt(build: Path, plan: Plan, split: int, dataset: int, shard: int)
 
 
 def write_receipt(path: Path, receipt: msgspec.Struct) -> None:
-    """Write a receipt atomically; it follows its files to disk."""
+    """Write a receipt under a temporary name and rename it. One that a power cut spoils cannot be read and counts as none."""
+    temp = temp_name(path)
     try:
-        fsync_dir(path.parent)
-        write_text(path, msgspec.json.encode(receipt).decode())
+        temp.write_bytes(msgspec.json.encode(receipt))
+        temp.replace(path)
     except OSError as error:
+        temp.unlink(missing_ok=True)
         raise disk_error(error, str(path)) from error
 
 
 def read_unit(build: Path, number: int) -> UnitReceipt:
     """Read a unit's receipt."""
     return msgspec.json.decode(unit_receipt(build, number).read_bytes(), type=UnitReceipt)
+
+
+def read_receipt[R: msgspec.Struct](path: Path, kind: type[R]) -> R | None:
+    """A receipt, or None when there is none or it cannot be read."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None

@@ -1,8 +1,11 @@
-"""What of a build is done: receipts are believed when the files they name are there and have the right size."""
+"""What of a build is done.
 
+A shard's receipt is believed when its files have the right size. A unit's is believed when its parts have the right checksums, or
+are in a finished shard; only parts that no shard has taken yet are read for it, so starting again stays cheap.
+"""
+
+import hashlib
 from pathlib import Path
-
-import msgspec
 
 from nano3.data.engines import FAST
 from nano3.data.plan import Plan
@@ -10,7 +13,7 @@ from nano3.data.shard import (
     ShardReceipt,
     UnitReceipt,
     add_suffix,
-    read_unit,
+    read_receipt,
     shard_receipt,
     unit_receipt,
 )
@@ -38,11 +41,8 @@ class State:
 
     def valid_shard(self, shard: Shard) -> ShardReceipt | None:
         """The shard's receipt if its files are there; a shard made by a disproved engine is not valid."""
-        path = shard_receipt(self.build, self.plan, *shard)
-        if not path.exists():
-            return None
-        receipt = msgspec.json.decode(path.read_bytes(), type=ShardReceipt)
-        if receipt.engine == FAST and self.disproved:
+        receipt = read_receipt(shard_receipt(self.build, self.plan, *shard), ShardReceipt)
+        if receipt is None or (receipt.engine == FAST and self.disproved):
             return None
         if receipt.name is None:
             return receipt
@@ -51,10 +51,8 @@ class State:
 
     def valid_unit(self, number: int) -> UnitReceipt | None:
         """The unit's receipt if each of its parts is there, is in a finished shard, or has just been given its shard's name."""
-        if not unit_receipt(self.build, number).exists():
-            return None
-        receipt = read_unit(self.build, number)
-        if receipt.engine == FAST and self.disproved:
+        receipt = read_receipt(unit_receipt(self.build, number), UnitReceipt)
+        if receipt is None or (receipt.engine == FAST and self.disproved):
             return None
         dataset = self.plan.unit(number)[0]
         for part in receipt.parts:
@@ -62,8 +60,8 @@ class State:
                 continue
             path = self.build / "units" / part.name
             moved = self.build / f"{self.plan.shard_name(part.split, dataset, part.shard)}.bin"
-            here = part.bytes in (file_size(add_suffix(path, ".bin")), file_size(moved))
-            if not here or file_size(add_suffix(path, ".len")) != part.documents * 4:
+            here = part.sha256 in (checksum(add_suffix(path, ".bin")), checksum(moved))
+            if not here or checksum(add_suffix(path, ".len")) != part.len_sha256:
                 return None
         return receipt
 
@@ -109,3 +107,12 @@ def file_size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return -1
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, "" when there is none."""
+    try:
+        with path.open("rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
+    except FileNotFoundError:
+        return ""

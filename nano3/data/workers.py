@@ -20,9 +20,10 @@ from typing import Any
 from nano3.data.engines import Engines, load_engines
 from nano3.errors import Failure, Nano3Error
 
-Task = tuple[Any, ...]  # ("unit", number), ("join", split, dataset, shard) or ("prove", k, n)
+Task = tuple[Any, ...]  # ("unit", number) or ("prove", share, shares)
 ENV = {
-    "RAYON_NUM_THREADS": "1",  # a worker is one core's work
+    "FASTOKENS_BPE_THREADS": "1",  # a worker is one core's work
+    "RAYON_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
@@ -180,8 +181,6 @@ def do(worker: Any, engines: Engines, task: Task) -> Any:
     """One task; its result is small."""
     if task[0] == "unit":
         return worker.encode_unit(task[1])
-    if task[0] == "join":
-        return worker.join_shard(*task[1:])
     from nano3.data.proof import prove
 
     return engines.why_not or prove(worker, engines, task[1], task[2])
