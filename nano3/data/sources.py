@@ -35,13 +35,13 @@ class Found:
     formats: list[str] = field(default_factory=list)
 
 
-def find(source: SourceConfig, download: bool = False) -> Found:
+def find(source: SourceConfig) -> Found:
     """List and identify the files of a dataset. Raises `UserError` when there are none or a named one is of no known format."""
     label = f"dataset {source.name!r}: path={source.path}"
     if source.path.startswith("hf://"):
         from nano3.data.hub import list_dataset
 
-        root, revision, entries = list_dataset(source, download)
+        root, revision, entries = list_dataset(source)
         found = identify(Found(root, revision), entries, strict=False, label=label)
     elif "://" in source.path:
         root, entries, strict = list_url(source.path, label)

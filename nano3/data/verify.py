@@ -1,0 +1,138 @@
+"""Whether prepared data is what its manifest says: checksums, structure, token range, end-of-document tokens, counts."""
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nano3.data.indexed import IndexedFile
+from nano3.data.manifest import Manifest, load_manifest
+from nano3.errors import Failure, Nano3Error
+from nano3.files import read_json
+
+CHUNK = 4 << 20  # tokens looked at a time
+
+
+def verify(folder: Path, threads: int = 2) -> Iterator[tuple[str, list[str]]]:
+    """(what was looked at, what is wrong with it) for each shard and for the folder's own files."""
+    manifest = load_manifest(folder)
+    yield "tokenizer", check_tokenizer(folder, manifest)
+    yield "blend.json", check_blend(folder, manifest)
+    yield "manifest.json", check_sums(manifest)
+    with ThreadPoolExecutor(threads) as pool:
+        for shard, problems in zip(
+            manifest.shards, pool.map(lambda s: check_shard(folder, manifest, s), manifest.shards), strict=True
+        ):
+            yield shard["prefix"], problems
+
+
+def check_shard(folder: Path, manifest: Manifest, shard: dict[str, Any]) -> list[str]:
+    """Problems of one shard; each names its file."""
+    prefix = folder / shard["prefix"]
+    try:
+        problems = [
+            f"{prefix}{suffix}: SHA-256 differs from the manifest's: the file was changed or damaged"
+            for suffix, key in ((".bin", "bin_sha256"), (".idx", "idx_sha256"))
+            if checksum(prefix.with_name(prefix.name + suffix)) != shard[key]
+        ]
+        data = IndexedFile(prefix)
+    except Nano3Error as error:
+        return error.problems
+    problems += check_index(data)
+    if not problems:
+        problems = check_tokens(data, manifest)
+    found = {"documents": len(data), "sequences": len(data.lengths), "tokens": len(data.tokens)}
+    problems += [
+        f"{prefix}.idx: {number:,} {name}, but the manifest says {shard[name]:,}"
+        for name, number in found.items()
+        if number != shard[name]
+    ]
+    if data.dtype.name != manifest.dtype:
+        problems.append(f"{prefix}.idx: dtype {data.dtype.name}, but the manifest says {manifest.dtype}")
+    return problems
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    try:
+        with path.open("rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
+    except OSError as error:
+        raise Failure(f"{path}: {error.strerror}") from error
+
+
+def check_index(data: IndexedFile) -> list[str]:
+    """Whether lengths, offsets and bounds of an index agree."""
+    size = data.dtype.itemsize
+    if (data.lengths <= 0).any():
+        return [f"{data.idx_path}: sequence {int(np.argmax(data.lengths <= 0))} has no tokens"]
+    ends = np.cumsum(data.lengths, dtype=np.int64) * size
+    if len(ends) and (data.offsets[0] != 0 or not np.array_equal(data.offsets[1:], ends[:-1])):
+        return [f"{data.idx_path}: sequence offsets do not follow from the lengths"]
+    steps = np.diff(data.bounds)
+    if data.bounds[0] != 0 or data.bounds[-1] != len(data.lengths) or (steps < 0).any() or (steps > 1).any():
+        return [f"{data.idx_path}: document bounds are not one sequence for each document"]
+    return []
+
+
+def check_tokens(data: IndexedFile, manifest: Manifest) -> list[str]:
+    """Whether every id is in the vocabulary and every document ends as it should."""
+    vocab, eod = manifest.tokenizer["vocab_size"], manifest.tokenizer["eod_id"]
+    for start in range(0, len(data.tokens), CHUNK):
+        piece = data.tokens[start : start + CHUNK]
+        if int(piece.max()) >= vocab or int(piece.min()) < 0:
+            wrong = (piece >= vocab) | (piece < 0)
+            at = start + int(np.argmax(wrong))
+            return [f"{data.bin_path}: token {at:,} is {int(data.tokens[at])}, outside the vocabulary of {vocab:,} ids"]
+    if manifest.options["add_eos"] and len(data.lengths):
+        last = data.tokens[np.cumsum(data.lengths, dtype=np.int64) - 1]
+        if (last != eod).any():
+            at = int(np.argmax(last != eod))
+            return [f"{data.bin_path}: sequence {at:,} ends with {int(last[at])}, not with the end-of-document token {eod}"]
+    return []
+
+
+def check_tokenizer(folder: Path, manifest: Manifest) -> list[str]:
+    """Whether the copy of the tokenizer is the one the ids were made with."""
+    path = folder / manifest.tokenizer["path"] / "tokenizer.json"
+    try:
+        same = checksum(path) == manifest.tokenizer["sha256"]
+    except Failure as error:
+        return error.problems
+    return [] if same else [f"{path}: not the tokenizer that the data was made with (SHA-256 differs)"]
+
+
+def check_blend(folder: Path, manifest: Manifest) -> list[str]:
+    """Whether blend.json lists exactly the manifest's shards, here, with positive weights."""
+    path = folder / "blend.json"
+    try:
+        blend = read_json(path)
+    except (OSError, ValueError) as error:
+        return [f"{path}: cannot be read: {error}"]
+    problems = []
+    for split in manifest.splits:
+        entries = blend.get(split, [])
+        wanted = [str(folder.absolute() / s["prefix"]) for s in manifest.shards if s["split"] == split]
+        if entries[1::2] != wanted:
+            problems.append(f"{path}: {split} does not list the {len(wanted)} shards here. Was the folder moved? Prepare again: it rewrites only this.")
+        if not all(float(w) > 0 for w in entries[::2]):
+            problems.append(f"{path}: {split} has a weight that is not positive")
+    return problems
+
+
+def check_sums(manifest: Manifest) -> list[str]:
+    """Whether the manifest's own numbers add up."""
+    problems = []
+    for split, counts in manifest.splits.items():
+        for name in ("sequences", "tokens"):
+            total = sum(s[name] for s in manifest.shards if s["split"] == split)
+            if total != counts[name]:
+                problems.append(f"manifest.json: {split} has {counts[name]:,} {name}, its shards {total:,}")
+    for dataset in manifest.datasets:
+        total = sum(s["documents"] for s in dataset["splits"].values())
+        if total != dataset["documents"]:
+            problems.append(f"manifest.json: dataset {dataset['name']} has {dataset['documents']:,} documents, its splits {total:,}")
+    return problems
