@@ -20,6 +20,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
+from nano3.artifacts.resolver import register_resolver
 from nano3.config import DataPrepConfig, PretrainConfig
 from nano3.errors import Nano3Error, UserError, did_you_mean, nearest
 
@@ -46,19 +47,20 @@ def run_app(name: str, task: Callable[[DictConfig], int]) -> NoReturn:
         ConfigStore.instance().store(name=f"{app}_schema", node=schema)
     sample = Path(__file__).resolve().parent / "sample"
     OmegaConf.register_new_resolver("sample", lambda file: str(sample / file), replace=True)
+    register_resolver()
     shown_in_full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving with 1
 
     def call(cfg: DictConfig) -> None:
         try:
             sys.exit(task(cfg))
-        except (OmegaConfBaseException, Nano3Error) as error:
+        except (HydraException, OmegaConfBaseException, Nano3Error) as error:
             if shown_in_full:
                 raise
             leave(explain(error, name))
 
     try:
-        if found := wrong_overrides(name, choices=False):
+        if found := wrong_overrides(name, sys.argv[1:], choices=False):
             raise UserError(found)
         hydra.main(version_base="1.3", config_path=conf_dir(), config_name=name)(call)()
     except (HydraException, OmegaConfBaseException, Nano3Error) as error:
@@ -85,7 +87,7 @@ def explain(error: Exception, name: str) -> Nano3Error:
             return cause
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, ConfigCompositionException | MissingConfigException) and (
-        found := wrong_overrides(name, choices=True)
+        found := wrong_overrides(name, sys.argv[1:], choices=True)
     ):
         return UserError(found)
     if isinstance(error, ConfigCompositionException) and isinstance(error.__cause__, OmegaConfBaseException):
@@ -115,12 +117,12 @@ def schema_keys(schema: type, prefix: str = "") -> Iterator[str]:
             yield from schema_keys(f.type, f"{prefix}{f.name}.")
 
 
-def wrong_overrides(name: str, choices: bool) -> list[str]:
-    """One message for each override on the command line that names no key or, with `choices`, no member of a group.
+def wrong_overrides(name: str, argv: list[str], choices: bool) -> list[str]:
+    """One message for each override of application `name` that names no key or, with `choices`, no member of a group.
 
     Members are looked at only once Hydra has refused: a folder given with --config-dir may hold more.
     """
-    words = [word for word in sys.argv[1:] if not word.startswith("-") and "=" in word]
+    words = [word for word in argv if not word.startswith("-") and "=" in word]
     try:
         overrides = OverridesParser.create().parse_overrides(words)
     except OverrideParseException:

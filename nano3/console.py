@@ -29,7 +29,9 @@ def say(text: str) -> None:
 
 def warn(text: str) -> None:
     """One line on stderr that must be seen."""
-    console(stderr=True).print(f"[yellow]warning:[/yellow] {text}" if sys.stderr.isatty() else f"warning: {text}", markup=sys.stderr.isatty())
+    out = console(stderr=True)
+    out.print("warning: ", style="yellow", end="")
+    out.print(text, markup=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()) -> None:

@@ -1,7 +1,7 @@
 """The two ways in which nano3 ends badly, and how both are told.
 
-A `UserError` is something the person at the keyboard can mend by typing something else; a `Failure` is everything else that
-nano3 foresees (a damaged file, a full disk, a lost worker). Neither shows a traceback; an unforeseen exception does.
+A `UserError` is something the person at the keyboard can mend by typing something else; a `Failure` is everything else
+that nano3 foresees (a damaged file, a full disk, a lost worker). Neither shows a traceback; what is unforeseen does.
 """
 
 import difflib
@@ -23,7 +23,7 @@ class Nano3Error(Exception):
 
 
 class UserError(Nano3Error):
-    """What was typed or pointed at is wrong. Exit code 2. Say what, where, what is allowed, and what to type instead."""
+    """What was typed or pointed at is wrong. Exit code 2. Say what, where, what is allowed, what to type instead."""
 
     exit_code = 2
 

@@ -25,7 +25,7 @@ def temp_name(path: Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_open(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a temporary sibling for writing; at the end of the block it becomes `path`, or is removed if the block raised."""
+    """Open a temporary sibling for writing; at the end of the block it becomes `path`, or goes if the block raised."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = temp_name(path)

@@ -9,6 +9,7 @@
 The same command started again goes on from the newest checkpoint of run.output_dir.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 
 import launch
 from nano3.artifacts import store
-from nano3.artifacts.resolver import locate, register_resolver
+from nano3.artifacts.resolver import locate
 from nano3.cli import run_app, task_overrides, typed
 from nano3.config import PretrainConfig
 from nano3.console import is_rank_zero, table
+from nano3.data.manifest import load_manifest
 from nano3.errors import UserError
 from nano3.training import backend
 from nano3.training.preflight import Preflight, preflight
@@ -28,7 +30,6 @@ from nano3.training.record import Data, freeze
 
 def main() -> None:
     """Entry point."""
-    register_resolver()
     run_app("pretrain", pretrain)
 
 
@@ -38,14 +39,19 @@ def pretrain(cfg: DictConfig) -> int:
     return launch.run([make_job(cfg, run_dir, label="")], dry_run=cfg.dry_run, sweep=False)
 
 
-def make_job(cfg: DictConfig, run_dir: Path, label: str) -> launch.Job:
-    """Check one composed configuration and freeze it into its run folder: a job that any rank can be started from."""
-    data = find_data(cfg)
+def make_job(
+    cfg: DictConfig, run_dir: Path, label: str, data: Data | None = None, overrides: Sequence[str] | None = None
+) -> launch.Job:
+    """Check one composed configuration and freeze it into its run folder: a job that any rank can be started from.
+
+    `data` is given when it is still being made; `overrides` when they are not those of this command line.
+    """
+    data = data or find_data(cfg)
     config = pin(typed(cfg), data, run_dir)
     plan = check(config)
     preview = show(config, plan)
     if is_rank_zero() and not config.dry_run:
-        freeze(run_dir, config, data, task_overrides())
+        freeze(run_dir, config, data, task_overrides() if overrides is None else overrides)
     return launch.Job(
         name=config.run.name,
         run_dir=run_dir,
@@ -60,8 +66,6 @@ def make_job(cfg: DictConfig, run_dir: Path, label: str) -> launch.Job:
 
 def find_data(cfg: DictConfig) -> Data:
     """Where run.data is and what it is. Raises `UserError` when it is not there."""
-    from nano3.data.manifest import load_manifest
-
     reference = cfg.run.data
     folder = locate(reference)
     if not Path(reference).is_dir():

@@ -56,9 +56,11 @@ class DataPrepConfig(PrepOptions):
     data_blend: BlendConfig = field(default_factory=BlendConfig)
     # Group: where the work runs.
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    # Overrides of a pretraining run to submit after the data is there, for example ["+experiment=tiny"]. Empty: none.
+    # Overrides of a pretraining run to start when the data is there; `--then WORDS...` at the end of the line fills it.
     then: list[str] = field(default_factory=list)
     # Show the plan (files, rows, shards, disk) and the job script; write and submit nothing.
     dry_run: bool = False
+    # Where the job files and logs of a preparation on Slurm go, as <job_dir>/prep-<blend>.
+    job_dir: str = "output/nano3/runs"
     # Name and aliases of the artifact that is registered at the end.
     artifact: str = "DataBlendsArtifact-pretrain"

@@ -160,9 +160,9 @@ def _check_megatron(config: PretrainConfig, known: schema.Schema | None, plan: P
 
 
 def _data(config: PretrainConfig, plan: Preflight) -> TrainingData | None:
-    """The prepared data, when run.data is a folder by now."""
+    """The prepared data, when it is there by now; a run may be submitted to follow its preparation."""
     folder = Path(config.run.data)
-    if not folder.is_dir():
+    if not (folder / "manifest.json").exists():
         return None
     try:
         data = open_data(folder)
