@@ -69,7 +69,7 @@ def assemble(
 def make_accelerator(threads: int) -> "Accelerator":
     """torch with this many threads, on a GPU when there is one; the libraries quiet."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Threads that wait sleep instead of spinning; on a shared machine two spinning ones are slower than one. OpenMP reads
+    # Waiting threads sleep instead of spinning: on a busy machine two spinning ones are slower than one. OpenMP reads
     # this when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
