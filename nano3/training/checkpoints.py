@@ -68,6 +68,17 @@ def latest(root: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def root_of(run_dir: Path) -> Path:
+    """Where a run keeps its checkpoints: checkpoint.save of its frozen config.yaml, else <run folder>/checkpoints."""
+    frozen = Path(run_dir) / "config.yaml"
+    if frozen.is_file():
+        from omegaconf import OmegaConf
+
+        if save := OmegaConf.select(OmegaConf.load(frozen), "checkpoint.save"):
+            return Path(save)
+    return Path(run_dir) / "checkpoints"
+
+
 def read_info(folder: Path) -> CheckpointInfo:
     """Parse the marker; raises `Failure` naming it when it is damaged."""
     path = folder / MARKER

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nano3.errors import UserError
-from nano3.training.checkpoints import latest
+from nano3.training.checkpoints import latest, root_of
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Sample:
 
 def exported_model(run_dir: Path) -> Path:
     """The hf/ folder of a finished run's last checkpoint; raises `UserError` when there is none."""
-    folder = latest(Path(run_dir) / "checkpoints")
+    folder = latest(root_of(run_dir))
     if folder is None or not (folder / "hf").is_dir():
         raise UserError(f"{run_dir} has no exported model yet: it is written when the run reaches train.train_iters.")
     return folder / "hf"

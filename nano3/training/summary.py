@@ -5,7 +5,7 @@ from typing import Any
 
 from nano3.console import table
 from nano3.errors import UserError
-from nano3.training.checkpoints import latest, read_info
+from nano3.training.checkpoints import latest, read_info, root_of
 from nano3.training.metrics import FILE, read_metrics
 
 
@@ -21,7 +21,7 @@ def summarize(run_dir: Path) -> list[tuple[str, str]]:
         raise UserError(f"{Path(run_dir) / FILE} has no training lines yet: nothing to sum up.")
     last = train[-1]
     rows = [("iterations", f"{last['iteration']:,}"), ("tokens", f"{last['consumed_tokens']:,}")]
-    checkpoint = latest(Path(run_dir) / "checkpoints")
+    checkpoint = latest(root_of(run_dir))
     if checkpoint is not None:
         rows.insert(0, ("parameters", f"{read_info(checkpoint).parameters:,}"))
     rows.append(("training loss", f"{train[0]['loss']:.2f} → {last['loss']:.2f}"))

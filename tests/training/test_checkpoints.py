@@ -112,6 +112,14 @@ def test_scan_ignores_everything_without_a_marker(tmp_path: Path) -> None:
     assert checkpoints.latest(tmp_path) == tmp_path / "iter_0000007"
 
 
+def test_root_follows_the_frozen_configuration(tmp_path: Path) -> None:
+    assert checkpoints.root_of(tmp_path) == tmp_path / "checkpoints"
+    (tmp_path / "config.yaml").write_text("checkpoint:\n  save: null\n")
+    assert checkpoints.root_of(tmp_path) == tmp_path / "checkpoints"
+    (tmp_path / "config.yaml").write_text("checkpoint:\n  save: /elsewhere\n")
+    assert checkpoints.root_of(tmp_path) == Path("/elsewhere")
+
+
 def _truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
