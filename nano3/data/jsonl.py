@@ -1,5 +1,6 @@
 """JSON lines: from a file to blocks of whole lines, from a block to texts."""
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from typing import IO, Any
@@ -69,10 +70,10 @@ class JsonRows:
             offset, block = len(BOM), block[len(BOM) :]
         widths = [len(line) + 1 for line in block.split(b"\n")]
         starts = np.cumsum([0, *widths[: -1 if block.endswith(b"\n") else None]])[:-1]
-        try:
-            rows = self._decoder.decode_lines(block)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            rows = []
+        rows: list[Any] = []
+        if block.count(b"\n{") + block.startswith(b"{") == len(starts):  # then no line is blank or goes on with the one before
+            with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                rows = self._decoder.decode_lines(block)
         if len(rows) == len(starts):
             return [row.text for row in rows], offset + starts, []
         ends = [*starts[1:].tolist(), len(block)]

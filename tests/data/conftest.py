@@ -1,0 +1,115 @@
+"""Tokenizers and text for the data tests."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from nano3 import sample
+
+SAMPLE = Path(sample.__file__).parent
+SPECIAL = ["<unk>", "<s>", "</s>", "<|tool|>"]
+
+
+def corpus() -> list[str]:
+    """Some text to train tokenizers on: this library's own source."""
+    return [path.read_text() for path in sorted(SAMPLE.parent.rglob("*.py"))]
+
+
+def save(tokenizer: Tokenizer, folder: Path) -> Path:
+    """Write tokenizer.json and tokenizer_config.json."""
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "bos_token": "<s>"}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizers_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tokenizers")
+
+
+@pytest.fixture(scope="session")
+def byte_bpe(tokenizers_dir: Path) -> Path:
+    """GPT-2's kind."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1500, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(corpus(), trainer)
+    return save(tokenizer, tokenizers_dir / "byte_bpe")
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_bpe(tokenizers_dir: Path) -> Path:
+    """Llama 2's kind: spaces become a sign, unknown characters become bytes."""
+    alphabet = [f"<0x{i:02X}>" for i in range(256)]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    trainer = trainers.BpeTrainer(
+        vocab_size=1500, special_tokens=[*SPECIAL, *alphabet], max_token_length=8, show_progress=False
+    )
+    lines = [line for text in corpus() for line in text.splitlines()]
+    tokenizer.train_from_iterator(lines, trainer)
+    return save(tokenizer, tokenizers_dir / "sentencepiece_bpe")
+
+
+@pytest.fixture(scope="session")
+def unigram(tokenizers_dir: Path) -> Path:
+    """T5's kind; fastokens does not read it."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=800, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(corpus(), trainer)
+    return save(tokenizer, tokenizers_dir / "unigram")
+
+
+@pytest.fixture(scope="session")
+def tekken(tokenizers_dir: Path) -> Path:
+    """Mistral's Tekken, 131,072 ids: Nemotron 3 Nano's vocabulary as far as is known."""
+    import base64
+
+    import mistral_common
+
+    source = json.loads((Path(mistral_common.__file__).parent / "data" / "tekken_240911.json").read_text())
+    config = source["config"]
+    special = config["default_num_special_tokens"]
+    ranks = {base64.b64decode(e["token_bytes"]): e["rank"] for e in source["vocab"][: config["default_vocab_size"] - special]}
+    table = byte_to_char()
+
+    def name(token: bytes) -> str:
+        return "".join(table[b] for b in token)
+
+    names = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", *(f"<SPECIAL_{i}>" for i in range(5, special))]
+    vocab = {n: i for i, n in enumerate(names)} | {name(t): r + special for t, r in ranks.items()}
+    merges = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        pairs = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
+        pairs.sort(key=lambda p: (ranks[p[0]], ranks[p[1]]))
+        merges += [(name(a), name(b)) for a, b in pairs if ranks[a] < rank and ranks[b] < rank]
+    from tokenizers import Regex
+
+    tokenizer = Tokenizer(models.BPE(vocab, merges, fuse_unk=False, ignore_merges=True))
+    split = pre_tokenizers.Split(Regex(config["pattern"]), behavior="isolated", invert=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(n, special=True, normalized=False) for n in names])
+    return save(tokenizer, tokenizers_dir / "tekken")
+
+
+def byte_to_char() -> dict[int, str]:
+    """GPT-2's printable stand-ins for bytes."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [b for b in range(256) if b not in printable]
+    return {**{b: chr(b) for b in printable}, **{b: chr(256 + i) for i, b in enumerate(rest)}}

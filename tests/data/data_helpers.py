@@ -1,0 +1,105 @@
+"""What the data tests share: writing files of every format, preparing, and a reference made by other people's code."""
+
+import bz2
+import gzip
+import hashlib
+import json
+import lzma
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tokenizers import Tokenizer
+
+from nano3.config import PrepOptions, SourceConfig
+from nano3.data.indexed import IndexedFile
+from nano3.data.manifest import Manifest, load_manifest
+from nano3.data.run import prepare
+
+WORDS = "the of model data train é 日本 token loss \t \n {} 0 1 2 42 def return 😀 x_y A.B (c) ## </s".split(" ")
+
+
+def texts(count: int, seed: int = 0, longest: int = 60) -> list[str]:
+    """Different documents; a few are empty."""
+    rng = random.Random(seed)
+    made = [f"{i} " + " ".join(rng.choices(WORDS, k=rng.randint(0, longest))) for i in range(count)]
+    return ["" if i % 37 == 36 else text for i, text in enumerate(made)]
+
+
+def jsonl(documents: list[str]) -> bytes:
+    """JSON lines, half of them escaped."""
+    rows = [{"id": i, "text": text, "meta": {"text": "not this"}} for i, text in enumerate(documents)]
+    return "".join(json.dumps(row, ensure_ascii=i % 2 == 0) + "\n" for i, row in enumerate(rows)).encode()
+
+
+def write(path: Path, documents: list[str], **parquet: Any) -> Path:
+    """Write documents in the format that the name's suffixes say."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = path.name
+    table = pa.table({"id": range(len(documents)), "text": pa.array(documents, pa.string())})
+    if ".parquet" in name:
+        pq.write_table(table, path, **parquet)
+    elif ".arrows" in name:
+        with pa.ipc.new_stream(path, table.schema) as out:
+            out.write_table(table, 7)
+    elif ".arrow" in name:
+        with pa.ipc.new_file(path, table.schema) as out:
+            out.write_table(table, 7)
+    else:
+        data = json.dumps([{"text": t} for t in documents], indent=1).encode() if ".json." in f"{name}." else jsonl(documents)
+        path.write_bytes(pack(data, path.suffix))
+    return path
+
+
+def pack(data: bytes, suffix: str) -> bytes:
+    """Compress as the suffix says."""
+    if suffix == ".zst":
+        sink = pa.BufferOutputStream()
+        with pa.CompressedOutputStream(sink, "zstd") as out:
+            out.write(data)
+        return sink.getvalue().to_pybytes()
+    packers = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+    return packers.get(suffix, bytes)(data)
+
+
+def source(path: Path | str, name: str = "d", **keys: Any) -> SourceConfig:
+    """A dataset."""
+    return SourceConfig(name=name, path=str(path), **keys)
+
+
+def options(output: Path, tokenizer: Path, **keys: Any) -> PrepOptions:
+    """Small and quick unless told otherwise."""
+    return PrepOptions(**{"output_dir": str(output), "tokenizer_model": str(tokenizer), "num_shards": 8, "workers": 1, **keys})
+
+
+def run(path: Path | list[SourceConfig], output: Path, tokenizer: Path, **keys: Any) -> Manifest:
+    """Prepare."""
+    sources = path if isinstance(path, list) else [source(path)]
+    return prepare(sources, options(output, tokenizer, **keys), "test")
+
+
+def documents(folder: Path, split: str | None = None, dataset: str | None = None) -> list[list[int]]:
+    """Token ids of every document, in the order of splits and shards."""
+    found = []
+    for shard in load_manifest(folder).shards:
+        if split in (None, shard["split"]) and dataset in (None, shard["dataset"]):
+            data = IndexedFile(folder / shard["prefix"])
+            found += [data.document(i).tolist() for i in range(len(data))]
+    return found
+
+
+def reference(tokenizer: Path, documents: list[str]) -> list[list[int]]:
+    """What the documents must be on disk, by tokenizers' plainest call."""
+    loaded = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    eod = loaded.token_to_id("</s>")
+    ids = [loaded.encode(text, add_special_tokens=False).ids for text in documents]
+    return [[*row, eod] if row else [] for row in ids]
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Name and SHA-256 of every published file but blend.json, which holds absolute paths, and manifest.json, which holds options."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and ".prep" not in p.parts)
+    skip = {"blend.json", "manifest.json"}
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files if p.name not in skip}
