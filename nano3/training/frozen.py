@@ -21,7 +21,7 @@ MODEL_ARTIFACT = "ModelArtifact-pretrain"
 
 
 def main(config_path: str) -> int:
-    """Train as RUN/config.yaml says. Returns 0 when finished and 75 when stopped with a checkpoint.
+    """Train as RUN/config.yaml says. Returns 0 when train_iters or exit_iteration is reached, 75 when stopped before.
 
     Raises `UserError` and `Failure`.
     """
@@ -35,12 +35,18 @@ def main(config_path: str) -> int:
         register_checkpoint(config, run_dir, iteration, folder)
 
     outcome = backend.load(config.backend)(config, data_dir, run_dir, on_save=on_save)
+    asked = config.train.exit_iteration
+    as_asked = outcome.status == "finished" or (asked is not None and outcome.iteration >= asked)
     if outcome.status == "stopped":
         say(f"stopped at iteration {outcome.iteration} with a checkpoint; the same command goes on from there")
-    elif is_rank_zero():
+    if not is_rank_zero():
+        return 0 if as_asked else outcome.exit_code
+    marker = run_dir / "finished.json"
+    if as_asked and not marker.exists():
+        write_json(marker, {"iteration": outcome.iteration, "checkpoint": str(outcome.checkpoint)})
+    if outcome.status == "finished":
         conclude(config, run_dir)
-        write_json(run_dir / "finished.json", {"iteration": outcome.iteration, "checkpoint": str(outcome.checkpoint)})
-    return outcome.exit_code
+    return 0 if as_asked else outcome.exit_code
 
 
 def latest_start(run_dir: Path) -> dict[str, Any]:
