@@ -79,7 +79,7 @@ def test_report_says_who_agrees(tmp_path):
     import report
 
     def run(contender, wall, stream, tokens=9):
-        usage = {"wall_s": wall, "cpu_s": wall, "peak_mb": 1.0, "peak_process_mb": 1.0}
+        usage = {"wall_s": wall, "cpu_s": wall, "peak_mb": 1.0, "peak_process_mb": 1.0, "other_cpu_s": 0.0}
         ids = {"tokens": tokens, "documents": 2, "counts": "c", "stream": stream}
         return {"contender": contender, "size": "tiny", "round": 1, "command": contender, **usage, **ids}
 

@@ -23,6 +23,7 @@ class Job:
     output: Path
     python: Path
     workers: int
+    patience: float  # seconds to wait for a quiet machine before starting
 
     def driver(self, name: str, text: Path, *more: object) -> list[str]:
         """Command of a driver in peers/."""
@@ -48,7 +49,7 @@ def nano3(text: Path, job: Job, workers: int) -> list[str]:
         "blend_path": blend,
         "output_dir": job.output,
         "tokenizer_model": job.tokenizer,
-        "num_shards": 4,
+        "num_shards": 32,
         "valid_fraction": 0,
         "test_fraction": 0,
         "workers": workers,

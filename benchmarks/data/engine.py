@@ -36,7 +36,7 @@ def batches(path: str, part: int, parts: int) -> Iterator[list[str]]:
 
 def encode(path: str, tokenizer: str, part: int, parts: int, barrier: Barrier) -> Passes:
     """Encode this process's share twice."""
-    os.environ["RAYON_NUM_THREADS"] = "1"
+    os.environ["FASTOKENS_BPE_THREADS"] = "1"
     from fastokens import _native
 
     engine = _native.Tokenizer.from_file(tokenizer)

@@ -35,10 +35,13 @@ def python(folder: Path, name: str) -> Path:
 
 def versions(folder: Path, name: str) -> dict[str, str]:
     """Installed versions of the packages that matter for the speed of a peer."""
-    listing = uv(["pip", "freeze", "--python", str(python(folder, name))])
-    installed = dict(line.split("==") for line in listing.splitlines() if "==" in line)
     named = [requirement.split("=")[0].split("[")[0].split("<")[0] for requirement in PACKAGES[name]]
-    return {key: installed[key] for key in [*named, "tokenizers"] if key in installed}
+    script = "import sys; from importlib.metadata import version; [print(p, version(p)) for p in sys.argv[1:]]"
+    packages = [*named, "tokenizers"]
+    done = subprocess.run(
+        [str(python(folder, name)), "-c", script, *packages], capture_output=True, text=True, check=True
+    )
+    return dict(line.split() for line in done.stdout.splitlines())
 
 
 def uv(arguments: list[str]) -> str:

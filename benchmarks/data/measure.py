@@ -21,6 +21,7 @@ class Usage:
     cpu_s: float
     peak_mb: float  # of all processes together
     peak_process_mb: float  # of the largest single process
+    other_cpu_s: float  # taken by everything else on the machine meanwhile: above a few percent, wall_s is too long
 
 
 def run(command: list[str], log: Path, environment: dict[str, str], cwd: Path) -> Usage:
@@ -31,7 +32,7 @@ def run(command: list[str], log: Path, environment: dict[str, str], cwd: Path) -
 
     Raises: RuntimeError, with the end of the log, when the command fails.
     """
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before, machine = resource.getrusage(resource.RUSAGE_CHILDREN), machine_cpu()
     start = time.perf_counter()
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -44,7 +45,25 @@ def run(command: list[str], log: Path, environment: dict[str, str], cwd: Path) -
         raise RuntimeError(f"{' '.join(command)} exited with {process.returncode}:\n{tail}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Usage(wall, max(cpu, sum(seen.values())), peak / 1e6, largest / 1e6)
+    cpu = max(cpu, sum(seen.values()))
+    return Usage(wall, cpu, peak / 1e6, largest / 1e6, max(0.0, machine_cpu() - machine - cpu))
+
+
+def machine_cpu() -> float:
+    """CPU seconds the whole machine has spent on work since it booted, time stolen by a hypervisor included."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system + times.irq + times.softirq + times.steal)
+
+
+def wait_for_quiet(share: float, timeout: float) -> bool:
+    """Wait until less than `share` of the machine's CPU is in use over two seconds; False when that took too long."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        before = machine_cpu()
+        time.sleep(2)
+        if machine_cpu() - before < share * 2 * (os.cpu_count() or 1):
+            return True
+    return False
 
 
 def sample_until_exit(process: subprocess.Popen[bytes]) -> tuple[int, int, dict[int, float]]:

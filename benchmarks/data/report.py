@@ -20,14 +20,15 @@ Raw text to Megatron .bin/.idx (dolma: raw arrays), Tekken tokenizer (131,072 id
 after each document, {workers} workers, from starting the command to its exit. Medians of alternated runs.
 Input is in the page cache, output goes to disk (nano3 also fsyncs and checksums what it writes; the peers do not).
 CPU seconds and memory are of the whole process tree; memory is proportional set size, sampled ten times a second.
+"Others' CPU s" is what the rest of the machine did meanwhile: where it is not small, the wall time is too long.
 
 ![seconds per contender](data.png)"""
 
 TABLE = """
 ## {megabytes:,.0f} MB of text, {documents:,} documents
 
-| | runs | wall s (min–max) | CPU s | peak MB | largest process MB | MB/s | M tokens/s | ids | wall ÷ nano3 |
-|---|--:|--:|--:|--:|--:|--:|--:|---|--:|"""
+| | runs | wall s (min–max) | CPU s | peak MB | one proc. MB | others' CPU s | MB/s | M tokens/s | ids | wall ÷ nano3 |
+|---|--:|--:|--:|--:|--:|--:|--:|--:|---|--:|"""
 
 ENGINE = """
 ## Against the bare engine
@@ -114,6 +115,7 @@ def row(result: Result, size: str, name: str) -> str:
         f"{middle(runs, 'cpu_s'):.1f}",
         f"{middle(runs, 'peak_mb'):,.0f}",
         f"{middle(runs, 'peak_process_mb'):,.0f}",
+        f"{middle(runs, 'other_cpu_s'):.1f}",
         f"{result['corpus'][size]['text_bytes'] / 1e6 / wall:.1f}",
         f"{runs[0]['tokens'] / 1e6 / wall:.2f}",
         agreement(runs, base, CONTENDERS[name].in_order),
