@@ -30,12 +30,12 @@ class ExpertBalance:
 
         place = len(self._gates)
         self._gates.append(gate)
-        self._counts.append(torch.zeros_like(gate.e_score_correction_bias))
+        self._counts.append(0)
 
         def count(module: Any, args: tuple[Any, ...]) -> None:
             if module.training and torch.is_grad_enabled():
-                chosen = args[1].flatten()
-                self._counts[place] += torch.bincount(chosen, minlength=len(self._counts[place]))
+                chosen = torch.bincount(args[1].flatten(), minlength=len(gate.e_score_correction_bias))
+                self._counts[place] += chosen.float()
 
         experts.register_forward_pre_hook(count)
 
@@ -45,10 +45,10 @@ class ExpertBalance:
 
         worst = None
         with torch.no_grad():
-            for gate, own in zip(self._gates, self._counts, strict=True):
-                counts = self.add_ranks(own)
+            for place, gate in enumerate(self._gates):
+                counts = self.add_ranks(self._counts[place])
                 mean = counts.mean()
                 gate.e_score_correction_bias.add_(self.rate * torch.sign(mean - counts))
                 worst = max(worst or 0.0, (counts.max() / mean).item())
-                own.zero_()
+                self._counts[place] = 0
         return worst

@@ -20,6 +20,9 @@ from nano3.training.metrics import read_metrics
 from nano3.training.outcome import Outcome
 from nano3.training.transformers import train
 
+# Read by OpenMP when the server imports torch; without them a busy machine makes two spinning threads crawl.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
