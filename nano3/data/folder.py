@@ -75,14 +75,19 @@ def publish(output: Path, build: Path) -> None:
     finish_publishing(output)
 
 
+def is_publishing(output: Path) -> bool:
+    """Whether a run was killed while it moved its build into place."""
+    return (prep_dir(output) / "publish").is_file()
+
+
 def finish_publishing(output: Path) -> None:
     """Go on with a publication that was begun: first everything old goes out, then everything new comes in, the manifest last.
 
     Every step can be repeated. The note is removed before the old files, which are then only waste.
     """
-    note = prep_dir(output) / "publish"
-    if not note.is_file():
+    if not is_publishing(output):
         return
+    note = prep_dir(output) / "publish"
     build = prep_dir(output) / note.read_text().strip()
     old = prep_dir(output) / "old"
     old.mkdir(exist_ok=True)

@@ -155,7 +155,12 @@ def compressed_lines(head: bytes, stream: Decompressor, part: FilePart) -> Itera
     rows = JsonRows(part.text_field)
     begun = io.BytesIO(head)
     low = 0
-    for offset, block in line_blocks(lambda n: begun.read(n) or stream.read(n), 0, None):
+
+    def read(size: int) -> bytes:
+        start = begun.read(size)
+        return start + stream.read(size - len(start))
+
+    for offset, block in line_blocks(read, 0, None):
         high = max(low, min(part.cost - 1, stream.position * part.cost // part.size))
         texts, keys, bad = rows.of_lines(offset, block)
         yield Batch(texts, keys, spread(keys - offset, len(block), low, high), bad)

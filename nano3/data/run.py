@@ -29,6 +29,9 @@ def prepare(sources: list[SourceConfig], options: PrepOptions, blend_name: str) 
     """
     request = read_request(sources, options, blend_name)
     output = Path(options.output_dir)
+    if folder.is_publishing(output):
+        with folder.locked(output):
+            folder.finish_publishing(output)
     if not options.force and (done := complete(request, output)):
         return done
     with folder.locked(output):

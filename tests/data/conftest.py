@@ -67,9 +67,9 @@ def unigram(tokenizers_dir: Path) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.UnigramTrainer(
-        vocab_size=800, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False
+        vocab_size=300, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False
     )
-    tokenizer.train_from_iterator(corpus(), trainer)
+    tokenizer.train_from_iterator(corpus()[:3], trainer)
     return save(tokenizer, tokenizers_dir / "unigram")
 
 
