@@ -22,6 +22,7 @@ def main() -> None:
     sys.path.append(spare)
     inherited = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != code]
     os.environ["PYTHONPATH"] = os.pathsep.join([code, *inherited])
+    os.environ["PYTHONSAFEPATH"] = "1"  # no working folder first in child processes either
     os.environ["PYTHONUNBUFFERED"] = "1"
     sys.argv = arguments[1:]
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]

@@ -94,7 +94,7 @@ def _slurm_problems(job: Job) -> Iterator[str]:
                 f"cluster.signal_delay_s={cluster.signal_delay_s} seconds before it. Raise the one or lower the other."
             )
     if re.search(r"[%\\\x00-\x1f]", str(job.run_dir.absolute())):
-        yield f"{str(job.run_dir)!r}: Slurm's file names cannot have %, \\ or a control character. Rename the run folder."
+        yield f"{str(job.run_dir)!r}: Slurm cannot have %, \\ or control characters in file names. Rename the folder."
     yield from _argument_problems("cluster.sbatch_args", cluster.sbatch_args)
     yield from _argument_problems("cluster.srun_args", cluster.srun_args)
     yield from _container_problems(job)
@@ -111,7 +111,7 @@ def _argument_problems(key: str, words: list[str]) -> Iterator[str]:
 
 def _container_problems(job: Job) -> Iterator[str]:
     cluster = job.cluster
-    if cluster.container_runtime == "none":
+    if cluster.container_runtime not in ("pyxis", "apptainer"):
         return
     if not job.container:
         yield f"cluster.container_runtime={cluster.container_runtime} needs an image: set run.env.container."

@@ -11,7 +11,7 @@ from launch.job import Job
 def mounts(job: Job, folders: Iterable[Path]) -> list[str]:
     """The working folder, launch's own `folders` and cluster.mounts, as "host:container[:flags]"; nothing twice."""
     own: list[str] = []
-    for folder in [Path.cwd(), *folders]:
+    for folder in sorted({Path.cwd(), *folders}, key=lambda path: len(path.parts)):
         if not any(folder.is_relative_to(have) for have in own):
             own.append(str(folder))
     return [*(f"{folder}:{folder}" for folder in own), *job.cluster.mounts]

@@ -4,6 +4,7 @@ submitit quotes every value of an #SBATCH line and every word of srun; what is a
 """
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ fi
 exit "$code"
 """
 
+# submitit writes the smaller of this and the number of tasks; without it, 256.
+_UNLIMITED = sys.maxsize
+
 
 def parameters(job: Job, name: str, folder: Path, binds: list[str]) -> dict[str, Any]:
     """Keyword arguments for SlurmExecutor.update_parameters. `folder` is where job files and logs go."""
@@ -51,7 +55,7 @@ def parameters(job: Job, name: str, folder: Path, binds: list[str]) -> dict[str,
         "mem": cluster.mem,
         "time": cluster.time,
         "signal_delay_s": cluster.signal_delay_s,
-        "array_parallelism": cluster.array_parallelism,
+        "array_parallelism": cluster.array_parallelism or _UNLIMITED,
         "dependency": "afterok:" + ":".join(job.after) if job.after else None,
     }
     return {

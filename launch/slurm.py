@@ -34,6 +34,7 @@ class JobState:
 
 
 UNKNOWN = JobState("UNKNOWN")
+_NO_INDEX = str(0xFFFFFFFE)  # NO_VAL of slurm.h
 
 
 def states(ids: Iterable[str]) -> dict[str, JobState]:
@@ -45,7 +46,8 @@ def states(ids: Iterable[str]) -> dict[str, JobState]:
     found: dict[str, JobState] = {}
     for base in dict.fromkeys(job.partition("_")[0] for job in wanted):
         found.update(_from_scontrol(base) or _from_sacct(base))
-    return {job: found.get(job, UNKNOWN) for job in wanted}
+    # Tasks of an array that were cancelled before they began share one record, under the array's id.
+    return {job: found.get(job) or found.get(job.partition("_")[0], UNKNOWN) for job in wanted}
 
 
 def _from_scontrol(base: str) -> dict[str, JobState]:
@@ -67,10 +69,11 @@ def parse_scontrol(line: str) -> Iterator[tuple[str, JobState]]:
     if not value("JobState"):
         return
     state = _job_state(value("JobState"), value("ExitCode"), value("Reason"), value("NodeList"), value("Restarts", "0"))
-    array = value("ArrayJobId")
-    if not array:
-        yield value("JobId"), state
-    for index in _array_indices(value("ArrayTaskId")) if array else ():
+    array, indices = value("ArrayJobId"), value("ArrayTaskId")
+    if not array or indices == _NO_INDEX:
+        yield array or value("JobId"), state
+        return
+    for index in _array_indices(indices):
         yield f"{array}_{index}", state
 
 
@@ -123,7 +126,7 @@ def partitions() -> list[str]:
 
 
 def max_array_size() -> int:
-    """Most tasks that an array may have (MaxArraySize is the first index that is refused)."""
+    """Most tasks that an array may have: indices start at 0, and MaxArraySize is the first that is refused."""
     match = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config").stdout, re.MULTILINE)
     return int(match[1]) if match else sys.maxsize
 

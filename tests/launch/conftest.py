@@ -1,0 +1,149 @@
+"""Fixtures of the launch tests: jobs of tiny entries, and a real Slurm for those marked `slurm`."""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import launch
+from launch import ledger, slurm
+from nano3.config.cluster import ClusterConfig
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+DEVCLUSTER = HERE.parent / "slurm" / "devcluster.sh"
+MakeJob = Callable[..., launch.Job]
+
+
+@pytest.fixture(autouse=True)
+def _entries_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let processes that the tests start find launch_entries and this working copy."""
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{HERE}")
+
+
+@pytest.fixture
+def make_job(tmp_path: Path) -> MakeJob:
+    """make_job(*options of launch_entries.count, cluster keys by keyword) -> a Job in its own folder."""
+
+    def make(*options: str, name: str = "run", entry: str = "launch_entries:count", **keys: Any) -> launch.Job:
+        run_dir = tmp_path / name
+        own = {key: keys.pop(key) for key in ("container", "preview", "label", "after", "args") if key in keys}
+        args = own.pop("args", (str(run_dir), *options))
+        return launch.Job(name, run_dir, entry, args, ClusterConfig(**{"kind": "local", **keys}), **own)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def slurm_conf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Path of slurm.conf of a running test cluster: the one in the environment, or one for this session."""
+    given = os.environ.get("SLURM_CONF")
+    if given and subprocess.run(["scontrol", "ping"], capture_output=True, check=False).returncode == 0:
+        yield given
+        return
+    state = tmp_path_factory.mktemp("slurm")
+    subprocess.run([DEVCLUSTER, "up", state, "--pyxis"], check=True)
+    yield str(state / "slurm.conf")
+    subprocess.run([DEVCLUSTER, "down", state, "--purge"], check=True)
+
+
+@pytest.fixture
+def slurm_job(slurm_conf: str, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeJob]:
+    """make_job for the test cluster; whatever the test leaves in the queue is cancelled."""
+    monkeypatch.setenv("SLURM_CONF", slurm_conf)
+    made: list[launch.Job] = []
+
+    def make(*options: str, **keys: Any) -> launch.Job:
+        job = make_job(*options, **{"kind": "slurm", "poll_s": 0.3, "mem": "200M", "time": "10", **keys})
+        made.append(job)
+        return job
+
+    yield make
+    left = [job_id for job in made for entry in ledger.read(job.run_dir) for job_id in entry.ids if not entry.state]
+    if left:
+        slurm.cancel(left)
+
+
+def last_id(run_dir: Path) -> str:
+    """Id of the newest job of a run."""
+    return ledger.read(run_dir)[-1].id
+
+
+def state_of(run_dir: Path) -> slurm.JobState:
+    """State of the newest job of a run, from Slurm."""
+    job_id = last_id(run_dir)
+    return slurm.states([job_id])[job_id]
+
+
+def eventually(what: Callable[[], Any], seconds: float = 40) -> Any:
+    """Wait until `what` gives something true, and give that."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := what():
+            return value
+        time.sleep(0.1)
+    raise AssertionError(f"not so after {seconds} s: {what}")
+
+
+def log_of(run_dir: Path, rank: int = 0) -> str:
+    """Log of one rank of the newest job, "" before it exists."""
+    entries = ledger.read(run_dir)
+    path = Path(entries[-1].log.replace("_0_log.out", f"_{rank}_log.out")) if entries else run_dir / "no log"
+    return path.read_text() if path.exists() else ""
+
+
+def start_attached(job: launch.Job, **options: Any) -> "subprocess.Popen[str]":
+    """launch.run(job) in a process of its own, as a user's command runs it."""
+    program = f"""
+import sys, launch
+from pathlib import Path, PosixPath
+from nano3.config.cluster import ClusterConfig
+from nano3.errors import Nano3Error
+Job = launch.Job
+try:
+    sys.exit(launch.run([{job!r}]))
+except Nano3Error as error:
+    print(f"error: {{error}}", file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+    return subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+@pytest.fixture
+def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder first on PATH whose `srun` writes its words and environment to srun.json there and ends with $SRUN_CODE.
+
+    `scontrol` writes a line to scontrol.txt and tells of a job in state $JOB_STATE; `sbatch` refuses everything.
+    """
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    quoted = shlex.quote(str(folder))
+    programs = {
+        "srun": f'#!{sys.executable}\nimport json, os, sys\n'
+        f'json.dump([sys.argv[1:], dict(os.environ)], open({str(folder / "srun.json")!r}, "w"))\n'
+        'sys.exit(int(os.environ.get("SRUN_CODE", "0")))\n',
+        "scontrol": f'#!/bin/sh\necho "$@" >>{quoted}/scontrol.txt\n'
+        'echo "JobId=1 JobState=${JOB_STATE:-RUNNING} Reason=None"\n',
+        "sinfo": "#!/bin/sh\necho batch\necho short\n",
+        "sbatch": "#!/bin/sh\necho 'sbatch: error: not today' >&2\nexit 1\n",
+        "sleep": "#!/bin/sh\nexit 0\n",
+    }
+    for name, text in programs.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return folder
+
+
+def with_cluster(job: launch.Job, **keys: Any) -> launch.Job:
+    """The same job with other cluster keys."""
+    return replace(job, cluster=replace(job.cluster, **keys))

@@ -1,0 +1,223 @@
+"""The job script, run by a real bash with an srun that only writes down what it was given."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import with_cluster
+
+import launch
+from launch.submit import Batch
+
+HOSTILE = [
+    "plain",
+    "with space",
+    "it's",
+    'say "hi"',
+    "$HOME `id` $(id)",
+    "; rm -rf x",
+    "two\nlines",
+    "#SBATCH --wrap=x\n#SBATCH --array=1-9",
+    "back\\slash",
+    "*?[a]{b,c}~!",
+    "tab\tand\rreturn",
+    "é€😀",
+    "-n",
+    "",
+    "a=b=c",
+    "|&<>()",
+]
+
+
+def run_script(text: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    env = {**os.environ, "SLURM_JOB_ID": "7", **environment}
+    return subprocess.run(["bash"], input=text, env=env, capture_output=True, text=True, check=False)
+
+
+def srun_call(recorder: Path) -> tuple[list[str], dict[str, str]]:
+    words, environment = json.loads((recorder / "srun.json").read_text())
+    return words, environment
+
+
+def batch_of(job: launch.Job) -> Batch:
+    (job.run_dir / "slurm").mkdir(parents=True, exist_ok=True)
+    return Batch([job], job.name, job.run_dir / "slurm")
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+@pytest.mark.parametrize("runtime", ["none", "apptainer"])
+def test_environment_values_arrive_as_they_are(make_job: Any, recorder: Path, value: str, runtime: str) -> None:
+    job = make_job(kind="slurm", env={"VALUE": value}, container_runtime=runtime, container="image")
+    done = run_script(batch_of(job).text())
+    assert (done.returncode, done.stderr) == (0, "")
+    words, environment = srun_call(recorder)
+    assert environment["VALUE"] == value
+    if runtime == "apptainer":
+        assert environment["APPTAINERENV_VALUE"] == value
+
+
+@pytest.mark.parametrize("name", [h for h in HOSTILE if h and not set(h) & set("\\\n\r\t%")])
+def test_names_and_folders_arrive_as_they_are(make_job: Any, recorder: Path, name: str) -> None:
+    job = make_job(kind="slurm", name=name)
+    text = batch_of(job).text()
+    assert run_script(text).returncode == 0
+    words, _ = srun_call(recorder)
+    folder = str(job.run_dir / "slurm")
+    assert words[words.index("--output") + 1] == f"{folder}/%j_%t_log.out"
+    assert words[-1] == folder
+    assert not list(Path.cwd().glob("x"))
+    headers = [line for line in text.splitlines() if line.startswith("#SBATCH")]
+    assert all("wrap" not in line and "array" not in line for line in headers)
+
+
+@pytest.mark.parametrize("image", HOSTILE[:6] + ["docker://nvcr.io#nvidia/nemo:25.11", "a,b"])
+@pytest.mark.parametrize("runtime", ["pyxis", "apptainer"])
+def test_image_is_one_word(make_job: Any, recorder: Path, image: str, runtime: str) -> None:
+    job = make_job(kind="slurm", container_runtime=runtime, container=image)
+    assert run_script(batch_of(job).text()).returncode == 0
+    words, _ = srun_call(recorder)
+    assert (f"--container-image={image}" if runtime == "pyxis" else image) in words
+
+
+@pytest.mark.parametrize("argument", ["--comment=a b", "--comment='; rm'", '--comment="$(id)"', "--constraint=a|b&c"])
+def test_extra_arguments_are_one_word_each(make_job: Any, recorder: Path, argument: str) -> None:
+    job = make_job(kind="slurm", srun_args=[argument])
+    assert run_script(batch_of(job).text()).returncode == 0
+    assert argument in srun_call(recorder)[0]
+
+
+def test_what_a_profile_becomes(make_job: Any, recorder: Path) -> None:
+    job = make_job(
+        kind="slurm", name="my run", account="proj", partition="batch", qos="high", nodes=2, ntasks_per_node=8,
+        gpus_per_node=8, cpus_per_task=12, mem="0", time="1-12:00:00", signal_delay_s=300, mpi="pmix",
+        sbatch_args=["--exclusive", "--constraint=h100"], srun_args=["--cpu-bind=none"], after=("5", "6_1"),
+        setup=["module load cuda"],
+    )  # fmt: skip
+    lines = batch_of(job).text().splitlines()
+    for wanted in [
+        "--job-name=my-run", "--account=proj", "--partition=batch", "--qos=high", "--nodes=2", "--ntasks-per-node=8",
+        "--gpus-per-node=8", "--cpus-per-task=12", "--mem=0", "--time=1-12:00:00", "--signal=USR2@300", "--exclusive",
+        "--constraint=h100", "--requeue", "--dependency=afterok:5:6_1", "--kill-on-invalid-dep=yes", "--open-mode=append",
+    ]:  # fmt: skip
+        assert f"#SBATCH {wanted}" in lines, wanted
+    assert "module load cuda" in lines
+    srun = next(line for line in lines if line.startswith("srun"))
+    for word in ["--kill-on-bad-exit=1", "--cpus-per-task=12", "--mpi=pmix", "--cpu-bind=none", "--open-mode=append"]:
+        assert f" {word} " in srun
+    assert not [line for line in lines if "wckey" in line or "submitit" in line.partition("=")[2][:9]]
+
+
+def test_pyxis_options(make_job: Any, recorder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    here = tmp_path / "work"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    job = make_job(
+        kind="slurm", container_runtime="pyxis", container="img", mounts=[f"{data}:/data:ro"], env={"A": "1", "B": "2"}
+    )
+    run_script(batch_of(job).text())
+    words, _ = srun_call(recorder)
+    assert "--container-image=img" in words
+    mounts = next(word for word in words if word.startswith("--container-mounts=")).partition("=")[2].split(",")
+    assert sorted(mounts) == sorted([f"{here}:{here}", f"{job.run_dir}:{job.run_dir}", f"{data}:/data:ro"])
+    assert f"--container-workdir={here}" in words
+    assert "--container-env=A,B" in words
+    assert words[words.index("-u") - 2] == "python", "the image's Python, not this one"
+
+
+def test_apptainer_command(make_job: Any, recorder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = make_job(kind="slurm", container_runtime="apptainer", container="my image.sif", gpus_per_node=8, python="python3.12")
+    run_script(batch_of(job).text())
+    words, _ = srun_call(recorder)
+    start = words.index("apptainer")
+    assert words[start : start + 9] == [
+        "apptainer", "exec", "--nv", "--bind", f"{tmp_path}:{tmp_path}", "--pwd", str(tmp_path), "my image.sif", "python3.12",
+    ]  # fmt: skip
+
+
+def test_own_python(make_job: Any, recorder: Path) -> None:
+    run_script(batch_of(make_job(kind="slurm")).text())
+    assert sys.executable in srun_call(recorder)[0]
+    run_script(batch_of(make_job(kind="slurm", python="/opt/my python")).text())
+    assert "/opt/my python" in srun_call(recorder)[0]
+
+
+@pytest.mark.parametrize(
+    ("srun_code", "again", "failed", "restarts", "state", "code", "requeued"),
+    [
+        ("0", False, None, "0", "RUNNING", 0, False),
+        ("3", False, "3 1 node1", "0", "RUNNING", 3, False),
+        ("137", False, "3 1 node1", "0", "RUNNING", 3, False),
+        ("137", False, None, "0", "RUNNING", 137, False),
+        ("0", True, None, "0", "RUNNING", 75, True),
+        ("0", True, None, "1", "RUNNING", 75, True),
+        ("0", True, None, "2", "RUNNING", 75, False),
+        ("0", True, None, "0", "CANCELLED", 75, False),
+        ("137", True, "9 0 node1", "0", "RUNNING", 9, False),
+        ("1", True, None, "0", "RUNNING", 1, False),
+    ],
+    ids=[
+        "success", "rank fails", "rank fails, others killed", "no record", "saved", "saved again", "too often",
+        "cancelled", "one saved, one failed", "one saved, one lost",
+    ],
+)  # fmt: skip
+def test_end_of_the_script(
+    make_job: Any, recorder: Path, srun_code: str, again: bool, failed: str | None, restarts: str, state: str, code: int,
+    requeued: bool,
+) -> None:  # fmt: skip
+    job = make_job(kind="slurm", max_requeues=2)
+    text = batch_of(job).text()
+    marks = [f"touch {job.run_dir}/slurm/7.again"] if again else []
+    marks += [f"echo '{failed}' >{job.run_dir}/slurm/7.exit"] if failed else []
+    srun = recorder / "srun"
+    srun.write_text("#!/bin/sh\n" + "\n".join([*marks, f"exit {srun_code}"]) + "\n")
+    done = run_script(text, SLURM_RESTART_COUNT=restarts, JOB_STATE=state)
+    assert done.returncode == code, done.stderr
+    calls = recorder / "scontrol.txt"
+    assert (calls.exists() and "requeue 7" in calls.read_text()) == requeued
+
+
+def test_marks_of_an_earlier_start_are_removed(make_job: Any, recorder: Path) -> None:
+    job = make_job(kind="slurm")
+    text = batch_of(job).text()
+    for name in ("7.again", "7.exit"):
+        (job.run_dir / "slurm" / name).write_text("5 0 node1\n")
+    assert run_script(text).returncode == 0
+
+
+def test_task_of_an_array_requeues_itself_only(make_job: Any, recorder: Path) -> None:
+    """For the last task of an array SLURM_JOB_ID is the id of the whole array."""
+    job = make_job(kind="slurm")
+    text = batch_of(job).text()
+    (recorder / "srun").write_text(f"#!/bin/sh\ntouch {job.run_dir}/slurm/7_3.again\n")
+    run_script(text, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="3")
+    assert "requeue 7_3\n" in (recorder / "scontrol.txt").read_text()
+
+
+def test_setup_may_use_set_e(make_job: Any, recorder: Path) -> None:
+    text = batch_of(make_job(kind="slurm", setup=["set -eu"])).text()
+    (recorder / "srun").write_text("#!/bin/sh\nexit 4\n")
+    assert run_script(text).returncode == 4
+
+
+def test_dry_run_prints_the_script_and_refusal(make_job: Any, recorder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    job = make_job(kind="slurm", preview="resolved: config\n")
+    text = Batch([job], job.name, job.run_dir / "slurm").text()
+    assert launch.run([job], dry_run=True) == 1
+    out = capfd.readouterr().out
+    assert text in out and "sbatch: error: not today" in out and "resolved: config" in out
+    assert not job.run_dir.exists()
+
+
+def test_array_script(make_job: Any, recorder: Path) -> None:
+    jobs = [make_job(kind="slurm", name=f"p{i}", array_parallelism=2) for i in range(4)]
+    text = Batch(jobs, "sweep", jobs[0].run_dir.parent / "slurm").text()
+    assert "#SBATCH --array=0-3%2" in text
+    text = Batch([with_cluster(job, array_parallelism=None) for job in jobs], "sweep", jobs[0].run_dir.parent).text()
+    assert "#SBATCH --array=0-3%4" in text
