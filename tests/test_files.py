@@ -1,6 +1,5 @@
 """Atomic writing: whole or not at all, whatever happens in between."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -25,7 +24,7 @@ def test_an_error_inside_leaves_the_old_file_and_nothing_else(tmp_path: Path) ->
         f.write(b"new")
         raise ValueError("halfway")
     assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["x"]
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
 def test_kill_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:

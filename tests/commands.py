@@ -1,0 +1,57 @@
+"""nano3 as it is typed, in a folder of its own: what the end-to-end tests share."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# A hybrid of one layer of each kind: seconds, not minutes.
+SMALL = [
+    "+experiment=quickstart",
+    "model.hybrid_layer_pattern=M*E",
+    "model.hidden_size=32",
+    "model.mamba_num_heads=4",
+    "model.mamba_head_dim=16",
+    "model.num_moe_experts=4",
+    "train.train_iters=6",
+    "train.seq_length=64",
+    "train.eval_iters=1",
+    "train.eval_interval=3",
+    "train.threads=1",
+    "scheduler.lr_warmup_iters=2",
+    "scheduler.lr_wsd_decay_iters=2",
+    "logger.log_interval=1",
+    "logger.sample_prompts=[The]",
+    "checkpoint.save_interval=3",
+]
+
+
+class Commands:
+    """Runs `python WORDS...` in `folder`, with an artifact store of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        own = {"NANO3_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        self.env = {**os.environ, **own}
+
+    def __call__(self, *words: str, code: int = 0, **env: str) -> "subprocess.CompletedProcess[str]":
+        """Run to the end; fails unless the exit code is `code`."""
+        done = subprocess.run(
+            [sys.executable, *words], cwd=self.folder, env={**self.env, **env}, capture_output=True, text=True
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    def run_dir(self, name: str) -> Path:
+        """The run folder of run.name=NAME."""
+        return self.folder / "output/nano3/runs" / name
+
+
+def losses(run: Path) -> dict[int, float]:
+    """Training loss by iteration; a resumed run has each iteration once."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = [(line["iteration"], line["loss"]) for line in lines if "loss" in line]
+    assert len(found) == len(dict(found))
+    return dict(found)
