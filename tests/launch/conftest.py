@@ -128,7 +128,7 @@ def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     quoted = shlex.quote(str(folder))
     programs = {
-        "srun": f'#!{sys.executable}\nimport json, os, sys\n'
+        "srun": f"#!{sys.executable}\nimport json, os, sys\n"
         f'json.dump([sys.argv[1:], dict(os.environ)], open({str(folder / "srun.json")!r}, "w"))\n'
         'sys.exit(int(os.environ.get("SRUN_CODE", "0")))\n',
         "scontrol": f'#!/bin/sh\necho "$@" >>{quoted}/scontrol.txt\n'

@@ -18,9 +18,10 @@ def rank() -> int:
 
 
 def count(run_dir: str, *options: str) -> int:
-    """Count to `steps` with a pause between, keeping the number in RUN_DIR/progress.json; save and return 75 on SIGTERM and SIGUSR2.
+    """Count to `steps` with a pause between, keeping the number in RUN_DIR/progress.json; 75 on SIGTERM and SIGUSR2.
 
-    Options, as key=value: steps, pause (seconds), fail_rank and fail_code, deaf=1 (ignore signals), saves=0 (never save).
+    Options, as key=value: steps, pause (seconds), fail_rank and fail_code, deaf=1 (ignore signals), saves=0 (never
+    save).
     """
     given = dict(option.split("=", 1) for option in options)
     steps, pause = int(given.get("steps", "3")), float(given.get("pause", "0"))
@@ -81,8 +82,10 @@ def all_reduce(run_dir: str) -> int:
 
 
 def part(folder: str, mode: str, index: int, count: int) -> int:
-    """One task of an array: write FOLDER/part_INDEX, and misbehave as `mode` says: "once:2" fails task 2 the first time,
-    "always:2" each time, "vanish:2" ends with the whole job at the first time, "" never."""
+    """One task of an array: write FOLDER/part_INDEX, and misbehave as `mode` says.
+
+    "once:2" fails task 2 the first time, "always:2" each time, "vanish:2" ends the first time with its job, "" never.
+    """
     kind, _, which = mode.partition(":")
     tried = Path(folder) / f"tried_{index}"
     first = not tried.exists()

@@ -110,7 +110,10 @@ def test_image_file_that_is_not_there(make_job: Any, recorder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("keys", "says"),
-    [({"container_runtime": "pyxis"}, "inside the container"), ({"setup": ["module load x"]}, "cluster.setup is run by")],
+    [
+        ({"container_runtime": "pyxis"}, "inside the container"),
+        ({"setup": ["module load x"]}, "cluster.setup is run by"),
+    ],
 )
 def test_what_only_slurm_does(make_job: Any, keys: dict[str, Any], says: str) -> None:
     assert says in problems(make_job(**keys))[0]
@@ -129,7 +132,7 @@ def test_no_slurm_here(make_job: Any, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_controller_that_does_not_answer(make_job: Any, recorder: Path) -> None:
     (recorder / "sinfo").write_text("#!/bin/sh\necho 'sinfo: error: Unable to contact slurm controller' >&2\nexit 1\n")
-    with pytest.raises(Failure, match="Slurm does not answer: .*Unable to contact"):
+    with pytest.raises(Failure, match=r"Slurm does not answer: .*Unable to contact"):
         check([make_job(kind="slurm", partition="batch")])
 
 

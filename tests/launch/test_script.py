@@ -54,7 +54,7 @@ def test_environment_values_arrive_as_they_are(make_job: Any, recorder: Path, va
     job = make_job(kind="slurm", env={"VALUE": value}, container_runtime=runtime, container="image")
     done = run_script(batch_of(job).text())
     assert (done.returncode, done.stderr) == (0, "")
-    words, environment = srun_call(recorder)
+    _words, environment = srun_call(recorder)
     assert environment["VALUE"] == value
     if runtime == "apptainer":
         assert environment["APPTAINERENV_VALUE"] == value
@@ -74,7 +74,7 @@ def test_names_and_folders_arrive_as_they_are(make_job: Any, recorder: Path, nam
     assert all("wrap" not in line and "array" not in line for line in headers)
 
 
-@pytest.mark.parametrize("image", HOSTILE[:6] + ["docker://nvcr.io#nvidia/nemo:25.11", "a,b"])
+@pytest.mark.parametrize("image", [*HOSTILE[:6], "docker://nvcr.io#nvidia/nemo:25.11", "a,b"])
 @pytest.mark.parametrize("runtime", ["pyxis", "apptainer"])
 def test_image_is_one_word(make_job: Any, recorder: Path, image: str, runtime: str) -> None:
     job = make_job(kind="slurm", container_runtime=runtime, container=image)
@@ -101,7 +101,8 @@ def test_what_a_profile_becomes(make_job: Any, recorder: Path) -> None:
     for wanted in [
         "--job-name=my-run", "--account=proj", "--partition=batch", "--qos=high", "--nodes=2", "--ntasks-per-node=8",
         "--gpus-per-node=8", "--cpus-per-task=12", "--mem=0", "--time=1-12:00:00", "--signal=USR2@300", "--exclusive",
-        "--constraint=h100", "--requeue", "--dependency=afterok:5:6_1", "--kill-on-invalid-dep=yes", "--open-mode=append",
+        "--constraint=h100", "--requeue", "--dependency=afterok:5:6_1", "--kill-on-invalid-dep=yes",
+        "--open-mode=append",
     ]:  # fmt: skip
         assert f"#SBATCH {wanted}" in lines, wanted
     assert "module load cuda" in lines
@@ -132,12 +133,15 @@ def test_pyxis_options(make_job: Any, recorder: Path, tmp_path: Path, monkeypatc
 
 def test_apptainer_command(make_job: Any, recorder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    job = make_job(kind="slurm", container_runtime="apptainer", container="my image.sif", gpus_per_node=8, python="python3.12")
+    job = make_job(
+        kind="slurm", container_runtime="apptainer", container="my image.sif", gpus_per_node=8, python="python3.12"
+    )
     run_script(batch_of(job).text())
     words, _ = srun_call(recorder)
     start = words.index("apptainer")
     assert words[start : start + 9] == [
-        "apptainer", "exec", "--nv", "--bind", f"{tmp_path}:{tmp_path}", "--pwd", str(tmp_path), "my image.sif", "python3.12",
+        "apptainer", "exec", "--nv", "--bind", f"{tmp_path}:{tmp_path}", "--pwd", str(tmp_path), "my image.sif",
+        "python3.12",
     ]  # fmt: skip
 
 
@@ -168,8 +172,8 @@ def test_own_python(make_job: Any, recorder: Path) -> None:
     ],
 )  # fmt: skip
 def test_end_of_the_script(
-    make_job: Any, recorder: Path, srun_code: str, again: bool, failed: str | None, restarts: str, state: str, code: int,
-    requeued: bool,
+    make_job: Any, recorder: Path, srun_code: str, again: bool, failed: str | None, restarts: str, state: str,
+    code: int, requeued: bool,
 ) -> None:  # fmt: skip
     job = make_job(kind="slurm", max_requeues=2)
     text = batch_of(job).text()
@@ -206,7 +210,9 @@ def test_setup_may_use_set_e(make_job: Any, recorder: Path) -> None:
     assert run_script(text).returncode == 4
 
 
-def test_dry_run_prints_the_script_and_refusal(make_job: Any, recorder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_prints_the_script_and_refusal(
+    make_job: Any, recorder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     job = make_job(kind="slurm", preview="resolved: config\n")
     text = Batch([job], job.name, job.run_dir / "slurm").text()
     assert launch.run([job], dry_run=True) == 1

@@ -59,7 +59,9 @@ def test_a_killed_rank_ends_the_job(slurm_job: Any, capfd: pytest.CaptureFixture
     job = slurm_job("pause=0.2", "steps=200", nodes=2, ntasks_per_node=2, mode="detached")
     assert launch.run([job]) == 0
     eventually(lambda: progress(job.run_dir) > 1)
-    ranks = subprocess.run(["pgrep", "-f", f"launch.rank launch_entries:count {job.run_dir}"], capture_output=True, text=True)
+    ranks = subprocess.run(
+        ["pgrep", "-f", f"launch.rank launch_entries:count {job.run_dir}"], capture_output=True, text=True
+    )
     victim = next(
         int(pid) for pid in ranks.stdout.split() if b"\0RANK=2\0" in Path(f"/proc/{pid}/environ").read_bytes()
     )
@@ -126,7 +128,7 @@ def test_scancel_is_seen(slurm_job: Any, capfd: pytest.CaptureFixture[str]) -> N
     command = start_attached(job)
     eventually(lambda: progress(job.run_dir) > 1)
     slurm.cancel([last_id(job.run_dir)])
-    out, err = command.communicate(timeout=30)
+    _out, err = command.communicate(timeout=30)
     assert command.returncode == 143 and "CANCELLED" in err
     time.sleep(1)
     assert state_of(job.run_dir).state == "CANCELLED", "a cancelled job whose ranks saved must not come back"
@@ -149,7 +151,7 @@ def test_saved_after_usr2_is_requeued_and_bounded(slurm_job: Any) -> None:
     subprocess.run(["scancel", "--signal=USR2", last_id(job.run_dir)], check=True)
     eventually(lambda: "resuming from step" in log_of(job.run_dir))
     subprocess.run(["scancel", "--signal=USR2", last_id(job.run_dir)], check=True)
-    out, err = command.communicate(timeout=60)
+    out, _err = command.communicate(timeout=60)
     assert command.returncode == 75
     assert "stopped after cluster.max_requeues=1 requeues; the same command goes on from here" in out
 
@@ -159,7 +161,7 @@ def test_crash_loop_stops(slurm_job: Any) -> None:
     command = start_attached(job)
     eventually(lambda: "fresh start" in log_of(job.run_dir))
     subprocess.run(["scancel", "--signal=USR2", last_id(job.run_dir)], check=True)
-    out, err = command.communicate(timeout=60)
+    out, _err = command.communicate(timeout=60)
     assert command.returncode == 1 and "Gave up: the last 1 starts of this job made no progress" in out
 
 
@@ -169,7 +171,7 @@ def test_preemption(slurm_job: Any) -> None:
     eventually(lambda: progress(job.run_dir) > 2)
     urgent = slurm_job(name="urgent", nodes=2, cpus_per_task=16, partition="urgent", mode="detached")
     assert launch.run([urgent]) == 0
-    out, err = command.communicate(timeout=90)
+    out, _err = command.communicate(timeout=90)
     assert command.returncode == 0 and "resuming from step" in out and "saved step" in out
     assert (urgent.run_dir / "finished.json").exists()
 
@@ -181,7 +183,7 @@ def test_preemption_where_the_site_cancels(slurm_job: Any) -> None:
     eventually(lambda: progress(job.run_dir) > 2)
     urgent = slurm_job(name="urgent", nodes=2, cpus_per_task=16, partition="urgent", mode="detached")
     assert launch.run([urgent]) == 0
-    out, err = command.communicate(timeout=90)
+    out, _err = command.communicate(timeout=90)
     assert command.returncode == 0 and "resuming from step" in out
 
 
@@ -203,7 +205,7 @@ def test_ctrl_c_detaches(slurm_job: Any) -> None:
     command = start_attached(job)
     eventually(lambda: progress(job.run_dir) > 1)
     command.send_signal(signal.SIGINT)
-    out, err = command.communicate(timeout=30)
+    _out, err = command.communicate(timeout=30)
     assert command.returncode == 130 and "detached" in err and "Traceback" not in err
     assert state_of(job.run_dir).state == "RUNNING"
 
@@ -215,7 +217,7 @@ def test_second_ctrl_c_cancels(slurm_job: Any) -> None:
     command.send_signal(signal.SIGINT)
     time.sleep(1)
     command.send_signal(signal.SIGINT)
-    out, err = command.communicate(timeout=30)
+    _out, err = command.communicate(timeout=30)
     assert command.returncode == 130 and f"cancelled {last_id(job.run_dir)}" in err
     eventually(lambda: state_of(job.run_dir).state == "CANCELLED")
 
@@ -299,7 +301,10 @@ def test_dependency_that_fails_cancels(slurm_job: Any) -> None:
 
 
 def test_end_of_a_job_from_accounting(slurm_job: Any) -> None:
-    if "accounting_storage/none" in subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True).stdout:
+    if (
+        "accounting_storage/none"
+        in subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True).stdout
+    ):
         pytest.skip("the cluster has no accounting")
     job = slurm_job("fail_rank=0", "fail_code=6")
     assert launch.run([job]) == 6

@@ -135,7 +135,7 @@ def test_lost_task_is_repeated_by_the_finalizer_and_the_next_job_runs(slurm_job:
 def test_finalizer_names_what_is_missing(slurm_job: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     after = slurm_job(name="train")
     assert run_array(tmp_path, "always:3", then=after, keys={"max_crashes": 1}) == 1
-    out, err = capfd.readouterr()
+    out, _err = capfd.readouterr()
     assert "1 of 4 tasks did not finish: 3. See " in out
     assert not (tmp_path / "gathered").exists()
     eventually(lambda: slurm.states([last_id(after.run_dir)])[last_id(after.run_dir)].state == "CANCELLED")
@@ -158,7 +158,7 @@ def test_array_detached(slurm_job: Any, tmp_path: Path) -> None:
 
 
 def test_array_larger_than_slurm_takes(slurm_job: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cluster.tasks=2002 is more than .* 2001 at most"):
+    with pytest.raises(UserError, match=r"cluster.tasks=2002 is more than .* 2001 at most"):
         run_array(tmp_path, "", tasks=2002, keys={"mode": "detached"})
 
 
@@ -171,7 +171,8 @@ from nano3.config.cluster import ClusterConfig
 
 def make_job(cfg, run_dir, label):
     cluster = ClusterConfig(kind="slurm", poll_s=0.3, mem="200M", time="10", nodes=cfg.nodes)
-    return launch.Job("app", run_dir, "launch_entries:count", (str(run_dir), f"steps={cfg.steps}"), cluster, label=label)
+    args = (str(run_dir), f"steps={cfg.steps}")
+    return launch.Job("app", run_dir, "launch_entries:count", args, cluster, label=label)
 
 @hydra.main(version_base="1.3", config_path=".", config_name="app")
 def main(cfg):

@@ -40,7 +40,12 @@ def test_exit_code_of_the_child(program: str, code: int) -> None:
     assert Child(python(program), 10).wait() == code
 
 
-WAITS = "import signal, sys, time\nsignal.signal(signal.{0}, lambda *a: sys.exit(75))\nprint('ready', flush=True)\ntime.sleep(30)"
+WAITS = """
+import signal, sys, time
+signal.signal(signal.{0}, lambda *a: sys.exit(75))
+print("ready", flush=True)
+time.sleep(30)
+"""
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2"])

@@ -1,0 +1,89 @@
+"""`--multirun` of a Hydra application, here; on Slurm in test_slurm_many.py."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+APP = """
+import sys
+from pathlib import Path
+import hydra
+import launch
+from nano3.config.cluster import ClusterConfig
+from nano3.errors import UserError
+
+def make_job(cfg, run_dir, label):
+    assert "hydra" not in cfg
+    if cfg.steps > 100:
+        raise UserError("too many steps")
+    args = (str(run_dir), f"steps={cfg.steps}", f"fail_rank={cfg.fail}", "fail_code=6")
+    preview = f"steps {cfg.steps}"
+    return launch.Job("app", run_dir, "launch_entries:count", args, ClusterConfig(), label=label, preview=preview)
+
+@hydra.main(version_base="1.3", config_path=".", config_name="app")
+def main(cfg):
+    sys.exit(launch.run([make_job(cfg, Path(cfg.dir).absolute(), "")], dry_run=cfg.dry_run))
+
+if __name__ == "__main__":
+    main()
+"""
+CONFIG = """
+defaults: [_self_, {override hydra/launcher: nano3}, {override hydra/job_logging: none}]
+steps: 2
+fail: 9
+name: base
+dir: runs/${name}
+dry_run: false
+hydra: {output_subdir: null, run: {dir: .}, sweep: {dir: "${dir}"}, launcher: {job_factory: app.make_job}}
+"""
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Run:
+    (tmp_path / "app.py").write_text(APP)
+    (tmp_path / "app.yaml").write_text(CONFIG)
+
+    def run(*words: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run([sys.executable, "app.py", *words], cwd=tmp_path, capture_output=True, text=True)
+
+    return run
+
+
+def test_points_have_folders_named_after_what_varies(app: Run, tmp_path: Path) -> None:
+    done = app("-m", "steps=1,2", "fail=8", "name=s")
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (tmp_path / "runs" / "s").iterdir()) == ["steps=1", "steps=2"]
+    finished = tmp_path / "runs" / "s" / "steps=2" / "finished.json"
+    assert json.loads(finished.read_text()) == {"step": 2}
+    assert not (tmp_path / "runs" / "base").exists(), "Hydra's own record of the sweep is removed"
+    again = app("-m", "steps=1,2,3", "fail=8", "name=s")
+    assert again.returncode == 0 and again.stdout.count("finished before") == 2
+
+
+def test_a_failed_point_gives_its_exit_code(app: Run, tmp_path: Path) -> None:
+    done = app("-m", "fail=9,0")
+    assert done.returncode == 6 and "1 of 2 points finished, 1 failed" in done.stderr
+    assert (tmp_path / "runs" / "base" / "fail=9" / "finished.json").exists()
+
+
+def test_dry_run_leaves_nothing(app: Run, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    done = app("-m", "steps=1,2", "dry_run=true")
+    assert done.returncode == 0 and "steps 1" in done.stdout and "steps 2" in done.stdout, done.stderr
+    assert [p for p in sorted(tmp_path.rglob("*")) if "__pycache__" not in str(p)] == before
+
+
+def test_user_errors_start_nothing(app: Run, tmp_path: Path) -> None:
+    done = app("-m", "steps=1,200")
+    assert done.returncode != 0 and "too many steps" in done.stderr
+    assert not (tmp_path / "runs" / "base" / "steps=1" / "progress.json").exists()
+
+
+def test_without_multirun_a_sweep_is_refused(app: Run) -> None:
+    done = app("steps=1,2")
+    assert done.returncode != 0 and "--multirun" in done.stderr

@@ -1,0 +1,100 @@
+"""The copy of the code that a job runs."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from launch import snapshot
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A small Git working copy with this code, one edit and one new file."""
+    root = tmp_path / "checkout"
+    for name in ("nano3", "launch", "hydra_plugins", "conf"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "sample"))
+    (root / ".gitignore").write_text("*.secret\n__pycache__/\n")
+    git = ["git", "-C", str(root), "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *words], check=True)
+    (root / "nano3" / "files.py").write_text((root / "nano3" / "files.py").read_text() + "EDITED = True\n")
+    (root / "launch" / "new_module.py").write_text("NEW = 1\n")
+    (root / "nano3" / "key.secret").write_text("token")
+    return root
+
+
+def take(code: Path, parent: Path, *entries: str) -> Path:
+    """A snapshot made by a process that runs the code in `code`."""
+    program = f"""
+from pathlib import Path
+from launch import snapshot
+plan = snapshot.plan(Path({str(parent)!r}), set({entries!r}))
+plan.write()
+print(plan.folder)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": f"{code}:{os.environ['PYTHONPATH']}"},
+        cwd=parent, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return Path(done.stdout.strip())
+
+
+def test_working_copy_with_its_edits(checkout: Path, tmp_path: Path) -> None:
+    folder = take(checkout, tmp_path, "nano3.x:y", "launch_entries:count")
+    assert (folder / "nano3" / "files.py").read_text().endswith("EDITED = True\n")
+    assert (folder / "launch" / "new_module.py").exists() and (folder / "conf" / "pretrain.yaml").exists()
+    assert (folder / "launch_entries.py").exists() and (folder / "spare" / "submitit" / "__init__.py").exists()
+    assert not (folder / "nano3" / "key.secret").exists(), "ignored files stay out"
+    assert not list(folder.rglob("*.pyc"))
+    told = json.loads((folder / "code.json").read_text())
+    assert told["edited"] is True and len(told["commit"]) == 40
+    assert "+EDITED = True" in (folder / "code.diff").read_text()
+
+
+def test_equal_code_has_one_snapshot(checkout: Path, tmp_path: Path) -> None:
+    first = take(checkout, tmp_path)
+    assert take(checkout, tmp_path) == first
+    (checkout / "launch" / "new_module.py").write_text("NEW = 2\n")
+    assert take(checkout, tmp_path) != first
+    assert (first / "launch" / "new_module.py").read_text() == "NEW = 1\n"
+
+
+def test_installed_packages(checkout: Path, tmp_path: Path) -> None:
+    """As from a wheel: no Git, conf/ inside the package."""
+    installed = tmp_path / "lib" / "site-packages"
+    for name in ("nano3", "launch"):
+        shutil.copytree(checkout / name, installed / name)
+    shutil.copytree(checkout / "conf", installed / "nano3" / "conf")
+    folder = take(installed, tmp_path, "nano3.x:y")
+    assert (folder / "nano3" / "conf" / "pretrain.yaml").exists() and (folder / "boot.py").exists()
+    assert json.loads((folder / "code.json").read_text())["commit"] is None
+    assert not (folder / "code.diff").exists()
+
+
+def test_plan_writes_nothing(tmp_path: Path) -> None:
+    plan = snapshot.plan(tmp_path / "slurm", {"launch_entries:count"})
+    assert plan.boot.parent == plan.folder and not (tmp_path / "slurm").exists()
+
+
+def test_boot_puts_the_snapshot_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the working folder and before PYTHONPATH, in children too."""
+    code, work = tmp_path / "code", tmp_path / "work"
+    for place, word in ((code, "snapshot"), (work, "edited")):
+        place.mkdir()
+        (place / "thing.py").write_text(f"WORD = {word!r}\n")
+    (code / "start.py").write_text(
+        "import subprocess, sys, thing\nprint(thing.WORD, sys.argv[1:], flush=True)\n"
+        "subprocess.run([sys.executable, '-c', 'import thing; print(thing.WORD)'])\n"
+    )
+    shutil.copy(ROOT / "launch" / "boot.py", code)
+    done = subprocess.run(
+        [sys.executable, str(code / "boot.py"), "-u", "-m", "start", "a b"], cwd=work, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(work)}, check=True,
+    )  # fmt: skip
+    assert done.stdout == "snapshot ['a b']\nsnapshot\n"
