@@ -11,6 +11,7 @@ import numpy as np
 from nano3.errors import Failure
 
 BLOCK = 4 << 20
+SAMPLE, SHORT_LINE = 64 << 10, 350  # bytes at a block's start that tell how long lines are; bytes of a short line
 BOM = b"\xef\xbb\xbf"
 Bad = tuple[int, str, str]  # key, kind of fault, what is wrong
 
@@ -53,6 +54,21 @@ def line_blocks(read: Callable[[int], bytes], offset: int, stop: int | None) -> 
         pending = [data[cut:]]
 
 
+def line_starts(block: bytes) -> np.ndarray:
+    """int64 offset of each line. A search for each is 15 times as fast as a look at every byte, unless lines are short."""
+    if block.count(b"\n", 0, SAMPLE) > SAMPLE // SHORT_LINE:
+        ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
+    else:
+        found = []
+        at = block.find(b"\n")
+        while at >= 0:
+            found.append(at)
+            at = block.find(b"\n", at + 1)
+        ends = np.array(found, np.int64)
+    starts = np.concatenate([np.zeros(1, np.int64), ends + 1])
+    return starts[:-1] if block.endswith(b"\n") else starts
+
+
 class JsonRows:
     """Takes the text out of JSON objects. Exact: what it accepts and the text it gives are those of Python's json module.
 
@@ -68,10 +84,10 @@ class JsonRows:
         """Texts, keys (int64 offset of each line) and faults of a block of whole lines. Blank lines are not rows."""
         if offset == 0 and block.startswith(BOM):
             offset, block = len(BOM), block[len(BOM) :]
-        widths = [len(line) + 1 for line in block.split(b"\n")]
-        starts = np.cumsum([0, *widths[: -1 if block.endswith(b"\n") else None]])[:-1]
+        starts = line_starts(block)
         rows: list[Any] = []
-        if block.count(b"\n{") + block.startswith(b"{") == len(starts):  # then no line is blank or goes on with the one before
+        first = np.frombuffer(block, np.uint8)[starts] if block else np.zeros(1, np.uint8)
+        if (first == ord("{")).all():  # then no line is blank or goes on with the one before
             with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 rows = self._decoder.decode_lines(block)
         if len(rows) == len(starts):
