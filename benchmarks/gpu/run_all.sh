@@ -4,7 +4,7 @@
 #   bash benchmarks/gpu/run_all.sh STAGE...
 set -uo pipefail
 ROOT=$(cd "$(dirname "$0")/../.." && pwd); G=$ROOT/.gpu; K=${K:-/tmp/nano3-gpu}; OUT=${OUT:-$ROOT/benchmarks/results/gpu}
-mkdir -p "$K" "$OUT"; START=$(date +%s)
+cd "$ROOT"; mkdir -p "$K" "$OUT"; START=$(date +%s)
 say() { echo "### $(($(date +%s) - START))s $*"; }
 unpack() { python3 -c "
 import sys, tarfile, pyarrow as pa

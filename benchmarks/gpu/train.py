@@ -3,7 +3,9 @@
 Prints a line of JSON at the end: how the run ended and how long it took.
 """
 
+import fcntl
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -32,9 +34,20 @@ def build(data_dir: str, run_dir: str, arguments: list[str]) -> PretrainConfig:
     return config
 
 
+def wait_for_turn() -> None:
+    """Import what takes long, then wait for the lock file named by TURN: one process trains while the next one is starting."""
+    if "TURN" not in os.environ or os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    import megatron.bridge.training.pretrain  # noqa: F401
+
+    lock = os.open(os.environ["TURN"], os.O_CREAT | os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # until this process ends
+
+
 def main() -> int:
-    started = time.time()
     run_dir, data_dir, *arguments = sys.argv[1:]
+    wait_for_turn()
+    started = time.time()
     from nano3.training.megatron import train
 
     try:

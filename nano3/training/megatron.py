@@ -9,6 +9,7 @@ import contextlib
 import gc
 import logging
 import os
+import re
 import shutil
 import socket
 import sys
@@ -53,9 +54,11 @@ def train(config: PretrainConfig, data_dir: Path, run_dir: Path, *, on_save: Sav
     if start.own and start.folder and start.iteration >= min(end, config.train.train_iters):
         say(f"finished: iteration {start.iteration} of {config.train.train_iters} is in {start.folder}; nothing to do")
         return Outcome("finished", start.iteration, start.folder)
-    say(f"resuming from iteration {start.iteration} of {start.folder}" if start.folder else "fresh start")
+    weights = (config.megatron.get("checkpoint") or {}).get("pretrained_checkpoint")
+    fresh = f"fresh start from the weights of {weights}" if weights else "fresh start"
+    say(f"resuming from iteration {start.iteration} of {start.folder}" if start.folder else fresh)
     check_same_run(config, data, start)
-    set_environment(run_dir)
+    set_environment()
     container = prepare(config, data, run_dir)
     if is_rank_zero():
         remove_unfinished(save)
@@ -135,7 +138,7 @@ def told_keys(config: PretrainConfig) -> dict[str, Any]:
     }
 
 
-def set_environment(run_dir: Path) -> None:
+def set_environment() -> None:
     """Rank variables for a plain process, and caches that make every start after the first one fast."""
     if "RANK" not in os.environ:
         with socket.socket() as s:
@@ -210,7 +213,7 @@ def _run(config: PretrainConfig, container: Any, run_dir: Path, save: Path, data
     from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain
 
-    from nano3.training.callbacks import Run, TrainingHooks
+    from nano3.training.callbacks import Run, TrainingHooks, nan_message
     from nano3.training.metrics import Metrics
     from nano3.training.source_validation import SourceValidation
     from nano3.training.stop import StopRequest
@@ -242,26 +245,27 @@ def _run(config: PretrainConfig, container: Any, run_dir: Path, save: Path, data
                 raise Failure(f"Megatron-Bridge left at iteration {hooks.iteration} with exit code {error.code}; see the log above.") from error
             failed = 0
         except RuntimeError as error:
-            if "found NaN" in str(error) or "found Inf" in str(error):
-                from nano3.training.callbacks import nan_message
-
-                raise Failure(nan_message(hooks.iteration + 1, str(error))) from error
+            if what := re.search(r"found (NaN|Inf)[^')]*", str(error)):
+                raise Failure(nan_message(hooks.iteration + 1, what[0])) from error
             raise
         finally:
             metrics.close(failed)
             _release()
-    folder = save / folder_name(hooks.iteration)
-    reached = hooks.iteration >= (train.exit_iteration or train.train_iters)
-    return Outcome("finished" if reached else "stopped", hooks.iteration, folder, "" if reached else hooks.reason)
+    if hooks.reason:
+        return Outcome("stopped", hooks.iteration, hooks.saved, hooks.reason)
+    return Outcome("finished", hooks.iteration, hooks.saved)
 
 
 @contextlib.contextmanager
 def _quiet_exit() -> Iterator[None]:
-    """Keep the traceback of an agreed stop out of the log: Megatron-Bridge leaves by SystemExit(0) and reports it as an error."""
+    """Keep tracebacks of foreseen ends out of the log: Megatron-Bridge reports SystemExit(0), by which it leaves its loop after an
+    agreed stop, as an error, and nano3 tells in its own words that a run diverged.
+    """
 
     def wanted(record: logging.LogRecord) -> bool:
         error = sys.exc_info()[1]
-        return not (isinstance(error, SystemExit) and error.code in (0, None))
+        stopped = isinstance(error, SystemExit) and error.code in (0, None)
+        return not (stopped or isinstance(error, Failure) or re.search("found (NaN|Inf)", str(error)))
 
     logger = logging.getLogger("megatron.bridge.training.pretrain")
     logger.addFilter(wanted)

@@ -108,7 +108,7 @@ def free_settings(tree: Mapping[str, Any], schema: Schema) -> list[Setting]:
         for name, value in node.items():
             path = f"{prefix}{name}"
             found, _ = schema.lookup(path)
-            if isinstance(value, Mapping) and found is not None and (not prefix or found.section):
+            if isinstance(value, Mapping) and found is not None and found.section:
                 yield from walk(value, f"{path}.")
             else:
                 yield Setting(path, value, f"megatron.{path}")
@@ -176,7 +176,9 @@ def _make(container: Any, path: str) -> Any:
 
 
 def _convert(value: Any, found: Field, current: Any) -> Any:
-    """Text for a dtype or an enumeration becomes the object that the dataclass holds; everything else stays."""
+    """Text for a dtype or an enumeration becomes the object that the dataclass holds; a dict is laid over the recipe's."""
+    if isinstance(value, Mapping) and isinstance(current, Mapping) and "dict" in found.kinds:
+        return {**current, **value}
     if isinstance(value, str) and "dtype" in found.kinds and (name := dtype_name(value)):
         return getattr(importlib.import_module("torch"), name)
     if isinstance(value, str) and isinstance(current, enum.Enum):

@@ -164,7 +164,11 @@ def _fields_of(cls: type) -> dict[str, Field]:
             hint = typing.get_type_hints(owner)[f.name]
         except (NameError, TypeError, AttributeError):
             hint = Any if isinstance(f.type, str) else f.type
-        found[f.name] = describe(hint)
+        described = describe(hint)
+        if described.kinds and f.default is None and "null" not in described.kinds:
+            # `x: int = None` is common in these dataclasses.
+            described = dataclasses.replace(described, kinds=(*described.kinds, "null"))
+        found[f.name] = described
     return found
 
 

@@ -1,0 +1,185 @@
+"""A run's checkpoint as a Hugging Face model folder: config.json, safetensors, tokenizer, ready for `from_pretrained`.
+
+A run of backend=transformers has written that folder itself; a Megatron checkpoint is converted by Megatron-Bridge's AutoBridge,
+which needs a GPU to be visible and a description of the model in Hugging Face's terms. That is made here from the configuration
+which Megatron-Bridge saved with the checkpoint, so it is what was trained, whatever the run's configuration says today.
+"""
+
+import json
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from nano3.config.model import ModelConfig
+from nano3.errors import Failure, UserError
+from nano3.files import fsync_dir, temp_name
+from nano3.training.checkpoints import MARKER, complete, iteration_of, read_info
+from nano3.training.hf_model import hf_config, padded_vocab_size
+from nano3.training.sample import exported_model
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+# Hugging Face's names of a dense Qwen3's sizes -> Megatron's.
+QWEN3 = {
+    "hidden_size": "hidden_size",
+    "intermediate_size": "ffn_hidden_size",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_attention_heads",
+    "num_key_value_heads": "num_query_groups",
+    "head_dim": "kv_channels",
+    "rms_norm_eps": "layernorm_epsilon",
+    "rope_theta": "rotary_base",
+    "initializer_range": "init_method_std",
+    "tie_word_embeddings": "share_embeddings_and_output_weights",
+    "max_position_embeddings": "seq_length",
+}
+
+
+def export(run_dir: Path, output: Path, iteration: int | None = None) -> Path:
+    """Write the newest checkpoint of a run (or that of `iteration`) to `output`; returns `output`.
+
+    Raises `UserError` when there is no such checkpoint or `output` exists, `Failure` when the result is not a whole model.
+    """
+    run_dir, output = Path(run_dir).absolute(), Path(output).absolute()
+    if output.exists():
+        raise UserError(f"{output} exists already. Choose another --output, or remove it.")
+    checkpoint = find(run_dir, iteration)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temp = temp_name(output)
+    try:
+        if read_info(checkpoint).fixed.get("backend") == "megatron":
+            _convert(checkpoint, _data_tokenizer(run_dir), temp)
+        else:
+            shutil.copytree(_own_export(run_dir, checkpoint), temp)
+        check_whole(temp)
+        temp.rename(output)
+        fsync_dir(output.parent)
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+    return output
+
+
+def find(run_dir: Path, iteration: int | None) -> Path:
+    """The checkpoint folder that is meant; `run_dir` may also be one itself."""
+    if (run_dir / MARKER).is_file():
+        return run_dir
+    found = complete(_checkpoints(run_dir))
+    if not found:
+        raise UserError(f"{run_dir} holds no complete checkpoint. Give the folder of a run, as in run.output_dir.")
+    chosen = [p for p in found if iteration in (None, iteration_of(p))]
+    if not chosen:
+        there = ", ".join(str(iteration_of(p)) for p in found)
+        raise UserError(f"{run_dir} has no checkpoint of iteration {iteration}; it has {there}.")
+    return chosen[-1]
+
+
+def _checkpoints(run_dir: Path) -> Path:
+    config = _run_config(run_dir)
+    return Path(config["checkpoint"]["save"] or run_dir / "checkpoints") if config else run_dir / "checkpoints"
+
+
+def _run_config(run_dir: Path) -> dict[str, Any]:
+    """config.yaml of a run folder, or {}."""
+    from omegaconf import OmegaConf
+
+    path = run_dir / "config.yaml"
+    return OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}  # type: ignore[return-value]
+
+
+def _own_export(run_dir: Path, checkpoint: Path) -> Path:
+    """The hf/ folder that backend=transformers wrote with its last checkpoint."""
+    return checkpoint / "hf" if (checkpoint / "hf").is_dir() else exported_model(run_dir)
+
+
+def _data_tokenizer(run_dir: Path) -> Path | None:
+    data = _run_config(run_dir).get("run", {}).get("data")
+    folder = Path(data) / "tokenizer" if data else None
+    return folder if folder and folder.is_dir() else None
+
+
+def model_section(checkpoint: Path) -> dict[str, Any]:
+    """The model that Megatron-Bridge built, from run_config.yaml in the checkpoint."""
+    import yaml
+
+    path = checkpoint / "run_config.yaml"
+    if not path.is_file():
+        raise Failure(f"{path} is missing: the checkpoint was not written by Megatron-Bridge, or not completely.")
+    return yaml.safe_load(path.read_text())["model"]
+
+
+def describe(model: dict[str, Any], eod_id: int | None) -> dict[str, Any]:
+    """config.json of a trained model: NemotronH for a hybrid, Qwen3 for the dense recipe."""
+    tensor = int(model.get("tensor_model_parallel_size") or 1)
+    rows = int(model["vocab_size"])
+    if model.get("should_pad_vocab"):
+        divisor = int(model.get("make_vocab_size_divisible_by") or 128)
+        rows = padded_vocab_size(rows, tensor) if divisor == 128 else -(-rows // (divisor * tensor)) * divisor * tensor
+    if model.get("hybrid_layer_pattern"):
+        names = {f.name for f in fields(ModelConfig)} - {"vocab_size"}
+        shape = ModelConfig(**{k: v for k, v in model.items() if k in names})
+        config = hf_config(shape, rows, int(model["seq_length"]), eod_id).to_dict()
+        return config | {"torch_dtype": "bfloat16", "use_mamba_kernels": True, "use_cache": True}
+    if model.get("qk_layernorm"):
+        base = json.loads((Path(__file__).parent / "hub" / "Qwen--Qwen3-8B.json").read_text())
+        sizes = {hf: model[name] for hf, name in QWEN3.items() if model.get(name) is not None}
+        return base | sizes | {"vocab_size": rows, "max_window_layers": model["num_layers"], "bos_token_id": eod_id, "eos_token_id": eod_id}
+    raise UserError("nano3 export knows hybrid (NemotronH) and Qwen3 models; use Megatron-Bridge's AutoBridge for this recipe.")
+
+
+def _convert(checkpoint: Path, tokenizer: Path | None, output: Path) -> None:
+    """Megatron checkpoint -> `output`, through an AutoBridge made from the configuration alone."""
+    from megatron.bridge import AutoBridge
+    from transformers import AutoConfig, GenerationConfig
+
+    from nano3.training.megatron import set_environment
+
+    tokenizer = tokenizer or checkpoint / "tokenizer"
+    if not (tokenizer / "tokenizer.json").is_file():
+        raise Failure(f"{tokenizer} holds no tokenizer.json, and the run's data folder is gone: put the tokenizer there.")
+    set_environment()
+    eod_id = _eod_id(tokenizer)
+    shape = describe(model_section(checkpoint), eod_id)
+    config = AutoConfig.for_model(shape.pop("model_type"), **shape)
+    AutoBridge.from_hf_config(config).export_ckpt(str(checkpoint), str(output), show_progress=False)
+    config.save_pretrained(output)
+    GenerationConfig(bos_token_id=eod_id, eos_token_id=eod_id, pad_token_id=eod_id).save_pretrained(output)
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).is_file():
+            shutil.copy(tokenizer / name, output / name)
+
+
+def _eod_id(tokenizer: Path) -> int | None:
+    """Id of the token that ends a document, from the tokenizer's own files."""
+    from tokenizers import Tokenizer
+
+    settings = tokenizer / "tokenizer_config.json"
+    token = json.loads(settings.read_text()).get("eos_token") if settings.is_file() else None
+    text = token["content"] if isinstance(token, dict) else token
+    return Tokenizer.from_file(str(tokenizer / "tokenizer.json")).token_to_id(text) if text else None
+
+
+def check_whole(folder: Path) -> None:
+    """Compare the tensors in `folder` with those that transformers' class for its config.json has; `Failure` when they differ."""
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    found: dict[str, tuple[int, ...]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(str(file), "pt") as tensors:
+            found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    config = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    stored = sum(_size(shape) for shape in found.values())
+    expected = sum(p.numel() for p in model.parameters()) + sum(b.numel() for n, b in model.named_buffers() if "e_score_correction" in n)
+    tied = config.vocab_size * config.hidden_size if getattr(config, "tie_word_embeddings", False) else 0
+    if stored not in (expected, expected + tied):
+        raise Failure(f"The export holds {stored:,} numbers in {len(found)} tensors; a {type(model).__name__} has {expected:,}. Nothing was kept.")
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    total = 1
+    for n in shape:
+        total *= n
+    return total

@@ -1,0 +1,77 @@
+"""What the tests of the Megatron backend share. None of them needs a GPU or Megatron-Bridge: the recorded schema stands in."""
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nano3.config import ModelConfig, PretrainConfig
+from nano3.training import schema
+
+ROOT = Path(__file__).resolve().parents[2]
+NANO, QWEN = schema.RECIPES
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """A prepared data folder of two datasets in the format of nano3.data, small but real: Megatron's own files."""
+    folder = tmp_path / "data"
+    shards, blend = [], {"train": [], "valid": [], "test": []}
+    for split, tokens in (("train", 20000), ("valid", 3000)):
+        for number, name in enumerate(("docs", "code")):
+            prefix = f"{split}/data_{number:05d}"
+            shards.append(write_shard(folder, prefix, split, name, tokens))
+            blend[split] += ["0.75" if name == "docs" else "0.25", str(folder / prefix)]
+    tokenizer = folder / "tokenizer"
+    tokenizer.mkdir()
+    source = ROOT / "nano3" / "sample" / "tokenizer"
+    for file in source.iterdir():
+        (tokenizer / file.name).write_bytes(file.read_bytes())
+    sha = hashlib.sha256((tokenizer / "tokenizer.json").read_bytes()).hexdigest()
+    manifest = {
+        "format": 1,
+        "tokenizer": {"path": "tokenizer", "sha256": sha, "vocab_size": 4096, "eod_id": 2},
+        "shards": shards,
+        "splits": {s: {"tokens": sum(x["tokens"] for x in shards if x["split"] == s)} for s in blend},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "blend.json").write_text(json.dumps(blend))
+    return folder
+
+
+def write_shard(folder: Path, prefix: str, split: str, dataset: str, tokens: int) -> dict:
+    """One .bin/.idx pair of a single document, and its manifest entry."""
+    path = folder / prefix
+    path.parent.mkdir(parents=True, exist_ok=True)
+    body = np.arange(tokens, dtype=np.uint16) % 4096
+    header = struct.pack("<9sQBQQ", b"MMIDIDX\x00\x00", 1, 8, 1, 2)
+    index = header + struct.pack("<i", tokens) + struct.pack("<q", 0) + struct.pack("<qq", 0, 1)
+    path.with_suffix(".bin").write_bytes(body.tobytes())
+    path.with_suffix(".idx").write_bytes(index)
+    return {
+        "split": split, "prefix": prefix, "dataset": dataset, "documents": 1, "sequences": 1, "tokens": tokens,
+        "bin_bytes": 2 * tokens, "bin_sha256": hashlib.sha256(body.tobytes()).hexdigest(),
+        "idx_sha256": hashlib.sha256(index).hexdigest(),
+    }  # fmt: skip
+
+
+def model(name: str) -> ModelConfig:
+    """A file of conf/model."""
+    from omegaconf import OmegaConf
+
+    return ModelConfig(**OmegaConf.load(ROOT / "conf" / "model" / f"{name}.yaml"))
+
+
+@pytest.fixture
+def config(data_dir: Path, tmp_path: Path) -> PretrainConfig:
+    """A configuration that passes every check: the micro model on one rank."""
+    config = PretrainConfig(model=model("nemotron_3_nano_micro"))
+    config.run.data, config.run.output_dir, config.run.name = str(data_dir), str(tmp_path / "run"), "test"
+    config.train.train_iters, config.train.seq_length = 20, 256
+    config.train.global_batch_size, config.train.micro_batch_size = 8, 4
+    config.scheduler.lr_warmup_iters, config.scheduler.lr_wsd_decay_iters = 2, 5
+    config.recipe.per_split_data_args_path = str(data_dir / "blend.json")
+    return config
