@@ -9,6 +9,7 @@
 The same command started again goes on from the newest checkpoint of run.output_dir.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +22,8 @@ from nano3.artifacts.resolver import locate
 from nano3.cli import run_app, task_overrides, typed
 from nano3.config import PretrainConfig
 from nano3.console import is_rank_zero, table
-from nano3.data.manifest import load_manifest
 from nano3.errors import UserError
-from nano3.training import backend
+from nano3.training import backend, frozen
 from nano3.training.preflight import Preflight, preflight
 from nano3.training.record import Data, freeze
 
@@ -36,7 +36,19 @@ def main() -> None:
 def pretrain(cfg: DictConfig) -> int:
     """One run: check, freeze, launch; returns the exit code."""
     run_dir = Path(cfg.run.output_dir).absolute()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return rank_of_torchrun(cfg, run_dir)
     return launch.run([make_job(cfg, run_dir, label="")], dry_run=cfg.dry_run, sweep=False)
+
+
+def rank_of_torchrun(cfg: DictConfig, run_dir: Path) -> int:
+    """Every rank composes the same configuration and trains with its own copy; rank 0 alone writes it down."""
+    data = find_data(cfg)
+    config = pin(typed(cfg), data, run_dir)
+    show(config, check(config))
+    if is_rank_zero():
+        freeze(run_dir, config, data, task_overrides())
+    return frozen.train(config, run_dir)
 
 
 def make_job(
@@ -48,9 +60,8 @@ def make_job(
     """
     data = data or find_data(cfg)
     config = pin(typed(cfg), data, run_dir)
-    plan = check(config)
-    preview = show(config, plan)
-    if is_rank_zero() and not config.dry_run:
+    preview = show(config, check(config))
+    if not config.dry_run:
         freeze(run_dir, config, data, task_overrides() if overrides is None else overrides)
     return launch.Job(
         name=config.run.name,
@@ -66,6 +77,8 @@ def make_job(
 
 def find_data(cfg: DictConfig) -> Data:
     """Where run.data is and what it is. Raises `UserError` when it is not there."""
+    from nano3.data.manifest import load_manifest  # imports numpy, which --cfg job can do without
+
     reference = cfg.run.data
     folder = locate(reference)
     if not Path(reference).is_dir():

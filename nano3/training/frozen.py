@@ -15,6 +15,7 @@ from nano3.errors import UserError
 from nano3.files import read_json, write_json
 from nano3.training import backend
 from nano3.training.conclude import conclude
+from nano3.training.outcome import Outcome
 from nano3.training.record import thaw
 
 MODEL_ARTIFACT = "ModelArtifact-pretrain"
@@ -26,27 +27,34 @@ def main(config_path: str) -> int:
     Raises `UserError` and `Failure`.
     """
     path = Path(config_path).absolute()
-    config = thaw(path)
+    return train(thaw(path), path.parent)
+
+
+def train(config: PretrainConfig, run_dir: Path) -> int:
+    """The same for a configuration at hand; what a rank that torchrun started runs."""
     if problems := backend.missing_here(config.backend):
         raise UserError(problems)
-    run_dir, data_dir = path.parent, Path(config.run.data)
 
     def on_save(iteration: int, folder: Path) -> None:
         register_checkpoint(config, run_dir, iteration, folder)
 
-    outcome = backend.load(config.backend)(config, data_dir, run_dir, on_save=on_save)
+    outcome = backend.load(config.backend)(config, Path(config.run.data), run_dir, on_save=on_save)
     asked = config.train.exit_iteration
     as_asked = outcome.status == "finished" or (asked is not None and outcome.iteration >= asked)
+    if is_rank_zero():
+        tell(config, run_dir, outcome, as_asked)
+    return 0 if as_asked else outcome.exit_code
+
+
+def tell(config: PretrainConfig, run_dir: Path, outcome: Outcome, as_asked: bool) -> None:
+    """Say how the run ended and mark it finished if nothing is left that was asked for."""
     if outcome.status == "stopped":
         say(f"stopped at iteration {outcome.iteration} with a checkpoint; the same command goes on from there")
-    if not is_rank_zero():
-        return 0 if as_asked else outcome.exit_code
     marker = run_dir / "finished.json"
     if as_asked and not marker.exists():
         write_json(marker, {"iteration": outcome.iteration, "checkpoint": str(outcome.checkpoint)})
     if outcome.status == "finished":
         conclude(config, run_dir)
-    return 0 if as_asked else outcome.exit_code
 
 
 def latest_start(run_dir: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ recorded recipe (`schema`); for backend=transformers the configuration is comple
 """
 
 import json
+import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,7 +77,8 @@ def preflight(config: PretrainConfig, manifest: dict[str, Any] | None = None) ->
 def layout_of(config: PretrainConfig, known: schema.Schema | None) -> Layout:
     """Ranks and parallel sizes; a null takes the recipe's."""
     cluster = config.cluster
-    world = cluster.nproc_per_node if cluster.kind == "local" else cluster.nodes * cluster.ntasks_per_node
+    here = int(os.environ.get("WORLD_SIZE", cluster.nproc_per_node))  # torchrun may have started the ranks already
+    world = here if cluster.kind == "local" else cluster.nodes * cluster.ntasks_per_node
 
     def size(name: str) -> int:
         value = getattr(config.model, name)
@@ -123,7 +125,9 @@ def layout_problems(config: PretrainConfig, layout: Layout) -> list[str]:
             f"{train.micro_batch_size} x {layout.data} = {step}: use {near}, or another train.micro_batch_size."
         )
     if layout.context > 1 and train.seq_length % (2 * layout.context):
-        problems.append(f"train.seq_length={train.seq_length} must be a multiple of 2 x model.context_parallel_size = {2 * layout.context}.")
+        problems.append(
+            f"train.seq_length={train.seq_length} must be a multiple of 2 x model.context_parallel_size = {2 * layout.context}."
+        )
     return problems
 
 
@@ -156,7 +160,9 @@ def _check_megatron(config: PretrainConfig, known: schema.Schema | None, plan: P
     plan.problems.extend(overrides.check(settings, known))
     plan.rows.append(("recipe", target.rpartition(".")[2]))
     if not schema.is_recorded(target):
-        plan.warnings.append(f"{target} is not recorded: sizes are estimated without its values; it is checked when the run starts.")
+        plan.warnings.append(
+            f"{target} is not recorded: sizes are estimated without its values; it is checked when the run starts."
+        )
 
 
 def _data(config: PretrainConfig, plan: Preflight) -> TrainingData | None:
@@ -183,7 +189,11 @@ def _vocabulary(config: PretrainConfig, manifest: dict[str, Any] | None, known: 
 def _tell_shape(config: PretrainConfig, layout: Layout, model: Architecture | None, plan: Preflight) -> None:
     plan.rows.append(("backend", config.backend))
     parts = [f"{layout.data} data"]
-    parts += [f"{n} {name}" for name, n in (("tensor", layout.tensor), ("pipeline", layout.pipeline), ("context", layout.context)) if n > 1]
+    parts += [
+        f"{n} {name}"
+        for name, n in (("tensor", layout.tensor), ("pipeline", layout.pipeline), ("context", layout.context))
+        if n > 1
+    ]
     experts = f", experts over {layout.expert}" if layout.expert > 1 else ""
     plan.rows.append(("ranks", f"{layout.world} = {' x '.join(parts)}{experts}"))
     if model is None:
@@ -192,7 +202,9 @@ def _tell_shape(config: PretrainConfig, layout: Layout, model: Architecture | No
     counts = parameters(model)
     active = f", {_si(counts.active)} active" if counts.active != counts.total else ""
     plan.rows.append(("parameters", f"{_si(counts.total)}{active} (vocabulary {model.vocab_size:,})"))
-    plan.rows.append(("FLOPs per token", f"{_si(flops_per_token(model, config.train.seq_length))} (forward and backward)"))
+    plan.rows.append(
+        ("FLOPs per token", f"{_si(flops_per_token(model, config.train.seq_length))} (forward and backward)")
+    )
     if config.backend == "megatron":
         need = memory_per_gpu(model, layout, config)
         plan.rows.append(("memory per GPU", f"about {need / 2**30:,.0f} GB, activations not recomputed"))
@@ -207,29 +219,48 @@ def _tell_length(config: PretrainConfig, layout: Layout, model: Architecture | N
     train = config.train
     tokens = train.global_batch_size * train.seq_length
     accumulation = train.global_batch_size // max(train.micro_batch_size * layout.data, 1)
-    plan.rows.append(("batch", f"{train.global_batch_size} x {train.seq_length:,} = {_si(tokens)} tokens; {accumulation} micro batches a rank"))
+    plan.rows.append(
+        (
+            "batch",
+            f"{train.global_batch_size} x {train.seq_length:,} = {_si(tokens)} tokens; {accumulation} micro batches a rank",
+        )
+    )
     plan.rows.append(("iterations", f"{train.train_iters:,} = {_si(tokens * train.train_iters)} tokens"))
     if train.exit_iteration is not None and train.exit_iteration > train.train_iters:
-        plan.problems.append(f"train.exit_iteration={train.exit_iteration} lies beyond train.train_iters={train.train_iters}.")
+        plan.problems.append(
+            f"train.exit_iteration={train.exit_iteration} lies beyond train.train_iters={train.train_iters}."
+        )
     if model is None or config.backend != "megatron":
         return
     flops = flops_per_token(model, train.seq_length) * tokens * train.train_iters
     hours = flops / (layout.world * H100_PEAK * ASSUMED_MFU) / 3600
-    plan.rows.append(("time", f"about {hours:,.1f} h on {layout.world} H100 at {ASSUMED_MFU:.0%} MFU, {hours * layout.world:,.0f} GPU-hours"))
+    plan.rows.append(
+        (
+            "time",
+            f"about {hours:,.1f} h on {layout.world} H100 at {ASSUMED_MFU:.0%} MFU, {hours * layout.world:,.0f} GPU-hours",
+        )
+    )
 
 
 def _tell_data(config: PretrainConfig, data: TrainingData, plan: Preflight) -> None:
     """Epochs of every dataset: how often each of its tokens is seen."""
     wanted = config.train.global_batch_size * config.train.seq_length * config.train.train_iters
     weight = sum(s.weight for s in data.split("train"))
-    plan.rows.append(("data", f"{data.folder}: {_si(data.tokens('train'))} tokens to train on, {_si(data.tokens('valid'))} to validate"))
+    plan.rows.append(
+        (
+            "data",
+            f"{data.folder}: {_si(data.tokens('train'))} tokens to train on, {_si(data.tokens('valid'))} to validate",
+        )
+    )
     for name, shards in data.datasets("train").items():
         share = sum(s.weight for s in shards) / weight
         own = sum(s.tokens for s in shards)
         epochs = wanted * share / own
         plan.rows.append((f"  {name}", f"{share:.1%} of the samples, {_si(own)} tokens, {epochs:.2f} epochs"))
         if epochs > 4:
-            plan.warnings.append(f"{name} is repeated {epochs:.1f} times; beyond about four, repetition teaches little (Muennighoff et al., 2023).")
+            plan.warnings.append(
+                f"{name} is repeated {epochs:.1f} times; beyond about four, repetition teaches little (Muennighoff et al., 2023)."
+            )
 
 
 def _tell_manifest(config: PretrainConfig, manifest: dict[str, Any], plan: Preflight) -> None:
@@ -250,7 +281,9 @@ def _tell_disk(config: PretrainConfig, model: Architecture | None, plan: Preflig
         place = place.parent
     free = shutil.disk_usage(place).free
     if free < kept * one:
-        plan.warnings.append(f"{place} has {free / 2**30:,.1f} GB free; the checkpoints need {kept * one / 2**30:,.1f} GB.")
+        plan.warnings.append(
+            f"{place} has {free / 2**30:,.1f} GB free; the checkpoints need {kept * one / 2**30:,.1f} GB."
+        )
 
 
 def _si(number: float) -> str:
