@@ -88,15 +88,15 @@ def _module_files(name: str, prefix: str, installed: bool = False) -> dict[str, 
         return {}  # the ranks have it as well
     if place.is_file():
         return {prefix + place.name: place}
-    return _folder_files(place, prefix + name)
+    return _folder_files(place, prefix + name, installed)
 
 
-def _folder_files(folder: Path, place: str) -> dict[str, Path]:
-    return {f"{place}/{path.relative_to(folder)}": path for path in _paths(folder) if path.suffix != ".pyc"}
+def _folder_files(folder: Path, place: str, installed: bool = False) -> dict[str, Path]:
+    return {f"{place}/{path.relative_to(folder)}": path for path in _paths(folder, installed) if path.suffix != ".pyc"}
 
 
-def _paths(folder: Path) -> Iterator[Path]:
-    listed = _git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard", ".")
+def _paths(folder: Path, installed: bool) -> Iterator[Path]:
+    listed = "" if installed else _git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard", ".")
     if listed:
         yield from (path for name in listed.split("\0") if name and (path := folder / name).is_file())
     else:
