@@ -1,4 +1,6 @@
-"""gzip, bzip2, xz and zstd streams read from start to end; truncation and damage are errors, concatenated streams are one."""
+"""gzip, bzip2, xz and zstd streams read from start to end; truncation and damage are errors, concatenated streams
+are one.
+"""
 
 import bz2
 import gzip
@@ -39,20 +41,23 @@ class Counted:
 
 
 class Decompressor:
-    """`read(n)` gives n decompressed bytes, fewer only at the end. Raises `Failure` naming the file when the stream is damaged."""
+    """`read(n)` gives n decompressed bytes, fewer only at the end. Raises `Failure` naming the file when the stream
+    is damaged.
+    """
 
     def __init__(self, f: IO[bytes], kind: str, path: str) -> None:
         self._raw = Counted(f)
         self._path = path
         self._kind = kind
         self._given = 0
+        raw: Any = self._raw
         self._stream: Any
         if kind == "gz":
-            self._stream = gzip.GzipFile(fileobj=self._raw, mode="rb")  # type: ignore[arg-type]
+            self._stream = gzip.GzipFile(fileobj=raw, mode="rb")
         elif kind == "bz2":
-            self._stream = bz2.BZ2File(self._raw)  # type: ignore[arg-type]
+            self._stream = bz2.BZ2File(raw)
         elif kind == "xz":
-            self._stream = lzma.LZMAFile(self._raw)  # type: ignore[arg-type]
+            self._stream = lzma.LZMAFile(raw)  # noqa: SIM115 - reads what the caller opened
         else:
             import pyarrow as pa
 
@@ -73,7 +78,8 @@ class Decompressor:
                 self._given += len(data)
         except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
             raise Failure(
-                f"{self._path}: {self._kind} stream damaged or cut short after {self._given:,} bytes of text ({error}). "
+                f"{self._path}: {self._kind} stream damaged or cut short after {self._given:,} bytes of text "
+                f"({error}). "
                 f"Fetch the file again, or remove it from the dataset."
             ) from error
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)

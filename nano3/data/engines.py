@@ -1,7 +1,8 @@
-"""The two tokenizer engines, loaded without numpy or pyarrow: the process that loads them must have no threads when it forks.
+"""The two tokenizer engines, loaded without numpy or pyarrow: the process that loads them must have no threads when
+it forks.
 
-`tokenizers` is the reference: its ids are right by definition. `fastokens` gives the same ids a hundred times faster where it can
-read the tokenizer; it is used only after a proof (`tokenize.py`).
+`tokenizers` is the reference: its ids are right by definition. `fastokens` gives the same ids a hundred times faster
+where it can read the tokenizer; it is used only after a proof (`tokenize.py`).
 """
 
 from dataclasses import dataclass

@@ -5,8 +5,8 @@
     .prep/<plan>/plan.json units/ shards/ train/ valid/ test/ …     a build in progress; the plan stays
     .prep/publish                                                   names the build that is being moved into place
 
-A build is made in its own folder and moved only when it is whole. Moving is a few renames; a file written first names the build,
-so that a run that was killed between two renames is finished by the next one.
+A build is made in its own folder and moved only when it is whole. Moving is a few renames; a file written first
+names the build, so that a run that was killed between two renames is finished by the next one.
 """
 
 import contextlib
@@ -42,7 +42,9 @@ def make_writable(output: Path) -> None:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise disk_error(error, str(output)) from error
-        raise UserError(f"output_dir={output}: cannot be written: {error.strerror}. Choose another output_dir.") from error
+        raise UserError(
+            f"output_dir={output}: cannot be written: {error.strerror}. Choose another output_dir."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -55,7 +57,8 @@ def locked(output: Path, shared: bool = False) -> Iterator[None]:
             fcntl.flock(f, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"output_dir={output}: another run is preparing data there (lock {path}). Wait for it, or choose another output_dir."
+                f"output_dir={output}: another run is preparing data there (lock {path}). Wait for it, or "
+                f"choose another output_dir."
             ) from error
         yield
 
@@ -81,7 +84,8 @@ def is_publishing(output: Path) -> bool:
 
 
 def finish_publishing(output: Path) -> None:
-    """Go on with a publication that was begun: first everything old goes out, then everything new comes in, the manifest last.
+    """Go on with a publication that was begun: first everything old goes out, then everything new comes in, the
+    manifest last.
 
     Every step can be repeated. The note is removed before the old files, which are then only waste.
     """
@@ -122,6 +126,7 @@ def disk_error(error: OSError, what: str) -> Nano3Error:
     """What to tell when writing failed."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Failure(
-            f"{what}: no space left on the device. Free some and run again: finished parts are kept and only the rest is redone."
+            f"{what}: no space left on the device. Free some and run again: finished parts are kept and only "
+            f"the rest is redone."
         )
     return Failure(f"{what}: cannot be written: {error.strerror or error}")

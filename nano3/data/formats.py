@@ -1,4 +1,6 @@
-"""What a file is, by its first bytes. The name decides only what bytes cannot: whether text that looks like JSON is text."""
+"""What a file is, by its first bytes. The name decides only what bytes cannot: whether text that looks like JSON is
+text.
+"""
 
 from pathlib import PurePosixPath
 

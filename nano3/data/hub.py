@@ -1,4 +1,6 @@
-"""The Hugging Face hub: a dataset's files at a pinned commit, and a tokenizer's. Honours HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE."""
+"""The Hugging Face hub: a dataset's files at a pinned commit, and a tokenizer's. Honours HF_TOKEN, HF_ENDPOINT,
+HF_HUB_OFFLINE.
+"""
 
 import fnmatch
 import os
@@ -25,6 +27,13 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
+def unreachable() -> tuple[type[Exception], ...]:
+    """What the hub's client raises when the network fails."""
+    from httpx import HTTPError
+
+    return (OSError, HTTPError)
+
+
 def api() -> Any:
     """A client; the token comes from HF_TOKEN or the login."""
     from huggingface_hub import HfApi
@@ -49,18 +58,26 @@ def describe(
     client: Any, repo: str, revision: str | None, label: str
 ) -> tuple[str, dict[str, tuple[int, str | None]], dict[str, Any]]:
     """Commit, {path: (size, hash)} and the card's metadata."""
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         info = client.dataset_info(repo, revision=revision)
         tree = client.list_repo_tree(repo, repo_type="dataset", revision=info.sha, recursive=True)
         files = {
-            item.path: (item.size, item.lfs.sha256 if item.lfs else item.blob_id) for item in tree if hasattr(item, "size")
+            item.path: (item.size, item.lfs.sha256 if item.lfs else item.blob_id)
+            for item in tree
+            if hasattr(item, "size")
         }
         card = info.card_data.to_dict() if info.card_data else {}
     except RepositoryNotFoundError as error:
         raise UserError(
-            f"{label}: the hub at {endpoint()} has no such dataset, or it is private: set HF_TOKEN to a token that may read it."
+            f"{label}: the hub at {endpoint()} has no such dataset, or it is private: set HF_TOKEN to a token "
+            f"that may read it."
         ) from error
     except RevisionNotFoundError as error:
         raise UserError(f"{label}: no revision {revision!r}. Name a branch, tag or commit of the dataset.") from error
@@ -68,7 +85,7 @@ def describe(
         raise UserError(f"{label}: HF_HUB_OFFLINE is set. Unset it, or point path at local files.") from error
     except HfHubHTTPError as error:
         raise UserError(f"{label}: the hub refused: {str(error).splitlines()[0]}") from error
-    except OSError as error:
+    except unreachable() as error:
         raise UserError(f"{label}: the hub at {endpoint()} cannot be reached ({type(error).__name__}).") from error
     return info.sha, files, card
 
@@ -97,7 +114,9 @@ def choose(
         inside = [path for path in data if source.subset in PurePosixPath(path).parts[:-1]]
         if not inside:
             folders = sorted({PurePosixPath(path).parts[0] for path in data if "/" in path})
-            raise UserError(f"{label}: subset={source.subset}: no such folder. Folders: {', '.join(folders) or 'none'}.")
+            raise UserError(
+                f"{label}: subset={source.subset}: no such folder. Folders: {', '.join(folders) or 'none'}."
+            )
         data = inside
     return by_name(data, source, label)
 
@@ -130,7 +149,7 @@ def matches(path: str, pattern: str) -> bool:
     pattern = pattern.removeprefix("./").strip("/")
     if not any(c in pattern for c in "*?["):
         return path == pattern or path.startswith(f"{pattern}/")
-    return PurePosixPath(path).full_match(pattern) if hasattr(PurePosixPath, "full_match") else glob_match(path, pattern)
+    return glob_match(path, pattern)
 
 
 def glob_match(path: str, pattern: str) -> bool:
@@ -170,13 +189,13 @@ def names_split(path: str, words: tuple[str, ...]) -> bool:
     return any(word in text.split(".") for word in words)
 
 
-def open_remote(url: str) -> IO[bytes]:
+def open_remote(url: str, cache_dir: Path | None = None) -> IO[bytes]:
     """Open a file of the hub: from the local cache when it is there, else by reading it in place over the network."""
     from huggingface_hub import HfFileSystem, try_to_load_from_cache
 
     repo, _, rest = url.removeprefix("hf://datasets/").partition("@")
     commit, _, path = rest.partition("/")
-    cached = try_to_load_from_cache(repo, path, revision=commit, repo_type="dataset")
+    cached = try_to_load_from_cache(repo, path, cache_dir=cache_dir, revision=commit, repo_type="dataset")
     if isinstance(cached, str):
         return Path(cached).open("rb")
     return cast(IO[bytes], HfFileSystem(endpoint=endpoint()).open(url, "rb", block_size=BLOCK))
@@ -184,8 +203,14 @@ def open_remote(url: str) -> IO[bytes]:
 
 def download_tokenizer(model: str, names: tuple[str, ...]) -> tuple[Path, str]:
     """Path of tokenizer.json in the local cache, and its commit. `model` is `org/name` or `org/name@revision`."""
+    from httpx import HTTPError
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     repo, _, revision = model.partition("@")
     label = f"tokenizer_model={model}"
@@ -194,13 +219,19 @@ def download_tokenizer(model: str, names: tuple[str, ...]) -> tuple[Path, str]:
             snapshot_download(repo, revision=revision or None, allow_patterns=list(names), endpoint=endpoint())
         )
     except RepositoryNotFoundError as error:
-        raise UserError(f"{label}: no such file or folder here, and the hub at {endpoint()} has no such model (private? set HF_TOKEN).") from error
+        raise UserError(
+            f"{label}: no such file or folder here, and the hub at {endpoint()} has no such model (private? set "
+            f"HF_TOKEN)."
+        ) from error
     except RevisionNotFoundError as error:
         raise UserError(f"{label}: the hub has no such revision.") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, HTTPError) as error:
         raise UserError(
-            f"{label}: no such file or folder here, and the hub at {endpoint()} cannot be reached. Give a folder with tokenizer.json."
+            f"{label}: no such file or folder here, and the hub at {endpoint()} cannot be reached. Give a "
+            f"folder with tokenizer.json."
         ) from error
     if not (folder / "tokenizer.json").is_file():
-        raise UserError(f"{label}: the hub's copy has no tokenizer.json. Convert it with transformers' save_pretrained.")
+        raise UserError(
+            f"{label}: the hub's copy has no tokenizer.json. Convert it with transformers' save_pretrained."
+        )
     return folder / "tokenizer.json", folder.name

@@ -2,11 +2,12 @@
 
 `.bin` is the token ids of all sequences, back to back. `.idx` is, little-endian and without padding:
 
-    9 bytes  b"MMIDIDX\\0\\0"    uint64 version = 1    uint8 dtype code    uint64 S sequences    uint64 D + 1 document bounds
-    int32[S] tokens of each sequence    int64[S] byte offset of each sequence in .bin    int64[D + 1] first sequence of each document
+    9 bytes  b"MMIDIDX\\0\\0"    uint64 version = 1    uint8 dtype code    uint64 S sequences    uint64 D + 1
+    document bounds int32[S] tokens of each sequence    int64[S] byte offset of each sequence in .bin    int64[D + 1]
+    first sequence of each document
 
-A document without tokens has a bound but no sequence, as Megatron-LM's tools/preprocess_data.py writes it. The format is that of
-megatron/core/datasets/indexed_dataset.py.
+A document without tokens has a bound but no sequence, as Megatron-LM's tools/preprocess_data.py writes it. The
+format is that of megatron/core/datasets/indexed_dataset.py.
 """
 
 import os
@@ -39,8 +40,8 @@ def write_index(
 ) -> None:
     """Write an .idx file piece by piece, so that memory does not grow with the number of documents.
 
-    `lengths()` starts a new pass over the tokens of each document (int32 arrays, 0 for an empty document); three passes are
-    made. `sequences` counts the documents with tokens, `documents` all of them.
+    `lengths()` starts a new pass over the tokens of each document (int32 arrays, 0 for an empty document); three
+    passes are made. `sequences` counts the documents with tokens, `documents` all of them.
     """
     itemsize = np.dtype(dtype).itemsize
     write(HEADER.pack(MAGIC, 1, DTYPE_CODES[dtype], sequences, documents + 1))
@@ -64,8 +65,8 @@ def write_index(
 class IndexedFile:
     """A .bin/.idx pair, memory-mapped and checked.
 
-    `lengths` int32[S], `offsets` int64[S] and `bounds` int64[D + 1] are views of the .idx file; `tokens` of the .bin file.
-    Raises `Failure` naming the file when it is missing, cut short, or contradicts itself.
+    `lengths` int32[S], `offsets` int64[S] and `bounds` int64[D + 1] are views of the .idx file; `tokens` of the .bin
+    file. Raises `Failure` naming the file when it is missing, cut short, or contradicts itself.
     """
 
     def __init__(self, prefix: Path | str) -> None:
@@ -89,7 +90,9 @@ class IndexedFile:
         _, version, code, sequences, bounds = HEADER.unpack(head)
         names = {c: name for name, c in DTYPE_CODES.items()}
         if version != 1 or code not in names:
-            raise Failure(f"{self.idx_path}: version {version}, dtype code {code} is not known (version 1, codes {names})")
+            raise Failure(
+                f"{self.idx_path}: version {version}, dtype code {code} is not known (version 1, codes {names})"
+            )
         expected = HEADER.size + sequences * 12 + bounds * 8
         if size != expected:
             raise Failure(f"{self.idx_path}: {size:,} bytes, but its header says {expected:,}: damaged or cut short")

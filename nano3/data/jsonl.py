@@ -26,7 +26,8 @@ def skip_to_line(f: IO[bytes], start: int) -> int:
 
 
 def line_blocks(read: Callable[[int], bytes], offset: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
-    """(offset, bytes) of blocks of whole lines that start before `stop`; `read` must stand at `offset`, the start of a line.
+    """(offset, bytes) of blocks of whole lines that start before `stop`; `read` must stand at `offset`, the start of
+    a line.
 
     A line longer than a block makes its block longer. The last line may lack its newline.
     """
@@ -55,7 +56,9 @@ def line_blocks(read: Callable[[int], bytes], offset: int, stop: int | None) -> 
 
 
 def line_starts(block: bytes) -> np.ndarray:
-    """int64 offset of each line. A search for each is 15 times as fast as a look at every byte, unless lines are short."""
+    """int64 offset of each line. A search for each is 15 times as fast as a look at every byte, unless lines are
+    short.
+    """
     if block.count(b"\n", 0, SAMPLE) > SAMPLE // SHORT_LINE:
         ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
     else:
@@ -70,7 +73,8 @@ def line_starts(block: bytes) -> np.ndarray:
 
 
 class JsonRows:
-    """Takes the text out of JSON objects. Exact: what it accepts and the text it gives are those of Python's json module.
+    """Takes the text out of JSON objects. Exact: what it accepts and the text it gives are those of Python's json
+    module.
 
     The quick way decodes a block at once and knows nothing of faults; a block it refuses is read again line by line.
     """

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from nano3.data.plan import SPLITS, Plan
-from nano3.data.shard import ShardReceipt, UnitReceipt
+from nano3.data.receipts import ShardReceipt, UnitReceipt
 from nano3.errors import Failure, UserError
 from nano3.files import read_json
 
@@ -22,10 +22,12 @@ class Manifest:
     """manifest.json, format 1. Everything in it is plain JSON.
 
     tokenizer: model, sha256, path (folder beside the manifest), vocab_size, eod_id, eod_token, revision.
-    datasets:  for each name, weight, path, revision, files, documents, empty, tokens, skipped {reason: rows}, special_tokens,
+    datasets:  for each name, weight, path, revision, files, documents, empty, tokens, skipped {reason: rows},
+    special_tokens,
                truncated, splits {split: {documents, sequences, tokens}}.
     splits:    {split: {documents, sequences, tokens}} over all datasets.
-    shards:    for each split, prefix (relative), dataset, documents, sequences, tokens, bin_bytes, bin_sha256, idx_sha256 and
+    shards:    for each split, prefix (relative), dataset, documents, sequences, tokens, bin_bytes, bin_sha256,
+    idx_sha256 and
                source, the first and last document as [file, key].
     A document without tokens counts as a document, not as a sequence.
     """
@@ -49,7 +51,11 @@ def load_manifest(folder: Path | str) -> Manifest:
         values = read_json(path)
     except FileNotFoundError:
         unfinished = (Path(folder) / ".prep").is_dir()
-        hint = "its preparation is not finished: run it again" if unfinished else "it is not a folder that nano3.data_prep made"
+        hint = (
+            "its preparation is not finished: run it again"
+            if unfinished
+            else "it is not a folder that nano3.data_prep made"
+        )
         raise UserError(f"{folder}: no manifest.json; {hint}.") from None
     except (ValueError, OSError) as error:
         raise Failure(f"{path}: cannot be read: {error}") from error
@@ -128,7 +134,7 @@ def dataset_entry(plan: Plan, number: int, shards: list[ShardReceipt], units: li
         "documents": sum(u.documents for u in mine),
         "empty": sum(u.empty for u in mine),
         "tokens": sum(s["tokens"] for s in splits.values()),
-        "text_chars": sum(u.text_bytes for u in mine),
+        "text_bytes": sum(u.text_bytes for u in mine),
         "skipped": dict(sorted(skipped.items())),
         "truncated": sum(u.truncated for u in mine),
         "special_tokens": sum(u.special for u in mine),

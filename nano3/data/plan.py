@@ -1,8 +1,9 @@
 """The plan: what is read, how it is cut into units of work, and which document goes to which split and shard.
 
-Deterministic, and made without reading the data (but for a little of its start, see `splits.py`): a dataset is a line of places,
-its files laid end to end (`readers.py`). Units of work and shards are intervals on that line, so 10^5 files and 10^4 shards are a few
-arrays. A unit is tokenized once; a document goes to the split its hash says, and in it to the shard its place falls into.
+Deterministic, and made without reading the data (but for a little of its start, see `splits.py`): a dataset is a
+line of places, its files laid end to end (`readers.py`). Units of work and shards are intervals on that line, so
+10^5 files and 10^4 shards are a few arrays. A unit is tokenized once; a document goes to the split its hash says,
+and in it to the shard its place falls into.
 """
 
 import hashlib
@@ -78,7 +79,9 @@ class DatasetPlan:
 
     @cached_property
     def shard_bounds(self) -> list[np.ndarray]:
-        """For each split int64[shards + 1]: shard s of a split holds its documents with bounds[s] <= place < bounds[s + 1]."""
+        """For each split int64[shards + 1]: shard s of a split holds its documents with bounds[s] <= place <
+        bounds[s + 1].
+        """
         return [cut(self.width, n, np.arange(n + 1)) for n in self.shards]
 
     def splittable(self, file: int) -> bool:
@@ -193,7 +196,9 @@ def cut(width: int, pieces: int, edges: np.ndarray) -> np.ndarray:
 
 
 def plan_hash(datasets: list[DatasetPlan], options: PrepOptions, tokenizer: TokenizerInfo, dtype: str) -> str:
-    """Identity of the bytes to be made: contents, options and tokenizer; not weights, places, times, workers or versions."""
+    """Identity of the bytes to be made: contents, options and tokenizer; not weights, places, times, workers or
+    versions.
+    """
     chosen = {k: v for k, v in asdict(options).items() if k not in NOT_HASHED}
     head = {
         "format": PLAN_FORMAT,

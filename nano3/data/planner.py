@@ -57,9 +57,7 @@ def read_request(sources: list[SourceConfig], options: PrepOptions, blend: str) 
     dtype = smallest_dtype(tokenizer.vocab_size) if options.dtype == "auto" else options.dtype
     if dtype == "uint16" and tokenizer.vocab_size >= UINT16_VOCAB:
         raise UserError(f"dtype=uint16: the vocabulary of {tokenizer.vocab_size:,} ids does not fit. Set dtype=auto.")
-    return Request(
-        sources, options, blend, tokenizer, dtype, datasets, plan_hash(datasets, options, tokenizer, dtype)
-    )
+    return Request(sources, options, blend, tokenizer, dtype, datasets, plan_hash(datasets, options, tokenizer, dtype))
 
 
 def find_dataset(source: SourceConfig, options: PrepOptions) -> DatasetPlan:
@@ -93,7 +91,9 @@ def make_plan(request: Request) -> Plan:
         hash=request.hash,
         blend=request.blend,
         output_dir=request.options.output_dir,
-        options=PrepOptions(**{k: v for k, v in asdict(request.options).items() if k in PrepOptions.__dataclass_fields__}),
+        options=PrepOptions(
+            **{k: v for k, v in asdict(request.options).items() if k in PrepOptions.__dataclass_fields__}
+        ),
         tokenizer=request.tokenizer,
         dtype=request.dtype,
         datasets=request.datasets,
@@ -115,7 +115,8 @@ def check_options(options: PrepOptions) -> list[str]:
     fractions = (options.valid_fraction, options.test_fraction)
     if not all(0 <= f < 1 for f in fractions) or sum(fractions) >= 1 or not np.isfinite(sum(fractions)):
         problems.append(
-            f"valid_fraction={fractions[0]}, test_fraction={fractions[1]}: each must be at least 0 and both together less than 1."
+            f"valid_fraction={fractions[0]}, test_fraction={fractions[1]}: each must be at least 0 and both "
+            f"together less than 1."
         )
     return problems
 
@@ -124,7 +125,11 @@ def check_sources(sources: list[SourceConfig]) -> list[str]:
     """One sentence for each dataset that cannot be right."""
     problems = [] if sources else ["the blend has no dataset."]
     names = [s.name for s in sources]
-    problems += [f"dataset {name!r} is named {names.count(name)} times; names must be unique." for name in dict.fromkeys(names) if names.count(name) > 1]
+    problems += [
+        f"dataset {name!r} is named {names.count(name)} times; names must be unique."
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    ]
     for source in sources:
         if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", source.name):
             problems.append(f"dataset {source.name!r}: a name is made of letters, digits and . _ + -")

@@ -37,7 +37,9 @@ class Meter:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar:
             self._bar.stop()
 
@@ -81,7 +83,13 @@ def report(manifest: Manifest, meter: Meter | None) -> None:
     if empty:
         say(f"{empty:,} empty document(s): no tokens, no end-of-document token.")
     if special:
-        say(f"{special:,} special token(s) stood literally in the text and were encoded as such (split_special_tokens=false).")
+        say(
+            f"{special:,} special token(s) stood literally in the text and were encoded as such "
+            f"(split_special_tokens=false)."
+        )
     if meter and meter.text_bytes:
         speed = meter.text_bytes / 1e6 / meter.seconds
-        say(f"{len(manifest.shards)} shards in {meter.seconds:.1f} s, {speed:,.1f} MB/s, engine {manifest.versions['engine']}")
+        say(
+            f"{len(manifest.shards)} shards in {meter.seconds:.1f} s, {speed:,.1f} MB/s, engine "
+            f"{manifest.versions['engine']}"
+        )

@@ -1,4 +1,6 @@
-"""The proof that the fast engine gives the reference's ids: on a table of edge cases and on the start of every dataset."""
+"""The proof that the fast engine gives the reference's ids: on a table of edge cases and on the start of every
+dataset.
+"""
 
 from typing import Any
 

@@ -1,11 +1,12 @@
 """From a file, or a part of one, to batches of document texts.
 
-Every document has a *key* inside its file: its row number (parquet, Arrow, JSON array; from 0), the offset of its line in the
-uncompressed bytes (JSON lines), or 0 (plain text). Together with dataset and file it names the document for ever.
+Every document has a *key* inside its file: its row number (parquet, Arrow, JSON array; from 0), the offset of its
+line in the uncompressed bytes (JSON lines), or 0 (plain text). Together with dataset and file it names the document
+for ever.
 
-Every document also has a *place*: a number from 0 to the file's cost that grows with the key and, roughly, with the text before
-it. The plan cuts datasets at places, so nothing has to be read to make a plan: an atom (a line, a parquet row group, or a whole
-file of the other formats) belongs to the interval in which it starts.
+Every document also has a *place*: a number from 0 to the file's cost that grows with the key and, roughly, with the
+text before it. The plan cuts datasets at places, so nothing has to be read to make a plan: an atom (a line, a
+parquet row group, or a whole file of the other formats) belongs to the interval in which it starts.
 """
 
 import io
@@ -39,7 +40,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class FilePart:
-    """What to read of a file: the atoms that start at places `start` <= p < `stop`; with `rows`, only that many first rows.
+    """What to read of a file: the atoms that start at places `start` <= p < `stop`; with `rows`, only that many
+    first rows.
 
     `cost` is the file's width in places. With `rows` every row is ROW_COST wide.
     """
@@ -63,7 +65,8 @@ class FilePart:
 def read_part(part: FilePart) -> Iterator[Batch]:
     """Read the documents of a part in order.
 
-    Raises `Failure` naming the file when it is damaged or not the planned one, `UserError` when it has no such text field.
+    Raises `Failure` naming the file when it is damaged or not the planned one, `UserError` when it has no such text
+    field.
     """
     try:
         with sources.open_file(part.root, part.name) as f:
@@ -71,8 +74,8 @@ def read_part(part: FilePart) -> Iterator[Batch]:
                 raise sources.changed(part.path, part.size, size)
             batches = READERS[part.format](f, part)
             yield from batches if part.rows is None else first_rows(batches, part.rows)
-    except (OSError, EOFError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    except sources.read_errors(part.root) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise Failure(f"{part.path}: cannot be read: {reason}") from error
 
 
@@ -109,7 +112,9 @@ def read_json(f: IO[bytes], part: FilePart) -> Iterator[Batch]:
 
 def json_array(data: bytes, part: FilePart) -> Iterator[Batch]:
     if len(data) > MAX_ARRAY:
-        raise UserError(f"{part.path}: a JSON array of more than {MAX_ARRAY >> 20} MB. Convert it: jq -c '.[]' OLD > NEW.jsonl")
+        raise UserError(
+            f"{part.path}: a JSON array of more than {MAX_ARRAY >> 20} MB. Convert it: jq -c '.[]' OLD > NEW.jsonl"
+        )
     texts, keys, bad = JsonRows(part.text_field).of_array(data, part.path)
     yield Batch(texts, keys, spread(keys, len(texts) + len(bad), 0, part.cost), bad)
 
@@ -148,7 +153,9 @@ def read_compressed(f: IO[bytes], part: FilePart) -> Iterator[Batch]:
         yield from compressed_lines(head, stream, part)
     else:
         what = "nothing" if not head else kind or "an unknown format"
-        raise UserError(f"{part.path}: {part.format} of {what}; compressed files must hold JSON lines, a JSON array or .txt.")
+        raise UserError(
+            f"{part.path}: {part.format} of {what}; compressed files must hold JSON lines, a JSON array or .txt."
+        )
 
 
 def compressed_lines(head: bytes, stream: Decompressor, part: FilePart) -> Iterator[Batch]:
@@ -241,18 +248,24 @@ def read_arrow(f: IO[bytes], part: FilePart) -> Iterator[Batch]:
 def text_column(names: list[str], part: FilePart) -> str:
     if part.text_field in names:
         return part.text_field
-    raise UserError(f"{part.path}: no column {part.text_field!r}. Columns: {', '.join(names)}. Set the dataset's text_field.")
+    raise UserError(
+        f"{part.path}: no column {part.text_field!r}. Columns: {', '.join(names)}. Set the dataset's text_field."
+    )
 
 
 def column_batch(values: Any, at: int, first: int, rows: int, low: int, high: int, part: FilePart) -> Batch:
-    """A batch from a column slice whose first row is `at`, in a group of `rows` rows from row `first`, places [low, high)."""
+    """A batch from a column slice whose first row is `at`, in a group of `rows` rows from row `first`, places [low,
+    high).
+    """
     import pyarrow as pa
 
     kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
     is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     if not (is_bytes or is_text or pa.types.is_null(kind)):
-        raise UserError(f"{part.path}: column {part.text_field!r} is {values.type}, not text. Set the dataset's text_field.")
+        raise UserError(
+            f"{part.path}: column {part.text_field!r} is {values.type}, not text. Set the dataset's text_field."
+        )
     keys = np.arange(at, at + len(values), dtype=np.int64)
     places = spread(keys - first, rows, low, high)
     if is_text and not values.null_count:

@@ -1,4 +1,6 @@
-"""The whole of data preparation: plan, do, finish. `prepare` does it here; the three steps also run apart, over an array of jobs."""
+"""The whole of data preparation: plan, do, finish. `prepare` does it here; the three steps also run apart, over an
+array of jobs.
+"""
 
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,11 +10,12 @@ from nano3.config import PrepOptions, SourceConfig
 from nano3.console import say, table, warn
 from nano3.data import folder
 from nano3.data.engines import REFERENCE
+from nano3.data.join import join_shard
 from nano3.data.manifest import Manifest, encode_json, load_manifest, make_blend, make_manifest
 from nano3.data.plan import SPLITS, Plan, load_plan
 from nano3.data.planner import Request, make_plan, read_request
 from nano3.data.progress import Meter, report
-from nano3.data.shard import ShardReceipt, join_shard
+from nano3.data.receipts import ShardReceipt
 from nano3.data.state import Shard, State
 from nano3.data.tokenizer import copy_tokenizer
 from nano3.data.workers import Pool
@@ -23,7 +26,8 @@ JOIN_THREADS = 4
 
 
 def prepare(sources: list[SourceConfig], options: PrepOptions, blend_name: str) -> Manifest:
-    """Prepare a blend on this machine and return its manifest; a complete one is left alone, an interrupted one goes on.
+    """Prepare a blend on this machine and return its manifest; a complete one is left alone, an interrupted one goes
+    on.
 
     Raises `UserError` for what was asked wrongly, `Failure` for damaged input, a full disk or a lost worker.
     """
@@ -66,7 +70,9 @@ def run_part(plan_path: Path, part: int, parts: int) -> None:
 
 
 def finalize(plan_path: Path) -> Manifest:
-    """Join what is left, write blend.json and manifest.json, publish. Raises `Failure` when parts of the plan are missing."""
+    """Join what is left, write blend.json and manifest.json, publish. Raises `Failure` when parts of the plan are
+    missing.
+    """
     plan_path = Path(plan_path)
     plan = load_plan(plan_path)
     output = Path(plan.output_dir)
@@ -100,7 +106,10 @@ def show_plan(sources: list[SourceConfig], options: PrepOptions, blend_name: str
     tokens = text / 4
     say(f"tokenizer {plan.tokenizer.model}: {plan.tokenizer.vocab_size:,} ids, {plan.dtype} on disk")
     item = 2 if plan.dtype == "uint16" else 4
-    say(f"about {text / 1e6:,.0f} MB of text, {tokens / 1e6:,.1f} M tokens, {tokens * item / 1e6:,.0f} MB in {options.output_dir}")
+    say(
+        f"about {text / 1e6:,.0f} MB of text, {tokens / 1e6:,.1f} M tokens, {tokens * item / 1e6:,.0f} MB in "
+        f"{options.output_dir}"
+    )
     for note in [note for d in plan.datasets for note in d.notes]:
         warn(note)
 
@@ -109,7 +118,9 @@ def show_plan(sources: list[SourceConfig], options: PrepOptions, blend_name: str
 
 
 def complete(request: Request, output: Path) -> Manifest | None:
-    """The published manifest when it is of this plan and its files are there; a new weight or name is written into it."""
+    """The published manifest when it is of this plan and its files are there; a new weight or name is written into
+    it.
+    """
     if not (output / "manifest.json").exists():
         return None
     manifest = load_manifest(output)
@@ -118,7 +129,9 @@ def complete(request: Request, output: Path) -> Manifest | None:
     for shard in manifest.shards:
         path = output / f"{shard['prefix']}.bin"
         if not path.exists() or path.stat().st_size != shard["bin_bytes"] or not path.with_suffix(".idx").exists():
-            raise Failure(f"{path.with_suffix('')}: .bin or .idx missing or cut short. Run again with force=true to make it anew.")
+            raise Failure(
+                f"{path.with_suffix('')}: .bin or .idx missing or cut short. Run again with force=true to make it anew."
+            )
     weights = {s.name: s.weight for s in request.sources}
     before = (manifest.blend, [d["weight"] for d in manifest.datasets])
     manifest.blend = request.blend
@@ -144,7 +157,8 @@ def start_build(request: Request, output: Path) -> Path:
         raise different(output, found.plan_hash, request.hash, "holds other data")
     if not (output / "manifest.json").exists() and (strange := [n for n in folder.PUBLISHED if (output / n).exists()]):
         raise UserError(
-            f"output_dir={output}: has {', '.join(strange)} but no manifest.json, so nano3 did not make it. Choose another output_dir."
+            f"output_dir={output}: has {', '.join(strange)} but no manifest.json, so nano3 did not make it. "
+            f"Choose another output_dir."
         )
     build = folder.build_dir(output, request.hash)
     others = [p for p in folder.prep_dir(output).iterdir() if p.is_dir() and p != build and (p / "units").is_dir()]
@@ -162,7 +176,8 @@ def start_build(request: Request, output: Path) -> Path:
 
 def different(output: Path, old: str, new: str, what: str) -> UserError:
     return UserError(
-        f"output_dir={output}: {what} (plan {old[:16]}, now {new[:16]}): the text, the tokenizer or an option has changed. "
+        f"output_dir={output}: {what} (plan {old[:16]}, now {new[:16]}): the text, the tokenizer or an option "
+        f"has changed. "
         f"Choose another output_dir, or set force=true to replace it once the new data is whole."
     )
 
@@ -187,10 +202,15 @@ def do_work(plan: Plan, path: Path, state: State, meter: Meter) -> None:
             why = prove(pool, workers) if fast and state.open_units() else ""
             why = why or drain(pool, state, meter)
         if why and options.engine == "strict":
-            raise Failure(f"engine=strict: {why}. Set engine=auto to go on with the reference tokenizer, which is much slower.")
+            raise Failure(
+                f"engine=strict: {why}. Set engine=auto to go on with the reference tokenizer, which is much slower."
+            )
         if why:
             state.disprove(why)
-            warn(f"{why}. Going on with the reference engine (tokenizers): exact, but much slower. Units made before are made anew.")
+            warn(
+                f"{why}. Going on with the reference engine (tokenizers): exact, but much slower. Units made "
+                f"before are made anew."
+            )
 
 
 def prove(pool: Pool, workers: int) -> str:
@@ -264,11 +284,15 @@ def check_counts(manifest: Manifest) -> None:
     for d in manifest.datasets:
         in_splits = sum(s["documents"] for s in d["splits"].values())
         if in_splits != d["documents"]:
-            raise Failure(f"dataset {d['name']!r}: {d['documents']} documents read but {in_splits} in the splits; nothing published.")
+            raise Failure(
+                f"dataset {d['name']!r}: {d['documents']} documents read but {in_splits} in the splits; nothing "
+                f"published."
+            )
         if not d["splits"]["train"]["tokens"]:
             skipped = ", ".join(f"{n} {reason}" for reason, n in d["skipped"].items()) or "none"
             problems.append(
-                f"dataset {d['name']!r}: no tokens for training ({d['documents']} documents, {d['empty']} empty; skipped: {skipped}). "
+                f"dataset {d['name']!r}: no tokens for training ({d['documents']} documents, {d['empty']} "
+                f"empty; skipped: {skipped}). "
                 f"Take it out of the blend, or mend path, text_field or the filters."
             )
     if problems:

@@ -1,136 +1,24 @@
-"""The work itself: a unit (part of a dataset) to parts of shards, and parts to a shard. Each leaves a receipt when it is whole.
+"""One unit of work: read a part of a dataset, tokenize it, write its documents as parts of shards."""
 
-    units/00012.train.00003.bin, .len    tokens, and tokens per document, of unit 12's documents in train shard 3
-    units/00012.json                     receipt: counts, and the parts
-    train/data_00003.bin, .idx           the parts in the order of their units
-    shards/train.00003.json              receipt: counts, checksums, source range
-
-Receipts are written last; what has no valid receipt is done again. A shard's files are on disk (fsync) before its receipt. A unit's
-parts are not forced to disk, which would take longer than making them: after a power cut their checksums tell what to redo.
-"""
-
-import hashlib
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any, Protocol
 
-import msgspec
 import numpy as np
 
 from nano3.config import PrepOptions
-from nano3.data import sources
-from nano3.data.folder import disk_error
-from nano3.data.indexed import write_index
+from nano3.data.engines import FAST, REFERENCE
 from nano3.data.plan import SPLITS, DatasetPlan, Plan
 from nano3.data.readers import Batch, FilePart, read_part
+from nano3.data.receipts import Output, Part, UnitReceipt, add_suffix, unit_receipt, write_receipt
 from nano3.data.splits import document_hash, file_seed, refuse, split_of
 from nano3.data.tokenize import Encoded, Encoder, SpecialCounter, first_difference
-from nano3.files import temp_name
-
-COPY = 4 << 20
-
-
-class Part(msgspec.Struct):
-    """One unit's documents in one shard. `first` and `last` are (file number, key) of documents."""
-
-    split: int
-    shard: int
-    name: str
-    documents: int
-    sequences: int
-    tokens: int
-    bytes: int
-    sha256: str
-    len_sha256: str
-    first: tuple[int, int]
-    last: tuple[int, int]
-
-
-class UnitReceipt(msgspec.Struct):
-    """What became of a unit. `skipped` counts rows by reason; `special` counts special tokens that stood in the text."""
-
-    unit: int
-    engine: str
-    documents: int
-    empty: int
-    skipped: dict[str, int]
-    special: int
-    checked: int
-    truncated: int
-    text_bytes: int
-    parts: list[Part]
-
-
-class ShardReceipt(msgspec.Struct):
-    """What is in a shard's files. `name` is None when it has no sequence, and then there are no files."""
-
-    split: int
-    dataset: int
-    shard: int
-    name: str | None
-    documents: int
-    sequences: int
-    tokens: int
-    bin_bytes: int
-    bin_sha256: str
-    idx_sha256: str
-    engine: str
-    first: tuple[int, int] | None
-    last: tuple[int, int] | None
 
 
 class EngineMismatch(Exception):
     """The fast engine gave other ids than the reference."""
-
-
-class Output:
-    """A file being written under a temporary name; `commit` gives it its own."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.size = 0
-        self._temp = temp_name(path)
-        self._hash = hashlib.sha256()
-        try:
-            self._file: IO[bytes] = self._temp.open("wb", buffering=1 << 18)
-        except OSError as error:
-            raise disk_error(error, str(path)) from error
-
-    def write(self, data: Any) -> None:
-        """Append bytes."""
-        view = memoryview(data)
-        if not view.nbytes:
-            return
-        view = view.cast("B")
-        try:
-            self._file.write(view)
-        except OSError as error:
-            raise disk_error(error, str(self.path)) from error
-        self._hash.update(view)
-        self.size += view.nbytes
-
-    def commit(self, sync: bool) -> str:
-        """Flush, fsync if `sync`, rename. Gives the SHA-256."""
-        try:
-            self._file.flush()
-            if sync:
-                os.fsync(self._file.fileno())
-            self._file.close()
-            self._temp.replace(self.path)
-        except OSError as error:
-            raise disk_error(error, str(self.path)) from error
-        return self._hash.hexdigest()
-
-    def discard(self) -> None:
-        """Remove what was written."""
-        try:
-            self._file.close()
-        except OSError:
-            pass  # a full disk; the file goes anyway
-        self._temp.unlink(missing_ok=True)
 
 
 @dataclass
@@ -184,12 +72,13 @@ class Worker:
     @property
     def engine(self) -> str:
         """Name of the engine in use."""
-        return "fastokens" if self.fast else "tokenizers"
+        return FAST if self.fast else REFERENCE
 
     def encode_unit(self, number: int) -> UnitReceipt:
         """Tokenize a unit and write its parts and receipt.
 
-        Raises `EngineMismatch` when a re-check fails, `Failure` or `UserError` naming file and row for bad input or a full disk.
+        Raises `EngineMismatch` when a re-check fails, `Failure` or `UserError` naming file and row for bad input or
+        a full disk.
         """
         return UnitEncoder(self, number).run()
 
@@ -247,7 +136,7 @@ class UnitEncoder:
         ids, lengths = self.encode(texts)
         self.check(texts, keys, hashes, part)
         self.special += self.worker.count_special(ids)
-        size = sum(map(len, texts))
+        size = sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
         self.text_bytes += size
         self.documents += len(texts)
         tokens, lengths = self.frame(ids, lengths)
@@ -278,7 +167,13 @@ class UnitEncoder:
         return frame(ids, lengths, bos, eos, self.dtype)
 
     def write(
-        self, tokens: np.ndarray, lengths: np.ndarray, file: int, keys: np.ndarray, places: np.ndarray, splits: np.ndarray
+        self,
+        tokens: np.ndarray,
+        lengths: np.ndarray,
+        file: int,
+        keys: np.ndarray,
+        places: np.ndarray,
+        splits: np.ndarray,
     ) -> None:
         """Send runs of documents that go to the same shard to it, in order."""
         shards = np.empty(len(lengths), np.int64)
@@ -288,13 +183,15 @@ class UnitEncoder:
         route = shards * len(SPLITS) + splits
         starts = [0, *(np.flatnonzero(np.diff(route)) + 1).tolist(), len(route)]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        for a, b in zip(starts[:-1], starts[1:], strict=True):
+        for a, b in pairwise(starts):
             writer = self.writer(int(splits[a]), int(shards[a]))
             run = tokens[offsets[a] : offsets[b]]
             writer.add(run, lengths[a:b].astype(np.int32), file, int(keys[a]), int(keys[b - 1]))
 
     def writer(self, split: int, shard: int) -> PartWriter:
-        """The part being written for a split; places only grow, so an earlier shard's part is complete and is closed."""
+        """The part being written for a split; places only grow, so an earlier shard's part is complete and is
+        closed.
+        """
         writer = self.open_parts.get(split)
         if writer and writer.shard == shard:
             return writer
@@ -335,122 +232,3 @@ def frame(ids: np.ndarray, lengths: np.ndarray, bos: int | None, eos: int | None
     if bos is not None:
         out[ends - lengths[full]] = bos
     return out, lengths
-
-
-# Joining
-
-
-def join_shard(plan: Plan, build: Path, split: int, dataset: int, shard: int) -> ShardReceipt:
-    """Make .bin and .idx of the parts, then the receipt. A single part is moved, several are copied in order."""
-    receipts = shard_units(plan, build, split, dataset, shard)
-    parts = [p for r in receipts for p in r.parts if (p.split, p.shard) == (split, shard)]
-    name = plan.shard_name(split, dataset, shard)
-    sequences, tokens = sum(p.sequences for p in parts), sum(p.tokens for p in parts)
-    bin_sha = idx_sha = ""
-    if sequences:
-        filled = [p for p in parts if p.sequences]
-        bin_path = build / f"{name}.bin"
-        bin_sha = move_part(build, filled[0], bin_path) if len(filled) == 1 else copy_parts(build, filled, bin_path)
-        index = Output(build / f"{name}.idx")
-        try:
-            documents = sum(p.documents for p in parts)
-            write_index(index.write, lambda: lengths_of(build, parts), sequences, documents, plan.dtype)
-            idx_sha = index.commit(sync=True)
-        except BaseException:
-            index.discard()
-            raise
-    engines = {r.engine for r in receipts}
-    receipt = ShardReceipt(
-        split=split, dataset=dataset, shard=shard, name=name if sequences else None,
-        documents=sum(p.documents for p in parts), sequences=sequences, tokens=tokens,
-        bin_bytes=sum(p.bytes for p in parts), bin_sha256=bin_sha, idx_sha256=idx_sha,
-        engine="fastokens" if "fastokens" in engines else "tokenizers",
-        first=parts[0].first if parts else None, last=parts[-1].last if parts else None,
-    )  # fmt: skip
-    write_receipt(shard_receipt(build, plan, split, dataset, shard), receipt)
-    for part in parts:
-        for suffix in (".bin", ".len"):
-            add_suffix(build / "units" / part.name, suffix).unlink(missing_ok=True)
-    return receipt
-
-
-def shard_units(plan: Plan, build: Path, split: int, dataset: int, shard: int) -> list[UnitReceipt]:
-    """Receipts of the units that a shard can have parts of, in order."""
-    first, last = plan.datasets[dataset].units_of(split, shard)
-    base = plan.first_units[dataset]
-    return [read_unit(build, base + u) for u in range(first, last + 1) if plan.datasets[dataset].parts(u)]
-
-
-def move_part(build: Path, part: Part, target: Path) -> str:
-    """Give a part its shard's name; done already if a run was killed after it. Gives the SHA-256."""
-    source = add_suffix(build / "units" / part.name, ".bin")
-    if source.exists() or not target.exists():
-        source.replace(target)
-    with target.open("rb") as f:
-        os.fsync(f.fileno())
-    return part.sha256
-
-
-def copy_parts(build: Path, parts: list[Part], target: Path) -> str:
-    """Write parts one after another; gives the SHA-256."""
-    out = Output(target)
-    buffer = memoryview(bytearray(COPY))
-    try:
-        for part in parts:
-            with add_suffix(build / "units" / part.name, ".bin").open("rb", buffering=0) as f:
-                while n := f.readinto(buffer):
-                    out.write(buffer[:n])
-        return out.commit(sync=True)
-    except BaseException:
-        out.discard()
-        raise
-
-
-def lengths_of(build: Path, parts: list[Part]) -> Iterator[np.ndarray]:
-    """int32 tokens per document of the parts, piece by piece."""
-    for part in parts:
-        with add_suffix(build / "units" / part.name, ".len").open("rb") as f:
-            while data := f.read(COPY):
-                yield np.frombuffer(data, np.int32)
-
-
-# Receipts
-
-
-def add_suffix(path: Path, suffix: str) -> Path:
-    """`path` with a further suffix."""
-    return path.with_name(path.name + suffix)
-
-
-def unit_receipt(build: Path, number: int) -> Path:
-    """Where a unit's receipt is."""
-    return build / "units" / f"{number:06d}.json"
-
-
-def shard_receipt(build: Path, plan: Plan, split: int, dataset: int, shard: int) -> Path:
-    """Where a shard's receipt is."""
-    return build / "shards" / f"{SPLITS[split]}.{plan.first_shard(split, dataset) + shard:05d}.json"
-
-
-def write_receipt(path: Path, receipt: msgspec.Struct) -> None:
-    """Write a receipt under a temporary name and rename it. One that a power cut spoils cannot be read and counts as none."""
-    temp = temp_name(path)
-    try:
-        temp.write_bytes(msgspec.json.encode(receipt))
-        temp.replace(path)
-    except OSError as error:
-        temp.unlink(missing_ok=True)
-        raise disk_error(error, str(path)) from error
-
-
-def read_unit(build: Path, number: int) -> UnitReceipt:
-    """Read a unit's receipt."""
-    return msgspec.json.decode(unit_receipt(build, number).read_bytes(), type=UnitReceipt)
-
-
-def read_receipt[R: msgspec.Struct](path: Path, kind: type[R]) -> R | None:
-    """A receipt, or None when there is none or it cannot be read."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
-        return None

@@ -1,7 +1,7 @@
 """From a dataset's `path` to its list of files: local files, folders, globs, fsspec URLs and the Hugging Face hub.
 
-A file is known by its path relative to the dataset's root, its size and a fingerprint of its content, never by where the root
-is or when it was touched; so moving a dataset does not make it another one.
+A file is known by its path relative to the dataset's root, its size and a fingerprint of its content, never by where
+the root is or when it was touched; so moving a dataset does not make it another one.
 """
 
 import glob
@@ -36,7 +36,9 @@ class Found:
 
 
 def find(source: SourceConfig) -> Found:
-    """List and identify the files of a dataset. Raises `UserError` when there are none or a named one is of no known format."""
+    """List and identify the files of a dataset. Raises `UserError` when there are none or a named one is of no known
+    format.
+    """
     label = f"dataset {source.name!r}: path={source.path}"
     if source.path.startswith("hf://"):
         from nano3.data.hub import list_dataset
@@ -60,6 +62,7 @@ Entry = tuple[str, int, str | None]  # key, size, fingerprint when the place tha
 def list_local(path: str, label: str) -> tuple[str, list[Entry], bool]:
     """Root, entries, and whether each was named by the user (a file or a glob, not a folder)."""
     full = Path(path).expanduser().absolute()
+    entries: list[Entry]
     if full.is_file():
         return str(full.parent), [(full.name, full.stat().st_size, None)], True
     if full.is_dir():
@@ -68,8 +71,8 @@ def list_local(path: str, label: str) -> tuple[str, list[Entry], bool]:
         fixed = full
         while glob.has_magic(str(fixed)):
             fixed = fixed.parent
-        names = (p for p in glob.iglob(str(full), recursive=True) if Path(p).is_file())
-        entries = [(os.path.relpath(p, fixed), Path(p).stat().st_size, None) for p in names]
+        pattern = os.path.relpath(full, fixed)
+        entries = [(str(p.relative_to(fixed)), p.stat().st_size, None) for p in fixed.glob(pattern) if p.is_file()]
         if entries:
             return str(fixed), entries, True
         raise UserError(f"{label}: no file matches (looked under {fixed}).")
@@ -127,7 +130,9 @@ def list_url(url: str, label: str) -> tuple[str, list[Entry], bool]:
 
 
 def identify(found: Found, entries: list[Entry], strict: bool, label: str) -> Found:
-    """Sort by name, look at each file's bytes, keep the ones that hold text. Empty files have no document and are left out."""
+    """Sort by name, look at each file's bytes, keep the ones that hold text. Empty files have no document and are
+    left out.
+    """
     entries = sorted((key.replace(os.sep, "/"), size, tag) for key, size, tag in entries)
 
     def look(entry: Entry) -> tuple[str, str | None]:
@@ -157,7 +162,9 @@ def identify(found: Found, entries: list[Entry], strict: bool, label: str) -> Fo
 
 
 def inspect_file(root: str, key: str, size: int, tag: str | None) -> tuple[str, str | None]:
-    """Fingerprint and format. The fingerprint is the store's own (ETag, git or LFS hash), else taken of start, middle and end."""
+    """Fingerprint and format. The fingerprint is the store's own (ETag, git or LFS hash), else taken of start,
+    middle and end.
+    """
     try:
         with open_file(root, key) as f:
             head = f.read(HEAD)
@@ -167,8 +174,8 @@ def inspect_file(root: str, key: str, size: int, tag: str | None) -> tuple[str, 
                     f.seek(max(place, HEAD))
                     digest.update(f.read(HEAD))
                 tag = digest.hexdigest()
-    except OSError as error:
-        raise UserError(f"{join(root, key)}: cannot be read: {error.strerror or error}") from error
+    except read_errors(root) as error:
+        raise UserError(f"{join(root, key)}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     return tag, detect(head, key)
 
 
@@ -194,6 +201,15 @@ def open_file(root: str, key: str) -> IO[bytes]:
 
     fs, path = fsspec.core.url_to_fs(join(root, key))
     return cast(IO[bytes], fs.open(path, "rb", block_size=8 << 20))
+
+
+def read_errors(root: str) -> tuple[type[Exception], ...]:
+    """What reading a file under `root` may raise."""
+    if root.startswith("hf://"):
+        from nano3.data.hub import unreachable
+
+        return (EOFError, *unreachable())
+    return (EOFError, OSError)
 
 
 def size_of(f: IO[Any]) -> int:

@@ -1,8 +1,9 @@
 """Which split a document is in, and which documents a sample takes.
 
-The split is a hash of (dataset, file, key), so it depends neither on the number of shards nor on workers. Plain hashing may leave
-a small dataset without validation documents; so the plan reads its start until it has met a document of every split, and when the
-dataset ends before that, moves the bounds so that each split gets its share and at least one.
+The split is a hash of (dataset, file, key), so it depends neither on the number of shards nor on workers. Plain
+hashing may leave a small dataset without validation documents; so the plan reads its start until it has met a
+document of every split, and when the dataset ends before that, moves the bounds so that each split gets its share
+and at least one.
 """
 
 import hashlib
@@ -24,7 +25,9 @@ def file_seed(dataset: str, key: str) -> int:
 
 
 def document_hash(seed: int, keys: np.ndarray) -> np.ndarray:
-    """uint64 hash of documents by file seed and key (int64): the finalizer of splitmix64 on seed + key * golden ratio."""
+    """uint64 hash of documents by file seed and key (int64): the finalizer of splitmix64 on seed + key * golden
+    ratio.
+    """
     with np.errstate(over="ignore"):
         z = np.uint64(seed) + (keys.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -90,7 +93,8 @@ def refuse(bad: list[tuple[int, str, str]], part: FilePart, options: PrepOptions
         return
     key, _, what = bad[0]
     raise Failure(
-        f"{part.path}: row {row_number(part, key):,} (dataset {dataset!r}): {what}. Mend the row, or set bad_rows=skip to leave "
+        f"{part.path}: row {row_number(part, key):,} (dataset {dataset!r}): {what}. Mend the row, or set "
+        f"bad_rows=skip to leave "
         f"such rows out and count them."
     )
 
@@ -98,7 +102,8 @@ def refuse(bad: list[tuple[int, str, str]], part: FilePart, options: PrepOptions
 def sample_rows(dataset: DatasetPlan, wanted: int) -> None:
     """Limit a dataset to its first rows of files spread over it: `wanted` rows in all, or as many as there are.
 
-    Files get quotas by size; what a file lacks is taken from the others. Counting reads no more of a file than its quota.
+    Files get quotas by size; what a file lacks is taken from the others. Counting reads no more of a file than its
+    quota.
     """
     count = len(dataset.keys)
     order = range(count) if wanted >= count else [i * count // wanted for i in range(wanted)]

@@ -1,7 +1,8 @@
 """What of a build is done.
 
-A shard's receipt is believed when its files have the right size. A unit's is believed when its parts have the right checksums, or
-are in a finished shard; only parts that no shard has taken yet are read for it, so starting again stays cheap.
+A shard's receipt is believed when its files have the right size. A unit's is believed when its parts have the right
+checksums, or are in a finished shard; only parts that no shard has taken yet are read for it, so starting again
+stays cheap.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from nano3.data.engines import FAST
 from nano3.data.plan import Plan
-from nano3.data.shard import (
+from nano3.data.receipts import (
     ShardReceipt,
     UnitReceipt,
     add_suffix,
@@ -50,7 +51,9 @@ class State:
         return receipt if fine and (self.build / f"{receipt.name}.idx").exists() else None
 
     def valid_unit(self, number: int) -> UnitReceipt | None:
-        """The unit's receipt if each of its parts is there, is in a finished shard, or has just been given its shard's name."""
+        """The unit's receipt if each of its parts is there, is in a finished shard, or has just been given its
+        shard's name.
+        """
         receipt = read_receipt(unit_receipt(self.build, number), UnitReceipt)
         if receipt is None or (receipt.engine == FAST and self.disproved):
             return None

@@ -1,7 +1,7 @@
 """Which tokenizer: where its files are, what they say about vocabulary and end of document. Loads no tokenizer.
 
-A tokenizer is a Hugging Face `tokenizer.json` (byte-level BPE, SentencePiece-style BPE or Unigram, WordPiece) with, beside it,
-`tokenizer_config.json` and perhaps `special_tokens_map.json`.
+A tokenizer is a Hugging Face `tokenizer.json` (byte-level BPE, SentencePiece-style BPE or Unigram, WordPiece) with,
+beside it, `tokenizer_config.json` and perhaps `special_tokens_map.json`.
 """
 
 import hashlib

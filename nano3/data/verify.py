@@ -1,4 +1,6 @@
-"""Whether prepared data is what its manifest says: checksums, structure, token range, end-of-document tokens, counts."""
+"""Whether prepared data is what its manifest says: checksums, structure, token range, end-of-document tokens,
+counts.
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -91,7 +93,9 @@ def check_tokens(data: IndexedFile, manifest: Manifest) -> list[str]:
         last = data.tokens[np.cumsum(data.lengths, dtype=np.int64) - 1]
         if (last != eod).any():
             at = int(np.argmax(last != eod))
-            return [f"{data.bin_path}: sequence {at:,} ends with {int(last[at])}, not with the end-of-document token {eod}"]
+            return [
+                f"{data.bin_path}: sequence {at:,} ends with {int(last[at])}, not with the end-of-document token {eod}"
+            ]
     return []
 
 
@@ -117,8 +121,11 @@ def check_blend(folder: Path, manifest: Manifest) -> list[str]:
         entries = blend.get(split, [])
         wanted = [str(folder.absolute() / s["prefix"]) for s in manifest.shards if s["split"] == split]
         if entries[1::2] != wanted:
-            problems.append(f"{path}: {split} does not list the {len(wanted)} shards here. Was the folder moved? Prepare again: it rewrites only this.")
-        if not all(float(w) > 0 for w in entries[::2]):
+            problems.append(
+                f"{path}: {split} does not list the {len(wanted)} shards here. Was the folder moved? Prepare "
+                f"again: it rewrites only this."
+            )
+        elif not all(float(w) > 0 for w in entries[::2]):
             problems.append(f"{path}: {split} has a weight that is not positive")
     return problems
 
@@ -134,5 +141,7 @@ def check_sums(manifest: Manifest) -> list[str]:
     for dataset in manifest.datasets:
         total = sum(s["documents"] for s in dataset["splits"].values())
         if total != dataset["documents"]:
-            problems.append(f"manifest.json: dataset {dataset['name']} has {dataset['documents']:,} documents, its splits {total:,}")
+            problems.append(
+                f"manifest.json: dataset {dataset['name']} has {dataset['documents']:,} documents, its splits {total:,}"
+            )
     return problems

@@ -3,7 +3,8 @@
     this process ── starts ──▶ python -m nano3.data.workers (no threads, no numpy: safe to fork) ── forks ──▶ N workers
          └────────────────────────── one socket for each worker: tasks out, results back ──────────────────────┘
 
-A worker does one task at a time and keeps its caches from one to the next. All of them die with the process that started them.
+A worker does one task at a time and keeps its caches from one to the next. All of them die with the process that
+started them.
 """
 
 import contextlib
@@ -85,7 +86,8 @@ class Pool:
                 kind, value = self._ends[worker].recv()
             except (EOFError, ConnectionResetError) as error:
                 raise Failure(
-                    f"a worker process died during {self._busy[worker]}; out of memory is the usual cause. What is finished is kept: "
+                    f"a worker process died during {self._busy[worker]}; out of memory is the usual cause. What "
+                    f"is finished is kept: "
                     f"run again, with fewer workers (workers={max(1, len(self._ends) - 1)}) if memory is short."
                 ) from error
             task = self._busy[worker]
@@ -187,7 +189,9 @@ def do(worker: Any, engines: Engines, task: Task) -> Any:
 
 
 def die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent ends, however that ends. Elsewhere the closed socket does it, later."""
+    """Ask Linux to kill this process when its parent ends, however that ends. Elsewhere the closed socket does it,
+    later.
+    """
     if sys.platform == "linux":
         import ctypes
 

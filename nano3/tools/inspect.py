@@ -1,6 +1,7 @@
 """Show what is in prepared data: a summary, or documents decoded back to text."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", help="train, valid or test")
     parser.add_argument("--dataset", help="only this dataset of the blend")
     parser.add_argument("--ids", action="store_true", help="show token ids too")
-    parser.add_argument("--chars", type=int, default=2000, help="show at most this many characters of each; 0 shows all")
+    parser.add_argument(
+        "--chars", type=int, default=2000, help="show at most this many characters of each; 0 shows all"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,7 +39,10 @@ def summary(folder: Path, manifest: Any) -> None:
 
     say(f"{folder}: plan {manifest.plan_hash[:16]}, {len(manifest.shards)} shards, {manifest.dtype}")
     token = manifest.tokenizer
-    say(f"tokenizer {token['model']}: {token['vocab_size']:,} ids, end of document {token['eod_token']!r} ({token['eod_id']})")
+    say(
+        f"tokenizer {token['model']}: {token['vocab_size']:,} ids, end of document {token['eod_token']!r} "
+        f"({token['eod_id']})"
+    )
     report(manifest, None)
 
 
@@ -65,7 +71,9 @@ def show_documents(args: argparse.Namespace, manifest: Any) -> None:
                     say(" ".join(map(str, ids)))
                 text = tokenizer.decode(ids, skip_special_tokens=False)
                 cut = args.chars and len(text) > args.chars
-                say(text[: args.chars] + f"\n... {len(text) - args.chars:,} characters more (--chars 0)" if cut else text)
+                sys.stdout.write((text[: args.chars] if cut else text) + "\n")  # as it is: a console would touch tabs
+                if cut:
+                    say(f"... {len(text) - args.chars:,} characters more (--chars 0)")
                 number += 1
         first += shard["documents"]
         if number >= args.doc + args.count:
@@ -81,5 +89,7 @@ def choose(args: argparse.Namespace, manifest: Any) -> list[dict[str, Any]]:
         raise UserError(f"--dataset {args.dataset}:{did_you_mean(args.dataset, names)}")
     shards = [s for s in manifest.shards if s["split"] == args.split and args.dataset in (None, s["dataset"])]
     if not shards:
-        raise UserError(f"{args.data}: {args.split} has no documents" + (f" of {args.dataset}" if args.dataset else "") + ".")
+        raise UserError(
+            f"{args.data}: {args.split} has no documents" + (f" of {args.dataset}" if args.dataset else "") + "."
+        )
     return shards

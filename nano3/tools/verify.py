@@ -15,7 +15,9 @@ HELP = "check prepared data against its manifest"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", type=Path, help="a folder made by nano3.data_prep")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="shards checked at a time (default: cores)")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, help="shards checked at a time (default: cores)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -28,7 +30,9 @@ def run(args: argparse.Namespace) -> int:
         for problem in problems:
             print(f"error: {problem}", file=sys.stderr)
     if wrong:
-        print(f"error: {args.data}: {wrong} of {looked} checks failed. Prepare it again with force=true.", file=sys.stderr)
+        print(
+            f"error: {args.data}: {wrong} of {looked} checks failed. Prepare it again with force=true.", file=sys.stderr
+        )
         return 1
     say(f"{args.data}: {looked} checks passed")
     return 0

@@ -66,9 +66,7 @@ def unigram(tokenizers_dir: Path) -> Path:
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=300, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False
-    )
+    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False)
     tokenizer.train_from_iterator(corpus()[:3], trainer)
     return save(tokenizer, tokenizers_dir / "unigram")
 
@@ -83,7 +81,9 @@ def tekken(tokenizers_dir: Path) -> Path:
     source = json.loads((Path(mistral_common.__file__).parent / "data" / "tekken_240911.json").read_text())
     config = source["config"]
     special = config["default_num_special_tokens"]
-    ranks = {base64.b64decode(e["token_bytes"]): e["rank"] for e in source["vocab"][: config["default_vocab_size"] - special]}
+    ranks = {
+        base64.b64decode(e["token_bytes"]): e["rank"] for e in source["vocab"][: config["default_vocab_size"] - special]
+    }
     table = byte_to_char()
 
     def name(token: bytes) -> str:

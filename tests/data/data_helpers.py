@@ -18,7 +18,32 @@ from nano3.data.indexed import IndexedFile
 from nano3.data.manifest import Manifest, load_manifest
 from nano3.data.run import prepare
 
-WORDS = "the of model data train é 日本 token loss \t \n {} 0 1 2 42 def return 😀 x_y A.B (c) ## </s".split(" ")
+WORDS = [
+    "the",
+    "of",
+    "model",
+    "data",
+    "train",
+    "é",
+    "日本",
+    "token",
+    "loss",
+    "\t",
+    "\n",
+    "{}",
+    "0",
+    "1",
+    "2",
+    "42",
+    "def",
+    "return",
+    "😀",
+    "x_y",
+    "A.B",
+    "(c)",
+    "##",
+    "</s",
+]
 
 
 def texts(count: int, seed: int = 0, longest: int = 60) -> list[str]:
@@ -48,7 +73,11 @@ def write(path: Path, documents: list[str], **parquet: Any) -> Path:
         with pa.ipc.new_file(path, table.schema) as out:
             out.write_table(table, 7)
     else:
-        data = json.dumps([{"text": t} for t in documents], indent=1).encode() if ".json." in f"{name}." else jsonl(documents)
+        data = (
+            json.dumps([{"text": t} for t in documents], indent=1).encode()
+            if ".json." in f"{name}."
+            else jsonl(documents)
+        )
         path.write_bytes(pack(data, path.suffix))
     return path
 
@@ -71,7 +100,9 @@ def source(path: Path | str, name: str = "d", **keys: Any) -> SourceConfig:
 
 def options(output: Path, tokenizer: Path, **keys: Any) -> PrepOptions:
     """Small and quick unless told otherwise."""
-    return PrepOptions(**{"output_dir": str(output), "tokenizer_model": str(tokenizer), "num_shards": 8, "workers": 1, **keys})
+    return PrepOptions(
+        **{"output_dir": str(output), "tokenizer_model": str(tokenizer), "num_shards": 8, "workers": 1, **keys}
+    )
 
 
 def run(path: Path | list[SourceConfig], output: Path, tokenizer: Path, **keys: Any) -> Manifest:
@@ -99,7 +130,9 @@ def reference(tokenizer: Path, documents: list[str]) -> list[list[int]]:
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Name and SHA-256 of every published file but blend.json, which holds absolute paths, and manifest.json, which holds options."""
+    """Name and SHA-256 of every published file but blend.json, which holds absolute paths, and manifest.json, which
+    holds options.
+    """
     files = sorted(p for p in folder.rglob("*") if p.is_file() and ".prep" not in p.parts)
     skip = {"blend.json", "manifest.json"}
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files if p.name not in skip}

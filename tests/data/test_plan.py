@@ -3,6 +3,7 @@
 import os
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def test_units_are_a_partition(files, shards: int, unit: int, valid: float, monk
         spans = [s for s in starts[i] if s[0] < s[1]]
         assert spans[0][0] == 0
         assert spans[-1][1] == cost
-        assert all(a[1] == b[0] for a, b in zip(spans[:-1], spans[1:], strict=True))
+        assert all(a[1] == b[0] for a, b in pairwise(spans))
         if kind == "gz":
             assert len(spans) == 1
     for split in range(3):
@@ -82,14 +83,19 @@ def monkeypatch_unit():
 
 
 @settings(max_examples=100, deadline=None)
-@given(sizes=st.lists(st.lists(st.floats(1, 1e6), min_size=3, max_size=3), min_size=1, max_size=6), shards=st.integers(1, 300))
+@given(
+    sizes=st.lists(st.lists(st.floats(1, 1e6), min_size=3, max_size=3), min_size=1, max_size=6),
+    shards=st.integers(1, 300),
+)
 def test_shards_go_where_they_are_largest(sizes: list[list[float]], shards: int) -> None:
     counts = share_out(sizes, shards)
     flat = [(s, c) for row, ns in zip(sizes, counts, strict=True) for s, c in zip(row, ns, strict=True)]
     assert all(c >= 1 for _, c in flat)
     assert sum(c for _, c in flat) == max(shards, len(flat))
     largest = max(s / c for s, c in flat)
-    assert all(s / (c - 1) >= largest - 1e-6 for s, c in flat if c > 1)  # taking one away makes no shard smaller than the largest
+    assert all(
+        s / (c - 1) >= largest - 1e-6 for s, c in flat if c > 1
+    )  # taking one away makes no shard smaller than the largest
 
 
 @pytest.mark.parametrize(
@@ -158,7 +164,9 @@ def test_small_data_has_every_split(count: int, fractions: tuple[float, float], 
 
 
 def request(folder: Path, tokenizer: Path, **keys):
-    return read_request([source(folder, weight=keys.pop("weight", 1.0))], options(folder.parent / "out", tokenizer, **keys), "b")
+    return read_request(
+        [source(folder, weight=keys.pop("weight", 1.0))], options(folder.parent / "out", tokenizer, **keys), "b"
+    )
 
 
 def test_hash_knows_the_content_and_nothing_else(tmp_path: Path, byte_bpe: Path) -> None:
@@ -167,10 +175,18 @@ def test_hash_knows_the_content_and_nothing_else(tmp_path: Path, byte_bpe: Path)
     os.utime(two / "x" / "a.jsonl", (1, 1))
     base = request(one, byte_bpe).hash
     assert request(two, byte_bpe).hash == base
-    for keys in ({"weight": 3.0}, {"workers": 7}, {"engine": "tokenizers"}, {"check_every": 5}, {"force": True}, {"bad_rows": "skip"}):
+    for keys in (
+        {"weight": 3.0},
+        {"workers": 7},
+        {"engine": "tokenizers"},
+        {"check_every": 5},
+        {"force": True},
+        {"bad_rows": "skip"},
+    ):
         assert request(one, byte_bpe, **keys).hash == base, keys
-    for keys in ({"num_shards": 9}, {"add_eos": False}, {"sample": 3}, {"min_doc_chars": 2}, {"valid_fraction": 0.2},
-                 {"max_doc_tokens": 7}, {"split_special_tokens": True}, {"dtype": "int32"}, {"add_bos": True}):  # fmt: skip
+    changes = {"num_shards": 9, "add_eos": False, "sample": 3, "min_doc_chars": 2, "valid_fraction": 0.2}
+    changes |= {"max_doc_tokens": 7, "split_special_tokens": True, "dtype": "int32", "add_bos": True}
+    for keys in ({name: value} for name, value in changes.items()):
         assert request(one, byte_bpe, **keys).hash != base, keys
     data = bytearray((two / "x" / "a.jsonl").read_bytes())
     data[20] ^= 1

@@ -1,0 +1,110 @@
+"""A server on the loopback interface that answers as the Hugging Face hub does, for one dataset and one model."""
+
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlparse
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub:
+    """Files by repository ("datasets/org/name" or "org/name"); `token` makes everything private."""
+
+    def __init__(self, repos: dict[str, dict[str, bytes]], card: dict | None = None, token: str | None = None) -> None:
+        self.repos, self.card, self.token = repos, card, token
+        self.requests: list[str] = []
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_HEAD(self) -> None:
+                self.answer(body=False)
+
+            def do_GET(self) -> None:
+                self.answer(body=True)
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers.get("content-length") or 0))
+                self.answer(body=True)
+
+            def answer(self, body: bool) -> None:
+                status, headers, data = hub.reply(self.command, self.path, dict(self.headers))
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                if body:
+                    self.wfile.write(data)
+
+            def log_message(self, *args) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def reply(self, method: str, raw: str, headers: dict) -> tuple[int, dict, bytes]:
+        url = urlparse(raw)
+        path = unquote(url.path).lstrip("/")
+        self.requests.append(f"{method} {raw}")
+        if self.token and headers.get("Authorization", headers.get("authorization")) != f"Bearer {self.token}":
+            return 401, {"X-Error-Code": "RepoNotFound"}, b"{}"
+        if path.startswith("api/"):
+            return self.api(path.removeprefix("api/"), parse_qs(url.query))
+        repo, _, rest = path.partition("/resolve/")
+        revision, _, name = rest.partition("/")
+        if repo not in self.repos:
+            return 401, {"X-Error-Code": "RepoNotFound"}, b"{}"
+        if revision not in ("main", COMMIT):
+            return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
+        if name not in self.repos[repo]:
+            return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, b"{}"
+        data = self.repos[repo][name]
+        meta = {"ETag": f'"{oid(data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        wanted = headers.get("Range", headers.get("range"))
+        if wanted:
+            low, _, high = wanted.removeprefix("bytes=").partition("-")
+            first, last = int(low), min(int(high) if high else len(data) - 1, len(data) - 1)
+            meta["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+            return 206, meta, data[first : last + 1]
+        return 200, meta, data
+
+    def api(self, path: str, query: dict) -> tuple[int, dict, bytes]:
+        kind, _, rest = path.partition("/")
+        words = rest.split("/")
+        repo = "/".join(words[:2]) if kind == "models" else f"datasets/{'/'.join(words[:2])}"
+        action, revision = (words[2], words[3]) if len(words) > 3 else ("revision", "main")
+        if repo not in self.repos:
+            return 401, {"X-Error-Code": "RepoNotFound"}, b"{}"
+        if revision not in ("main", COMMIT):
+            return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
+        files = self.repos[repo]
+        if action == "tree":
+            items = [{"type": "file", "path": n, "size": len(d), "oid": oid(d)} for n, d in files.items()]
+            return 200, {"Content-Type": "application/json"}, json.dumps(items).encode()
+        if action == "paths-info":
+            items = [{"type": "file", "path": n, "size": len(d), "oid": oid(d)} for n, d in files.items()]
+            return 200, {"Content-Type": "application/json"}, json.dumps(items).encode()
+        info = {
+            "id": repo.removeprefix("datasets/"),
+            "sha": COMMIT,
+            "private": False,
+            "downloads": 0,
+            "tags": [],
+            "siblings": [{"rfilename": n} for n in files],
+            "cardData": self.card,
+        }
+        return 200, {"Content-Type": "application/json"}, json.dumps(info).encode()
+
+
+def oid(data: bytes) -> str:
+    """The hash git gives a file."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
