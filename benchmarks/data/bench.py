@@ -61,6 +61,11 @@ def main() -> None:
         "runs": [],
         "engine": [],
     }
+    if options.append:
+        earlier = json.loads((options.out / "data.json").read_text())
+        result |= {key: earlier[key] for key in ("runs", "engine")}
+        result["corpus"] = earlier["corpus"] | result["corpus"]
+        result["versions"] = earlier["versions"] | result["versions"]
     for size, rounds, only_fast in plan:
         for round_number in range(1, (options.rounds or rounds) + 1):
             for name in names:
@@ -151,6 +156,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sizes", type=lambda text: text.split(","), help="of small,medium,large")
     parser.add_argument("--rounds", type=int, help="rounds of every size (2 on small, 1 on medium, 3 on large)")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="worker processes (2)")
+    parser.add_argument("--append", action="store_true", help="add to the runs that are in data.json already")
     parser.add_argument(
         "--patience", type=float, default=60, help="seconds to wait for a quiet machine before a run (60)"
     )

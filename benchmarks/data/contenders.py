@@ -49,7 +49,6 @@ def nano3(text: Path, job: Job, workers: int) -> list[str]:
         "blend_path": blend,
         "output_dir": job.output,
         "tokenizer_model": job.tokenizer,
-        "num_shards": 32,
         "valid_fraction": 0,
         "test_fraction": 0,
         "workers": workers,
