@@ -85,7 +85,7 @@ def test_two_ranks_here_are_one_rank(cli: Commands, trained: Path, how: str) -> 
 
 @pytest.mark.slow
 def test_a_local_sweep_shows_failures_and_repeats_only_those(cli: Commands, trained: Path) -> None:
-    sweep = ["-m", "nano3.pretrain", "-m", *SMALL, "run.name=sweep", "optimizer.lr=1e-3,nan"]
+    sweep = ["-m", "nano3.pretrain", "-m", *SMALL, "run.name=sweep", "optimizer.lr=1e-3,1e30"]
     assert cli(*sweep, code=1).returncode == 1
     points = {p.parent.name: losses(p.parent) for p in (trained.parent / "sweep").glob("*/finished.json")}
     assert len(points) == 1
