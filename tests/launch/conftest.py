@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -42,13 +43,14 @@ def make_job(tmp_path: Path) -> MakeJob:
 
 
 @pytest.fixture(scope="session")
-def slurm_conf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def slurm_conf() -> Iterator[str]:
     """Path of slurm.conf of a running test cluster: the one in the environment, or one for this session."""
     given = os.environ.get("SLURM_CONF")
     if given and subprocess.run(["scontrol", "ping"], capture_output=True, check=False).returncode == 0:
         yield given
         return
-    state = tmp_path_factory.mktemp("slurm")
+    state = Path(tempfile.mkdtemp(prefix="nano3-slurm-"))  # not tmp_path: munge wants folders that everybody may enter
+    state.chmod(0o755)
     subprocess.run([DEVCLUSTER, "up", state, "--pyxis"], check=True)
     yield str(state / "slurm.conf")
     subprocess.run([DEVCLUSTER, "down", state, "--purge"], check=True)

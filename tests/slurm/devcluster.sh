@@ -5,6 +5,7 @@
 #   devcluster.sh down DIR [--purge]  stop the daemons whose state is in DIR, and only those; --purge removes DIR too
 #   devcluster.sh status DIR          one line per daemon; exit code 0 when all are up
 #   . DIR/env.sh                      what a shell needs to use it (SLURM_CONF)
+# DIR must be short and below folders that everybody may enter: munge refuses others.
 #
 # options of `up`, remembered in DIR/options:
 #   --nodes N (2)   --cpus N (16)   --mem MB (64000)   --gpus N (8)     what each node pretends to have
@@ -15,7 +16,7 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd -P)
-usage() { sed -n '2,14p' "$0" | cut -c3-; exit 2; }
+usage() { sed -n '2,15p' "$0" | cut -c3-; exit 2; }
 [ $# -ge 2 ] || usage
 action=$1
 mkdir -p "$2"
@@ -55,8 +56,8 @@ daemons() {
 # A pid is ours only when its command line or environment names our state folder: pid files outlive their processes.
 is_ours() {
   [ -n "$1" ] && kill -0 "$1" 2>/dev/null || return 1
-  tr '\0' '\n' <"/proc/$1/cmdline" 2>/dev/null | grep -qF -- "$state/" && return 0
-  tr '\0' '\n' <"/proc/$1/environ" 2>/dev/null | grep -qxF "SLURM_CONF=$SLURM_CONF"
+  cat "/proc/$1/cmdline" 2>/dev/null | tr '\0' '\n' | grep -qF -- "$state/" && return 0
+  cat "/proc/$1/environ" 2>/dev/null | tr '\0' '\n' | grep -qxF "SLURM_CONF=$SLURM_CONF"
 }
 pid_of() { cat "$run/$1.pid" 2>/dev/null || true; }
 is_up() { is_ours "$(pid_of "$1")"; }
@@ -248,9 +249,12 @@ start_accounting() {
       --auth-root-authentication-method=normal >"$log/mariadb-install.log" 2>&1 || fail mariadb-install-db
     touch "$state/mysql/.installed"
   fi
-  is_up mariadbd || setsid mariadbd --no-defaults --user=root --datadir="$state/mysql" --socket="$run/mysql.sock" \
-    --pid-file="$run/mariadbd.pid" --port=$((port + 2)) --bind-address=127.0.0.1 --log-error="$log/mariadbd.log" \
-    --innodb-buffer-pool-size=64M --innodb-flush-log-at-trx-commit=0 --skip-name-resolve --skip-log-bin </dev/null >/dev/null 2>&1 &
+  if ! is_up mariadbd; then # a plain command in the background, or a copy of this shell would wait for it
+    setsid mariadbd --no-defaults --user=root --datadir="$state/mysql" --socket="$run/mysql.sock" \
+      --pid-file="$run/mariadbd.pid" --port=$((port + 2)) --bind-address=127.0.0.1 --log-error="$log/mariadbd.log" \
+      --innodb-buffer-pool-size=64M --innodb-flush-log-at-trx-commit=0 --skip-name-resolve --skip-log-bin \
+      </dev/null >/dev/null 2>&1 &
+  fi
   until_true 30 "mariadbd does not answer" "${client[@]}" -e 'select 1'
   "${client[@]}" -e "create database if not exists slurm_acct_db;
     create user if not exists 'slurm'@'127.0.0.1' identified by 'slurm'; grant all on slurm_acct_db.* to 'slurm'@'127.0.0.1';"
