@@ -1,7 +1,8 @@
-"""Same weights, same batch: Megatron's loss against Hugging Face's, for trained and for fresh weights; and some generated text.
+"""Same weights, same batch: Megatron's loss against Hugging Face's, for trained and for fresh weights; and some
+generated text.
 
-compare.py RUN_DIR DATA_DIR HF_DIR FRESH_DIR: RUN_DIR has a Megatron checkpoint, HF_DIR becomes its export, FRESH_DIR holds a
-Hugging Face model that was never trained.
+compare.py RUN_DIR DATA_DIR HF_DIR FRESH_DIR: RUN_DIR has a Megatron checkpoint, HF_DIR becomes its export, FRESH_DIR
+holds a Hugging Face model that was never trained.
 """
 
 import json
@@ -60,7 +61,9 @@ def main() -> int:
         results["text"][prompt] = tokenizer.decode(out[0], skip_special_tokens=True)
     del model
     results["trained"] = {"hf bf16": hf(hf_dir, torch.bfloat16), "hf fp32": hf(hf_dir, torch.float32)}
-    results["trained"]["megatron bf16"] = megatron(bridge.load_megatron_model(str(latest(run_dir / "checkpoints")), wrap_with_ddp=False))
+    results["trained"]["megatron bf16"] = megatron(
+        bridge.load_megatron_model(str(latest(run_dir / "checkpoints")), wrap_with_ddp=False)
+    )
     print("COMPARE " + json.dumps(results), flush=True)
     destroy()
 

@@ -1,4 +1,5 @@
-"""One run of the Megatron backend as a process of its own, without Hydra: train.py RUN_DIR DATA_DIR [MODEL.yaml] [key=value ...]
+"""One run of the Megatron backend as a process of its own, without Hydra: train.py RUN_DIR DATA_DIR [MODEL.yaml]
+[key=value ...]
 
 Prints a line of JSON at the end: how the run ended and how long it took.
 """
@@ -35,7 +36,8 @@ def build(data_dir: str, run_dir: str, arguments: list[str]) -> PretrainConfig:
 
 
 def wait_for_turn() -> None:
-    """Import what takes long, then wait for the lock file named by TURN: one process trains while the next one is starting."""
+    """Import what takes long, then wait for the lock file named by TURN: one process trains while the next one is
+    starting."""
     if "TURN" not in os.environ or os.environ.get("LOCAL_RANK", "0") != "0":
         return
     import megatron.bridge.training.pretrain  # noqa: F401
@@ -56,7 +58,12 @@ def main() -> int:
         print(f"{type(error).__name__}: {error}\nREFUSED {time.time() - started:.1f} s", flush=True)
         return error.exit_code
     if is_rank_zero():
-        told = {"status": outcome.status, "iteration": outcome.iteration, "reason": outcome.reason, "checkpoint": str(outcome.checkpoint)}
+        told = {
+            "status": outcome.status,
+            "iteration": outcome.iteration,
+            "reason": outcome.reason,
+            "checkpoint": str(outcome.checkpoint),
+        }
         print("OUTCOME " + json.dumps(told | {"seconds": round(time.time() - started, 1)}), flush=True)
     return outcome.exit_code
 

@@ -1,13 +1,14 @@
 """Parameters, active parameters and FLOPs of a model from its configuration alone, without building it.
 
-Layer kinds of a hybrid: M Mamba-2, E mixture of experts, * attention, - dense MLP. A dense model (Qwen3) is written as one
-attention and one MLP layer per block. All linear layers have no bias, norms are RMSNorm.
+Layer kinds of a hybrid: M Mamba-2, E mixture of experts, * attention, - dense MLP. A dense model (Qwen3) is written
+as one attention and one MLP layer per block. All linear layers have no bias, norms are RMSNorm.
 """
 
 from collections import Counter
 from dataclasses import dataclass
 
 from nano3.config import PretrainConfig
+from nano3.training.hf_model import padded_vocab_size
 from nano3.training.schema import Schema
 
 CONVOLUTION = 4  # width of Mamba-2's causal convolution
@@ -50,7 +51,9 @@ class Architecture:
     def activation_bytes_per_token(self) -> float:
         """Bytes kept for the backward pass, in bf16, over all layers: inputs and outputs of the matrix products."""
         n, h = self.layers, self.hidden_size
-        attention = 2 * h + 2 * self.num_attention_heads * self.kv_channels + 2 * self.num_query_groups * self.kv_channels
+        attention = (
+            2 * h + 2 * self.num_attention_heads * self.kv_channels + 2 * self.num_query_groups * self.kv_channels
+        )
         mamba = 2 * h + 4 * self.mamba_inner + 2 * self.mamba_conv
         mlp = 2 * h + (3 if self.gated else 2) * self.ffn_hidden_size
         routed = self.moe_router_topk * (2 * h + 2 * self.moe_ffn_hidden_size)
@@ -87,7 +90,11 @@ def from_config(config: PretrainConfig, known: Schema | None, vocab_size: int) -
     blocks = value("num_layers")
     if hidden is None or heads is None or (pattern is None and blocks is None):
         return None
-    layers = dict(Counter(c for c in str(pattern).split("/")[0] if c in "M*E-")) if pattern else {"*": int(blocks or 0), "-": int(blocks or 0)}
+    layers = (
+        dict(Counter(c for c in str(pattern).split("/")[0] if c in "M*E-"))
+        if pattern
+        else {"*": int(blocks or 0), "-": int(blocks or 0)}
+    )
     return Architecture(
         layers=layers,
         hidden_size=hidden,
@@ -112,11 +119,12 @@ def from_config(config: PretrainConfig, known: Schema | None, vocab_size: int) -
 
 
 def padded_vocabulary(config: PretrainConfig, known: Schema | None, vocab_size: int) -> int:
-    """Rows of the embedding: model.vocab_size as given, else the tokenizer's size up to the next multiple of Megatron's divisor."""
+    """Rows of the embedding: model.vocab_size as given, else the tokenizer's size up to the next multiple of
+    Megatron's divisor."""
     if config.model.vocab_size is not None:
         return config.model.vocab_size
-    if config.backend != "megatron" or known is None:
-        return vocab_size
+    if known is None:
+        return padded_vocab_size(vocab_size)
     tensor = config.model.tensor_model_parallel_size or known.value("model.tensor_model_parallel_size", 1)
     divisor = int(known.value("model.make_vocab_size_divisible_by", 128)) * int(tensor)
     return -(-vocab_size // divisor) * divisor
@@ -146,8 +154,9 @@ def parameters(a: Architecture) -> Parameters:
 def flops_per_token(a: Architecture, seq_length: int) -> float:
     """Floating-point operations of forward and backward pass for one token, causal attention counted by half.
 
-    A matrix product of [1, k] with [k, n] is 2kn, and the backward pass costs twice the forward one. The scan is Mamba-2's
-    chunked form (Dao and Gu, 2024): within a chunk C·B and the product with x over half the chunk, states in and out of it.
+    A matrix product of [1, k] with [k, n] is 2kn, and the backward pass costs twice the forward one. The scan is
+    Mamba-2's chunked form (Dao and Gu, 2024): within a chunk C·B and the product with x over half the chunk, states
+    in and out of it.
     """
     h, n = a.hidden_size, a.layers
     heads = a.num_attention_heads * a.kv_channels

@@ -1,7 +1,7 @@
 """What nano3 does inside Megatron-Bridge's loop, through its callback events: metrics, stopping, marking checkpoints.
 
-Megatron-Bridge looks the events up by method name, so nothing here needs it to be imported. An event during iteration i sees
-`train_state.step == i - 1` until the step is counted; after it (evaluation, checkpoint) `step == i`.
+Megatron-Bridge looks the events up by method name, so nothing here needs it to be imported. An event during iteration
+i sees `train_state.step == i - 1` until the step is counted; after it (evaluation, checkpoint) `step == i`.
 """
 
 import math
@@ -19,7 +19,16 @@ from nano3.training.outcome import SaveHook
 from nano3.training.stop import StopRequest
 
 # Dense bf16 peak of one GPU in FLOP/s, from NVIDIA's data sheets, by a part of the device's name.
-PEAK_FLOPS = {"B300": 2.25e15, "GB200": 2.5e15, "B200": 2.25e15, "H200": 989e12, "H100": 989e12, "GH200": 989e12, "A100": 312e12, "L40S": 362e12}
+PEAK_FLOPS = {
+    "B300": 2.25e15,
+    "GB200": 2.5e15,
+    "B200": 2.25e15,
+    "H200": 989e12,
+    "H100": 989e12,
+    "GH200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+}
 
 
 def peak_flops(device_name: str) -> float | None:
@@ -29,7 +38,8 @@ def peak_flops(device_name: str) -> float | None:
 
 @dataclass
 class Clock:
-    """Seconds of training, validation and saving left out. An interval starts at `mark` and is told in seconds per step."""
+    """Seconds of training, validation and saving left out. An interval starts at `mark` and is told in seconds per
+    step."""
 
     now: Callable[[], float] = time.monotonic
     busy: float = 0.0
@@ -75,7 +85,8 @@ class Run:
 
 
 class TrainingHooks:
-    """The one callback that nano3 registers. `reason` is set once all ranks agreed to stop; `iteration` is the last one done."""
+    """The one callback that nano3 registers. `reason` is set once all ranks agreed to stop; `iteration` is the last
+    one done."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -100,18 +111,23 @@ class TrainingHooks:
         self.clock.start_step()
 
     def on_train_step_end(self, context: Any) -> None:
-        """Look at the loss, log, and agree on stopping. The step's kernels are done: the gradient norm was read."""
+        """Check, log, and agree on stopping.
+
+        The gradient norm is on the host already, and is no number when the loss is none (Megatron-Bridge also looks
+        at every micro batch's loss itself). The loss is fetched only to be logged: waiting for it in every step would
+        keep the GPU idle.
+        """
         iteration = int(context.state.train_state.step) + 1
         self.clock.end_step()
         if self.first_step_s is None:
             self.first_step_s = self.clock.take()
-        loss = loss_of(context.loss_dict)
-        if loss is not None and not math.isfinite(loss):
-            raise Failure(nan_message(iteration, f"loss {loss}"))
         if context.grad_norm is not None and not math.isfinite(context.grad_norm):
             raise Failure(nan_message(iteration, f"gradient norm {context.grad_norm}"))
         self.iteration = iteration
         if iteration % self.run.log_interval == 0:
+            loss = loss_of(context.loss_dict)
+            if loss is not None and not math.isfinite(loss):
+                raise Failure(nan_message(iteration, f"loss {loss}"))
             self._log(context, iteration, loss)
         self.reason = self.reason or self.run.stop.agreed(iteration, any_rank)
         if self.reason:
@@ -122,7 +138,8 @@ class TrainingHooks:
         self.clock.interrupt()
 
     def on_eval_end(self, context: Any) -> None:
-        """Validation of the blend is done: measure each dataset too, and record both, once for an iteration (the end repeats it)."""
+        """Validation of the blend is done: measure each dataset too, and record both, once for an iteration (the end
+        repeats it)."""
         self.clock.interrupt()
         iteration = int(context.state.train_state.step)
         if iteration == self._validated:
@@ -133,13 +150,15 @@ class TrainingHooks:
         self.run.metrics.log_valid(iteration, loss, sources)
 
     def on_checkpoint_save(self, context: Any) -> None:
-        """A checkpoint is whole: mark it (a folder without the mark is what a killed save left), then tell the caller."""
+        """A checkpoint is whole: mark it (a folder without the mark is what a killed save left), then tell the
+        caller."""
         import torch.distributed as dist
 
         self.clock.interrupt()
         if dist.get_rank() != 0:
             return
-        # Asynchronous saves complete later; the tracker file was written a moment ago and names the iteration that is complete.
+        # Asynchronous saves complete later; the tracker file was written a moment ago and names the iteration that is
+        # complete.
         iteration = int((self.run.save_folder / "latest_checkpointed_iteration.txt").read_text())
         folder = self.run.save_folder / folder_name(iteration)
         samples = iteration * self.run.global_batch_size
@@ -188,7 +207,8 @@ class TrainingHooks:
 def nan_message(iteration: int, what: str) -> str:
     """What a run that diverged says."""
     return (
-        f"Training diverged at iteration {iteration}: {what}. The last checkpoint is from before it. Start again with a smaller "
+        f"Training diverged at iteration {iteration}: {what}. The last checkpoint is from before it. Start again "
+        "with a smaller "
         "optimizer.lr or longer scheduler.lr_warmup_iters, or look at the documents of that batch."
     )
 
@@ -206,7 +226,8 @@ def any_rank(flag: bool) -> bool:
 
 
 def moe_balance(cfg: Any) -> dict[str, float]:
-    """The router's load-balancing loss, mean over the MoE layers of this rank: 1 x its coefficient when all experts get the same."""
+    """The router's load-balancing loss, mean over the MoE layers of this rank: 1 x its coefficient when all experts
+    get the same."""
     from megatron.core.num_microbatches_calculator import get_num_microbatches
     from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
 

@@ -1,8 +1,9 @@
 """A run's checkpoint as a Hugging Face model folder: config.json, safetensors, tokenizer, ready for `from_pretrained`.
 
-A run of backend=transformers has written that folder itself; a Megatron checkpoint is converted by Megatron-Bridge's AutoBridge,
-which needs a GPU to be visible and a description of the model in Hugging Face's terms. That is made here from the configuration
-which Megatron-Bridge saved with the checkpoint, so it is what was trained, whatever the run's configuration says today.
+A run of backend=transformers has written that folder itself; a Megatron checkpoint is converted by Megatron-Bridge's
+AutoBridge, which needs a GPU to be visible and a description of the model in Hugging Face's terms. That is made here
+from the configuration which Megatron-Bridge saved with the checkpoint, so it is what was trained, whatever the run's
+configuration says today.
 """
 
 import json
@@ -38,7 +39,8 @@ QWEN3 = {
 def export(run_dir: Path, output: Path, iteration: int | None = None) -> Path:
     """Write the newest checkpoint of a run (or that of `iteration`) to `output`; returns `output`.
 
-    Raises `UserError` when there is no such checkpoint or `output` exists, `Failure` when the result is not a whole model.
+    Raises `UserError` when there is no such checkpoint or `output` exists, `Failure` when the result is not a whole
+    model.
     """
     run_dir, output = Path(run_dir).absolute(), Path(output).absolute()
     if output.exists():
@@ -122,8 +124,19 @@ def describe(model: dict[str, Any], eod_id: int | None) -> dict[str, Any]:
     if model.get("qk_layernorm"):
         base = json.loads((Path(__file__).parent / "hub" / "Qwen--Qwen3-8B.json").read_text())
         sizes = {hf: model[name] for hf, name in QWEN3.items() if model.get(name) is not None}
-        return base | sizes | {"vocab_size": rows, "max_window_layers": model["num_layers"], "bos_token_id": eod_id, "eos_token_id": eod_id}
-    raise UserError("nano3 export knows hybrid (NemotronH) and Qwen3 models; use Megatron-Bridge's AutoBridge for this recipe.")
+        return (
+            base
+            | sizes
+            | {
+                "vocab_size": rows,
+                "max_window_layers": model["num_layers"],
+                "bos_token_id": eod_id,
+                "eos_token_id": eod_id,
+            }
+        )
+    raise UserError(
+        "nano3 export knows hybrid (NemotronH) and Qwen3 models; use Megatron-Bridge's AutoBridge for this recipe."
+    )
 
 
 def _convert(checkpoint: Path, tokenizer: Path | None, output: Path) -> None:
@@ -135,7 +148,9 @@ def _convert(checkpoint: Path, tokenizer: Path | None, output: Path) -> None:
 
     tokenizer = tokenizer or checkpoint / "tokenizer"
     if not (tokenizer / "tokenizer.json").is_file():
-        raise Failure(f"{tokenizer} holds no tokenizer.json, and the run's data folder is gone: put the tokenizer there.")
+        raise Failure(
+            f"{tokenizer} holds no tokenizer.json, and the run's data folder is gone: put the tokenizer there."
+        )
     set_environment()
     eod_id = _eod_id(tokenizer)
     shape = describe(model_section(checkpoint), eod_id)
@@ -159,7 +174,8 @@ def _eod_id(tokenizer: Path) -> int | None:
 
 
 def check_whole(folder: Path) -> None:
-    """Compare the tensors in `folder` with those that transformers' class for its config.json has; `Failure` when they differ."""
+    """Compare the tensors in `folder` with those that transformers' class for its config.json has; `Failure` when
+    they differ."""
     import torch
     from safetensors import safe_open
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -172,10 +188,15 @@ def check_whole(folder: Path) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     stored = sum(_size(shape) for shape in found.values())
-    expected = sum(p.numel() for p in model.parameters()) + sum(b.numel() for n, b in model.named_buffers() if "e_score_correction" in n)
+    expected = sum(p.numel() for p in model.parameters()) + sum(
+        b.numel() for n, b in model.named_buffers() if "e_score_correction" in n
+    )
     tied = config.vocab_size * config.hidden_size if getattr(config, "tie_word_embeddings", False) else 0
     if stored not in (expected, expected + tied):
-        raise Failure(f"The export holds {stored:,} numbers in {len(found)} tensors; a {type(model).__name__} has {expected:,}. Nothing was kept.")
+        raise Failure(
+            f"The export holds {stored:,} numbers in {len(found)} tensors; a {type(model).__name__} has "
+            f"{expected:,}. Nothing was kept."
+        )
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -1,8 +1,8 @@
 """backend=megatron: pretraining through Megatron-Bridge's own `pretrain`, on one GPU or thousands.
 
-The order matters: what can be refused without CUDA is refused first (`prepare`), then the first log line says where the run
-starts, then Megatron-Bridge takes over. Rank and world size come from RANK, WORLD_SIZE and LOCAL_RANK as torchrun, Slurm through
-nano3's launcher, or nobody (then it is a run of one) set them.
+The order matters: what can be refused without CUDA is refused first (`prepare`), then the first log line says where
+the run starts, then Megatron-Bridge takes over. Rank and world size come from RANK, WORLD_SIZE and LOCAL_RANK as
+torchrun, Slurm through nano3's launcher, or nobody (then it is a run of one) set them.
 """
 
 import contextlib
@@ -24,11 +24,13 @@ from nano3.config.model import ModelConfig
 from nano3.console import is_rank_zero, say
 from nano3.errors import Failure, UserError
 from nano3.training import overrides, recipe, schema
-from nano3.training.checkpoints import MARKER, complete, folder_name, iteration_of, latest, read_info
+from nano3.training.checkpoints import MARKER, complete, iteration_of, latest, read_info
 from nano3.training.data import TrainingData, open_data
 from nano3.training.outcome import Outcome, SaveHook, no_hook
 
-PARALLEL = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size", "expert_model_parallel_size", "sequence_parallel")
+# How the model is cut. Optimizer state saved for one cut cannot be read for another; ranks may join or leave the
+# data-parallel group, and context parallelism and sequence parallelism cut no parameters.
+FREE_MODEL_KEYS = ("context_parallel_size", "sequence_parallel", "mamba_chunk_size")
 
 
 @dataclass(frozen=True)
@@ -62,18 +64,20 @@ def train(config: PretrainConfig, data_dir: Path, run_dir: Path, *, on_save: Sav
     container = prepare(config, data, run_dir)
     if is_rank_zero():
         remove_unfinished(save)
-    if start.folder:
-        container.checkpoint.load = str(start.folder)
-    else:
-        container.checkpoint.load = None
+    container.checkpoint.load = str(start.folder) if start.folder else None
+    if other_world_size(start):
+        # Megatron-Bridge stores random states per rank with expert parallelism, and would look for those of ranks
+        # that were not there. Nothing of a run depends on them after initialisation: there is no dropout, and data go
+        # by consumed samples.
+        container.checkpoint.load_rng = False
     return _run(config, container, run_dir, save, data, start, on_save)
 
 
 def find_start(save: Path, load: str | None) -> Start:
     """The newest complete checkpoint of this run; without one, that of `load`; without either a fresh start.
 
-    `load` may be a run's checkpoint folder, the folder of one iteration, or a Megatron-Bridge checkpoint that nano3 did not write.
-    Raises `UserError` when `load` is another folder than `save` and holds no checkpoint.
+    `load` may be a run's checkpoint folder, the folder of one iteration, or a Megatron-Bridge checkpoint that nano3
+    did not write. Raises `UserError` when `load` is another folder than `save` and holds no checkpoint.
     """
     if own := latest(save):
         return Start(iteration_of(own), own, own=True)
@@ -86,13 +90,16 @@ def find_start(save: Path, load: str | None) -> Start:
         return Start(iteration_of(found), found, own=False)
     foreign = [p for p in folder.glob("iter_*") if (p / "run_config.yaml").is_file() and (p / ".metadata").is_file()]
     if not foreign:
-        raise UserError(f"checkpoint.load={load}: there is no complete checkpoint in it. Leave the key out to start afresh.")
+        raise UserError(
+            f"checkpoint.load={load}: there is no complete checkpoint in it. Leave the key out to start afresh."
+        )
     newest = max(foreign, key=iteration_of)
     return Start(iteration_of(newest), newest, own=False)
 
 
 def remove_unfinished(save: Path) -> None:
-    """Remove iteration folders newer than the newest marked one: a killed save left them, and they would count as kept ones."""
+    """Remove iteration folders newer than the newest marked one: a killed save left them, and they would count as
+    kept ones."""
     marked = complete(save)
     if not marked:
         return
@@ -110,9 +117,21 @@ def check_same_run(config: PretrainConfig, data: TrainingData, start: Start) -> 
         check_resume(read_info(start.folder), start.folder, fixed_keys(config, data), told_keys(config), start.own)
 
 
+def other_world_size(start: Start) -> bool:
+    """Whether the checkpoint was written by another number of ranks; False when that is not known."""
+    if not start.folder or not (start.folder / MARKER).is_file():
+        return False
+    return read_info(start.folder).told.get("world size") not in (None, world_size())
+
+
+def world_size() -> int:
+    """Ranks of this run, as the launcher says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def fixed_keys(config: PretrainConfig, data: TrainingData) -> dict[str, Any]:
-    """What must be the same on a resume. Parallel sizes may change: Megatron's checkpoints can be resharded."""
-    shape = [f.name for f in fields(ModelConfig) if f.name not in PARALLEL]
+    """What must be the same on a resume."""
+    shape = [f.name for f in fields(ModelConfig) if f.name not in FREE_MODEL_KEYS]
     return {
         "backend": "megatron",
         "recipe": config.recipe._target_,
@@ -129,11 +148,11 @@ def told_keys(config: PretrainConfig) -> dict[str, Any]:
     return {
         **{f"optimizer.{k}": v for k, v in vars(config.optimizer).items()},
         **{f"scheduler.{k}": v for k, v in vars(config.scheduler).items()},
-        **{f"model.{name}": getattr(config.model, name) for name in PARALLEL},
+        **{f"model.{name}": getattr(config.model, name) for name in FREE_MODEL_KEYS},
         "train.train_iters": config.train.train_iters,
         "train.micro_batch_size": config.train.micro_batch_size,
         "megatron": str(config.megatron),
-        "world size": int(os.environ.get("WORLD_SIZE", "1")),
+        "world size": world_size(),
         **{f"version of {p}": version(p) for p in ("torch", "megatron-bridge", "megatron-core", "transformer-engine")},
     }
 
@@ -144,11 +163,18 @@ def set_environment() -> None:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
-        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        alone = {
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
         for name, value in alone.items():
             os.environ.setdefault(name, value)
     home = Path(os.environ.get("NANO3_CACHE", "~/.cache/nano3")).expanduser()
-    # Compiling and tuning the Mamba and MoE kernels takes minutes; results are kept for every later start on this machine type.
+    # Compiling and tuning the Mamba and MoE kernels takes minutes; results are kept for every later start on this
+    # machine type.
     os.environ.setdefault("TRITON_CACHE_DIR", str(home / "triton"))
     os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -177,8 +203,7 @@ def prepare(config: PretrainConfig, data: TrainingData, run_dir: Path) -> Any:
     if problems := overrides.check([*typed, *free], live):
         raise UserError(problems)
     overrides.apply(container, typed, live)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    adapted = recipe.adaptations(recipe.reader(container), world, recipe.can_import)
+    adapted = recipe.adaptations(recipe.reader(container), world_size(), recipe.can_import)
     overrides.apply(container, adapted, live)
     overrides.apply(container, free, live)
     chosen = {s.path for s in free}
@@ -199,16 +224,27 @@ def tokenizer_problems(free: list[overrides.Setting], data: TrainingData) -> lis
             continue
         file = Path(str(s.value)) / "tokenizer.json"
         if not file.is_file():
-            problems.append(f"{s.origin}={s.value}: not a folder with a tokenizer.json. Leave it out: the data's own is used.")
+            problems.append(
+                f"{s.origin}={s.value}: not a folder with a tokenizer.json. Leave it out: the data's own is used."
+            )
         elif hashlib.sha256(file.read_bytes()).hexdigest() != own:
             problems.append(
-                f"{s.origin}={s.value}: this is not the tokenizer that made the data in {data.folder}. Leave it out, or prepare "
+                f"{s.origin}={s.value}: this is not the tokenizer that made the data in {data.folder}. Leave it "
+                "out, or prepare "
                 "the data with it."
             )
     return problems
 
 
-def _run(config: PretrainConfig, container: Any, run_dir: Path, save: Path, data: TrainingData, start: Start, on_save: SaveHook) -> Outcome:
+def _run(
+    config: PretrainConfig,
+    container: Any,
+    run_dir: Path,
+    save: Path,
+    data: TrainingData,
+    start: Start,
+    on_save: SaveHook,
+) -> Outcome:
     """Hand over to Megatron-Bridge and translate how it ended."""
     from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain
@@ -242,7 +278,10 @@ def _run(config: PretrainConfig, container: Any, run_dir: Path, save: Path, data
             failed = 0
         except SystemExit as error:
             if not hooks.reason or error.code not in (0, None):
-                raise Failure(f"Megatron-Bridge left at iteration {hooks.iteration} with exit code {error.code}; see the log above.") from error
+                raise Failure(
+                    f"Megatron-Bridge left at iteration {hooks.iteration} with exit code {error.code}; see the "
+                    "log above."
+                ) from error
             failed = 0
         except RuntimeError as error:
             if what := re.search(r"found (NaN|Inf)[^')]*", str(error)):
@@ -258,8 +297,8 @@ def _run(config: PretrainConfig, container: Any, run_dir: Path, save: Path, data
 
 @contextlib.contextmanager
 def _quiet_exit() -> Iterator[None]:
-    """Keep tracebacks of foreseen ends out of the log: Megatron-Bridge reports SystemExit(0), by which it leaves its loop after an
-    agreed stop, as an error, and nano3 tells in its own words that a run diverged.
+    """Keep tracebacks of foreseen ends out of the log: Megatron-Bridge reports SystemExit(0), by which it leaves its
+    loop after an agreed stop, as an error, and nano3 tells in its own words that a run diverged.
     """
 
     def wanted(record: logging.LogRecord) -> bool:

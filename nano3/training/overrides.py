@@ -1,7 +1,8 @@
-"""nano3's typed sections and the `megatron:` dict as settings of Megatron-Bridge's ConfigContainer: listed, checked, applied.
+"""nano3's typed sections and the `megatron:` dict as settings of Megatron-Bridge's ConfigContainer: listed, checked,
+applied.
 
-Megatron-Bridge's own override helper drops unknown keys with a warning and checks no types, so nano3 checks every single setting
-against the dataclasses (`schema`) first, and tells all problems at once, before CUDA is touched.
+Megatron-Bridge's own override helper drops unknown keys with a warning and checks no types, so nano3 checks every
+single setting against the dataclasses (`schema`) first, and tells all problems at once, before CUDA is touched.
 """
 
 import dataclasses
@@ -90,19 +91,23 @@ def typed_settings(config: PretrainConfig) -> list[Setting]:
         if value is not None:
             found.append(Setting(f"model.{f.name}", value, f"model.{f.name}"))
     if config.model.hybrid_layer_pattern:
-        found.append(Setting("model.num_layers", layers_in(config.model.hybrid_layer_pattern), "model.hybrid_layer_pattern"))
+        found.append(
+            Setting("model.num_layers", layers_in(config.model.hybrid_layer_pattern), "model.hybrid_layer_pattern")
+        )
     if config.model.vocab_size is not None:
         found.append(Setting("tokenizer.use_tokenizer_vocab_size", False, "model.vocab_size"))
     return found
 
 
 def layers_in(pattern: str) -> int:
-    """Number of layers of a hybrid pattern; `|` only cuts it into pipeline stages, `/` starts what is not the main stack."""
+    """Number of layers of a hybrid pattern; `|` only cuts it into pipeline stages, `/` starts what is not the main
+    stack."""
     return sum(c in "M*E-" for c in pattern.split("/")[0])
 
 
 def free_settings(tree: Mapping[str, Any], schema: Schema) -> list[Setting]:
-    """The `megatron:` dict flattened to fields of the container; values inside a field that is itself a dict stay together."""
+    """The `megatron:` dict flattened to fields of the container; values inside a field that is itself a dict stay
+    together."""
 
     def walk(node: Mapping[str, Any], prefix: str) -> Iterator[Setting]:
         for name, value in node.items():
@@ -159,7 +164,9 @@ def _walk(container: Any, path: str, schema: Schema) -> tuple[Any, str]:
             inner = _make(container, ".".join(parents[: i + 1]))
             setattr(node, name, inner)
         elif isinstance(inner, str):
-            raise Failure(f"{path}: the recipe holds {name} by its name {inner!r}; set megatron.{name} to a name instead.")
+            raise Failure(
+                f"{path}: the recipe holds {name} by its name {inner!r}; set megatron.{name} to a name instead."
+            )
         node = inner
     return node, last
 
@@ -176,7 +183,8 @@ def _make(container: Any, path: str) -> Any:
 
 
 def _convert(value: Any, found: Field, current: Any) -> Any:
-    """Text for a dtype or an enumeration becomes the object that the dataclass holds; a dict is laid over the recipe's."""
+    """Text for a dtype or an enumeration becomes the object that the dataclass holds; a dict is laid over the
+    recipe's."""
     if isinstance(value, Mapping) and isinstance(current, Mapping) and "dict" in found.kinds:
         return {**current, **value}
     if isinstance(value, str) and "dtype" in found.kinds and (name := dtype_name(value)):

@@ -1,7 +1,7 @@
 """What can be known about a run before a GPU is touched: one table, and every problem at once.
 
-Imports neither torch nor megatron. For backend=megatron, values that the configuration leaves to the recipe come from the
-recorded recipe (`schema`); for backend=transformers the configuration is complete.
+Imports neither torch nor megatron. For backend=megatron, values that the configuration leaves to the recipe come from
+the recorded recipe (`schema`); for backend=transformers the configuration is complete.
 """
 
 import json
@@ -16,9 +16,11 @@ from nano3.errors import UserError
 from nano3.training import overrides, recipe, schema
 from nano3.training.architecture import Architecture, flops_per_token, from_config, parameters
 from nano3.training.data import TrainingData, open_data
+from nano3.training.hf_model import model_problems
 from nano3.training.schedule import schedule_problems
 
-# Hours are told for this share of the GPUs' peak: what large hybrid MoE models reach on H100s; metrics.jsonl has the true one.
+# Hours are told for this share of the GPUs' peak: what large hybrid MoE models reach on H100s; metrics.jsonl has the
+# true one.
 ASSUMED_MFU = 0.25
 H100_PEAK = 989e12
 H100_BYTES = 80 * 2**30
@@ -53,13 +55,16 @@ class Layout:
 
 
 def preflight(config: PretrainConfig, manifest: dict[str, Any] | None = None) -> Preflight:
-    """Check a configuration. `manifest` is the data's manifest.json; None reads it in run.data when that is a folder."""
+    """Check a configuration. `manifest` is the data's manifest.json; None reads it in run.data when that is a
+    folder."""
     megatron = config.backend == "megatron"
     known = schema.recorded(config.recipe._target_) if megatron else None
     layout = layout_of(config, known)
     plan = Preflight()
     _check_megatron(config, known, plan)
     plan.problems.extend(schedule_problems(config))
+    if not megatron:
+        plan.problems.extend(model_problems(config.model))
     plan.problems.extend(layout_problems(config, layout))
     data = _data(config, plan)
     model = from_config(config, known, data.vocab_size if data else _vocabulary(config, manifest, known))
@@ -106,34 +111,40 @@ def layout_problems(config: PretrainConfig, layout: Layout) -> list[str]:
     where = "cluster.nproc_per_node" if config.cluster.kind == "local" else "cluster.nodes x cluster.ntasks_per_node"
     if layout.world % layout.model:
         problems.append(
-            f"{where}={layout.world} ranks cannot be divided into model replicas of {layout.model} (tensor {layout.tensor} x "
+            f"{where}={layout.world} ranks cannot be divided into model replicas of {layout.model} (tensor "
+            f"{layout.tensor} x "
             f"pipeline {layout.pipeline} x context {layout.context}): use a multiple of {layout.model}, or smaller "
             "model.*_parallel_size."
         )
         return problems
     if layout.world // layout.pipeline % layout.expert or layout.expert > layout.world // layout.pipeline:
         problems.append(
-            f"model.expert_model_parallel_size={layout.expert} does not divide the {layout.world // layout.pipeline} ranks of a "
-            f"pipeline stage: use a divisor of it, for example model.expert_model_parallel_size=1, or more ranks ({where})."
+            f"model.expert_model_parallel_size={layout.expert} does not divide the "
+            f"{layout.world // layout.pipeline} ranks of a "
+            "pipeline stage: use a divisor of it, for example model.expert_model_parallel_size=1, or more ranks "
+            f"({where})."
         )
     step = train.micro_batch_size * layout.data
     if train.global_batch_size % step:
         lower, upper = train.global_batch_size // step * step, -(-train.global_batch_size // step) * step
         near = f"{lower} or {upper}" if lower else str(upper)
         problems.append(
-            f"train.global_batch_size={train.global_batch_size} is no multiple of train.micro_batch_size x data-parallel size = "
+            f"train.global_batch_size={train.global_batch_size} is no multiple of train.micro_batch_size x "
+            "data-parallel size = "
             f"{train.micro_batch_size} x {layout.data} = {step}: use {near}, or another train.micro_batch_size."
         )
     if layout.context > 1 and train.seq_length % (2 * layout.context):
         problems.append(
-            f"train.seq_length={train.seq_length} must be a multiple of 2 x model.context_parallel_size = {2 * layout.context}."
+            f"train.seq_length={train.seq_length} must be a multiple of 2 x model.context_parallel_size = "
+            f"{2 * layout.context}."
         )
     return problems
 
 
 def memory_per_gpu(model: Architecture, layout: Layout, config: PretrainConfig) -> float:
-    """Estimated bytes on one GPU: bf16 weights, fp32 or bf16 gradients, fp32 master weights and two Adam moments divided over
-    the data-parallel ranks (distributed optimizer), and activations kept for the backward pass without recomputation.
+    """Estimated bytes on one GPU: bf16 weights, fp32 or bf16 gradients, fp32 master weights and two Adam moments
+    divided over the data-parallel ranks (distributed optimizer), and activations kept for the backward pass without
+    recomputation.
     """
     counts = parameters(model)
     experts, rest = counts.routed_experts, counts.total - counts.routed_experts
@@ -210,7 +221,8 @@ def _tell_shape(config: PretrainConfig, layout: Layout, model: Architecture | No
         plan.rows.append(("memory per GPU", f"about {need / 2**30:,.0f} GB, activations not recomputed"))
         if need > H100_BYTES:
             plan.warnings.append(
-                f"about {need / 2**30:,.0f} GB per GPU is more than an H100 has (80): use more ranks, larger model.*_parallel_size, "
+                f"about {need / 2**30:,.0f} GB per GPU is more than an H100 has (80): use more ranks, larger "
+                "model.*_parallel_size, "
                 "a smaller train.micro_batch_size, or recomputation (megatron.model.recompute_granularity)."
             )
 
@@ -222,7 +234,8 @@ def _tell_length(config: PretrainConfig, layout: Layout, model: Architecture | N
     plan.rows.append(
         (
             "batch",
-            f"{train.global_batch_size} x {train.seq_length:,} = {_si(tokens)} tokens; {accumulation} micro batches a rank",
+            f"{train.global_batch_size} x {train.seq_length:,} = {_si(tokens)} tokens; {accumulation} micro "
+            "batches a rank",
         )
     )
     plan.rows.append(("iterations", f"{train.train_iters:,} = {_si(tokens * train.train_iters)} tokens"))
@@ -237,7 +250,8 @@ def _tell_length(config: PretrainConfig, layout: Layout, model: Architecture | N
     plan.rows.append(
         (
             "time",
-            f"about {hours:,.1f} h on {layout.world} H100 at {ASSUMED_MFU:.0%} MFU, {hours * layout.world:,.0f} GPU-hours",
+            f"about {hours:,.1f} h on {layout.world} H100 at {ASSUMED_MFU:.0%} MFU, {hours * layout.world:,.0f} "
+            "GPU-hours",
         )
     )
 
@@ -259,7 +273,8 @@ def _tell_data(config: PretrainConfig, data: TrainingData, plan: Preflight) -> N
         plan.rows.append((f"  {name}", f"{share:.1%} of the samples, {_si(own)} tokens, {epochs:.2f} epochs"))
         if epochs > 4:
             plan.warnings.append(
-                f"{name} is repeated {epochs:.1f} times; beyond about four, repetition teaches little (Muennighoff et al., 2023)."
+                f"{name} is repeated {epochs:.1f} times; beyond about four, repetition teaches little "
+                "(Muennighoff et al., 2023)."
             )
 
 
@@ -270,7 +285,8 @@ def _tell_manifest(config: PretrainConfig, manifest: dict[str, Any], plan: Prefl
 
 
 def _tell_disk(config: PretrainConfig, model: Architecture | None, plan: Preflight) -> None:
-    """A checkpoint holds weights (bf16 or fp32 with the optimizer's copy) and Adam's moments: about 14 bytes a parameter."""
+    """A checkpoint holds weights (bf16 or fp32 with the optimizer's copy) and Adam's moments: about 14 bytes a
+    parameter."""
     if model is None:
         return
     one = parameters(model).total * (14 if config.backend == "megatron" else 12)

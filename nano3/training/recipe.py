@@ -1,6 +1,7 @@
 """A Megatron-Bridge recipe, called offline and fitted to the machine and the data at hand.
 
-What nano3 changes in a recipe beyond the keys a user typed stands here, in `adaptations` and `data_settings`, and is logged.
+What nano3 changes in a recipe beyond the keys a user typed stands here, in `adaptations` and `data_settings`, and is
+logged.
 """
 
 import importlib
@@ -20,10 +21,14 @@ from nano3.training.data import TrainingData
 from nano3.training.overrides import Setting
 
 ALLOWED = "megatron.bridge.recipes."
-# Recipes that read one small public file from the hub when they are called -> (model, commit). Its text ships in hub/, so that a
-# compute node without internet can call them. Values of the public config.json (Apache-2.0), spaced for reading.
+# Recipes that read one small public file from the hub when they are called -> (model, commit). Its text ships in
+# hub/, so that a compute node without internet can call them. Values of the public config.json (Apache-2.0), spaced
+# for reading.
 HUB_FILES = {
-    "megatron.bridge.recipes.qwen.qwen3.qwen3_8b_pretrain_config": ("Qwen/Qwen3-8B", "b968826d9c46dd6066d109eabc6255188de91218"),
+    "megatron.bridge.recipes.qwen.qwen3.qwen3_8b_pretrain_config": (
+        "Qwen/Qwen3-8B",
+        "b968826d9c46dd6066d109eabc6255188de91218",
+    ),
 }
 
 
@@ -32,15 +37,18 @@ def target_problems(target: str) -> list[str]:
     if not re.fullmatch(r"[A-Za-z_][\w.]*", target):
         return [f"recipe._target_={target}: not a dotted path."]
     if not target.startswith(ALLOWED):
-        return [f"recipe._target_={target}: recipes come from {ALLOWED.rstrip('.')}; for example {next(iter(HUB_FILES))}."]
+        return [
+            f"recipe._target_={target}: recipes come from {ALLOWED.rstrip('.')}; for example {next(iter(HUB_FILES))}."
+        ]
     return []
 
 
 def offline_hub(target: str, scratch: Path) -> None:
     """Make the one hub file that a recipe reads available without network, unless the user's own cache has it.
 
-    huggingface_hub reads its environment variables when it is first imported: before that a cache of this run's own is named to
-    it; afterwards the file goes into the cache in use, where a file of a fixed commit is found without asking the hub.
+    huggingface_hub reads its environment variables when it is first imported: before that a cache of this run's own
+    is named to it; afterwards the file goes into the cache in use, where a file of a fixed commit is found without
+    asking the hub.
     """
     if target not in HUB_FILES:
         return
@@ -85,7 +93,8 @@ def call_recipe(target: str, per_split_data_args_path: str | None = None) -> Any
 def data_settings(config: PretrainConfig, data: TrainingData, run_dir: Path) -> list[Setting]:
     """The data's own blend and tokenizer, the run's own folders."""
     train, valid, _ = data.blend_per_split
-    # Without a test split Megatron-Bridge spends no time on it at the end of every run; it stays unseen for a real evaluation.
+    # Without a test split Megatron-Bridge spends no time on it at the end of every run; it stays unseen for a real
+    # evaluation.
     blends = [train, valid if config.train.eval_interval else None, None]
     tensorboard = config.logger.tensorboard_dir or str(run_dir / "tensorboard")
     return [
@@ -108,11 +117,14 @@ def checkpoint_folder(config: PretrainConfig, run_dir: Path) -> Path:
 
 
 def adaptations(get: Callable[[str], Any], world_size: int, has: Callable[[str], bool]) -> list[Setting]:
-    """What a recipe made for eight H100s in NVIDIA's container needs elsewhere. `get` reads a field of the container by its
-    path (None when absent), `has` tells whether a module can be imported. Each `origin` is the reason, for the log.
+    """What a recipe made for eight H100s in NVIDIA's container needs elsewhere. `get` reads a field of the container
+    by its path (None when absent), `has` tells whether a module can be imported. Each `origin` is the reason, for the
+    log.
     """
     found = []
-    if get("model.moe_token_dispatcher_type") == "flex" and (get("model.expert_model_parallel_size") == 1 or not has("deep_ep")):
+    if get("model.moe_token_dispatcher_type") == "flex" and (
+        get("model.expert_model_parallel_size") == 1 or not has("deep_ep")
+    ):
         why = "one expert-parallel rank has nobody to send tokens to" if has("deep_ep") else "deep_ep is not installed"
         found += [
             Setting("model.moe_token_dispatcher_type", "alltoall", why),
@@ -123,7 +135,11 @@ def adaptations(get: Callable[[str], Any], world_size: int, has: Callable[[str],
     if world_size == 1 and get("comm_overlap") is not None:
         found.append(Setting("comm_overlap", None, "one rank has no communication to hide"))
     if get("dataset.create_attention_mask") and not get("dataset.reset_attention_mask"):
-        found.append(Setting("dataset.create_attention_mask", False, "attention is causal; a 4 M-entry mask per sample costs time"))
+        found.append(
+            Setting(
+                "dataset.create_attention_mask", False, "attention is causal; a 4 M-entry mask per sample costs time"
+            )
+        )
     return found
 
 

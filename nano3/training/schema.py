@@ -1,13 +1,15 @@
 """What Megatron-Bridge's ConfigContainer accepts: read from the real dataclasses, or from a recording of them.
 
-Megatron-Bridge imports only where its CUDA extensions are installed, so a login node cannot ask the dataclasses which fields
-exist. `record` asks them once (`python -m nano3.training.schema`, on a machine that has the stack) and the answer ships as JSON.
-On the training machine the same `record` is run on the live container, and the same check is made against that.
+Megatron-Bridge imports only where its CUDA extensions are installed, so a login node cannot ask the dataclasses which
+fields exist. `record` asks them once (`python -m nano3.training.schema`, on a machine that has the stack) and the
+answer ships as JSON. On the training machine the same `record` is run on the live container, and the same check is made
+against that.
 """
 
 import dataclasses
 import enum
 import importlib.metadata
+import inspect
 import json
 import math
 import sys
@@ -26,7 +28,16 @@ RECIPES = (
     "megatron.bridge.recipes.nemotronh.nemotron_3_nano.nemotron_3_nano_pretrain_config",
     "megatron.bridge.recipes.qwen.qwen3.qwen3_8b_pretrain_config",
 )
-_PLAIN = {bool: "bool", int: "int", float: "float", str: "str", type(None): "null", list: "list", tuple: "list", dict: "dict"}
+_PLAIN = {
+    bool: "bool",
+    int: "int",
+    float: "float",
+    str: "str",
+    type(None): "null",
+    list: "list",
+    tuple: "list",
+    dict: "dict",
+}
 DTYPES = {
     "float32": "float32", "fp32": "float32", "float": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16",
     "float16": "float16", "fp16": "float16", "half": "float16", "uint8": "uint8", "fp8": "uint8",
@@ -50,8 +61,8 @@ class Field:
             if value.lower() in known or ("dtype" in self.kinds and dtype_name(value)):
                 return None
             return f"{value!r} is not allowed.{did_you_mean(value, self.choices)}"
-        if any(_is_kind(value, kind) for kind in self.kinds):
-            return None
+        if any(_is_kind(value, kind) for kind in self.kinds) or (value is None and self.choices):
+            return None  # null unsets a choice, also where the annotation forgets to say so
         return f"{value!r} is a {_kind_of(value)}; expected {' or '.join(self.kinds)}."
 
 
@@ -67,7 +78,8 @@ class Schema:
     live: bool = False
 
     def lookup(self, path: str) -> tuple[Field | None, str | None]:
-        """The field at a dotted path such as `ddp.bucket_size`, or None and the sentence that says what is wrong with the path."""
+        """The field at a dotted path such as `ddp.bucket_size`, or None and the sentence that says what is wrong with
+        the path."""
         fields: Mapping[str, Field] = self.container
         where, found = "", Field()
         for name in path.split("."):
@@ -137,8 +149,8 @@ def describe(annotation: Any) -> Field:
         return Field(tuple(kinds), tuple(choices), next((p.section for p in parts if p.section), None))
     if origin is typing.Literal:
         options = typing.get_args(annotation)
-        kinds = tuple(dict.fromkeys("choice" if isinstance(o, str) else _kind_of(o) for o in options))
-        return Field(kinds, tuple(o for o in options if isinstance(o, str)))
+        literal = tuple(dict.fromkeys("choice" if isinstance(o, str) else _kind_of(o) for o in options))
+        return Field(literal, tuple(o for o in options if isinstance(o, str)))
     if origin is not None:
         annotation = origin
     if isinstance(annotation, type):
@@ -159,7 +171,7 @@ def _fields_of(cls: type) -> dict[str, Field]:
     for f in dataclasses.fields(cls):
         if f.name.startswith("_"):
             continue
-        owner = next(c for c in cls.__mro__ if f.name in c.__dict__.get("__annotations__", {}))
+        owner = next(c for c in cls.__mro__ if f.name in inspect.get_annotations(c))
         try:
             hint = typing.get_type_hints(owner)[f.name]
         except (NameError, TypeError, AttributeError):
@@ -218,7 +230,9 @@ def record(container: Any, recipe: str) -> Schema:
         if dataclasses.is_dataclass(value):
             classes_here = type(value).__name__
             _classes_within(value, classes)
-            inner = {g.name: _plain(getattr(value, g.name, None)) for g in dataclasses.fields(value) if g.name[0] != "_"}
+            inner = {
+                g.name: _plain(getattr(value, g.name, None)) for g in dataclasses.fields(value) if g.name[0] != "_"
+            }
             values[f.name] = inner
             described = Field(described.kinds, described.choices, classes_here)
         else:
@@ -266,9 +280,12 @@ def as_json(schemas: list[Schema]) -> str:
     raw = {
         "versions": dict(schemas[0].versions),
         "recipes": {
-            s.recipe: {"container": {k: _write(v) for k, v in s.container.items()}, "values": dict(s.values)} for s in schemas
+            s.recipe: {"container": {k: _write(v) for k, v in s.container.items()}, "values": dict(s.values)}
+            for s in schemas
         },
-        "classes": {name: {k: _write(v) for k, v in sorted(fields.items())} for name, fields in sorted(classes.items())},
+        "classes": {
+            name: {k: _write(v) for k, v in sorted(fields.items())} for name, fields in sorted(classes.items())
+        },
     }
     return json.dumps(raw, indent=1, sort_keys=False) + "\n"
 

@@ -10,8 +10,8 @@ from nano3.training.data import Shard, TrainingData, blend
 class SourceValidation:
     """Called at the end of a validation with its callback context; returns dataset name -> loss in nats per token.
 
-    `eval_iters` global batches are shared out over the datasets, at least one each, and are the same ones every time. The run's
-    own counters (validation samples consumed, number of validation batches) are left as they were.
+    `eval_iters` global batches are shared out over the datasets, at least one each, and are the same ones every time.
+    The run's own counters (validation samples consumed, number of validation batches) are left as they were.
     """
 
     def __init__(self, data: TrainingData, eval_iters: int, forward_step: Callable[..., Any]) -> None:
@@ -38,7 +38,12 @@ class SourceValidation:
         if name not in self._sets:
             self._sets[name] = self._dataset(shards, context.state.cfg)
         losses, _, _ = evaluate(
-            context.state, self.forward_step, self._batches(name, context.state.cfg, context.model), context.model, None, context.state.cfg
+            context.state,
+            self.forward_step,
+            self._batches(name, context.state.cfg, context.model),
+            context.model,
+            None,
+            context.state.cfg,
         )
         return from_last_stage(loss_of(losses))
 

@@ -1,4 +1,5 @@
-"""What the tests of the Megatron backend share. None of them needs a GPU or Megatron-Bridge: the recorded schema stands in."""
+"""What the tests of the Megatron backend share. None of them needs a GPU or Megatron-Bridge: the recorded schema
+stands in."""
 
 import hashlib
 import json

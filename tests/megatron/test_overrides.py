@@ -30,14 +30,21 @@ def test_the_tiny_experiments_recipe_takes_the_typed_keys(config: PretrainConfig
 
 def test_a_hybrid_key_on_a_dense_recipe_is_refused(config: PretrainConfig) -> None:
     problems = check(typed_settings(config), recorded(QWEN))
-    assert any(p.startswith("model.hybrid_layer_pattern=MEM*EMEM: there is no") and "leave it null" in p for p in problems)
+    assert any(
+        p.startswith("model.hybrid_layer_pattern=MEM*EMEM: there is no") and "leave it null" in p for p in problems
+    )
 
 
 def test_one_key_sets_every_place_that_must_agree(config: PretrainConfig) -> None:
     config.optimizer.weight_decay = 0.07
     config.train.seq_length = 512
     found = as_dict(typed_settings(config))
-    assert found["scheduler.start_weight_decay"] == found["scheduler.end_weight_decay"] == found["optimizer.weight_decay"] == 0.07
+    assert (
+        found["scheduler.start_weight_decay"]
+        == found["scheduler.end_weight_decay"]
+        == found["optimizer.weight_decay"]
+        == 0.07
+    )
     assert found["model.seq_length"] == found["dataset.seq_length"] == 512
     assert found["scheduler.lr_decay_iters"] == found["train.train_iters"] == 20
     assert found["rng.seed"] == found["dataset.random_seed"] == 1234
@@ -90,7 +97,10 @@ def test_a_wrong_free_setting_is_refused(tree: dict, words: str) -> None:
 @pytest.mark.parametrize(
     "tree",
     [
-        pytest.param({"model": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}}, id="recompute"),
+        pytest.param(
+            {"model": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}},
+            id="recompute",
+        ),
         pytest.param({"model": {"recompute_modules": None, "cuda_graph_modules": ["attn", "mamba"]}}, id="lists"),
         pytest.param({"model": {"num_layers": 4}}, id="layers-of-a-dense-model"),
         pytest.param({"mixed_precision": "bf16_mixed"}, id="precision-by-name"),
@@ -128,7 +138,12 @@ class Whole:
     named: Part | str = "by name"
 
 
-SCHEMA = Schema("r", {}, {k: Field(("section",), (), "Part") for k in ("part", "unset", "named")}, {"Part": {"size": Field(("int",)), "mode": Field(("choice",), ("none", "full"))}})
+SCHEMA = Schema(
+    "r",
+    {},
+    {k: Field(("section",), (), "Part") for k in ("part", "unset", "named")},
+    {"Part": {"size": Field(("int",)), "mode": Field(("choice",), ("none", "full"))}},
+)
 
 
 def test_apply_sets_fields_and_makes_unset_sections() -> None:

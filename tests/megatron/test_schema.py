@@ -89,7 +89,9 @@ def test_a_right_value_passes(field: Field, value: Any) -> None:
     assert field.problem(value) is None
 
 
-@given(st.one_of(st.integers(), st.floats(allow_nan=False), st.text(), st.booleans(), st.none(), st.lists(st.integers())))
+@given(
+    st.one_of(st.integers(), st.floats(allow_nan=False), st.text(), st.booleans(), st.none(), st.lists(st.integers()))
+)
 def test_every_value_has_exactly_one_of_the_plain_kinds(value: Any) -> None:
     accepted = [k for k in ("bool", "int", "str", "null", "list") if Field((k,)).problem(value) is None]
     assert accepted == ([] if isinstance(value, float) else accepted[:1])
@@ -152,7 +154,13 @@ def test_both_recipes_are_recorded(recipe: str) -> None:
     assert is_recorded(recipe)
     assert schema.versions["megatron-bridge"] == "0.6.2"
     assert schema.value("model.num_attention_heads") == 32
-    for path in ("train.train_iters", "ddp.bucket_size", "comm_overlap.tp_comm_overlap", "mixed_precision.fp8", "model.recompute_modules"):
+    for path in (
+        "train.train_iters",
+        "ddp.bucket_size",
+        "comm_overlap.tp_comm_overlap",
+        "mixed_precision.fp8",
+        "model.recompute_modules",
+    ):
         assert schema.lookup(path)[1] is None, path
 
 

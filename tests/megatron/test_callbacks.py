@@ -1,0 +1,131 @@
+"""The hooks inside Megatron-Bridge's loop, driven by hand with its order of events."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nano3.errors import Failure
+from nano3.files import read_json
+from nano3.training.callbacks import Clock, Run, TrainingHooks, nan_message, peak_flops
+from nano3.training.checkpoints import MARKER, read_info
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA GB200", 2.5e15),
+        ("Tesla T4", None),
+    ],
+)
+def test_peaks(name: str, peak: float | None) -> None:
+    assert peak_flops(name) == peak
+
+
+def test_the_clock_leaves_out_validation_and_saving() -> None:
+    times = iter([0.0, 1.0, 1.1, 2.0, 9.0, 10.0])
+    clock = Clock(now=lambda: next(times))
+    clock.start_step(), clock.end_step()
+    clock.start_step(), clock.end_step()
+    clock.interrupt()  # between 2 and 9
+    clock.start_step(), clock.end_step()
+    assert clock.take() == pytest.approx((1.0 + 1.0 + 1.0) / 3)
+    assert clock.take() == 0.0
+
+
+class Recorder:
+    """Stands where Metrics stands, and remembers."""
+
+    def __init__(self) -> None:
+        self.valid: list[tuple] = []
+
+    def log_valid(self, iteration: int, loss: float, sources: dict[str, float]) -> None:
+        self.valid.append((iteration, loss, sources))
+
+    def flush(self) -> None:
+        pass
+
+
+def context(step: int, **more: Any) -> SimpleNamespace:
+    cfg = SimpleNamespace(train=SimpleNamespace(exit_interval=None))
+    state = SimpleNamespace(train_state=SimpleNamespace(step=step), cfg=cfg)
+    return SimpleNamespace(
+        state=state, **({"loss_dict": {}, "grad_norm": 1.0, "total_loss_dict": {"lm loss": 2.5}} | more)
+    )
+
+
+def hooks(tmp_path: Path, reasons: dict[int, str] | None = None, saved: list | None = None) -> TrainingHooks:
+    stop = SimpleNamespace(agreed=lambda iteration, any_rank: (reasons or {}).get(iteration, ""))
+    run = Run(
+        Recorder(),
+        stop,
+        lambda i, f: (saved if saved is not None else []).append((i, f)),
+        tmp_path,
+        1000,
+        8,
+        256,
+        {"a": 1},
+        {"b": 2},
+    )
+    return TrainingHooks(run)
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """A process group of one, without a process group."""
+    dist = pytest.importorskip("torch.distributed")
+    monkeypatch.setattr(dist, "get_world_size", lambda: 1)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+
+
+def test_an_agreed_stop_ends_the_loop_after_this_iteration(tmp_path: Path) -> None:
+    own = hooks(tmp_path, {7: "signal SIGTERM"})
+    for step in (5, 6):
+        now = context(step)
+        own.on_train_step_start(now)
+        own.on_train_step_end(now)
+    assert (own.iteration, own.reason, now.state.cfg.train.exit_interval) == (7, "signal SIGTERM", 7)
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_a_gradient_that_is_no_number_fails_with_the_iteration(tmp_path: Path, norm: float) -> None:
+    with pytest.raises(Failure, match=f"iteration 5: gradient norm {norm}"):
+        hooks(tmp_path).on_train_step_end(context(4, grad_norm=norm))
+
+
+def test_a_loss_that_is_no_number_fails_when_it_is_logged(tmp_path: Path) -> None:
+    own = hooks(tmp_path)
+    own.run.log_interval = 1
+    with pytest.raises(Failure, match="iteration 5: loss nan"):
+        own.on_train_step_end(context(4, loss_dict={"lm loss": math.nan}))
+
+
+def test_the_message_says_what_to_do() -> None:
+    assert "optimizer.lr" in nan_message(3, "loss nan")
+
+
+def test_validation_is_recorded_once_for_an_iteration(tmp_path: Path, alone) -> None:
+    own = hooks(tmp_path)
+    own.run.per_dataset = lambda c: {"docs": 2.0, "code": 3.0}
+    own.on_eval_end(context(20))
+    own.on_eval_end(context(20))  # Megatron-Bridge validates again at the end
+    assert own.run.metrics.valid == [(20, 2.5, {"docs": 2.0, "code": 3.0})]
+
+
+def test_a_complete_checkpoint_is_marked_and_told(tmp_path: Path, alone) -> None:
+    folder = tmp_path / "iter_0000040"
+    folder.mkdir()
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("40")
+    saved: list = []
+    own = hooks(tmp_path, saved=saved)
+    own.on_checkpoint_save(context(43))  # an asynchronous save completes some iterations later
+    info = read_info(folder)
+    assert (info.iteration, info.consumed_samples, info.consumed_tokens) == (40, 320, 320 * 256)
+    assert (info.fixed, info.told) == ({"a": 1}, {"b": 2})
+    assert saved == [(40, folder)] and own.saved == folder
+    assert read_json(folder / MARKER)["iteration"] == 40
