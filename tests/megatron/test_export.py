@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import NANO, QWEN, ROOT, model
+from megatron_helpers import NANO, QWEN, ROOT, model
 
 from nano3.errors import Failure, UserError
 from nano3.files import write_json

@@ -5,7 +5,7 @@ import enum
 from types import SimpleNamespace
 
 import pytest
-from conftest import NANO, QWEN, model
+from megatron_helpers import NANO, QWEN, model
 
 from nano3.config import ModelConfig, PretrainConfig
 from nano3.errors import Failure

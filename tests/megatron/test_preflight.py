@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import NANO, QWEN, model
 from hypothesis import given
 from hypothesis import strategies as st
+from megatron_helpers import NANO, QWEN, model
 
 from nano3.config import ModelConfig, PretrainConfig
 from nano3.training.architecture import Architecture, flops_per_token, from_config, parameters

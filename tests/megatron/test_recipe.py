@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NANO, QWEN
+from megatron_helpers import NANO, QWEN
 
 from nano3.config import PretrainConfig
 from nano3.errors import UserError

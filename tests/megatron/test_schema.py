@@ -5,9 +5,9 @@ import enum
 from typing import Any, Literal, Optional
 
 import pytest
-from conftest import NANO, QWEN
 from hypothesis import given
 from hypothesis import strategies as st
+from megatron_helpers import NANO, QWEN
 
 from nano3.training.schema import Field, Schema, as_json, describe, dtype_name, is_recorded, record, recorded
 

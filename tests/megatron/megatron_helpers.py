@@ -1,0 +1,37 @@
+"""What the tests of the Megatron backend share. None of them needs a GPU or Megatron-Bridge: the recorded schema
+stands in."""
+
+import hashlib
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from nano3.config import ModelConfig
+from nano3.training import schema
+
+ROOT = Path(__file__).resolve().parents[2]
+NANO, QWEN = schema.RECIPES
+
+
+def write_shard(folder: Path, prefix: str, split: str, dataset: str, tokens: int) -> dict:
+    """One .bin/.idx pair of a single document, and its manifest entry."""
+    path = folder / prefix
+    path.parent.mkdir(parents=True, exist_ok=True)
+    body = np.arange(tokens, dtype=np.uint16) % 4096
+    header = struct.pack("<9sQBQQ", b"MMIDIDX\x00\x00", 1, 8, 1, 2)
+    index = header + struct.pack("<i", tokens) + struct.pack("<q", 0) + struct.pack("<qq", 0, 1)
+    path.with_suffix(".bin").write_bytes(body.tobytes())
+    path.with_suffix(".idx").write_bytes(index)
+    return {
+        "split": split, "prefix": prefix, "dataset": dataset, "documents": 1, "sequences": 1, "tokens": tokens,
+        "bin_bytes": 2 * tokens, "bin_sha256": hashlib.sha256(body.tobytes()).hexdigest(),
+        "idx_sha256": hashlib.sha256(index).hexdigest(),
+    }  # fmt: skip
+
+
+def model(name: str) -> ModelConfig:
+    """A file of conf/model."""
+    from omegaconf import OmegaConf
+
+    return ModelConfig(**OmegaConf.load(ROOT / "conf" / "model" / f"{name}.yaml"))
