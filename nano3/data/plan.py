@@ -73,6 +73,11 @@ class DatasetPlan:
         return cut(self.width, cells, edges)
 
     @property
+    def layout(self) -> tuple[object, ...]:
+        """Everything that decides what a unit and a shard hold."""
+        return self.costs, self.rows, tuple(self.bounds), tuple(self.shards), self.cells_per_shard, self.cells_per_unit
+
+    @property
     def units(self) -> int:
         """Number of units of work."""
         return len(self.unit_bounds) - 1

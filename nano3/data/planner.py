@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -90,7 +91,7 @@ def make_plan(request: Request) -> Plan:
     return Plan(
         hash=request.hash,
         blend=request.blend,
-        output_dir=request.options.output_dir,
+        output_dir=str(Path(request.options.output_dir).absolute()),
         options=PrepOptions(
             **{k: v for k, v in asdict(request.options).items() if k in PrepOptions.__dataclass_fields__}
         ),

@@ -164,10 +164,12 @@ def start_build(request: Request, output: Path) -> Path:
     others = [p for p in folder.prep_dir(output).iterdir() if p.is_dir() and p != build and (p / "units").is_dir()]
     if others and not force:
         raise different(output, others[0].name, request.hash, "has unfinished work on other data")
-    for sub in ("units", "shards", *SPLITS):
-        (build / sub).mkdir(parents=True, exist_ok=True)
     path = build / "plan.json"
     plan = make_plan(request)
+    if path.exists() and [d.layout for d in load_plan(path).datasets] != [d.layout for d in plan.datasets]:
+        folder.remove(build)  # made by another version of nano3, which cuts the work elsewhere
+    for sub in ("units", "shards", *SPLITS):
+        (build / sub).mkdir(parents=True, exist_ok=True)
     plan.save(path)
     for note in [note for d in plan.datasets for note in d.notes]:
         warn(note)

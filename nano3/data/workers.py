@@ -54,9 +54,12 @@ class Pool:
     def __enter__(self) -> "Pool":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for end in self._ends:
             end.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if kind is None:
+                self._process.wait(timeout=5)
         self._process.kill()
         self._process.wait()
 
@@ -123,6 +126,7 @@ def main() -> None:
         os.close(int(fd))
     for _ in fds:
         os.wait()
+    os._exit(0)  # there is nothing to tidy, and letting go of a large tokenizer takes time
 
 
 def load(plan_path: Path, fast: bool) -> Engines:

@@ -642,3 +642,17 @@ def test_prepared_data_knows_where_documents_came_from(tmp_path: Path, byte_bpe:
         ).blend
         == "renamed"
     )
+
+
+@pytest.mark.usefixtures("small_units")
+def test_a_plan_of_another_layout_starts_over(tmp_path: Path, many: Path, byte_bpe: Path, monkeypatch) -> None:
+    """Another version of nano3 may cut the work elsewhere; its unfinished units must not be mixed in."""
+    from nano3.data import plan as layout
+
+    run(many, tmp_path / "whole", byte_bpe)
+    plan = write_plan([source(many)], options(tmp_path / "out", byte_bpe), "test")
+    run_part(plan, 0, 2)
+    monkeypatch.setattr(layout, "MIN_UNIT", 90_000)
+    monkeypatch.setattr(layout, "MAX_UNIT", 90_000)
+    run(many, tmp_path / "out", byte_bpe)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
