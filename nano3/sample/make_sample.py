@@ -3,9 +3,9 @@
     uv run --no-project --python 3.12.1 --with tokenizers==0.22.2 --with pyarrow==26.0.1 --with zstandard==0.25.0 \
         python nano3/sample/make_sample.py SOURCES
 
-SOURCES is a folder with the unpacked sdists of Django 5.2.9 and SymPy 1.14.0 (`pip download --no-deps --no-binary :all: ...`);
-the third source is the standard library of the CPython that runs this. Three sources in three formats, on purpose: the
-quickstart then exercises parquet, zstd-compressed and gzip-compressed JSON lines.
+SOURCES is a folder with the unpacked sdists of Django 5.2.9 and SymPy 1.14.0 (`pip download --no-deps --no-binary :all:`); the
+third source is the standard library of the CPython that runs this. Three sources in three formats, on purpose: the quickstart
+then exercises parquet, zstd-compressed and gzip-compressed JSON lines.
 """
 
 import gzip
@@ -20,13 +20,26 @@ VOCABULARY = 4096
 SPECIAL = ["<unk>", "<s>", "</s>"]
 # Words with their leading space, digits one by one, runs of punctuation: the shape of today's large vocabularies.
 PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-PACKAGES = ("asyncio", "collections", "concurrent", "email", "html", "http", "importlib", "json", "logging", "unittest", "urllib", "xml")
+PACKAGES = (
+    "asyncio",
+    "collections",
+    "concurrent",
+    "email",
+    "html",
+    "http",
+    "importlib",
+    "json",
+    "logging",
+    "unittest",
+    "urllib",
+    "xml",
+)
 
 Document = dict[str, str]
 
 
 def documents(root: Path, patterns: tuple[str, ...], skip: str = "\0") -> Iterator[Document]:
-    """Every file under `root` that matches, in name order, as {"id", "text"}; files under 200 characters are left out."""
+    """Every file under `root` that matches, in name order, as {"id", "text"}; files under 200 characters stay out."""
     for path in sorted({p for pattern in patterns for p in root.glob(pattern)}):
         name = path.relative_to(root).as_posix()
         text = path.read_text(encoding="utf-8")
