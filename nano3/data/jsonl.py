@@ -16,13 +16,20 @@ BOM = b"\xef\xbb\xbf"
 Bad = tuple[int, str, str]  # key, kind of fault, what is wrong
 
 
-def skip_to_line(f: IO[bytes], start: int) -> int:
-    """Go to the first line that starts at or after `start`, and return its offset."""
+def skip_to_line(f: IO[bytes], start: int, stop: int) -> int:
+    """Go to the first line that starts at or after `start`, and return its offset; `stop` or more if none starts
+    before `stop`.
+    """
     if start == 0:
         return 0
-    f.seek(start - 1)
-    f.readline()
-    return f.tell()
+    position = start - 1
+    f.seek(position)
+    while position < stop and (data := f.read(BLOCK // 16)):
+        end = data.find(b"\n")
+        if end >= 0:
+            return f.seek(position + end + 1)
+        position += len(data)
+    return max(position, stop)
 
 
 def line_blocks(read: Callable[[int], bytes], offset: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
@@ -45,14 +52,16 @@ def line_blocks(read: Callable[[int], bytes], offset: int, stop: int | None) -> 
         if not cut:
             pending.append(data)
             continue
-        block = b"".join([*pending, data[:cut]])
-        if stop is not None and offset + len(block) > stop:
-            block = block[: block.index(b"\n", stop - 1 - offset) + 1]
-            yield offset, block
-            return
-        yield offset, block
-        offset += len(block)
+        pending.append(data[:cut])
+        whole = [b"".join(pending)]  # in a list, so that nothing here holds on to a large block while it is worked on
         pending = [data[cut:]]
+        size = len(whole[0])
+        if stop is not None and offset + size > stop:
+            whole[0] = whole[0][: whole[0].index(b"\n", stop - 1 - offset) + 1]
+            yield offset, whole.pop()
+            return
+        yield offset, whole.pop()
+        offset += size
 
 
 def line_starts(block: bytes) -> np.ndarray:

@@ -99,9 +99,11 @@ def first_rows(batches: Iterator[Batch], rows: int) -> Iterator[Batch]:
 def read_jsonl(f: IO[bytes], part: FilePart) -> Iterator[Batch]:
     """Lines that start in [start, stop); a place is a byte offset."""
     rows = JsonRows(part.text_field)
-    start = skip_to_line(f, part.start)
-    for offset, block in line_blocks(f.read, start, min(part.stop, part.size)):
+    stop = min(part.stop, part.size)
+    start = skip_to_line(f, part.start, stop)
+    for offset, block in line_blocks(f.read, start, stop):
         texts, keys, bad = rows.of_lines(offset, block)
+        del block
         yield Batch(texts, keys, keys, bad)
 
 

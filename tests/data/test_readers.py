@@ -112,7 +112,7 @@ def test_any_cut_of_json_lines_gives_every_row_once(rows, cuts, block, newline, 
         with path.open("rb") as f:
             for low, high in pairwise(edges):
                 f.seek(0)
-                start = skip_to_line(f, low)
+                start = skip_to_line(f, low, high)
                 for offset, piece in line_blocks(f.read, start, high):
                     texts, keys, bad = JsonRows("text").of_lines(offset, piece)
                     assert not bad
