@@ -88,6 +88,8 @@ def test_report_says_who_agrees(tmp_path):
         "date": "2026-01-01",
         "machine": {"cpu": "cpu", "cores": 2, "memory_gb": 8, "system": "Linux"},
         "workers": 2,
+        "code": "abc1234",
+        "sample_s": 0.1,
         "versions": {"nano3": {"nano3": "0"}},
         "corpus": {"tiny": {"documents": 2, "text_bytes": 4_000_000, "sha256": ""}},
         "sources": {"package 1.0": {"documents": 2, "bytes": 4_000_000}},
@@ -97,8 +99,11 @@ def test_report_says_who_agrees(tmp_path):
     report.save(result, tmp_path)
     report.write(result, tmp_path)
     text = (tmp_path / "data.md").read_text()
-    assert "| same | 15.0 |" in text
-    assert "| same, other order | 25.0 |" in text
-    assert "| -2 tokens | 20.0 |" in text
+    rows = {
+        line.split(" | ")[0]: line.strip("| ").split(" | ")[1:] for line in text.splitlines() if line.startswith("| ")
+    }
+    found = [(float(row[2]), row[-1]) for name, row in rows.items() if len(row) == 10 and name != "| "]
+    assert found == [(1.0, "same"), (15.0, "same"), (25.0, "same, other order"), (20.0, "-2 tokens")]
+    assert "Provisional" not in text
     assert json.loads((tmp_path / "data.json").read_text()) == result
     assert (tmp_path / "data.png").stat().st_size > 1000

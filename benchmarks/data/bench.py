@@ -50,6 +50,8 @@ def main() -> None:
     folder = tokenizer.build(WORK / "tekken")
     result = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "code": code(),
+        "sample_s": measure.INTERVAL,
         "machine": machine(),
         "workers": options.workers,
         "versions": versions(names),
@@ -125,6 +127,12 @@ def engine(text: corpus.Corpus, folder: Path, size: str, round_number: int, work
         rows.append({"size": size, "round": round_number, "processes": processes, **json.loads(done.stdout)})
         print(f"bare engine, {processes} process(es): {rows[-1]}", flush=True)
     return rows
+
+
+def code() -> str:
+    """The commit that is measured, with a "+" when files differ from it."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "not a git checkout"
 
 
 def machine() -> dict[str, object]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-INTERVAL = 0.1  # seconds between two samples of memory
+INTERVAL = 0.2  # seconds between two samples of memory
 
 
 @dataclass

@@ -13,22 +13,27 @@ SIZES = ["tiny", "small", "medium", "large"]
 
 HEAD = """# Data preparation: nano3 and its peers
 
-{date}, {cpu}, {cores} cores, {memory_gb} GB, {system}.
+{date}, commit {code}, {cpu}, {cores} cores, {memory_gb} GB, {system}.
 Written by `make bench-data`; every run is in [data.json](data.json).
 
 Raw text to Megatron .bin/.idx (dolma: raw arrays), Tekken tokenizer (131,072 ids), an end-of-document token
 after each document, {workers} workers, from starting the command to its exit. Medians of alternated runs.
 Input is in the page cache, output goes to disk (nano3 also fsyncs and checksums what it writes; the peers do not).
-CPU seconds and memory are of the whole process tree; memory is proportional set size, sampled ten times a second.
-"Others' CPU s" is what the rest of the machine did meanwhile: where it is not small, the wall time is too long.
+CPU seconds and memory are of the whole process tree; memory is proportional set size, sampled every {sample_s} s.
+"Others' CPU s" is what the rest of the machine did meanwhile: where it is not small, the wall time is too long,
+and the ratio of CPU seconds is the one to look at. dolma strips white space around a document, hence fewer tokens.
 
 ![seconds per contender](data.png)"""
+
+NOT_QUIET = """
+**Provisional: in {busy} of {all} runs other work took more than a tenth of the machine. Wall times, and what follows from
+them, are distorted; run `make bench-data` again when nothing else runs.**"""
 
 TABLE = """
 ## {megabytes:,.0f} MB of text, {documents:,} documents
 
-| | runs | wall s (min–max) | CPU s | peak MB | one proc. MB | others' CPU s | MB/s | M tokens/s | ids | wall ÷ nano3 |
-|---|--:|--:|--:|--:|--:|--:|--:|--:|---|--:|"""
+| | runs | wall s (min–max) | ÷ nano3 | CPU s | ÷ nano3 | others' CPU s | peak MB | one process MB | MB/s | ids |
+|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|"""
 
 ENGINE = """
 ## Against the bare engine
@@ -89,7 +94,10 @@ def sizes_of(result: Result) -> list[str]:
 
 def head(result: Result) -> list[str]:
     """What was measured, where, when."""
-    return [HEAD.format(date=result["date"], workers=result["workers"], **result["machine"])]
+    facts = {key: result[key] for key in ("date", "code", "sample_s", "workers")}
+    lines = [HEAD.format(**facts, **result["machine"])]
+    busy = [run for run in result["runs"] if run["other_cpu_s"] > 0.1 * run["wall_s"] * result["machine"]["cores"]]
+    return [*lines, NOT_QUIET.format(busy=len(busy), all=len(result["runs"]))] if busy else lines
 
 
 def tables(result: Result) -> list[str]:
@@ -112,14 +120,14 @@ def row(result: Result, size: str, name: str) -> str:
         CONTENDERS[name].title,
         str(len(runs)),
         f"{wall:.1f} ({walls[0]:.1f}–{walls[-1]:.1f})",
+        f"{wall / middle(base, 'wall_s'):.1f}" if base else "",
         f"{middle(runs, 'cpu_s'):.1f}",
+        f"{middle(runs, 'cpu_s') / middle(base, 'cpu_s'):.1f}" if base else "",
+        f"{middle(runs, 'other_cpu_s'):.1f}",
         f"{middle(runs, 'peak_mb'):,.0f}",
         f"{middle(runs, 'peak_process_mb'):,.0f}",
-        f"{middle(runs, 'other_cpu_s'):.1f}",
         f"{result['corpus'][size]['text_bytes'] / 1e6 / wall:.1f}",
-        f"{runs[0]['tokens'] / 1e6 / wall:.2f}",
         agreement(runs, base, CONTENDERS[name].in_order),
-        f"{wall / middle(base, 'wall_s'):.1f}" if base else "",
     ]
     return "| " + " | ".join(cells) + " |"
 
