@@ -26,8 +26,8 @@ and the ratio of CPU seconds is the one to look at. dolma strips white space aro
 ![seconds per contender](data.png)"""
 
 NOT_QUIET = """
-**Provisional: in {busy} of {all} runs other work took more than a tenth of the machine. Wall times, and what follows from
-them, are distorted; run `make bench-data` again when nothing else runs.**"""
+**Provisional: in {busy} of {all} runs other work took more than a tenth of the machine. Wall times, and what
+follows from them, are distorted; run `make bench-data` again when nothing else runs.**"""
 
 TABLE = """
 ## {megabytes:,.0f} MB of text, {documents:,} documents
