@@ -1,6 +1,6 @@
 # nano3: `make quickstart` and `make test` are all that a fresh machine needs (Linux, Python 3.12, PyPI).
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-slurm lint prep-small docs bench bench-data slurm-up slurm-down
+.PHONY: help setup quickstart test test-slow test-slurm lint prep-small docs bench bench-data bench-launch slurm-up slurm-down
 
 # uv: the one on the PATH when it runs, else a private one from PyPI in .uv/.
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
@@ -43,7 +43,10 @@ slurm-up: ## A real Slurm of two nodes on this machine, from Debian's packages (
 slurm-down: ## Stop it
 	@tests/slurm/devcluster.sh down .slurm
 
-bench: bench-data ## All benchmarks that run without a GPU or Slurm
+bench-launch: setup slurm-up ## Seconds from the command to a Slurm job id, against its peers
+	@. .slurm/env.sh && $(RUN) python benchmarks/launch/bench.py
+
+bench: bench-data bench-launch ## All benchmarks that run without a GPU
 
 bench-data: setup ## Data preparation against its peers on 1 GB of text; results in benchmarks/results
 	@$(RUN) python benchmarks/data/bench.py

@@ -1,4 +1,4 @@
-"""Adds the user's own configuration folder, $NANO3_CONF, in front of nano3's: conf/cluster/my.yaml without touching the checkout."""
+"""Puts the user's own configuration folder, $NANO3_CONF, in front of nano3's."""
 
 import os
 from pathlib import Path

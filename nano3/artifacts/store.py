@@ -3,8 +3,8 @@
     <home>/DataBlendsArtifact-pretrain/v1.json      one file per version, never changed once written
     <home>/DataBlendsArtifact-pretrain/math.alias   the version an alias points to; replaced atomically
 
-A version file appears under its name by a hard link, which fails if the name exists: many writers on a shared file system
-each get a version of their own, and nobody ever reads half of one.
+A version file appears under its name by a hard link, which fails if the name exists: many writers on a shared file
+system each get a version of their own, and nobody ever reads half of one.
 """
 
 import getpass

@@ -40,7 +40,7 @@ class ClusterConfig:
     # How often a run may be requeued (preemption, time limit, node failure) before it is given up.
     max_requeues: int = 20
     # Give up when this many starts in a row end without a new checkpoint.
-    max_crashes: int = 2
+    max_crashes: int = 3
     # At most this many jobs of a sweep or array at a time; null leaves it to Slurm.
     array_parallelism: int | None = None
     # Data preparation: number of array tasks the plan is spread over.
