@@ -65,10 +65,9 @@ def locked(output: Path, shared: bool = False) -> Iterator[None]:
 
 def clear_temporaries(build: Path) -> None:
     """Remove what killed runs left half-written. Only under an exclusive lock."""
-    for sub in ("units", "shards", "train", "valid", "test"):
-        if (build / sub).is_dir():
-            for path in (build / sub).glob(".*.tmp"):
-                path.unlink(missing_ok=True)
+    places = [build.parent, build, *(build / sub for sub in ("units", "shards", "train", "valid", "test"))]
+    for path in (path for place in places for path in place.glob(".*.tmp")):
+        path.unlink(missing_ok=True)
 
 
 def publish(output: Path, build: Path) -> None:

@@ -25,6 +25,7 @@ from nano3.files import write_text
 PLAN_FORMAT = 1  # part of every plan's hash: raise it when the same plan would give other bytes
 SPLITS = ("train", "valid", "test")
 MIN_UNIT, MAX_UNIT, WANTED_UNITS = 8 << 20, 128 << 20, 64
+FILES_IN_UNIT = 4096  # about, at most: opening a file takes time too
 # Options that leave the bytes as they are.
 NOT_HASHED = ("output_dir", "tokenizer_model", "engine", "check_every", "bad_rows", "force", "workers", "dtype")
 
@@ -224,9 +225,10 @@ def lay_out(datasets: list[DatasetPlan], options: PrepOptions) -> None:
     total = sum(d.width for d in datasets)
     unit = min(max(total // WANTED_UNITS, MIN_UNIT), MAX_UNIT)
     for d, count in zip(datasets, counts, strict=True):
+        size = max(1, min(unit, d.width * FILES_IN_UNIT // len(d.keys)))
         d.shards = (count[0], count[1], count[2])
-        d.cells_per_shard = max(1, -(-d.width // (unit * count[0])))
-        d.cells_per_unit = max(1, unit * count[0] // max(d.width, 1)) if d.cells_per_shard == 1 else 1
+        d.cells_per_shard = max(1, -(-d.width // (size * count[0])))
+        d.cells_per_unit = max(1, size * count[0] // max(d.width, 1)) if d.cells_per_shard == 1 else 1
 
 
 def share_out(sizes: list[list[float]], shards: int) -> list[list[int]]:

@@ -16,6 +16,8 @@ from nano3.data.receipts import Output, Part, UnitReceipt, add_suffix, unit_rece
 from nano3.data.splits import document_hash, file_seed, refuse, split_of
 from nano3.data.tokenize import Encoded, Encoder, SpecialCounter, first_difference
 
+ENOUGH = 1 << 20  # characters that are worth a call of the engine
+
 
 class EngineMismatch(Exception):
     """The fast engine gave other ids than the reference."""
@@ -36,11 +38,11 @@ class PartWriter:
     first: tuple[int, int] = (0, 0)
     last: tuple[int, int] = (0, 0)
 
-    def add(self, tokens: np.ndarray, lengths: np.ndarray, file: int, first: int, last: int) -> None:
+    def add(self, tokens: np.ndarray, lengths: np.ndarray, first: tuple[int, int], last: tuple[int, int]) -> None:
         """Append documents: their tokens back to back and their lengths (int32, 0 for an empty one)."""
         if not self.documents:
-            self.first = (file, first)
-        self.last = (file, last)
+            self.first = first
+        self.last = last
         self.documents += len(lengths)
         self.sequences += int(np.count_nonzero(lengths))
         self.tokens += len(tokens)
@@ -97,6 +99,9 @@ class UnitEncoder:
         self.open_parts: dict[int, PartWriter] = {}
         self.parts: list[Part] = []
         self.skipped: Counter[str] = Counter()
+        # Texts, and for each its file number, key, place in the dataset and hash.
+        self.waiting: list[tuple[list[str], tuple[np.ndarray, ...]]] = []
+        self.waiting_chars = 0
         self.documents = self.empty = self.special = self.checked = self.truncated = self.text_bytes = 0
 
     def run(self) -> UnitReceipt:
@@ -106,6 +111,7 @@ class UnitEncoder:
                 seed = file_seed(self.dataset.name, part.name)
                 for batch in read_part(part):
                     self.add(batch, file, part, seed)
+            self.flush()
             for split in list(self.open_parts):
                 self.parts.append(self.open_parts[split].commit())
                 del self.open_parts[split]
@@ -121,10 +127,10 @@ class UnitEncoder:
         return receipt
 
     def add(self, batch: Batch, file: int, part: FilePart, seed: int) -> None:
-        """Take in one batch of a file."""
+        """Take in one batch of a file. Documents wait until there are enough: small files would be slow one by one."""
         refuse(batch.bad, part, self.options, self.dataset.name)
         self.skipped.update(kind for _, kind, _ in batch.bad)
-        texts, keys, places = batch.texts, batch.keys, batch.places + int(self.dataset.bases[file])
+        texts, keys, places = batch.texts, batch.keys, batch.places
         if self.options.min_doc_chars:
             long = [i for i, text in enumerate(texts) if len(text) >= self.options.min_doc_chars]
             if len(long) < len(texts):
@@ -132,29 +138,42 @@ class UnitEncoder:
                 texts, keys, places = [texts[i] for i in long], keys[long], places[long]
         if not texts:
             return
-        hashes = document_hash(seed, keys)
+        columns = (np.full(len(keys), file), keys, places + int(self.dataset.bases[file]), document_hash(seed, keys))
+        self.waiting.append((texts, columns))
+        self.waiting_chars += sum(map(len, texts))
+        if self.waiting_chars >= ENOUGH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Encode and write the documents that wait."""
+        if not self.waiting:
+            return
+        texts = [text for batch, _ in self.waiting for text in batch]
+        files, keys, places, hashes = (np.concatenate(c) for c in zip(*(w[1] for w in self.waiting), strict=True))
+        self.waiting, self.waiting_chars = [], 0
         ids, lengths = self.encode(texts)
-        self.check(texts, keys, hashes, part)
+        self.check(texts, hashes, files, keys)
         self.special += self.worker.count_special(ids)
         size = sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
         self.text_bytes += size
         self.documents += len(texts)
+        del texts
         tokens, lengths = self.frame(ids, lengths)
         self.empty += len(lengths) - int(np.count_nonzero(lengths))
-        self.write(tokens, lengths, file, keys, places, split_of(hashes, self.dataset.bounds))
+        self.write(tokens, lengths, files, keys, places, split_of(hashes, self.dataset.bounds))
         self.worker.tick(size)
 
-    def check(self, texts: list[str], keys: np.ndarray, hashes: np.ndarray, part: FilePart) -> None:
+    def check(self, texts: list[str], hashes: np.ndarray, files: np.ndarray, keys: np.ndarray) -> None:
         """Compare one document in `check_every` with the reference."""
         every = self.options.check_every
         if not self.worker.fast or not every:
             return
         chosen = np.flatnonzero(hashes % np.uint64(every) == 0).tolist()
         self.checked += len(chosen)
-        sample = [texts[i] for i in chosen]
-        wrong = first_difference(self.worker.fast, self.worker.reference, sample)
+        wrong = first_difference(self.worker.fast, self.worker.reference, [texts[i] for i in chosen])
         if wrong is not None:
-            raise EngineMismatch(f"{part.path}, document with key {int(keys[chosen[wrong]])}")
+            i = chosen[wrong]
+            raise EngineMismatch(f"{self.dataset.whole(int(files[i])).path}, document with key {int(keys[i])}")
 
     def frame(self, ids: np.ndarray, lengths: np.ndarray) -> Encoded:
         """Cut long documents, put BOS and EOS around each that has tokens, convert to the dtype on disk."""
@@ -170,7 +189,7 @@ class UnitEncoder:
         self,
         tokens: np.ndarray,
         lengths: np.ndarray,
-        file: int,
+        files: np.ndarray,
         keys: np.ndarray,
         places: np.ndarray,
         splits: np.ndarray,
@@ -186,7 +205,8 @@ class UnitEncoder:
         for a, b in pairwise(starts):
             writer = self.writer(int(splits[a]), int(shards[a]))
             run = tokens[offsets[a] : offsets[b]]
-            writer.add(run, lengths[a:b].astype(np.int32), file, int(keys[a]), int(keys[b - 1]))
+            first, last = (int(files[a]), int(keys[a])), (int(files[b - 1]), int(keys[b - 1]))
+            writer.add(run, lengths[a:b].astype(np.int32), first, last)
 
     def writer(self, split: int, shard: int) -> PartWriter:
         """The part being written for a split; places only grow, so an earlier shard's part is complete and is
