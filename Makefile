@@ -23,7 +23,7 @@ prep-small: setup ## Prepare the mathematics-only blend from the Hugging Face hu
 	@$(RUN) python -m nano3.data_prep data_blend=math sample=1000000
 
 test: setup ## Unit and integration tests, under ten minutes on two cores
-	@$(RUN) pytest
+	@$(RUN) pytest -n 2 --dist loadfile
 
 test-slow: setup ## What takes minutes: kills, large files, other worlds
 	@$(RUN) pytest -m 'slow and not slurm and not gpu'

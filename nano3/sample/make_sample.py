@@ -3,9 +3,8 @@
     uv run --no-project --python 3.12.1 --with tokenizers==0.22.2 --with pyarrow==26.0.1 --with zstandard==0.25.0 \
         python nano3/sample/make_sample.py SOURCES
 
-SOURCES is a folder with the unpacked source distributions of Django 5.2.9 and SymPy 1.14.0 from the package index; the third
-source is the standard library of the CPython that runs this. Three sources in three formats, on purpose: the quickstart then
-exercises parquet, zstd-compressed and gzip-compressed JSON lines.
+SOURCES holds the unpacked source distributions of Django 5.2.9 and SymPy 1.14.0; the third source is the standard library.
+Three formats on purpose: the quickstart exercises parquet, zstd- and gzip-compressed JSON lines.
 """
 
 import gzip

@@ -34,7 +34,7 @@ def megatrons(prefix: Path, documents: list[list[int]], dtype: str) -> None:
     builder.finalize(str(prefix.with_suffix(".idx")))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(counts=lengths, dtype=st.sampled_from(["uint16", "int32"]), pieces=st.integers(1, 4))
 def test_bytes_are_megatrons(tmp_path: Path, counts: list[int], dtype: str, pieces: int) -> None:
     documents = [[(7 * i + j) % 65000 for j in range(n)] for i, n in enumerate(counts)]

@@ -279,7 +279,7 @@ def kill_and_rerun(many: Path, tmp_path: Path, tokenizer: Path, moments: list[fl
 
 
 def test_kill_and_rerun(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
-    kill_and_rerun(many, tmp_path, byte_bpe, [0.45, 0.6, 0.75, 0.9])
+    kill_and_rerun(many, tmp_path, byte_bpe, [0.5, 0.7, 0.9])
 
 
 @pytest.mark.slow
@@ -405,7 +405,7 @@ def test_the_old_stays_until_the_new_is_whole(tmp_path: Path, byte_bpe: Path) ->
     assert healthy(tmp_path / "out")
 
 
-@pytest.mark.parametrize("step", range(9))
+@pytest.mark.parametrize("step", [0, 2, 5, 8])
 def test_killed_while_publishing(tmp_path: Path, byte_bpe: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop after each rename in turn; the next run finishes it."""
     path = write(tmp_path / "a.jsonl", texts(100))
