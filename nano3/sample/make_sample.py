@@ -3,7 +3,7 @@
     uv run --no-project --python 3.12.1 --with tokenizers==0.22.2 --with pyarrow==26.0.1 --with zstandard==0.25.0 \
         python nano3/sample/make_sample.py SOURCES
 
-SOURCES holds the unpacked source distributions of Django 5.2.9 and SymPy 1.14.0; the third source is the standard library.
+SOURCES holds the unpacked sdists of Django 5.2.9 and SymPy 1.14.0; the third source is the standard library.
 Three formats on purpose: the quickstart exercises parquet, zstd- and gzip-compressed JSON lines.
 """
 
