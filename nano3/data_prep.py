@@ -112,8 +112,11 @@ def compose_next(config: DataPrepConfig) -> DictConfig | None:
     if problems:
         raise UserError([f"then: {problem}" for problem in problems])
     where = HydraConfig.get().runtime.choices["cluster"]
-    data = Path(config.output_dir).absolute()
-    return compose("pretrain", [f"cluster={where}", f"dry_run={config.dry_run}", *config.then, f"run.data='{data}'"])
+    cfg = compose("pretrain", [f"cluster={where}", f"dry_run={config.dry_run}", *config.then])
+    # Set rather than resolved: the folder is not there yet.
+    cfg.run.data = str(Path(config.output_dir).absolute())
+    cfg.recipe.per_split_data_args_path = f"{cfg.run.data}/blend.json"
+    return cfg
 
 
 def next_job(config: DataPrepConfig, cfg: DictConfig | None, plan_hash: str) -> launch.Job | None:
