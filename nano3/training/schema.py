@@ -188,7 +188,9 @@ def _plain(value: Any) -> Any:
     """JSON-able part of a configuration value; everything else becomes its name."""
     if isinstance(value, enum.Enum):
         return value.name
-    if value is None or isinstance(value, bool | int | str):
+    if isinstance(value, str):
+        return value.removeprefix(f"{Path.cwd()}/")  # recipes put default folders where they are called
+    if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
