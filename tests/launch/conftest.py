@@ -5,20 +5,17 @@ import shlex
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from launch_helpers import HERE, ROOT
 
 import launch
 from launch import ledger, slurm
 from nano3.config.cluster import ClusterConfig
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 DEVCLUSTER = HERE.parent / "slurm" / "devcluster.sh"
 MakeJob = Callable[..., launch.Job]
 
@@ -73,53 +70,6 @@ def slurm_job(slurm_conf: str, make_job: MakeJob, monkeypatch: pytest.MonkeyPatc
         slurm.cancel(left)
 
 
-def last_id(run_dir: Path) -> str:
-    """Id of the newest job of a run."""
-    return ledger.read(run_dir)[-1].id
-
-
-def state_of(run_dir: Path) -> slurm.JobState:
-    """State of the newest job of a run, from Slurm."""
-    job_id = last_id(run_dir)
-    return slurm.states([job_id])[job_id]
-
-
-def eventually(what: Callable[[], Any], seconds: float = 40) -> Any:
-    """Wait until `what` gives something true, and give that."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := what():
-            return value
-        time.sleep(0.1)
-    raise AssertionError(f"not so after {seconds} s: {what}")
-
-
-def log_of(run_dir: Path, rank: int = 0) -> str:
-    """Log of one rank of the newest job, "" before it exists."""
-    entries = ledger.read(run_dir)
-    path = Path(entries[-1].log.replace("_0_log.out", f"_{rank}_log.out")) if entries else run_dir / "no log"
-    return path.read_text() if path.exists() else ""
-
-
-def start_attached(job: launch.Job, **options: Any) -> "subprocess.Popen[str]":
-    """launch.run(job) in a process of its own, as a user's command runs it."""
-    program = f"""
-import sys, launch
-from pathlib import Path, PosixPath
-from nano3.config.cluster import ClusterConfig
-from nano3.errors import Nano3Error
-Job = launch.Job
-try:
-    sys.exit(launch.run([{job!r}]))
-except Nano3Error as error:
-    print(f"error: {{error}}", file=sys.stderr)
-    sys.exit(error.exit_code)
-"""
-    return subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
-
-
 @pytest.fixture
 def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder first on PATH whose `srun` writes its words and environment to srun.json there and ends with $SRUN_CODE.
@@ -144,8 +94,3 @@ def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     return folder
-
-
-def with_cluster(job: launch.Job, **keys: Any) -> launch.Job:
-    """The same job with other cluster keys."""
-    return replace(job, cluster=replace(job.cluster, **keys))

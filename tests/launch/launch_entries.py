@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from nano3.errors import Failure
+from nano3.files import write_json
 
 AGAIN = 75
 
@@ -44,7 +45,7 @@ def count(run_dir: str, *options: str) -> int:
         step += 1
         if rank() == 0:
             if given.get("saves") != "0":
-                progress.write_text(json.dumps({"step": step}))
+                write_json(progress, {"step": step})  # at once: another rank may be reading it
             with (folder / "metrics.jsonl").open("a") as metrics:
                 metrics.write(json.dumps({"iteration": step, "loss": 1 / step}) + "\n")
     if rank() == 0:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import eventually, start_attached
+from launch_helpers import eventually, start_attached
 
 import launch
 from nano3.errors import Failure

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import with_cluster
+from launch_helpers import with_cluster
 
 import launch
 from launch.submit import Batch

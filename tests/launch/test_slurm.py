@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import eventually, last_id, log_of, start_attached, state_of, with_cluster
+from launch_helpers import eventually, last_id, log_of, start_attached, state_of, with_cluster
 
 import launch
 from launch import ledger, slurm

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import eventually, last_id, with_cluster
+from launch_helpers import eventually, last_id, with_cluster
 
 import launch
 from launch import ledger, slurm

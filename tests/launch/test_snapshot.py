@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from launch_helpers import ROOT
 
 from launch import snapshot
 

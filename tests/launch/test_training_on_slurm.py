@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from commands import SMALL, Commands, losses
-from conftest import eventually, last_id
+from launch_helpers import eventually, last_id
 
 pytestmark = pytest.mark.slurm
 SLURM = ["cluster=slurm", "cluster.gpus_per_node=0", "cluster.poll_s=0.5", "cluster.time=10", "cluster.mem=4G"]
