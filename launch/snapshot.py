@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import launch
 import nano3
 from nano3.files import fsync_dir, temp_name, write_json
+from nano3.provenance import commit_of, git
 
 _PACKAGES = ("nano3", "launch")
 # Beside the packages in a working copy; inside nano3 in a wheel.
@@ -40,9 +40,10 @@ class Snapshot:
         for place, source in self.files.items():
             (temp / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, temp / place)
-        write_json(temp / "code.json", describe(self.root))
-        diff = _git(self.root, "diff", "HEAD", "--binary", "--", *_PACKAGES, *_FOLDERS)
-        if diff:
+        told = describe(self.root)
+        write_json(temp / "code.json", told)
+        if told["edited"]:
+            diff = git(self.root, "diff", "HEAD", "--binary", "--", *_PACKAGES, *_FOLDERS)
             (temp / "code.diff").write_text(diff)
         temp.replace(self.folder)
         fsync_dir(self.folder.parent)
@@ -71,11 +72,11 @@ def plan(parent: Path, entries: set[str]) -> Snapshot:
 
 def describe(root: Path) -> dict[str, object]:
     """Version of nano3, and the Git commit and whether it was edited, where the code is a working copy."""
-    commit = _git(root, "rev-parse", "HEAD")
+    commit = commit_of(root)
     return {
         "nano3": nano3.__version__,
-        "commit": commit.strip() or None,
-        "edited": bool(_git(root, "status", "--porcelain", "--", *_PACKAGES, *_FOLDERS)) if commit else None,
+        "commit": commit,
+        "edited": bool(git(root, "status", "--porcelain", "--", *_PACKAGES, *_FOLDERS)) if commit else None,
     }
 
 
@@ -96,17 +97,8 @@ def _folder_files(folder: Path, place: str, installed: bool = False) -> dict[str
 
 
 def _paths(folder: Path, installed: bool) -> Iterator[Path]:
-    listed = "" if installed else _git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard", ".")
+    listed = "" if installed else git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard", ".")
     if listed:
         yield from (path for name in listed.split("\0") if name and (path := folder / name).is_file())
     else:
         yield from (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-
-
-def _git(folder: Path, *words: str) -> str:
-    """Output of git in `folder`, or "" without git or outside a working copy."""
-    try:
-        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, check=False)
-    except FileNotFoundError:
-        return ""
-    return done.stdout.decode(errors="surrogateescape") if done.returncode == 0 else ""

@@ -3,7 +3,6 @@
 import platform
 from dataclasses import asdict, dataclass, fields
 from decimal import Decimal
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from nano3.data.plan import SPLITS, Plan
 from nano3.data.receipts import ShardReceipt, UnitReceipt
 from nano3.errors import Failure, UserError
 from nano3.files import read_json
+from nano3.provenance import installed_versions
 
 FORMAT = 1
 
@@ -173,13 +173,8 @@ def decimal(value: Decimal) -> str:
 
 def versions() -> dict[str, str]:
     """What made the data."""
-    found = {"python": platform.python_version()}
-    for package in ("nano3", "tokenizers", "fastokens", "pyarrow", "numpy", "msgspec"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    packages = ("nano3", "tokenizers", "fastokens", "pyarrow", "numpy", "msgspec")
+    return {"python": platform.python_version(), **installed_versions(packages)}
 
 
 def encode_json(value: Any) -> str:

@@ -5,12 +5,9 @@ RUN/starts/0001/           config.yaml, start.json and code.diff of every start,
 """
 
 import getpass
-import importlib.metadata
 import platform
 import re
 import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,9 +17,11 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import nano3
 from nano3.config import PretrainConfig
 from nano3.errors import UserError
-from nano3.files import write_json, write_text
+from nano3.files import read_json, write_json, write_text
+from nano3.provenance import commit_of, git, installed_versions
 
 PACKAGES = (
     "hydra-core",
@@ -39,7 +38,7 @@ PACKAGES = (
     "numpy",
     "tokenizers",
 )
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def freeze(run_dir: Path, config: PretrainConfig, data: Data, overrides: Sequenc
             "data": vars(data),
             "code": {"commit": commit, "uncommitted": bool(diff)},
             "python": platform.python_version(),
-            "packages": package_versions(),
+            "packages": {"nano3": nano3.__version__, **installed_versions(PACKAGES)},
         },
     )
     write_text(start / "code.diff", diff)
@@ -103,22 +102,10 @@ def thaw(path: Path) -> PretrainConfig:
 
 def code_version() -> tuple[str | None, str]:
     """Commit of the checkout that nano3 runs from and its uncommitted changes; (None, "") for an installed package."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(HERE), *words], capture_output=True, text=True, check=True).stdout
-
-    try:
-        return git("rev-parse", "HEAD").strip(), git("diff", "HEAD")
-    except (subprocess.CalledProcessError, FileNotFoundError):
-        return None, ""
+    commit = commit_of(ROOT)
+    return commit, git(ROOT, "diff", "HEAD") if commit else ""
 
 
-def package_versions() -> dict[str, str]:
-    """Versions of nano3 and of the packages that decide what a run computes; those not installed are left out."""
-    found = {"nano3": sys.modules["nano3"].__version__}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+def latest_start(run_dir: Path) -> dict[str, Any]:
+    """start.json of the newest start."""
+    return read_json(max((run_dir / "starts").glob("*/start.json")))

@@ -1,0 +1,36 @@
+"""Which code runs: the Git commit and edits of a working copy, and the versions of installed packages."""
+
+import subprocess
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+def git(folder: Path, *words: str) -> str:
+    """Output of git in `folder`; "" when git is missing or refuses."""
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.decode(errors="surrogateescape") if done.returncode == 0 else ""
+
+
+def commit_of(root: Path) -> str | None:
+    """Commit of the working copy `root` that nano3 runs from; None for an installed package.
+
+    An installed package may lie inside somebody else's repository (.venv): its commit is not nano3's.
+    """
+    if not git(root, "ls-files", "--", "nano3/__init__.py"):
+        return None
+    return git(root, "rev-parse", "HEAD").strip() or None
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Version of each package; those not installed are left out."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
