@@ -21,7 +21,7 @@ from nano3.config import DataPrepConfig, PrepOptions, SourceConfig
 from nano3.config.blend import parse_datasets, read_blend_file
 from nano3.data import folder
 from nano3.data.planner import read_request
-from nano3.data.run import complete, prepare, show_plan, write_plan
+from nano3.data.run import complete, plan_request, prepare, show_plan
 from nano3.errors import UserError
 from nano3.prep_tasks import register
 from nano3.pretrain import make_job
@@ -85,7 +85,7 @@ def on_slurm(
         register(config.artifact, output, manifest)
         return launch.run([then]) if then else 0
     planned = folder.build_dir(output, request.hash) / "plan.json"
-    plan = planned if config.dry_run else write_plan(sources, options, name)
+    plan = planned if config.dry_run else plan_request(request)
     return launch.run_array(
         f"prep-{name}",
         Path(config.job_dir, f"prep-{name}"),

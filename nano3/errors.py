@@ -7,6 +7,9 @@ that nano3 foresees (a damaged file, a full disk, a lost worker). Neither shows 
 import difflib
 from collections.abc import Iterable, Sequence
 
+# Exit code of a run that saved and stopped before its end: start it again. EX_TEMPFAIL of sysexits.h.
+START_AGAIN = 75
+
 
 class Nano3Error(Exception):
     """Base of both. `problems` holds one sentence group per problem, so that all of them are told at once."""

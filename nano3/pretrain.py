@@ -21,7 +21,7 @@ from nano3.artifacts import store
 from nano3.artifacts.resolver import locate
 from nano3.cli import run_app, task_overrides, typed
 from nano3.config import PretrainConfig
-from nano3.console import is_rank_zero, table
+from nano3.console import is_rank_zero, say, table
 from nano3.errors import UserError
 from nano3.training import backend, frozen
 from nano3.training.preflight import Preflight, preflight
@@ -44,8 +44,10 @@ def pretrain(cfg: DictConfig) -> int:
 def rank_of_torchrun(cfg: DictConfig, run_dir: Path) -> int:
     """Every rank composes the same configuration and trains with its own copy; rank 0 alone writes it down."""
     data = find_data(cfg)
-    config = pin(typed(cfg), data, run_dir)
-    show(config, check(config))
+    config, preview = checked(cfg, data, run_dir)
+    if config.dry_run:
+        say(preview)
+        return 0
     if is_rank_zero():
         freeze(run_dir, config, data, task_overrides())
     return frozen.train(config, run_dir)
@@ -59,8 +61,7 @@ def make_job(
     `data` is given when it is still being made; `overrides` when they are not those of this command line.
     """
     data = data or find_data(cfg)
-    config = pin(typed(cfg), data, run_dir)
-    preview = show(config, check(config))
+    config, preview = checked(cfg, data, run_dir)
     if not config.dry_run:
         freeze(run_dir, config, data, task_overrides() if overrides is None else overrides)
     return launch.Job(
@@ -73,6 +74,13 @@ def make_job(
         preview=preview,
         label=label,
     )
+
+
+def checked(cfg: DictConfig, data: Data, run_dir: Path) -> tuple[PretrainConfig, str]:
+    """The typed configuration with its data pinned, and as text; prints the preflight. Raises `UserError`."""
+    config = pin(typed(cfg), data, run_dir)
+    table("Preflight", ["what", "value"], check(config).rows)
+    return config, OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def find_data(cfg: DictConfig) -> Data:
@@ -109,12 +117,6 @@ def check(config: PretrainConfig) -> Preflight:
     if problems:
         raise UserError(problems)
     return plan
-
-
-def show(config: PretrainConfig, plan: Preflight) -> str:
-    """Print the preflight table; return the resolved configuration for a dry run."""
-    table("Preflight", ["what", "value"], plan.rows)
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 if __name__ == "__main__":

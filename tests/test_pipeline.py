@@ -70,6 +70,13 @@ def test_dry_run_leaves_nothing(cli: Commands, data: Path) -> None:
     assert not (cli.folder / "output/nano3/runs/dry").exists()
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_dry_run_under_torchrun_is_one_too(cli: Commands, data: Path, rank: str) -> None:
+    done = cli("-m", "nano3.pretrain", *SMALL, "run.name=dry", "dry_run=true", RANK=rank, WORLD_SIZE="2")
+    assert ("hybrid_layer_pattern: M*E" in done.stdout) == (rank == "0")
+    assert not cli.run_dir("dry").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["torchrun", "nproc_per_node"])
 def test_two_ranks_here_are_one_rank(cli: Commands, trained: Path, how: str) -> None:

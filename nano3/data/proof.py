@@ -4,10 +4,11 @@ dataset.
 
 from typing import Any
 
+from nano3.data.edge_cases import edge_cases
 from nano3.data.engines import Engines
 from nano3.data.readers import read_part
 from nano3.data.shard import Worker
-from nano3.data.tokenize import edge_cases, first_difference
+from nano3.data.tokenize import first_difference
 from nano3.errors import Nano3Error
 
 SAMPLE_CHARS = 200_000  # of all datasets together; the reference takes about half a second for a million

@@ -50,9 +50,14 @@ def prepare(sources: list[SourceConfig], options: PrepOptions, blend_name: str) 
 
 def write_plan(sources: list[SourceConfig], options: PrepOptions, blend_name: str) -> Path:
     """Make the plan, write it into the output folder, and return its path; for `run_part` and `finalize`."""
-    request = read_request(sources, options, blend_name)
-    with folder.locked(Path(options.output_dir)):
-        return start_build(request, Path(options.output_dir))
+    return plan_request(read_request(sources, options, blend_name))
+
+
+def plan_request(request: Request) -> Path:
+    """`write_plan` for a request at hand: finding all files of a blend may take a while."""
+    output = Path(request.options.output_dir)
+    with folder.locked(output):
+        return start_build(request, output)
 
 
 def run_part(plan_path: Path, part: int, parts: int) -> None:

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from nano3.config import PretrainConfig
-from nano3.training.hf_model import padded_vocab_size
+from nano3.training.hf_model import VOCAB_MULTIPLE, padded_vocab_size
 from nano3.training.schema import Schema
 
 CONVOLUTION = 4  # width of Mamba-2's causal convolution
@@ -126,8 +126,8 @@ def padded_vocabulary(config: PretrainConfig, known: Schema | None, vocab_size: 
     if known is None:
         return padded_vocab_size(vocab_size)
     tensor = config.model.tensor_model_parallel_size or known.value("model.tensor_model_parallel_size", 1)
-    divisor = int(known.value("model.make_vocab_size_divisible_by", 128)) * int(tensor)
-    return -(-vocab_size // divisor) * divisor
+    multiple = known.value("model.make_vocab_size_divisible_by", VOCAB_MULTIPLE)
+    return padded_vocab_size(vocab_size, int(tensor), int(multiple))
 
 
 def parameters(a: Architecture) -> Parameters:

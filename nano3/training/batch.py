@@ -54,14 +54,18 @@ def plan_batches(global_batch_size: int, micro_batch_size: int, data_parallel_si
 
 def _fits(global_batch_size: int, micro_batch_size: int, ranks: int) -> list[str]:
     """Changes of one size each that make the batch come out even."""
-    step = micro_batch_size * ranks
-    below = global_batch_size // step * step
-    fits = ["train.global_batch_size=" + " or ".join(str(n) for n in (below, below + step) if n)]
+    fits = ["train.global_batch_size=" + multiples_around(global_batch_size, micro_batch_size * ranks)]
     if global_batch_size % ranks == 0:
         fits.append("train.micro_batch_size=" + _choices(_divisors(global_batch_size // ranks), micro_batch_size))
     if global_batch_size % micro_batch_size == 0:
         fits.append(_choices(_divisors(global_batch_size // micro_batch_size), ranks) + " rank(s)")
     return fits
+
+
+def multiples_around(n: int, step: int) -> str:
+    """The positive multiples of `step` next below and above `n`, which is none: "8 or 16"."""
+    below = n // step * step
+    return " or ".join(str(multiple) for multiple in (below, below + step) if multiple)
 
 
 def _divisors(n: int) -> list[int]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from nano3.config import PretrainConfig
-from nano3.console import console, say
+from nano3.console import say
 from nano3.files import write_text
 from nano3.training.plot import plot_losses
 from nano3.training.sample import exported_model, generate
@@ -22,5 +22,5 @@ def conclude(config: PretrainConfig, run_dir: Path) -> None:
             written = generate(exported_model(run_dir), config.logger.sample_prompts)
             write_text(samples, "\n\n".join(f"[{s.prompt}]{s.text}" for s in written) + "\n")
         say("\nThe model continues [a prompt]:\n")
-        console().print(samples.read_text(), markup=False)
+        say(samples.read_text())
     say(f"loss curve: {picture}")

@@ -5,7 +5,6 @@ Imports neither torch nor megatron, so that preflight and dry runs can use it.
 
 import hashlib
 import json
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,6 @@ from nano3.files import read_json
 
 SPLITS = ("train", "valid", "test")
 FORMAT = 1
-# Header of an .idx file (MMIDIDX version 1): magic, version, dtype code, number of sequences, number of document
-# boundaries.
-_IDX_HEADER = struct.Struct("<9sQBQQ")
-_IDX_MAGIC = b"MMIDIDX\x00\x00"
 
 
 @dataclass(frozen=True)
@@ -179,6 +174,8 @@ def _ends_with(prefix: str, relative: str) -> bool:
 
 def _shard_problems(shard: Shard, entry: dict[str, Any]) -> list[str]:
     """Sizes only: the content is checked by `nano3 verify`."""
+    from nano3.data.indexed import HEADER, MAGIC  # imports numpy
+
     bin_path, idx_path = (shard.prefix.with_name(shard.prefix.name + s) for s in (".bin", ".idx"))
     missing = [str(p) for p in (bin_path, idx_path) if not p.is_file()]
     if missing:
@@ -195,11 +192,11 @@ def _shard_problems(shard: Shard, entry: dict[str, Any]) -> list[str]:
             f"or prepare it again."
         )
     with idx_path.open("rb") as f:
-        head = f.read(_IDX_HEADER.size)
-    if len(head) < _IDX_HEADER.size or not head.startswith(_IDX_MAGIC):
+        head = f.read(HEADER.size)
+    if len(head) < HEADER.size or not head.startswith(MAGIC):
         return [*problems, f"{idx_path} is not a Megatron index file. Copy it or prepare it again."]
-    _, _, _, sequences, boundaries = _IDX_HEADER.unpack(head)
-    expected = _IDX_HEADER.size + 12 * sequences + 8 * boundaries
+    _, _, _, sequences, boundaries = HEADER.unpack(head)
+    expected = HEADER.size + 12 * sequences + 8 * boundaries
     if (size := idx_path.stat().st_size) != expected or sequences != entry["sequences"]:
         problems.append(
             f"{idx_path} has {size:,} bytes and {sequences:,} sequences; its header asks for {expected:,} bytes and "

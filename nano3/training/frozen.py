@@ -6,17 +6,16 @@ This is what torchrun, Slurm and sweeps start. It composes nothing, so later edi
 """
 
 from pathlib import Path
-from typing import Any
 
 from nano3.artifacts import store
 from nano3.config import PretrainConfig
 from nano3.console import is_rank_zero, say
 from nano3.errors import UserError
-from nano3.files import read_json, write_json
+from nano3.files import write_json
 from nano3.training import backend
 from nano3.training.conclude import conclude
 from nano3.training.outcome import Outcome
-from nano3.training.record import thaw
+from nano3.training.record import latest_start, thaw
 
 MODEL_ARTIFACT = "ModelArtifact-pretrain"
 
@@ -55,11 +54,6 @@ def tell(config: PretrainConfig, run_dir: Path, outcome: Outcome, as_asked: bool
         write_json(marker, {"iteration": outcome.iteration, "checkpoint": str(outcome.checkpoint)})
     if outcome.status == "finished":
         conclude(config, run_dir)
-
-
-def latest_start(run_dir: Path) -> dict[str, Any]:
-    """start.json of the newest start."""
-    return read_json(max((run_dir / "starts").glob("*/start.json")))
 
 
 def register_checkpoint(config: PretrainConfig, run_dir: Path, iteration: int, folder: Path) -> None:

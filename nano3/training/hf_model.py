@@ -64,9 +64,9 @@ PARALLEL = (
 VOCAB_MULTIPLE = 128
 
 
-def padded_vocab_size(vocab_size: int, tensor_parallel_size: int = 1) -> int:
-    """Rows of the embedding for `vocab_size` ids, as Megatron pads them (make_vocab_size_divisible_by=128)."""
-    step = VOCAB_MULTIPLE * tensor_parallel_size
+def padded_vocab_size(vocab_size: int, tensor_parallel_size: int = 1, multiple: int = VOCAB_MULTIPLE) -> int:
+    """Rows of the embedding for `vocab_size` ids, as Megatron pads them; `multiple` is make_vocab_size_divisible_by."""
+    step = multiple * tensor_parallel_size
     return -(-vocab_size // step) * step
 
 

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from nano3.errors import START_AGAIN
+
 # Called on rank 0 with (iteration, checkpoint folder) after a checkpoint is complete.
 SaveHook = Callable[[int, Path], None]
-
-# Exit code of a run that saved and wants to be started again.
-RESTART = 75
 
 
 def no_hook(iteration: int, folder: Path) -> None:
@@ -28,4 +27,4 @@ class Outcome:
     @property
     def exit_code(self) -> int:
         """0 for a finished run, 75 ("start me again") for a stopped one."""
-        return 0 if self.status == "finished" else RESTART
+        return 0 if self.status == "finished" else START_AGAIN

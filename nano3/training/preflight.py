@@ -15,6 +15,7 @@ from nano3.config import PretrainConfig
 from nano3.errors import UserError
 from nano3.training import overrides, recipe, schema
 from nano3.training.architecture import Architecture, flops_per_token, from_config, parameters
+from nano3.training.batch import multiples_around
 from nano3.training.data import TrainingData, open_data
 from nano3.training.hf_model import model_problems
 from nano3.training.schedule import schedule_problems
@@ -126,8 +127,7 @@ def layout_problems(config: PretrainConfig, layout: Layout) -> list[str]:
         )
     step = train.micro_batch_size * layout.data
     if train.global_batch_size % step:
-        lower, upper = train.global_batch_size // step * step, -(-train.global_batch_size // step) * step
-        near = f"{lower} or {upper}" if lower else str(upper)
+        near = multiples_around(train.global_batch_size, step)
         problems.append(
             f"train.global_batch_size={train.global_batch_size} is no multiple of train.micro_batch_size x "
             "data-parallel size = "

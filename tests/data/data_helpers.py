@@ -17,6 +17,7 @@ from nano3.config import PrepOptions, SourceConfig
 from nano3.data.indexed import IndexedFile
 from nano3.data.manifest import Manifest, load_manifest
 from nano3.data.run import prepare
+from nano3.data.verify import verify
 
 WORDS = [
     "the",
@@ -136,3 +137,8 @@ def tree(folder: Path) -> dict[str, str]:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and ".prep" not in p.parts)
     skip = {"blend.json", "manifest.json"}
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files if p.name not in skip}
+
+
+def healthy(folder: Path) -> bool:
+    """Whether `nano3 verify` has nothing to say."""
+    return not [problem for _, problems in verify(folder) for problem in problems]
