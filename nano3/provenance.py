@@ -1,5 +1,7 @@
-"""Which code runs: the Git commit and edits of a working copy, and the versions of installed packages."""
+"""Which code runs: the Git commit and edits of a working copy, and the versions of installed packages; and for whom."""
 
+import getpass
+import os
 import subprocess
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
@@ -8,11 +10,16 @@ from pathlib import Path
 
 def git(folder: Path, *words: str) -> str:
     """Output of git in `folder`; "" when git is missing or refuses."""
+    return git_bytes(folder, *words).decode(errors="surrogateescape")
+
+
+def git_bytes(folder: Path, *words: str) -> bytes:
+    """The same as bytes: a diff has the encodings of the files it is of."""
     try:
         done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, check=False)
     except FileNotFoundError:
-        return ""
-    return done.stdout.decode(errors="surrogateescape") if done.returncode == 0 else ""
+        return b""
+    return done.stdout if done.returncode == 0 else b""
 
 
 def commit_of(root: Path) -> str | None:
@@ -34,3 +41,11 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def user_name() -> str:
+    """The login name; the number when this machine has no name for it, as in many containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"

@@ -2,14 +2,16 @@
 
 import json
 import multiprocessing
+import shutil
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from nano3.artifacts import store
+from nano3.artifacts.names import alias_of, alias_problem
 from nano3.artifacts.resolver import locate, register_resolver
-from nano3.errors import UserError
+from nano3.errors import Failure, UserError
 
 DATA = "DataBlendsArtifact-pretrain"
 
@@ -34,6 +36,77 @@ def test_the_same_content_at_the_same_place_is_one_version(folder: Path) -> None
     assert store.aliases(DATA) == {"math": 2, "latest": 2}
 
 
+def test_going_back_to_an_older_folder_is_no_new_version(folder: Path) -> None:
+    first = store.register(DATA, folder, "plan1", alias="math")
+    store.register(DATA, folder.parent, "plan2", alias="math")
+    for _ in range(2):
+        assert store.register(DATA, folder, "plan1", alias="math") == first
+    assert store.aliases(DATA) == {"math": 1, "latest": 2}
+
+
+def test_content_that_comes_back_to_its_folder_is_the_latest_again(folder: Path) -> None:
+    assert [store.register(DATA, folder, content).version for content in ("a", "b", "b", "a", "a")] == [1, 2, 2, 3, 3]
+    assert store.resolve(f"{DATA}:v1").version == 1  # the content is there again
+    with pytest.raises(UserError, match=r"v2 was at .*, which now holds other content: .*:v3"):
+        store.resolve(f"{DATA}:v2")
+
+
+def test_a_store_without_place_files_is_read(folder: Path, home: Path) -> None:
+    first = store.register(DATA, folder, "plan1")
+    shutil.rmtree(home / DATA / "places")
+    assert store.register(DATA, folder, "plan1") == first
+
+
+def test_a_user_without_a_name_can_register(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    assert store.register(DATA, folder, "plan1").creator.startswith("uid ")
+
+
+def test_a_store_that_cannot_be_written_is_told_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert store.problems(DATA, write=True) == []
+    assert not store.home().exists()
+    monkeypatch.setenv("NANO3_HOME", "/proc/nope")
+    assert "NANO3_HOME" in store.problems(DATA, write=True)[0]
+    with pytest.raises(Failure, match="could not be registered"):
+        store.register(DATA, Path("/tmp"), "plan1")
+
+
+@pytest.mark.parametrize(
+    ("text", "alias", "why"),
+    [
+        ("math", "math", None),
+        ("my blend", "my-blend", None),
+        (".b/c+d-", "b-c-d", None),
+        ("latest", None, "newest version"),
+        ("v7", None, "version 7"),
+        ("日本", None, "no letter or digit"),
+    ],
+)
+def test_aliases_made_of_other_names(text: str, alias: str | None, why: str | None) -> None:
+    found, told = alias_of(text)
+    assert found == alias
+    assert (told is None) if why is None else (told is not None and why in told)
+    assert alias is None or alias_problem(alias) is None
+
+
+def test_long_aliases_stay_apart() -> None:
+    one, two = (alias_of("x" * 200 + end)[0] for end in "ab")
+    assert one != two
+    assert one is not None
+    assert alias_problem(one) is None
+
+
+@pytest.mark.parametrize("alias", ["latest", "v7", "a b", "", "x" * 129], ids=lambda a: a[:9])
+def test_alias_problems(folder: Path, alias: str) -> None:
+    assert alias_problem(alias)
+    if alias:
+        with pytest.raises(UserError):
+            store.register(DATA, folder, "plan", alias=alias)
+
+
 def test_a_completed_registration_writes_nothing(folder: Path, home: Path) -> None:
     store.register(DATA, folder, "plan1", alias="math")
     before = {p: p.stat().st_mtime_ns for p in home.rglob("*")}
@@ -46,7 +119,7 @@ def test_a_completed_registration_writes_nothing(folder: Path, home: Path) -> No
 )
 def test_references(folder: Path, reference: str, version: int) -> None:
     store.register(DATA, folder, "plan1", alias="math")
-    store.register(DATA, folder, "plan2", alias="sample")
+    store.register(DATA, folder.parent, "plan2", alias="sample")
     assert store.resolve(DATA + reference).version == version
 
 
@@ -79,7 +152,7 @@ def test_a_folder_that_is_gone(folder: Path) -> None:
         store.resolve(DATA)
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "latest", "a b"], ids=repr)
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "latest", "a b", "v3"], ids=repr)
 def test_names_are_plain_file_names(folder: Path, name: str) -> None:
     with pytest.raises(UserError):
         store.register(name or "/", folder, "plan")

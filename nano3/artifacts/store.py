@@ -2,12 +2,14 @@
 
     <home>/DataBlendsArtifact-pretrain/v1.json      one file per version, never changed once written
     <home>/DataBlendsArtifact-pretrain/math.alias   the version an alias points to; replaced atomically
+    <home>/DataBlendsArtifact-pretrain/places/…     the newest version at one path, named by the path's hash
 
 A version file appears under its name by a hard link, which fails if the name exists: many writers on a shared file
 system each get a version of their own, and nobody ever reads half of one.
 """
 
-import getpass
+import contextlib
+import hashlib
 import os
 import re
 import socket
@@ -17,10 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nano3.errors import UserError, did_you_mean
+from nano3.artifacts.names import alias_problem, name_problem
+from nano3.errors import Failure, UserError, did_you_mean
 from nano3.files import fsync_dir, read_json, temp_name, write_json, write_text
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+from nano3.provenance import user_name
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Artifact:
     name: str
     version: int
     path: str
-    # Identity of the content (for data its plan hash): registering the same content again makes no new version.
+    # Identity of the content: registering the same content at the same path again makes no new version.
     fingerprint: str
     metadata: dict[str, Any] = field(default_factory=dict)
     # References ("name:v3") of the artifacts this one was made from.
@@ -81,21 +83,65 @@ def register(
     inputs: Iterable[str] = (),
     alias: str | None = None,
 ) -> Artifact:
-    """Record `path` as the newest version of `name`, or return the newest when it is this very content at this place.
+    """Record `path` as the newest version of `name`, or return the version that is this content at this place already.
 
-    Raises `UserError` for a name or alias that is no plain file name.
+    Only the newest version of a place counts: content that comes back after other content was there is a new version,
+    because the other's version is what `latest` means by then. Raises `UserError` as `problems` has them.
     """
-    for word in filter(None, (name, alias)):
-        if not NAME.fullmatch(word) or word == "latest":
-            raise UserError(f"{word!r} cannot name an artifact: letters, digits, '.', '_' and '-', and not 'latest'")
-    have = versions(name)
-    newest = load(name, have[-1]) if have else None
+    if found := problems(name, alias):
+        raise UserError(found)
     place = str(Path(path).absolute())
-    if newest is None or (newest.fingerprint, newest.path) != (fingerprint, place):
-        newest = _append(Artifact(name, 0, place, fingerprint, metadata or {}, list(inputs), _now(), _creator()))
-    if alias and aliases(name).get(alias) != newest.version:
-        write_text(home() / name / f"{alias}.alias", str(newest.version))
-    return newest
+    version = at(name, place)
+    try:
+        if version is None or version.fingerprint != fingerprint:
+            version = _append(Artifact(name, 0, place, fingerprint, metadata or {}, list(inputs), _now(), _creator()))
+        if alias and aliases(name).get(alias) != version.version:
+            write_text(home() / name / f"{alias}.alias", str(version.version))
+    except OSError as error:
+        raise Failure(f"{place} could not be registered in the artifact store {home()}: {error.strerror}") from error
+    return version
+
+
+def problems(name: str, alias: str | None = None, write: bool = False) -> list[str]:
+    """Everything that `register` would refuse. With `write` also a store that cannot be written, tried if need be."""
+    found = [p for p in (name_problem(name), alias_problem(alias) if alias else None) if p]
+    if write and (why := _unwritable()):
+        found.append(
+            f"the artifact store {home()} cannot be written: {why}. Set NANO3_HOME to a folder of yours that every "
+            f"machine of the run can see."
+        )
+    return found
+
+
+def _unwritable() -> str | None:
+    """Why nothing can be registered; a store that is not there yet is made and removed again."""
+    folder = home()
+    if folder.is_dir():
+        return None if os.access(folder, os.W_OK | os.X_OK) else "permission denied, or a read-only file system"
+    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return error.strerror
+    with contextlib.suppress(OSError):  # another run has begun to use it
+        for made in missing:
+            made.rmdir()
+    return None
+
+
+def at(name: str, place: str) -> Artifact | None:
+    """The newest version of `name` at a path; None when there is none."""
+    try:
+        return load(name, int(_place_file(name, place).read_text()))
+    except FileNotFoundError:
+        have = versions(name)  # a store of before there were place files
+        newest = load(name, have[-1]) if have else None
+        return newest if newest and newest.path == place else None
+
+
+def made_of(folder: str) -> Artifact | None:
+    """The newest version of any artifact that is this folder."""
+    return next((found for name in names() if (found := at(name, folder))), None)
 
 
 def resolve(reference: str) -> Artifact:
@@ -116,6 +162,12 @@ def resolve(reference: str) -> Artifact:
             f"{artifact.reference} was at {artifact.path}, which is gone. "
             "Make it again, or point at the place: run.data=DIR"
         )
+    newest = at(name, artifact.path)
+    if newest and newest.version > artifact.version and newest.fingerprint != artifact.fingerprint:
+        raise UserError(
+            f"{artifact.reference} was at {artifact.path}, which now holds other content: {newest.reference}. "
+            f"Use that, or make the old one again (for data: with the weights and options it had)."
+        )
     return artifact
 
 
@@ -131,6 +183,7 @@ def _append(artifact: Artifact) -> Artifact:
         try:
             os.link(temp, target)
             fsync_dir(folder)
+            write_text(_place_file(artifact.name, artifact.path), str(number))
             return numbered
         except FileExistsError:
             number += 1
@@ -138,9 +191,14 @@ def _append(artifact: Artifact) -> Artifact:
             temp.unlink()
 
 
+def _place_file(name: str, place: str) -> Path:
+    """Finding a path's version must not mean reading every version: there is one for each checkpoint ever saved."""
+    return home() / name / "places" / hashlib.sha256(place.encode()).hexdigest()[:32]
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _creator() -> str:
-    return f"{getpass.getuser()}@{socket.gethostname()}"
+    return f"{user_name()}@{socket.gethostname()}"

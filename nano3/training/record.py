@@ -4,7 +4,6 @@ RUN/config.yaml            the resolved configuration of the latest start; ranks
 RUN/starts/0001/           config.yaml, start.json and code.diff of every start, oldest first
 """
 
-import getpass
 import platform
 import re
 import socket
@@ -20,8 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 import nano3
 from nano3.config import PretrainConfig
 from nano3.errors import UserError
-from nano3.files import read_json, write_json, write_text
-from nano3.provenance import commit_of, git, installed_versions
+from nano3.files import atomic_open, read_json, write_json, write_text
+from nano3.provenance import commit_of, git_bytes, installed_versions, user_name
 
 PACKAGES = (
     "hydra-core",
@@ -39,6 +38,8 @@ PACKAGES = (
     "tokenizers",
 )
 ROOT = Path(__file__).resolve().parents[2]
+# Where a run works and is watched, not what it computes: a finished run is the same with other values of these.
+NOT_THE_RUN = ("cluster", "dry_run", "run.env", "run.wandb")
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,12 @@ class Data:
 def freeze(run_dir: Path, config: PretrainConfig, data: Data, overrides: Sequence[str]) -> Path:
     """Write config.yaml and the record of this start; return the path of config.yaml. Call it on one process only.
 
-    A finished run whose configuration is the same stays as it is; with another configuration it is no longer finished.
+    A finished run that is the same run stays as it is; with another configuration it is no longer finished.
     """
     text = OmegaConf.to_yaml(OmegaConf.structured(config))
     frozen, finished = run_dir / "config.yaml", run_dir / "finished.json"
     if finished.exists():
-        if frozen.read_text() == text:
+        if not changed(run_dir, config, data):
             return frozen
         finished.unlink()
     numbers = [int(p.name) for p in (run_dir / "starts").glob("*") if re.fullmatch(r"\d{4}", p.name)]
@@ -71,7 +72,7 @@ def freeze(run_dir: Path, config: PretrainConfig, data: Data, overrides: Sequenc
         start / "start.json",
         {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "user": getpass.getuser(),
+            "user": user_name(),
             "host": socket.gethostname(),
             "overrides": list(overrides),
             "data": vars(data),
@@ -80,10 +81,25 @@ def freeze(run_dir: Path, config: PretrainConfig, data: Data, overrides: Sequenc
             "packages": {"nano3": nano3.__version__, **installed_versions(PACKAGES)},
         },
     )
-    write_text(start / "code.diff", diff)
+    with atomic_open(start / "code.diff") as f:
+        f.write(diff)
     write_text(start / "config.yaml", text)
     write_text(frozen, text)
     return frozen
+
+
+def changed(run_dir: Path, config: PretrainConfig, data: Data) -> bool:
+    """Whether the newest start in this run folder, if there is one, was of another run than this."""
+    try:
+        before = OmegaConf.load(run_dir / "config.yaml")
+        fingerprint = latest_start(run_dir)["data"]["fingerprint"]
+    except (FileNotFoundError, ValueError):  # ValueError: no start was recorded
+        return False
+    now = OmegaConf.create(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    for one in (before, now):
+        for key in NOT_THE_RUN:
+            OmegaConf.update(one, key, None)
+    return fingerprint != data.fingerprint or before != now
 
 
 def thaw(path: Path) -> PretrainConfig:
@@ -100,10 +116,10 @@ def thaw(path: Path) -> PretrainConfig:
     return config
 
 
-def code_version() -> tuple[str | None, str]:
-    """Commit of the checkout that nano3 runs from and its uncommitted changes; (None, "") for an installed package."""
+def code_version() -> tuple[str | None, bytes]:
+    """Commit of the checkout that nano3 runs from and its uncommitted changes; (None, b"") for an installed package."""
     commit = commit_of(ROOT)
-    return commit, git(ROOT, "diff", "HEAD") if commit else ""
+    return commit, git_bytes(ROOT, "diff", "HEAD") if commit else b""
 
 
 def latest_start(run_dir: Path) -> dict[str, Any]:
