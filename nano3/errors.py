@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 
 # Exit code of a run that saved and stopped before its end: start it again. EX_TEMPFAIL of sysexits.h.
 START_AGAIN = 75
+# Exit code after Ctrl-C, as shells have it.
+INTERRUPTED = 130
 
 
 class Nano3Error(Exception):

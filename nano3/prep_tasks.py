@@ -1,32 +1,100 @@
-"""What the jobs of a data preparation on Slurm call; see `on_slurm` in nano3/data_prep.py."""
+"""How prepared data is registered, and what the jobs of a preparation on Slurm call (`on_slurm` of nano3.data_prep)."""
 
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from nano3.artifacts import store
-from nano3.console import say
+from nano3.artifacts import store, wandb
+from nano3.console import say, warn
 from nano3.data.manifest import Manifest
 from nano3.data.run import finalize, run_part
+from nano3.files import read_json, write_json
 
 
-def part(plan: str, output_dir: str, artifact: str, index: int, count: int) -> int:
+@dataclass(frozen=True)
+class Registration:
+    """How prepared data is registered; known, and checked, before any work is done."""
+
+    artifact: str
+    alias: str | None
+    mirrored: wandb.Settings = field(default_factory=wandb.Settings)
+    # Why there is no alias.
+    note: str | None = None
+    # Holds the files of the W&B run.
+    folder: str = "."
+
+    def problems(self, write: bool) -> list[str]:
+        """Everything that would be refused at the end; `write` also tries whether the store can be written."""
+        return store.problems(self.artifact, self.alias, write) + wandb.problems(self.mirrored, "wandb.mode")
+
+    def to_text(self) -> str:
+        """For the command line of a job."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_text(text: str) -> "Registration":
+        """What `to_text` gave."""
+        values = json.loads(text)
+        return Registration(**{**values, "mirrored": wandb.Settings(**values["mirrored"])})
+
+
+def part(plan: str, output_dir: str, registration: str, index: int, count: int) -> int:
     """Array task `index` of `count`: its share of the plan."""
     run_part(Path(plan), index, count)
     return 0
 
 
-def finish(plan: str, output_dir: str, artifact: str) -> int:
+def finish(plan: str, output_dir: str, registration: str) -> int:
     """The finalizer: join, publish, register."""
-    register(artifact, Path(output_dir), finalize(Path(plan)))
+    register(Registration.from_text(registration), Path(output_dir), finalize(Path(plan)))
     return 0
 
 
-def register(artifact: str, folder: Path, manifest: Manifest) -> None:
-    """Record prepared data in the artifact store, under its blend's name."""
+def register(how: Registration, folder: Path, manifest: Manifest) -> store.Artifact:
+    """Record prepared data in the artifact store and, when it is on, in W&B."""
+    weights = {d["name"]: d["weight"] for d in manifest.datasets}
     made = store.register(
-        artifact,
+        how.artifact,
         folder,
-        manifest.plan_hash,
-        metadata={"blend": manifest.blend, "tokens": sum(s["tokens"] for s in manifest.splits.values())},
-        alias=manifest.blend,
+        content(manifest.plan_hash, weights),
+        metadata={
+            "blend": manifest.blend,
+            "tokens": sum(s["tokens"] for s in manifest.splits.values()),
+            "plan_hash": manifest.plan_hash,
+            "weights": weights,
+        },
+        alias=how.alias,
     )
-    say(f"{made.reference} (also {artifact}:{manifest.blend}) is {made.path}")
+    also = f" (also {how.artifact}:{how.alias})" if how.alias else ""
+    say(f"{made.reference}{also} is {made.path}")
+    if how.note:
+        warn(how.note)
+    if how.mirrored.on:
+        mirror(how, made)
+    return made
+
+
+def content(plan_hash: str, weights: dict[str, float]) -> str:
+    """Identity of prepared data as a run sees it: the bytes, which the plan decides, and how they are mixed."""
+    return hashlib.sha256(json.dumps([plan_hash, sorted(weights.items())]).encode()).hexdigest()
+
+
+def mirror(how: Registration, made: store.Artifact) -> None:
+    """Record the artifact in W&B in a run of its own, unless that has been done: a rerun leaves no run behind."""
+    done = store.home() / made.name / f"v{made.version}.wandb"
+    now = {**asdict(how.mirrored), "alias": how.alias}
+    if done.is_file() and read_json(done) == now:
+        return
+    name = how.alias or made.reference
+    folder = Path(how.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    run = wandb.start(
+        how.mirrored, folder=folder, key="wandb.mode", name=f"data {name}", job_type="data_prep", config=made.metadata
+    )
+    if run is None:
+        return
+    wandb.log(run, made, how.alias)
+    with wandb.harmless("ending the run"):
+        run.finish()
+        write_json(done, now)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import nano3.config
 from nano3.artifacts.resolver import register_resolver
-from nano3.cli import SCHEMAS, conf_dir, schema_keys
+from nano3.conf import SCHEMAS, conf_dir, schema_keys
 from nano3.config import PrepOptions
 from nano3.config.blend import SourceConfig, parse_datasets, read_blend_file
 from nano3.errors import UserError

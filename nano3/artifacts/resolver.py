@@ -1,25 +1,59 @@
 """`${art:data,path}` in a configuration: an attribute of the artifact that `run.data` names."""
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from nano3.artifacts import store
+from nano3.artifacts import store, wandb
 from nano3.errors import UserError
 
 
-def locate(reference: str) -> Path:
-    """The folder that a data reference means: a folder, or an artifact of the store.
+@dataclass(frozen=True)
+class Found:
+    """What a data reference means now."""
 
-    A folder is anything with a slash or that exists as one. Raises `UserError` when it is neither.
+    folder: Path
+    # name:vN of the store, entity/project/name:vN of W&B, or the folder as it was given.
+    reference: str
+
+
+def find(reference: str, settings: wandb.Settings | None = None) -> Found:
+    """The folder that a data reference means: a folder, an artifact of the store or, when W&B is on, one of W&B.
+
+    A folder is anything with a slash or that exists as one. Raises `UserError` when it is none of them.
     """
     folder = Path(reference).expanduser()
     if folder.is_dir():
-        return folder.absolute()
+        return Found(folder.absolute(), reference)
     if "/" in reference or reference.startswith((".", "~")):
         raise UserError(f"run.data={reference}: there is no such folder ({folder.absolute()})")
-    return Path(store.resolve(reference).path)
+    try:
+        artifact = store.resolve(reference)
+    except UserError:
+        if settings is None or not settings.on:
+            raise
+        return Found(*wandb.find(reference, settings))
+    return Found(Path(artifact.path), artifact.reference)
+
+
+def locate(reference: str) -> Path:
+    """The folder of `find`, without W&B."""
+    return find(reference).folder
+
+
+def settings_of(cfg: DictConfig) -> wandb.Settings | None:
+    """run.wandb of a composed configuration; logger.wandb_* stand above it."""
+    found = OmegaConf.select(cfg, "run.wandb")
+    if found is None:
+        return None
+    return wandb.Settings(
+        found.mode,
+        OmegaConf.select(cfg, "logger.wandb_project") or found.project,
+        OmegaConf.select(cfg, "logger.wandb_entity") or found.entity,
+    )
 
 
 def register_resolver() -> None:
@@ -29,10 +63,14 @@ def register_resolver() -> None:
         reference = OmegaConf.select(_root_, f"run.{key}")
         if reference is None:
             raise UserError(f"${{art:{key},{attribute}}}: there is no run.{key}")
+        if attribute not in ("path", "version", "reference"):
+            raise UserError(f"${{art:{key},{attribute}}}: an artifact has path, version and reference")
+        found = find(reference, settings_of(_root_))
         if attribute == "path":
-            return str(locate(reference))
-        if attribute in ("version", "reference"):
-            return getattr(store.resolve(reference), attribute)
-        raise UserError(f"${{art:{key},{attribute}}}: an artifact has path, version and reference")
+            return str(found.folder)
+        version = re.search(r":v(\d+)$", found.reference)
+        if not version:
+            raise UserError(f"${{art:{key},{attribute}}}: run.{key}={reference} is a folder, not an artifact")
+        return found.reference if attribute == "reference" else int(version[1])
 
     OmegaConf.register_new_resolver("art", art, replace=True)

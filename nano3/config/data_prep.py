@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from nano3.config.blend import BlendConfig
 from nano3.config.cluster import ClusterConfig
+from nano3.config.pretrain import WandbConfig
 
 
 @dataclass
@@ -62,5 +63,11 @@ class DataPrepConfig(PrepOptions):
     dry_run: bool = False
     # Where the job files and logs of a preparation on Slurm go, as <job_dir>/prep-<blend>.
     job_dir: str = "output/nano3/runs"
-    # Name and aliases of the artifact that is registered at the end.
+    # Container image of the tasks on Slurm, used when cluster.container_runtime is not none; null: without a container.
+    container: str | None = None
+    # Name of the artifact that is registered at the end.
     artifact: str = "DataBlendsArtifact-pretrain"
+    # Its alias; null takes the blend's name, with '-' for what an alias may not have.
+    alias: str | None = None
+    # Weights & Biases: whether the artifact is recorded there too, by reference.
+    wandb: WandbConfig = field(default_factory=WandbConfig)

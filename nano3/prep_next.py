@@ -1,0 +1,60 @@
+"""The pretraining run that follows a preparation (`--then`): composed and checked before, started after."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+import launch
+from nano3.cli import typed
+from nano3.config import DataPrepConfig
+from nano3.errors import Nano3Error, UserError
+from nano3.mistakes import explain, wrong_overrides
+from nano3.pretrain import check, make_job, pin
+from nano3.training.record import Data
+
+
+def compose_next(config: DataPrepConfig) -> DictConfig | None:
+    """The pretraining run that `then` describes, composed now: a mistake in it is told before any work is done."""
+    if not config.then:
+        return None
+    problems = wrong_overrides("pretrain", config.then, choices=True)
+    if any(word.startswith("run.data=") for word in config.then):
+        problems.append("run.data: leave it out; the run trains on the data that is prepared here")
+    if not problems:
+        where = HydraConfig.get().runtime.choices["cluster"]
+        try:
+            cfg = compose("pretrain", [f"cluster={where}", f"dry_run={config.dry_run}", *config.then])
+            return check_next(cfg, Path(config.output_dir).absolute())
+        except (HydraException, OmegaConfBaseException, Nano3Error) as error:
+            problems = explain(error, "pretrain", config.then).problems
+    raise UserError([f"then: {problem}" for problem in problems])
+
+
+def check_next(cfg: DictConfig, data: Path) -> DictConfig:
+    """The next run's configuration on data that is not there yet, and whatever of its preflight needs no data.
+
+    Raises `UserError`.
+    """
+    # Set rather than resolved: the folder is not there yet.
+    cfg.run.data = str(data)
+    cfg.recipe.per_split_data_args_path = f"{data}/blend.json"
+    config = pin(typed(cfg), Data(str(data), str(data), ""), Path(cfg.run.output_dir).absolute())
+    # What lies in the folder now may be other data, about to be replaced.
+    check(replace(config, run=replace(config.run, data=os.devnull)))
+    return cfg
+
+
+def next_job(
+    cfg: DictConfig | None, overrides: list[str], plan_hash: str, reference: str | None = None
+) -> launch.Job | None:
+    """The job of the next run, on the data whose plan is `plan_hash` and, once registered, artifact `reference`."""
+    if cfg is None:
+        return None
+    data = Data(reference or cfg.run.data, cfg.run.data, plan_hash)
+    return make_job(cfg, Path(cfg.run.output_dir).absolute(), label="", data=data, overrides=overrides)
