@@ -85,9 +85,11 @@ class CheckpointConfig:
 
     # Folder to save in; null: <run folder>/checkpoints.
     save: str | None = None
-    # Folder to go on from; null: the same as save.
+    # Folder to start from; null: the same as save. Another folder begins a new phase at iteration 0 with its weights.
     load: str | None = None
-    # Save every this many iterations, and at the end.
+    # A start from another folder goes on at its iteration, in the same schedule, instead of beginning a new phase.
+    keep_iteration: bool = False
+    # Save every this many iterations, and at the end; 0 never saves (backend=megatron).
     save_interval: int = 100
     # Keep this many of the newest; 0 keeps all.
     keep_last: int = 2

@@ -30,8 +30,8 @@ def assemble(
     config: PretrainConfig, data: TrainingData, plan: BatchPlan, run_dir: Path, start: Start, on_save: SaveHook
 ) -> Loop:
     """The loop, ready to run at the iteration that `start` names."""
-    clock = Clock(elapsed_before=start.info.elapsed_s if start.info else 0.0)
-    iteration = start.info.iteration if start.info else 0
+    clock = Clock(elapsed_before=start.info.elapsed_s if start.info and not start.new_phase else 0.0)
+    iteration = start.iteration
     if start.folder is not None and start.info is not None:
         verify(start.folder, start.info)
     accelerator = make_accelerator(start.threads)
@@ -62,8 +62,8 @@ def assemble(
         export=lambda trained, folder: export_hf(trained, data.tokenizer, folder),
     )
     if start.folder is not None:
-        restore(parts, start.folder)
-    return Loop(parts, iteration, clock, start.folder)
+        restore(parts, start.folder, start.new_phase)
+    return Loop(parts, iteration, clock, None if start.new_phase else start.folder)
 
 
 def make_accelerator(threads: int) -> "Accelerator":
@@ -105,8 +105,11 @@ def make_optimizer(model: Any, config: PretrainConfig) -> Any:
     return torch.optim.AdamW(groups, lr=o.lr, betas=betas, eps=o.adam_eps, weight_decay=o.weight_decay, fused=True)
 
 
-def restore(parts: Parts, folder: Path) -> None:
-    """Load a verified checkpoint. Every key of the model must match; the configuration decides rates and betas."""
+def restore(parts: Parts, folder: Path, new_phase: bool = False) -> None:
+    """Load a verified checkpoint. Every key of the model must match; the configuration decides rates and betas.
+
+    A new phase takes model and optimizer only: its schedule and random numbers begin as those of a fresh start.
+    """
     state = load_state(folder)
     try:
         parts.accelerator.unwrap_model(parts.model).load_state_dict(state["model"], strict=True)
@@ -116,6 +119,9 @@ def restore(parts: Parts, folder: Path) -> None:
     o = parts.config.optimizer
     for group in parts.optimizer.param_groups:
         group["betas"], group["eps"] = (o.adam_beta1, o.adam_beta2), o.adam_eps
+    if new_phase:
+        parts.scheduler.step(0)  # sets the first rate, which the optimizer's state has overwritten
+        return
     parts.scheduler.load_state_dict(state["scheduler"])
     rng = load_rng(folder, parts.accelerator.process_index)
     if rng is not None:

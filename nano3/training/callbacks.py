@@ -5,17 +5,21 @@ i sees `train_state.step == i - 1` until the step is counted; after it (evaluati
 """
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nano3.console import is_rank_zero, warn
 from nano3.errors import Failure
 from nano3.files import write_json
+from nano3.training.agreement import Pace
 from nano3.training.checkpoints import MARKER, CheckpointInfo, folder_name
 from nano3.training.metrics import Metrics
 from nano3.training.outcome import SaveHook
+from nano3.training.start import TRACKER, note_begun
 from nano3.training.stop import StopRequest
 
 # Dense bf16 peak of one GPU in FLOP/s, from NVIDIA's data sheets, by a part of the device's name.
@@ -29,6 +33,10 @@ PEAK_FLOPS = {
     "A100": 312e12,
     "L40S": 362e12,
 }
+
+# Ranks ask each other about stopping this often: waiting for the GPU in every step costs time, and launchers give two
+# minutes between a signal and the end.
+ASK_EVERY_S = 5.0
 
 
 def peak_flops(device_name: str) -> float | None:
@@ -79,6 +87,8 @@ class Run:
     log_interval: int
     global_batch_size: int
     seq_length: int
+    save_interval: int
+    train_iters: int
     fixed: dict[str, Any] = field(default_factory=dict)
     told: dict[str, Any] = field(default_factory=dict)
     per_dataset: Callable[[Any], dict[str, float]] | None = None
@@ -99,6 +109,8 @@ class TrainingHooks:
         self._flops_per_step = 0.0
         self._parameters = 0
         self._validated = -1
+        alone = os.environ.get("WORLD_SIZE", "1") == "1"  # then a question costs nothing
+        self._pace = Pace(greatest, run.stop.exit_iteration, seconds=0.0 if alone else ASK_EVERY_S)
 
     def on_train_start(self, context: Any) -> None:
         from megatron.bridge.training.utils.flop_utils import num_floating_point_operations
@@ -129,10 +141,18 @@ class TrainingHooks:
             if loss is not None and not math.isfinite(loss):
                 raise Failure(nan_message(iteration, f"loss {loss}"))
             self._log(context, iteration, loss)
-        self.reason = self.reason or self.run.stop.agreed(iteration, any_rank)
+        if not self.reason and self._pace.due(iteration):
+            self.reason = self.run.stop.agreed(iteration, lambda own: self._pace.any_rank(iteration, own))
         if self.reason:
             # Megatron-Bridge saves and leaves its loop after an iteration that exit_interval divides.
             context.state.cfg.train.exit_interval = iteration
+        if is_rank_zero() and self._saves_after(iteration):
+            note_begun(self.run.save_folder, iteration)
+
+    def _saves_after(self, iteration: int) -> bool:
+        """Whether Megatron-Bridge saves next. What it then leaves unfinished is nano3's to remove."""
+        every = self.run.save_interval
+        return every > 0 and (iteration % every == 0 or bool(self.reason) or iteration == self.run.train_iters)
 
     def on_eval_start(self, context: Any) -> None:
         self.clock.interrupt()
@@ -159,8 +179,11 @@ class TrainingHooks:
             return
         # Asynchronous saves complete later; the tracker file was written a moment ago and names the iteration that is
         # complete.
-        iteration = int((self.run.save_folder / "latest_checkpointed_iteration.txt").read_text())
+        iteration = int((self.run.save_folder / TRACKER).read_text())
         folder = self.run.save_folder / folder_name(iteration)
+        if not folder.is_dir():
+            warn(f"{folder} was saved and is gone already: it is not counted as a checkpoint.")
+            return
         samples = iteration * self.run.global_batch_size
         info = CheckpointInfo(
             iteration=iteration,
@@ -213,16 +236,16 @@ def nan_message(iteration: int, what: str) -> str:
     )
 
 
-def any_rank(flag: bool) -> bool:
-    """Logical or over all ranks; every rank calls it after every step."""
+def greatest(values: list[float]) -> list[float]:
+    """Element-wise maximum over all ranks; every rank calls it at the same iterations."""
     import torch
     import torch.distributed as dist
 
     if dist.get_world_size() == 1:
-        return flag
-    told = torch.tensor([int(flag)], device="cuda")
+        return values
+    told = torch.tensor(values, device="cuda", dtype=torch.float64)
     dist.all_reduce(told, op=dist.ReduceOp.MAX)
-    return bool(told.item())
+    return told.tolist()
 
 
 def moe_balance(cfg: Any) -> dict[str, float]:

@@ -56,10 +56,14 @@ def iteration_of(folder: Path) -> int:
 
 def complete(root: Path) -> list[Path]:
     """Checkpoint folders under `root` that carry their marker, oldest first. Anything else is ignored."""
+    return [p for p in iteration_folders(root) if (p / MARKER).is_file()]
+
+
+def iteration_folders(root: Path) -> list[Path]:
+    """Every folder under `root` that is named like a checkpoint, oldest first, whoever wrote it."""
     if not root.is_dir():
         return []
-    found = [p for p in root.iterdir() if _NAME.fullmatch(p.name) and (p / MARKER).is_file()]
-    return sorted(found, key=iteration_of)
+    return sorted((p for p in root.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()), key=iteration_of)
 
 
 def latest(root: Path) -> Path | None:

@@ -8,8 +8,9 @@ This is what torchrun, Slurm and sweeps start. It composes nothing, so later edi
 from pathlib import Path
 
 from nano3.artifacts import store
+from nano3.artifacts.names import alias_of
 from nano3.config import PretrainConfig
-from nano3.console import is_rank_zero, say
+from nano3.console import is_rank_zero, say, warn
 from nano3.errors import UserError
 from nano3.files import write_json
 from nano3.training import backend
@@ -34,10 +35,9 @@ def train(config: PretrainConfig, run_dir: Path) -> int:
     if problems := backend.missing_here(config.backend):
         raise UserError(problems)
 
-    def on_save(iteration: int, folder: Path) -> None:
-        register_checkpoint(config, run_dir, iteration, folder)
-
-    outcome = backend.load(config.backend)(config, Path(config.run.data), run_dir, on_save=on_save)
+    outcome = backend.load(config.backend)(
+        config, Path(config.run.data), run_dir, on_save=SaveRecorder(config, run_dir)
+    )
     asked = config.train.exit_iteration
     as_asked = outcome.status == "finished" or (asked is not None and outcome.iteration >= asked)
     if is_rank_zero():
@@ -47,23 +47,44 @@ def train(config: PretrainConfig, run_dir: Path) -> int:
 
 def tell(config: PretrainConfig, run_dir: Path, outcome: Outcome, as_asked: bool) -> None:
     """Say how the run ended and mark it finished if nothing is left that was asked for."""
-    if outcome.status == "stopped":
+    if outcome.status == "stopped" and outcome.checkpoint:
         say(f"stopped at iteration {outcome.iteration} with a checkpoint; the same command goes on from there")
+    elif outcome.status == "stopped":
+        say(f"stopped at iteration {outcome.iteration}; no checkpoint was saved")
     marker = run_dir / "finished.json"
     if as_asked and not marker.exists():
-        write_json(marker, {"iteration": outcome.iteration, "checkpoint": str(outcome.checkpoint)})
+        checkpoint = str(outcome.checkpoint) if outcome.checkpoint else None
+        write_json(marker, {"iteration": outcome.iteration, "checkpoint": checkpoint})
     if outcome.status == "finished":
         conclude(config, run_dir)
 
 
-def register_checkpoint(config: PretrainConfig, run_dir: Path, iteration: int, folder: Path) -> None:
-    """Record a complete checkpoint as the newest `ModelArtifact-pretrain`, made from the run's data.
+class SaveRecorder:
+    """Called with every complete checkpoint. A registry that fails is told once and never ends the training: the
+    checkpoint is whole, and the next start finds it without a registry."""
 
-    progress.json is what a launcher watches: starts that leave it as it is are crashes.
-    """
-    write_json(run_dir / "progress.json", {"iteration": iteration, "checkpoint": str(folder)})
+    def __init__(self, config: PretrainConfig, run_dir: Path) -> None:
+        self.config, self.run_dir, self._told = config, run_dir, False
+
+    def __call__(self, iteration: int, folder: Path) -> None:
+        # What a launcher watches: starts that leave it as it is are crashes.
+        write_json(self.run_dir / "progress.json", {"iteration": iteration, "checkpoint": str(folder)})
+        try:
+            register_checkpoint(self.config, self.run_dir, iteration, folder)
+        except Exception as error:
+            if not self._told:
+                warn(
+                    f"{folder} could not be registered as {MODEL_ARTIFACT} ({type(error).__name__}: {error}). Training "
+                    "goes on; later failures of this kind are not told."
+                )
+            self._told = True
+
+
+def register_checkpoint(config: PretrainConfig, run_dir: Path, iteration: int, folder: Path) -> None:
+    """Record a complete checkpoint as the newest `ModelArtifact-pretrain`, made from the run's data."""
     start = latest_start(run_dir)
     reference = start["data"]["reference"]
+    alias, _ = alias_of(config.run.name)
     store.register(
         MODEL_ARTIFACT,
         folder,
@@ -76,5 +97,5 @@ def register_checkpoint(config: PretrainConfig, run_dir: Path, iteration: int, f
             "code": start["code"],
         },
         inputs=[reference] if ":v" in reference else [],
-        alias=config.run.name,
+        alias=alias,
     )

@@ -10,12 +10,10 @@ import gc
 import logging
 import os
 import re
-import shutil
 import socket
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from importlib.metadata import version
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +21,22 @@ from nano3.config import PretrainConfig
 from nano3.config.model import ModelConfig
 from nano3.console import is_rank_zero, say
 from nano3.errors import Failure, UserError
+from nano3.provenance import installed_versions
 from nano3.training import overrides, recipe, schema
-from nano3.training.checkpoints import MARKER, complete, iteration_of, latest, read_info
+from nano3.training.agreement import from_rank_zero
+from nano3.training.checkpoints import MARKER, read_info
 from nano3.training.data import TrainingData, open_data
+from nano3.training.kernels import keep_kernels
 from nano3.training.outcome import Outcome, SaveHook, no_hook
+from nano3.training.resume import check_new_phase, check_resume
+from nano3.training.start import Start, find_start, may_drop_old, remove_unfinished
 
 # How the model is cut. Optimizer state saved for one cut cannot be read for another; ranks may join or leave the
 # data-parallel group, and context parallelism and sequence parallelism cut no parameters.
 FREE_MODEL_KEYS = ("context_parallel_size", "sequence_parallel", "mamba_chunk_size")
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a run goes on: `folder` None is a fresh start; `own` tells whether the checkpoint is this run's."""
-
-    iteration: int
-    folder: Path | None
-    own: bool
+PACKAGES = ("torch", "megatron-bridge", "megatron-core", "transformer-engine")
+# What a new phase may choose anew, besides what an iteration is: weights alone can be cut in any way.
+CUT = ("model.tensor_model_parallel_size", "model.pipeline_model_parallel_size", "model.expert_model_parallel_size")
 
 
 def train(config: PretrainConfig, data_dir: Path, run_dir: Path, *, on_save: SaveHook = no_hook) -> Outcome:
@@ -50,71 +47,64 @@ def train(config: PretrainConfig, data_dir: Path, run_dir: Path, *, on_save: Sav
     run_dir = Path(run_dir).absolute()
     data = open_data(data_dir)
     data.require(config.train.seq_length, ["train"] + (["valid"] if config.train.eval_interval else []))
+    set_environment()
     save = recipe.checkpoint_folder(config, run_dir)
-    start = find_start(save, config.checkpoint.load)
-    end = config.train.exit_iteration or config.train.train_iters
-    if start.own and start.folder and start.iteration >= min(end, config.train.train_iters):
+    start = decide_start(config, data, save)
+    end = min(config.train.exit_iteration or config.train.train_iters, config.train.train_iters)
+    if start.own and start.folder and start.iteration >= end:
         say(f"finished: iteration {start.iteration} of {config.train.train_iters} is in {start.folder}; nothing to do")
         return Outcome("finished", start.iteration, start.folder)
-    weights = (config.megatron.get("checkpoint") or {}).get("pretrained_checkpoint")
-    fresh = f"fresh start from the weights of {weights}" if weights else "fresh start"
-    say(f"resuming from iteration {start.iteration} of {start.folder}" if start.folder else fresh)
-    check_same_run(config, data, start)
-    set_environment()
+    say(start.sentence((config.megatron.get("checkpoint") or {}).get("pretrained_checkpoint")))
     container = prepare(config, data, run_dir)
     if is_rank_zero():
         remove_unfinished(save)
-    container.checkpoint.load = str(start.folder) if start.folder else None
+    if container.checkpoint.most_recent_k > 0 and not may_drop_old(save):
+        container.checkpoint.most_recent_k = -1
+    load_from(container.checkpoint, start)
+    return _run(config, container, run_dir, save, data, start, on_save)
+
+
+def decide_start(config: PretrainConfig, data: TrainingData, save: Path) -> Start:
+    """Where this run starts, as rank 0 sees it. Raises `UserError`, on every rank, when it may not start there."""
+
+    def decide() -> dict[str, Any]:
+        c = config.checkpoint
+        start = find_start(save, c.load, c.keep_iteration)
+        check_same_run(config, data, start)
+        if start.folder and not start.own and start.iteration >= config.train.train_iters:
+            raise UserError(
+                f"checkpoint.keep_iteration=true: {start.folder} has {start.iteration} iterations already, "
+                f"train.train_iters is {config.train.train_iters}. Give more, or leave it out to begin a new phase."
+            )
+        return vars(start) | {"folder": start.folder and str(start.folder)}
+
+    told = from_rank_zero(decide)
+    return Start(**told | {"folder": told["folder"] and Path(told["folder"])})
+
+
+def load_from(checkpoint: Any, start: Start) -> None:
+    """Point Megatron-Bridge's checkpoint section at the start. A new phase is what it calls finetuning: weights alone,
+    since the optimizer's state is stored for one cut of the model."""
+    if start.new_phase:
+        checkpoint.load, checkpoint.pretrained_checkpoint, checkpoint.finetune = None, str(start.folder), True
+        return
+    checkpoint.load = str(start.folder) if start.folder else None
     if other_world_size(start):
         # Megatron-Bridge stores random states per rank with expert parallelism, and would look for those of ranks
         # that were not there. Nothing of a run depends on them after initialisation: there is no dropout, and data go
         # by consumed samples.
-        container.checkpoint.load_rng = False
-    return _run(config, container, run_dir, save, data, start, on_save)
-
-
-def find_start(save: Path, load: str | None) -> Start:
-    """The newest complete checkpoint of this run; without one, that of `load`; without either a fresh start.
-
-    `load` may be a run's checkpoint folder, the folder of one iteration, or a Megatron-Bridge checkpoint that nano3
-    did not write. Raises `UserError` when `load` is another folder than `save` and holds no checkpoint.
-    """
-    if own := latest(save):
-        return Start(iteration_of(own), own, own=True)
-    if load is None or Path(load).absolute() == save:
-        return Start(0, None, own=True)
-    folder = Path(load).absolute()
-    if (folder / "run_config.yaml").is_file():
-        return Start(iteration_of(folder), folder, own=False)
-    if found := latest(folder):
-        return Start(iteration_of(found), found, own=False)
-    foreign = [p for p in folder.glob("iter_*") if (p / "run_config.yaml").is_file() and (p / ".metadata").is_file()]
-    if not foreign:
-        raise UserError(
-            f"checkpoint.load={load}: there is no complete checkpoint in it. Leave the key out to start afresh."
-        )
-    newest = max(foreign, key=iteration_of)
-    return Start(iteration_of(newest), newest, own=False)
-
-
-def remove_unfinished(save: Path) -> None:
-    """Remove iteration folders newer than the newest marked one: a killed save left them, and they would count as
-    kept ones."""
-    marked = complete(save)
-    if not marked:
-        return
-    for folder in save.glob("iter_*"):
-        if not (folder / MARKER).is_file() and iteration_of(folder) > iteration_of(marked[-1]):
-            say(f"removing {folder}, which an interrupted save left unfinished")
-            shutil.rmtree(folder)
+        checkpoint.load_rng = False
 
 
 def check_same_run(config: PretrainConfig, data: TrainingData, start: Start) -> None:
     """Refuse to go on from a checkpoint of another model or other data; tell what else changed."""
-    from nano3.training.resume import check_resume
-
-    if start.folder and (start.folder / MARKER).is_file():
-        check_resume(read_info(start.folder), start.folder, fixed_keys(config, data), told_keys(config), start.own)
+    if not start.folder or not (start.folder / MARKER).is_file():
+        return
+    info, fixed = read_info(start.folder), fixed_keys(config, data)
+    if start.new_phase:
+        check_new_phase(info, start.folder, fixed, free=CUT)
+    else:
+        check_resume(info, start.folder, fixed, told_keys(config), start.own)
 
 
 def other_world_size(start: Start) -> bool:
@@ -153,12 +143,13 @@ def told_keys(config: PretrainConfig) -> dict[str, Any]:
         "train.micro_batch_size": config.train.micro_batch_size,
         "megatron": str(config.megatron),
         "world size": world_size(),
-        **{f"version of {p}": version(p) for p in ("torch", "megatron-bridge", "megatron-core", "transformer-engine")},
+        **{f"version of {name}": number for name, number in installed_versions(PACKAGES).items()},
     }
 
 
 def set_environment() -> None:
-    """Rank variables for a plain process, and caches that make every start after the first one fast."""
+    """Rank variables for a plain process, and caches that make every start after the first one fast; before torch is
+    imported, which reads them."""
     if "RANK" not in os.environ:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
@@ -172,11 +163,7 @@ def set_environment() -> None:
         }
         for name, value in alone.items():
             os.environ.setdefault(name, value)
-    home = Path(os.environ.get("NANO3_CACHE", "~/.cache/nano3")).expanduser()
-    # Compiling and tuning the Mamba and MoE kernels takes minutes; results are kept for every later start on this
-    # machine type.
-    os.environ.setdefault("TRITON_CACHE_DIR", str(home / "triton"))
-    os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
+    keep_kernels()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
@@ -267,6 +254,8 @@ def _run(
                 log_interval=config.logger.log_interval,
                 global_batch_size=train.global_batch_size,
                 seq_length=train.seq_length,
+                save_interval=config.checkpoint.save_interval,
+                train_iters=train.train_iters,
                 fixed=fixed_keys(config, data),
                 told=told_keys(config),
                 per_dataset=SourceValidation(data, train.eval_iters, forward_step) if train.eval_interval else None,

@@ -18,7 +18,9 @@ from nano3.training.architecture import Architecture, flops_per_token, from_conf
 from nano3.training.batch import multiples_around
 from nano3.training.data import TrainingData, open_data
 from nano3.training.hf_model import model_problems
+from nano3.training.recipe_check import blend_file_problems, near_recipe, recipe_problems
 from nano3.training.schedule import schedule_problems
+from nano3.training.values import run_problems, value_problems, vocabulary_problems
 
 # Hours are told for this share of the GPUs' peak: what large hybrid MoE models reach on H100s; metrics.jsonl has the
 # true one.
@@ -63,6 +65,8 @@ def preflight(config: PretrainConfig, manifest: dict[str, Any] | None = None) ->
     layout = layout_of(config, known)
     plan = Preflight()
     _check_megatron(config, known, plan)
+    plan.problems.extend(value_problems(config))
+    plan.problems.extend(run_problems(config, here=uses_this_python(config) and not config.dry_run))
     plan.problems.extend(schedule_problems(config))
     if not megatron:
         plan.problems.extend(model_problems(config.model))
@@ -72,12 +76,19 @@ def preflight(config: PretrainConfig, manifest: dict[str, Any] | None = None) ->
     _tell_shape(config, layout, model, plan)
     _tell_length(config, layout, model, plan)
     if data:
+        plan.problems.extend(vocabulary_problems(config, data.vocab_size))
         _tell_data(config, data, plan)
     elif manifest:
         _tell_manifest(config, manifest, plan)
     _tell_disk(config, model, plan)
     plan.rows.extend(("warning", w) for w in plan.warnings)
     return plan
+
+
+def uses_this_python(config: PretrainConfig) -> bool:
+    """Whether the ranks run in the Python that checks them now."""
+    c = config.cluster
+    return c.kind == "local" or (c.container_runtime == "none" and c.python is None)
 
 
 def layout_of(config: PretrainConfig, known: schema.Schema | None) -> Layout:
@@ -104,7 +115,7 @@ def layout_of(config: PretrainConfig, known: schema.Schema | None) -> Layout:
 def layout_problems(config: PretrainConfig, layout: Layout) -> list[str]:
     """World size against parallel sizes and batch sizes."""
     train, problems = config.train, []
-    for name in ("train_iters", "global_batch_size", "micro_batch_size", "seq_length"):
+    for name in ("global_batch_size", "micro_batch_size"):
         if getattr(train, name) < 1:
             problems.append(f"train.{name}={getattr(train, name)} must be at least 1.")
     if problems:
@@ -166,13 +177,15 @@ def _check_megatron(config: PretrainConfig, known: schema.Schema | None, plan: P
             plan.problems.append("megatron: is used by backend=megatron only; remove it, or choose that backend.")
         return
     target = config.recipe._target_
-    plan.problems.extend(recipe.target_problems(target))
+    plan.problems.extend(recipe.target_problems(target) or recipe_problems(target))
+    plan.problems.extend(blend_file_problems(config))
     settings = [*overrides.typed_settings(config), *overrides.free_settings(config.megatron, known)]
     plan.problems.extend(overrides.check(settings, known))
     plan.rows.append(("recipe", target.rpartition(".")[2]))
     if not schema.is_recorded(target):
         plan.warnings.append(
-            f"{target} is not recorded: sizes are estimated without its values; it is checked when the run starts."
+            f"recipe._target_={target} is not recorded: sizes are estimated without its values; it is checked when "
+            f"the run starts.{near_recipe(target)}"
         )
 
 

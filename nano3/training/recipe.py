@@ -97,6 +97,7 @@ def data_settings(config: PretrainConfig, data: TrainingData, run_dir: Path) -> 
     # evaluation.
     blends = [train, valid if config.train.eval_interval else None, None]
     tensorboard = config.logger.tensorboard_dir or str(run_dir / "tensorboard")
+    save = str(checkpoint_folder(config, run_dir)) if config.checkpoint.save_interval else None
     return [
         Setting("dataset.blend", None, "run.data"),
         Setting("dataset.blend_per_split", blends, "run.data"),
@@ -107,7 +108,7 @@ def data_settings(config: PretrainConfig, data: TrainingData, run_dir: Path) -> 
         Setting("tokenizer.hf_tokenizer_kwargs", {}, "the data's tokenizer"),
         Setting("logger.tensorboard_dir", f"{tensorboard}/megatron", "logger.tensorboard_dir"),
         Setting("logger.wandb_project", None, "run.wandb"),
-        Setting("checkpoint.save", str(checkpoint_folder(config, run_dir)), "checkpoint.save"),
+        Setting("checkpoint.save", save, "checkpoint.save"),
     ]
 
 

@@ -1,6 +1,7 @@
 """What makes two starts the same run: keys that a checkpoint fixes, and keys whose change is told."""
 
 import platform
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -21,13 +22,22 @@ _VERSIONS = ("torch", "transformers", "megatron-core")
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run starts: from nothing (`folder` and `info` None) or from a checkpoint; and what identifies the run."""
+    """Where a run starts: from nothing (`folder` and `info` None) or from a checkpoint; and what identifies the run.
+
+    `new_phase`: weights and optimizer come from the checkpoint; iterations, schedule and data order begin at 0.
+    """
 
     folder: Path | None
     info: CheckpointInfo | None
     fixed: dict[str, Any]
     told: dict[str, Any]
     threads: int
+    new_phase: bool = False
+
+    @property
+    def iteration(self) -> int:
+        """Iterations of this run that are done."""
+        return self.info.iteration if self.info and not self.new_phase else 0
 
 
 def save_root(config: PretrainConfig, run_dir: Path) -> Path:
@@ -66,8 +76,8 @@ def check_resume(
 ) -> None:
     """Raise `UserError` naming every fixed key that differs; warn of every told one.
 
-    A run that was pointed at another run's checkpoint (`own_folder` false) may bring other data and another seed: that
-    is how a second phase starts. Its learning-rate schedule and data order then go on at the checkpoint's iteration.
+    A run that goes on at the iteration of another run's checkpoint (checkpoint.keep_iteration; `own_folder` false) may
+    bring other data and another seed: that is how the rest of one schedule is trained on other data.
     """
     changed = _differences(info.fixed, fixed)
     if not own_folder:
@@ -85,6 +95,25 @@ def check_resume(
         )
     for key, (old, new) in _differences(info.told, told).items():
         warn(f"{key} was {_show(old)} when {folder.name} was saved and is {_show(new)} now: {_effect(key)}")
+
+
+def check_new_phase(info: CheckpointInfo, folder: Path, fixed: dict[str, Any], free: Iterable[str] = ()) -> None:
+    """Raise `UserError` unless the checkpoint's weights fit this run's model; everything else is this run's own."""
+    skipped = {"backend", "data", "recipe", *free}
+    changed = {
+        k: v for k, v in _differences(info.fixed, fixed).items() if k not in skipped and not k.startswith("train.")
+    }
+    if info.fixed.get("backend") != fixed.get("backend"):
+        raise UserError(
+            f"{folder} was written by the other backend. Export it (nano3 export) and start from that folder: "
+            "+megatron.checkpoint.pretrained_checkpoint=FOLDER."
+        )
+    if changed:
+        rows = [f"{key}: {_show(old)} in the checkpoint, now {_show(new)}" for key, (old, new) in changed.items()]
+        raise UserError(
+            f"{folder} holds another model: {'; '.join(rows)}. A new phase starts from the weights of the same model; "
+            "give these their old values, or leave checkpoint.load out."
+        )
 
 
 def _effect(key: str) -> str:

@@ -5,19 +5,23 @@ torchrun.
 """
 
 import os
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from nano3.config.pretrain import PretrainConfig
 from nano3.console import say, warn
 from nano3.errors import UserError
 from nano3.training import checkpoints
+from nano3.training.agreement import from_rank_zero
 from nano3.training.batch import BatchPlan, plan_batches
 from nano3.training.data import TrainingData, open_data
 from nano3.training.hf_model import embedding_rows, model_problems
 from nano3.training.outcome import Outcome, SaveHook, no_hook
-from nano3.training.resume import Start, check_resume, fixed_keys, save_root, told_keys
+from nano3.training.resume import Start, check_new_phase, check_resume, fixed_keys, save_root, told_keys
 from nano3.training.schedule import schedule_problems
 from nano3.training.stop import StopRequest
+from nano3.training.values import value_problems
 
 
 def train(config: PretrainConfig, data_dir: Path, run_dir: Path, on_save: SaveHook = no_hook) -> Outcome:
@@ -31,25 +35,53 @@ def train(config: PretrainConfig, data_dir: Path, run_dir: Path, on_save: SaveHo
         data, plan = check(config, Path(data_dir), world_size)
         threads = thread_count(config)
         fixed, told = fixed_keys(config, data), told_keys(config, world_size, threads)
+        start = decide_start(config, run_dir, fixed, told, threads)
+        if start.folder is None or start.info is None:
+            say("fresh start")
+        elif start.new_phase:
+            say(f"new phase: iteration 0 with the weights and optimizer of {start.folder}")
+        elif start.iteration >= config.train.train_iters:
+            say(f"already finished: {start.folder} has all {config.train.train_iters} iterations; nothing to do")
+            return Outcome("finished", start.iteration, start.folder)
+        elif reason := stop.reason(start.iteration):
+            say(f"already at iteration {start.iteration} ({start.folder}); {reason} asks for no more")
+            return Outcome("stopped", start.iteration, start.folder, reason)
+        else:
+            say(f"resuming from iteration {start.iteration} of {start.folder}")
+        return _train(config, data, plan, run_dir, start, stop, on_save)
+
+
+def decide_start(
+    config: PretrainConfig, run_dir: Path, fixed: dict[str, Any], told: dict[str, Any], threads: int
+) -> Start:
+    """Where this run starts, as rank 0 sees it. Raises `UserError`, on every rank, when it may not start there."""
+
+    def decide() -> dict[str, Any]:
         found = find_checkpoint(config, run_dir)
         if found is None:
-            say("fresh start")
-            return _train(config, data, plan, run_dir, Start(None, None, fixed, told, threads), stop, on_save)
-        info = checkpoints.read_info(found)
-        check_resume(info, found, fixed, told, own_folder=found.parent == save_root(config, run_dir))
-        if info.iteration >= config.train.train_iters:
-            say(f"already finished: {found} has all {config.train.train_iters} iterations; nothing to do")
-            return Outcome("finished", info.iteration, found)
-        if reason := stop.reason(info.iteration):
-            say(f"already at iteration {info.iteration} ({found}); {reason} asks for no more")
-            return Outcome("stopped", info.iteration, found, reason)
-        say(f"resuming from iteration {info.iteration} of {found}")
-        return _train(config, data, plan, run_dir, Start(found, info, fixed, told, threads), stop, on_save)
+            return {"folder": None, "info": None, "new_phase": False}
+        info, own = checkpoints.read_info(found), found.parent == save_root(config, run_dir)
+        new_phase = not own and not config.checkpoint.keep_iteration
+        if new_phase:
+            check_new_phase(info, found, fixed)
+        else:
+            check_resume(info, found, fixed, told, own_folder=own)
+        if not own and not new_phase and info.iteration >= config.train.train_iters:
+            raise UserError(
+                f"checkpoint.keep_iteration=true: {found} has {info.iteration} iterations already, train.train_iters "
+                f"is {config.train.train_iters}. Give more, or leave it out to begin a new phase."
+            )
+        return {"folder": str(found), "info": asdict(info), "new_phase": new_phase}
+
+    seen = from_rank_zero(decide)
+    folder = Path(seen["folder"]) if seen["folder"] else None
+    info = checkpoints.CheckpointInfo(**seen["info"]) if seen["info"] else None
+    return Start(folder, info, fixed, told, threads, seen["new_phase"])
 
 
 def check(config: PretrainConfig, data_dir: Path, world_size: int) -> tuple[TrainingData, BatchPlan]:
     """Everything that can be told before torch is imported; raises one `UserError` with all problems."""
-    problems = model_problems(config.model) + schedule_problems(config) + _number_problems(config)
+    problems = model_problems(config.model) + schedule_problems(config) + value_problems(config)
     plan, data = None, None
     try:
         plan = plan_batches(config.train.global_batch_size, config.train.micro_batch_size, world_size)
@@ -66,23 +98,6 @@ def check(config: PretrainConfig, data_dir: Path, world_size: int) -> tuple[Trai
     if config.megatron:
         warn(f"megatron.{', megatron.'.join(config.megatron)}: read by backend=megatron only.")
     return data, plan
-
-
-def _number_problems(config: PretrainConfig) -> list[str]:
-    t = config.train
-    least = {
-        "train.train_iters": (t.train_iters, 1),
-        "train.seq_length": (t.seq_length, 2),
-        "train.eval_interval": (t.eval_interval, 0),
-        "train.eval_iters": (t.eval_iters, 1 if t.eval_interval else 0),
-        "train.threads": (t.threads if t.threads is not None else 1, 1),
-        "logger.log_interval": (config.logger.log_interval, 1),
-        "checkpoint.save_interval": (config.checkpoint.save_interval, 1),
-        "checkpoint.keep_last": (config.checkpoint.keep_last, 0),
-        "optimizer.weight_decay": (config.optimizer.weight_decay, 0),
-        "optimizer.clip_grad": (config.optimizer.clip_grad, 0),
-    }
-    return [f"{name}={value} must be at least {limit}." for name, (value, limit) in least.items() if value < limit]
 
 
 def thread_count(config: PretrainConfig) -> int:

@@ -2,12 +2,23 @@
 
 import hashlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from megatron_helpers import ROOT, model, write_shard
 
 from nano3.config import PretrainConfig
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """A start of the backend sets variables for a run of one and its caches; they end with the test."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from nano3.config import ModelConfig
+from nano3.files import write_json
 from nano3.training import schema
+from nano3.training.checkpoints import MARKER, folder_name
 
 ROOT = Path(__file__).resolve().parents[2]
 NANO, QWEN = schema.RECIPES
@@ -35,3 +37,23 @@ def model(name: str) -> ModelConfig:
     from omegaconf import OmegaConf
 
     return ModelConfig(**OmegaConf.load(ROOT / "conf" / "model" / f"{name}.yaml"))
+
+
+def checkpoint(
+    root: Path,
+    iteration: int,
+    marked: bool = True,
+    bridge: bool = True,
+    told: dict | None = None,
+    fixed: dict | None = None,
+) -> Path:
+    """A checkpoint folder as Megatron-Bridge writes it, with or without nano3's mark."""
+    folder = root / folder_name(iteration)
+    folder.mkdir(parents=True)
+    if bridge:
+        (folder / ".metadata").write_bytes(b"x")
+        (folder / "run_config.yaml").write_text("model: {}\n")
+    if marked:
+        info = {"iteration": iteration, "consumed_samples": 0, "consumed_tokens": 0, "elapsed_s": 0.0, "parameters": 1}
+        write_json(folder / MARKER, info | {"fixed": fixed or {}, "told": told or {}, "files": {}})
+    return folder

@@ -11,6 +11,7 @@ from nano3.errors import Failure
 from nano3.files import read_json
 from nano3.training.callbacks import Clock, Run, TrainingHooks, nan_message, peak_flops
 from nano3.training.checkpoints import MARKER, read_info
+from nano3.training.start import TRACKER, begun
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,10 @@ def context(step: int, **more: Any) -> SimpleNamespace:
 
 
 def hooks(tmp_path: Path, reasons: dict[int, str] | None = None, saved: list | None = None) -> TrainingHooks:
-    stop = SimpleNamespace(agreed=lambda iteration, any_rank: (reasons or {}).get(iteration, ""))
+    stop = SimpleNamespace(
+        agreed=lambda iteration, any_rank: (any_rank(iteration in (reasons or {})) and reasons[iteration]) or "",
+        exit_iteration=None,
+    )
     run = Run(
         Recorder(),
         stop,
@@ -69,8 +73,10 @@ def hooks(tmp_path: Path, reasons: dict[int, str] | None = None, saved: list | N
         1000,
         8,
         256,
-        {"a": 1},
-        {"b": 2},
+        save_interval=10,
+        train_iters=45,
+        fixed={"a": 1},
+        told={"b": 2},
     )
     return TrainingHooks(run)
 
@@ -83,7 +89,7 @@ def alone(monkeypatch):
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
 
 
-def test_an_agreed_stop_ends_the_loop_after_this_iteration(tmp_path: Path) -> None:
+def test_an_agreed_stop_ends_the_loop_after_this_iteration(tmp_path: Path, alone) -> None:
     own = hooks(tmp_path, {7: "signal SIGTERM"})
     for step in (5, 6):
         now = context(step)
@@ -129,3 +135,26 @@ def test_a_complete_checkpoint_is_marked_and_told(tmp_path: Path, alone) -> None
     assert (info.fixed, info.told) == ({"a": 1}, {"b": 2})
     assert saved == [(40, folder)] and own.saved == folder
     assert read_json(folder / MARKER)["iteration"] == 40
+
+
+def test_a_save_is_noted_before_it_begins(tmp_path: Path, alone) -> None:
+    """At the interval, at the end and at a stop; a folder that a killed save leaves is then known to be nano3's."""
+    own = hooks(tmp_path, {33: "signal SIGTERM"})
+    for step in (8, 9, 10, 32, 44):
+        own.on_train_step_end(context(step))
+        own.reason = "" if step == 32 else own.reason
+        if begun(tmp_path):
+            folder_of(tmp_path, max(begun(tmp_path)))
+    assert begun(tmp_path) == {10, 33, 45}
+
+
+def folder_of(root: Path, iteration: int) -> None:
+    (root / f"iter_{iteration:07d}").mkdir(exist_ok=True)
+
+
+def test_a_checkpoint_that_is_gone_is_not_marked(tmp_path: Path, alone, capsys) -> None:
+    (tmp_path / TRACKER).write_text("40")
+    saved: list = []
+    hooks(tmp_path, saved=saved).on_checkpoint_save(context(40))
+    assert saved == [] and not (tmp_path / "iter_0000040").exists()
+    assert "is gone already" in capsys.readouterr().err

@@ -2,84 +2,23 @@
 "around a GPU."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from megatron_helpers import checkpoint
 
 from nano3.config import PretrainConfig
 from nano3.errors import UserError
-from nano3.files import write_json
 from nano3.training import megatron
-from nano3.training.checkpoints import MARKER, folder_name
 from nano3.training.data import open_data
-from nano3.training.megatron import Start, find_start
-
-
-def checkpoint(root: Path, iteration: int, marked: bool = True, bridge: bool = True, **told: object) -> Path:
-    """A checkpoint folder as Megatron-Bridge writes it, with or without nano3's mark."""
-    folder = root / folder_name(iteration)
-    folder.mkdir(parents=True)
-    if bridge:
-        (folder / ".metadata").write_bytes(b"x")
-        (folder / "run_config.yaml").write_text("model: {}\n")
-    if marked:
-        info = {"iteration": iteration, "consumed_samples": 0, "consumed_tokens": 0, "elapsed_s": 0.0, "parameters": 1}
-        write_json(folder / MARKER, info | {"fixed": {}, "told": told, "files": {}})
-    return folder
-
-
-def test_nothing_there_is_a_fresh_start(tmp_path: Path) -> None:
-    assert find_start(tmp_path / "save", None) == Start(0, None, own=True)
-    assert find_start(tmp_path / "save", str(tmp_path / "save")) == Start(0, None, own=True)
-
-
-def test_the_newest_marked_checkpoint_wins(tmp_path: Path) -> None:
-    checkpoint(tmp_path, 20)
-    newest = checkpoint(tmp_path, 100)
-    checkpoint(tmp_path, 120, marked=False, bridge=False)
-    assert find_start(tmp_path, str(tmp_path)) == Start(100, newest, own=True)
-
-
-def test_another_runs_checkpoint_is_taken_only_while_there_is_no_own(tmp_path: Path) -> None:
-    other = checkpoint(tmp_path / "phase1", 50)
-    assert find_start(tmp_path / "phase2", str(tmp_path / "phase1")) == Start(50, other, own=False)
-    own = checkpoint(tmp_path / "phase2", 60)
-    assert find_start(tmp_path / "phase2", str(tmp_path / "phase1")) == Start(60, own, own=True)
-
-
-def test_one_iterations_folder_may_be_named(tmp_path: Path) -> None:
-    older = checkpoint(tmp_path / "a", 10)
-    checkpoint(tmp_path / "a", 20)
-    assert find_start(tmp_path / "b", str(older)) == Start(10, older, own=False)
-
-
-def test_a_checkpoint_of_megatron_bridge_itself_is_taken(tmp_path: Path) -> None:
-    foreign = checkpoint(tmp_path / "a", 30, marked=False)
-    checkpoint(tmp_path / "a", 40, marked=False, bridge=False)
-    assert find_start(tmp_path / "b", str(tmp_path / "a")) == Start(30, foreign, own=False)
-
-
-def test_a_load_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no complete checkpoint in it"):
-        find_start(tmp_path / "b", str(tmp_path / "nothing"))
-
-
-def test_only_newer_unmarked_folders_are_removed(tmp_path: Path) -> None:
-    foreign = checkpoint(tmp_path, 5, marked=False)
-    kept = checkpoint(tmp_path, 10)
-    checkpoint(tmp_path, 20, marked=False, bridge=False)
-    megatron.remove_unfinished(tmp_path)
-    assert sorted(tmp_path.glob("iter_*")) == [foreign, kept]
-
-
-def test_without_any_mark_nothing_is_removed(tmp_path: Path) -> None:
-    folder = checkpoint(tmp_path, 5, marked=False)
-    megatron.remove_unfinished(tmp_path)
-    assert folder.exists()
+from nano3.training.start import Start
 
 
 def test_a_finished_run_does_nothing(config: PretrainConfig, data_dir: Path, tmp_path: Path, capsys) -> None:
-    folder = checkpoint(tmp_path / "run" / "checkpoints", config.train.train_iters)
+    fixed = megatron.fixed_keys(config, open_data(data_dir))
+    folder = checkpoint(tmp_path / "run" / "checkpoints", config.train.train_iters, fixed=fixed)
     outcome = megatron.train(config, data_dir, tmp_path / "run")
     assert (outcome.status, outcome.iteration, outcome.checkpoint, outcome.exit_code) == ("finished", 20, folder, 0)
     assert capsys.readouterr().out.startswith("finished: iteration 20 of 20")
@@ -89,7 +28,7 @@ def test_a_run_that_reached_its_exit_iteration_is_finished_too(
     config: PretrainConfig, data_dir: Path, tmp_path: Path
 ) -> None:
     config.train.exit_iteration = 10
-    checkpoint(tmp_path / "run" / "checkpoints", 10)
+    checkpoint(tmp_path / "run" / "checkpoints", 10, fixed=megatron.fixed_keys(config, open_data(data_dir)))
     assert megatron.train(config, data_dir, tmp_path / "run").status == "finished"
 
 
@@ -148,10 +87,7 @@ def test_a_tokenizer_that_is_no_folder(data_dir: Path) -> None:
         pytest.param("model.context_parallel_size", 2, False, id="context-parallel"),
     ],
 )
-def test_what_a_resume_may_change(
-    config: PretrainConfig, data_dir: Path, key: str, value: object, fixed: bool, monkeypatch
-) -> None:
-    monkeypatch.setattr(megatron, "version", lambda package: "1")
+def test_what_a_resume_may_change(config: PretrainConfig, data_dir: Path, key: str, value: object, fixed: bool) -> None:
     data = open_data(data_dir)
     before = megatron.fixed_keys(config, data), megatron.told_keys(config)
     section, name = key.split(".")
@@ -167,25 +103,14 @@ def test_another_number_of_ranks_is_noticed(
 ) -> None:
     told = {} if saved is None else {"world size": saved}
     monkeypatch.setenv("WORLD_SIZE", now)
-    assert megatron.other_world_size(Start(10, checkpoint(tmp_path, 10, **told), own=True)) is other
+    assert megatron.other_world_size(Start(10, checkpoint(tmp_path, 10, told=told), own=True)) is other
 
 
-def test_a_plain_process_becomes_a_run_of_one(monkeypatch, tmp_path: Path) -> None:
-    for name in (
-        "RANK",
-        "WORLD_SIZE",
-        "LOCAL_RANK",
-        "MASTER_ADDR",
-        "MASTER_PORT",
-        "TRITON_CACHE_DIR",
-        "TRITON_CACHE_AUTOTUNING",
-    ):
-        monkeypatch.setenv(name, "x")
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("NANO3_CACHE", str(tmp_path))
+def test_a_plain_process_becomes_a_run_of_one(monkeypatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
     megatron.set_environment()
     assert (os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["MASTER_ADDR"]) == ("0", "1", "127.0.0.1")
-    assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path / "triton")
 
 
 def test_a_launchers_environment_is_kept(monkeypatch) -> None:
@@ -194,3 +119,72 @@ def test_a_launchers_environment_is_kept(monkeypatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", "/shared")
     megatron.set_environment()
     assert (os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["TRITON_CACHE_DIR"]) == ("3", "8", "/shared")
+
+
+def test_the_caches_are_named_before_torch_is_imported() -> None:
+    """Triton and Inductor read them when they are imported."""
+    script = """
+import sys
+from nano3.training import megatron
+megatron.set_environment()
+print([m for m in ("torch", "triton") if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture
+def phase_one(config: PretrainConfig, data_dir: Path, tmp_path: Path) -> Path:
+    """Iteration 20 of a run with `config`, in a folder of another run."""
+    fixed = megatron.fixed_keys(config, open_data(data_dir))
+    return checkpoint(tmp_path / "one", 20, fixed=fixed, told=megatron.told_keys(config))
+
+
+def decided(config: PretrainConfig, data_dir: Path, phase_one: Path, **checkpoint_keys: object) -> Start:
+    config.checkpoint.load = str(phase_one.parent)
+    for key, value in checkpoint_keys.items():
+        setattr(config.checkpoint, key, value)
+    return megatron.decide_start(config, open_data(data_dir), Path(config.run.output_dir) / "checkpoints")
+
+
+def test_a_new_phase_may_change_samples_batch_cut_and_data(
+    config: PretrainConfig, data_dir: Path, phase_one: Path, capsys
+) -> None:
+    """What train=long_context changes; the checkpoint has more iterations than this run wants."""
+    config.train.seq_length, config.train.global_batch_size, config.train.train_iters = 512, 16, 10
+    config.train.seed = 9
+    config.model.tensor_model_parallel_size, config.model.pipeline_model_parallel_size = 2, 2
+    start = decided(config, data_dir, phase_one)
+    assert start == Start(0, phase_one, own=False, new_phase=True)
+    assert start.sentence(None) == f"new phase: iteration 0 with the weights of {phase_one}"
+    assert capsys.readouterr().err == ""
+
+
+def test_a_new_phase_needs_the_same_model(config: PretrainConfig, data_dir: Path, phase_one: Path) -> None:
+    config.model.hidden_size = 256
+    with pytest.raises(UserError, match=r"holds another model: model\.hidden_size: 512 in the checkpoint, now 256"):
+        decided(config, data_dir, phase_one)
+
+
+def test_the_rest_of_a_schedule_keeps_its_iteration(config: PretrainConfig, data_dir: Path, phase_one: Path) -> None:
+    config.train.train_iters = 40
+    assert decided(config, data_dir, phase_one, keep_iteration=True) == Start(20, phase_one, own=False)
+    config.train.seq_length = 512
+    with pytest.raises(UserError, match=r"train\.seq_length: 256 in the checkpoint, now 512"):
+        decided(config, data_dir, phase_one)
+    config.train.seq_length, config.train.train_iters = 256, 20
+    with pytest.raises(UserError, match="has 20 iterations already"):
+        decided(config, data_dir, phase_one)
+
+
+def test_megatron_bridge_is_told_where_to_load_from(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    section = SimpleNamespace(load="x", pretrained_checkpoint="/hf", finetune=False, load_rng=True)
+    megatron.load_from(section, Start(0, tmp_path, own=False, new_phase=True))
+    assert (section.load, section.pretrained_checkpoint, section.finetune) == (None, str(tmp_path), True)
+    section = SimpleNamespace(load="x", pretrained_checkpoint="/hf", finetune=False, load_rng=True)
+    megatron.load_from(section, Start(10, tmp_path, own=True))
+    assert (section.load, section.pretrained_checkpoint, section.finetune) == (str(tmp_path), "/hf", False)
+    megatron.load_from(section, Start(0, None, own=True))
+    assert section.load is None

@@ -1,0 +1,71 @@
+"""Values of single keys that no run can have, told before anything starts: numbers out of range, unknown choices."""
+
+from nano3.artifacts.names import alias_of, alias_problem
+from nano3.config.pretrain import PretrainConfig
+from nano3.errors import did_you_mean
+from nano3.training.backend import installed
+
+WANDB_MODES = ("online", "offline", "disabled")
+
+
+def value_problems(config: PretrainConfig) -> list[str]:
+    """One sentence for each number below its least value."""
+    t, o, c = config.train, config.optimizer, config.checkpoint
+    least: dict[str, tuple[float | None, float]] = {
+        "train.train_iters": (t.train_iters, 1),
+        "train.seq_length": (t.seq_length, 2),
+        "train.eval_interval": (t.eval_interval, 0),
+        "train.eval_iters": (t.eval_iters, 1 if t.eval_interval else 0),
+        "train.threads": (t.threads, 1),
+        "train.exit_iteration": (t.exit_iteration, 1),
+        "train.exit_duration_in_mins": (t.exit_duration_in_mins, 0),
+        "logger.log_interval": (config.logger.log_interval, 1),
+        "checkpoint.save_interval": (c.save_interval, 0 if config.backend == "megatron" else 1),
+        "checkpoint.keep_last": (c.keep_last, 0),
+        "optimizer.adam_eps": (o.adam_eps, 0),
+        "optimizer.weight_decay": (o.weight_decay, 0),
+        "optimizer.clip_grad": (o.clip_grad, 0),
+    }
+    problems = [
+        f"{name}={value} must be at least {limit:g}."
+        for name, (value, limit) in least.items()
+        if value is not None and not value >= limit
+    ]
+    betas = {"optimizer.adam_beta1": o.adam_beta1, "optimizer.adam_beta2": o.adam_beta2}
+    return problems + [
+        f"{name}={beta:g} must be at least 0 and below 1." for name, beta in betas.items() if not 0 <= beta < 1
+    ]
+
+
+def vocabulary_problems(config: PretrainConfig, data_vocab_size: int) -> list[str]:
+    """Why model.vocab_size cannot hold the data's ids, or nothing."""
+    size = config.model.vocab_size
+    if size is None or size >= data_vocab_size:
+        return []
+    return [
+        f"model.vocab_size={size} is less than the data's vocabulary of {data_vocab_size}. Leave it null, or give at "
+        f"least {data_vocab_size}."
+    ]
+
+
+def run_problems(config: PretrainConfig, here: bool) -> list[str]:
+    """What is wrong with run.name and run.wandb; `here`: the ranks will use this very Python."""
+    problems = []
+    mode = config.run.wandb.mode
+    if mode not in WANDB_MODES:
+        problems.append(f"run.wandb.mode={mode}: no such mode.{did_you_mean(mode, WANDB_MODES)}")
+    elif mode != "disabled" and here and not installed("wandb"):
+        problems.append(
+            f"run.wandb.mode={mode} needs wandb, not installed in this Python: uv sync --extra wandb, or "
+            "run.wandb.mode=disabled."
+        )
+    return problems + name_problems(config.run.name)
+
+
+def name_problems(name: str) -> list[str]:
+    """Why checkpoints of a run called `name` could not be found by it (`ModelArtifact-pretrain:NAME`), or nothing."""
+    problem = alias_problem(name)
+    if problem is None:
+        return []
+    near, _ = alias_of(name)
+    return [f"run.name names the run's checkpoints, but {problem}. Use for example run.name={near or 'run-1'}."]
