@@ -72,7 +72,8 @@ class Decompressor:
         """`size` decompressed bytes, fewer at the end."""
         pieces = []
         try:
-            while size > 0 and (data := self._stream.read(size)):
+            # read1, since read drops what it has when it then meets the damage
+            while size > 0 and (data := self._stream.read1(size)):
                 pieces.append(data)
                 size -= len(data)
                 self._given += len(data)

@@ -16,10 +16,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
+from nano3.console import warn
 from nano3.errors import Failure, Nano3Error, UserError
 from nano3.files import fsync_dir, write_text
 
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 PUBLISHED = ("train", "valid", "test", "tokenizer", "blend.json", "manifest.json")
 
 
@@ -52,7 +55,7 @@ def locked(output: Path, shared: bool = False) -> Iterator[None]:
     """Hold the output folder. Tasks of one array share it; anybody else gets a `UserError`."""
     make_writable(output)
     path = prep_dir(output) / "lock"
-    with path.open("a") as f:
+    with open_lock(path, output) as f:
         try:
             fcntl.flock(f, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -60,7 +63,22 @@ def locked(output: Path, shared: bool = False) -> Iterator[None]:
                 f"output_dir={output}: another run is preparing data there (lock {path}). Wait for it, or "
                 f"choose another output_dir."
             ) from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise disk_error(error, str(path)) from error
+            warn(f"output_dir={output}: no locks on this file system ({error.strerror}). Start only one run on it.")
         yield
+
+
+def open_lock(path: Path, output: Path) -> IO[str]:
+    """The lock file; one that belongs to somebody else can be locked without writing to it."""
+    try:
+        return path.open("r" if path.exists() and not os.access(path, os.W_OK) else "a")
+    except OSError as error:
+        raise UserError(
+            f"output_dir={output}: its lock {path} cannot be opened: {error.strerror}. Another user made it: let them "
+            f"give you the folder, or choose another output_dir."
+        ) from error
 
 
 def clear_temporaries(build: Path) -> None:

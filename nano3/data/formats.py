@@ -1,5 +1,5 @@
-"""What a file is, by its first bytes. The name decides only what bytes cannot: whether text that looks like JSON is
-text.
+"""What a file is. The name decides whether a file found in a folder may hold text at all, and whether text that looks
+like JSON is text; everything else is seen from the first bytes.
 """
 
 from pathlib import PurePosixPath
@@ -22,6 +22,8 @@ SPLITTABLE = ("jsonl", "parquet")
 TEXT_PER_BYTE = {"parquet": 3, "gz": 4, "zst": 4, "bz2": 4, "xz": 4}
 TEXT_NAMES = (".txt", ".text")
 JSON_NAMES = (".jsonl", ".json", ".ndjson")
+COLUMN_NAMES = (".parquet", ".arrow", ".arrows", ".feather", ".ipc")
+PACKED_NAMES = (".gz", ".gzip", ".zst", ".zstd", ".bz2", ".bzip2", ".xz", ".lzma")
 ALLOWED = "parquet, Arrow, JSON lines, a JSON array, .txt; also compressed with gzip, zstd, bzip2 or xz"
 
 
@@ -33,10 +35,7 @@ def detect(head: bytes, name: str) -> str | None:
     for magic, kind in MAGIC:
         if head.startswith(magic):
             return kind
-    suffixes = [s.lower() for s in PurePosixPath(name).suffixes]
-    while suffixes and suffixes[-1].lstrip(".") in (*COMPRESSED, "gzip", "zstd", "bzip2", "lzma"):
-        suffixes.pop()
-    suffix = suffixes[-1] if suffixes else ""
+    suffix = inner_suffix(name)
     if suffix in TEXT_NAMES:
         return "txt"
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -45,3 +44,17 @@ def detect(head: bytes, name: str) -> str | None:
     if start.startswith(b"{") or suffix in JSON_NAMES:
         return "jsonl"
     return None
+
+
+def inner_suffix(name: str) -> str:
+    """The suffix below those of compression, in small letters; "" when there is none."""
+    suffixes = [s.lower() for s in PurePosixPath(name).suffixes]
+    while suffixes and suffixes[-1] in PACKED_NAMES:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def may_hold_text(name: str) -> bool:
+    """Whether a file found in a folder is looked into: a known suffix, a number, or none at all (`part-00000`)."""
+    suffix = inner_suffix(name)
+    return not suffix or suffix[1:].isdigit() or suffix in (*TEXT_NAMES, *JSON_NAMES, *COLUMN_NAMES)

@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from nano3.config import SourceConfig
+from nano3.data.listing import Entry, Listing
 from nano3.errors import UserError
 
-Entry = tuple[str, int, str | None]
 BLOCK = 8 << 20
 # How the hub's viewer finds splits when a dataset's card does not say: a word of the path, between separators.
 SPLIT_WORDS = {
@@ -41,8 +41,8 @@ def api() -> Any:
     return HfApi(endpoint=endpoint())
 
 
-def list_dataset(source: SourceConfig) -> tuple[str, str, list[Entry]]:
-    """Root URL, commit and entries (path, size, hash) of the files of one split and subset of `hf://org/name`."""
+def list_dataset(source: SourceConfig) -> tuple[str, Listing]:
+    """Commit, and the files of one split and subset of `hf://org/name` at that commit."""
     repo = source.path.removeprefix("hf://").removeprefix("datasets/").strip("/")
     label = f"dataset {source.name!r}: path={source.path}"
     if repo.count("/") > 1 or not repo:
@@ -50,8 +50,8 @@ def list_dataset(source: SourceConfig) -> tuple[str, str, list[Entry]]:
     client = api()
     commit, files, card = describe(client, repo, source.revision, label)
     chosen = choose(files, card, source, label)
-    entries = [(path, *files[path]) for path in chosen]
-    return f"hf://datasets/{repo}@{commit}", commit, entries
+    entries = [Entry(path, *files[path]) for path in chosen]
+    return commit, Listing(f"hf://datasets/{repo}@{commit}", entries, strict=False)
 
 
 def describe(

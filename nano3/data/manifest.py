@@ -8,10 +8,9 @@ from typing import Any
 
 import msgspec
 
-from nano3.data.plan import SPLITS, Plan
+from nano3.data.plan import SPLITS, DatasetPlan, Plan
 from nano3.data.receipts import ShardReceipt, UnitReceipt
 from nano3.errors import Failure, UserError
-from nano3.files import read_json
 from nano3.provenance import installed_versions
 
 FORMAT = 1
@@ -22,9 +21,10 @@ class Manifest:
     """manifest.json, format 1. Everything in it is plain JSON.
 
     tokenizer: model, sha256, path (folder beside the manifest), vocab_size, eod_id, eod_token, revision.
-    datasets:  for each name, weight, path, revision, files, documents, empty, tokens, skipped {reason: rows},
-    special_tokens,
-               truncated, splits {split: {documents, sequences, tokens}}.
+    datasets:  for each name, weight, path, revision, files (their number), rows = documents + skipped, documents,
+               empty, tokens, text_bytes, skipped {reason: rows}, special_tokens, truncated,
+               splits {split: {documents, sequences, tokens}},
+               inputs, the files: name, bytes, fingerprint, mtime_ns (0 where unknown), format, and rows for a sample.
     splits:    {split: {documents, sequences, tokens}} over all datasets.
     shards:    for each split, prefix (relative), dataset, documents, sequences, tokens, bin_bytes, bin_sha256,
     idx_sha256 and
@@ -48,7 +48,7 @@ def load_manifest(folder: Path | str) -> Manifest:
     """Read the manifest of a data folder. Raises `UserError` when there is none, `Failure` when it is damaged."""
     path = Path(folder) / "manifest.json"
     try:
-        values = read_json(path)
+        values = msgspec.json.decode(path.read_bytes())
     except FileNotFoundError:
         unfinished = (Path(folder) / ".prep").is_dir()
         hint = (
@@ -131,6 +131,7 @@ def dataset_entry(plan: Plan, number: int, shards: list[ShardReceipt], units: li
         "path": dataset.path,
         "revision": dataset.revision,
         "files": len(dataset.keys),
+        "rows": sum(u.documents for u in mine) + sum(skipped.values()),
         "documents": sum(u.documents for u in mine),
         "empty": sum(u.empty for u in mine),
         "tokens": sum(s["tokens"] for s in splits.values()),
@@ -139,7 +140,18 @@ def dataset_entry(plan: Plan, number: int, shards: list[ShardReceipt], units: li
         "truncated": sum(u.truncated for u in mine),
         "special_tokens": sum(u.special for u in mine),
         "splits": splits,
+        "inputs": input_entries(dataset),
     }
+
+
+def input_entries(dataset: DatasetPlan) -> list[dict[str, Any]]:
+    """The files that were read."""
+    names = ("name", "bytes", "fingerprint", "mtime_ns", "format")
+    columns = (dataset.keys, dataset.sizes, dataset.prints, dataset.times, dataset.formats)
+    entries: list[dict[str, Any]] = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    for entry, rows in zip(entries, dataset.rows or (), strict=False):
+        entry["rows"] = rows
+    return entries
 
 
 def counts(receipt: ShardReceipt) -> dict[str, int]:

@@ -19,10 +19,12 @@ import numpy as np
 from nano3.config import PrepOptions
 from nano3.data.formats import SPLITTABLE
 from nano3.data.readers import FilePart
+from nano3.data.sources import WHOLE
 from nano3.data.tokenizer import TokenizerInfo
+from nano3.errors import Failure
 from nano3.files import write_text
 
-PLAN_FORMAT = 1  # part of every plan's hash: raise it when the same plan would give other bytes
+PLAN_FORMAT = 2  # part of every plan's hash: raise it when the same plan would give other bytes
 SPLITS = ("train", "valid", "test")
 MIN_UNIT, MAX_UNIT, WANTED_UNITS = 8 << 20, 128 << 20, 64
 FILES_IN_UNIT = 4096  # about, at most: opening a file takes time too
@@ -32,7 +34,8 @@ NOT_HASHED = ("output_dir", "tokenizer_model", "engine", "check_every", "bad_row
 
 @dataclass
 class DatasetPlan:
-    """One dataset. `costs` are the widths of its files in places; `rows` limits files to their first rows (sampling).
+    """One dataset. `costs` are the widths of its files in places; `rows` limits files to their first rows (sampling),
+    and `sampled_bytes` is then about the text in them. `times` say when files were changed, in nanoseconds.
 
     `bounds`: a document whose hash is below bounds[0] is in valid, else below bounds[1] in test, else in train.
     `units` of work are joined cells of a grid of `shards[0] * cells_per_shard` equal cells, `cells_per_unit` in each.
@@ -49,7 +52,9 @@ class DatasetPlan:
     prints: list[str]
     formats: list[str]
     costs: list[int]
+    times: list[int] = field(default_factory=list)
     rows: list[int] | None = None
+    sampled_bytes: int = 0
     bounds: tuple[int, int] = (0, 0)
     shards: tuple[int, int, int] = (1, 0, 0)
     cells_per_shard: int = 1
@@ -72,6 +77,18 @@ class DatasetPlan:
         cells = self.shards[0] * self.cells_per_shard
         edges = np.minimum(np.arange(0, cells + self.cells_per_unit, self.cells_per_unit), cells)
         return cut(self.width, cells, edges)
+
+    @property
+    def text_bytes(self) -> int:
+        """Bytes of text, about."""
+        return self.width if self.rows is None else self.sampled_bytes
+
+    @property
+    def identities(self) -> list[tuple[object, ...]]:
+        """What tells each file from an edited one. A large file's fingerprint is not of all of it: its time counts."""
+        times = self.times or [0] * len(self.keys)
+        rows = zip(self.keys, self.sizes, self.prints, self.formats, times, strict=True)
+        return [(key, size, was, kind, time if size > WHOLE else 0) for key, size, was, kind, time in rows]
 
     @property
     def layout(self) -> tuple[object, ...]:
@@ -201,18 +218,22 @@ def cut(width: int, pieces: int, edges: np.ndarray) -> np.ndarray:
     return edges * whole + edges * rest // max(pieces, 1)
 
 
+def recipe(options: PrepOptions, tokenizer: TokenizerInfo, dtype: str) -> bytes:
+    """What is made of a text, as JSON: the options that decide bytes, and the tokenizer."""
+    head = {
+        "format": PLAN_FORMAT,
+        "options": {k: v for k, v in asdict(options).items() if k not in NOT_HASHED},
+        "dtype": dtype,
+        "tokenizer": [tokenizer.sha256, tokenizer.eod_id, tokenizer.bos_id if options.add_bos else None],
+    }
+    return msgspec.json.encode(head, order="sorted")
+
+
 def plan_hash(datasets: list[DatasetPlan], options: PrepOptions, tokenizer: TokenizerInfo, dtype: str) -> str:
     """Identity of the bytes to be made: contents, options and tokenizer; not weights, places, times, workers or
     versions.
     """
-    chosen = {k: v for k, v in asdict(options).items() if k not in NOT_HASHED}
-    head = {
-        "format": PLAN_FORMAT,
-        "options": chosen,
-        "dtype": dtype,
-        "tokenizer": [tokenizer.sha256, tokenizer.eod_id, tokenizer.bos_id if options.add_bos else None],
-    }
-    digest = hashlib.sha256(msgspec.json.encode(head, order="sorted"))
+    digest = hashlib.sha256(recipe(options, tokenizer, dtype))
     for d in datasets:
         digest.update(msgspec.json.encode([d.name, d.text_field, d.keys, d.sizes, d.prints, d.formats]))
     return digest.hexdigest()
@@ -247,5 +268,10 @@ def share_out(sizes: list[list[float]], shards: int) -> list[list[int]]:
 
 
 def load_plan(path: Path) -> Plan:
-    """Read a plan."""
-    return msgspec.json.decode(Path(path).read_bytes(), type=Plan)
+    """Read a plan. Raises `Failure` when there is none or it is damaged."""
+    try:
+        return msgspec.json.decode(Path(path).read_bytes(), type=Plan)
+    except OSError as error:
+        raise Failure(f"{path}: cannot be read: {error.strerror}. Run the same command again.") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Failure(f"{path}: damaged ({error}). Run the same command again: it makes the plan anew.") from error

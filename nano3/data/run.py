@@ -9,6 +9,7 @@ from pathlib import Path
 from nano3.config import PrepOptions, SourceConfig
 from nano3.console import say, table, warn
 from nano3.data import folder
+from nano3.data.build import complete, is_published, start_build
 from nano3.data.engines import REFERENCE
 from nano3.data.join import join_shard
 from nano3.data.manifest import Manifest, encode_json, load_manifest, make_blend, make_manifest
@@ -16,6 +17,7 @@ from nano3.data.plan import SPLITS, Plan, load_plan
 from nano3.data.planner import Request, make_plan, read_request
 from nano3.data.progress import Meter, report
 from nano3.data.receipts import ShardReceipt
+from nano3.data.sources import changed_since
 from nano3.data.state import Shard, State
 from nano3.data.tokenizer import copy_tokenizer
 from nano3.data.workers import Pool
@@ -86,12 +88,15 @@ def finalize(plan_path: Path) -> Manifest:
         if is_published(plan):
             return load_manifest(output)
         state = State(plan, plan_path.parent)
-        if missing := state.open_units():
+        # What a disproved engine made is missing too, though no part failed; it is made anew below.
+        if (missing := state.open_units()) and not state.disproved:
             raise Failure(
                 f"{plan_path}: {len(missing)} of {plan.units} units are not done (the first is unit {missing[0]}); "
                 f"a part of the array has failed. Run the same command again: only what is missing is done."
             )
-        with Meter(plan.units, plan.units) as meter:
+        if missing:
+            warn(f"{len(missing):,} units of the disproved fast engine are made anew with the reference engine")
+        with Meter(plan.units, plan.units - len(missing)) as meter:
             do_work(plan, plan_path, state, meter)
         return finish(plan, plan_path, state, meter)
 
@@ -107,7 +112,7 @@ def show_plan(sources: list[SourceConfig], options: PrepOptions, blend_name: str
         rows.append([d.name, d.path, f"{len(d.keys):,}", f"{size / 1e6:,.1f}", f"{d.units:,}", shards])
     columns = ["dataset", "path", "files", "MB", "units", "shards"]
     table(f"plan {plan.hash[:16]} of blend {blend_name}", columns, rows, right=columns[2:5])
-    text = sum(d.width for d in plan.datasets)
+    text = sum(d.text_bytes for d in plan.datasets)
     tokens = text / 4
     say(f"tokenizer {plan.tokenizer.model}: {plan.tokenizer.vocab_size:,} ids, {plan.dtype} on disk")
     item = 2 if plan.dtype == "uint16" else 4
@@ -122,85 +127,14 @@ def show_plan(sources: list[SourceConfig], options: PrepOptions, blend_name: str
 # The steps
 
 
-def complete(request: Request, output: Path) -> Manifest | None:
-    """The published manifest when it is of this plan and its files are there; a new weight or name is written into
-    it.
-    """
-    if not (output / "manifest.json").exists():
-        return None
-    manifest = load_manifest(output)
-    if manifest.plan_hash != request.hash:
-        raise different(output, manifest.plan_hash, request.hash, "holds other data")
-    for shard in manifest.shards:
-        path = output / f"{shard['prefix']}.bin"
-        if not path.exists() or path.stat().st_size != shard["bin_bytes"] or not path.with_suffix(".idx").exists():
-            raise Failure(
-                f"{path.with_suffix('')}: .bin or .idx missing or cut short. Run again with force=true to make it anew."
-            )
-    weights = {s.name: s.weight for s in request.sources}
-    before = (manifest.blend, [d["weight"] for d in manifest.datasets])
-    manifest.blend = request.blend
-    for dataset in manifest.datasets:
-        dataset["weight"] = weights[dataset["name"]]
-    blend = encode_json(make_blend(manifest, output))
-    moved = not (output / "blend.json").exists() or (output / "blend.json").read_text() != blend
-    if moved or before != (manifest.blend, [d["weight"] for d in manifest.datasets]):
-        with folder.locked(output):
-            write_text(output / "blend.json", blend)
-            write_text(output / "manifest.json", encode_json(manifest))
-        say(f"{output}: complete; blend.json and manifest.json now have the new weights")
-    else:
-        say(f"{output}: complete, nothing to do ({len(manifest.shards)} shards)")
-    return manifest
-
-
-def start_build(request: Request, output: Path) -> Path:
-    """The path of the plan to work on: an unfinished one of the same hash, or a new one. Needs the exclusive lock."""
-    folder.finish_publishing(output)
-    force = request.options.force
-    if not force and (output / "manifest.json").exists() and (found := load_manifest(output)).plan_hash != request.hash:
-        raise different(output, found.plan_hash, request.hash, "holds other data")
-    if not (output / "manifest.json").exists() and (strange := [n for n in folder.PUBLISHED if (output / n).exists()]):
-        raise UserError(
-            f"output_dir={output}: has {', '.join(strange)} but no manifest.json, so nano3 did not make it. "
-            f"Choose another output_dir."
-        )
-    build = folder.build_dir(output, request.hash)
-    others = [p for p in folder.prep_dir(output).iterdir() if p.is_dir() and p != build and (p / "units").is_dir()]
-    if others and not force:
-        raise different(output, others[0].name, request.hash, "has unfinished work on other data")
-    path = build / "plan.json"
-    plan = make_plan(request)
-    if path.exists() and [d.layout for d in load_plan(path).datasets] != [d.layout for d in plan.datasets]:
-        folder.remove(build)  # made by another version of nano3, which cuts the work elsewhere
-    for sub in ("units", "shards", *SPLITS):
-        (build / sub).mkdir(parents=True, exist_ok=True)
-    plan.save(path)
-    for note in [note for d in plan.datasets for note in d.notes]:
-        warn(note)
-    return path
-
-
-def different(output: Path, old: str, new: str, what: str) -> UserError:
-    return UserError(
-        f"output_dir={output}: {what} (plan {old[:16]}, now {new[:16]}): the text, the tokenizer or an option "
-        f"has changed. "
-        f"Choose another output_dir, or set force=true to replace it once the new data is whole."
-    )
-
-
-def is_published(plan: Plan) -> bool:
-    """Whether the output folder already holds this plan's data and no build of it is under way."""
-    output = Path(plan.output_dir)
-    if not (output / "manifest.json").exists():
-        return False
-    building = (folder.build_dir(output, plan.hash) / "units").is_dir()
-    return not building and load_manifest(output).plan_hash == plan.hash
-
-
 def do_work(plan: Plan, path: Path, state: State, meter: Meter) -> None:
     """Do every open unit and shard of `state`; starts over without the fast engine if that is seen to be wrong."""
     options = plan.options
+    if state.disproved and options.engine == "strict":
+        raise Failure(
+            f"engine=strict: the fast engine was disproved in this build ({state.why_disproved}). Set engine=auto "
+            f"to go on with the reference tokenizer, which is much slower."
+        )
     while state.open_units() or state.open_shards():
         wanted = options.workers or len(os.sched_getaffinity(0))
         workers = max(1, min(wanted, len(state.open_units()) or len(state.open_shards())))
@@ -266,8 +200,10 @@ def drain(pool: Pool, state: State, meter: Meter) -> str:
 def finish(plan: Plan, path: Path, state: State, meter: Meter) -> Manifest:
     """Check the whole, write what describes it, and publish."""
     build, output = path.parent, Path(plan.output_dir)
+    refuse_changed(plan)
     manifest = make_manifest(plan, list(state.shards.values()), list(state.units.values()))
     check_counts(manifest)
+    warn_of_empty_splits(plan, manifest)
     copy_tokenizer(plan.tokenizer, build / "tokenizer")
     for split in SPLITS:
         kept = {f"{s['prefix']}{end}" for s in manifest.shards for end in (".bin", ".idx")}
@@ -283,6 +219,31 @@ def finish(plan: Plan, path: Path, state: State, meter: Meter) -> Manifest:
     folder.publish(output, build)
     report(manifest, meter)
     return manifest
+
+
+def refuse_changed(plan: Plan) -> None:
+    """Nothing is published when a file was changed while it was read: part of it may be old, part new."""
+    changed: list[str] = []
+    for d in plan.datasets:
+        changed += changed_since(d.root, zip(d.keys, d.sizes, d.prints, d.times, strict=True))
+    if changed:
+        raise Failure(
+            [f"{path}: was changed while the data was made; nothing is published." for path in changed[:20]]
+            + ["Run the same command again: only what was made of changed files is made anew."]
+        )
+
+
+def warn_of_empty_splits(plan: Plan, manifest: Manifest) -> None:
+    """Tell of a split that was asked for and got nothing, unless the plan knew."""
+    options = plan.options
+    for dataset, entry in zip(plan.datasets, manifest.datasets, strict=True):
+        for split, share in (("valid", options.valid_fraction), ("test", options.test_fraction)):
+            told = any(f"too few for a {split} split" in note for note in dataset.notes)
+            if share > 0 and not entry["splits"][split]["tokens"] and not told:
+                warn(
+                    f"dataset {dataset.name!r}: none of its {entry['documents']:,} documents fell into {split}. Raise "
+                    f"{split}_fraction to have some, or set {split}_fraction=0."
+                )
 
 
 def check_counts(manifest: Manifest) -> None:

@@ -1,12 +1,12 @@
-"""From a dataset's `path` to its list of files: local files, folders, globs, fsspec URLs and the Hugging Face hub.
+"""From a dataset's `path` to its files, each with format and fingerprint; and how a file is opened, wherever it is.
 
 A file is known by its path relative to the dataset's root, its size and a fingerprint of its content, never by where
 the root is or when it was touched; so moving a dataset does not make it another one.
 """
 
-import glob
 import hashlib
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,17 +14,22 @@ from typing import IO, Any, cast
 
 from nano3.config import SourceConfig
 from nano3.console import warn
-from nano3.data.formats import ALLOWED, HEAD, JSON_NAMES, detect
+from nano3.data.formats import ALLOWED, HEAD, JSON_NAMES, detect, may_hold_text
+from nano3.data.listing import Entry, Listing, driver_errors, list_local, list_url
 from nano3.errors import Failure, Nano3Error, UserError
 
-REMOTE_THREADS = 16
+THREADS = 16
+WHOLE = 2 << 20  # a file up to this size is fingerprinted whole
+WINDOWS, WINDOW = 16, 16 << 10  # of a larger one so many pieces are, spread evenly, of so many bytes
+BLOCK = 8 << 20  # read over the network at a time
 
 
 @dataclass
 class Found:
     """The files of one dataset, sorted by name. Lists of equal length, since there may be many.
 
-    `root` is a local folder or a URL; `keys` are paths relative to it; `prints` identify the content.
+    `root` is a local folder or a URL; `keys` are paths relative to it; `prints` identify the content; `times` are
+    nanoseconds, 0 where unknown.
     """
 
     root: str
@@ -33,150 +38,114 @@ class Found:
     sizes: list[int] = field(default_factory=list)
     prints: list[str] = field(default_factory=list)
     formats: list[str] = field(default_factory=list)
+    times: list[int] = field(default_factory=list)
 
 
-def find(source: SourceConfig) -> Found:
-    """List and identify the files of a dataset. Raises `UserError` when there are none or a named one is of no known
-    format.
+def find(source: SourceConfig, output: str) -> Found:
+    """List and identify the files of a dataset, without those that nano3 has put into `output`.
+
+    Raises `UserError` when there are none, when one cannot be read, or when a named one is of no known format.
     """
     label = f"dataset {source.name!r}: path={source.path}"
+    revision = None
     if source.path.startswith("hf://"):
         from nano3.data.hub import list_dataset
 
-        root, revision, entries = list_dataset(source)
-        found = identify(Found(root, revision), entries, strict=False, label=label)
+        revision, listing = list_dataset(source)
     elif "://" in source.path:
-        root, entries, strict = list_url(source.path, label)
-        found = identify(Found(root), entries, strict, label)
+        listing = list_url(source.path, label)
     else:
-        root, entries, strict = list_local(source.path, label)
-        found = identify(Found(root), entries, strict, label)
+        listing = list_local(source.path, output, label)
+    found = identify(listing, label)
+    found.revision = revision
     if not found.keys:
         raise UserError(f"{label}: no file with text in it. Formats: {ALLOWED}.")
     return found
 
 
-Entry = tuple[str, int, str | None]  # key, size, fingerprint when the place that stores it has one
-
-
-def list_local(path: str, label: str) -> tuple[str, list[Entry], bool]:
-    """Root, entries, and whether each was named by the user (a file or a glob, not a folder)."""
-    full = Path(path).expanduser().absolute()
-    entries: list[Entry]
-    if full.is_file():
-        return str(full.parent), [(full.name, full.stat().st_size, None)], True
-    if full.is_dir():
-        return str(full), walk(str(full)), False
-    if glob.has_magic(path):
-        fixed = full
-        while glob.has_magic(str(fixed)):
-            fixed = fixed.parent
-        pattern = os.path.relpath(full, fixed)
-        entries = [(str(p.relative_to(fixed)), p.stat().st_size, None) for p in fixed.glob(pattern) if p.is_file()]
-        if entries:
-            return str(fixed), entries, True
-        raise UserError(f"{label}: no file matches (looked under {fixed}).")
-    near = full.parent
-    while not near.exists():
-        near = near.parent
-    raise UserError(f"{label}: no such file or folder; {near} is the part of it that exists.")
-
-
-def walk(folder: str) -> list[Entry]:
-    """All visible files under a folder; names that begin with "." or "_" are bookkeeping of other tools."""
-    entries: list[Entry] = []
-    pending = [folder]
-    while pending:
-        with os.scandir(pending.pop()) as items:
-            for item in items:
-                if item.name[0] in "._":
-                    continue
-                if item.is_dir():
-                    pending.append(item.path)
-                elif item.is_file():
-                    entries.append((os.path.relpath(item.path, folder), item.stat().st_size, None))
-    return entries
-
-
-def list_url(url: str, label: str) -> tuple[str, list[Entry], bool]:
-    """Entries of a file, folder or glob on any fsspec file system."""
-    import fsspec
-
-    try:
-        fs, path = fsspec.core.url_to_fs(url)
-        strict = True
-        if glob.has_magic(path):
-            infos = fs.glob(path, detail=True)
-            root = path[: glob.magic_check.search(path).start()].rpartition("/")[0]  # type: ignore[attr-defined]
-        elif fs.isfile(path):
-            infos = {path: fs.info(path)}
-            root = path.rpartition("/")[0]
-        else:
-            infos, root, strict = fs.find(path, detail=True), path.rstrip("/"), False
-    except ImportError as error:
-        extra = " Install it with: pip install 'nano3[s3]'" if url.startswith("s3:") else ""
-        raise UserError(f"{label}: {error}.{extra}") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{label}: {error or type(error).__name__}") from error
-    entries: list[Entry] = []
-    for name, info in infos.items():
-        key = name[len(root) :].lstrip("/")
-        if info.get("type", "file") == "file" and not any(part[:1] in "._" for part in key.split("/")):
-            tag = info.get("ETag") or info.get("etag") or info.get("md5Hash") or info.get("checksum")
-            entries.append((key, int(info["size"] or 0), str(tag).strip('"') if tag else None))
-    if not entries:
-        raise UserError(f"{label}: nothing there.")
-    return fs.unstrip_protocol(root), entries, strict
-
-
-def identify(found: Found, entries: list[Entry], strict: bool, label: str) -> Found:
+def identify(listing: Listing, label: str) -> Found:
     """Sort by name, look at each file's bytes, keep the ones that hold text. Empty files have no document and are
     left out.
     """
-    entries = sorted((key.replace(os.sep, "/"), size, tag) for key, size, tag in entries)
-
-    def look(entry: Entry) -> tuple[str, str | None]:
-        return inspect_file(found.root, *entry)
-
-    solid = [e for e in entries if e[1] > 0]
-    if "://" in found.root:
-        with ThreadPoolExecutor(REMOTE_THREADS) as pool:
-            looks = list(pool.map(look, solid))
-    else:
-        looks = [look(e) for e in solid]
-    strange = []
-    for (key, size, _), (fingerprint, kind) in zip(solid, looks, strict=True):
+    solid = sorted(e for e in listing.entries if e.size > 0)
+    strange = [] if listing.strict else [e.key for e in solid if not may_hold_text(e.key)]
+    if strange:
+        solid = [e for e in solid if may_hold_text(e.key)]
+    wrong = []
+    found = Found(listing.root)
+    for entry, (fingerprint, kind) in zip(solid, look_at_all(listing.root, solid), strict=True):
         if kind is None:
-            strange.append(key)
+            wrong.append(entry.key)
             continue
-        found.keys.append(key)
-        found.sizes.append(size)
+        found.keys.append(entry.key)
+        found.sizes.append(entry.size)
         found.prints.append(fingerprint)
         found.formats.append(kind)
-    if strange and (strict or any(k.endswith(JSON_NAMES) for k in strange)):
-        raise UserError([f"{label}: {key} is not of a known format. Formats: {ALLOWED}." for key in strange[:20]])
-    if strange:
+        found.times.append(entry.time)
+    if wrong and (listing.strict or any(k.endswith(JSON_NAMES) for k in wrong)):
+        raise UserError([f"{label}: {key} is not of a known format. Formats: {ALLOWED}." for key in wrong[:20]])
+    if strange := sorted(strange + wrong):
         more = ", ..." if len(strange) > 3 else ""
         warn(f"{label}: {len(strange)} file(s) of no known format left out: {', '.join(strange[:3])}{more}")
     return found
 
 
-def inspect_file(root: str, key: str, size: int, tag: str | None) -> tuple[str, str | None]:
-    """Fingerprint and format. The fingerprint is the store's own (ETag, git or LFS hash), else taken of start,
-    middle and end.
+def look_at_all(root: str, entries: list[Entry]) -> list[tuple[str, str | None]]:
+    """`inspect_file` of each. Threads hide the latency of a network; a task for each local file would cost more than
+    it saves.
     """
+    step = 64 if is_local(root) else 1
+
+    def look(first: int) -> list[tuple[str, str | None]]:
+        return [inspect_file(root, entry) for entry in entries[first : first + step]]
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [result for part in pool.map(look, range(0, len(entries), step)) for result in part]
+
+
+def inspect_file(root: str, entry: Entry) -> tuple[str, str | None]:
+    """Fingerprint and format. The fingerprint is the store's own (ETag, git or LFS hash), else that of the content."""
     try:
-        with open_file(root, key) as f:
+        with open_file(root, entry.key, block=HEAD) as f:
             head = f.read(HEAD)
-            if tag is None:
-                digest = hashlib.blake2b(head, digest_size=16)
-                for place in (size // 2, size - HEAD) if size > HEAD else ():
-                    f.seek(max(place, HEAD))
-                    digest.update(f.read(HEAD))
-                tag = digest.hexdigest()
+            tag = entry.tag or fingerprint(f, head, entry.size)
     except read_errors(root) as error:
-        raise UserError(f"{join(root, key)}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    return tag, detect(head, key)
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{join(root, entry.key)}: cannot be read: {reason}") from error
+    return tag, detect(head, entry.key)
+
+
+def fingerprint(f: IO[bytes], head: bytes, size: int) -> str:
+    """Of all bytes of a small file, of pieces of a large one. `head` has been read already."""
+    digest = hashlib.blake2b(head, digest_size=16)
+    if size <= WHOLE:
+        digest.update(f.read())
+    else:
+        for i in range(1, WINDOWS):
+            f.seek(i * (size - WINDOW) // (WINDOWS - 1))
+            digest.update(f.read(WINDOW))
+    return digest.hexdigest()
+
+
+def changed_since(root: str, files: Iterator[tuple[str, int, str, int]]) -> list[str]:
+    """Paths of the local files (key, size, fingerprint, time) that are no longer what they were.
+
+    A small file is changed when its content is; a large one already when its time is, since not all of it is in its
+    fingerprint. A file that is gone cannot be compared.
+    """
+    changed = []
+    for key, size, was, time in files if is_local(root) else ():
+        path = Path(join(root, key))
+        try:
+            info = path.stat()
+            if (info.st_size, info.st_mtime_ns) == (size, time):
+                continue
+            same = info.st_size == size <= WHOLE and inspect_file(root, Entry(key, size))[0] == was
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if not same:
+            changed.append(str(path))
+    return changed
 
 
 def join(root: str, key: str) -> str:
@@ -189,7 +158,7 @@ def is_local(root: str) -> bool:
     return "://" not in root
 
 
-def open_file(root: str, key: str) -> IO[bytes]:
+def open_file(root: str, key: str, block: int = BLOCK) -> IO[bytes]:
     """Open a file for reading, wherever it is."""
     if is_local(root):
         return Path(join(root, key)).open("rb")
@@ -200,7 +169,7 @@ def open_file(root: str, key: str) -> IO[bytes]:
     import fsspec
 
     fs, path = fsspec.core.url_to_fs(join(root, key))
-    return cast(IO[bytes], fs.open(path, "rb", block_size=8 << 20))
+    return cast(IO[bytes], fs.open(path, "rb", block_size=block))
 
 
 def read_errors(root: str) -> tuple[type[Exception], ...]:
@@ -209,7 +178,7 @@ def read_errors(root: str) -> tuple[type[Exception], ...]:
         from nano3.data.hub import unreachable
 
         return (EOFError, *unreachable())
-    return (EOFError, OSError)
+    return (EOFError, *driver_errors())
 
 
 def size_of(f: IO[Any]) -> int:
@@ -222,4 +191,4 @@ def size_of(f: IO[Any]) -> int:
 
 def changed(path: str, expected: int, size: int) -> Nano3Error:
     """A file is no longer the one that was planned."""
-    return Failure(f"{path}: {size:,} bytes now, {expected:,} when the plan was made. Run again with force=true.")
+    return Failure(f"{path}: {size:,} bytes now, {expected:,} when the plan was made. Run the same command again.")

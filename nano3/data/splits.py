@@ -1,9 +1,9 @@
-"""Which split a document is in, and which documents a sample takes.
+"""Which split a document is in.
 
 The split is a hash of (dataset, file, key), so it depends neither on the number of shards nor on workers. Plain
 hashing may leave a small dataset without validation documents; so the plan reads its start until it has met a
 document of every split, and when the dataset ends before that, moves the bounds so that each split gets its share
-and at least one.
+and at least one. Only then: bounds that fit the few documents of a large dataset's start would be wrong for the rest.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import numpy as np
 
 from nano3.config import PrepOptions
 from nano3.data.plan import SPLITS, DatasetPlan
-from nano3.data.readers import ROW_COST, FilePart, read_part, row_number
+from nano3.data.readers import FilePart, read_part, row_number
 from nano3.errors import Failure
 
 FULL = 1 << 64
@@ -55,6 +55,9 @@ def set_bounds(dataset: DatasetPlan, options: PrepOptions) -> None:
         seed = file_seed(dataset.name, key)
         part = dataset.whole(file)
         for batch in read_part(part):
+            if read > SCAN_BYTES:
+                note_unmet(dataset, needed - met, sum(map(len, hashes)), read)
+                return
             refuse(batch.bad, part, options, dataset.name)
             least = max(options.min_doc_chars, 1)
             kept = np.array([len(text) >= least for text in batch.texts], bool)
@@ -64,11 +67,16 @@ def set_bounds(dataset: DatasetPlan, options: PrepOptions) -> None:
             read += sum(map(len, batch.texts))
             if met >= needed:
                 return
-            if read > SCAN_BYTES:
-                break
-        if read > SCAN_BYTES:
-            break
     adapt(dataset, np.sort(np.concatenate(hashes)) if hashes else np.empty(0, np.uint64), wanted)
+
+
+def note_unmet(dataset: DatasetPlan, splits: set[int], documents: int, read: int) -> None:
+    """Tell that a large dataset's start has no document of these splits; hashing will probably give them some."""
+    names = " and ".join(SPLITS[i] for i in sorted(splits))
+    dataset.notes.append(
+        f"dataset {dataset.name!r}: no document of {names} among its first {documents:,} ({read / 1e6:,.0f} MB of "
+        f"text). If there is none in the rest either, the end of the run tells it."
+    )
 
 
 def adapt(dataset: DatasetPlan, hashes: np.ndarray, wanted: tuple[float, float]) -> None:
@@ -97,43 +105,3 @@ def refuse(bad: list[tuple[int, str, str]], part: FilePart, options: PrepOptions
         f"bad_rows=skip to leave "
         f"such rows out and count them."
     )
-
-
-def sample_rows(dataset: DatasetPlan, wanted: int) -> None:
-    """Limit a dataset to its first rows of files spread over it: `wanted` rows in all, or as many as there are.
-
-    Files get quotas by size; what a file lacks is taken from the others. Counting reads no more of a file than its
-    quota.
-    """
-    count = len(dataset.keys)
-    order = range(count) if wanted >= count else [i * count // wanted for i in range(wanted)]
-    sizes = np.array([dataset.sizes[i] for i in order], np.float64)
-    want = np.maximum(1, np.floor(sizes / sizes.sum() * wanted)).astype(int)
-    have: dict[int, int] = {}
-    full = dict.fromkeys(order, False)
-    for i, n in zip(order, want.tolist(), strict=True):
-        have[i] = count_rows(dataset, i, n)
-        full[i] = have[i] < n
-    while (missing := wanted - sum(have.values())) > 0 and not all(full.values()):
-        open_files = [i for i in order if not full[i]]
-        for i in open_files[:missing]:
-            n = have[i] + max(1, missing // len(open_files))
-            have[i] = count_rows(dataset, i, n)
-            full[i] = have[i] < n
-    for i in sorted(have, key=lambda i: (-have[i], i)):
-        if (extra := sum(have.values()) - wanted) <= 0:
-            break
-        have[i] -= min(extra, have[i] - 1)
-    kept = [i for i in order if have[i] > 0]
-    for name in ("keys", "sizes", "prints", "formats"):
-        values = getattr(dataset, name)
-        setattr(dataset, name, [values[i] for i in kept])
-    dataset.rows = [have[i] for i in kept]
-    dataset.costs = [n * ROW_COST for n in dataset.rows]
-
-
-def count_rows(dataset: DatasetPlan, file: int, limit: int) -> int:
-    """Rows of a file, counted up to `limit`."""
-    part = dataset.whole(file)
-    limited = FilePart(**{**part.__dict__, "rows": limit})
-    return sum(len(batch.keys) + len(batch.bad) for batch in read_part(limited))

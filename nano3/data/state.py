@@ -73,6 +73,11 @@ class State:
         """Whether the fast engine was seen to be wrong in this build."""
         return (self.build / DISPROVED).exists()
 
+    @property
+    def why_disproved(self) -> str:
+        """What was wrong with it."""
+        return (self.build / DISPROVED).read_text().strip()
+
     def disprove(self, why: str) -> None:
         """Distrust everything the fast engine made in this build."""
         write_text(self.build / DISPROVED, why + "\n")

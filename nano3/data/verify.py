@@ -139,6 +139,12 @@ def check_sums(manifest: Manifest) -> list[str]:
             if total != counts[name]:
                 problems.append(f"manifest.json: {split} has {counts[name]:,} {name}, its shards {total:,}")
     for dataset in manifest.datasets:
+        skipped = sum(dataset["skipped"].values())
+        if dataset.get("rows", dataset["documents"] + skipped) != dataset["documents"] + skipped:
+            problems.append(
+                f"manifest.json: dataset {dataset['name']} has {dataset['rows']:,} rows, but {dataset['documents']:,} "
+                f"documents and {skipped:,} skipped"
+            )
         total = sum(s["documents"] for s in dataset["splits"].values())
         if total != dataset["documents"]:
             problems.append(

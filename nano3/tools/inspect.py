@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nano3.console import say, table
-from nano3.errors import UserError, did_you_mean
+from nano3.errors import Failure, UserError, did_you_mean
 
 HELP = "summarise prepared data, or decode documents"
 
@@ -48,15 +48,13 @@ def summary(folder: Path, manifest: Any) -> None:
 
 def show_documents(args: argparse.Namespace, manifest: Any) -> None:
     """Decode documents; special tokens are shown."""
-    from tokenizers import Tokenizer
-
     from nano3.data.indexed import IndexedFile
 
     shards = choose(args, manifest)
     total = sum(s["documents"] for s in shards)
     if not 0 <= args.doc < total:
         raise UserError(f"--doc {args.doc}: {args.split} has documents 0 to {total - 1}.")
-    tokenizer = Tokenizer.from_file(str(args.data / manifest.tokenizer["path"] / "tokenizer.json"))
+    tokenizer = load_tokenizer(args.data / manifest.tokenizer["path"] / "tokenizer.json")
     number = args.doc
     first = 0
     for shard in shards:
@@ -78,6 +76,20 @@ def show_documents(args: argparse.Namespace, manifest: Any) -> None:
         first += shard["documents"]
         if number >= args.doc + args.count:
             return
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The data's own copy of the tokenizer."""
+    from tokenizers import Tokenizer
+
+    if not path.exists():
+        raise Failure(f"{path}: there is no such file. Run the same nano3.data_prep again: it copies it back.")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception for a file it cannot read
+        raise Failure(
+            f"{path}: damaged ({error}). Remove it and run the same nano3.data_prep again: it copies it back."
+        ) from error
 
 
 def choose(args: argparse.Namespace, manifest: Any) -> list[dict[str, Any]]:

@@ -273,7 +273,7 @@ def test_a_changed_file_is_told(tmp_path: Path) -> None:
     path = helpers.write(tmp_path / "a.jsonl", ["a"])
     p = part(path)
     path.write_bytes(path.read_bytes() + b'{"text": "b"}\n')
-    with pytest.raises(Failure, match=r"when the plan was made.*force=true"):
+    with pytest.raises(Failure, match=r"when the plan was made.*Run the same command again"):
         read(p)
 
 
