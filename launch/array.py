@@ -20,9 +20,10 @@ from pathlib import Path
 
 from launch import ledger, slurm
 from launch.check import check
-from launch.dispatch import how_to_follow, show
+from launch.dispatch import how_to_follow, nothing_left, show
 from launch.follow import Watch, attached, follow, say
 from launch.job import Job
+from launch.lock import locked
 from launch.rank import call
 from launch.submit import Batch, Submitted, rank_task, record, submit_batch
 from nano3.config.cluster import ClusterConfig
@@ -45,6 +46,7 @@ class Array:
     finalize: str
     cluster: ClusterConfig
     container: str | None = None
+    folders: tuple[str, ...] = ()
     preview: str = ""
 
     @property
@@ -55,7 +57,7 @@ class Array:
     def parts(self) -> Batch:
         """The array: one process on one node for each task, without GPUs."""
         cluster = replace(self.cluster, nodes=1, ntasks_per_node=1, gpus_per_node=0)
-        job = Job(self.name, self.folder, self.entry, self.args, cluster, self.container, self.preview)
+        job = self.job(self.name, self.entry, self.args, cluster)
         task = rank_task(job, self.slurm_folder)
         # Tasks have no progress file: however often Slurm itself requeues one, it is not given up for that.
         task = replace(task, max_crashes=cluster.max_requeues + 1, retries=cluster.max_crashes)
@@ -73,8 +75,17 @@ class Array:
             sbatch_args=[*self.cluster.sbatch_args, *dependency],
         )
         args = (str(self.slurm_folder), array_id, str(self.tasks), self.entry, self.finalize, *self.args)
-        job = Job(f"{self.name}-final", self.folder, "launch.array:finalize_main", args, cluster, self.container)
+        job = self.job(f"{self.name}-final", "launch.array:finalize_main", args, cluster)
         return Batch([job], job.name, self.slurm_folder)
+
+    def job(self, name: str, entry: str, args: tuple[str, ...], cluster: ClusterConfig) -> Job:
+        """One of its jobs. Without an image they run without a container, whatever the profile's runtime is."""
+        if self.container is None and cluster.container_runtime != "none":
+            # The profile's Python and mounts are those of the container.
+            cluster = replace(cluster, container_runtime="none", python=None, mounts=[])
+        return Job(
+            name, self.folder, entry, args, cluster, self.container, "container", self.folders, preview=self.preview
+        )
 
 
 def run_array(
@@ -89,15 +100,22 @@ def run_array(
     then: Job | None = None,
     dry_run: bool = False,
     container: str | None = None,
+    folders: tuple[str, ...] = (),
     preview: str = "",
 ) -> int:
     """Run all tasks, then the finalizer, then the job `then`, where `cluster` says; the exit code of what ended it.
 
     Here (cluster.kind=local) everything runs in this process, one after another. On Slurm attached follows to the end
-    of the last job, detached prints the ids. Raises UserError with all problems that can be seen before submission.
+    of the last job, detached prints the ids. `folders` are mounted into the container, if there is one. Raises
+    UserError with all problems that can be seen before submission.
     """
-    array = Array(name, folder, entry, args, tasks, finalize, cluster, container, preview)
-    check([Job(name, folder, entry, args, cluster, container), *([then] if then else [])])
+    array = Array(name, folder, entry, args, tasks, finalize, cluster, container, folders, preview)
+    check([array.job(name, entry, args, cluster), *([then] if then else [])])
+    if cluster.kind == "slurm" and cluster.container_runtime != "none" and container is None:
+        say(f"{name} runs without a container: its key container is not set")
+    if then and then.finished and not dry_run:
+        say(nothing_left(then))
+        then = None
     if cluster.kind == "local":
         return _run_here(array, then, dry_run)
     if tasks > (most := slurm.max_array_size()):
@@ -106,11 +124,12 @@ def run_array(
         return _show(array, then)
     submitted = _submit(array, then)
     ids = [job_id for one in submitted for job_id in ledger.read(one.run_dir)[-1].ids]
-    say(f"submitted array {ids[0]} of {tasks} tasks, finalizer {ids[1]}" + (f", then job {ids[2]}" if then else ""))
+    told = f"submitted array {ids[0]} of {tasks} tasks, finalizer {ids[1]}" + (f", then job {ids[2]}" if then else "")
     if cluster.mode == "detached":
+        say(told)
         say(how_to_follow(folder))
         return 0
-    return attached(lambda: _watch(array, ids[0], submitted), ids, how_to_follow(folder))
+    return attached(told, lambda: _watch(array, ids[0], submitted), ids, how_to_follow(folder))
 
 
 def _run_here(array: Array, then: Job | None, dry_run: bool) -> int:
@@ -140,8 +159,8 @@ def _show(array: Array, then: Job | None) -> int:
 def _submit(array: Array, then: Job | None) -> list[Submitted]:
     """All or nothing."""
     taken: list[str] = []
-    with ledger.locked(array.slurm_folder), _cancelling(taken):
-        ledger.refuse_if_active(array.folder)
+    with locked(array.folder), _cancelling(taken):
+        ledger.refuse_if_active([array.folder, *([then.run_dir] if then else [])])
         parts = array.parts()
         taken += parts.submit()[:1]
         array_id = taken[0].partition("_")[0]

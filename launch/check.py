@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from launch import slurm
+from launch import container, slurm
 from launch.job import Job
 from launch.names import time_seconds
 from nano3.config.cluster import ClusterConfig
@@ -114,16 +114,16 @@ def _container_problems(job: Job) -> Iterator[str]:
     if cluster.container_runtime not in ("pyxis", "apptainer"):
         return
     if not job.container:
-        yield f"cluster.container_runtime={cluster.container_runtime} needs an image: set run.env.container."
-    elif job.container.startswith(("/", "./", "../")) and not Path(job.container).exists():
-        yield f"run.env.container={job.container}: there is no such file."
+        yield f"cluster.container_runtime={cluster.container_runtime} needs an image: set {job.container_key}."
+    elif container.is_file(job.container) and not Path(job.container).exists():
+        yield f"{job.container_key}={job.container}: there is no such file."
     for mount in cluster.mounts:
         host, _, inside = mount.partition(":")
         if not inside.startswith("/") or "," in mount or "\n" in mount:
             yield f"cluster.mounts: {mount!r} must be host:container[:flags], both absolute, without a comma."
         elif not Path(host).exists():
             yield f"cluster.mounts: {host} does not exist here."
-    for folder in (str(Path.cwd()), str(job.run_dir.absolute())):
+    for folder in map(str, container.places(job)):
         if "," in folder or ":" in folder:
             yield f"{folder} cannot be mounted into a container: it has a comma or a colon."
 

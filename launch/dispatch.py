@@ -1,5 +1,6 @@
 """`launch.run`: the one road for single runs and sweeps, here and on Slurm."""
 
+import shlex
 from pathlib import Path
 
 from launch import ledger, local
@@ -7,6 +8,7 @@ from launch import sweep as sweeping
 from launch.check import check
 from launch.follow import attached, follow, say
 from launch.job import Job
+from launch.lock import locked
 from launch.submit import Batch, submit_batch
 from nano3.console import console
 from nano3.errors import UserError
@@ -16,8 +18,9 @@ def run(jobs: list[Job], *, dry_run: bool = False, sweep: bool = False) -> int:
     """Run the jobs where their `cluster` says, and give the exit code of this command.
 
     One job runs here (in this process, or under torchrun) or is submitted; attached it is followed to its end and its
-    exit code is returned, detached 0. With `sweep=True` every job is a point: see launch.sweep. `dry_run` shows and
-    does nothing. Raises UserError with all problems that can be seen before anything is started.
+    exit code is returned, detached 0. A run that has finished is not submitted again. With `sweep=True` every job is a
+    point: see launch.sweep. `dry_run` shows and does nothing. Raises UserError with all problems that can be seen
+    before anything is started.
     """
     if not jobs:
         raise UserError("There is nothing to run.")
@@ -28,12 +31,27 @@ def run(jobs: list[Job], *, dry_run: bool = False, sweep: bool = False) -> int:
         return _sweep(jobs, dry_run)
     job = jobs[0]
     if job.cluster.kind == "local":
-        if dry_run:
-            return local.show(job)
-        ledger.refuse_if_active(job.run_dir)
-        return local.run_here(job) if job.ranks == 1 else local.run_torchrun(job)
+        return local.show(job) if dry_run else _run_here(job)
+    if job.finished:
+        say(nothing_left(job))
+        if not dry_run:
+            return 0
     batch = Batch([job], job.name, job.run_dir / "slurm")
     return show(batch) if dry_run else _submit_one(batch)
+
+
+def _run_here(job: Job) -> int:
+    if job.finished and job.ranks == 1:
+        return local.run_here(job)  # shows its result and writes nothing
+    with locked(job.run_dir) as lock:
+        ledger.refuse_if_active([job.run_dir])
+        job.prepare()
+        return local.run_here(job) if job.ranks == 1 else local.run_torchrun(job, lock)
+
+
+def nothing_left(job: Job) -> str:
+    """What is said instead of submitting a finished run."""
+    return f"{job.run_dir} has finished: nothing to do. Another run of it needs another name (run.name=...)."
 
 
 def _sweep(jobs: list[Job], dry_run: bool) -> int:
@@ -43,7 +61,9 @@ def _sweep(jobs: list[Job], dry_run: bool) -> int:
     if kinds == {"local"}:
         return sweeping.show_local(jobs) if dry_run else sweeping.run_local(jobs)
     if dry_run:
-        return max(show(batch) for batch in sweeping.batches(jobs))
+        if all(job.finished for job in jobs):
+            say(f"all {len(jobs)} points have finished: there is nothing to submit")
+        return max((show(batch) for batch in sweeping.batches(jobs)), default=0)
     return sweeping.run_slurm(jobs)
 
 
@@ -64,13 +84,15 @@ def show(batch: Batch) -> int:
 
 def how_to_follow(run_dir: Path) -> str:
     """What to type later."""
-    return f"Follow it with `nano3 tail {run_dir}`, end it with `nano3 cancel {run_dir}`."
+    place = shlex.quote(str(run_dir))
+    return f"Follow it with `nano3 tail {place}`, end it with `nano3 cancel {place}`."
 
 
 def _submit_one(batch: Batch) -> int:
     one = submit_batch(batch)[0]
-    say(f"submitted job {one.id}: {one.run_dir}")
+    told = f"submitted job {one.id}: {one.run_dir}"
     if batch.jobs[0].cluster.mode == "detached":
+        say(told)
         say(how_to_follow(one.run_dir))
         return 0
-    return attached(lambda: follow(one), [one.id], how_to_follow(one.run_dir))
+    return attached(told, lambda: follow(one), [one.id], how_to_follow(one.run_dir))

@@ -3,9 +3,13 @@
 torchrun ends all ranks when one exits with anything but 0, and itself exits with 1 whatever the rank's code was. So
 every rank leaves its code in FOLDER/RANK.exit, and 75 is told to torchrun as success: a rank that has saved must not
 end the others while they save. Ranks other than 0 write to FOLDER/rank_RANK.log.
+
+torchrun holds the run folder (launch.lock) for its ranks, so a rank must not outlive it.
 """
 
+import ctypes
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -13,10 +17,13 @@ from pathlib import Path
 from launch.job import AGAIN
 from launch.rank import run_rank
 
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+
 
 def main() -> int:
     """The command line."""
     folder, entry, *args = sys.argv[1:]
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     place, rank = Path(folder), os.environ["RANK"]
     (place / f"{rank}.pid").write_text(str(os.getpid()))
     if rank == "0":

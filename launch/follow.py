@@ -15,6 +15,8 @@ INTERRUPTED = 130
 _LOG_S = 0.25
 _FORGOTTEN_S = 20
 _TAIL_LINES = 25
+# How long the question of Ctrl-C stands.
+_DETACH_S = 3
 
 
 def say(text: str) -> None:
@@ -23,11 +25,11 @@ def say(text: str) -> None:
 
 
 class LogStream:
-    """Copies what is added to a file to stdout."""
+    """Copies what is added to a file after `offset` to stdout."""
 
-    def __init__(self, path: Path, from_end: bool = False) -> None:
+    def __init__(self, path: Path, offset: int = 0) -> None:
         self.path = path
-        self._offset = path.stat().st_size if from_end and path.exists() else 0
+        self._offset = offset
 
     def copy(self) -> None:
         """Print what is new."""
@@ -108,10 +110,10 @@ def describe(state: slurm.JobState) -> str:
     return " ".join(words)
 
 
-def follow(one: Submitted, rank: int = 0, from_end: bool = False) -> int:
-    """Stream one rank's log until the job has ended for good; its exit code."""
+def follow(one: Submitted, rank: int = 0, offset: int = 0) -> int:
+    """Stream one rank's log, from a byte on, until the job has ended for good; its exit code."""
     watch = Watch([one.id], one.poll_s)
-    stream = LogStream(one.log(rank), from_end)
+    stream = LogStream(one.log(rank), offset)
     told = ""
     while not watch.ended:
         stream.copy()
@@ -144,15 +146,23 @@ def report_failure(one: Submitted, state: slurm.JobState, streamed: int) -> None
 
 def tail(log: Path, lines: int = _TAIL_LINES) -> list[str]:
     """The last lines of a log, [] when it is not there."""
+    return tail_and_size(log, lines)[0].splitlines()
+
+
+def tail_and_size(log: Path, lines: int) -> tuple[str, int]:
+    """The last lines of a log as they are, and the byte where they end: the place to follow it from."""
     try:
-        return log.read_text(errors="replace").splitlines()[-lines:]
+        read = log.read_bytes()
     except FileNotFoundError:
-        return []
+        return "", 0
+    parts = read.decode(errors="replace").splitlines(keepends=True)
+    return "".join(parts[max(0, len(parts) - lines) :]), len(read)
 
 
-def attached(work: Callable[[], int], ids: list[str], how_to_follow: str) -> int:
-    """Run `work` (which watches); on Ctrl-C detach, or cancel the jobs."""
+def attached(submitted: str, work: Callable[[], int], ids: list[str], how_to_follow: str) -> int:
+    """Say what was submitted and run `work` (which watches); on Ctrl-C detach, or cancel the jobs."""
     try:
+        say(submitted)
         return work()
     except KeyboardInterrupt:
         if _wants_cancel(", ".join(ids)):
@@ -164,11 +174,12 @@ def attached(work: Callable[[], int], ids: list[str], how_to_follow: str) -> int
 
 
 def _wants_cancel(ids: str) -> bool:
-    """Wait three seconds for a second Ctrl-C, or for an answer on a terminal."""
+    """Wait a moment for a second Ctrl-C, or for an answer on a terminal."""
     asks = sys.stdin.isatty()
-    say(f"detaching from {ids} in 3 s; Ctrl-C again cancels it{' (or answer: [c]ancel, [d]etach)' if asks else ''}")
-    deadline = time.monotonic() + 3
-    try:
+    try:  # from the first word on: the second Ctrl-C may come while it is being written
+        answer = " (or answer: [c]ancel, [d]etach)" if asks else ""
+        say(f"detaching from {ids} in {_DETACH_S} s; Ctrl-C again cancels it{answer}")
+        deadline = time.monotonic() + _DETACH_S
         while (left := deadline - time.monotonic()) > 0:
             if not asks:
                 time.sleep(left)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,8 @@ class Job:
     is 0).
 
     Under Slurm an entry that returns 75 is requeued. SIGTERM and SIGUSR2 ask an entry to save and return 75; each may
-    arrive more than once. An entry that installs no handler for them is ended with 75 at once.
+    arrive more than once. An entry that installs no handler for them is ended with 75 at once. An entry that returns 75
+    without having been asked to has stopped where its user told it to: it is not requeued.
     """
 
     # Shown in the queue; need not be unique.
@@ -32,6 +34,10 @@ class Job:
     cluster: ClusterConfig
     # Container image, used when cluster.container_runtime is not none.
     container: str | None = None
+    # The key that sets it, for messages.
+    container_key: str = "run.env.container"
+    # Folders that the ranks read or write besides run_dir: mounted into the container.
+    folders: tuple[str, ...] = ()
     # Shown by a dry run: resolved config and preflight.
     preview: str = ""
     # Names a point of a sweep.
@@ -43,11 +49,22 @@ class Job:
     # File in the run folder that the entry rewrites with each checkpoint: starts that leave it unchanged count as
     # crashes.
     progress_marker: str = "progress.json"
+    # The done marker in the run folder, if any, was left by something else than what this job is.
+    changed: bool = False
+    # Writes what the entry reads into the run folder. Called under the folder's lock, once nothing speaks against
+    # starting: a job that is refused must not change what the one in its way is going to read.
+    freeze: Callable[[], object] | None = field(default=None, repr=False, compare=False)
 
     @property
     def finished(self) -> bool:
         """The entry has said that there is nothing left to do."""
-        return (self.run_dir / self.done_marker).exists()
+        return not self.changed and (self.run_dir / self.done_marker).exists()
+
+    def prepare(self) -> None:
+        """Make the run folder ready to be started from."""
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        if self.freeze:
+            self.freeze()
 
     @property
     def ranks(self) -> int:

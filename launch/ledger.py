@@ -1,8 +1,7 @@
 """RUN_DIR/jobs.json: the Slurm jobs of a run, oldest first. Written by launch at submission and at a job's end."""
 
-import contextlib
-import fcntl
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -64,30 +63,18 @@ def _write(run_dir: Path, entries: list[Entry]) -> None:
     write_json(run_dir / FILE, {"format": _FORMAT, "jobs": [asdict(entry) for entry in entries]})
 
 
-def refuse_if_active(run_dir: Path) -> None:
-    """Raise UserError when a job of this run waits or runs: two jobs must not write one run folder."""
-    entries = read(run_dir)
-    if not entries or entries[-1].state:
-        return
-    last = entries[-1]
-    state = slurm.states([last.id])[last.id]
-    if state == slurm.UNKNOWN or state.ended:
-        return
-    raise UserError(
-        f"{run_dir}: job {last.id} of this run is {state.state}. Watch it with `nano3 tail {run_dir}`, end it with "
-        f"`nano3 cancel {run_dir}`, or give this run another name (run.name=...)."
+def refuse_if_active(run_dirs: Iterable[Path]) -> None:
+    """Raise one UserError for all runs of which a job waits or runs: two jobs must not write one run folder."""
+    last = {run_dir: entries[-1].id for run_dir in run_dirs if (entries := read(run_dir)) and not entries[-1].state}
+    states = slurm.states(last.values()) if last else {}
+    active = {run_dir: job for run_dir, job in last.items() if states[job] != slurm.UNKNOWN and not states[job].ended}
+    if active:
+        raise UserError(_refusal(run_dir, job, states[job].state) for run_dir, job in active.items())
+
+
+def _refusal(run_dir: Path, job: str, state: str) -> str:
+    place = shlex.quote(str(run_dir))
+    return (
+        f"{run_dir}: job {job} of this run is {state}. Watch it with `nano3 tail {place}`, end it with "
+        f"`nano3 cancel {place}`, or give this run another name (run.name=...)."
     )
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Let one submission at a time look at a folder and submit."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{folder}: another command is submitting to this folder right now. Wait for it to end."
-            ) from None
-        yield

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
 from launch.follow import say, tail
 from launch.job import AGAIN, Job
+from launch.lock import RunLock
 from launch.rank import call
 from nano3.console import console
 
@@ -22,7 +24,6 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 def run_here(job: Job) -> int:
     """Call the entry in this process; exceptions pass to the caller."""
-    job.run_dir.mkdir(parents=True, exist_ok=True)
     os.environ.update(job.cluster.env)
     return call(job.entry, job.args)
 
@@ -50,17 +51,26 @@ def show(job: Job) -> int:
     return 0
 
 
-def run_torchrun(job: Job) -> int:
+def run_torchrun(job: Job, lock: RunLock) -> int:
     """Start the ranks under torchrun; the exit code of the rank that failed first, 75 when they stopped with their
     state saved."""
-    code, reason = run_process(job, None)
-    if reason:
-        say(reason)
-    return code
+    end = run_process(job, None, lock)
+    if end.reason:
+        say(end.reason)
+    return end.code
 
 
-def run_process(job: Job, log: Path | None) -> tuple[int, str]:
-    """Run the job as a process here; its exit code and, when it failed, what is known of why.
+@dataclass(frozen=True)
+class End:
+    """How a process ended: its exit code, what is known of why it failed, and whether it was asked to stop."""
+
+    code: int
+    reason: str
+    told_to_stop: bool
+
+
+def run_process(job: Job, log: Path | None, lock: RunLock) -> End:
+    """Run the job as a process here that holds its run folder, too, and would go on doing so without this one.
 
     stdout and stderr go to `log` when given. SIGINT, SIGTERM and SIGUSR2 to this process are passed to the ranks, so
     that they can save; the second SIGINT kills.
@@ -75,13 +85,17 @@ def run_process(job: Job, log: Path | None) -> tuple[int, str]:
         if job.ranks > 1:
             err = files.enter_context((logs / "torchrun.log").open("wb"))
         process = subprocess.Popen(
-            rank_command(job), stdout=out, stderr=err, env={**os.environ, **job.cluster.env}, start_new_session=True
-        )
-        with _passing_on(process, lambda: _rank_pids(process, job, logs)):
+            rank_command(job), stdout=out, stderr=err, env={**os.environ, **job.cluster.env}, start_new_session=True,
+            pass_fds=(lock.fd,),
+        )  # fmt: skip
+        lock.tell(process.pid)
+        with _passing_on(process, lambda: _rank_pids(process, job, logs)) as passed:
             code = process.wait()
     if code < 0:
         code = 128 - code
-    return _torchrun_outcome(job, logs, code) if job.ranks > 1 else (code, f"exit code {code}" if code else "")
+    if job.ranks > 1:
+        return End(*_torchrun_outcome(job, logs, code), told_to_stop=bool(passed))
+    return End(code, f"exit code {code}" if code else "", told_to_stop=bool(passed))
 
 
 def _rank_pids(process: "subprocess.Popen[bytes]", job: Job, logs: Path) -> list[int]:
@@ -93,12 +107,13 @@ def _rank_pids(process: "subprocess.Popen[bytes]", job: Job, logs: Path) -> list
 
 
 @contextlib.contextmanager
-def _passing_on(process: "subprocess.Popen[bytes]", targets: Callable[[], list[int]]) -> Iterator[None]:
-    """Pass signals of this process on while the block runs."""
-    interrupted = False
+def _passing_on(process: "subprocess.Popen[bytes]", targets: Callable[[], list[int]]) -> Iterator[list[int]]:
+    """Pass signals of this process on while the block runs, and give the list of those that came."""
+    passed: list[int] = []
 
     def pass_on(signum: int, frame: FrameType | None) -> None:
-        nonlocal interrupted
+        interrupted = signal.SIGINT in passed
+        passed.append(signum)
         if signum == signal.SIGINT and interrupted:
             os.killpg(process.pid, signal.SIGKILL)
             for pid in targets():
@@ -107,14 +122,13 @@ def _passing_on(process: "subprocess.Popen[bytes]", targets: Callable[[], list[i
             return
         if signum == signal.SIGINT:
             say("stopping: the ranks are asked to save (Ctrl-C again kills them)")
-            interrupted = True
         for pid in targets():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM if signum == signal.SIGINT else signum)
 
     before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
     try:
-        yield
+        yield passed
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

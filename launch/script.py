@@ -12,12 +12,12 @@ from launch import container
 from launch.job import Job
 from launch.names import slug
 
-# $state names two files that the tasks may leave: see launch.task. SLURM_JOB_ID will not do, because for one task of an
+# $state names files that the tasks may leave: see launch.task. SLURM_JOB_ID will not do, because for one task of an
 # array it is the id of the whole array.
 _BEFORE = """\
 job=${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}
 state={folder}/$job
-rm -f -- "$state.exit" "$state.again"
+rm -f -- "$state.exit" "$state.again" "$state.stopped"
 export SUBMITIT_LOG_LEVEL=WARNING"""
 
 # Requeue only a job that is still RUNNING: one that was cancelled must stay so.
@@ -30,6 +30,9 @@ if [ "$code" = 0 ] && [ -e "$state.again" ]; then
   elif scontrol show job -o "$job" | grep -q ' JobState=RUNNING ' && scontrol requeue "$job"; then
     sleep 120
   fi
+elif [ "$code" = 0 ] && [ -e "$state.stopped" ]; then
+  code=75
+  echo "launch: the run stopped by itself before its end, with its state saved; the same command goes on from here" >&2
 elif [ -e "$state.exit" ]; then
   read -r code _ <"$state.exit"
 fi

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 import launch
 import nano3
 from nano3.files import fsync_dir, temp_name, write_json
-from nano3.provenance import commit_of, git
+from nano3.provenance import commit_of, git, git_bytes
 
 _PACKAGES = ("nano3", "launch")
 # Beside the packages in a working copy; inside nano3 in a wheel.
@@ -43,8 +44,8 @@ class Snapshot:
         told = describe(self.root)
         write_json(temp / "code.json", told)
         if told["edited"]:
-            diff = git(self.root, "diff", "HEAD", "--binary", "--", *_PACKAGES, *_FOLDERS)
-            (temp / "code.diff").write_text(diff)
+            diff = git_bytes(self.root, "diff", "HEAD", "--binary", "--", *_PACKAGES, *_FOLDERS)
+            (temp / "code.diff").write_bytes(diff)  # of whatever encoding the edited files have
         temp.replace(self.folder)
         fsync_dir(self.folder.parent)
 
@@ -66,7 +67,7 @@ def plan(parent: Path, entries: set[str]) -> Snapshot:
         files.update(_module_files(name, "spare/", installed=True))
     digest = hashlib.sha256()
     for place in sorted(files):
-        digest.update(f"{place}\0".encode() + hashlib.sha256(files[place].read_bytes()).digest())
+        digest.update(os.fsencode(f"{place}\0") + hashlib.sha256(files[place].read_bytes()).digest())
     return Snapshot(parent / f"code-{digest.hexdigest()[:12]}", dict(sorted(files.items())), root)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from launch import container, ledger, script, slurm, snapshot
 from launch.job import Job
+from launch.lock import locked
 from launch.task import RankTask
 from nano3.errors import UserError
 
@@ -44,7 +45,7 @@ class Batch:
         self.snapshot = snapshot.plan(
             self.folder, {job.entry for job in self.jobs} | {task.entry for task in self.tasks}
         )
-        binds = container.mounts(first, [self.folder, *(job.run_dir.absolute() for job in self.jobs)])
+        binds = container.mounts(first, [self.folder, *(place for job in self.jobs for place in container.places(job))])
         python = script.python_command(first, self.snapshot.boot, binds, sys.executable)
         self.executor = SlurmExecutor(self.folder, python=python)
         self.executor.update_parameters(**script.parameters(first, name, self.folder, binds))
@@ -112,11 +113,13 @@ def kept_variables(job: Job) -> list[str]:
 
 
 def submit_batch(batch: Batch) -> list[Submitted]:
-    """Submit, and note it in every run folder."""
+    """Freeze every run and submit, unless one of them is in use; note it in every run folder."""
     with contextlib.ExitStack() as locks:
         for job in batch.jobs:
-            locks.enter_context(ledger.locked(job.run_dir / "slurm"))
-            ledger.refuse_if_active(job.run_dir)
+            locks.enter_context(locked(job.run_dir))
+        ledger.refuse_if_active(job.run_dir for job in batch.jobs)
+        for job in batch.jobs:
+            job.prepare()
         ids = batch.submit()
         return [record(batch, job, job_id) for job, job_id in zip(batch.jobs, ids, strict=True)]
 

@@ -5,6 +5,7 @@ does not stop the others; the exit code is that of the first point, in order, th
 """
 
 import os
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
@@ -17,9 +18,11 @@ from launch import ledger, slurm
 from launch.follow import Watch, attached, describe, say, tail
 from launch.job import AGAIN, Job
 from launch.local import run_process, show
+from launch.lock import locked
 from launch.metrics import last_metrics, loss_text
 from launch.submit import Batch, Submitted, submit_batch
 from nano3.console import console, table
+from nano3.errors import UserError
 
 _COLUMNS = ("point", "job", "state", "loss", "exit")
 
@@ -116,12 +119,26 @@ def run_local(jobs: list[Job]) -> int:
                 continue
             row.state = "running"
             view.update()
-            row.code, _ = run_process(row.job, _local_log(row))
-            row.state = {0: "finished", AGAIN: "stopped"}.get(row.code, "failed")
+            told_to_stop = _run_point(row)
             view.update()
-            if row.code == AGAIN:
+            if told_to_stop:
                 break
     return _outcome(rows, _local_log)
+
+
+def _run_point(row: Row) -> bool:
+    """Run one point; True when this command was asked to stop meanwhile."""
+    try:
+        with locked(row.job.run_dir) as lock:
+            ledger.refuse_if_active([row.job.run_dir])
+            row.job.prepare()
+            end = run_process(row.job, _local_log(row), lock)
+    except UserError as error:
+        row.code, row.state = error.exit_code, "refused"
+        say(f"{row.job.label}: {error}")
+        return False
+    row.code, row.state = end.code, {0: "finished", AGAIN: "stopped"}.get(end.code, "failed")
+    return end.told_to_stop
 
 
 def _local_log(row: Row) -> Path:
@@ -145,6 +162,7 @@ def batches(jobs: list[Job]) -> list[Batch]:
 def run_slurm(jobs: list[Job]) -> int:
     """Submit the points that have not finished; attached, watch them to their end."""
     rows = _rows(jobs)
+    ledger.refuse_if_active(job.run_dir for job in jobs if not job.finished)
     taken: list[Submitted] = []
     try:
         for batch in batches(jobs):
@@ -159,13 +177,14 @@ def run_slurm(jobs: list[Job]) -> int:
         if row.job.run_dir in ids:
             row.id, row.state = ids[row.job.run_dir].id, "submitted"
     base = base_folder(jobs)
-    if taken:
-        say(f"submitted {len(taken)} of {len(jobs)} points: {' '.join(one.id for one in taken)}")
-    how = f"Look at it with `nano3 jobs {base}`, end it with `nano3 cancel {base}`."
+    place = shlex.quote(str(base))
+    how = f"Look at it with `nano3 jobs {place}`, end it with `nano3 cancel {place}`."
+    told = f"submitted {len(taken)} of {len(jobs)} points: {' '.join(one.id for one in taken)}".rstrip(": ")
     if jobs[0].cluster.mode == "detached":
+        say(told)
         say(how)
         return 0
-    return attached(lambda: _watch(rows, ids), sorted(ids_of(taken)), how)
+    return attached(told, lambda: _watch(rows, ids), sorted(ids_of(taken)), how)
 
 
 def ids_of(taken: list[Submitted]) -> set[str]:

@@ -5,7 +5,8 @@ so that its end is recorded whatever ends it: an exit code, a segmentation fault
 
 Two files tell the job script (launch.script) what happened, both named after the job's id:
     ID.exit     first rank that failed by itself: "CODE RANK HOST" on the first line
-    ID.again    a rank wants the job to be requeued
+    ID.again    a rank was told to stop, has saved, and wants the job to be requeued
+    ID.stopped  a rank stopped by itself before its end (it was to run so many minutes): saved, but not to be requeued
 A task whose rank returned 75 exits with 0, because srun ends all other tasks when one exits with anything else, and
 these may still be writing their part of the checkpoint.
 """
@@ -88,7 +89,8 @@ class RankTask:
                 prefix.with_name(prefix.name + ".done").touch()
             return 0
         if code == AGAIN or child.killed_late:
-            prefix.with_name(prefix.name + ".again").touch()
+            mark = "again" if child.told_to_stop else "stopped"
+            prefix.with_name(f"{prefix.name}.{mark}").touch()
             return 0
         if not child.told_to_end:  # else it died with the others, of another rank's failure
             if restarts() < self.retries:
@@ -133,6 +135,7 @@ class Child:
     """The rank's process. Slurm signals only the task itself, so SIGTERM and SIGUSR2 are passed on."""
 
     def __init__(self, command: list[str], grace_s: float) -> None:
+        self.told_to_stop = False
         self.told_to_end = False
         self.killed_late = False
         self._grace_s = max(grace_s, 1)
@@ -145,6 +148,7 @@ class Child:
             self._process.send_signal(early)
 
     def _pass_on(self, signum: int, frame: FrameType | None) -> None:
+        self.told_to_stop = True
         if signum == signal.SIGTERM:
             self.told_to_end = True
         if self._process is None:

@@ -9,6 +9,7 @@
 The same command started again goes on from the newest checkpoint of run.output_dir.
 """
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +18,9 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 import launch
+from launch.ledger import refuse_if_active
+from launch.lock import locked
+from nano3 import places
 from nano3.artifacts import store
 from nano3.artifacts.resolver import locate
 from nano3.cli import run_app, task_overrides, typed
@@ -25,7 +29,7 @@ from nano3.console import is_rank_zero, say, table
 from nano3.errors import UserError
 from nano3.training import backend, frozen
 from nano3.training.preflight import Preflight, preflight
-from nano3.training.record import Data, freeze
+from nano3.training.record import Data, changed, freeze
 
 
 def main() -> None:
@@ -34,7 +38,7 @@ def main() -> None:
 
 
 def pretrain(cfg: DictConfig) -> int:
-    """One run: check, freeze, launch; returns the exit code."""
+    """One run: check and launch; returns the exit code."""
     run_dir = Path(cfg.run.output_dir).absolute()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return rank_of_torchrun(cfg, run_dir)
@@ -48,22 +52,31 @@ def rank_of_torchrun(cfg: DictConfig, run_dir: Path) -> int:
     if config.dry_run:
         say(preview)
         return 0
-    if is_rank_zero():
-        freeze(run_dir, config, data, task_overrides())
-    return frozen.train(config, run_dir)
+    with contextlib.ExitStack() as held:
+        if is_rank_zero():
+            held.enter_context(locked(run_dir))
+            refuse_if_active([run_dir])
+            freeze(run_dir, config, data, task_overrides())
+        return frozen.train(config, run_dir)
 
 
 def make_job(
     cfg: DictConfig, run_dir: Path, label: str, data: Data | None = None, overrides: Sequence[str] | None = None
 ) -> launch.Job:
-    """Check one composed configuration and freeze it into its run folder: a job that any rank can be started from.
+    """Check one composed configuration: a job that, once launch has frozen it, any rank can be started from.
 
     `data` is given when it is still being made; `overrides` when they are not those of this command line.
     """
-    data = data or find_data(cfg)
-    config, preview = checked(cfg, data, run_dir)
-    if not config.dry_run:
-        freeze(run_dir, config, data, task_overrides() if overrides is None else overrides)
+    found = data or find_data(cfg)
+    config, preview = checked(cfg, found, run_dir)
+    words = task_overrides() if overrides is None else list(overrides)
+
+    def freeze_it() -> None:
+        if config.cluster.container_runtime != "none":  # what is mounted must be there
+            for place in places.written_by(config):
+                Path(place).mkdir(parents=True, exist_ok=True)
+        freeze(run_dir, config, found, words)
+
     return launch.Job(
         name=config.run.name,
         run_dir=run_dir,
@@ -71,8 +84,11 @@ def make_job(
         args=(str(run_dir / "config.yaml"),),
         cluster=config.cluster,
         container=config.run.env.container,
+        folders=(*places.read_by(config), *places.written_by(config)),
         preview=preview,
         label=label,
+        changed=changed(run_dir, config, found),
+        freeze=freeze_it,
     )
 
 

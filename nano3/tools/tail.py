@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from launch import ledger, slurm
-from launch.follow import INTERRUPTED, describe, follow, say, tail
+from launch.follow import INTERRUPTED, describe, follow, say, tail_and_size
 from launch.submit import Submitted
 from nano3.errors import UserError
 from nano3.tools.jobs import RUNS, run_folders
@@ -27,14 +27,14 @@ def run(args: argparse.Namespace) -> int:
     run_dir = run_folder(args.run)
     entry = last_entry(run_dir)
     job = Submitted(entry.id, run_dir, Path(entry.log).parent)
-    for line in tail(job.log(args.rank), args.lines):
-        print(line)
+    text, size = tail_and_size(job.log(args.rank), args.lines)
+    print(text, end="", flush=True)
     if args.no_follow or entry.state:
         state = slurm.JobState(entry.state, entry.exit_code or 0) if entry.state else slurm.states([entry.id])[entry.id]
         say(f"job {entry.id} {describe(state)}; log: {job.log(args.rank)}")
         return 0
     try:
-        return follow(job, rank=args.rank, from_end=True)
+        return follow(job, rank=args.rank, offset=size)
     except KeyboardInterrupt:
         say(f"job {entry.id} goes on")
         return INTERRUPTED

@@ -17,6 +17,8 @@ from launch import ledger, slurm
 from nano3.config.cluster import ClusterConfig
 
 DEVCLUSTER = HERE.parent / "slurm" / "devcluster.sh"
+# Keys of a Job; all others are those of its cluster.
+OWN = ("container", "folders", "preview", "label", "after", "args", "freeze")
 MakeJob = Callable[..., launch.Job]
 
 
@@ -32,7 +34,7 @@ def make_job(tmp_path: Path) -> MakeJob:
 
     def make(*options: str, name: str = "run", entry: str = "launch_entries:count", **keys: Any) -> launch.Job:
         run_dir = tmp_path / name
-        own = {key: keys.pop(key) for key in ("container", "preview", "label", "after", "args") if key in keys}
+        own = {key: keys.pop(key) for key in OWN if key in keys}
         args = own.pop("args", (str(run_dir), *options))
         return launch.Job(name, run_dir, entry, args, ClusterConfig(**{"kind": "local", **keys}), **own)
 

@@ -22,7 +22,7 @@ def count(run_dir: str, *options: str) -> int:
     """Count to `steps` with a pause between, keeping the number in RUN_DIR/progress.json; 75 on SIGTERM and SIGUSR2.
 
     Options, as key=value: steps, pause (seconds), fail_rank and fail_code, deaf=1 (ignore signals), saves=0 (never
-    save).
+    save), more (steps that a resumed start does, instead of all), limit (stop by itself after this step, with 75).
     """
     given = dict(option.split("=", 1) for option in options)
     steps, pause = int(given.get("steps", "3")), float(given.get("pause", "0"))
@@ -33,6 +33,8 @@ def count(run_dir: str, *options: str) -> int:
     progress = folder / "progress.json"
     step = json.loads(progress.read_text())["step"] if progress.exists() else 0
     print(f"resuming from step {step}" if step else "fresh start", flush=True)
+    if step and "more" in given:
+        steps = step + int(given["more"])
     (folder / f"environment_{rank()}.json").write_text(json.dumps(dict(os.environ)))
     while step < steps:
         time.sleep(pause)
@@ -41,6 +43,9 @@ def count(run_dir: str, *options: str) -> int:
             return int(given["fail_code"])
         if stop:
             print(f"saved step {step} after signal {stop[0]}", flush=True)
+            return AGAIN
+        if given.get("limit") == str(step):
+            print(f"saved step {step} at the limit", flush=True)
             return AGAIN
         step += 1
         if rank() == 0:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import launch
 from launch import ledger, slurm
@@ -26,7 +26,7 @@ def state_of(run_dir: Path) -> slurm.JobState:
     return slurm.states([job_id])[job_id]
 
 
-def eventually(what: Callable[[], Any], seconds: float = 40) -> Any:
+def eventually(what: Callable[[], Any], seconds: float = 120) -> Any:
     """Wait until `what` gives something true, and give that."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -60,6 +60,17 @@ except Nano3Error as error:
     return subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )
+
+
+def read_until(stream: IO[str] | None, words: str) -> str:
+    """What a command writes up to the first line with these words. Read the rest from the same stream."""
+    assert stream is not None
+    read = ""
+    for line in stream:
+        read += line
+        if words in line:
+            return read
+    raise AssertionError(f"{words!r} is not in {read!r}")
 
 
 def with_cluster(job: launch.Job, **keys: Any) -> launch.Job:

@@ -81,7 +81,7 @@ def test_torchrun_killed_rank(make_job: Any) -> None:
     pid = eventually(lambda: (f := job.run_dir / "logs" / "1.pid").exists() and f.read_text())
     eventually(lambda: (job.run_dir / "environment_1.json").exists())
     os.kill(int(pid), signal.SIGKILL)
-    _out, err = command.communicate(timeout=60)
+    _out, err = command.communicate(timeout=200)
     assert command.returncode == 137 and "rank 1 failed first, with exit code 137" in err
 
 
@@ -91,7 +91,7 @@ def test_torchrun_stop_lets_all_ranks_save(make_job: Any, number: signal.Signals
     command = start_attached(job, start_new_session=True)
     eventually(lambda: all((job.run_dir / f"environment_{rank}.json").exists() for rank in (0, 1)))
     command.send_signal(number)
-    out, _err = command.communicate(timeout=60)
+    out, _err = command.communicate(timeout=200)
     assert command.returncode == 75 and "saved step" in out
     assert "saved step" in (job.run_dir / "logs" / "rank_1.log").read_text()
 
@@ -146,7 +146,7 @@ def test_sweep_dry_run(make_job: Any, capfd: pytest.CaptureFixture[str]) -> None
 
 
 def test_stopping_a_sweep_lets_the_point_save(make_job: Any) -> None:
-    jobs = points(make_job, 2, "pause=2")
+    jobs = [make_job("steps=100000", "pause=0.1", name=f"sweep/{i}", label=str(i)) for i in range(2)]
     program = (
         "import sys, launch\nfrom pathlib import Path, PosixPath\nfrom nano3.config.cluster import ClusterConfig\n"
         f"Job = launch.Job\nsys.exit(launch.run({jobs!r}, sweep=True))\n"
@@ -156,9 +156,17 @@ def test_stopping_a_sweep_lets_the_point_save(make_job: Any) -> None:
     )
     eventually(lambda: (jobs[0].run_dir / "environment_0.json").exists())
     command.send_signal(signal.SIGTERM)
-    command.wait(timeout=60)
+    command.communicate(timeout=200)
     assert command.returncode == 75
     assert not jobs[1].run_dir.exists()
+
+
+def test_a_point_that_stops_by_itself_hides_no_other(make_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    """Each was to train for so long; nobody asked the sweep to stop."""
+    jobs = [make_job("steps=9", "limit=2", name=f"sweep/{i}", label=str(i)) for i in range(2)]
+    assert launch.run(jobs, sweep=True) == 75
+    assert [json.loads((job.run_dir / "progress.json").read_text())["step"] for job in jobs] == [2, 2]
+    assert "0: stopped, exit code 75" in capfd.readouterr().err
 
 
 def test_local_array(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import pytest
 from launch_helpers import with_cluster
 
 import launch
+from launch import container
 from launch.submit import Batch
+from nano3.config.cluster import ClusterConfig
+from nano3.errors import UserError
 
 HOSTILE = [
     "plain",
@@ -74,13 +78,39 @@ def test_names_and_folders_arrive_as_they_are(make_job: Any, recorder: Path, nam
     assert all("wrap" not in line and "array" not in line for line in headers)
 
 
-@pytest.mark.parametrize("image", [*HOSTILE[:6], "docker://nvcr.io#nvidia/nemo:25.11", "a,b"])
+@pytest.mark.parametrize("image", [*HOSTILE[:6], "a,b"])
 @pytest.mark.parametrize("runtime", ["pyxis", "apptainer"])
 def test_image_is_one_word(make_job: Any, recorder: Path, image: str, runtime: str) -> None:
     job = make_job(kind="slurm", container_runtime=runtime, container=image)
     assert run_script(batch_of(job).text()).returncode == 0
     words, _ = srun_call(recorder)
-    assert (f"--container-image={image}" if runtime == "pyxis" else image) in words
+    wanted = {"pyxis": f"--container-image={image}", "apptainer": f"docker://{image}"}
+    assert wanted[runtime] in words
+
+
+@pytest.mark.parametrize(
+    ("image", "pyxis", "apptainer"),
+    [
+        ("nvcr.io/nvidia/nemo:25.11", "nvcr.io#nvidia/nemo:25.11", "docker://nvcr.io/nvidia/nemo:25.11"),
+        ("nvcr.io#nvidia/nemo:25.11", "nvcr.io#nvidia/nemo:25.11", "docker://nvcr.io/nvidia/nemo:25.11"),
+        ("docker://nvcr.io/nvidia/nemo", "docker://nvcr.io#nvidia/nemo", "docker://nvcr.io/nvidia/nemo"),
+        ("docker://nvcr.io#nvidia/nemo", "docker://nvcr.io#nvidia/nemo", "docker://nvcr.io/nvidia/nemo"),
+        ("localhost:5000/nemo", "localhost:5000#nemo", "docker://localhost:5000/nemo"),
+        ("pytorch/pytorch:2.9", "pytorch/pytorch:2.9", "docker://pytorch/pytorch:2.9"),
+        ("ubuntu:24.04", "ubuntu:24.04", "docker://ubuntu:24.04"),
+        ("/images/nemo.sqsh", "/images/nemo.sqsh", "/images/nemo.sqsh"),
+        ("nemo.sif", "{here}/nemo.sif", "nemo.sif"),
+        ("unpacked", "{here}/unpacked", "unpacked"),
+        ("oras://ghcr.io/a/b:1", "oras://ghcr.io/a/b:1", "oras://ghcr.io/a/b:1"),
+    ],
+)
+def test_an_image_as_each_runtime_spells_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: str, pyxis: str, apptainer: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "unpacked").mkdir()
+    assert container.image_words(image, "pyxis") == pyxis.format(here=tmp_path)
+    assert container.image_words(image, "apptainer") == apptainer
 
 
 @pytest.mark.parametrize("argument", ["--comment=a b", "--comment='; rm'", '--comment="$(id)"', "--constraint=a|b&c"])
@@ -129,6 +159,28 @@ def test_pyxis_options(make_job: Any, recorder: Path, tmp_path: Path, monkeypatc
     assert f"--container-workdir={here}" in words
     assert "--container-env=A,B" in words
     assert words[words.index("-u") - 2] == "python", "the image's Python, not this one"
+
+
+@pytest.mark.parametrize("runtime", ["pyxis", "apptainer"])
+def test_everything_a_run_uses_is_mounted_once(
+    make_job: Any, recorder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str
+) -> None:
+    for name in ("work", "lustre/data", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "work" / "link").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path / "work")
+    folders = ("inside", "link", f"{tmp_path}/lustre/data/part", f"{tmp_path}/lustre/data", f"{tmp_path}/lustre/data2")
+    job = make_job(kind="slurm", container_runtime=runtime, container="img", folders=folders)
+    text = batch_of(job).text()
+    run_script(text)
+    words, _ = srun_call(recorder)
+    if runtime == "pyxis":
+        mounts = next(word for word in words if word.startswith("--container-mounts=")).partition("=")[2].split(",")
+    else:
+        mounts = [words[i + 1] for i, word in enumerate(words) if word == "--bind"]
+    names = ("run", "work", "elsewhere", "lustre/data", "lustre/data2")
+    assert sorted(mounts) == sorted(f"{tmp_path / name}:{tmp_path / name}" for name in names)
+    assert launch.run([job], dry_run=True) == 1 and text == batch_of(job).text()
 
 
 def test_apptainer_command(make_job: Any, recorder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,10 +239,25 @@ def test_end_of_the_script(
     assert (calls.exists() and "requeue 7" in calls.read_text()) == requeued
 
 
+@pytest.mark.parametrize(("also_told", "requeued"), [(False, False), (True, True)])
+def test_a_run_that_stopped_by_itself_is_not_requeued(
+    make_job: Any, recorder: Path, also_told: bool, requeued: bool
+) -> None:
+    """It was to train for so many minutes; unless Slurm told another rank to stop at the same time."""
+    job = make_job(kind="slurm")
+    text = batch_of(job).text()
+    marks = [f"touch {job.run_dir}/slurm/7.stopped"] + [f"touch {job.run_dir}/slurm/7.again"] * also_told
+    (recorder / "srun").write_text("#!/bin/sh\n" + "\n".join(marks) + "\n")
+    done = run_script(text)
+    assert done.returncode == 75 and ("stopped by itself" in done.stderr) == (not also_told)
+    calls = recorder / "scontrol.txt"
+    assert (calls.exists() and "requeue 7" in calls.read_text()) == requeued
+
+
 def test_marks_of_an_earlier_start_are_removed(make_job: Any, recorder: Path) -> None:
     job = make_job(kind="slurm")
     text = batch_of(job).text()
-    for name in ("7.again", "7.exit"):
+    for name in ("7.again", "7.exit", "7.stopped"):
         (job.run_dir / "slurm" / name).write_text("5 0 node1\n")
     assert run_script(text).returncode == 0
 
@@ -219,6 +286,45 @@ def test_dry_run_prints_the_script_and_refusal(
     out = capfd.readouterr().out
     assert text in out and "sbatch: error: not today" in out and "resolved: config" in out
     assert not job.run_dir.exists()
+
+
+def test_dry_run_of_a_sweep_that_has_finished(make_job: Any, recorder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    jobs = [make_job(kind="slurm", name=f"s/p{i}", label=f"p{i}") for i in range(2)]
+    for job in jobs:
+        job.run_dir.mkdir(parents=True)
+        (job.run_dir / "finished.json").write_text("{}")
+    assert launch.run(jobs, sweep=True, dry_run=True) == 0
+    assert "all 2 points have finished: there is nothing to submit" in capfd.readouterr().err
+    assert launch.run(jobs, sweep=True) == 0
+    assert "2 of 2 points finished" in capfd.readouterr().err
+
+
+def test_a_finished_run_is_not_submitted_again(
+    make_job: Any, recorder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    job = make_job(kind="slurm")
+    job.run_dir.mkdir()
+    (job.run_dir / "finished.json").write_text("{}")
+    assert launch.run([job]) == 0
+    assert f"{job.run_dir} has finished: nothing to do" in capfd.readouterr().err
+    with pytest.raises(UserError, match="Slurm refused"):  # it is submitted
+        launch.run([replace(job, changed=True)])
+
+
+@pytest.mark.parametrize("image", [None, "nvcr.io/nvidia/nemo:25.11"])
+def test_an_array_has_a_container_only_if_it_has_an_image(
+    tmp_path: Path, recorder: Path, capfd: pytest.CaptureFixture[str], image: str | None
+) -> None:
+    cluster = ClusterConfig(kind="slurm", container_runtime="pyxis", python="python3", mounts=["/tmp:/data"])
+    launch.run_array(
+        "prep", tmp_path / "prep", entry="launch_entries:part", args=(str(tmp_path), ""), tasks=3,
+        finalize="launch_entries:gather", cluster=cluster, dry_run=True, container=image, folders=("/var/data",),
+    )  # fmt: skip
+    out, err = capfd.readouterr()
+    assert err.count("prep runs without a container: its key container is not set") == (image is None)
+    assert out.count("--container-image=nvcr.io#nvidia/nemo:25.11") == (2 if image else 0)
+    assert out.count("/var/data:/var/data") == (2 if image else 0)
+    assert out.count(f"{sys.executable} ") == (0 if image else 2), "the profile's Python is that of the container"
 
 
 def test_array_script(make_job: Any, recorder: Path) -> None:

@@ -1,12 +1,14 @@
 """Reading what Slurm prints, watching states, the ledger of a run."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from launch import follow, ledger, slurm
+from launch.dispatch import how_to_follow
 from launch.follow import LogStream, Watch, describe
 from launch.slurm import UNKNOWN, JobState, parse_sacct, parse_scontrol
 from nano3.errors import Failure, UserError
@@ -161,17 +163,70 @@ def test_one_job_for_a_run_folder(
     monkeypatch.setattr(slurm, "states", lambda ids: dict.fromkeys(ids, state))
     if refused:
         with pytest.raises(UserError, match=f"job 7 of this run is {state.state}"):
-            ledger.refuse_if_active(tmp_path)
+            ledger.refuse_if_active([tmp_path])
     else:
-        ledger.refuse_if_active(tmp_path)
+        ledger.refuse_if_active([tmp_path])
 
 
-def test_two_commands_do_not_submit_to_one_folder_at_once(tmp_path: Path) -> None:
-    with (
-        ledger.locked(tmp_path),
-        pytest.raises(UserError, match="another command is submitting"),
-        ledger.locked(tmp_path),
-    ):
-        pass
-    with ledger.locked(tmp_path):
-        pass
+def test_all_active_runs_are_told_at_once_and_slurm_is_asked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def states(ids: Any) -> dict[str, JobState]:
+        asked.append(list(ids))
+        return dict.fromkeys(asked[-1], JobState("RUNNING"))
+
+    monkeypatch.setattr(slurm, "states", states)
+    folders = [tmp_path / name for name in ("new", "a", "b")]
+    for number, folder in enumerate(folders[1:]):
+        ledger.add(folder, entry(f"7_{number}"))
+    with pytest.raises(UserError) as caught:
+        ledger.refuse_if_active(folders)
+    assert len(caught.value.problems) == 2 and asked == [["7_0", "7_1"]]
+
+
+def test_what_is_to_be_typed_next_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "a; rm -rf y"
+    assert how_to_follow(folder) == f"Follow it with `nano3 tail '{folder}'`, end it with `nano3 cancel '{folder}'`."
+    ledger.add(folder, entry("7"))
+    monkeypatch.setattr(slurm, "states", lambda ids: dict.fromkeys(ids, JobState("RUNNING")))
+    with pytest.raises(UserError, match=re.escape(f"`nano3 cancel '{folder}'`")):
+        ledger.refuse_if_active([folder])
+
+
+@pytest.mark.parametrize("at", ["submitted", "detaching"])
+def test_ctrl_c_while_something_is_said(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], at: str
+) -> None:
+    """The first one detaches, or the second cancels, wherever it comes."""
+    cancelled: list[str] = []
+    real_say = follow.say
+
+    def say(text: str) -> None:
+        if text.startswith(at):
+            raise KeyboardInterrupt
+        real_say(text)
+
+    def work() -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(follow, "say", say)
+    monkeypatch.setattr(follow, "_DETACH_S", 0.1)
+    monkeypatch.setattr(slurm, "cancel", cancelled.extend)
+    assert follow.attached("submitted job 7", work, ["7"], "how") == 130
+    assert cancelled == (["7"] if at == "detaching" else [])
+    assert ("detached; 7 goes on" in capfd.readouterr().err) == (at == "submitted")
+
+
+def test_following_goes_on_where_the_tail_ended(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "log"
+    assert follow.tail_and_size(log, 2) == ("", 0)
+    log.write_bytes(b"one\ntwo\nthr")
+    text, size = follow.tail_and_size(log, 2)
+    with log.open("ab") as f:
+        f.write(b"ee\nfour\n")
+    print(text, end="", flush=True)
+    LogStream(log, size).copy()
+    assert capfd.readouterr().out == "two\nthree\nfour\n"
+    assert follow.tail_and_size(log, 0)[0] == ""

@@ -57,6 +57,15 @@ def test_working_copy_with_its_edits(checkout: Path, tmp_path: Path) -> None:
     assert "+EDITED = True" in (folder / "code.diff").read_text()
 
 
+def test_edits_in_any_encoding(checkout: Path, tmp_path: Path) -> None:
+    with (checkout / "conf" / "pretrain.yaml").open("ab") as f:
+        f.write(b"# caf\xe9\n")
+    (checkout / "conf" / os.fsdecode(b"caf\xe9.yaml")).write_text("")
+    folder = take(checkout, tmp_path)
+    assert b"+# caf\xe9\n" in (folder / "code.diff").read_bytes()
+    assert (folder / "conf" / os.fsdecode(b"caf\xe9.yaml")).exists()
+
+
 def test_equal_code_has_one_snapshot(checkout: Path, tmp_path: Path) -> None:
     first = take(checkout, tmp_path)
     assert take(checkout, tmp_path) == first

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from launch_helpers import eventually
 
 from launch.task import Child, RankTask, check_starts, record_failure
 from nano3.errors import Failure, UserError
@@ -72,9 +73,8 @@ time.sleep(60)
         time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGUSR2)
     assert child.wait() == 137 and child.killed_late
-    time.sleep(0.2)
     state = Path(f"/proc/{pid_file.read_text()}/stat")
-    assert not state.exists() or state.read_text().split()[2] == "Z"
+    eventually(lambda: not state.exists() or state.read_text().split()[2] == "Z")
 
 
 def test_first_failure_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,13 +118,19 @@ def test_another_job_with_an_old_id_starts_afresh(tmp_path: Path, monkeypatch: p
     check_starts(tmp_path / "7", tmp_path / "progress.json", max_crashes=1)
 
 
-def run_task(tmp_path: Path, *args: str, restarts: int = 0, retries: int = 0, part: bool = False) -> int:
+def run_task(tmp_path: Path, *args: str, **more: int) -> int:
     """RankTask as task 0 of job 7, without Slurm."""
+    return start_task(tmp_path, *args, **more).wait()
+
+
+def start_task(
+    tmp_path: Path, *args: str, restarts: int = 0, retries: int = 0, part: bool = False
+) -> "subprocess.Popen[bytes]":
     task = RankTask("launch_entries:" + args[0], args[1:], str(tmp_path), str(tmp_path / "progress.json"), 60, 2,
                     (2, 5) if part else None, retries)  # fmt: skip
     program = f"import sys; from launch.task import RankTask; sys.exit({task!r}._run())"
     env = {**os.environ, "RANK": "0", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)}
-    return subprocess.run([sys.executable, "-c", program], env=env, check=False).returncode
+    return subprocess.Popen([sys.executable, "-c", program], env=env)
 
 
 def files(tmp_path: Path) -> set[str]:
@@ -141,8 +147,16 @@ def test_task_that_fails(tmp_path: Path) -> None:
     assert files(tmp_path) == {"7.exit"} and (tmp_path / "7.exit").read_text().startswith("1 0 ")
 
 
-def test_task_that_saved_asks_for_a_requeue(tmp_path: Path) -> None:
+def test_task_that_stops_by_itself_asks_for_no_requeue(tmp_path: Path) -> None:
     assert run_task(tmp_path, "count", str(tmp_path), "fail_rank=0", "fail_code=75") == 0
+    assert files(tmp_path) == {"7.stopped"}
+
+
+def test_task_that_was_told_to_stop_asks_for_a_requeue(tmp_path: Path) -> None:
+    task = start_task(tmp_path, "count", str(tmp_path), "steps=6000", "pause=0.1")
+    eventually(lambda: (tmp_path / "progress.json").exists())
+    task.send_signal(signal.SIGUSR2)
+    assert task.wait() == 0
     assert files(tmp_path) == {"7.again"}
 
 

@@ -1,0 +1,45 @@
+"""Folders outside the run folder that a job's ranks read or write: what a container must have mounted."""
+
+import glob
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from nano3.artifacts import store
+from nano3.config import PrepOptions, PretrainConfig, SourceConfig
+
+# Caches that a user may have put anywhere; without the variable, only nano3's own is worth keeping.
+_CACHES = ("NANO3_CACHE", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "HF_HOME")
+_DEFAULT_CACHE = "~/.cache/nano3"
+
+
+def read_by(config: PretrainConfig) -> list[str]:
+    """What a run reads: prepared data, the checkpoint it starts from, weights of another model."""
+    weights = (config.megatron.get("checkpoint") or {}).get("pretrained_checkpoint")
+    return [str(Path(place).absolute()) for place in (config.run.data, config.checkpoint.load, weights) if place]
+
+
+def written_by(config: PretrainConfig) -> list[str]:
+    """What a run writes besides its run folder: checkpoints, the artifact store, compiled kernels."""
+    caches = [os.environ.get(name) for name in _CACHES]
+    kernels = [] if os.environ.get("NANO3_CACHE") or config.backend != "megatron" else [_DEFAULT_CACHE]
+    places = [config.checkpoint.save, str(store.home()), *caches, *kernels]
+    return [str(Path(place).expanduser().absolute()) for place in places if place]
+
+
+def of_preparation(options: PrepOptions, sources: Iterable[SourceConfig]) -> tuple[str, ...]:
+    """What preparing data reads and writes on this file system."""
+    named = [source.path for source in sources if "://" not in source.path]
+    if Path(options.tokenizer_model).exists():
+        named.append(options.tokenizer_model)
+    caches = [place for name in ("HF_HOME",) if (place := os.environ.get(name))]
+    folders = [*map(_folder_of, named), *(Path(p).expanduser() for p in [options.output_dir, *caches]), store.home()]
+    return tuple(dict.fromkeys(str(folder.absolute()) for folder in folders))
+
+
+def _folder_of(path: str) -> Path:
+    """The folder that holds a file, or everything a pattern can match."""
+    place = Path(path).expanduser()
+    while glob.has_magic(str(place)):
+        place = place.parent
+    return place if place.is_dir() else place.parent

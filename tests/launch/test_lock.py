@@ -1,0 +1,162 @@
+"""One process at a time in a run folder; and nothing is frozen for a start that is refused."""
+
+import errno
+import fcntl
+import os
+import re
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launch_helpers import eventually, start_attached
+
+import launch
+from launch import ledger, slurm
+from launch.lock import locked
+from nano3.errors import UserError
+
+
+def test_only_one_holds_a_folder(tmp_path: Path) -> None:
+    with (
+        locked(tmp_path / "run"),
+        pytest.raises(UserError, match=f"is in use by process {os.getpid()} on {socket.gethostname()}"),
+        locked(tmp_path / "run"),
+    ):
+        pass
+    with locked(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: int
+) -> None:
+    def flock(fd: int, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked(tmp_path):
+        pass
+    assert "this file system has no locks" in capfd.readouterr().err
+
+
+def test_a_second_start_here_is_refused_until_the_first_is_gone(make_job: Any) -> None:
+    job = make_job("steps=100000", "pause=0.05", "more=1")
+    first = start_attached(job)
+    eventually(lambda: (job.run_dir / "progress.json").exists())
+    with pytest.raises(UserError, match=f"in use by process {first.pid} on"):
+        launch.run([job])
+    assert len(list(job.run_dir.glob("environment_*"))) == 1
+    first.kill()
+    first.communicate()
+    assert launch.run([job]) == 0
+
+
+def test_ranks_of_torchrun_hold_the_folder_as_long_as_they_live(make_job: Any) -> None:
+    job = make_job("steps=100000", "pause=0.05", "more=1", nproc_per_node=2)
+    first = start_attached(job)
+    eventually(lambda: all((job.run_dir / f"environment_{rank}.json").exists() for rank in (0, 1)))
+    ranks = [int((job.run_dir / "logs" / f"{rank}.pid").read_text()) for rank in (0, 1)]
+    with pytest.raises(UserError, match=f"in use by process {first.pid} on .*, which runs as process") as refused:
+        launch.run([job])
+    os.kill(first.pid, signal.SIGKILL)
+    os.waitpid(first.pid, 0)
+    with pytest.raises(UserError, match="in use by"):
+        launch.run([job])
+    torchrun = re.search(r"runs as process (\d+)", str(refused.value))
+    assert torchrun is not None
+    os.kill(int(torchrun[1]), signal.SIGKILL)
+    eventually(lambda: all(ended(pid) for pid in ranks))
+    assert launch.run([job]) == 0
+
+
+def ended(pid: int) -> bool:
+    """Gone, or waiting for a parent that does not ask."""
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().split()[2] == "Z"
+
+
+def test_a_point_that_somebody_else_runs_is_refused_and_the_others_run(
+    make_job: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [make_job("steps=1", name=f"s/{i}", label=f"p{i}") for i in range(2)]
+    with locked(jobs[0].run_dir):
+        assert launch.run(jobs, sweep=True) == 2
+    assert [job.finished for job in jobs] == [False, True]
+    assert "p0: refused, exit code 2" in capfd.readouterr().err
+
+
+class Freezing:
+    """A run whose freezing is seen."""
+
+    def __init__(self, make_job: Any, **keys: Any) -> None:
+        self.times = 0
+        self.job = make_job("steps=1", freeze=self._freeze, **keys)
+
+    def _freeze(self) -> None:
+        self.times += 1
+
+
+@pytest.mark.parametrize("sweep", [False, True])
+def test_a_run_is_frozen_under_its_lock_when_it_starts(make_job: Any, sweep: bool) -> None:
+    run = Freezing(make_job, label="p")
+    launch.run([run.job], dry_run=True, sweep=sweep)
+    assert run.times == 0
+    with locked(run.job.run_dir):
+        if sweep:
+            assert launch.run([run.job], sweep=True) == 2
+        else:
+            with pytest.raises(UserError, match="in use"):
+                launch.run([run.job])
+    assert run.times == 0
+    assert launch.run([run.job], sweep=sweep) == 0
+    assert run.times == 1
+
+
+@pytest.mark.parametrize("kind", ["local", "slurm"])
+@pytest.mark.parametrize("sweep", [False, True])
+def test_a_run_with_an_active_job_is_not_frozen(
+    make_job: Any, recorder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, sweep: bool
+) -> None:
+    run = Freezing(make_job, kind=kind, label="p")
+    run.job.run_dir.mkdir()
+    ledger.add(run.job.run_dir, ledger.Entry("77", "run", "2026-01-01T00:00:00+00:00", "/log", "/script"))
+    monkeypatch.setattr(slurm, "states", lambda ids: dict.fromkeys(ids, slurm.JobState("RUNNING")))
+    if kind == "local" and sweep:
+        assert launch.run([run.job], sweep=True) == 2
+    else:
+        with pytest.raises(UserError, match="job 77 of this run is RUNNING"):
+            launch.run([run.job], sweep=sweep)
+    assert run.times == 0
+
+
+def test_a_run_with_a_problem_is_not_frozen(make_job: Any, recorder: Path) -> None:
+    run = Freezing(make_job, kind="slurm", partition="nowhere")
+    with pytest.raises(UserError, match="no such partition"):
+        launch.run([run.job])
+    assert run.times == 0
+
+
+def test_submission_freezes(make_job: Any, recorder: Path) -> None:
+    run = Freezing(make_job, kind="slurm")
+    with pytest.raises(UserError, match="Slurm refused the job"):
+        launch.run([run.job])
+    assert run.times == 1
+
+
+def test_nothing_is_submitted_before_a_run_whose_next_run_is_active(
+    make_job: Any, recorder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    following = Freezing(make_job, kind="slurm")
+    following.job.run_dir.mkdir()
+    ledger.add(following.job.run_dir, ledger.Entry("77", "run", "2026-01-01T00:00:00+00:00", "/log", "/script"))
+    monkeypatch.setattr(slurm, "states", lambda ids: dict.fromkeys(ids, slurm.JobState("RUNNING")))
+    with pytest.raises(UserError, match="job 77 of this run is RUNNING"):
+        launch.run_array(
+            "prep", tmp_path / "prep", entry="launch_entries:part", args=(str(tmp_path), ""), tasks=2,
+            finalize="launch_entries:gather", cluster=following.job.cluster, then=following.job,
+        )  # fmt: skip
+    assert following.times == 0
+    assert not list((tmp_path / "prep").glob("slurm/*"))
