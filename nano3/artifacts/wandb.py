@@ -139,11 +139,9 @@ def _mirror(artifact: Artifact) -> Any:
     kind = "model" if artifact.name.startswith("Model") else "dataset"
     known = {"path": artifact.path, "fingerprint": artifact.fingerprint, "local": artifact.reference}
     mirror = wandb.Artifact(artifact.name, kind, metadata={**artifact.metadata, **known, "inputs": artifact.inputs})
-    folder = Path(artifact.path)
-    mirror.add_reference(folder.as_uri(), name="folder", checksum=False)
-    for name in CHECKED:
-        if (folder / name).is_file():
-            mirror.add_reference((folder / name).as_uri(), name=name)
+    for place in sorted(Path(artifact.path).iterdir()):
+        if not place.name.startswith("."):  # .prep: the lock and the plan of a preparation
+            mirror.add_reference(place.as_uri(), name=place.name, checksum=place.name in CHECKED)
     return mirror
 
 

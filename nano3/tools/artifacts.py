@@ -51,4 +51,9 @@ def lineage(artifact: store.Artifact, depth: int) -> None:
     say(f"{'  ' * depth}{artifact.reference}  {artifact.path}  ({artifact.created}, {artifact.creator})")
     for reference in artifact.inputs:
         name, _, version = reference.rpartition(":v")
-        lineage(store.load(name, int(version)), depth + 1)
+        try:
+            made_from = store.load(name, int(version))
+        except FileNotFoundError:
+            say(f"{'  ' * (depth + 1)}{reference}  (not in this store)")
+        else:
+            lineage(made_from, depth + 1)

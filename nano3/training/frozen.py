@@ -7,14 +7,14 @@ This is what torchrun, Slurm and sweeps start. It composes nothing, so later edi
 
 from pathlib import Path
 
-from nano3.artifacts import store
-from nano3.artifacts.names import alias_of
+from nano3.artifacts import store, wandb
 from nano3.config import PretrainConfig
 from nano3.console import is_rank_zero, say, warn
 from nano3.errors import UserError
 from nano3.files import write_json
 from nano3.training import backend
 from nano3.training.conclude import conclude
+from nano3.training.lineage import data_reference, model_alias
 from nano3.training.outcome import Outcome
 from nano3.training.record import latest_start, thaw
 
@@ -83,9 +83,9 @@ class SaveRecorder:
 def register_checkpoint(config: PretrainConfig, run_dir: Path, iteration: int, folder: Path) -> None:
     """Record a complete checkpoint as the newest `ModelArtifact-pretrain`, made from the run's data."""
     start = latest_start(run_dir)
-    reference = start["data"]["reference"]
-    alias, _ = alias_of(config.run.name)
-    store.register(
+    reference = data_reference(start)
+    alias = model_alias(config, start)
+    made = store.register(
         MODEL_ARTIFACT,
         folder,
         fingerprint=f"{start['data']['fingerprint']}/{run_dir}/{iteration}",
@@ -96,6 +96,8 @@ def register_checkpoint(config: PretrainConfig, run_dir: Path, iteration: int, f
             "data": start["data"],
             "code": start["code"],
         },
-        inputs=[reference] if ":v" in reference else [],
+        inputs=[reference] if reference else [],
         alias=alias,
     )
+    if run := wandb.active_run():
+        wandb.log(run, made, alias)

@@ -8,13 +8,17 @@ again, so every iteration stands there once. Training lines have `loss`, validat
 import json
 import os
 import secrets
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nano3.config.pretrain import PretrainConfig, WandbConfig
+from nano3.artifacts import wandb
+from nano3.config.pretrain import PretrainConfig
 from nano3.console import say
-from nano3.errors import UserError
 from nano3.files import atomic_open, write_text
+from nano3.secrecy import without_secrets
+from nano3.training.lineage import data_reference, shown_name, stored
+from nano3.training.record import latest_start
 
 FILE = "metrics.jsonl"
 
@@ -51,7 +55,7 @@ class Metrics:
         self._keep_up_to(start_iteration)
         self._file = (self.run_dir / FILE).open("a", encoding="utf-8")
         self._board = self._open_board(config, start_iteration)
-        if config is not None and config.run.wandb.mode != "disabled":
+        if config is not None and wandb_settings(config).on:
             self._wandb = self._open_wandb(config)
 
     def log(self, **values: Any) -> None:
@@ -82,7 +86,8 @@ class Metrics:
             self._file.close()
             self._board.close()
             if self._wandb is not None:
-                self._wandb.finish(exit_code=exit_code)
+                with wandb.harmless("ending the run"):
+                    self._wandb.finish(exit_code=exit_code)
 
     def _record(self, values: dict[str, Any]) -> None:
         self._file.write(json.dumps(values) + "\n")
@@ -91,7 +96,10 @@ class Metrics:
             if name != "iteration":
                 self._board.add_scalar(name, number, values["iteration"])
         if self._wandb is not None:
-            self._wandb.log(values)
+            with wandb.harmless("recording metrics"):
+                self._wandb.log(values)
+                return
+            self._wandb = None  # told once, not at every iteration
 
     def _keep_up_to(self, iteration: int) -> None:
         """Drop lines of iterations that will be done again, validation at a fresh start's iteration 0 included."""
@@ -109,34 +117,39 @@ class Metrics:
         return SummaryWriter(log_dir=folder or str(self.run_dir / "tensorboard"), purge_step=purge)
 
     def _open_wandb(self, config: PretrainConfig) -> Any:
-        """The same W&B run on every start: its id lies in the run folder."""
-        try:
-            import wandb
-        except ModuleNotFoundError as error:
-            raise UserError(
-                "run.wandb.mode is set but wandb is not installed: `pip install 'nano3[wandb]'`, or "
-                "run.wandb.mode=disabled."
-            ) from error
-        run = wandb.init(
+        """The same W&B run on every start (its id lies in the run folder), with the data as its input.
+
+        None when W&B does not work. Raises `UserError` when it is not installed.
+        """
+        start = latest_start(self.run_dir) if any(self.run_dir.glob("starts/*/start.json")) else {}
+        run = wandb.start(
+            wandb_settings(config),
+            folder=self.run_dir,
+            key="run.wandb.mode",
             id=wandb_id(self.run_dir),
-            resume="allow",
-            name=config.run.name,
-            dir=str(self.run_dir),
-            config=_plain(config),
-            **wandb_settings(config.run.wandb, config),
+            name=shown_name(config, start),
+            group=config.run.name if start.get("label") else None,
+            job_type="pretrain",
+            config=without_secrets(asdict(config)),
         )
-        run.define_metric("iteration")
-        run.define_metric("*", step_metric="iteration")
+        if run is None:
+            return None
+        with wandb.harmless("naming the axis"):
+            run.define_metric("iteration")
+            run.define_metric("*", step_metric="iteration")
+        if start and (reference := data_reference(start)):
+            if artifact := stored(reference):
+                wandb.use(run, artifact)
+            else:
+                wandb.use_reference(run, reference)
         return run
 
 
-def wandb_settings(wandb: WandbConfig, config: PretrainConfig) -> dict[str, Any]:
-    """mode, project and entity for wandb.init; logger.* stand above run.wandb.*."""
-    return {
-        "mode": wandb.mode,
-        "project": config.logger.wandb_project or wandb.project,
-        "entity": config.logger.wandb_entity or wandb.entity,
-    }
+def wandb_settings(config: PretrainConfig) -> wandb.Settings:
+    """mode, project and entity; logger.* stand above run.wandb.*."""
+    own = config.run.wandb
+    project = config.logger.wandb_project or own.project
+    return wandb.Settings(own.mode, project, config.logger.wandb_entity or own.entity)
 
 
 def wandb_id(run_dir: Path) -> str:
@@ -145,12 +158,6 @@ def wandb_id(run_dir: Path) -> str:
     if not path.is_file():
         write_text(path, secrets.token_hex(8) + "\n")
     return path.read_text().strip()
-
-
-def _plain(config: PretrainConfig) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(config)
 
 
 def _training_line(values: dict[str, Any], total: int | None) -> str:

@@ -54,7 +54,7 @@ class Data:
     fingerprint: str
 
 
-def freeze(run_dir: Path, config: PretrainConfig, data: Data, overrides: Sequence[str]) -> Path:
+def freeze(run_dir: Path, config: PretrainConfig, data: Data, overrides: Sequence[str], label: str = "") -> Path:
     """Write config.yaml and the record of this start; return the path of config.yaml. Call it on one process only.
 
     A finished run that is the same run stays as it is; with another configuration it is no longer finished.
@@ -75,6 +75,7 @@ def freeze(run_dir: Path, config: PretrainConfig, data: Data, overrides: Sequenc
             "user": user_name(),
             "host": socket.gethostname(),
             "overrides": list(overrides),
+            "label": label,
             "data": vars(data),
             "code": {"commit": commit, "uncommitted": bool(diff)},
             "python": platform.python_version(),

@@ -1,0 +1,34 @@
+"""Reads the file of an offline W&B run (run-ID.wandb): LevelDB's log format, a protobuf `Record` in each entry."""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+BLOCK, FILE_HEADER, HEADER = 32768, 7, 7
+
+
+def records(folder: Path) -> list[Any]:
+    """Every record of the only offline run in FOLDER/wandb."""
+    from wandb.proto import wandb_internal_pb2
+
+    (path,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
+    return [wandb_internal_pb2.Record.FromString(entry) for entry in entries(path.read_bytes())]
+
+
+def entries(content: bytes) -> Iterator[bytes]:
+    """Put chunks together: type 1 is whole, 2, 3 and 4 are first, middle and last."""
+    assert content[:4] == b":W&B"
+    at, parts = FILE_HEADER, b""
+    while at < len(content):
+        if BLOCK - at % BLOCK < HEADER:  # the rest of a block is filled up
+            at += BLOCK - at % BLOCK
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, at)
+        if kind == 0:
+            return
+        parts += content[at + HEADER : at + HEADER + length]
+        at += HEADER + length
+        if kind in (1, 4):
+            yield parts
+            parts = b""
