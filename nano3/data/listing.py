@@ -121,7 +121,7 @@ def list_glob(full: Path, output: Path, label: str) -> Listing:
     fixed = full
     while glob.has_magic(str(fixed)):
         fixed = fixed.parent
-    own = {output / name for name in PUBLISHED}
+    own = {output / name for name in (*PUBLISHED, ".prep")}
     entries, problems = [], []
     for path in fixed.glob(os.path.relpath(full, fixed)):
         if own & {path, *path.parents}:
