@@ -50,6 +50,7 @@ OWNED: dict[str, str] = {
     "checkpoint.save": "checkpoint.save",
     "checkpoint.load": "checkpoint.load",
     "checkpoint.ckpt_step": "checkpoint.load (the folder of one iteration)",
+    "checkpoint.finetune": "checkpoint.load (another folder than checkpoint.save begins a new phase)",
     "train.exit_interval": "train.exit_iteration",
     "train.exit_duration_in_mins": "train.exit_duration_in_mins",
     "train.exit_signal_handler": "nothing: SIGTERM and SIGUSR2 always save and stop",

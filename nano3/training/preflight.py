@@ -20,7 +20,7 @@ from nano3.training.data import TrainingData, open_data
 from nano3.training.hf_model import model_problems
 from nano3.training.recipe_check import blend_file_problems, near_recipe, recipe_problems
 from nano3.training.schedule import schedule_problems
-from nano3.training.values import run_problems, value_problems, vocabulary_problems
+from nano3.training.values import run_problems, start_problems, value_problems, vocabulary_problems
 
 # Hours are told for this share of the GPUs' peak: what large hybrid MoE models reach on H100s; metrics.jsonl has the
 # true one.
@@ -65,7 +65,7 @@ def preflight(config: PretrainConfig, manifest: dict[str, Any] | None = None) ->
     layout = layout_of(config, known)
     plan = Preflight()
     _check_megatron(config, known, plan)
-    plan.problems.extend(value_problems(config))
+    plan.problems.extend([*value_problems(config), *start_problems(config)])
     plan.problems.extend(run_problems(config, here=uses_this_python(config) and not config.dry_run))
     plan.problems.extend(schedule_problems(config))
     if not megatron:

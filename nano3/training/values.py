@@ -48,6 +48,17 @@ def vocabulary_problems(config: PretrainConfig, data_vocab_size: int) -> list[st
     ]
 
 
+def start_problems(config: PretrainConfig) -> list[str]:
+    """Why it is not clear what this run starts from, or nothing."""
+    c, weights = config.checkpoint, (config.megatron.get("checkpoint") or {}).get("pretrained_checkpoint")
+    if weights and c.load and c.load != c.save:
+        return [
+            f"checkpoint.load={c.load} and megatron.checkpoint.pretrained_checkpoint={weights} both name weights to "
+            "start from: give one of them."
+        ]
+    return []
+
+
 def run_problems(config: PretrainConfig, here: bool) -> list[str]:
     """What is wrong with run.name and run.wandb; `here`: the ranks will use this very Python."""
     problems = []

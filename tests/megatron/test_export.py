@@ -124,15 +124,28 @@ def test_a_megatron_checkpoint_without_its_configuration(tmp_path: Path) -> None
         export.model_section(tmp_path)
 
 
-def test_the_tool_writes_beside_the_run(tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize("how", ["folder", "name"])
+def test_the_tool_writes_beside_the_run(tmp_path: Path, capsys, monkeypatch, how: str) -> None:
+    run = run_folder(tmp_path / "output/nano3/runs")
+    monkeypatch.chdir(tmp_path)
+    assert command(str(run) if how == "folder" else "run") == 0
+    assert (run / "hf" / "config.json").is_file()
+    assert "from_pretrained" in capsys.readouterr().out
+    shutil.rmtree(run)
+
+
+def test_a_run_that_is_not_there(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="There is no run 'rnu'"):
+        command("rnu")
+
+
+def command(*words: str) -> int:
+    """`nano3 export WORDS`."""
     import argparse
 
     from nano3.tools import export as tool
 
-    run = run_folder(tmp_path)
     parser = argparse.ArgumentParser()
     tool.add_arguments(parser)
-    assert tool.run(parser.parse_args([str(run)])) == 0
-    assert (run / "hf" / "config.json").is_file()
-    assert "from_pretrained" in capsys.readouterr().out
-    shutil.rmtree(run)
+    return tool.run(parser.parse_args(words))

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from megatron_helpers import NANO, QWEN, model
+from megatron_helpers import NANO, QWEN, ROOT, model
 
 from nano3.config import ModelConfig, PretrainConfig
 from nano3.training.architecture import Architecture, flops_per_token, from_config, parameters
+from nano3.training.overrides import free_settings
 from nano3.training.preflight import Layout, layout_problems, memory_per_gpu, preflight
+from nano3.training.recipe_check import recipe_problems
 from nano3.training.schema import recorded
 
 
@@ -126,6 +128,135 @@ def test_all_problems_come_at_once(config: PretrainConfig) -> None:
         assert part in words
 
 
+@pytest.mark.parametrize("backend", ["megatron", "transformers"])
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        pytest.param("logger.log_interval", 0, "logger.log_interval=0 must be at least 1", id="log"),
+        pytest.param("checkpoint.save_interval", -1, "checkpoint.save_interval=-1 must be at least", id="save"),
+        pytest.param("checkpoint.keep_last", -1, "checkpoint.keep_last=-1 must be at least 0", id="keep"),
+        pytest.param("train.eval_iters", -3, "train.eval_iters=-3 must be at least 1", id="eval-iters"),
+        pytest.param("train.eval_interval", -1, "train.eval_interval=-1 must be at least 0", id="eval-interval"),
+        pytest.param("train.train_iters", 0, "train.train_iters=0 must be at least 1", id="length"),
+        pytest.param("train.exit_iteration", 0, "train.exit_iteration=0 must be at least 1", id="exit"),
+        pytest.param(
+            "train.exit_duration_in_mins", -1.0, "exit_duration_in_mins=-1.0 must be at least 0", id="minutes"
+        ),
+        pytest.param("optimizer.clip_grad", -1.0, "optimizer.clip_grad=-1.0 must be at least 0", id="clip"),
+        pytest.param("optimizer.weight_decay", float("nan"), "optimizer.weight_decay=nan must be", id="nan"),
+        pytest.param("optimizer.adam_beta2", 1.0, "optimizer.adam_beta2=1 must be at least 0 and below 1", id="beta"),
+        pytest.param("model.vocab_size", 100, "less than the data's vocabulary of 4096", id="vocabulary"),
+        pytest.param(
+            "run.wandb.mode", "ofline", "run.wandb.mode=ofline: no such mode. Did you mean 'offline'?", id="w"
+        ),
+        pytest.param("run.name", "my run", "for example run.name=my-run", id="name-with-space"),
+        pytest.param("run.name", "lr=1e-3", "for example run.name=lr-1e-3", id="name-with-equals"),
+        pytest.param("run.name", "a/b", "for example run.name=a-b", id="name-with-slash"),
+        pytest.param("run.name", "latest", "always means the newest version", id="name-latest"),
+        pytest.param("run.name", "v7", "means version 7", id="name-version"),
+    ],
+)
+def test_values_that_no_run_can_have(config: PretrainConfig, backend: str, key: str, value: object, told: str) -> None:
+    """Known before the job: the rank would end at its first log line, checkpoint or validation."""
+    if backend == "transformers":
+        config.backend, config.model = backend, model("quickstart")
+    parent, _, leaf = key.rpartition(".")
+    node = config
+    for name in parent.split("."):
+        node = getattr(node, name)
+    setattr(node, leaf, value)
+    problems = preflight(config).problems
+    assert sum(told in p for p in problems) == 1, problems
+
+
+def test_megatron_may_run_without_saving(config: PretrainConfig) -> None:
+    config.checkpoint.save_interval = 0
+    assert preflight(config).problems == []
+
+
+def test_wandb_that_is_not_installed_is_told_before_the_job(config: PretrainConfig, monkeypatch) -> None:
+    monkeypatch.setattr("nano3.training.values.installed", lambda name: False)
+    config.run.wandb.mode = "online"
+    assert any("needs wandb, not installed" in p for p in preflight(config).problems)
+    config.cluster.kind, config.cluster.container_runtime = "slurm", "pyxis"
+    assert not any("wandb" in p for p in preflight(config).problems), "the container may have it"
+
+
+def test_two_sources_of_weights_are_refused(config: PretrainConfig) -> None:
+    config.checkpoint.load = "/other/checkpoints"
+    config.megatron = {"checkpoint": {"pretrained_checkpoint": "/hf"}}
+    assert any("both name weights" in p for p in preflight(config).problems)
+
+
+def test_finetuning_by_its_megatron_name_is_refused(config: PretrainConfig) -> None:
+    """It would set the iteration back to 0 at every restart."""
+    config.megatron = {"checkpoint": {"finetune": True}}
+    assert any("set by checkpoint.load (another folder" in p for p in preflight(config).problems)
+
+
+def test_a_blend_elsewhere_is_refused_because_nobody_reads_it(config: PretrainConfig, tmp_path: Path) -> None:
+    config.recipe.per_split_data_args_path = str(tmp_path / "other.json")
+    assert any("is not the blend of run.data" in p and "run.data=FOLDER" in p for p in preflight(config).problems)
+
+
+def test_a_link_to_the_blend_is_the_blend(config: PretrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(config.run.data)
+    config.recipe.per_split_data_args_path = str(tmp_path / "link" / "blend.json")
+    assert preflight(config).problems == []
+
+
+@pytest.fixture
+def bridge(tmp_path: Path, monkeypatch) -> None:
+    """A Megatron-Bridge that is installed: its recipes' source alone."""
+    folder = tmp_path / "recipes" / "nemotronh"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("")
+    (folder / "nemotron_3_nano.py").write_text(
+        "raise SystemExit('imported')\nfrom elsewhere import nemotron_3_nano_pretrain_config, other_config\n"
+    )
+    monkeypatch.setattr("nano3.training.recipe_check._recipes_folder", lambda: tmp_path / "recipes")
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        pytest.param(
+            NANO.replace("pretrain_config", "pretrian_config"), "'nemotron_3_nano_pretrain_config'", id="name"
+        ),
+        pytest.param(NANO.replace("nemotron_3_nano.", "nemotron_3_nanno."), f"Did you mean '{NANO}'?", id="module"),
+        pytest.param(QWEN, "there is no module megatron.bridge.recipes.qwen.qwen3.", id="nothing-near"),
+    ],
+)
+def test_a_recipe_that_the_installed_bridge_lacks(config: PretrainConfig, bridge, target: str, told: str) -> None:
+    assert recipe_problems(NANO) == []
+    config.recipe._target_ = target
+    assert any(told in p for p in preflight(config).problems), preflight(config).problems
+
+
+def test_a_misspelt_recipe_is_told_where_there_is_no_bridge(config: PretrainConfig) -> None:
+    """A login node cannot know every recipe, so it warns with the nearest one it knows."""
+    config.recipe._target_ = NANO.replace("pretrain_config", "pretrian_config")
+    assert any(f"Did you mean '{NANO}'?" in w for w in preflight(config).warnings)
+
+
+def test_the_profile_for_one_hopper_gpu(config: PretrainConfig) -> None:
+    """As it was measured: micro batch 16 of 4,096 tokens, nothing recomputed, the recipe's CUDA graphs; it fits."""
+    from omegaconf import OmegaConf
+
+    config.model, config.data_blend.name = model("nemotron_3_nano_1b"), "test"
+    data = config.run.data
+    profile = OmegaConf.load(ROOT / "conf/train/one_hopper.yaml")
+    merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config), profile))
+    assert isinstance(merged, PretrainConfig)
+    assert merged.train.micro_batch_size == 16 and merged.run.data == data
+    assert not {"cuda_graph_impl", "cuda_graph_modules"} & set(merged.megatron["model"])
+    settings = {s.path: s.value for s in free_settings(merged.megatron, recorded(NANO))}
+    assert settings == {"model.recompute_granularity": None, "model.recompute_modules": None}
+    plan = preflight(merged)
+    assert plan.problems == []
+    assert not any("GB per GPU" in w for w in plan.warnings)
+
+
 LAYOUT = Layout(world=16, tensor=2, pipeline=2, context=1, expert=4)
 
 
@@ -204,6 +335,7 @@ def test_an_unknown_recipe_is_told_not_guessed(config: PretrainConfig) -> None:
     )
     plan = preflight(config)
     assert any("is not recorded" in w for w in plan.warnings)
+    assert not any("Did you mean" in w for w in plan.warnings), "nothing known is near"
     assert "parameters" not in dict(plan.rows)
 
 

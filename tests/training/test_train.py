@@ -1,12 +1,14 @@
 """The transformers backend as a whole: real processes, real data, real kills."""
 
+import contextlib
 import math
 import os
 import shutil
 import signal
-import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from training_processes import Child, losses, start, start_ranks, tiny_config, train_here, wait_for_iteration
@@ -14,7 +16,8 @@ from training_processes import Child, losses, start, start_ranks, tiny_config, t
 from nano3.config import PretrainConfig
 from nano3.errors import Failure, UserError
 from nano3.training import checkpoints
-from nano3.training.metrics import read_metrics
+from nano3.training.metrics import Metrics, read_metrics
+from nano3.training.outcome import Outcome
 from nano3.training.transformers import train
 
 
@@ -93,14 +96,29 @@ def test_two_killed_ranks_continue_bit_for_bit(data: Path, undisturbed: Path, tm
 
 
 def train_and_die(config: PretrainConfig, data: Path, run_dir: Path) -> None:
-    """Train; once the first checkpoint is there, a thread waits for two more iterations and kills the process."""
+    """Train; rank 0 kills itself when iteration 6 has been logged, between two checkpoints."""
+    when_logged(6, lambda: os.kill(os.getpid(), signal.SIGKILL), rank="0")
+    train(config, data, run_dir)
 
-    def die() -> None:
-        while max(line["iteration"] for line in read_metrics(run_dir)) < 6:
-            time.sleep(0.0005)
-        os.kill(os.getpid(), signal.SIGKILL)
 
-    train(config, data, run_dir, on_save=lambda *_: threading.Thread(target=die).start())
+def signal_rank_one(config: PretrainConfig, data: Path, run_dir: Path) -> Outcome:
+    """Train; rank 1 gets a signal at the end of its third iteration."""
+    when_logged(3, lambda: os.kill(os.getpid(), signal.SIGUSR2), rank="1")
+    return train(config, data, run_dir)
+
+
+def when_logged(iteration: int, act: Callable[[], None], rank: str) -> None:
+    """In this process and this rank of it, do `act` right after the metrics of `iteration` are recorded."""
+    if os.environ.get("RANK", "0") != rank:
+        return
+    record = Metrics.log
+
+    def log(self: Metrics, **values: Any) -> None:
+        record(self, **values)
+        if values["iteration"] == iteration:
+            act()
+
+    Metrics.log = log  # type: ignore[method-assign]
 
 
 def test_finished_run_does_nothing_again(data: Path, undisturbed: Path) -> None:
@@ -113,13 +131,9 @@ def test_finished_run_does_nothing_again(data: Path, undisturbed: Path) -> None:
 
 def test_two_ranks_equal_one_rank(data: Path, undisturbed: Path, tmp_path: Path) -> None:
     """Two gloo ranks, one of them told to stop: both stop, save and go on to what one rank computes, bit for bit."""
-    config = tiny_config(**{"train.exit_iteration": 50})
-    ranks = start_ranks(config, data, tmp_path, 2)
-    wait_for_iteration(tmp_path, 3, ranks[0])
-    os.kill(ranks[1].process.pid or 0, signal.SIGUSR2)
-    stopped = [r.result() for r in ranks]
-    assert {o.status for o in stopped} == {"stopped"}
-    assert len({o.iteration for o in stopped}) == 1
+    config = tiny_config()
+    stopped = [r.result() for r in start_ranks(config, data, tmp_path, 2, job=signal_rank_one)]
+    assert {(o.status, o.iteration) for o in stopped} == {("stopped", 4)}
     assert stopped[0].reason == "another rank was told to stop"
     assert stopped[1].reason == "signal SIGUSR2"
     assert [r.result().status for r in start_ranks(config, data, tmp_path, 2)] == ["finished", "finished"]
@@ -203,12 +217,43 @@ def test_longer_run_says_what_changes(data: Path, undisturbed: Path, tmp_path: P
     assert "threads per rank was 1" in child.output()
 
 
-def test_next_phase_starts_from_another_runs_checkpoint(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_next_phase_begins_at_iteration_0_with_the_weights(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Another length, batch, schedule and seed, and fewer iterations than the checkpoint has; stopped, it resumes."""
+    own = {"train.train_iters": 4, "train.seq_length": 16, "train.global_batch_size": 8, "train.seed": 5}
+    own |= {"optimizer.lr": 1e-3, "scheduler.lr_wsd_decay_iters": 1, "train.eval_interval": 4}
+    phase = {"checkpoint.load": str(undisturbed / "checkpoints"), **own}
+    child = start(tiny_config(**phase, **{"train.exit_iteration": 2}), data, tmp_path)
+    assert child.result().iteration == 2
+    line = f"new phase: iteration 0 with the weights and optimizer of {undisturbed}/checkpoints/iter_0000012"
+    assert child.output().splitlines()[0] == line
+    child = start(tiny_config(**phase), data, tmp_path)
+    assert child.result().iteration == 4
+    assert f"resuming from iteration 2 of {tmp_path}" in child.output()
+    steps = [line for line in read_metrics(tmp_path) if "loss" in line]
+    assert [line["iteration"] for line in steps] == [1, 2, 3, 4]
+    assert [line["lr"] for line in steps[:3]] == pytest.approx([0.0, 5e-4, 1e-3])
+    assert steps[-1]["consumed_tokens"] == 4 * 8 * 16
+    learnt = [line["valid_loss"] for line in read_metrics(undisturbed) if "valid_loss" in line]
+    first = next(line["valid_loss"] for line in read_metrics(tmp_path) if "valid_loss" in line)
+    assert first < (learnt[0] + learnt[-1]) / 2
+
+
+def test_next_phase_of_another_model_is_refused(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    config = tiny_config(**{"checkpoint.load": str(undisturbed / "checkpoints"), "model.hidden_size": 32})
+    with pytest.raises(UserError, match=r"holds another model: model\.hidden_size: 16 in the checkpoint, now 32"):
+        train(config, data, tmp_path)
+
+
+def test_the_rest_of_a_schedule_keeps_its_iteration(data: Path, undisturbed: Path, tmp_path: Path) -> None:
     changes = {"checkpoint.load": str(undisturbed / "checkpoints"), "train.train_iters": 14, "train.seed": 5}
-    child = start(tiny_config(**changes), data, tmp_path)
+    child = start(tiny_config(**changes, **{"checkpoint.keep_iteration": True}), data, tmp_path)
     assert child.result().iteration == 14
     assert "resuming from iteration 12" in child.output()
     assert [line["iteration"] for line in read_metrics(tmp_path) if "loss" in line] == [13, 14]
+    with pytest.raises(UserError, match=r"has 12 iterations already, train\.train_iters is 12"):
+        train(
+            tiny_config(**changes | {"checkpoint.keep_iteration": True, "train.train_iters": 12}), data, tmp_path / "b"
+        )
 
 
 @pytest.mark.slow
@@ -220,9 +265,13 @@ def test_two_ranks_killed_under_torchrun(data: Path, undisturbed: Path, tmp_path
     script = Path(__file__).with_name("torchrun_worker.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(script)]
     first = subprocess.Popen([*command, str(data), str(tmp_path)], start_new_session=True)
-    while not any(line["iteration"] >= 6 for line in read_metrics(tmp_path)):
-        assert first.poll() is None
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
+    try:
+        while not any(line["iteration"] >= 6 for line in read_metrics(tmp_path)):
+            assert first.poll() is None, "torchrun ended before it could be killed"
+            time.sleep(0.01)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
     subprocess.run([*command, str(data), str(tmp_path)], check=True, timeout=240)
     assert losses(tmp_path) == losses(undisturbed)

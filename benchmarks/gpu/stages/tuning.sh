@@ -1,6 +1,6 @@
 # Speed of a 1.24 B hybrid MoE under one change at a time; the line that counts is the last one (iterations 11 to 15). While one
 # variant trains, the next one imports and waits. Two ranks with experts over both, then resumed on one, stand in the queue too.
-W="benchmarks/gpu/wide.yaml train.seq_length=4096 train.global_batch_size=32 train.train_iters=15 train.eval_interval=0 logger.log_interval=5 checkpoint.save_interval=0 scheduler.lr_wsd_decay_iters=5 scheduler.lr_warmup_iters=2 optimizer.lr=1e-4"
+W="conf/model/nemotron_3_nano_1b.yaml train.seq_length=4096 train.global_batch_size=32 train.train_iters=15 train.eval_interval=0 logger.log_interval=5 checkpoint.save_interval=0 scheduler.lr_wsd_decay_iters=5 scheduler.lr_warmup_iters=2 optimizer.lr=1e-4"
 NONE="megatron.model.recompute_granularity=null megatron.model.recompute_modules=null"
 tune() { # NAME ARGUMENTS...
   local name=$1; shift
