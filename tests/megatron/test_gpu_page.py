@@ -24,12 +24,13 @@ TYPED = [
     for word in shlex.split("".join(text).rstrip("\\"))
 ]
 FREE = sorted({word for word in TYPED if re.match(r"\+?megatron\.[\w.]+=", word)})
-COMMANDS = re.findall(r"^python -m nano3\.pretrain (.*(?:\\\n.*)*)", PAGE, re.MULTILINE)
+COMMANDS = re.findall(r"^python -m nano3\.pretrain ((?:.*\\\n)*.*)", PAGE, re.MULTILINE)
 
 
 def composed(words: list[str]):
     ConfigStore.instance().store(name="pretrain_schema", node=SCHEMAS["pretrain"])
     register_resolver()
+    OmegaConf.register_new_resolver("sample", lambda file: file, replace=True)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("pretrain", words)
 
