@@ -33,6 +33,8 @@ from nano3.secrecy import secret_problems
 FORESEEN = (HydraException, OmegaConfBaseException, Nano3Error)
 # Keys where nothing at all (`output_dir=`) would mean the folder one happens to be in.
 NEVER_EMPTY = ("output_dir", "job_dir", "artifact", "run.output_dir", "run.name", "run.data")
+# Hydra's flags whose next word is theirs.
+TAKES_A_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p")
 Task = Callable[[DictConfig], int]
 # Given all points of a sweep and their overrides: check them, and make them differ where they must.
 Prepare = Callable[[list[DictConfig], list[list[str]]], None]
@@ -45,6 +47,7 @@ def run_app(name: str, task: Task, sweep: Prepare | None = None) -> NoReturn:
     keeps its traceback. A sweep calls `task` once for each point, after `sweep`; its code is the first that is not 0.
     (With a launcher that starts points itself, as nano3.pretrain has, `task` is not called.)
     """
+    sys.argv[1:] = flags_first(sys.argv[1:])
     if help.asked(sys.argv[1:]):
         print(help.text(name))
         sys.exit(0)
@@ -64,6 +67,19 @@ def run_app(name: str, task: Task, sweep: Prepare | None = None) -> NoReturn:
             raise
         print("\nstopped; run the same command again to go on", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def flags_first(argv: list[str]) -> list[str]:
+    """Overrides after flags: Hydra takes them in one piece only, and `a=1 -m b=1,2` is what people type."""
+    moved = [
+        word
+        for before, word in zip(["", *argv], argv, strict=False)
+        if ("=" in word or word.startswith("~")) and not word.startswith("-") and before not in TAKES_A_VALUE
+    ]
+    left = list(argv)
+    for word in moved:
+        left.remove(word)
+    return left + moved
 
 
 def set_up() -> None:
@@ -87,13 +103,19 @@ def _run(name: str, task: Task, sweep: Prepare | None, shown_in_full: bool) -> i
     points: list[DictConfig] = []
     overrides: list[list[str]] = []
     codes: list[int] = []
+    refused: list[Exception] = []
 
     def first(cfg: DictConfig) -> None:
-        if HydraConfig.get().mode == RunMode.RUN:
-            codes.append(task(cfg))
-        else:
+        if HydraConfig.get().mode != RunMode.RUN:
             points.append(cfg)
             overrides.append(task_overrides())
+            return
+        try:
+            codes.append(task(cfg))
+        except FORESEEN as error:
+            if shown_in_full:
+                raise
+            refused.append(error)  # raised here, Hydra would print all overrides above it
 
     def again(cfg: DictConfig) -> None:
         number = len(codes)
@@ -107,6 +129,8 @@ def _run(name: str, task: Task, sweep: Prepare | None, shown_in_full: bool) -> i
 
     try:
         _hydra(name, first)
+        if refused:
+            raise refused[0]
         if points:
             if sweep:
                 sweep(points, overrides)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from nano3.cli import flags_first, grouped
+from nano3.conf import SCHEMAS, groups, members, schema_keys
+
 PRETRAIN, PREP, TOOL = "nano3.pretrain", "nano3.data_prep", "nano3"
 Run = subprocess.CompletedProcess
 
@@ -47,6 +50,14 @@ def run(tmp_path: Path):
         pytest.param(PREP, ["data_blend=maths"], ["Did you mean 'math'?"], id="no-such-blend"),
         pytest.param(PREP, ["blend_path=none.json"], ["no such file"], id="no-blend-file"),
         pytest.param(PREP, ["+experiment=tiny"], ["data_blend=NAME"], id="experiment-for-prep"),
+        pytest.param(PRETRAIN, ["+cluster=slurm"], ["without the plus: cluster=slurm"], id="group-with-plus"),
+        pytest.param(PRETRAIN, ["train.seed=a", "optimizer.lr=b"], ["train.seed", "optimizer.lr"], id="two-types"),
+        pytest.param(PREP, ["num_shards=abc", "sample=xyz"], ["num_shards: ", "sample: "], id="prep-two-types"),
+        pytest.param(PREP, ["-m", "num_shards=a,b"], ["'a'", "'b'"], id="types-in-a-sweep"),
+        pytest.param(PREP, ["output_dir="], ["output_dir= is empty"], id="empty-folder"),
+        pytest.param(PREP, ["model=quickstart"], ["no group 'model' in data_prep"], id="group-of-the-other"),
+        pytest.param(PREP, ["artifact=a b", "wandb.mode=on"], ["'a b'", "wandb.mode=on"], id="registration"),
+        pytest.param(PREP, ["alias=v7"], ["'v7' means version 7"], id="alias"),
         pytest.param(TOOL, ["artifacts", "show", "X"], ["no artifact 'X'"], id="tool"),
     ],
 )
@@ -54,8 +65,43 @@ def test_user_errors(run, module: str, args: list[str], told: list[str]) -> None
     done = run(module, *args)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
+    assert "Error executing job" not in done.stderr
     for text in told:
         assert text in done.stderr, done.stderr
+
+
+def test_a_secret_in_a_configuration_is_refused_and_not_repeated(run) -> None:
+    words = ["+cluster.env.HF_TOKEN=hf_abc", "cluster.setup=['export WANDB_API_KEY=hf_abc']"]
+    done = run(PREP, "data_blend=sample", *words)
+    assert done.returncode == 2
+    assert "cluster.env.HF_TOKEN: a secret" in done.stderr
+    assert "cluster.setup (WANDB_API_KEY): a secret" in done.stderr
+    assert "hf_abc" not in done.stdout + done.stderr
+    assert "hf_abc" not in run(PREP, words[0][1:]).stderr  # told to add a plus
+
+
+@pytest.mark.parametrize("module", [PRETRAIN, PREP])
+def test_help_names_every_group_and_key(run, module: str) -> None:
+    app = module.partition(".")[2]
+    out = run(module, "--help").stdout
+    for key in schema_keys(SCHEMAS[app]):
+        assert f"\n  {key}" in out or f"\n{key}: " in out
+    for group in groups(app):
+        assert ", ".join(members(group)) in out
+
+
+def test_the_same_problem_of_many_datasets_is_told_once() -> None:
+    problems = [f"dataset '{n}': path=hf://org/{n}: the hub cannot be reached." for n in "abc"]
+    told = grouped(["tokenizer: no", *problems, "dataset 'd': path=x: is empty."])
+    assert told[0] == "tokenizer: no"
+    assert told[1] == "3 datasets (a, b, c); the first: path=hf://org/a: the hub cannot be reached."
+    assert told[2] == "dataset 'd': path=x: is empty."
+    assert len(told) == 3
+
+
+def test_overrides_may_stand_on_both_sides_of_a_flag() -> None:
+    typed = ["a=1", "--config-dir", "x=y", "~b", "-m", "c=1,2"]
+    assert flags_first(typed) == ["--config-dir", "x=y", "-m", "a=1", "~b", "c=1,2"]
 
 
 def test_full_error_still_shows_the_traceback(run) -> None:

@@ -82,7 +82,7 @@ def test_a_dry_run_under_torchrun_is_one_too(cli: Commands, data: Path, rank: st
 def test_two_ranks_here_are_one_rank(cli: Commands, trained: Path, how: str) -> None:
     words = ["nano3.pretrain", *SMALL, f"run.name={how}"]
     if how == "torchrun":
-        done = cli("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29741", "-m", *words)
+        done = cli("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", *words)
     else:
         done = cli("-m", *words, "cluster.nproc_per_node=2")
     assert done.stdout.count("fresh start") == 1
@@ -105,6 +105,10 @@ def test_a_local_sweep_shows_failures_and_repeats_only_those(cli: Commands, trai
 def test_prepare_then_train_in_one_command(cli: Commands, data: Path) -> None:
     cli("-m", "nano3.data_prep", "data_blend=sample", "output_dir=data", "--then", *SMALL, "run.name=then")
     assert (cli.folder / "output/nano3/runs/then/finished.json").exists()
+    assert (
+        "DataBlendsArtifact-pretrain:v"
+        in cli("-m", "nano3", "artifacts", "lineage", "ModelArtifact-pretrain:then").stdout
+    )
 
 
 def test_a_mistake_in_then_is_told_before_any_work(cli: Commands) -> None:

@@ -144,8 +144,11 @@ def made_of(folder: str) -> Artifact | None:
     return next((found for name in names() if (found := at(name, folder))), None)
 
 
-def resolve(reference: str) -> Artifact:
-    """Find `name`, `name:latest`, `name:v3` or `name:<alias>`. Raises `UserError` that lists what there is."""
+def look_up(reference: str) -> Artifact:
+    """What is recorded of `name`, `name:latest`, `name:v3` or `name:<alias>`, whatever lies at its path by now.
+
+    Raises `UserError` that lists what there is.
+    """
     name, _, tag = reference.partition(":")
     tag = tag or "latest"
     if not versions(name):
@@ -156,13 +159,18 @@ def resolve(reference: str) -> Artifact:
     if tag not in tags:
         made = f"\n  To make it: python -m nano3.data_prep data_blend={tag}" if name.startswith("DataBlends") else ""
         raise UserError(f"artifact {name!r} has no version or alias {tag!r}.{did_you_mean(tag, list(tags))}{made}")
-    artifact = load(name, tags[tag])
+    return load(name, tags[tag])
+
+
+def resolve(reference: str) -> Artifact:
+    """`look_up` for use: the artifact is where it was, and still what it was. Raises `UserError`."""
+    artifact = look_up(reference)
     if not Path(artifact.path).exists():
         raise UserError(
             f"{artifact.reference} was at {artifact.path}, which is gone. "
             "Make it again, or point at the place: run.data=DIR"
         )
-    newest = at(name, artifact.path)
+    newest = at(artifact.name, artifact.path)
     if newest and newest.version > artifact.version and newest.fingerprint != artifact.fingerprint:
         raise UserError(
             f"{artifact.reference} was at {artifact.path}, which now holds other content: {newest.reference}. "

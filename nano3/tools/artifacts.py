@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.what == "list":
         return list_all()
-    artifact = store.resolve(args.reference)
+    artifact = store.look_up(args.reference)
     if args.what == "show":
         say(json.dumps({"reference": artifact.reference, **asdict(artifact)}, indent=2))
     else:
