@@ -21,8 +21,7 @@ import launch
 from launch.ledger import refuse_if_active
 from launch.lock import locked
 from nano3 import places
-from nano3.artifacts import store
-from nano3.artifacts.resolver import locate
+from nano3.artifacts.resolver import find, settings_of
 from nano3.cli import run_app, task_overrides, typed
 from nano3.config import PretrainConfig
 from nano3.console import is_rank_zero, say, table
@@ -75,7 +74,7 @@ def make_job(
         if config.cluster.container_runtime != "none":  # what is mounted must be there
             for place in places.written_by(config):
                 Path(place).mkdir(parents=True, exist_ok=True)
-        freeze(run_dir, config, found, words)
+        freeze(run_dir, config, found, words, label)
 
     return launch.Job(
         name=config.run.name,
@@ -103,11 +102,8 @@ def find_data(cfg: DictConfig) -> Data:
     """Where run.data is and what it is. Raises `UserError` when it is not there."""
     from nano3.data.manifest import load_manifest  # imports numpy, which --cfg job can do without
 
-    reference = cfg.run.data
-    folder = locate(reference)
-    if not Path(reference).is_dir():
-        reference = store.resolve(reference).reference
-    return Data(reference, str(folder), load_manifest(folder).plan_hash)
+    found = find(cfg.run.data, settings_of(cfg))
+    return Data(found.reference, str(found.folder), load_manifest(found.folder).plan_hash)
 
 
 def pin(config: PretrainConfig, data: Data, run_dir: Path) -> PretrainConfig:
