@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launch_helpers import eventually, last_id, log_of, start_attached, state_of, with_cluster
+from launch_helpers import eventually, last_id, log_of, read_until, start_attached, state_of, with_cluster
 
 import launch
 from launch import ledger, slurm
@@ -18,6 +18,8 @@ from launch.submit import Batch
 from nano3.errors import UserError
 
 pytestmark = pytest.mark.slurm
+# What is disturbed while it counts must not come to its end before: it does so by `more`, or is cancelled.
+ENDLESS = ("pause=0.1", "steps=100000")
 
 
 def progress(run_dir: Path) -> int:
@@ -56,7 +58,7 @@ def test_exit_code_of_the_rank_that_failed(slurm_job: Any, capfd: pytest.Capture
 
 
 def test_a_killed_rank_ends_the_job(slurm_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    job = slurm_job("pause=0.2", "steps=200", nodes=2, ntasks_per_node=2, mode="detached")
+    job = slurm_job(*ENDLESS, nodes=2, ntasks_per_node=2, mode="detached")
     assert launch.run([job]) == 0
     eventually(lambda: progress(job.run_dir) > 1)
     ranks = subprocess.run(
@@ -75,9 +77,8 @@ def test_a_killed_rank_ends_the_job(slurm_job: Any, capfd: pytest.CaptureFixture
 
 def test_detached_returns_at_once(slurm_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
     job = slurm_job("pause=60", mode="detached")
-    start = time.monotonic()
     assert launch.run([job]) == 0
-    assert time.monotonic() - start < 5
+    assert not state_of(job.run_dir).ended, "it did not wait for the job"
     err = capfd.readouterr().err
     assert f"submitted job {last_id(job.run_dir)}: {job.run_dir}" in err and f"nano3 tail {job.run_dir}" in err
     with pytest.raises(UserError, match="of this run is"):
@@ -124,101 +125,108 @@ def test_hostile_names(slurm_job: Any, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_scancel_is_seen(slurm_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    job = slurm_job("pause=0.2", "steps=300")
+    job = slurm_job(*ENDLESS)
     command = start_attached(job)
     eventually(lambda: progress(job.run_dir) > 1)
     slurm.cancel([last_id(job.run_dir)])
-    _out, err = command.communicate(timeout=30)
+    _out, err = command.communicate(timeout=200)
     assert command.returncode == 143 and "CANCELLED" in err
-    time.sleep(1)
+    time.sleep(1)  # a requeue would follow at once
     assert state_of(job.run_dir).state == "CANCELLED", "a cancelled job whose ranks saved must not come back"
 
 
 def test_requeue_goes_on_where_it_was(slurm_job: Any) -> None:
-    job = slurm_job("pause=0.3", "steps=12", nodes=2)
+    job = slurm_job(*ENDLESS, "more=3", nodes=2)
     command = start_attached(job)
     eventually(lambda: progress(job.run_dir) > 2)
     subprocess.run(["scontrol", "requeue", last_id(job.run_dir)], check=True)
-    out, err = command.communicate(timeout=60)
+    out, err = command.communicate(timeout=200)
     assert command.returncode == 0 and "restart 1" in err
     assert "resuming from step" in out and out.count("fresh start") == 1
 
 
 def test_saved_after_usr2_is_requeued_and_bounded(slurm_job: Any) -> None:
-    job = slurm_job("pause=0.2", "steps=400", max_requeues=1)
+    job = slurm_job(*ENDLESS, max_requeues=1)
     command = start_attached(job)
     eventually(lambda: progress(job.run_dir) > 1)
     subprocess.run(["scancel", "--signal=USR2", last_id(job.run_dir)], check=True)
     eventually(lambda: "resuming from step" in log_of(job.run_dir))
     subprocess.run(["scancel", "--signal=USR2", last_id(job.run_dir)], check=True)
-    out, _err = command.communicate(timeout=60)
+    out, _err = command.communicate(timeout=200)
     assert command.returncode == 75
     assert "stopped after cluster.max_requeues=1 requeues; the same command goes on from here" in out
 
 
 def test_crash_loop_stops(slurm_job: Any) -> None:
-    job = slurm_job("pause=0.2", "steps=400", "saves=0", max_crashes=1)
+    job = slurm_job(*ENDLESS, "saves=0", max_crashes=1)
     command = start_attached(job)
     eventually(lambda: "fresh start" in log_of(job.run_dir))
     subprocess.run(["scancel", "--signal=USR2", last_id(job.run_dir)], check=True)
-    out, _err = command.communicate(timeout=60)
+    out, _err = command.communicate(timeout=200)
     assert command.returncode == 1 and "Gave up: the last 1 starts of this job made no progress" in out
 
 
 def test_preemption(slurm_job: Any) -> None:
-    job = slurm_job("pause=0.2", "steps=25", nodes=2, cpus_per_task=16)
+    job = slurm_job(*ENDLESS, "more=3", nodes=2, cpus_per_task=16)
     command = start_attached(job)
     eventually(lambda: progress(job.run_dir) > 2)
     urgent = slurm_job(name="urgent", nodes=2, cpus_per_task=16, partition="urgent", mode="detached")
     assert launch.run([urgent]) == 0
-    out, _err = command.communicate(timeout=90)
+    out, _err = command.communicate(timeout=200)
     assert command.returncode == 0 and "resuming from step" in out and "saved step" in out
     assert (urgent.run_dir / "finished.json").exists()
 
 
 def test_preemption_where_the_site_cancels(slurm_job: Any) -> None:
     """PreemptMode=CANCEL: the job requeues itself in the grace time, if it saves in time."""
-    job = slurm_job("pause=0.2", "steps=25", nodes=2, cpus_per_task=16, partition="scavenge")
+    job = slurm_job(*ENDLESS, "more=3", nodes=2, cpus_per_task=16, partition="scavenge")
     command = start_attached(job)
     eventually(lambda: progress(job.run_dir) > 2)
     urgent = slurm_job(name="urgent", nodes=2, cpus_per_task=16, partition="urgent", mode="detached")
     assert launch.run([urgent]) == 0
-    out, _err = command.communicate(timeout=90)
+    out, _err = command.communicate(timeout=200)
     assert command.returncode == 0 and "resuming from step" in out
 
 
-@pytest.mark.timeout(200)
+def test_a_run_that_stops_by_itself_is_not_requeued(slurm_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    job = slurm_job(*ENDLESS, "limit=2", nodes=2)
+    assert launch.run([job]) == 75
+    assert "stopped by itself before its end, with its state saved" in capfd.readouterr().out
+    assert (state_of(job.run_dir).state, state_of(job.run_dir).restarts) == ("FAILED", 0)
+
+
+@pytest.mark.timeout(600)
 def test_time_limit_with_and_without_saving(slurm_job: Any) -> None:
-    """Two jobs at once, because a time limit takes a minute at least: one saves, one hears nothing."""
-    keys = {"time": "1", "signal_delay_s": 30, "mode": "detached", "max_requeues": 1}
-    good = slurm_job("pause=0.5", "steps=90", name="good", **keys)
-    deaf = slurm_job("pause=0.5", "steps=80", "deaf=1", name="deaf", **keys)
+    """Two jobs at once, because Slurm looks at limits every half minute only: one saves, one hears nothing."""
+    keys = {"time": "2", "signal_delay_s": 30, "mode": "detached", "max_requeues": 1}
+    good = slurm_job(*ENDLESS, name="good", **keys)
+    deaf = slurm_job(*ENDLESS, "deaf=1", name="deaf", **keys)
     assert launch.run([good]) == 0 and launch.run([deaf]) == 0
     for job, words in ((good, "saved step"), (deaf, "not stopped 15 s after SIGUSR2: killing the rank and requeueing")):
-        eventually(lambda run_dir=job.run_dir: state_of(run_dir).restarts == 1, 110)
+        eventually(lambda run_dir=job.run_dir: state_of(run_dir).restarts == 1, 240)
         assert words in log_of(job.run_dir)
-        eventually(lambda run_dir=job.run_dir: "resuming from step" in log_of(run_dir), 30)
+        eventually(lambda run_dir=job.run_dir: "resuming from step" in log_of(run_dir))
 
 
 def test_ctrl_c_detaches(slurm_job: Any) -> None:
-    job = slurm_job("pause=0.2", "steps=300")
+    job = slurm_job(*ENDLESS)
     command = start_attached(job)
     eventually(lambda: progress(job.run_dir) > 1)
     command.send_signal(signal.SIGINT)
-    _out, err = command.communicate(timeout=30)
+    _out, err = command.communicate(timeout=200)
     assert command.returncode == 130 and "detached" in err and "Traceback" not in err
     assert state_of(job.run_dir).state == "RUNNING"
 
 
 def test_second_ctrl_c_cancels(slurm_job: Any) -> None:
-    job = slurm_job("pause=0.2", "steps=300")
+    job = slurm_job(*ENDLESS)
     command = start_attached(job)
     eventually(lambda: progress(job.run_dir) > 1)
     command.send_signal(signal.SIGINT)
-    time.sleep(1)
+    read_until(command.stderr, "detaching from")
     command.send_signal(signal.SIGINT)
-    _out, err = command.communicate(timeout=30)
-    assert command.returncode == 130 and f"cancelled {last_id(job.run_dir)}" in err
+    read_until(command.stderr, f"cancelled {last_id(job.run_dir)}")
+    assert command.wait() == 130
     eventually(lambda: state_of(job.run_dir).state == "CANCELLED")
 
 
@@ -245,7 +253,7 @@ def test_submitting_from_inside_an_allocation(slurm_job: Any, tmp_path: Path) ->
     )
     done = subprocess.run(
         ["srun", "-n1", "-N1", "--mem=500", "-t5", "-J", "outer", sys.executable, str(program)],
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads((inner.run_dir / "environment_0.json").read_text())["WORLD_SIZE"] == "1"

@@ -1,15 +1,23 @@
-"""Real runs on the real Slurm: the same losses as here, through requeues, sweeps and chained jobs."""
+"""Real runs on the real Slurm: the same losses as here, through requeues, kills, sweeps and chained jobs."""
 
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 from commands import SMALL, Commands, losses
-from launch_helpers import eventually, last_id
+from launch_helpers import eventually, last_id, log_of, state_of
+
+from launch import ledger
 
 pytestmark = pytest.mark.slurm
 SLURM = ["cluster=slurm", "cluster.gpus_per_node=0", "cluster.poll_s=0.5", "cluster.time=10", "cluster.mem=4G"]
 SLURM += ["cluster.ntasks_per_node=1"]
+
+
+@pytest.fixture(autouse=True)
+def _cluster(slurm_conf: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CONF", slurm_conf)
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +41,34 @@ def undisturbed(cli: Commands, data: Path) -> dict[int, float]:
     return losses(cli.run_dir("local"))
 
 
-def test_an_array_prepares_the_bytes_that_one_machine_does(cli: Commands, data: Path) -> None:
+@pytest.fixture(scope="module")
+def prepared_here(cli: Commands) -> dict[str, bytes]:
+    """The files that one machine makes."""
     cli("-m", "nano3.data_prep", "data_blend=sample", "output_dir=here")
-    files = sorted(p.relative_to(data) for p in data.glob("*/data_*"))
+    return prepared(cli.folder / "here")
+
+
+def prepared(folder: Path) -> dict[str, bytes]:
+    files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.glob("*/data_*")}
     assert len(files) == 24
-    assert all((data / f).read_bytes() == (cli.folder / "here" / f).read_bytes() for f in files)
+    return files
+
+
+def test_an_array_prepares_the_bytes_that_one_machine_does(data: Path, prepared_here: dict[str, bytes]) -> None:
+    assert prepared(data) == prepared_here
+
+
+def test_a_lost_task_is_repeated_alone_to_the_same_bytes(cli: Commands, prepared_here: dict[str, bytes]) -> None:
+    words = ["data_blend=sample", "output_dir=lost", "job_dir=jobs", *SLURM, "cluster.tasks=3"]
+    cli("-m", "nano3.data_prep", *words, "cluster.mode=detached", "cluster.sbatch_args=[--hold]")
+    folder = cli.folder / "jobs" / "prep-sample"
+    array, final = ledger.read(folder)[-1].ids
+    subprocess.run(["scancel", f"{array}_1"], env=cli.env, check=True)
+    subprocess.run(["scontrol", "release", array, final], env=cli.env, check=True)
+    eventually(lambda: (cli.folder / "lost" / "manifest.json").exists(), seconds=240)
+    told = log_of(folder)
+    assert told.count("did not finish; repeating it here") == 1 and "task 1 did not finish" in told
+    assert prepared(cli.folder / "lost") == prepared_here
 
 
 def test_two_nodes_of_two_ranks_have_the_losses_of_one_rank(cli: Commands, undisturbed: dict[int, float]) -> None:
@@ -48,17 +79,62 @@ def test_two_nodes_of_two_ranks_have_the_losses_of_one_rank(cli: Commands, undis
     assert losses(cli.run_dir("wide")) == pytest.approx(undisturbed, abs=1e-4)
 
 
-def test_a_signal_saves_requeues_and_resumes_to_the_same_losses(cli: Commands, undisturbed: dict[int, float]) -> None:
-    longer = ["train.train_iters=400", "train.exit_iteration=200", "train.eval_interval=0"]
-    whole = cli("-m", "nano3.pretrain", *SMALL, *longer, "run.name=uncut")
-    assert "stopped at iteration 200" in whole.stdout
-    cli("-m", "nano3.pretrain", *SMALL, *longer, *SLURM, "run.name=cut", "cluster.mode=detached")
-    run = cli.run_dir("cut")
-    eventually(lambda: (run / "metrics.jsonl").exists() and len(losses(run)) > 5, seconds=120)
-    subprocess.run(["scancel", "--signal=USR2", last_id(run)], env=cli.env, check=True)
+# Long enough that something can happen to it.
+LONGER = ["train.train_iters=400", "train.exit_iteration=150", "train.eval_interval=0", "checkpoint.save_interval=10"]
+
+
+def trains(run: Path) -> bool:
+    """It has written a few losses, and saved."""
+    return (run / "progress.json").exists() and len(losses(run)) > 5
+
+
+@pytest.fixture(scope="module")
+def uncut(cli: Commands, data: Path) -> dict[int, float]:
+    """The losses of one local rank over the longer run."""
+    whole = cli("-m", "nano3.pretrain", *SMALL, *LONGER, "run.name=uncut")
+    assert "stopped at iteration 150" in whole.stdout
+    return losses(cli.run_dir("uncut"))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("how", ["scancel --signal=USR2", "scontrol requeue"])
+def test_a_requeued_run_resumes_to_the_same_losses(cli: Commands, uncut: dict[int, float], how: str) -> None:
+    """One is told to save before; the other is requeued by Slurm itself, as after a preemption."""
+    name = how.split()[0]
+    cli("-m", "nano3.pretrain", *SMALL, *LONGER, *SLURM, f"run.name={name}", "cluster.mode=detached")
+    run = cli.run_dir(name)
+    eventually(lambda: trains(run))
+    subprocess.run([*how.split(), last_id(run)], env=cli.env, check=True)
     eventually(lambda: (run / "finished.json").exists(), seconds=240)
-    assert losses(run) == losses(cli.run_dir("uncut"))
+    assert "resuming from iteration" in log_of(run)
+    assert losses(run) == uncut
     assert [p.name for p in (run / "starts").iterdir()] == ["0001"]
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_rank_and_the_same_command_again_give_the_same_losses(cli: Commands, data: Path) -> None:
+    words = [*SMALL, *LONGER, "train.micro_batch_size=1"]
+    cli("-m", "nano3.pretrain", *words, "run.name=two-here", "cluster.nproc_per_node=2")
+    command = ["-m", "nano3.pretrain", *words, *SLURM, "run.name=two", "cluster.ntasks_per_node=2"]
+    cli(*command, "cluster.mode=detached")
+    run = cli.run_dir("two")
+    eventually(lambda: trains(run))
+    victim = next(p for p in psutil.process_iter() if is_rank(p, "1", run))
+    victim.kill()
+    eventually(lambda: state_of(run).ended)
+    assert (state_of(run).state, state_of(run).code) == ("FAILED", 137)
+    assert not (run / "finished.json").exists()
+    again = cli(*command)
+    assert "resuming from iteration" in again.stdout
+    assert losses(run) == losses(cli.run_dir("two-here"))
+
+
+def is_rank(process: psutil.Process, rank: str, run: Path) -> bool:
+    try:
+        words = process.cmdline()
+        return "launch.rank" in words and str(run / "config.yaml") in words and process.environ()["RANK"] == rank
+    except (psutil.Error, KeyError):
+        return False
 
 
 def test_a_sweep_is_one_array(cli: Commands, undisturbed: dict[int, float]) -> None:

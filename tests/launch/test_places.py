@@ -1,0 +1,48 @@
+"""Which folders a job uses, so that a container has them."""
+
+from pathlib import Path
+
+import pytest
+
+from nano3 import places
+from nano3.config import PrepOptions, PretrainConfig, SourceConfig
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("NANO3_CACHE", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "HF_HOME", "NANO3_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/home/me")
+
+
+def test_what_a_run_reads_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = PretrainConfig(megatron={"checkpoint": {"pretrained_checkpoint": "weights"}})
+    config.run.data, config.checkpoint.save, config.checkpoint.load = "/lustre/data", "/lustre/save", "/old/run"
+    assert places.read_by(config) == ["/lustre/data", "/old/run", f"{tmp_path}/weights"]
+    assert places.written_by(config) == ["/lustre/save", f"{tmp_path}/artifacts", "/home/me/.cache/nano3"]
+    monkeypatch.setenv("NANO3_CACHE", "/lustre/cache")
+    monkeypatch.setenv("NANO3_HOME", "/lustre/artifacts")
+    monkeypatch.setenv("HF_HOME", "~/hub")
+    assert places.written_by(config)[1:] == ["/lustre/artifacts", "/lustre/cache", "/home/me/hub"]
+    config.backend, config.checkpoint.save = "transformers", None
+    monkeypatch.delenv("NANO3_CACHE")
+    assert places.written_by(config) == ["/lustre/artifacts", "/home/me/hub"]
+
+
+def test_what_a_preparation_reads_and_writes(tmp_path: Path) -> None:
+    for name in ("raw", "one", "tokenizer"):
+        (tmp_path / name).mkdir()
+    paths = [
+        f"{tmp_path}/raw/*/[ab].jsonl",
+        f"{tmp_path}/one/file.txt",
+        f"{tmp_path}/tokenizer",
+        "hf://o/n",
+        "s3://b/x",
+    ]
+    sources = [SourceConfig(name=str(i), path=path, weight=1) for i, path in enumerate(paths)]
+    options = PrepOptions(output_dir="out", tokenizer_model="tokenizer")
+    assert places.of_preparation(options, sources) == tuple(
+        f"{tmp_path}/{name}" for name in ("raw", "one", "tokenizer", "out", "artifacts")
+    )
+    assert f"{tmp_path}/nvidia" not in places.of_preparation(PrepOptions(), sources), "a hub id is no folder"

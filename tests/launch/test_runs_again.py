@@ -1,0 +1,94 @@
+"""The same command typed again, with other keys, or while the run is active; with a Slurm that only answers."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from commands import SMALL, Commands
+
+from launch import ledger
+from nano3.config import PretrainConfig
+from nano3.training import record
+
+SLURM = ["cluster=slurm", "cluster.gpus_per_node=0", "cluster.ntasks_per_node=1"]
+
+
+@pytest.fixture(scope="module")
+def cli(tmp_path_factory: pytest.TempPathFactory) -> Commands:
+    commands = Commands(tmp_path_factory.mktemp("again"))
+    commands("-m", "nano3.data_prep", "data_blend=sample", "output_dir=data")
+    commands("-m", "nano3.pretrain", *SMALL, "run.name=one", "train.exit_iteration=1")
+    return commands
+
+
+@pytest.fixture
+def again(cli: Commands, recorder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Types the command of the finished run again; its run folder."""
+    monkeypatch.setitem(cli.env, "PATH", f"{recorder}:{cli.env['PATH']}")
+    return cli.run_dir("one")
+
+
+def one(cli: Commands, *words: str, code: int = 0) -> "subprocess.CompletedProcess[str]":
+    base = ["run.name=one", "train.exit_iteration=1"]
+    return cli("-m", "nano3.pretrain", *SMALL, *base, *SLURM, *words, code=code)
+
+
+def files(run: Path) -> dict[Path, bytes]:
+    return {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def test_a_finished_run_is_not_submitted_again_whatever_its_place_is(cli: Commands, again: Path) -> None:
+    before = files(again)
+    for words in ([], ["cluster.time=9", "cluster.nodes=2", "run.env.container=x", "run.wandb.mode=offline"]):
+        assert "has finished: nothing to do" in one(cli, *words).stderr
+    assert files(again) == before
+
+
+def test_a_finished_point_is_not_run_again_whatever_its_place_is(cli: Commands, again: Path) -> None:
+    done = cli(
+        "-m", "nano3.pretrain", "-m", *SMALL, "run.name=sweep", "optimizer.lr=1e-3,2e-3",
+        "train.exit_iteration=1",
+    )  # fmt: skip
+    assert "2 of 2 points finished" in done.stderr
+    before = files(cli.run_dir("sweep"))
+    rest = ["optimizer.lr=1e-3,2e-3", "train.exit_iteration=1", "cluster.time=9"]
+    done = cli("-m", "nano3.pretrain", "-m", *SMALL, "run.name=sweep", *rest, *SLURM)
+    assert "submitted 0 of 2 points" in done.stderr and "finished before" in done.stdout
+    dry = cli("-m", "nano3.pretrain", "-m", *SMALL, "run.name=sweep", *rest, *SLURM, "dry_run=true")
+    assert "all 2 points have finished" in dry.stderr
+    assert files(cli.run_dir("sweep")) == before
+
+
+def test_a_refused_start_changes_nothing_that_the_active_job_reads(cli: Commands, again: Path) -> None:
+    """The recorder's scontrol says that every job runs."""
+    ledger.add(again, ledger.Entry("1", "one", "2026-01-01T00:00:00+00:00", "/log", "/script"))
+    before = files(again)
+    try:
+        refused = one(cli, "optimizer.lr=1e-4", code=2)
+        assert "job 1 of this run is RUNNING" in refused.stderr
+        here = cli("-m", "nano3.pretrain", *SMALL, "run.name=one", "optimizer.lr=1e-4", code=2)
+        assert "job 1 of this run is RUNNING" in here.stderr
+        assert files(again) == before
+    finally:
+        (again / ledger.FILE).unlink()
+
+
+def test_what_makes_it_another_run(cli: Commands, again: Path) -> None:
+    config = record.thaw(again / "config.yaml")
+    told = json.loads((again / "starts" / "0001" / "start.json").read_text())["data"]
+    data = record.Data(**told)
+    assert not record.changed(again, config, data)
+    assert record.changed(again, config, record.Data(data.reference, data.folder, "other data"))
+    config.cluster.nodes = 7
+    assert not record.changed(again, config, data)
+    config.optimizer.lr = 9
+    assert record.changed(again, config, data)
+    assert not record.changed(again.parent / "new", config, data)
+
+
+def test_uncommitted_edits_of_any_encoding_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "commit_of", lambda root: "1" * 40)
+    monkeypatch.setattr(record, "git_bytes", lambda *words: b"+caf\xe9\n")
+    record.freeze(tmp_path, PretrainConfig(), record.Data("d", "/d", "f"), [])
+    assert (tmp_path / "starts" / "0001" / "code.diff").read_bytes() == b"+caf\xe9\n"
