@@ -79,7 +79,8 @@ def registration_of(config: DataPrepConfig, blend: str) -> Registration:
 def spread(points: list[DictConfig], overrides: list[list[str]]) -> None:
     """Give points of a sweep that would share a folder or an alias their own, and check all before the first works.
 
-    Such a folder is output_dir/LABEL, such an alias ALIAS-LABEL; the label is made of the keys that vary.
+    Such folders are output_dir/LABEL and job_dir/LABEL, such an alias ALIAS-LABEL; the label is made of the keys that
+    vary.
     """
     if any(point.then for point in points):
         raise UserError("--then follows one preparation, not a sweep: sweep nano3.pretrain over the prepared data")
@@ -92,6 +93,7 @@ def spread(points: list[DictConfig], overrides: list[list[str]]) -> None:
             point.output_dir = str(Path(point.output_dir, label))
         if names.count(name) > 1:
             point.alias = slug(f"{name}-{label}")
+            point.job_dir = str(Path(point.job_dir, label))
         try:
             checked(point)
         except UserError as error:

@@ -96,6 +96,7 @@ def test_a_local_sweep_shows_failures_and_repeats_only_those(cli: Commands, trai
     assert cli(*sweep, code=1).returncode == 1
     points = {p.parent.name: losses(p.parent) for p in (trained.parent / "sweep").glob("*/finished.json")}
     assert len(points) == 1
+    assert "sweep-optimizer.lr-0.001" in cli("-m", "nano3", "artifacts", "list").stdout
     again = cli(*sweep, code=1)
     assert "finished" in again.stdout + again.stderr
     assert {p.parent.name: losses(p.parent) for p in (trained.parent / "sweep").glob("*/finished.json")} == points

@@ -15,6 +15,7 @@ from nano3.files import write_json
 from nano3.training import backend
 from nano3.training.conclude import conclude
 from nano3.training.lineage import data_reference, model_alias
+from nano3.training.metrics import wandb_settings
 from nano3.training.outcome import Outcome
 from nano3.training.record import latest_start, thaw
 
@@ -32,7 +33,8 @@ def main(config_path: str) -> int:
 
 def train(config: PretrainConfig, run_dir: Path) -> int:
     """The same for a configuration at hand; what a rank that torchrun started runs."""
-    if problems := backend.missing_here(config.backend):
+    problems = backend.missing_here(config.backend) + wandb.problems(wandb_settings(config), "run.wandb.mode")
+    if problems:
         raise UserError(problems)
 
     outcome = backend.load(config.backend)(
