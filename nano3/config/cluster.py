@@ -37,7 +37,7 @@ class ClusterConfig:
     time: str = "04:00:00"
     # Seconds before the time limit at which a run is told to save and requeue.
     signal_delay_s: int = 120
-    # How often a run may be requeued (preemption, time limit, node failure) before it is given up.
+    # How often a run that was told to stop (preemption, time limit) may requeue itself before it is given up.
     max_requeues: int = 20
     # Give up when this many starts in a row end without a new checkpoint.
     max_crashes: int = 3
@@ -48,9 +48,9 @@ class ClusterConfig:
     # Seconds between looks at the queue while attached.
     poll_s: float = 2.0
 
-    # Container runtime: none, pyxis or apptainer. The image comes from run.env.container.
+    # Container runtime: none, pyxis or apptainer. The image comes from run.env.container (data preparation: container).
     container_runtime: str = "none"
-    # Mounts, "host:container[:flags]"; the working folder is always mounted.
+    # Further mounts, "host:container[:flags]"; what nano3 itself reads and writes is always mounted.
     mounts: list[str] = field(default_factory=list)
     # Environment variables for every rank.
     env: dict[str, str] = field(default_factory=dict)
