@@ -28,6 +28,7 @@ from nano3.training.checkpoints import MARKER, read_info
 from nano3.training.data import TrainingData, open_data
 from nano3.training.kernels import keep_kernels
 from nano3.training.outcome import Outcome, SaveHook, no_hook
+from nano3.training.recipe_check import tokenizer_problems
 from nano3.training.resume import check_new_phase, check_resume
 from nano3.training.start import Start, find_start, may_drop_old, remove_unfinished
 
@@ -198,29 +199,6 @@ def prepare(config: PretrainConfig, data: TrainingData, run_dir: Path) -> Any:
         if s.path not in chosen:
             say(f"adapted {s.path}={s.value}: {s.origin}")
     return container
-
-
-def tokenizer_problems(free: list[overrides.Setting], data: TrainingData) -> list[str]:
-    """The tokenizer follows the data; another one may be named only if it is the same."""
-    import hashlib
-
-    problems = []
-    own = hashlib.sha256((data.tokenizer / "tokenizer.json").read_bytes()).hexdigest()
-    for s in free:
-        if s.path != "tokenizer.tokenizer_model":
-            continue
-        file = Path(str(s.value)) / "tokenizer.json"
-        if not file.is_file():
-            problems.append(
-                f"{s.origin}={s.value}: not a folder with a tokenizer.json. Leave it out: the data's own is used."
-            )
-        elif hashlib.sha256(file.read_bytes()).hexdigest() != own:
-            problems.append(
-                f"{s.origin}={s.value}: this is not the tokenizer that made the data in {data.folder}. Leave it "
-                "out, or prepare "
-                "the data with it."
-            )
-    return problems
 
 
 def _run(

@@ -18,7 +18,7 @@ from nano3.training.architecture import Architecture, flops_per_token, from_conf
 from nano3.training.batch import multiples_around
 from nano3.training.data import TrainingData, open_data
 from nano3.training.hf_model import model_problems
-from nano3.training.recipe_check import blend_file_problems, near_recipe, recipe_problems
+from nano3.training.recipe_check import blend_file_problems, near_recipe, recipe_problems, tokenizer_problems
 from nano3.training.schedule import schedule_problems
 from nano3.training.values import run_problems, start_problems, value_problems, vocabulary_problems
 
@@ -77,6 +77,8 @@ def preflight(config: PretrainConfig, manifest: dict[str, Any] | None = None) ->
     _tell_length(config, layout, model, plan)
     if data:
         plan.problems.extend(vocabulary_problems(config, data.vocab_size))
+        if known:
+            plan.problems.extend(tokenizer_problems(overrides.free_settings(config.megatron, known), data))
         _tell_data(config, data, plan)
     elif manifest:
         _tell_manifest(config, manifest, plan)

@@ -1,13 +1,16 @@
-"""Whether a recipe exists, as far as its source tells: Megatron-Bridge is not imported."""
+"""What can be told about a recipe and what is laid over it without importing Megatron-Bridge: its source is read."""
 
 import ast
 import difflib
+import hashlib
 import importlib.util
 from pathlib import Path
 
 from nano3.config.pretrain import PretrainConfig
 from nano3.errors import did_you_mean, nearest
 from nano3.training import schema
+from nano3.training.data import TrainingData
+from nano3.training.overrides import Setting
 
 
 def recipe_problems(target: str) -> list[str]:
@@ -46,6 +49,27 @@ def blend_file_problems(config: PretrainConfig) -> list[str]:
         f"recipe.per_split_data_args_path={given} is not the blend of run.data ({data / 'blend.json'}), and recipes do "
         "not read it. Leave it out, and choose the data with run.data=FOLDER."
     ]
+
+
+def tokenizer_problems(free: list[Setting], data: TrainingData) -> list[str]:
+    """The tokenizer follows the data; another one may be named only if it is the same."""
+    problems = []
+    own = hashlib.sha256((data.tokenizer / "tokenizer.json").read_bytes()).hexdigest()
+    for s in free:
+        if s.path != "tokenizer.tokenizer_model":
+            continue
+        file = Path(str(s.value)) / "tokenizer.json"
+        if not file.is_file():
+            problems.append(
+                f"{s.origin}={s.value}: not a folder with a tokenizer.json. Leave it out: the data's own is used."
+            )
+        elif hashlib.sha256(file.read_bytes()).hexdigest() != own:
+            problems.append(
+                f"{s.origin}={s.value}: this is not the tokenizer that made the data in {data.folder}. Leave it "
+                "out, or prepare "
+                "the data with it."
+            )
+    return problems
 
 
 def _recipes_folder() -> Path | None:

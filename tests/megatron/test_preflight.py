@@ -194,6 +194,12 @@ def test_finetuning_by_its_megatron_name_is_refused(config: PretrainConfig) -> N
     assert any("set by checkpoint.load (another folder" in p for p in preflight(config).problems)
 
 
+def test_another_tokenizer_is_refused_before_the_job(config: PretrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    config.megatron = {"tokenizer": {"tokenizer_model": str(tmp_path)}}
+    assert any("is not the tokenizer that made the data" in p for p in preflight(config).problems)
+
+
 def test_a_blend_elsewhere_is_refused_because_nobody_reads_it(config: PretrainConfig, tmp_path: Path) -> None:
     config.recipe.per_split_data_args_path = str(tmp_path / "other.json")
     assert any("is not the blend of run.data" in p and "run.data=FOLDER" in p for p in preflight(config).problems)

@@ -1,0 +1,122 @@
+"""nano3 as it is typed, on a machine with a GPU: what the tests in this folder share."""
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nano3.training.metrics import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+STACK = importlib.util.find_spec("megatron") is not None and importlib.util.find_spec("transformer_engine") is not None
+MARKS = [
+    pytest.mark.gpu,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not STACK, reason="Megatron-Bridge is not installed"),
+]
+MODEL = "conf/model/nemotron_3_nano_micro.yaml"
+MICRO = [
+    "data_blend=sample",
+    "model=nemotron_3_nano_micro",
+    "train.seq_length=1024",
+    "train.micro_batch_size=8",
+    "train.global_batch_size=32",
+    "train.train_iters=40",
+    "train.eval_interval=20",
+    "train.eval_iters=3",
+    "optimizer.lr=2e-3",
+    "scheduler.lr_warmup_iters=5",
+    "scheduler.lr_wsd_decay_iters=10",
+    "logger.log_interval=5",
+    "checkpoint.save_interval=10",
+]
+# What makes it short: three iterations, nothing measured in between.
+SHORT = [
+    "train.train_iters=3",
+    "scheduler.lr_warmup_iters=1",
+    "scheduler.lr_wsd_decay_iters=1",
+    "train.eval_interval=0",
+]
+
+
+def gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+class Runs:
+    """Starts `python -m nano3.pretrain` in a folder of its own, with an artifact store and the prepared sample."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        own = {"NANO3_HOME": str(folder / "home"), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+        self.env = {**os.environ, **own}
+
+    def __call__(self, *words: str, code: int = 0, timeout: float = 600, **env: str) -> str:
+        """Run `python WORDS...` to its end; returns what it printed, and fails unless it ended with `code`."""
+        return self.finish(self.popen(*words, **env), code, timeout)
+
+    def popen(self, *words: str, **env: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, *words],
+            cwd=self.folder,
+            env={**self.env, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def finish(self, process: "subprocess.Popen[str]", code: int = 0, timeout: float = 600) -> str:
+        text, _ = process.communicate(timeout=timeout)
+        assert process.returncode == code, text[-4000:]
+        return text
+
+    def start(self, name: str, *words: str, **env: str) -> "subprocess.Popen[str]":
+        """The micro model under run.name=NAME."""
+        return self.popen("-m", "nano3.pretrain", *MICRO, f"run.name={name}", *words, **env)
+
+    def train(self, name: str, *words: str, code: int = 0, **env: str) -> str:
+        return self.finish(self.start(name, *words, **env), code)
+
+    def dir(self, name: str) -> Path:
+        return self.folder / "output/nano3/runs" / name
+
+    def checkpoints(self, name: str) -> list[str]:
+        """Iteration folders of a run, whole or not."""
+        return sorted(p.name for p in (self.dir(name) / "checkpoints").glob("iter_*"))
+
+    def losses(self, name: str) -> dict[int, float]:
+        """Training loss by iteration; each iteration stands once."""
+        found = [(m["iteration"], m["loss"]) for m in read_metrics(self.dir(name)) if "loss" in m]
+        assert len(found) == len(dict(found))
+        return dict(found)
+
+    def wait_for(self, name: str, iteration: int, process: "subprocess.Popen[str]") -> None:
+        """Until the run has logged `iteration`."""
+        for _ in range(3000):
+            assert process.poll() is None, "ended too early:\n" + process.communicate()[0][-4000:]
+            if any(m["iteration"] >= iteration for m in read_metrics(self.dir(name))):
+                return
+            time.sleep(0.2)
+        raise TimeoutError(f"iteration {iteration} was not reached")
+
+    def kill(self, process: "subprocess.Popen[str]") -> None:
+        """SIGKILL to the run and to every process that it started."""
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+    def without_marks(self, name: str, copy: Path) -> Path:
+        """A copy of a run's checkpoints as plain Megatron-Bridge would have left them."""
+        shutil.copytree(self.dir(name) / "checkpoints", copy)
+        for file in [*copy.glob("iter_*/checkpoint.json"), copy / "begun.json"]:
+            file.unlink()
+        return copy

@@ -1,0 +1,149 @@
+"""Training on a real GPU by the command that users type: learning, stopping, resuming, phases, saving, ranks."""
+
+import signal
+from pathlib import Path
+
+import pytest
+from gpu_runs import MARKS, MODEL, ROOT, SHORT, Runs, gpus
+
+from nano3.artifacts.store import Artifact
+from nano3.files import read_json
+from nano3.training.checkpoints import complete
+
+pytestmark = MARKS
+# Megatron's default kernels are not deterministic: two undisturbed runs differ by some thousandths too.
+NOISE = 0.03
+
+
+def test_it_learns_and_leaves_everything_that_it_was(runs: Runs, undisturbed: Path) -> None:
+    losses = runs.losses("undisturbed")
+    assert sorted(losses) == list(range(5, 41, 5))
+    assert losses[40] < 5.5 < losses[5]
+    assert [p.name for p in complete(undisturbed / "checkpoints")] == ["iter_0000030", "iter_0000040"]
+    assert runs.checkpoints("undisturbed") == ["iter_0000030", "iter_0000040"]
+    start = read_json(undisturbed / "starts/0001/start.json")
+    assert "megatron-bridge" in start["packages"]
+    assert read_json(undisturbed / "finished.json")["iteration"] == 40
+    assert read_json(undisturbed / "progress.json")["iteration"] == 40
+    versions = sorted((runs.folder / "home/ModelArtifact-pretrain").glob("v*.json"))
+    found = [Artifact(**read_json(v)) for v in versions]
+    mine = [a for a in found if a.metadata["run"] == "undisturbed"]
+    assert [a.metadata["iteration"] for a in mine] == [10, 20, 30, 40]
+    assert all(a.inputs and a.inputs[0].startswith("DataBlendsArtifact-pretrain:v") for a in mine)
+
+
+def test_killed_stopped_and_resumed_it_reaches_the_same_losses(runs: Runs, undisturbed: Path) -> None:
+    process = runs.start("disturbed")
+    runs.wait_for("disturbed", 15, process)
+    runs.kill(process)
+    half = runs.dir("disturbed") / "checkpoints" / "iter_0000020"
+    if not half.exists():  # a save that was killed: nano3 began it, and it has no mark
+        half.mkdir()
+        (half / "__0_0.distcp").write_bytes(b"half")
+        begun = runs.dir("disturbed") / "checkpoints" / "begun.json"
+        begun.write_text('{"iterations": [10, 20]}')
+    process = runs.start("disturbed")
+    runs.wait_for("disturbed", 25, process)
+    process.send_signal(signal.SIGUSR2)
+    text = runs.finish(process, code=75)
+    assert "resuming from iteration 10 of" in text
+    assert f"removing {half}" in text
+    assert "resuming from iteration" in runs.train("disturbed")
+    assert "nothing to do" in runs.train("disturbed")
+    first, second = runs.losses("disturbed"), runs.losses("undisturbed")
+    assert sorted(first) == sorted(second)
+    assert all(abs(first[i] - second[i]) < NOISE for i in first), (first, second)
+
+
+def test_a_run_shorter_than_its_log_interval_succeeds(runs: Runs) -> None:
+    text = runs.train("short", *SHORT, "logger.log_interval=10")
+    assert "Traceback" not in text
+    assert read_json(runs.dir("short") / "finished.json")["iteration"] == 3
+
+
+def test_a_warming_run_saves_nothing_but_kernels(runs: Runs, tmp_path: Path) -> None:
+    words = ["train.exit_iteration=2", "checkpoint.save_interval=0", "train.eval_interval=0"]
+    text = runs.train("warm", *words, NANO3_CACHE=str(tmp_path / "cache"))
+    assert "no checkpoint was saved" in text
+    assert runs.checkpoints("warm") == []
+    (kept,) = (tmp_path / "cache" / "kernels").iterdir()
+    assert kept.name.startswith("nvidia-") and any((kept / "triton").iterdir())
+
+
+def test_a_diverging_run_says_so(runs: Runs) -> None:
+    words = ["optimizer.lr=1e30", "optimizer.clip_grad=0", "checkpoint.save_interval=0"]
+    text = runs.train("diverges", *words, code=1)
+    assert "error: Training diverged at iteration" in text
+    assert "Traceback" not in text
+
+
+def test_asynchronous_saves_are_marked_and_old_ones_go(runs: Runs) -> None:
+    runs.train("async", "+megatron.checkpoint.async_save=true")
+    folder = runs.dir("async") / "checkpoints"
+    assert [p.name for p in complete(folder)] == runs.checkpoints("async") == ["iter_0000030", "iter_0000040"]
+    assert "nothing to do" in runs.train("async", "+megatron.checkpoint.async_save=true")
+
+
+def test_a_new_phase_takes_the_weights_alone(runs: Runs, undisturbed: Path) -> None:
+    words = [f"checkpoint.load={undisturbed}/checkpoints", "train.seq_length=512", "train.global_batch_size=16"]
+    words += ["train.train_iters=20", "optimizer.lr=1e-4", "scheduler.lr_wsd_decay_iters=5", "train.seed=5"]
+    text = runs.train("phase", *words, "train.exit_iteration=10")
+    assert f"new phase: iteration 0 with the weights of {undisturbed}/checkpoints/iter_0000040" in text
+    assert "resuming from iteration 10 of" in runs.train("phase", *words)
+    losses = runs.losses("phase")
+    assert sorted(losses) == [5, 10, 15, 20]
+    assert losses[5] < 5.5, "a fresh start has 7.3 there"
+
+
+def test_a_folder_of_plain_megatron_bridge_is_gone_on_from(runs: Runs, undisturbed: Path, tmp_path: Path) -> None:
+    foreign = runs.without_marks("undisturbed", tmp_path / "plain")
+    before = sorted(foreign.glob("iter_*"))
+    words = [f"checkpoint.save={foreign}", "train.train_iters=70", "checkpoint.keep_last=1"]
+    text = runs.train("foreign", *words)
+    assert f"resuming from iteration 40 of {foreign}" in text
+    assert "holds checkpoints that nano3 did not write" in text
+    assert set(before) < set(foreign.glob("iter_*"))
+    assert [p.name for p in complete(foreign)][-1] == "iter_0000070"
+
+
+def test_it_starts_from_hugging_face_weights(runs: Runs, undisturbed: Path) -> None:
+    """What was exported from a trained run is as good at the first iterations as the run was at its end."""
+    hf = runs.folder / "hf_start"
+    runs("-m", "nano3", "export", "undisturbed", "--output", str(hf))
+    words = [f"+megatron.checkpoint.pretrained_checkpoint={hf}", "optimizer.lr=1e-5", "optimizer.min_lr=1e-6"]
+    text = runs.train("from_hf", *words, "train.train_iters=20", "logger.log_interval=1")
+    assert f"fresh start from the weights of {hf}" in text
+    assert runs.losses("from_hf")[1] == pytest.approx(runs.losses("undisturbed")[40], abs=0.4)
+
+
+def test_a_model_that_was_never_trained_is_imported_too(runs: Runs) -> None:
+    fresh = runs.folder / "fresh"
+    runs(str(ROOT / "benchmarks/gpu/fresh.py"), str(ROOT / MODEL), str(runs.folder / "data"), str(fresh))
+    words = [f"+megatron.checkpoint.pretrained_checkpoint={fresh}", "logger.log_interval=1"]
+    runs.train("from_fresh", *SHORT, *words)
+    assert runs.losses("from_fresh")[1] == pytest.approx(8.3, abs=0.3)
+
+
+@pytest.mark.parametrize("experts", [1, 2], ids=["data parallel", "experts over both"])
+def test_two_ranks_equal_one(runs: Runs, undisturbed: Path, experts: int) -> None:
+    if gpus() < 2:
+        pytest.skip("one GPU")
+    name, words = f"two_{experts}", ["cluster.nproc_per_node=2", f"model.expert_model_parallel_size={experts}"]
+    text = runs.train(name, *words)
+    assert text.count("fresh start") == 1
+    first, second = runs.losses(name), runs.losses("undisturbed")
+    assert all(abs(first[i] - second[i]) < NOISE for i in first), (first, second)
+
+
+def test_two_ranks_are_stopped_together_and_one_goes_on(runs: Runs) -> None:
+    """The signal goes to the launcher; the ranks agree on the iteration, and the checkpoint is good for one rank."""
+    if gpus() < 2:
+        pytest.skip("one GPU")
+    words = ["train.train_iters=400", "train.eval_interval=0", "checkpoint.save_interval=1000"]
+    process = runs.start("stopped", *words, "cluster.nproc_per_node=2")
+    runs.wait_for("stopped", 20, process)
+    process.send_signal(signal.SIGTERM)
+    runs.finish(process, code=75)
+    (saved,) = complete(runs.dir("stopped") / "checkpoints")
+    assert "resuming from iteration" in runs.train("stopped", *words, "train.exit_iteration=390")
+    assert 20 <= int(saved.name.removeprefix("iter_")) < 400
