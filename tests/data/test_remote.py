@@ -86,6 +86,22 @@ def test_cached_files_are_read_from_the_cache(tmp_path: Path, hub: Hub, hub_env,
     assert hub.requests == []
 
 
+def test_a_downloaded_dataset_is_not_fetched_again(tmp_path: Path, hub: Hub, hub_env, byte_bpe: Path) -> None:
+    """Not downloaded it is read in place and nothing is stored; downloaded only its list of files is asked for."""
+    from huggingface_hub import snapshot_download
+
+    hub_env(hub)
+    keys = {"sample": 40, "workers": 2}
+    run([source("hf://org/set", subset="data")], tmp_path / "streamed", byte_bpe, **keys)
+    assert any("/resolve/" in request for request in hub.requests)
+    assert not list((tmp_path / "cache").rglob("*.parquet"))
+    snapshot_download("org/set", repo_type="dataset", endpoint=hub.url, cache_dir=tmp_path / "cache")
+    hub.requests.clear()
+    run([source("hf://org/set", subset="data")], tmp_path / "cached", byte_bpe, **keys)
+    assert not [request for request in hub.requests if "/resolve/" in request]
+    assert tree(tmp_path / "cached") == tree(tmp_path / "streamed")
+
+
 def test_a_private_dataset(tmp_path: Path, files: dict[str, bytes], hub_env, byte_bpe: Path) -> None:
     for server in serve({"datasets/org/set": files}, token="secret"):
         hub_env(server)
