@@ -36,6 +36,11 @@ def build_dir(output: Path, plan_hash: str) -> Path:
     return prep_dir(output) / plan_hash[:16]
 
 
+def own_names(output: Path) -> tuple[str, ...]:
+    """What nano3 has put into the folder: nothing as long as no data was ever published there."""
+    return PUBLISHED if (output / "manifest.json").exists() or is_publishing(output) else ()
+
+
 def make_writable(output: Path) -> None:
     """Create the folder; `UserError` when that, or writing in it, is not allowed."""
     try:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nano3.data.folder import PUBLISHED
+from nano3.data.folder import own_names
 from nano3.data.formats import may_hold_text
 from nano3.errors import UserError
 
@@ -89,7 +89,7 @@ def walk(folder: str, output: str, label: str) -> list[Entry]:
         except OSError as error:
             problems.append(f"{label}: {place}: {error.strerror}. Make it readable, or move it away.")
             continue
-        own = PUBLISHED if os.path.realpath(place) == output else ()
+        own = own_names(Path(output)) if os.path.realpath(place) == output else ()
         for item in items:
             if item.name[0] in "._" or item.name in own:
                 continue
@@ -121,7 +121,7 @@ def list_glob(full: Path, output: Path, label: str) -> Listing:
     fixed = full
     while glob.has_magic(str(fixed)):
         fixed = fixed.parent
-    own = {output / name for name in (*PUBLISHED, ".prep")}
+    own = {output / name for name in (*own_names(output), ".prep")}
     entries, problems = [], []
     for path in fixed.glob(os.path.relpath(full, fixed)):
         if own & {path, *path.parents}:

@@ -85,6 +85,13 @@ def test_the_output_may_lie_in_the_input(tmp_path: Path, byte_bpe: Path, capfd) 
         shutil.rmtree(tmp_path / "in")
 
 
+def test_a_folder_of_ones_own_named_like_an_output_is_input(tmp_path: Path, byte_bpe: Path) -> None:
+    write(tmp_path / "in" / "train" / "a.jsonl", texts(10))
+    assert names(tmp_path / "in", tmp_path / "in") == ["train/a.jsonl"]
+    with pytest.raises(UserError, match="has train but no manifest"):
+        run(tmp_path / "in", tmp_path / "in", byte_bpe)
+
+
 @pytest.mark.parametrize(
     ("name", "wanted"),
     [
