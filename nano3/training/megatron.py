@@ -59,7 +59,7 @@ def train(config: PretrainConfig, data_dir: Path, run_dir: Path, *, on_save: Sav
     container = prepare(config, data, run_dir)
     if is_rank_zero():
         remove_unfinished(save)
-    if container.checkpoint.most_recent_k > 0 and not may_drop_old(save):
+    if not start.drop_old:
         container.checkpoint.most_recent_k = -1
     load_from(container.checkpoint, start)
     return _run(config, container, run_dir, save, data, start, on_save)
@@ -77,7 +77,8 @@ def decide_start(config: PretrainConfig, data: TrainingData, save: Path) -> Star
                 f"checkpoint.keep_iteration=true: {start.folder} has {start.iteration} iterations already, "
                 f"train.train_iters is {config.train.train_iters}. Give more, or leave it out to begin a new phase."
             )
-        return vars(start) | {"folder": start.folder and str(start.folder)}
+        drop_old = c.keep_last == 0 or may_drop_old(save)
+        return vars(start) | {"folder": start.folder and str(start.folder), "drop_old": drop_old}
 
     told = from_rank_zero(decide)
     return Start(**told | {"folder": told["folder"] and Path(told["folder"])})

@@ -24,13 +24,15 @@ TRACKER = "latest_checkpointed_iteration.txt"
 class Start:
     """Where a run goes on: `folder` None is a fresh start; `own` tells whether the checkpoint is this run's.
 
-    `new_phase`: only the weights of `folder` are taken; iterations, schedule and data order begin at 0.
+    `new_phase`: only the weights of `folder` are taken; iterations, schedule and data order begin at 0. `drop_old`:
+    whether old checkpoints may be removed as checkpoint.keep_last says.
     """
 
     iteration: int
     folder: Path | None
     own: bool
     new_phase: bool = False
+    drop_old: bool = True
 
     def sentence(self, weights: str | None) -> str:
         """The first line of the log; `weights` is where megatron.checkpoint.pretrained_checkpoint points."""
@@ -140,11 +142,16 @@ def remove_unfinished(save: Path) -> None:
 
 
 def may_drop_old(save: Path) -> bool:
-    """Whether Megatron-Bridge may remove old checkpoints in `save` (it counts every folder); tells when it may not."""
-    others = foreign(save)
+    """Whether Megatron-Bridge may remove old checkpoints in `save`; tells when it may not.
+
+    It takes everything below `save` that is named iter_* for one of this run's, also in the folders of other runs.
+    """
+    own = set(iteration_folders(save)) - set(foreign(save))
+    others = sorted(p for p in save.rglob("iter_*") if p not in own)
     if others:
+        names = ", ".join(str(p.relative_to(save)) for p in others[:4]) + (", …" if len(others) > 4 else "")
         warn(
-            f"{save} holds checkpoints that nano3 did not write ({', '.join(p.name for p in others)}): nothing is "
-            "removed there, and checkpoint.keep_last has no effect."
+            f"{save} holds checkpoints that nano3 did not write for this run ({names}): nothing is removed there, and "
+            "checkpoint.keep_last has no effect."
         )
     return not others

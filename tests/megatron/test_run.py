@@ -177,6 +177,15 @@ def test_the_rest_of_a_schedule_keeps_its_iteration(config: PretrainConfig, data
         decided(config, data_dir, phase_one)
 
 
+def test_beside_somebody_elses_checkpoints_none_is_dropped(config: PretrainConfig, data_dir: Path) -> None:
+    save = Path(config.run.output_dir) / "checkpoints"
+    newest = checkpoint(save, 10, marked=False)
+    decide = megatron.decide_start
+    assert decide(config, open_data(data_dir), save) == Start(10, newest, own=True, drop_old=False)
+    config.checkpoint.keep_last = 0
+    assert decide(config, open_data(data_dir), save).drop_old
+
+
 def test_megatron_bridge_is_told_where_to_load_from(tmp_path: Path) -> None:
     from types import SimpleNamespace
 

@@ -109,6 +109,15 @@ def test_the_first_save_killed_is_a_fresh_start_again(tmp_path: Path) -> None:
     assert not killed.exists()
 
 
+@pytest.mark.parametrize("name", ["other_run/checkpoints/iter_0010000", "iter_0000040.tmp", "iter_best"])
+def test_checkpoints_of_other_runs_below_are_safe(tmp_path: Path, capsys, name: str) -> None:
+    """Megatron-Bridge would take them for old ones of this run, or stumble over the name."""
+    checkpoint(tmp_path, 10)
+    (tmp_path / name).mkdir(parents=True)
+    assert not may_drop_old(tmp_path)
+    assert name in capsys.readouterr().err
+
+
 def test_in_a_folder_of_its_own_old_ones_may_go(tmp_path: Path) -> None:
     checkpoint(tmp_path, 10)
     note_begun(tmp_path, 20)
