@@ -12,7 +12,11 @@ from wandb_file import records
 
 from nano3.artifacts import store, wandb
 from nano3.artifacts.resolver import find, register_resolver
+from nano3.config import PretrainConfig
 from nano3.errors import UserError
+from nano3.files import write_json
+from nano3.training.lineage import model_alias
+from nano3.training.metrics import Metrics
 
 DATA, MODEL = "DataBlendsArtifact-pretrain", "ModelArtifact-pretrain"
 
@@ -62,6 +66,23 @@ def test_a_run_has_metrics_its_data_and_its_checkpoints(cli: Commands, run: Path
     # The mirror's data is the very artifact that data_prep recorded.
     (prepared,) = found(cli.folder / "jobs/prep-sample", "artifact")
     assert used.digest == prepared.digest
+
+
+def test_a_point_of_a_sweep_is_named_and_secrets_stay_here(tmp_path: Path) -> None:
+    start = {"label": "optimizer.lr=0.001", "data": {"reference": "d", "folder": "d", "fingerprint": "p"}}
+    write_json(tmp_path / "starts/0001/start.json", start)
+    config = PretrainConfig()
+    config.run.name, config.run.wandb.mode = "sweep", "offline"
+    config.cluster.env = {"HF_TOKEN": "hf_abc", "NCCL_DEBUG": "INFO"}
+    metrics = object.__new__(Metrics)
+    metrics.run_dir = tmp_path
+    metrics._open_wandb(config).finish()
+    (run,) = found(tmp_path, "run")
+    assert (run.display_name, run.run_group) == ("sweep optimizer.lr=0.001", "sweep")
+    assert "NCCL_DEBUG" in str(run.config)
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert b"hf_abc" not in file.read_bytes()
+    assert model_alias(config, start) == "sweep-optimizer.lr-0.001"
 
 
 def test_new_weights_are_a_new_artifact_there_too(tmp_path: Path) -> None:

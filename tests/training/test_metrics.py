@@ -75,7 +75,6 @@ def test_wandb_id_is_kept(tmp_path: Path) -> None:
     assert len(wandb_id(tmp_path)) == 16
 
 
-@pytest.mark.skipif("wandb" in sys.modules, reason="wandb is loaded")
 def test_wandb_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     from nano3.training.metrics import Metrics
