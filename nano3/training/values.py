@@ -51,6 +51,11 @@ def vocabulary_problems(config: PretrainConfig, data_vocab_size: int) -> list[st
 def start_problems(config: PretrainConfig) -> list[str]:
     """Why it is not clear what this run starts from, or nothing."""
     c, weights = config.checkpoint, (config.megatron.get("checkpoint") or {}).get("pretrained_checkpoint")
+    if c.keep_iteration and c.load in (None, c.save):
+        return [
+            "checkpoint.keep_iteration=true (train=phase2 sets it) goes on with another run's schedule: name that run's "
+            "folder with checkpoint.load=OTHER/checkpoints."
+        ]
     if weights and c.load and c.load != c.save:
         return [
             f"checkpoint.load={c.load} and megatron.checkpoint.pretrained_checkpoint={weights} both name weights to "

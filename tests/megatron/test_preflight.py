@@ -188,6 +188,15 @@ def test_two_sources_of_weights_are_refused(config: PretrainConfig) -> None:
     assert any("both name weights" in p for p in preflight(config).problems)
 
 
+def test_the_rest_of_a_schedule_needs_the_run_that_began_it(config: PretrainConfig) -> None:
+    """train=phase2 alone would begin its schedule afresh."""
+    config.checkpoint.keep_iteration = True
+    config.checkpoint.save = config.checkpoint.load = "/own"
+    assert any("checkpoint.load=OTHER/checkpoints" in p for p in preflight(config).problems)
+    config.checkpoint.load = "/other"
+    assert preflight(config).problems == []
+
+
 def test_finetuning_by_its_megatron_name_is_refused(config: PretrainConfig) -> None:
     """It would set the iteration back to 0 at every restart."""
     config.megatron = {"checkpoint": {"finetune": True}}
