@@ -53,8 +53,8 @@ def start_problems(config: PretrainConfig) -> list[str]:
     c, weights = config.checkpoint, (config.megatron.get("checkpoint") or {}).get("pretrained_checkpoint")
     if c.keep_iteration and c.load in (None, c.save):
         return [
-            "checkpoint.keep_iteration=true (train=phase2 sets it) goes on with another run's schedule: name that run's "
-            "folder with checkpoint.load=OTHER/checkpoints."
+            "checkpoint.keep_iteration=true (train=phase2 sets it) goes on with another run's schedule: name its "
+            "checkpoint folder with checkpoint.load=OTHER/checkpoints."
         ]
     if weights and c.load and c.load != c.save:
         return [
