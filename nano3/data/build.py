@@ -189,7 +189,7 @@ def adopt(plan: Plan, build: Path) -> None:
             folder.remove(build)
             place.rename(build)
         kept = len(list((build / "units").glob("*.json"))) if (build / "units").is_dir() else 0
-        if kept or units:
+        if kept:
             say(f"input has changed since an unfinished run: {kept:,} finished units are kept, the rest is made anew")
         return
     if folders or (build / "units").is_dir():

@@ -117,7 +117,7 @@ def show_plan(sources: list[SourceConfig], options: PrepOptions, blend_name: str
     say(f"tokenizer {plan.tokenizer.model}: {plan.tokenizer.vocab_size:,} ids, {plan.dtype} on disk")
     item = 2 if plan.dtype == "uint16" else 4
     say(
-        f"about {text / 1e6:,.0f} MB of text, {tokens / 1e6:,.1f} M tokens, {tokens * item / 1e6:,.0f} MB in "
+        f"about {text / 1e6:,.1f} MB of text, {tokens / 1e6:,.1f} M tokens, {tokens * item / 1e6:,.1f} MB in "
         f"{options.output_dir}"
     )
     for note in [note for d in plan.datasets for note in d.notes]:

@@ -121,6 +121,8 @@ def test_files_of_other_kinds_are_left_out_with_one_note(tmp_path: Path, byte_bp
     told = [line for line in capfd.readouterr().err.splitlines() if "left out" in line]
     assert len(told) == 1
     assert "3 file(s) of no known format left out: README.md, backup.tar.gz, notes" in told[0]
+    with pytest.raises(UserError, match=r"README\.md is not of a known format"):
+        names(tmp_path / "in" / "*.md")
 
 
 def test_a_real_folder_with_brackets(tmp_path: Path) -> None:
