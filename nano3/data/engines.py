@@ -5,7 +5,9 @@ it forks.
 where it can read the tokenizer; it is used only after a proof (`tokenize.py`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from threading import Thread
 from typing import Any
 
 REFERENCE = "tokenizers"
@@ -21,25 +23,47 @@ class Engines:
     why_not: str = ""
 
 
-def load_engines(file: str, split_special_tokens: bool, fast: bool) -> Engines:
+def load_engines(
+    file: str, split_special_tokens: bool, fast: bool, meanwhile: Callable[[], None] = lambda: None
+) -> Engines:
     """Load a tokenizer.json into both engines (the reference only, when not `fast`).
 
-    Truncation and padding that the file may ask for are switched off: documents stay whole.
+    The fast engine takes longer to load: that goes on in a thread, which has ended when this returns; `meanwhile` is
+    called beside it. Truncation and padding that the file may ask for are switched off: documents stay whole.
     """
+    quick: Any = None
+    why_not = ""
+
+    def load_fast() -> None:
+        nonlocal quick, why_not
+        from fastokens import _native
+
+        try:
+            quick = _native.Tokenizer.from_file(file)
+        except (ValueError, RuntimeError, NotImplementedError, OSError) as error:
+            why_not = f"fastokens cannot read this tokenizer: {error}"
+            return
+        quick.no_truncation()
+        quick.no_padding()
+
+    thread = Thread(target=load_fast)
+    if fast:
+        thread.start()
+    try:
+        reference = load_reference(file, split_special_tokens)
+        meanwhile()
+    finally:
+        if fast:
+            thread.join()
+    return Engines(reference, quick, why_not)
+
+
+def load_reference(file: str, split_special_tokens: bool) -> Any:
+    """Load a tokenizer.json into tokenizers."""
     from tokenizers import Tokenizer
 
     reference = Tokenizer.from_file(file)
     reference.no_truncation()
     reference.no_padding()
     reference.encode_special_tokens = split_special_tokens
-    if not fast:
-        return Engines(reference, None)
-    from fastokens import _native
-
-    try:
-        quick = _native.Tokenizer.from_file(file)
-    except (ValueError, RuntimeError, NotImplementedError, OSError) as error:
-        return Engines(reference, None, f"fastokens cannot read this tokenizer: {error}")
-    quick.no_truncation()
-    quick.no_padding()
-    return Engines(reference, quick)
+    return reference

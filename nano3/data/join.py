@@ -8,9 +8,9 @@ import numpy as np
 
 from nano3.data.engines import FAST, REFERENCE
 from nano3.data.indexed import write_index
+from nano3.data.output import Output
 from nano3.data.plan import Plan
 from nano3.data.receipts import (
-    Output,
     Part,
     ShardReceipt,
     UnitReceipt,

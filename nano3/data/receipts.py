@@ -10,11 +10,7 @@ receipt. A unit's parts are not forced to disk, which would take longer than mak
 checksums tell what to redo.
 """
 
-import contextlib
-import hashlib
-import os
 from pathlib import Path
-from typing import IO, Any
 
 import msgspec
 
@@ -72,51 +68,6 @@ class ShardReceipt(msgspec.Struct):
     engine: str
     first: tuple[int, int] | None
     last: tuple[int, int] | None
-
-
-class Output:
-    """A file being written under a temporary name; `commit` gives it its own."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.size = 0
-        self._temp = temp_name(path)
-        self._hash = hashlib.sha256()
-        try:
-            self._file: IO[bytes] = self._temp.open("wb", buffering=1 << 18)
-        except OSError as error:
-            raise disk_error(error, str(path)) from error
-
-    def write(self, data: Any) -> None:
-        """Append bytes."""
-        view = memoryview(data)
-        if not view.nbytes:
-            return
-        view = view.cast("B")
-        try:
-            self._file.write(view)
-        except OSError as error:
-            raise disk_error(error, str(self.path)) from error
-        self._hash.update(view)
-        self.size += view.nbytes
-
-    def commit(self, sync: bool) -> str:
-        """Flush, fsync if `sync`, rename. Gives the SHA-256."""
-        try:
-            self._file.flush()
-            if sync:
-                os.fsync(self._file.fileno())
-            self._file.close()
-            self._temp.replace(self.path)
-        except OSError as error:
-            raise disk_error(error, str(self.path)) from error
-        return self._hash.hexdigest()
-
-    def discard(self) -> None:
-        """Remove what was written."""
-        with contextlib.suppress(OSError):  # a full disk; the file goes anyway
-            self._file.close()
-        self._temp.unlink(missing_ok=True)
 
 
 def add_suffix(path: Path, suffix: str) -> Path:

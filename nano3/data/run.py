@@ -20,7 +20,7 @@ from nano3.data.receipts import ShardReceipt
 from nano3.data.sources import changed_since
 from nano3.data.state import Shard, State
 from nano3.data.tokenizer import copy_tokenizer
-from nano3.data.workers import Pool
+from nano3.data.workers import PROVE, Pool
 from nano3.errors import Failure, UserError
 from nano3.files import fsync_dir, write_text
 
@@ -140,8 +140,7 @@ def do_work(plan: Plan, path: Path, state: State, meter: Meter) -> None:
         workers = max(1, min(wanted, len(state.open_units()) or len(state.open_shards())))
         fast = options.engine != REFERENCE and not state.disproved
         with Pool(path, workers, fast) as pool:
-            why = prove(pool, workers) if fast and state.open_units() else ""
-            why = why or drain(pool, state, meter)
+            why = drain(pool, state, meter, prove=fast and bool(state.open_units() or not state.proven))
         if why and options.engine == "strict":
             raise Failure(
                 f"engine=strict: {why}. Set engine=auto to go on with the reference tokenizer, which is much slower."
@@ -154,33 +153,26 @@ def do_work(plan: Plan, path: Path, state: State, meter: Meter) -> None:
             )
 
 
-def prove(pool: Pool, workers: int) -> str:
-    """Have the workers compare the engines, each on its share; gives what is wrong, or ""."""
-    for worker in range(workers):
-        pool.give(worker, ("prove", worker, workers))
-    found = []
-    while pool.busy:
-        found += [value for _, _, value in pool.results() if value]
-    return found[0] if found else ""
+def drain(pool: Pool, state: State, meter: Meter, prove: bool) -> str:
+    """Hand out units in order; join each shard, in a thread here, as soon as its units are done and, with `prove`,
+    the engines are proven equal.
 
-
-def drain(pool: Pool, state: State, meter: Meter) -> str:
-    """Hand out units in order; join each shard, in a thread here, as soon as its units are done.
-
-    Gives what a re-check found wrong, or "".
+    Gives what the proof or a re-check found wrong, or "".
     """
     units = state.open_units()[::-1]
     shards = state.open_shards()[::-1]
     waiting = set(units)
     joins: dict[Shard, Future[ShardReceipt]] = {}
     wrong = ""
+    if prove:
+        pool.prove()
     with ThreadPoolExecutor(JOIN_THREADS) as threads:
         while pool.busy or joins or ((units or shards) and not wrong):
             for worker in pool.idle() if not wrong else ():
                 if units:
                     pool.give(worker, ("unit", units.pop()))
             frontier = min(waiting, default=state.range.stop)
-            while shards and shards[-1][2] < frontier and not wrong:
+            while shards and shards[-1][2] < frontier and not wrong and not prove:
                 shard = shards.pop()[0]
                 joins[shard] = threads.submit(join_shard, state.plan, state.build, *shard)
             for task, kind, value in pool.results(timeout=0.02 if joins else None):
@@ -188,6 +180,10 @@ def drain(pool: Pool, state: State, meter: Meter) -> str:
                     meter.add(text_bytes=value)
                 elif kind == "mismatch":
                     wrong = f"fastokens gave other ids than tokenizers: {value}"
+                elif task == PROVE:
+                    prove = False
+                    wrong = wrong or value
+                    state.prove(value)
                 else:
                     state.units[task[1]] = value
                     waiting.discard(task[1])

@@ -10,51 +10,20 @@ import numpy as np
 
 from nano3.config import PrepOptions
 from nano3.data.engines import FAST, REFERENCE
+from nano3.data.framing import Framing
+from nano3.data.part import PartWriter, open_part
+from nano3.data.pieces import LONG, encode_pieces
 from nano3.data.plan import SPLITS, DatasetPlan, Plan
 from nano3.data.readers import Batch, FilePart, read_part
-from nano3.data.receipts import Output, Part, UnitReceipt, add_suffix, unit_receipt, write_receipt
+from nano3.data.receipts import Part, UnitReceipt, unit_receipt, write_receipt
 from nano3.data.splits import document_hash, file_seed, refuse, split_of
-from nano3.data.tokenize import Encoded, Encoder, SpecialCounter, first_difference
+from nano3.data.tokenize import Encoder, SpecialCounter, first_difference
 
 ENOUGH = 1 << 20  # characters that are worth a call of the engine
 
 
 class EngineMismatch(Exception):
     """The fast engine gave other ids than the reference."""
-
-
-@dataclass
-class PartWriter:
-    """Collects one part."""
-
-    split: int
-    shard: int
-    name: str
-    bin: Output
-    len: Output
-    documents: int = 0
-    sequences: int = 0
-    tokens: int = 0
-    first: tuple[int, int] = (0, 0)
-    last: tuple[int, int] = (0, 0)
-
-    def add(self, tokens: np.ndarray, lengths: np.ndarray, first: tuple[int, int], last: tuple[int, int]) -> None:
-        """Append documents: their tokens back to back and their lengths (int32, 0 for an empty one)."""
-        if not self.documents:
-            self.first = first
-        self.last = last
-        self.documents += len(lengths)
-        self.sequences += int(np.count_nonzero(lengths))
-        self.tokens += len(tokens)
-        self.bin.write(tokens.data)
-        self.len.write(lengths.data)
-
-    def commit(self) -> Part:
-        """Give both files their names."""
-        return Part(
-            self.split, self.shard, self.name, self.documents, self.sequences, self.tokens, self.bin.size,
-            self.bin.commit(sync=False), self.len.commit(sync=False), self.first, self.last,
-        )  # fmt: skip
 
 
 @dataclass
@@ -95,7 +64,7 @@ class UnitEncoder:
         self.dataset_number, self.unit = worker.plan.unit(number)
         self.dataset: DatasetPlan = worker.plan.datasets[self.dataset_number]
         self.encode = worker.fast or worker.reference
-        self.dtype = np.dtype(worker.plan.dtype)
+        self.framing = Framing.of(worker.plan)
         self.open_parts: dict[int, PartWriter] = {}
         self.parts: list[Part] = []
         self.skipped: Counter[str] = Counter()
@@ -117,8 +86,7 @@ class UnitEncoder:
                 del self.open_parts[split]
         finally:
             for writer in self.open_parts.values():
-                writer.bin.discard()
-                writer.len.discard()
+                writer.discard()
         receipt = UnitReceipt(
             self.number, self.worker.engine, self.documents, self.empty, dict(self.skipped), self.special,
             self.checked, self.truncated, self.text_bytes, self.parts,
@@ -136,9 +104,20 @@ class UnitEncoder:
             if len(long) < len(texts):
                 self.skipped["short"] += len(texts) - len(long)
                 texts, keys, places = [texts[i] for i in long], keys[long], places[long]
+        columns = (np.full(len(keys), file), keys, places + int(self.dataset.bases[file]), document_hash(seed, keys))
+        begin = 0
+        for i in [i for i, text in enumerate(texts) if len(text) >= LONG]:
+            self.wait(texts[begin:i], tuple(c[begin:i] for c in columns))
+            self.flush()
+            text, texts[i] = texts[i], ""  # this was the only reference, and a batch may hold several long texts
+            self.stream(text, *(c[i] for c in columns))
+            begin = i + 1
+        self.wait(texts[begin:], tuple(c[begin:] for c in columns))
+
+    def wait(self, texts: list[str], columns: tuple[np.ndarray, ...]) -> None:
+        """Keep documents until there are enough."""
         if not texts:
             return
-        columns = (np.full(len(keys), file), keys, places + int(self.dataset.bases[file]), document_hash(seed, keys))
         self.waiting.append((texts, columns))
         self.waiting_chars += sum(map(len, texts))
         if self.waiting_chars >= ENOUGH:
@@ -158,10 +137,33 @@ class UnitEncoder:
         self.text_bytes += size
         self.documents += len(texts)
         del texts
-        tokens, lengths = self.frame(ids, lengths)
+        tokens, lengths, cut = self.framing(ids, lengths)
+        self.truncated += cut
         self.empty += len(lengths) - int(np.count_nonzero(lengths))
         self.write(tokens, lengths, files, keys, places, split_of(hashes, self.dataset.bounds))
         self.worker.tick(size)
+
+    def stream(self, text: str, file: int, key: int, place: int, hash_: np.uint64) -> None:
+        """Encode and write one long document piece by piece."""
+        split = int(split_of(np.array([hash_]), self.dataset.bounds)[0])
+        writer = self.writer(split, int(np.searchsorted(self.dataset.shard_bounds[split], place, "right")) - 1)
+        length = kept = 0
+        for ids, piece in encode_pieces(text, self.encode):
+            if not length:
+                self.check([piece], np.array([hash_]), np.array([file]), np.array([key]))
+            self.special += self.worker.count_special(ids)
+            tokens = self.framing.middle(ids, length, kept)
+            length, kept = length + len(ids), kept + len(tokens)
+            writer.add_tokens(tokens)
+            size = len(piece) if piece.isascii() else len(piece.encode())
+            self.text_bytes += size
+            self.worker.tick(size)
+        end = self.framing.end(length)
+        writer.add_tokens(end)
+        where = (int(file), int(key))
+        writer.end_documents(np.array([kept + len(end)], np.int32), where, where)
+        self.documents += 1
+        self.truncated += int(self.framing.limit is not None and length > self.framing.limit)
 
     def check(self, texts: list[str], hashes: np.ndarray, files: np.ndarray, keys: np.ndarray) -> None:
         """Compare one document in `check_every` with the reference."""
@@ -174,16 +176,6 @@ class UnitEncoder:
         if wrong is not None:
             i = chosen[wrong]
             raise EngineMismatch(f"{self.dataset.whole(int(files[i])).path}, document with key {int(keys[i])}")
-
-    def frame(self, ids: np.ndarray, lengths: np.ndarray) -> Encoded:
-        """Cut long documents, put BOS and EOS around each that has tokens, convert to the dtype on disk."""
-        limit, info = self.options.max_doc_tokens, self.worker.plan.tokenizer
-        if limit is not None and len(lengths) and int(lengths.max()) > limit:
-            ids, lengths, cut = truncate(ids, lengths, limit)
-            self.truncated += cut
-        bos = info.bos_id if self.options.add_bos else None
-        eos = info.eod_id if self.options.add_eos else None
-        return frame(ids, lengths, bos, eos, self.dtype)
 
     def write(
         self,
@@ -217,38 +209,5 @@ class UnitEncoder:
             return writer
         if writer:
             self.parts.append(writer.commit())
-        name = f"{self.number:06d}.{SPLITS[split]}.{shard:05d}"
-        path = self.worker.build / "units" / name
-        writer = PartWriter(split, shard, name, Output(add_suffix(path, ".bin")), Output(add_suffix(path, ".len")))
-        self.open_parts[split] = writer
+        writer = self.open_parts[split] = open_part(self.worker.build, self.number, split, shard)
         return writer
-
-
-def truncate(ids: np.ndarray, lengths: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Keep the first `limit` ids of each document; also gives the number of documents that were cut."""
-    starts = np.cumsum(lengths) - lengths
-    position = np.arange(len(ids)) - np.repeat(starts, lengths)
-    return ids[position < limit], np.minimum(lengths, limit), int(np.count_nonzero(lengths > limit))
-
-
-def frame(ids: np.ndarray, lengths: np.ndarray, bos: int | None, eos: int | None, dtype: np.dtype) -> Encoded:
-    """Put `bos` before and `eos` after every document that has ids; the new lengths count them."""
-    full = lengths > 0
-    extra = (bos is not None) + (eos is not None)
-    lengths = lengths + extra * full
-    out = np.empty(int(lengths.sum()), dtype)
-    if not extra:
-        out[:] = ids
-        return out, lengths
-    ends = np.cumsum(lengths)[full]
-    text = np.ones(len(out), bool)
-    if eos is not None:
-        text[ends - 1] = False
-    if bos is not None:
-        text[ends - lengths[full]] = False
-    out[text] = ids
-    if eos is not None:
-        out[ends - 1] = eos
-    if bos is not None:
-        out[ends - lengths[full]] = bos
-    return out, lengths

@@ -22,6 +22,7 @@ from nano3.files import write_text
 
 Shard = tuple[int, int, int]  # split, dataset, shard in it
 DISPROVED = "fastokens-disproved"
+PROVEN = "fastokens-proven"
 
 
 class State:
@@ -77,6 +78,16 @@ class State:
     def why_disproved(self) -> str:
         """What was wrong with it."""
         return (self.build / DISPROVED).read_text().strip()
+
+    @property
+    def proven(self) -> bool:
+        """Whether the engines were compared in this build, and agreed."""
+        return (self.build / PROVEN).exists()
+
+    def prove(self, wrong: str) -> None:
+        """Note the outcome of the comparison; one that failed is for `disprove` to note."""
+        if not wrong:
+            write_text(self.build / PROVEN, "")
 
     def disprove(self, why: str) -> None:
         """Distrust everything the fast engine made in this build."""

@@ -1,13 +1,15 @@
 """Worker processes. One process loads the tokenizer and forks the workers, so that loading is paid for once and shared.
 
-    this process ── starts ──▶ python -m nano3.data.workers (no threads, no numpy: safe to fork) ── forks ──▶ N workers
-         └────────────────────────── one socket for each worker: tasks out, results back ──────────────────────┘
+    this process ── starts ──▶ python -m nano3.data.workers (one thread when it forks) ── forks ──▶ N workers, 1 prover
+         └────────────────────────── one socket for each: tasks out, results back ───────────────────────────────┘
 
-A worker does one task at a time and keeps its caches from one to the next. All of them die with the process that
+A worker does one task at a time and keeps its caches from one to the next. The prover compares the engines while the
+workers have begun; nothing that they made is used before it has answered. All of them die with the process that
 started them.
 """
 
 import contextlib
+import importlib
 import os
 import signal
 import subprocess
@@ -21,7 +23,8 @@ from typing import Any
 from nano3.data.engines import Engines, load_engines
 from nano3.errors import Failure, Nano3Error
 
-Task = tuple[Any, ...]  # ("unit", number) or ("prove", share, shares)
+Task = tuple[Any, ...]  # ("unit", number) or PROVE
+PROVE: Task = ("prove",)
 ENV = {
     "FASTOKENS_BPE_THREADS": "1",  # a worker is one core's work
     "RAYON_NUM_THREADS": "1",
@@ -32,12 +35,13 @@ ENV = {
 
 
 class Pool:
-    """N workers on one plan. Use as a context manager; leaving it ends them."""
+    """N workers on one plan, and a prover. Use as a context manager; leaving it ends them."""
 
     def __init__(self, plan_path: Path, workers: int, fast: bool) -> None:
+        self._workers = workers
         self._ends: list[Connection] = []
         theirs = []
-        for _ in range(workers):
+        for _ in range(workers + 1):
             mine, other = Pipe()
             self._ends.append(mine)
             theirs.append(other)
@@ -63,9 +67,13 @@ class Pool:
         self._process.kill()
         self._process.wait()
 
+    def prove(self) -> None:
+        """Have the prover compare the engines: a result of the task `PROVE` says what is wrong, or ""."""
+        self.give(self._workers, PROVE)
+
     def idle(self) -> list[int]:
         """Numbers of the workers without a task."""
-        return [n for n in range(len(self._ends)) if n not in self._busy]
+        return [n for n in range(self._workers) if n not in self._busy]
 
     @property
     def busy(self) -> bool:
@@ -85,15 +93,14 @@ class Pool:
         """
         for ready in wait([self._ends[n] for n in self._busy], timeout):
             worker = self._ends.index(ready)  # type: ignore[arg-type]
+            task = self._busy[worker]
             try:
                 kind, value = self._ends[worker].recv()
             except (EOFError, ConnectionResetError) as error:
                 raise Failure(
-                    f"a worker process died during {self._busy[worker]}; out of memory is the usual cause. What "
-                    f"is finished is kept: "
-                    f"run again, with fewer workers (workers={max(1, len(self._ends) - 1)}) if memory is short."
+                    f"a worker process died during {task}; out of memory is the usual cause. What is finished is "
+                    f"kept: run again, with fewer workers (workers={max(1, self._workers - 1)}) if memory is short."
                 ) from error
-            task = self._busy[worker]
             if kind != "tick":
                 del self._busy[worker]
             if kind == "error":
@@ -130,16 +137,21 @@ def main() -> None:
 
 
 def load(plan_path: Path, fast: bool) -> Engines:
-    """The engines for a plan. Reads only what it needs of the plan: numpy must not be imported before the fork."""
+    """The engines for a plan, and a worker's modules. Leaves one thread: pyarrow, which starts one, comes later."""
     import msgspec
 
     plan = msgspec.json.decode(plan_path.read_bytes())
     info = plan["tokenizer"]
     file = f"{info['folder']}/{info['json_name']}"
     try:
-        return load_engines(file, plan["options"]["split_special_tokens"], fast)
+        return load_engines(file, plan["options"]["split_special_tokens"], fast, meanwhile=import_worker)
     except Exception as error:  # tokenizers raises bare Exception for a file it cannot read
         raise Failure(f"{file}: the tokenizer cannot be loaded: {error}") from error
+
+
+def import_worker() -> None:
+    """Import once what every worker needs."""
+    importlib.import_module("nano3.data.shard")
 
 
 def serve(end: Connection, plan_path: Path, engines: Engines | Nano3Error) -> None:
@@ -189,7 +201,7 @@ def do(worker: Any, engines: Engines, task: Task) -> Any:
         return worker.encode_unit(task[1])
     from nano3.data.proof import prove
 
-    return engines.why_not or prove(worker, engines, task[1], task[2])
+    return engines.why_not or prove(worker, engines)
 
 
 def die_with_parent() -> None:

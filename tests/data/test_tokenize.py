@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from nano3.data.edge_cases import edge_cases
 from nano3.data.engines import Engines, load_engines
+from nano3.data.framing import frame, truncate
 from nano3.data.plan import SPLITS, load_plan
 from nano3.data.run import write_plan
-from nano3.data.shard import EngineMismatch, Worker, frame, truncate
+from nano3.data.shard import EngineMismatch, Worker
 from nano3.data.tokenize import SpecialCounter, fast_encoder, first_difference, reference_encoder
 from nano3.data.tokenizer import copy_tokenizer, find_tokenizer
 from nano3.errors import UserError
