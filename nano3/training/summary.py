@@ -8,6 +8,8 @@ from nano3.errors import UserError
 from nano3.training.checkpoints import latest, read_info, root_of
 from nano3.training.metrics import FILE, read_metrics
 
+END = 5
+
 
 def summarize(run_dir: Path) -> list[tuple[str, str]]:
     """Rows of (what, value): iterations, parameters, tokens, losses from start to end, speed, wall time.
@@ -24,7 +26,7 @@ def summarize(run_dir: Path) -> list[tuple[str, str]]:
     checkpoint = latest(root_of(run_dir))
     if checkpoint is not None:
         rows.insert(0, ("parameters", f"{read_info(checkpoint).parameters:,}"))
-    rows.append(("training loss", f"{train[0]['loss']:.2f} → {last['loss']:.2f}"))
+    rows.append((f"training loss, last {len(train[-END:])} lines", f"{train[0]['loss']:.2f} → {end_of(train):.2f}"))
     names = [key for key in (valid[-1] if valid else {}) if key.startswith("valid_loss")]
     for name in names:
         rows.append((name.replace("valid_loss", "validation loss").replace("/", ", "), _from_to(valid, name)))
@@ -32,6 +34,11 @@ def summarize(run_dir: Path) -> list[tuple[str, str]]:
     if "elapsed_s" in lines[-1]:
         rows.append(("wall time", f"{lines[-1]['elapsed_s']:.0f} s"))
     return rows
+
+
+def end_of(train: list[dict[str, Any]]) -> float:
+    """Mean training loss of the last lines: a single batch of a small run says little."""
+    return sum(line["loss"] for line in train[-END:]) / len(train[-END:])
 
 
 def print_summary(run_dir: Path) -> None:
