@@ -54,6 +54,8 @@ def truncate(ids: np.ndarray, lengths: np.ndarray, limit: int) -> tuple[np.ndarr
 
 def frame(ids: np.ndarray, lengths: np.ndarray, bos: int | None, eos: int | None, dtype: np.dtype) -> Encoded:
     """Put `bos` before and `eos` after every document that has ids; the new lengths count them."""
+    if dtype.itemsize == ids.itemsize:
+        ids = ids.view(dtype)  # an id is far below 2^31: no conversion needed
     full = lengths > 0
     extra = (bos is not None) + (eos is not None)
     lengths = lengths + extra * full

@@ -38,7 +38,7 @@ def line_blocks(read: Callable[[int], bytes], offset: int, stop: int | None) -> 
 
     A line longer than a block makes its block longer. The last line may lack its newline.
     """
-    pending: list[bytes] = []
+    pending: list[bytes | memoryview] = []
     position = offset
     while stop is None or offset < stop:
         left = BLOCK if stop is None else max(stop - position, BLOCK // 16)
@@ -52,7 +52,7 @@ def line_blocks(read: Callable[[int], bytes], offset: int, stop: int | None) -> 
         if not cut:
             pending.append(data)
             continue
-        pending.append(data[:cut])
+        pending.append(memoryview(data)[:cut])
         whole = [b"".join(pending)]  # in a list, so that nothing here holds on to a large block while it is worked on
         pending = [data[cut:]]
         size = len(whole[0])

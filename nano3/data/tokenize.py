@@ -70,4 +70,5 @@ class SpecialCounter:
         """
         if self._table is not None:
             return int(np.count_nonzero(self._table[ids[ids < len(self._table)]]))
-        return sum(int(np.count_nonzero((ids - start) <= width)) for start, width in self._ranges)
+        # Usually they are the first ids: then there is nothing to subtract.
+        return sum(int(np.count_nonzero((ids - start if start else ids) <= width)) for start, width in self._ranges)
