@@ -56,7 +56,7 @@ def here(prep: Prep) -> int:
     """Prepare on this machine, register, and go on with the run that follows."""
     manifest = prepare(prep.sources, prep.options, prep.blend)
     made = register(prep.registration, Path(prep.options.output_dir).absolute(), manifest)
-    job = next_job(prep.following, prep.config.then, manifest.plan_hash, made.reference)
+    job = next_job(prep.following, prep.config.then, made.fingerprint, made.reference)
     return launch.run([job]) if job else 0
 
 
@@ -67,7 +67,7 @@ def on_slurm(prep: Prep) -> int:
     output = Path(options.output_dir).absolute()
     if not options.force and not config.dry_run and (manifest := complete(request, output)):
         made = register(prep.registration, output, manifest)
-        job = next_job(prep.following, prep.config.then, request.hash, made.reference)
+        job = next_job(prep.following, prep.config.then, made.fingerprint, made.reference)
         return launch.run([job]) if job else 0
     planned = folder.build_dir(output, request.hash) / "plan.json"
     plan = planned if config.dry_run else plan_request(request)
@@ -81,7 +81,7 @@ def on_slurm(prep: Prep) -> int:
         cluster=config.cluster,
         container=config.container,
         folders=places.of_preparation(options, prep.sources),
-        then=next_job(prep.following, prep.config.then, request.hash),
+        then=next_job(prep.following, prep.config.then, request.content),
         dry_run=config.dry_run,
     )
 

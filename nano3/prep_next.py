@@ -51,10 +51,10 @@ def check_next(cfg: DictConfig, data: Path) -> DictConfig:
 
 
 def next_job(
-    cfg: DictConfig | None, overrides: list[str], plan_hash: str, reference: str | None = None
+    cfg: DictConfig | None, overrides: list[str], content: str, reference: str | None = None
 ) -> launch.Job | None:
-    """The job of the next run, on the data whose plan is `plan_hash` and, once registered, artifact `reference`."""
+    """The job of the next run, on the data of this content and, once registered, artifact `reference`."""
     if cfg is None:
         return None
-    data = Data(reference or cfg.run.data, cfg.run.data, plan_hash)
+    data = Data(reference or cfg.run.data, cfg.run.data, content)
     return make_job(cfg, Path(cfg.run.output_dir).absolute(), label="", data=data, overrides=overrides)

@@ -1,6 +1,5 @@
 """How prepared data is registered, and what the jobs of a preparation on Slurm call (`on_slurm` of nano3.data_prep)."""
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -57,7 +56,7 @@ def register(how: Registration, folder: Path, manifest: Manifest) -> store.Artif
     made = store.register(
         how.artifact,
         folder,
-        content(manifest.plan_hash, weights),
+        manifest.content,
         metadata={
             "blend": manifest.blend,
             "tokens": sum(s["tokens"] for s in manifest.splits.values()),
@@ -73,11 +72,6 @@ def register(how: Registration, folder: Path, manifest: Manifest) -> store.Artif
     if how.mirrored.on:
         mirror(how, made)
     return made
-
-
-def content(plan_hash: str, weights: dict[str, float]) -> str:
-    """Identity of prepared data as a run sees it: the bytes, which the plan decides, and how they are mixed."""
-    return hashlib.sha256(json.dumps([plan_hash, sorted(weights.items())]).encode()).hexdigest()
 
 
 def mirror(how: Registration, made: store.Artifact) -> None:

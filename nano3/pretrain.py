@@ -103,7 +103,7 @@ def find_data(cfg: DictConfig) -> Data:
     from nano3.data.manifest import load_manifest  # imports numpy, which --cfg job can do without
 
     found = find(cfg.run.data, settings_of(cfg))
-    return Data(found.reference, str(found.folder), load_manifest(found.folder).plan_hash)
+    return Data(found.reference, str(found.folder), load_manifest(found.folder).content)
 
 
 def pin(config: PretrainConfig, data: Data, run_dir: Path) -> PretrainConfig:

@@ -112,11 +112,11 @@ def test_the_run_that_follows_is_checked_before_any_work(cli: Commands) -> None:
 
 def test_the_data_of_a_run_is_found_by_its_folder(cli: Commands, tmp_path: Path) -> None:
     """A run that follows its data on Slurm was frozen before the data was registered."""
-    start = {"data": {"reference": str(tmp_path), "folder": str(tmp_path), "fingerprint": "plan"}}
+    start = {"data": {"reference": str(tmp_path), "folder": str(tmp_path), "fingerprint": "content"}}
     assert data_reference(start) is None
-    store.register(DATA, tmp_path, "content", metadata={"plan_hash": "plan"})
+    store.register(DATA, tmp_path, "content")
     assert data_reference(start) == f"{DATA}:v1"
-    store.register(DATA, tmp_path, "other", metadata={"plan_hash": "another plan"})
+    store.register(DATA, tmp_path, "other weights")
     assert data_reference(start) is None
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from commands import SMALL, Commands, losses
 
+from nano3.data.manifest import load_manifest
+
 
 @pytest.fixture(scope="module")
 def cli(tmp_path_factory: pytest.TempPathFactory) -> Commands:
@@ -27,7 +29,7 @@ def trained(cli: Commands, data: Path) -> Path:
 def test_a_run_leaves_everything_that_it_was(trained: Path, data: Path) -> None:
     start = json.loads((trained / "starts/0001/start.json").read_text())
     assert start["data"]["reference"] == "DataBlendsArtifact-pretrain:v1"
-    assert start["data"]["fingerprint"] == json.loads((data / "manifest.json").read_text())["plan_hash"]
+    assert start["data"]["fingerprint"] == load_manifest(data).content
     assert start["overrides"] == [*SMALL, "run.name=one"]
     assert {"torch", "transformers", "megatron-core"} <= set(start["packages"])
     assert json.loads((trained / "finished.json").read_text())["iteration"] == 6

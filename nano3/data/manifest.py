@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from nano3.data.plan import SPLITS, DatasetPlan, Plan
+from nano3.data.plan import SPLITS, DatasetPlan, Plan, content_hash
 from nano3.data.receipts import ShardReceipt, UnitReceipt
 from nano3.errors import Failure, UserError
 from nano3.provenance import installed_versions
@@ -42,6 +42,11 @@ class Manifest:
     splits: dict[str, dict[str, int]]
     shards: list[dict[str, Any]]
     versions: dict[str, str]
+
+    @property
+    def content(self) -> str:
+        """Identity of the data as a run sees it; weights are part of it."""
+        return content_hash(self.plan_hash, {d["name"]: d["weight"] for d in self.datasets})
 
 
 def load_manifest(folder: Path | str) -> Manifest:

@@ -239,6 +239,11 @@ def plan_hash(datasets: list[DatasetPlan], options: PrepOptions, tokenizer: Toke
     return digest.hexdigest()
 
 
+def content_hash(plan: str, weights: dict[str, float]) -> str:
+    """Identity of prepared data as a run sees it: the bytes, which the plan's hash names, and how they are mixed."""
+    return hashlib.sha256(msgspec.json.encode([plan, sorted(weights.items())])).hexdigest()
+
+
 def lay_out(datasets: list[DatasetPlan], options: PrepOptions) -> None:
     """Decide the number of shards and the units of every dataset."""
     fractions = (1 - options.valid_fraction - options.test_fraction, options.valid_fraction, options.test_fraction)

@@ -9,7 +9,7 @@ import numpy as np
 from nano3.config import PrepOptions, SourceConfig
 from nano3.data.formats import TEXT_PER_BYTE
 from nano3.data.indexed import UINT16_VOCAB, smallest_dtype
-from nano3.data.plan import DatasetPlan, Plan, lay_out, plan_hash
+from nano3.data.plan import DatasetPlan, Plan, content_hash, lay_out, plan_hash
 from nano3.data.sample import sample_rows
 from nano3.data.sources import find
 from nano3.data.splits import set_bounds
@@ -35,6 +35,11 @@ class Request:
     dtype: str
     datasets: list[DatasetPlan]
     hash: str
+
+    @property
+    def content(self) -> str:
+        """What `Manifest.content` of the data will be."""
+        return content_hash(self.hash, {s.name: float(s.weight) for s in self.sources})
 
 
 def read_request(sources: list[SourceConfig], options: PrepOptions, blend: str) -> Request:

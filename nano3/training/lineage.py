@@ -27,9 +27,7 @@ def data_reference(start: dict[str, Any]) -> str | None:
     if re.search(r":v\d+$", data["reference"]):
         return str(data["reference"])
     found = store.made_of(data["folder"])
-    if found is None or found.metadata.get("plan_hash", data["fingerprint"]) != data["fingerprint"]:
-        return None
-    return found.reference
+    return found.reference if found and found.fingerprint == data["fingerprint"] else None
 
 
 def stored(reference: str) -> store.Artifact | None:

@@ -50,7 +50,7 @@ class Data:
     reference: str
     # Absolute folder.
     folder: str
-    # plan_hash of its manifest.
+    # `content` of its manifest: what it holds and how it is mixed.
     fingerprint: str
 
 
