@@ -1,0 +1,71 @@
+"""Imports point one way: entry point → room → primitive, and ground rooms do not know one another."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PRIMITIVES = {"nano3.console", "nano3.errors", "nano3.files", "nano3.provenance"}
+GROUND = {"nano3.config"} | PRIMITIVES
+# What a room may import besides itself. What is not named here is an entry point or a part of one.
+ALLOWED = {
+    "nano3.errors": set(),
+    "nano3.files": {"nano3.errors"},
+    "nano3.provenance": {"nano3.errors"},
+    "nano3.console": {"nano3.errors"},
+    "nano3.config": {"nano3.errors"},
+    "nano3.data": GROUND,
+    "nano3.artifacts": PRIMITIVES,
+    "launch": GROUND,
+    "nano3.training": GROUND | {"nano3.data", "nano3.artifacts", "nano3.secrecy"},
+    "nano3.tools": GROUND | {"nano3.data", "nano3.artifacts", "nano3.training", "launch"},
+}
+# Started by torchrun and Slurm: entry points that lie in a room.
+ENTRIES = {"nano3/training/__main__.py"}
+
+
+def room_of(module: str) -> str:
+    """The room or the primitive that a module belongs to; "" outside this project."""
+    parts = module.split(".")
+    if parts[0] == "launch":
+        return "launch"
+    return ".".join(parts[:2]) if parts[0] == "nano3" and len(parts) > 1 else ""
+
+
+def imports(path: Path) -> set[str]:
+    """Rooms that a file imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {room_of(alias.name) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "nano3":
+            found |= {room_of(f"nano3.{alias.name}") for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(room_of(node.module))
+    return found - {""}
+
+
+def files_of(room: str) -> list[Path]:
+    """Source files of a room."""
+    place = ROOT / room.replace(".", "/")
+    files = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+    return [f for f in files if str(f.relative_to(ROOT)) not in ENTRIES]
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_imports_point_one_way(room: str) -> None:
+    files = files_of(room)
+    assert files
+    for path in files:
+        wrong = imports(path) - ALLOWED[room] - {room}
+        assert not wrong, f"{path.relative_to(ROOT)} imports {', '.join(sorted(wrong))}"
+
+
+def test_no_module_and_no_function_grows_too_long() -> None:
+    for path in [*(ROOT / "nano3").rglob("*.py"), *(ROOT / "launch").rglob("*.py")]:
+        text = path.read_text()
+        assert text.count("\n") <= 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 60, f"{path}: {node.name}"
