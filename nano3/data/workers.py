@@ -50,7 +50,8 @@ class Pool:
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         command = [sys.executable, "-m", "nano3.data.workers", str(plan_path), str(int(fast)), *map(str, fds)]
         env = {**os.environ, **ENV, "PYTHONPATH": path}
-        self._process = subprocess.Popen(command, pass_fds=fds, env=env, stdin=subprocess.DEVNULL)
+        # A process group of its own: Ctrl-C is this process's business, also while the other is only starting.
+        self._process = subprocess.Popen(command, pass_fds=fds, env=env, stdin=subprocess.DEVNULL, process_group=0)
         for end in theirs:
             end.close()
         self._busy: dict[int, Task] = {}
@@ -112,7 +113,6 @@ def main() -> None:
     """The loading process: read the plan's tokenizer, fork a worker for each socket, wait for them."""
     plan_path, fast, *fds = sys.argv[1:]
     die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the starter's business
     engines: Engines | Nano3Error
     try:
         engines = load(Path(plan_path), bool(int(fast)))
