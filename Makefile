@@ -26,7 +26,7 @@ test: setup ## Unit and integration tests, under ten minutes on two cores
 	@$(RUN) pytest -n 2 --dist loadfile
 
 test-slow: setup ## What takes minutes: kills, large files, other worlds
-	@$(RUN) pytest -m 'slow and not slurm and not gpu'
+	@$(RUN) pytest -n 2 --dist loadfile -m 'slow and not slurm and not gpu'
 
 test-slurm: setup slurm-up ## Launching, on the Slurm that slurm-up starts
 	@. .slurm/env.sh && $(RUN) pytest -m 'slurm and not gpu'

@@ -52,6 +52,7 @@ def test_the_model_knows_the_data_it_came_from(cli: Commands, trained: Path) -> 
     assert "DataBlendsArtifact-pretrain:v1" in out
 
 
+@pytest.mark.slow
 def test_exit_iteration_stops_and_the_same_command_without_it_goes_on(cli: Commands, trained: Path) -> None:
     half = cli("-m", "nano3.pretrain", *SMALL, "run.name=two", "train.exit_iteration=4")
     assert "stopped at iteration 4" in half.stdout

@@ -54,6 +54,7 @@ def test_prepared_data_is_an_artifact_by_reference(cli: Commands, data: Path) ->
     assert not any(path.startswith(".prep") for path in entries)
 
 
+@pytest.mark.slow
 def test_a_run_has_metrics_its_data_and_its_checkpoints(cli: Commands, run: Path) -> None:
     history = [{i.key or i.nested_key[0]: json.loads(i.value_json) for i in h.item} for h in found(run, "history")]
     assert [h["iteration"] for h in history if "loss" in h] == [1, 2, 3, 4, 5, 6]

@@ -45,6 +45,7 @@ def test_a_finished_run_is_not_submitted_again_whatever_its_place_is(cli: Comman
     assert files(again) == before
 
 
+@pytest.mark.slow
 def test_a_finished_point_is_not_run_again_whatever_its_place_is(cli: Commands, again: Path) -> None:
     done = cli(
         "-m", "nano3.pretrain", "-m", *SMALL, "run.name=sweep", "optimizer.lr=1e-3,2e-3",
