@@ -54,9 +54,7 @@ def difficult(tokenizer: Path) -> list[str]:
     return [*edge_cases(special), *texts(60)]
 
 
-@pytest.mark.parametrize(
-    "tokenizer", [pytest.param("tekken", marks=pytest.mark.slow), "byte_bpe", "sentencepiece_bpe"]
-)
+@pytest.mark.parametrize("tokenizer", [pytest.param("tekken", marks=pytest.mark.slow), "byte_bpe", "sentencepiece_bpe"])
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_bytes_are_those_of_megatrons_tool(
     tmp_path: Path, request: pytest.FixtureRequest, tokenizer: str, kind: str
