@@ -101,6 +101,7 @@ def test_kill_and_rerun(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_kill_and_rerun_fifty_times(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
     import random
 
