@@ -10,7 +10,6 @@ A document without tokens has a bound but no sequence, as Megatron-LM's tools/pr
 format is that of megatron/core/datasets/indexed_dataset.py.
 """
 
-import os
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -128,9 +127,3 @@ class IndexedFile:
     def close(self) -> None:
         """Let go of the mapped files."""
         self.lengths = self.offsets = self.bounds = self.tokens = np.empty(0)
-
-
-def prefix_of(path: str | os.PathLike[str]) -> Path:
-    """The common prefix of a pair, given the prefix itself or either file."""
-    path = Path(path)
-    return path.with_suffix("") if path.suffix in (".bin", ".idx") else path

@@ -133,7 +133,7 @@ class UnitEncoder:
         ids, lengths = self.encode(texts)
         self.check(texts, hashes, files, keys)
         self.special += self.worker.count_special(ids)
-        size = sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+        size = sum(map(utf8_size, texts))
         self.text_bytes += size
         self.documents += len(texts)
         del texts
@@ -155,7 +155,7 @@ class UnitEncoder:
             tokens = self.framing.middle(ids, length, kept)
             length, kept = length + len(ids), kept + len(tokens)
             writer.add_tokens(tokens)
-            size = len(piece) if piece.isascii() else len(piece.encode())
+            size = utf8_size(piece)
             self.text_bytes += size
             self.worker.tick(size)
         end = self.framing.end(length)
@@ -211,3 +211,8 @@ class UnitEncoder:
             self.parts.append(writer.commit())
         writer = self.open_parts[split] = open_part(self.worker.build, self.number, split, shard)
         return writer
+
+
+def utf8_size(text: str) -> int:
+    """Bytes of a text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
