@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nano3.console import is_rank_zero, warn
+from nano3.console import is_rank_zero, say, warn
 from nano3.errors import Failure
 from nano3.files import write_json
 from nano3.training.agreement import Pace
@@ -20,6 +20,7 @@ from nano3.training.checkpoints import MARKER, CheckpointInfo, folder_name
 from nano3.training.metrics import Metrics
 from nano3.training.outcome import SaveHook
 from nano3.training.start import TRACKER, note_begun
+from nano3.training.startup import Startup
 from nano3.training.stop import StopRequest
 
 # Dense bf16 peak of one GPU in FLOP/s, from NVIDIA's data sheets, by a part of the device's name.
@@ -89,6 +90,7 @@ class Run:
     seq_length: int
     save_interval: int
     train_iters: int
+    startup: Startup = field(default_factory=Startup)
     fixed: dict[str, Any] = field(default_factory=dict)
     told: dict[str, Any] = field(default_factory=dict)
     per_dataset: Callable[[Any], dict[str, float]] | None = None
@@ -118,6 +120,7 @@ class TrainingHooks:
         self.iteration = int(context.state.train_state.step)
         self._flops_per_step = float(num_floating_point_operations(context.state.cfg, self.run.global_batch_size))
         self._parameters = sum(p.numel() for chunk in context.model for p in chunk.parameters())
+        self.run.startup.mark("model, data and checkpoint")
 
     def on_train_step_start(self, context: Any) -> None:
         self.clock.start_step()
@@ -133,6 +136,8 @@ class TrainingHooks:
         self.clock.end_step()
         if self.first_step_s is None:
             self.first_step_s = self.clock.take()
+            self.run.startup.mark("first step")
+            say(self.run.startup.sentence())
         if context.grad_norm is not None and not math.isfinite(context.grad_norm):
             raise Failure(nan_message(iteration, f"gradient norm {context.grad_norm}"))
         self.iteration = iteration

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nano3.config import PretrainConfig
 from nano3.config.model import ModelConfig
@@ -31,6 +31,10 @@ from nano3.training.outcome import Outcome, SaveHook, no_hook
 from nano3.training.recipe_check import tokenizer_problems
 from nano3.training.resume import check_new_phase, check_resume
 from nano3.training.start import Start, find_start, may_drop_old, remove_unfinished
+from nano3.training.startup import Startup
+
+if TYPE_CHECKING:
+    from nano3.training.callbacks import TrainingHooks
 
 # How the model is cut. Optimizer state saved for one cut cannot be read for another; ranks may join or leave the
 # data-parallel group, and context parallelism and sequence parallelism cut no parameters.
@@ -46,6 +50,7 @@ def train(config: PretrainConfig, data_dir: Path, run_dir: Path, *, on_save: Sav
     Raises `UserError` for everything wrong with configuration or data, `Failure` when the loss is no longer a number.
     """
     run_dir = Path(run_dir).absolute()
+    startup = Startup()
     data = open_data(data_dir)
     data.require(config.train.seq_length, ["train"] + (["valid"] if config.train.eval_interval else []))
     set_environment()
@@ -56,13 +61,14 @@ def train(config: PretrainConfig, data_dir: Path, run_dir: Path, *, on_save: Sav
         say(f"finished: iteration {start.iteration} of {config.train.train_iters} is in {start.folder}; nothing to do")
         return Outcome("finished", start.iteration, start.folder)
     say(start.sentence((config.megatron.get("checkpoint") or {}).get("pretrained_checkpoint")))
+    startup.mark("checks")
     container = prepare(config, data, run_dir)
     if is_rank_zero():
         remove_unfinished(save)
     if not start.drop_old:
         container.checkpoint.most_recent_k = -1
     load_from(container.checkpoint, start)
-    return _run(config, container, run_dir, save, data, start, on_save)
+    return _run(config, container, run_dir, save, data, start, startup, on_save)
 
 
 def decide_start(config: PretrainConfig, data: TrainingData, save: Path) -> Start:
@@ -209,20 +215,21 @@ def _run(
     save: Path,
     data: TrainingData,
     start: Start,
+    startup: Startup,
     on_save: SaveHook,
 ) -> Outcome:
     """Hand over to Megatron-Bridge and translate how it ended."""
     from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain
 
-    from nano3.training.callbacks import Run, TrainingHooks, nan_message
+    from nano3.training.callbacks import Run, TrainingHooks
     from nano3.training.metrics import Metrics
     from nano3.training.source_validation import SourceValidation
     from nano3.training.stop import StopRequest
 
-    rank = int(os.environ["RANK"])
+    startup.mark("imports and recipe")
     train = config.train
-    metrics = Metrics(run_dir, rank, start.iteration, config, train.train_iters)
+    metrics = Metrics(run_dir, int(os.environ["RANK"]), start.iteration, config, train.train_iters)
     with StopRequest(train.exit_iteration, train.exit_duration_in_mins) as stop, _quiet_exit():
         hooks = TrainingHooks(
             Run(
@@ -235,6 +242,7 @@ def _run(
                 seq_length=train.seq_length,
                 save_interval=config.checkpoint.save_interval,
                 train_iters=train.train_iters,
+                startup=startup,
                 fixed=fixed_keys(config, data),
                 told=told_keys(config),
                 per_dataset=SourceValidation(data, train.eval_iters, forward_step) if train.eval_interval else None,
@@ -242,25 +250,34 @@ def _run(
         )
         failed = 1
         try:
-            pretrain(config=container, forward_step_func=forward_step, callbacks=[hooks])
+            with _translated(hooks):
+                pretrain(config=container, forward_step_func=forward_step, callbacks=[hooks])
             failed = 0
-        except SystemExit as error:
-            if not hooks.reason or error.code not in (0, None):
-                raise Failure(
-                    f"Megatron-Bridge left at iteration {hooks.iteration} with exit code {error.code}; see the "
-                    "log above."
-                ) from error
-            failed = 0
-        except RuntimeError as error:
-            if what := re.search(r"found (NaN|Inf)[^')]*", str(error)):
-                raise Failure(nan_message(hooks.iteration + 1, what[0])) from error
-            raise
         finally:
             metrics.close(failed)
             _release()
     if hooks.reason:
         return Outcome("stopped", hooks.iteration, hooks.saved, hooks.reason)
     return Outcome("finished", hooks.iteration, hooks.saved)
+
+
+@contextlib.contextmanager
+def _translated(hooks: "TrainingHooks") -> Iterator[None]:
+    """How Megatron-Bridge ends early, in nano3's terms: an agreed stop is no error, a loss that is no number a
+    `Failure`."""
+    from nano3.training.callbacks import nan_message
+
+    try:
+        yield
+    except SystemExit as error:
+        if not hooks.reason or error.code not in (0, None):
+            raise Failure(
+                f"Megatron-Bridge left at iteration {hooks.iteration} with exit code {error.code}; see the log above."
+            ) from error
+    except RuntimeError as error:
+        if what := re.search(r"found (NaN|Inf)[^')]*", str(error)):
+            raise Failure(nan_message(hooks.iteration + 1, what[0])) from error
+        raise
 
 
 @contextlib.contextmanager

@@ -1,23 +1,46 @@
-"""Fixtures of the tests on a real GPU."""
+"""Fixtures of the tests on a real GPU; what takes long to make is made once for all pytest-xdist workers."""
 
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from gpu_runs import Runs, gpus
 
 
+@contextlib.contextmanager
+def made_once(folder: Path, name: str) -> Iterator[bool]:
+    """Whether `name` is still to be made in `folder`; other processes wait until the block is left without error."""
+    marker = folder / f"{name}.made"
+    with (folder / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield not marker.exists()
+        marker.touch()
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """A folder with the bundled corpus prepared in it."""
+    """A folder with the bundled corpus prepared in it: NANO3_GPU_RUNS, which is kept, or a temporary one."""
     if not gpus():
         pytest.skip("no GPU")
-    runs = Runs(tmp_path_factory.mktemp("gpu"))
-    runs("-m", "nano3.data_prep", "data_blend=sample", "output_dir=data", "valid_fraction=0.05", timeout=300)
+    base = tmp_path_factory.getbasetemp()
+    temporary = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder = Path(os.environ.get("NANO3_GPU_RUNS", temporary))
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = Runs(folder)
+    with made_once(folder, "data") as wanted:
+        if wanted:
+            words = ["data_blend=sample", "output_dir=data", "valid_fraction=0.05"]
+            runs("-m", "nano3.data_prep", *words, timeout=300)
     return runs
 
 
 @pytest.fixture(scope="session")
 def undisturbed(runs: Runs) -> Path:
     """The run folder of 40 undisturbed iterations; read-only."""
-    runs.train("undisturbed")
+    with made_once(runs.folder, "undisturbed") as wanted:
+        if wanted:
+            runs.train("undisturbed")
     return runs.dir("undisturbed")

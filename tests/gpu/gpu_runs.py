@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -77,8 +78,17 @@ class Runs:
 
     def finish(self, process: "subprocess.Popen[str]", code: int = 0, timeout: float = 600) -> str:
         text, _ = process.communicate(timeout=timeout)
+        self.note(process, text)
         assert process.returncode == code, text[-4000:]
         return text
+
+    def note(self, process: "subprocess.Popen[str]", text: str) -> None:
+        """Keep command, output and exit code in a file of its own, for whoever looks afterwards."""
+        assert isinstance(process.args, list)
+        logs = self.folder / "logs"
+        logs.mkdir(exist_ok=True)
+        told = f"$ python {shlex.join(process.args[1:])}\n{text.rstrip()}\n[exit code {process.returncode}]\n"
+        (logs / f"{time.time():.1f}_{process.pid}.txt").write_text(told)
 
     def start(self, name: str, *words: str, **env: str) -> "subprocess.Popen[str]":
         """The micro model under run.name=NAME."""
@@ -112,7 +122,8 @@ class Runs:
     def kill(self, process: "subprocess.Popen[str]") -> None:
         """SIGKILL to the run and to every process that it started."""
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        text, _ = process.communicate()
+        self.note(process, text)
 
     def without_marks(self, name: str, copy: Path) -> Path:
         """A copy of a run's checkpoints as plain Megatron-Bridge would have left them."""

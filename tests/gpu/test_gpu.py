@@ -1,10 +1,11 @@
 """The Megatron backend against the real stack: its dataclasses, its count of work, its weights in transformers.
 
-python -m pytest -m gpu tests/gpu     # about fifteen minutes on a machine whose kernel cache is cold
+python -m pytest -m gpu -n 6 tests/gpu     # five minutes on 16 cores, some more when the kernel cache is cold
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gpu_runs import MARKS, MODEL, ROOT, Runs
@@ -52,6 +53,29 @@ def test_megatron_bridge_counts_the_same_work(undisturbed: Path) -> None:
     own = from_config(PretrainConfig(model=model), schema.recorded(schema.RECIPES[0]), 4096)
     assert own is not None
     assert flops_per_token(own, 1024) == pytest.approx(told, rel=0.1)
+
+
+def test_both_backends_follow_each_other(runs: Runs) -> None:
+    """The same first weights, data and settings: 20 steps in Megatron (bf16) and in transformers (fp32)."""
+    same = ["train.eval_interval=0", "logger.log_interval=1", "optimizer.lr=1e-3", "optimizer.min_lr=0"]
+    unmoved = ["train.train_iters=1", "scheduler.lr_decay_style=constant", "scheduler.lr_warmup_iters=0"]
+    unmoved += ["model.moe_router_bias_update_rate=0", "optimizer.lr=1e-12"]
+    runs.train("first_weights", "backend=transformers", *same, *unmoved)
+    weights = runs.dir("first_weights") / "checkpoints/iter_0000001/hf"
+    follow = [*same, "train.exit_iteration=20"]
+    runs.train("follow_transformers", "backend=transformers", *follow)
+    runs.train("follow_megatron", *follow, f"+megatron.checkpoint.pretrained_checkpoint={weights}")
+    ours, theirs = (by_iteration(runs.dir(f"follow_{name}")) for name in ("megatron", "transformers"))
+    assert sorted(ours) == sorted(theirs) == list(range(1, 21))
+    for i, one in ours.items():
+        other = theirs[i]
+        assert one["lr"] == pytest.approx(other["lr"], rel=1e-6), i
+        assert one["loss"] == pytest.approx(other["loss"], abs=0.005 if i <= 3 else 0.06), i
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=0.03 if i <= 3 else 0.5), i
+
+
+def by_iteration(run_dir: Path) -> dict[int, dict[str, Any]]:
+    return {m["iteration"]: m for m in read_metrics(run_dir) if "loss" in m}
 
 
 GENERATE = """

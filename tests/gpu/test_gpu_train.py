@@ -4,7 +4,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from gpu_runs import MARKS, MODEL, ROOT, SHORT, Runs, gpus
+from gpu_runs import MARKS, MICRO, MODEL, ROOT, SHORT, Runs, gpus
 
 from nano3.artifacts.store import Artifact
 from nano3.files import read_json
@@ -122,6 +122,20 @@ def test_a_model_that_was_never_trained_is_imported_too(runs: Runs) -> None:
     words = [f"+megatron.checkpoint.pretrained_checkpoint={fresh}", "logger.log_interval=1"]
     runs.train("from_fresh", *SHORT, *words)
     assert runs.losses("from_fresh")[1] == pytest.approx(8.3, abs=0.3)
+
+
+def test_the_recipe_of_tiny_trains_without_network(runs: Runs) -> None:
+    """Qwen3-8B's recipe at a size for a test; it reads the hub when it is called, and gets what nano3 ships."""
+    shape = ["hidden_size=512", "ffn_hidden_size=1536", "num_attention_heads=8", "num_query_groups=2", "kv_channels=64"]
+    words = [w for w in MICRO if not w.startswith("model=")] + [f"model.{w}" for w in shape]
+    words += ["model=recipe", "recipe._target_=megatron.bridge.recipes.qwen.qwen3.qwen3_8b_pretrain_config"]
+    words += ["+megatron.model.num_layers=6", "run.name=qwen"]
+    process = runs.popen("-m", "nano3.pretrain", *words, HF_HUB_OFFLINE="0", HF_HOME=str(runs.folder / "no_cache"))
+    runs.finish(process)
+    losses = runs.losses("qwen")
+    assert losses[40] < losses[5] - 0.5
+    text = runs("-m", "nano3", "export", "qwen", "--output", "hf_qwen")
+    assert "from_pretrained" in text
 
 
 @pytest.mark.parametrize("experts", [1, 2], ids=["data parallel", "experts over both"])
