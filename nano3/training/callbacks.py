@@ -111,6 +111,7 @@ class TrainingHooks:
         self._flops_per_step = 0.0
         self._parameters = 0
         self._validated = -1
+        self._lr: float | None = None
         alone = os.environ.get("WORLD_SIZE", "1") == "1"  # then a question costs nothing
         self._pace = Pace(greatest, run.stop.exit_iteration, seconds=0.0 if alone else ASK_EVERY_S)
 
@@ -123,7 +124,10 @@ class TrainingHooks:
         self.run.startup.mark("model, data and checkpoint")
 
     def on_train_step_start(self, context: Any) -> None:
+        """Note the rate that this step runs at: when it ends, the schedule has moved on to the next one's."""
         self.clock.start_step()
+        if (int(context.state.train_state.step) + 1) % self.run.log_interval == 0:
+            self._lr = _learning_rate(context.optimizer)
 
     def on_train_step_end(self, context: Any) -> None:
         """Check, log, and agree on stopping.
@@ -220,7 +224,7 @@ class TrainingHooks:
             "consumed_samples": samples,
             "consumed_tokens": samples * self.run.seq_length,
             "loss": loss,
-            "lr": _learning_rate(context.optimizer),
+            "lr": self._lr,
             "grad_norm": context.grad_norm,
             "tokens_per_s": self.run.global_batch_size * self.run.seq_length / seconds,
             "seconds_per_iteration": seconds,

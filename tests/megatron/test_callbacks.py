@@ -98,6 +98,20 @@ def test_an_agreed_stop_ends_the_loop_after_this_iteration(tmp_path: Path, alone
     assert (own.iteration, own.reason, now.state.cfg.train.exit_interval) == (7, "signal SIGTERM", 7)
 
 
+def test_the_rate_that_is_told_is_the_one_the_step_ran_at(tmp_path: Path, alone, monkeypatch) -> None:
+    """Megatron-Bridge moves the schedule on within the step; the other backend tells the rate of the step too."""
+    own, told = hooks(tmp_path), []
+    own.run.log_interval = 2
+    monkeypatch.setattr(own, "_log", lambda context, iteration, loss: told.append((iteration, own._lr)))
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.0}])
+    for step in range(4):
+        optimizer.param_groups[0]["lr"] = step * 1e-4
+        own.on_train_step_start(context(step, optimizer=optimizer))
+        optimizer.param_groups[0]["lr"] = (step + 1) * 1e-4
+        own.on_train_step_end(context(step, optimizer=optimizer, loss_dict={"lm loss": 2.0}))
+    assert told == [(2, pytest.approx(1e-4)), (4, pytest.approx(3e-4))]
+
+
 @pytest.mark.parametrize("norm", [math.nan, math.inf])
 def test_a_gradient_that_is_no_number_fails_with_the_iteration(tmp_path: Path, norm: float) -> None:
     with pytest.raises(Failure, match=f"iteration 5: gradient norm {norm}"):

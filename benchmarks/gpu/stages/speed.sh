@@ -2,7 +2,7 @@
 #   OVERHEAD: nano3 and plain Megatron-Bridge with the same container, alternated; Megatron-Bridge's own milliseconds a step.
 #   TUNE: one change at a time to train=one_hopper; the line that counts is the last one (iterations 11 to 15).
 W="conf/model/nemotron_3_nano_1b.yaml train.seq_length=4096 train.global_batch_size=32 train.micro_batch_size=16 train.train_iters=15 train.eval_interval=0 logger.log_interval=5 checkpoint.save_interval=0 scheduler.lr_wsd_decay_iters=5 scheduler.lr_warmup_iters=2 optimizer.lr=1e-4 megatron.model.recompute_granularity=null megatron.model.recompute_modules=null"
-turn() { TURN=$K/turn CUDA_VISIBLE_DEVICES=0 timeout -s ABRT -k 5 "${LIMIT:-240}" python3 -X faulthandler "benchmarks/gpu/$1.py" "${@:2}"; }
+turn() { TURN=$K/turn CUDA_VISIBLE_DEVICES=0 timeout -s ABRT -k 5 "${LIMIT:-400}" python3 -X faulthandler "benchmarks/gpu/$1.py" "${@:2}"; }
 tune() { # NAME ARGUMENTS...
   local name=$1; shift
   turn train "$K/tune_$name" "$DATA" $W "$@" > "$OUT/tune_$name.log" 2>&1; local rc=$?

@@ -13,7 +13,7 @@ fi
 if [ -f "$NANO3_GPU_RUNS/undisturbed.made" ]; then
   say "tests: the rest"
   find "$NANO3_GPU_RUNS/output/nano3/runs" -mindepth 1 -maxdepth 1 ! -name undisturbed -exec rm -rf {} +
-  ( TRITON_CACHE_AUTOTUNING=0 LIMIT=330 run compile_1b conf/model/nemotron_3_nano_1b.yaml train.seq_length=4096 train.global_batch_size=16 \
+  [ -d "$K/compile_1b" ] || ( TRITON_CACHE_AUTOTUNING=0 LIMIT=330 run compile_1b conf/model/nemotron_3_nano_1b.yaml train.seq_length=4096 train.global_batch_size=16 \
       train.micro_batch_size=8 train.train_iters=3 train.eval_interval=0 checkpoint.save_interval=0 scheduler.lr_wsd_decay_iters=1 scheduler.lr_warmup_iters=1 > "$K/compile.out" 2>&1; tail -3 "$K/compile.out" ) &
   tests "${TESTS_LIMIT:-360}" rest -n 7 --dist worksteal ${TESTS:+-k "$TESTS"}
 fi
