@@ -2,7 +2,7 @@
 
     python benchmarks/data/bench.py                  # small and medium with all, large with the fast ones
     python benchmarks/data/bench.py --quick          # every contender once on 4 MB: does it still work?
-    python benchmarks/data/bench.py --only nano3 --sizes large --out /tmp/mine
+    python benchmarks/data/bench.py --only nano3,dolma --sizes large --rounds 1 --append   # these on the large text too
 
 Text, tokenizer and environments are made on first use under .bench/ (about 30 GB with the peers' own packages).
 Results: data.json (every run), data.md and data.png in benchmarks/results.
@@ -72,7 +72,7 @@ def main() -> None:
         for round_number in range(1, (options.rounds or rounds) + 1):
             for name in names:
                 contender = CONTENDERS[name]
-                if contender.fast or not only_fast:
+                if contender.fast or not only_fast or options.only:
                     python = pythons[contender.environment or "fetch"]
                     job = Job(texts[size], folder, WORK / "out" / name, python, options.workers, options.patience)
                     row = one_run(contender, job)
@@ -160,7 +160,9 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="every contender once on 4 MB of text")
-    parser.add_argument("--only", type=lambda text: text.split(","), help=f"contenders, of {','.join(CONTENDERS)}")
+    parser.add_argument(
+        "--only", type=lambda text: text.split(","), help=f"these contenders on every size, of {','.join(CONTENDERS)}"
+    )
     parser.add_argument("--sizes", type=lambda text: text.split(","), help="of small,medium,large")
     parser.add_argument("--rounds", type=int, help="rounds of every size (2 on small, 1 on medium, 3 on large)")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="worker processes (2)")
