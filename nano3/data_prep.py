@@ -9,6 +9,7 @@
 A rerun goes on where a stopped one was; a complete one is left alone.
 """
 
+import gc
 import sys
 
 
@@ -18,11 +19,14 @@ def main() -> None:
 
     sys.argv = fold_then(sys.argv)
     load_ahead(sys.argv[1:])
+    gc.disable()  # importing makes many objects and no garbage
     from nano3.cli import run_app
     from nano3.data.loader import Loader
     from nano3.prep_check import spread
     from nano3.prep_run import data_prep
 
+    gc.freeze()
+    gc.enable()
     try:
         run_app("data_prep", data_prep, spread)
     finally:

@@ -3,6 +3,7 @@
 python -m nano3.data.mother SOCKET TOKENIZER_FILE      # the file may be "": then only the plan says which
 """
 
+import gc
 import hashlib
 import importlib
 import os
@@ -34,6 +35,7 @@ def main() -> None:
     """Load, wait for the plan, fork a worker for each socket that comes with it, wait for them."""
     control, file = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
     die_with_parent()
+    gc.disable()  # a load makes many objects and no garbage
     ahead = load_ahead(file) if file else None
     try:
         plan_path, fast, sockets = receive(control)
@@ -52,6 +54,7 @@ def main() -> None:
             for other in sockets:
                 if other != fd:
                     os.close(other)
+            gc.enable()
             die_with_parent()
             if os.getppid() != mother:
                 os._exit(1)

@@ -191,3 +191,13 @@ def test_as_many_sockets_as_there_are_workers() -> None:
         here.close()
         with pytest.raises(EOFError):
             receive(there)
+
+
+def test_the_loading_process_imports_little() -> None:
+    """What it imports every start waits for; and a library that starts a thread must not be there when it forks."""
+    program = (
+        "import sys, nano3.data.mother as mother; mother.import_worker();"
+        "print(*sorted({'hydra', 'omegaconf', 'rich', 'pyarrow', 'torch', 'fsspec'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
