@@ -201,3 +201,14 @@ def test_the_loading_process_imports_little() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_a_thread_that_has_ended_is_waited_for() -> None:
+    program = (
+        "import os, threading; from nano3.data.engines import wait_until_alone\n"
+        "for _ in range(300):\n"
+        "    thread = threading.Thread(target=str); thread.start(); thread.join(); wait_until_alone()\n"
+        "    assert len(os.listdir('/proc/self/task')) == 1"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
