@@ -3,9 +3,10 @@
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
+if TYPE_CHECKING:  # worker processes import this module and print nothing: rich is imported when it is needed
+    from rich.console import Console
 
 PLAIN_WIDTH = 160
 
@@ -15,8 +16,10 @@ def is_rank_zero() -> bool:
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
-def console(stderr: bool = False) -> Console:
+def console(stderr: bool = False) -> "Console":
     """A console on stdout (results) or stderr (progress, errors); it is silent on every rank but 0."""
+    from rich.console import Console
+
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else PLAIN_WIDTH
     return Console(file=stream, width=width, quiet=not is_rank_zero(), highlight=False, soft_wrap=not stream.isatty())
@@ -39,6 +42,8 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
     cells = [[str(c) for c in row] for row in rows]
     out = console()
     if out.is_terminal:
+        from rich.table import Table
+
         view = Table(title=title, title_justify="left", header_style="bold")
         for name in columns:
             view.add_column(name, justify="right" if name in right else "left", overflow="fold")

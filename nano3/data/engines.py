@@ -5,9 +5,11 @@ it forks.
 where it can read the tokenizer; it is used only after a proof (`tokenize.py`).
 """
 
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from threading import Thread
+from pathlib import Path
 from typing import Any
 
 REFERENCE = "tokenizers"
@@ -46,7 +48,7 @@ def load_engines(
         quick.no_truncation()
         quick.no_padding()
 
-    thread = Thread(target=load_fast)
+    thread = threading.Thread(target=load_fast)
     if fast:
         thread.start()
     try:
@@ -55,7 +57,15 @@ def load_engines(
     finally:
         if fast:
             thread.join()
+            wait_until_alone()
     return Engines(reference, quick, why_not)
+
+
+def wait_until_alone() -> None:
+    """Until threads that have ended are gone from the process (Linux): `join` returns a moment before they are."""
+    tasks, end = Path("/proc/self/task"), time.monotonic() + 1
+    while tasks.is_dir() and len(list(tasks.iterdir())) > threading.active_count() and time.monotonic() < end:
+        time.sleep(0.0005)
 
 
 def load_reference(file: str, split_special_tokens: bool) -> Any:

@@ -29,16 +29,16 @@ def join_shard(plan: Plan, build: Path, split: int, dataset: int, shard: int) ->
     parts = [p for r in receipts for p in r.parts if (p.split, p.shard) == (split, shard)]
     name = plan.shard_name(split, dataset, shard)
     sequences, tokens = sum(p.sequences for p in parts), sum(p.tokens for p in parts)
-    bin_sha = idx_sha = ""
+    bin_sum = idx_sum = ""
     if sequences:
         filled = [p for p in parts if p.sequences]
         bin_path = build / f"{name}.bin"
-        bin_sha = move_part(build, filled[0], bin_path) if len(filled) == 1 else copy_parts(build, filled, bin_path)
+        bin_sum = move_part(build, filled[0], bin_path) if len(filled) == 1 else copy_parts(build, filled, bin_path)
         index = Output(build / f"{name}.idx")
         try:
             documents = sum(p.documents for p in parts)
             write_index(index.write, lambda: lengths_of(build, parts), sequences, documents, plan.dtype)
-            idx_sha = index.commit(sync=True)
+            idx_sum = index.commit(sync=True)
         except BaseException:
             index.discard()
             raise
@@ -46,7 +46,7 @@ def join_shard(plan: Plan, build: Path, split: int, dataset: int, shard: int) ->
     receipt = ShardReceipt(
         split=split, dataset=dataset, shard=shard, name=name if sequences else None,
         documents=sum(p.documents for p in parts), sequences=sequences, tokens=tokens,
-        bin_bytes=sum(p.bytes for p in parts), bin_sha256=bin_sha, idx_sha256=idx_sha,
+        bin_bytes=sum(p.bytes for p in parts), bin_xxh128=bin_sum, idx_xxh128=idx_sum,
         engine=FAST if FAST in engines else REFERENCE,
         first=parts[0].first if parts else None, last=parts[-1].last if parts else None,
     )  # fmt: skip
@@ -65,17 +65,17 @@ def shard_units(plan: Plan, build: Path, split: int, dataset: int, shard: int) -
 
 
 def move_part(build: Path, part: Part, target: Path) -> str:
-    """Give a part its shard's name; done already if a run was killed after it. Gives the SHA-256."""
+    """Give a part its shard's name; done already if a run was killed after it. Gives its checksum."""
     source = add_suffix(build / "units" / part.name, ".bin")
     if source.exists() or not target.exists():
         source.replace(target)
     with target.open("rb") as f:
         os.fsync(f.fileno())
-    return part.sha256
+    return part.bin_xxh128
 
 
 def copy_parts(build: Path, parts: list[Part], target: Path) -> str:
-    """Write parts one after another; gives the SHA-256."""
+    """Write parts one after another; gives the checksum."""
     out = Output(target)
     buffer = memoryview(bytearray(COPY))
     try:

@@ -13,12 +13,12 @@ from nano3.data.receipts import ShardReceipt, UnitReceipt
 from nano3.errors import Failure, UserError
 from nano3.provenance import installed_versions
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass
 class Manifest:
-    """manifest.json, format 1. Everything in it is plain JSON.
+    """manifest.json, format 2. Everything in it is plain JSON.
 
     tokenizer: model, sha256, path (folder beside the manifest), vocab_size, eod_id, eod_token, revision.
     datasets:  for each name, weight, path, revision, files (their number), rows = documents + skipped, documents,
@@ -26,9 +26,8 @@ class Manifest:
                splits {split: {documents, sequences, tokens}},
                inputs, the files: name, bytes, fingerprint, mtime_ns (0 where unknown), format, and rows for a sample.
     splits:    {split: {documents, sequences, tokens}} over all datasets.
-    shards:    for each split, prefix (relative), dataset, documents, sequences, tokens, bin_bytes, bin_sha256,
-    idx_sha256 and
-               source, the first and last document as [file, key].
+    shards:    for each split, prefix (relative), dataset, documents, sequences, tokens, bin_bytes, bin_xxh128,
+               idx_xxh128 (checksum.py), and source, the first and last document as [file, key].
     A document without tokens counts as a document, not as a sequence.
     """
 
@@ -64,8 +63,13 @@ def load_manifest(folder: Path | str) -> Manifest:
         raise UserError(f"{folder}: no manifest.json; {hint}.") from None
     except (ValueError, OSError) as error:
         raise Failure(f"{path}: cannot be read: {error}") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise Failure(f"{path}: not a data manifest of format {FORMAT}")
+    if not isinstance(values, dict) or not isinstance(found := values.get("format"), int):
+        raise Failure(f"{path}: not a data manifest")
+    if found != FORMAT:
+        raise Failure(
+            f"{path}: a data manifest of format {found}; this nano3 reads format {FORMAT}. Prepare the data again, "
+            f"here with force=true, or use the nano3 that made it."
+        )
     known = [f.name for f in fields(Manifest)]
     if missing := [name for name in known if name not in values]:
         raise Failure(f"{path}: damaged: {', '.join(missing)} missing")
@@ -112,8 +116,8 @@ def shard_entry(plan: Plan, receipt: ShardReceipt) -> dict[str, Any]:
         "sequences": receipt.sequences,
         "tokens": receipt.tokens,
         "bin_bytes": receipt.bin_bytes,
-        "bin_sha256": receipt.bin_sha256,
-        "idx_sha256": receipt.idx_sha256,
+        "bin_xxh128": receipt.bin_xxh128,
+        "idx_xxh128": receipt.idx_xxh128,
         "source": [[dataset.keys[end[0]], end[1]] for end in ends if end],
     }
 

@@ -8,7 +8,6 @@ allows it: what is written is not read again soon, and copying it through the pa
 import contextlib
 import errno
 import fcntl
-import hashlib
 import mmap
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from nano3.data.checksum import Checksum
 from nano3.data.folder import disk_error
 from nano3.errors import Nano3Error
 from nano3.files import temp_name
@@ -58,7 +58,7 @@ class Output:
         self.path = path
         self.size = 0  # bytes
         self._temp = temp_name(path)
-        self._hash = hashlib.sha256()
+        self._hash = Checksum()
         self._buffer = take_buffer()
         self._filled = 0
         self._writing: Future[mmap.mmap] | None = None
@@ -85,7 +85,7 @@ class Output:
                 self._hand_over()
 
     def commit(self, sync: bool) -> str:
-        """Write what is left, fsync if `sync`, rename. Gives the SHA-256."""
+        """Write what is left, fsync if `sync`, rename. Gives the checksum."""
         self._wait()
         try:
             self._hash.update(memoryview(self._buffer)[: self._filled])

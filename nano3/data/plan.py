@@ -24,7 +24,7 @@ from nano3.data.tokenizer import TokenizerInfo
 from nano3.errors import Failure
 from nano3.files import write_text
 
-PLAN_FORMAT = 2  # part of every plan's hash: raise it when the same plan would give other bytes
+PLAN_FORMAT = 3  # part of every plan's hash: raise it when the same plan would give other bytes or receipts
 SPLITS = ("train", "valid", "test")
 MIN_UNIT, MAX_UNIT, WANTED_UNITS = 8 << 20, 128 << 20, 64
 FILES_IN_UNIT = 4096  # about, at most: opening a file takes time too

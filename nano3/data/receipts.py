@@ -29,8 +29,8 @@ class Part(msgspec.Struct):
     sequences: int
     tokens: int
     bytes: int
-    sha256: str
-    len_sha256: str
+    bin_xxh128: str
+    len_xxh128: str
     first: tuple[int, int]
     last: tuple[int, int]
 
@@ -63,8 +63,8 @@ class ShardReceipt(msgspec.Struct):
     sequences: int
     tokens: int
     bin_bytes: int
-    bin_sha256: str
-    idx_sha256: str
+    bin_xxh128: str
+    idx_xxh128: str
     engine: str
     first: tuple[int, int] | None
     last: tuple[int, int] | None

@@ -5,9 +5,9 @@ checksums, or are in a finished shard; only parts that no shard has taken yet ar
 stays cheap.
 """
 
-import hashlib
 from pathlib import Path
 
+from nano3.data.checksum import checksum
 from nano3.data.engines import FAST
 from nano3.data.plan import Plan
 from nano3.data.receipts import (
@@ -64,8 +64,8 @@ class State:
                 continue
             path = self.build / "units" / part.name
             moved = self.build / f"{self.plan.shard_name(part.split, dataset, part.shard)}.bin"
-            here = part.sha256 in (checksum(add_suffix(path, ".bin")), checksum(moved))
-            if not here or checksum(add_suffix(path, ".len")) != part.len_sha256:
+            here = part.bin_xxh128 in (sum_of(add_suffix(path, ".bin")), sum_of(moved))
+            if not here or sum_of(add_suffix(path, ".len")) != part.len_xxh128:
                 return None
         return receipt
 
@@ -128,10 +128,9 @@ def file_size(path: Path) -> int:
         return -1
 
 
-def checksum(path: Path) -> str:
-    """SHA-256 of a file, "" when there is none."""
+def sum_of(path: Path) -> str:
+    """Checksum of a file, "" when there is none."""
     try:
-        with path.open("rb") as f:
-            return hashlib.file_digest(f, "sha256").hexdigest()
+        return checksum(path)
     except FileNotFoundError:
         return ""

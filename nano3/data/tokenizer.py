@@ -20,6 +20,19 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 USUAL_EOD = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
 
 
+class ModelPart(msgspec.Struct):
+    """The part `model` of a tokenizer.json: its vocabulary. The merges, the larger half of the file, are skipped."""
+
+    vocab: dict[str, int] | list[Any]
+
+
+class Spec(msgspec.Struct):
+    """What is read of a tokenizer.json."""
+
+    model: ModelPart
+    added_tokens: list[dict[str, Any]] | None = None
+
+
 @dataclass(frozen=True)
 class TokenizerInfo:
     """What the data path must know of a tokenizer. `revision` is the commit when it came from a hub."""
@@ -50,7 +63,7 @@ def find_tokenizer(model: str, add_bos: bool, add_eos: bool) -> TokenizerInfo:
     path, revision = locate(model)
     data = path.read_bytes()
     try:
-        spec = msgspec.json.decode(data)
+        spec = msgspec.json.decode(data, type=Spec)
         ids = token_ids(spec)
     except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"tokenizer_model={model}: {path} is not a Hugging Face tokenizer.json ({error})") from error
@@ -77,7 +90,7 @@ def find_tokenizer(model: str, add_bos: bool, add_eos: bool) -> TokenizerInfo:
         eod_id=ids.get(eod) if eod else None,
         eod_token=eod if eod in ids else None,
         bos_id=ids.get(bos) if bos else None,
-        special_ids=tuple(sorted(t["id"] for t in spec.get("added_tokens") or [] if t.get("special"))),
+        special_ids=tuple(sorted(t["id"] for t in spec.added_tokens or [] if t.get("special"))),
         revision=revision,
         json_name=path.name,
     )
@@ -103,11 +116,11 @@ def locate(model: str) -> tuple[Path, str | None]:
     return download_tokenizer(model, FILES)
 
 
-def token_ids(spec: dict[str, Any]) -> dict[str, int]:
+def token_ids(spec: Spec) -> dict[str, int]:
     """Token text to id over the model's vocabulary and the added tokens."""
-    vocab = spec["model"]["vocab"]
+    vocab = spec.model.vocab
     ids = dict(vocab) if isinstance(vocab, dict) else {entry[0]: i for i, entry in enumerate(vocab)}
-    ids.update({token["content"]: token["id"] for token in spec.get("added_tokens") or []})
+    ids.update({token["content"]: token["id"] for token in spec.added_tokens or []})
     if not ids:
         raise KeyError("empty vocabulary")
     return ids
@@ -131,9 +144,9 @@ def special_names(folder: Path) -> dict[str, str]:
     return names
 
 
-def only_usual_eod(spec: dict[str, Any]) -> str | None:
+def only_usual_eod(spec: Spec) -> str | None:
     """The one special token that is commonly an end of document; None when there are several or none."""
-    special = {t["content"] for t in spec.get("added_tokens") or [] if t.get("special")}
+    special = {t["content"] for t in spec.added_tokens or [] if t.get("special")}
     found = [name for name in USUAL_EOD if name in special]
     return found[0] if len(found) == 1 else None
 

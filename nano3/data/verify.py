@@ -3,13 +3,14 @@ counts.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nano3.data.checksum import NAME, checksum
 from nano3.data.indexed import IndexedFile
 from nano3.data.manifest import Manifest, load_manifest
 from nano3.errors import Failure, Nano3Error
@@ -36,9 +37,9 @@ def check_shard(folder: Path, manifest: Manifest, shard: dict[str, Any]) -> list
     prefix = folder / shard["prefix"]
     try:
         problems = [
-            f"{prefix}{suffix}: SHA-256 differs from the manifest's: the file was changed or damaged"
-            for suffix, key in ((".bin", "bin_sha256"), (".idx", "idx_sha256"))
-            if checksum(prefix.with_name(prefix.name + suffix)) != shard[key]
+            f"{prefix}{suffix}: {NAME} differs from the manifest's: the file was changed or damaged"
+            for suffix, key in ((".bin", "bin_xxh128"), (".idx", "idx_xxh128"))
+            if read(checksum, prefix.with_name(prefix.name + suffix)) != shard[key]
         ]
         data = IndexedFile(prefix)
     except Nano3Error as error:
@@ -57,11 +58,10 @@ def check_shard(folder: Path, manifest: Manifest, shard: dict[str, Any]) -> list
     return problems
 
 
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
+def read[T](look: Callable[[Path], T], path: Path) -> T:
+    """What `look` says of a file; `Failure` when it cannot be read."""
     try:
-        with path.open("rb") as f:
-            return hashlib.file_digest(f, "sha256").hexdigest()
+        return look(path)
     except OSError as error:
         raise Failure(f"{path}: {error.strerror}") from error
 
@@ -103,7 +103,7 @@ def check_tokenizer(folder: Path, manifest: Manifest) -> list[str]:
     """Whether the copy of the tokenizer is the one the ids were made with."""
     path = folder / manifest.tokenizer["path"] / "tokenizer.json"
     try:
-        same = checksum(path) == manifest.tokenizer["sha256"]
+        same = hashlib.sha256(read(Path.read_bytes, path)).hexdigest() == manifest.tokenizer["sha256"]
     except Failure as error:
         return error.problems
     return [] if same else [f"{path}: not the tokenizer that the data was made with (SHA-256 differs)"]

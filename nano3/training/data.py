@@ -14,7 +14,7 @@ from nano3.errors import UserError
 from nano3.files import read_json
 
 SPLITS = ("train", "valid", "test")
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def _tokenizer_problems(folder: Path, entry: dict[str, Any]) -> list[str]:
 
 def _fingerprint(manifest: dict[str, Any], shards: list[Shard], folder: Path) -> str:
     """sha256 over what decides the training samples."""
-    hashes = {s["prefix"]: s["bin_sha256"] for s in manifest["shards"]}
+    hashes = {s["prefix"]: s["bin_xxh128"] for s in manifest["shards"]}
     rows = [
         (s.split, str(s.prefix.relative_to(folder)), s.weight, hashes[str(s.prefix.relative_to(folder))])
         for s in shards

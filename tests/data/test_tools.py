@@ -1,14 +1,17 @@
 """nano3 inspect and nano3 verify."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 from data_helpers import run, source, texts, write
 
+from nano3.data.checksum import CHUNK, checksum
 from nano3.data.indexed import IndexedFile
 from nano3.data.manifest import load_manifest
 from nano3.data.verify import verify
@@ -81,7 +84,7 @@ def first(data: Path, pattern: str) -> Path:
 
 
 DAMAGE = {
-    "bit": (lambda d: rewrite(d, lambda t: t.__setitem__(5, t[5] ^ 1)), r"train/data_\d+\.bin: SHA-256"),
+    "bit": (lambda d: rewrite(d, lambda t: t.__setitem__(5, t[5] ^ 1)), r"train/data_\d+\.bin: XXH128"),
     "cut_bin": (
         lambda d: first(d, "train/*.bin").write_bytes(first(d, "train/*.bin").read_bytes()[:-2]),
         r"\.bin: .* bytes, but",
@@ -130,15 +133,29 @@ WRONG_TOKENS = {
 @pytest.mark.parametrize(("change", "message"), WRONG_TOKENS.values(), ids=WRONG_TOKENS.keys())
 def test_verify_looks_at_tokens_themselves(data: Path, change, message: str) -> None:
     """Also when the checksums agree, as they do for data that was made wrongly."""
-    import hashlib
-
     shard = load_manifest(data).shards[0]
     ends = np.cumsum(IndexedFile(data / shard["prefix"]).lengths) - 1
     rewrite(data, lambda t: change(t, ends))
     path = data / f"{shard['prefix']}.bin"
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    edit(data / "manifest.json", lambda m: m["shards"][0].update(bin_sha256=digest))
+    edit(data / "manifest.json", lambda m: m["shards"][0].update(bin_xxh128=checksum(path)))
     assert message in " ".join(p for _, found in verify(data) for p in found)
+
+
+def test_checksums_are_those_of_xxhsum(data: Path) -> None:
+    shard = load_manifest(data).shards[0]
+    for suffix in ("bin", "idx"):
+        file = data / f"{shard['prefix']}.{suffix}"
+        assert shard[f"{suffix}_xxh128"] == xxhash.xxh3_128_hexdigest(file.read_bytes())
+        if shutil.which("xxhsum"):
+            done = subprocess.run(["xxhsum", "-H2", file], capture_output=True, text=True, check=True)
+            assert done.stdout.split()[0] == shard[f"{suffix}_xxh128"]
+
+
+def test_a_checksum_of_any_size(tmp_path: Path) -> None:
+    for size in (0, 1, CHUNK - 1, CHUNK, 2 * CHUNK + 7):
+        data = np.random.default_rng(size).bytes(size)
+        (tmp_path / "a").write_bytes(data)
+        assert checksum(tmp_path / "a") == xxhash.xxh3_128_hexdigest(data)
 
 
 def test_a_folder_without_a_manifest(tmp_path: Path) -> None:
@@ -151,5 +168,8 @@ def test_a_folder_without_a_manifest(tmp_path: Path) -> None:
     with pytest.raises(Failure, match="cannot be read"):
         load_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": 1, "blend": "x"}')
+    with pytest.raises(Failure, match=r"of format 1; this nano3 reads format 2\. .*force=true"):
+        load_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"format": 2, "blend": "x"}')
     with pytest.raises(Failure, match="plan_hash"):
         load_manifest(tmp_path)

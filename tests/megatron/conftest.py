@@ -38,7 +38,7 @@ def data_dir(tmp_path: Path) -> Path:
         (tokenizer / file.name).write_bytes(file.read_bytes())
     sha = hashlib.sha256((tokenizer / "tokenizer.json").read_bytes()).hexdigest()
     manifest = {
-        "format": 1,
+        "format": 2,
         "tokenizer": {"path": "tokenizer", "sha256": sha, "vocab_size": 4096, "eod_id": 2},
         "shards": shards,
         "splits": {s: {"tokens": sum(x["tokens"] for x in shards if x["split"] == s)} for s in blend},

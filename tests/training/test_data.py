@@ -68,7 +68,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "no manifest": (lambda f: (f / "manifest.json").unlink(), ["manifest.json is missing"]),
     "broken JSON": (_cut("manifest.json", 100), ["manifest.json is not valid JSON"]),
     "not an object": (lambda f: (f / "blend.json").write_text("[]"), ["does not hold a JSON object"]),
-    "other format": (_set("manifest.json", lambda m: m.update(format=2)), ["format 2", "reads format 1"]),
+    "other format": (_set("manifest.json", lambda m: m.update(format=3)), ["format 3", "reads format 2"]),
     "key missing": (_set("manifest.json", lambda m: m["tokenizer"].pop("eod_id")), ["damaged", "eod_id"]),
     "odd blend": (_set("blend.json", lambda b: b["train"].pop()), ["alternate weight and prefix"]),
     "zero weight": (_set("blend.json", lambda b: b["train"].__setitem__(0, "0")), ["must be positive"]),
