@@ -55,6 +55,7 @@ def complete(request: Request, output: Path) -> Manifest | None:
             write_text(output / "manifest.json", encode_json(manifest))
         say(f"{output}: complete; blend.json and manifest.json now have the new weights")
     else:
+        request.memory.save_if_many(output)
         say(f"{output}: complete, nothing to do ({len(manifest.shards)} shards)")
     return manifest
 
@@ -137,6 +138,7 @@ def start_build(request: Request, output: Path) -> Path:
     for sub in ("units", "shards", *SPLITS):
         (build / sub).mkdir(parents=True, exist_ok=True)
     plan.save(build / "plan.json")
+    request.memory.save(output)
     for note in [note for d in plan.datasets for note in d.notes]:
         warn(note)
     return build / "plan.json"
