@@ -29,11 +29,14 @@ class Entry(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """`strict`: each file was named by the user (a file or a glob, not a folder), so none may be left out."""
+    """`strict`: each file was named by the user (a file or a glob, not a folder), so none may be left out. `formats`
+    are those that are known without a look, by key; None for a file without text.
+    """
 
     root: str
     entries: list[Entry]
     strict: bool
+    formats: dict[str, str | None] = {}
 
 
 def list_local(path: str, output: str, label: str) -> Listing:

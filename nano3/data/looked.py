@@ -66,6 +66,11 @@ class Memory:
         self.now[dataset] = (root, entries, looks)
         self.opened += opened
 
+    def formats(self, dataset: str) -> dict[str, str | None]:
+        """Of the files of a dataset, by key."""
+        _, entries, looks = self.now[dataset]
+        return {entry.key: kind for entry, (_, kind) in zip(entries, looks, strict=True)}
+
     def tables(self) -> dict[str, Table]:
         """What to write: files that will be known again, by the store's hash or by an inode's time."""
         latest = self.began - FRESH_NS

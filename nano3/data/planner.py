@@ -24,6 +24,7 @@ CHOICES = {
     "dtype": ("auto", "uint16", "int32"),
     "engine": ("auto", "strict", "tokenizers"),
     "bad_rows": ("fail", "skip"),
+    "hf_files": ("stream", "download"),
 }
 COST_BITS = 12
 
@@ -90,7 +91,7 @@ def no_garbage_collection() -> Iterator[None]:
 
 def find_dataset(source: SourceConfig, options: PrepOptions, memory: Memory) -> DatasetPlan:
     """List and identify the files of one dataset."""
-    found = find(source, options.output_dir, memory)
+    found = find(source, options.output_dir, memory, keep_list=options.hf_files == "download")
     return DatasetPlan(
         name=source.name,
         weight=float(source.weight),

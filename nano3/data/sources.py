@@ -41,24 +41,30 @@ class Found:
     times: list[int] = field(default_factory=list)
 
 
-def find(source: SourceConfig, output: str, memory: Memory | None = None) -> Found:
+def find(source: SourceConfig, output: str, memory: Memory | None = None, keep_list: bool = False) -> Found:
     """List and identify the files of a dataset, without those that nano3 has put into `output`. Files that `memory`
-    knows are not opened.
+    knows are not opened. `keep_list` keeps the list of a hub's files for runs without a network.
 
     Raises `UserError` when there are none, when one cannot be read, or when a named one is of no known format.
     """
     label = f"dataset {source.name!r}: path={source.path}"
-    revision = None
+    memory = memory or Memory()
+    listed = None
     if source.path.startswith("hf://"):
         from nano3.data.hub import list_dataset
 
-        revision, listing = list_dataset(source)
+        listed, listing = list_dataset(source)
     elif "://" in source.path:
         listing = list_url(source.path, label)
     else:
         listing = list_local(source.path, output, label)
-    found = identify(listing, label, source.name, memory or Memory())
-    found.revision = revision
+    found = identify(listing, label, source.name, memory)
+    if listed:
+        from nano3.data.hub import keep_list_of
+
+        found.revision = listed.commit
+        if keep_list:
+            keep_list_of(source, listed, memory.formats(source.name))
     if not found.keys:
         raise UserError(f"{label}: no file with text in it. Formats: {ALLOWED}.")
     return found
@@ -73,6 +79,9 @@ def identify(listing: Listing, label: str, dataset: str, memory: Memory) -> Foun
     if strange:
         solid = [e for e in solid if may_hold_text(e.key)]
     known = memory.recall(dataset, listing.root, solid)
+    if told := listing.formats:
+        pairs = zip(solid, known, strict=True)
+        known = [look or ((e.tag, told[e.key]) if e.tag and e.key in told else None) for e, look in pairs]
     new = iter(look_at_all(listing.root, [e for e, look in zip(solid, known, strict=True) if look is None]))
     looks = [look or next(new) for look in known]
     memory.keep(dataset, listing.root, solid, looks, opened=known.count(None))
