@@ -36,8 +36,11 @@ def atomic_open(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             os.fsync(f.fileno())
         temp.replace(path)
         fsync_dir(path.parent)
-    except BaseException:
-        temp.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            temp.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # write and fsync do not say which file it was
         raise
 
 

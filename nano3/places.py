@@ -32,7 +32,9 @@ def of_preparation(options: PrepOptions, sources: Iterable[SourceConfig]) -> tup
     named = [source.path for source in sources if "://" not in source.path]
     if Path(options.tokenizer_model).exists():
         named.append(options.tokenizer_model)
-    caches = [place for name in ("HF_HOME",) if (place := os.environ.get(name))]
+    caches = [place for name in ("HF_HOME", "HF_HUB_CACHE") if (place := os.environ.get(name))]
+    if options.hf_files == "download" and not caches:
+        caches = ["~/.cache/huggingface"]
     folders = [*map(_folder_of, named), *(Path(p).expanduser() for p in [options.output_dir, *caches]), store.home()]
     return tuple(dict.fromkeys(str(folder.absolute()) for folder in folders))
 

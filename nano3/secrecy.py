@@ -11,8 +11,9 @@ from typing import Any
 MASK = "***"
 _WORDS = {"KEY", "APIKEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL", "CREDENTIALS"}
 _PLACES = {"PATH", "FILE", "DIR", "FOLDER"}
-# NAME=value in a shell line or an option; a value that is looked up ($HF_TOKEN, $(cat file)) is no secret.
-_ASSIGNED = re.compile(r"([A-Z][A-Z0-9_]*)=(['\"]?)(?!['\"]?\$)([^\s'\",]+)")
+# NAME=value in a shell line or an option, in quotes up to their end, else up to a blank or comma. What the shell looks
+# up ($HF_TOKEN, "$(cat file)") is no secret; in single quotes it looks up nothing.
+_ASSIGNED = re.compile(r"""([A-Z][A-Z0-9_]*)=(?:(')[^']+|(")(?!\$)[^"]+|(?!['"$])[^\s'",]+)""")
 
 
 def is_secret(key: str) -> bool:
@@ -33,7 +34,7 @@ def without_secrets(value: Any) -> Any:
 
 def masked(text: str) -> str:
     """`text` with the values of secret assignments masked: "export HF_TOKEN=hf_abc" -> "export HF_TOKEN=***"."""
-    return _ASSIGNED.sub(lambda m: f"{m[1]}={m[2]}{MASK}" if is_secret(m[1]) else m[0], text)
+    return _ASSIGNED.sub(lambda m: f"{m[1]}={m[2] or m[3] or ''}{MASK}" if is_secret(m[1]) else m[0], text)
 
 
 def secret_problems(env: Mapping[str, Any], lines: Mapping[str, Iterable[str]]) -> list[str]:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from faults import needs_strace, with_fault
 from omegaconf import OmegaConf
 
 from nano3.artifacts import store
@@ -201,3 +202,40 @@ def test_lineage_is_recorded(folder: Path, home: Path) -> None:
     on_disk = json.loads((home / "ModelArtifact-pretrain" / "v1.json").read_text())
     assert on_disk["inputs"] == model.inputs == [f"{DATA}:v1"]
     assert on_disk["metadata"] == {"iteration": 20}
+
+
+REGISTER = """
+import sys
+from pathlib import Path
+from nano3.artifacts import store
+from nano3.errors import Failure
+try:
+    print(store.register("model", Path(sys.argv[1]), sys.argv[2], alias="best").reference)
+except Failure as failure:
+    print(failure)
+"""
+
+
+@needs_strace
+@pytest.mark.parametrize("call", ["write", "fsync", "link", "rename"])
+@pytest.mark.parametrize("what", ["error=ENOSPC", "error=EIO", "signal=KILL"])
+def test_no_fault_leaves_half_an_entry(folder: Path, home: Path, tmp_path: Path, call: str, what: str) -> None:
+    """At each system call of a registration in turn: what can be read is whole, and registering again mends it."""
+    store.register("model", folder, "first", alias="best")
+    most = {"write": 3, "fsync": 7, "link": 1, "rename": 3}[call]
+    for when in range(1, most + 1):
+        hit, told, _ = with_fault(tmp_path / "trace", call, what, when, REGISTER, folder, f"{call}{when}")
+        if not hit:
+            break
+        if what.startswith("error") and "model:v" not in told:
+            assert "could not be registered in the artifact store" in told
+            assert str(home) in told
+        have = store.versions("model")
+        assert have == list(range(1, len(have) + 1))
+        assert all(store.load("model", version).path == str(folder) for version in have)
+        assert store.look_up("model:best").version in have
+        assert store.resolve("model").version == have[-1]
+        again = store.register("model", folder, f"{call}{when}", alias="best")
+        assert store.look_up("model:best") == store.look_up("model") == again
+        assert again.fingerprint == f"{call}{when}"
+    assert when > 1 or call == "link", "the fault must have come to pass"

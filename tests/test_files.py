@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from faults import needs_strace, with_fault
 
 from nano3.errors import Failure, UserError, did_you_mean
 from nano3.files import atomic_open, read_json, write_json, write_text
@@ -61,3 +62,44 @@ def test_errors_keep_all_problems_across_processes(kind: type, code: int) -> Non
 )
 def test_did_you_mean(word: str, told: str) -> None:
     assert did_you_mean(word, ["slurm", "local"]) == told
+
+
+WRITE = """
+import sys
+from pathlib import Path
+from nano3.files import write_text
+try:
+    write_text(Path(sys.argv[1]), "new")
+    print("done")
+except OSError as error:
+    print(error.strerror, error.filename)
+"""
+# The n-th system call of a kind, what becomes of it, what is then in the file, and the name that the error has.
+FAULTS = {
+    "write_full": ("write", "error=ENOSPC", 1, "old", "x"),
+    "write_broken": ("write", "error=EIO", 1, "old", "x"),
+    "file_not_synced": ("fsync", "error=EIO", 1, "old", "x"),
+    "not_renamed": ("rename", "error=EROFS", 1, "old", None),
+    "folder_not_synced": ("fsync", "error=EIO", 2, "new", "x"),
+    "killed_writing": ("write", "signal=KILL", 1, "old", None),
+    "killed_syncing": ("fsync", "signal=KILL", 1, "old", None),
+    "killed_renaming": ("rename", "signal=KILL", 1, "old", None),
+    "killed_at_the_end": ("fsync", "signal=KILL", 2, "new", None),
+}
+
+
+@needs_strace
+@pytest.mark.parametrize(("call", "what", "when", "left", "named"), FAULTS.values(), ids=FAULTS.keys())
+def test_a_fault_leaves_the_old_file_or_the_new_one(
+    tmp_path: Path, call: str, what: str, when: int, left: str, named: str | None
+) -> None:
+    path = tmp_path / "x"
+    write_text(path, "old")
+    hit, told, _ = with_fault(tmp_path / "trace", call, what, when, WRITE, path)
+    assert hit
+    assert path.read_text() == left
+    if what.startswith("error"):
+        assert [p.name for p in tmp_path.iterdir() if p.name != "trace"] == ["x"], "no temporary file stays"
+        assert "done" not in told
+    if named:
+        assert str(tmp_path / named) in told

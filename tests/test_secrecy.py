@@ -1,6 +1,10 @@
 """Which names are taken for secrets, and what is left of a configuration without them."""
 
+import shlex
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nano3.secrecy import is_secret, masked, secret_problems, without_secrets
 
@@ -32,3 +36,34 @@ def test_a_secret_that_is_looked_up_is_none() -> None:
 
 def test_masking_keeps_the_rest() -> None:
     assert masked("--export=ALL,HF_TOKEN=abc,B=2") == "--export=ALL,HF_TOKEN=***,B=2"
+
+
+LINES = {
+    "bare": ("export HF_TOKEN=abc && python x", "export HF_TOKEN=*** && python x"),
+    "double_quotes": ('HF_TOKEN="a b, c" X=1', 'HF_TOKEN="***" X=1'),
+    "single_quotes": ("HF_TOKEN='a \"b\" c' X=1", "HF_TOKEN='***' X=1"),
+    "no_end_of_quotes": ("HF_TOKEN='a b", "HF_TOKEN='***"),
+    "dollar_in_single_quotes": ("DB_PASSWORD='$ecret'", "DB_PASSWORD='***'"),
+    "several_lines": ("HF_TOKEN='a\nb'\nA=1", "HF_TOKEN='***'\nA=1"),
+    "two": ("HF_TOKEN=a WANDB_API_KEY=b", "HF_TOKEN=*** WANDB_API_KEY=***"),
+    "looked_up": ('HF_TOKEN=$T DB_KEY="$(cat key)"', 'HF_TOKEN=$T DB_KEY="$(cat key)"'),
+    "empty": ("HF_TOKEN= HF_TOKEN='' python", "HF_TOKEN= HF_TOKEN='' python"),
+    "no_secret": ("HF_HOME='/a b' NCCL_DEBUG=INFO", "HF_HOME='/a b' NCCL_DEBUG=INFO"),
+    "a_place": ("HF_TOKEN_PATH=/x", "HF_TOKEN_PATH=/x"),
+}
+
+
+@pytest.mark.parametrize(("line", "shown"), LINES.values(), ids=LINES.keys())
+def test_masked_lines(line: str, shown: str) -> None:
+    assert masked(line) == shown
+    assert masked(shown) == shown, "masking again changes nothing"
+    assert bool(secret_problems({}, {"cluster.setup": [line]})) == (line != shown)
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="'\0"), min_size=4, max_size=30), st.text(max_size=8))
+def test_nothing_of_a_quoted_secret_is_shown(secret: str, before: str) -> None:
+    """Whatever is in it: blanks, commas, quotes, dollars, line ends."""
+    shown = masked(f"{before} HF_TOKEN={shlex.quote('«' + secret + '»')} NCCL_DEBUG=INFO")
+    assert "«" not in shown.removeprefix(before)
+    assert "»" not in shown.removeprefix(before)
+    assert shown.endswith(" NCCL_DEBUG=INFO")

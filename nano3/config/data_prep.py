@@ -41,6 +41,9 @@ class PrepOptions:
     check_every: int = 10000
     # A row that cannot be read (no text field, not UTF-8, null): fail, or skip (skip and count).
     bad_rows: str = "fail"
+    # Files of hf:// datasets: stream (read in place, stored nowhere) or download (the files that the plan needs go into
+    # the hub's cache first; the next preparation takes them from there, without a network too).
+    hf_files: str = "stream"
     # Do everything again and replace the old data once the new is whole.
     force: bool = False
     # Worker processes on this machine; null takes the number of cores.

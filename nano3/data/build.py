@@ -55,6 +55,7 @@ def complete(request: Request, output: Path) -> Manifest | None:
             write_text(output / "manifest.json", encode_json(manifest))
         say(f"{output}: complete; blend.json and manifest.json now have the new weights")
     else:
+        request.memory.save_if_many(output)
         say(f"{output}: complete, nothing to do ({len(manifest.shards)} shards)")
     return manifest
 
@@ -137,9 +138,21 @@ def start_build(request: Request, output: Path) -> Path:
     for sub in ("units", "shards", *SPLITS):
         (build / sub).mkdir(parents=True, exist_ok=True)
     plan.save(build / "plan.json")
+    request.memory.save(output)
+    fetch_files(plan)
     for note in [note for d in plan.datasets for note in d.notes]:
         warn(note)
     return build / "plan.json"
+
+
+def fetch_files(plan: Plan) -> None:
+    """Before any task runs, download what is to be downloaded; tasks may run where there is no network."""
+    remote = [d for d in plan.datasets if d.root.startswith("hf://")]
+    if plan.options.hf_files == "download" and remote:
+        from nano3.data.hub import endpoint
+        from nano3.data.hub_cache import fetch
+
+        fetch([(d.root, key, size) for d in remote for key, size in zip(d.keys, d.sizes, strict=True)], endpoint())
 
 
 def read_plan(build: Path) -> Plan | None:

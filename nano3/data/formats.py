@@ -2,8 +2,6 @@
 like JSON is text; everything else is seen from the first bytes.
 """
 
-from pathlib import PurePosixPath
-
 HEAD = 64 << 10  # bytes that are looked at
 
 MAGIC = (
@@ -24,6 +22,7 @@ TEXT_NAMES = (".txt", ".text")
 JSON_NAMES = (".jsonl", ".json", ".ndjson")
 COLUMN_NAMES = (".parquet", ".arrow", ".arrows", ".feather", ".ipc")
 PACKED_NAMES = (".gz", ".gzip", ".zst", ".zstd", ".bz2", ".bzip2", ".xz", ".lzma")
+KNOWN_NAMES = (*TEXT_NAMES, *JSON_NAMES, *COLUMN_NAMES)
 ALLOWED = "parquet, Arrow, JSON lines, a JSON array, .txt; also compressed with gzip, zstd, bzip2 or xz"
 
 
@@ -48,13 +47,18 @@ def detect(head: bytes, name: str) -> str | None:
 
 def inner_suffix(name: str) -> str:
     """The suffix below those of compression, in small letters; "" when there is none."""
-    suffixes = [s.lower() for s in PurePosixPath(name).suffixes]
-    while suffixes and suffixes[-1] in PACKED_NAMES:
+    last = name.rpartition("/")[2].lower()
+    if last.endswith("."):
+        return ""
+    _, *suffixes = last.lstrip(".").split(".")
+    while suffixes and f".{suffixes[-1]}" in PACKED_NAMES:
         suffixes.pop()
-    return suffixes[-1] if suffixes else ""
+    return f".{suffixes[-1]}" if suffixes else ""
 
 
 def may_hold_text(name: str) -> bool:
     """Whether a file found in a folder is looked into: a known suffix, a number, or none at all (`part-00000`)."""
+    if name.endswith(KNOWN_NAMES):  # nearly all, and there may be 10^5
+        return True
     suffix = inner_suffix(name)
-    return not suffix or suffix[1:].isdigit() or suffix in (*TEXT_NAMES, *JSON_NAMES, *COLUMN_NAMES)
+    return not suffix or suffix[1:].isdigit() or suffix in KNOWN_NAMES

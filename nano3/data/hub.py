@@ -8,6 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from nano3.config import SourceConfig
+from nano3.console import warn
+from nano3.data.hub_cache import Listed, load_listing, save_listing, with_formats
 from nano3.data.listing import Entry, Listing
 from nano3.errors import UserError
 
@@ -41,23 +43,50 @@ def api() -> Any:
     return HfApi(endpoint=endpoint())
 
 
-def list_dataset(source: SourceConfig) -> tuple[str, Listing]:
-    """Commit, and the files of one split and subset of `hf://org/name` at that commit."""
-    repo = source.path.removeprefix("hf://").removeprefix("datasets/").strip("/")
+def list_dataset(source: SourceConfig) -> tuple[Listed, Listing]:
+    """A dataset repository, and of it the files of one split and subset of `hf://org/name`.
+
+    When it was listed before (`hub_cache`), a commit needs no hub, and any other revision none that answers.
+    """
+    repo = repo_of(source)
     label = f"dataset {source.name!r}: path={source.path}"
     if repo.count("/") > 1 or not repo:
         raise UserError(f"{label}: write hf://org/name, and choose files with split and subset.")
-    client = api()
-    commit, files, card = describe(client, repo, source.revision, label)
-    chosen = choose(files, card, source, label)
-    entries = [Entry(path, *files[path]) for path in chosen]
-    return commit, Listing(f"hf://datasets/{repo}@{commit}", entries, strict=False)
+    kept = load_listing(repo, source.revision)
+    if kept and kept.commit == source.revision:
+        listed = kept
+    else:
+        try:
+            listed = with_formats(describe(api(), repo, source.revision, label), kept)
+        except NoHub as error:
+            if kept is None:
+                raise
+            why = error.problems[0].partition(". ")[0].rstrip(".")
+            warn(f"{why}: its files are taken as they were listed before, at commit {kept.commit}.")
+            listed = kept
+    chosen = choose(listed.files, listed.card, source, label)
+    entries = [Entry(path, *listed.files[path]) for path in chosen]
+    formats = {path: listed.formats[path] for path in chosen if path in listed.formats}
+    return listed, Listing(f"hf://datasets/{repo}@{listed.commit}", entries, strict=False, formats=formats)
 
 
-def describe(
-    client: Any, repo: str, revision: str | None, label: str
-) -> tuple[str, dict[str, tuple[int, str | None]], dict[str, Any]]:
-    """Commit, {path: (size, hash)} and the card's metadata."""
+def repo_of(source: SourceConfig) -> str:
+    """`org/name`."""
+    return source.path.removeprefix("hf://").removeprefix("datasets/").strip("/")
+
+
+def keep_list_of(source: SourceConfig, listed: Listed, formats: dict[str, str | None]) -> None:
+    """Keep the list of a dataset's files, with the formats that are known now."""
+    listed.formats.update(formats)
+    save_listing(repo_of(source), source.revision, listed)
+
+
+class NoHub(UserError):
+    """The hub does not answer, or must not be asked."""
+
+
+def describe(client: Any, repo: str, revision: str | None, label: str) -> Listed:
+    """Commit, files and the card's metadata, from the hub."""
     from huggingface_hub.errors import (
         HfHubHTTPError,
         OfflineModeIsEnabled,
@@ -82,12 +111,12 @@ def describe(
     except RevisionNotFoundError as error:
         raise UserError(f"{label}: no revision {revision!r}. Name a branch, tag or commit of the dataset.") from error
     except OfflineModeIsEnabled as error:
-        raise UserError(f"{label}: HF_HUB_OFFLINE is set. Unset it, or point path at local files.") from error
+        raise NoHub(f"{label}: HF_HUB_OFFLINE is set. Unset it, or point path at local files.") from error
     except HfHubHTTPError as error:
         raise UserError(f"{label}: the hub refused: {str(error).splitlines()[0]}") from error
     except unreachable() as error:
-        raise UserError(f"{label}: the hub at {endpoint()} cannot be reached ({type(error).__name__}).") from error
-    return info.sha, files, card
+        raise NoHub(f"{label}: the hub at {endpoint()} cannot be reached ({type(error).__name__}).") from error
+    return Listed(info.sha, files, card)
 
 
 def choose(

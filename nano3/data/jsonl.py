@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import IO, Any
 
 import msgspec
@@ -81,6 +82,13 @@ def line_starts(block: bytes) -> np.ndarray:
     return starts[:-1] if block.endswith(b"\n") else starts
 
 
+@cache
+def row_decoder(field: str) -> Any:
+    """Reads the one text of an object. Making it takes longer than reading a small file with it."""
+    row = msgspec.defstruct("Row", [("text", str)], rename={"text": field}, gc=False)
+    return msgspec.json.Decoder(row)
+
+
 class JsonRows:
     """Takes the text out of JSON objects. Exact: what it accepts and the text it gives are those of Python's json
     module.
@@ -90,8 +98,7 @@ class JsonRows:
 
     def __init__(self, field: str) -> None:
         self._field = field
-        row = msgspec.defstruct("Row", [("text", str)], rename={"text": field}, gc=False)
-        self._decoder: Any = msgspec.json.Decoder(row)
+        self._decoder = row_decoder(field)
 
     def of_lines(self, offset: int, block: bytes) -> tuple[list[str], np.ndarray, list[Bad]]:
         """Texts, keys (int64 offset of each line) and faults of a block of whole lines. Blank lines are not rows."""

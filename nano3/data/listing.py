@@ -17,21 +17,26 @@ TOLD = 20  # files named in one error
 class Entry(NamedTuple):
     """A file: its path relative to the root, bytes, the store's own fingerprint if it has one, and when it was changed.
 
-    `time` is in nanoseconds, 0 where the place does not tell it.
+    `time` is when its content was changed, as anybody may set it, `inode_time` when anything about it was, as the
+    system alone sets it; in nanoseconds, 0 where the place does not tell it.
     """
 
     key: str
     size: int
     tag: str | None = None
     time: int = 0
+    inode_time: int = 0
 
 
 class Listing(NamedTuple):
-    """`strict`: each file was named by the user (a file or a glob, not a folder), so none may be left out."""
+    """`strict`: each file was named by the user (a file or a glob, not a folder), so none may be left out. `formats`
+    are those that are known without a look, by key; None for a file without text.
+    """
 
     root: str
     entries: list[Entry]
     strict: bool
+    formats: dict[str, str | None] = {}
 
 
 def list_local(path: str, output: str, label: str) -> Listing:
@@ -49,13 +54,16 @@ def list_local(path: str, output: str, label: str) -> Listing:
         while not near.exists():
             near = near.parent
         raise UserError(f"{label}: no such file or folder; {near} is the part of it that exists.")
-    for entry in listing.entries:
-        check_name(entry.key, label)
+    try:
+        "".join([entry.key for entry in listing.entries]).encode()
+    except UnicodeEncodeError:
+        for entry in listing.entries:
+            check_name(entry.key, label)
     return listing
 
 
 def entry_of(key: str, info: os.stat_result) -> Entry:
-    return Entry(key.replace(os.sep, "/"), info.st_size, None, info.st_mtime_ns)
+    return Entry(key, info.st_size, None, info.st_mtime_ns, info.st_ctime_ns)
 
 
 def check_name(name: str, label: str) -> None:
@@ -76,9 +84,12 @@ def walk(folder: str, output: str, label: str) -> list[Entry]:
     entries: list[Entry] = []
     problems: list[str] = []
     seen: set[tuple[int, int]] = set()
-    folders, links = [folder], list[str]()
+    # Folders as the text before their files' names, relative to `folder`: there may be 10^5 files, so nothing is done
+    # for each of them that can be done once.
+    folders, links = [""], list[str]()
     while folders or links:
-        place = folders.pop() if folders else links.pop(0)
+        prefix = folders.pop() if folders else links.pop(0)
+        place = f"{folder.rstrip('/')}/{prefix}".rstrip("/") or "/"
         try:
             info = Path(place).stat()
             if (info.st_dev, info.st_ino) in seen:
@@ -91,19 +102,19 @@ def walk(folder: str, output: str, label: str) -> list[Entry]:
             continue
         own = own_names(Path(output)) if os.path.realpath(place) == output else ()
         for item in items:
-            if item.name[0] in "._" or item.name in own:
+            name = item.name
+            if name[0] in "._" or name in own:
                 continue
-            key = os.path.relpath(item.path, folder)
             try:
                 status = item.stat()
             except OSError as error:
-                if may_hold_text(key):
+                if may_hold_text(name):
                     problems.append(unreadable(item.path, error, label))
                 continue
-            if stat.S_ISDIR(status.st_mode):
-                (links if item.is_symlink() else folders).append(item.path)
-            elif stat.S_ISREG(status.st_mode):
-                entries.append(entry_of(key, status))
+            if stat.S_ISREG(status.st_mode):
+                entries.append(entry_of(prefix + name, status))
+            elif stat.S_ISDIR(status.st_mode):
+                (links if item.is_symlink() else folders).append(f"{prefix}{name}/")
     if problems:
         raise UserError(problems[:TOLD])
     return entries
@@ -121,18 +132,19 @@ def list_glob(full: Path, output: Path, label: str) -> Listing:
     fixed = full
     while glob.has_magic(str(fixed)):
         fixed = fixed.parent
-    own = {output / name for name in (*own_names(output), ".prep")}
+    own = tuple(f"{output}/{name}/" for name in (*own_names(output), ".prep"))
+    start = len(f"{str(fixed).rstrip('/')}/")
     entries, problems = [], []
-    for path in fixed.glob(os.path.relpath(full, fixed)):
-        if own & {path, *path.parents}:
+    for path in map(str, fixed.glob(os.path.relpath(full, fixed))):
+        if f"{path}/".startswith(own):
             continue
         try:
-            info = path.stat()
+            info = os.stat(path)  # noqa: PTH116  a Path again for each of 10^5 files takes a second
         except OSError as error:
-            problems.append(unreadable(str(path), error, label))
+            problems.append(unreadable(path, error, label))
             continue
         if stat.S_ISREG(info.st_mode):
-            entries.append(entry_of(str(path.relative_to(fixed)), info))
+            entries.append(entry_of(path[start:], info))
     if problems:
         raise UserError(problems[:TOLD])
     if not entries:

@@ -29,7 +29,9 @@ SPLITS = ("train", "valid", "test")
 MIN_UNIT, MAX_UNIT, WANTED_UNITS = 8 << 20, 128 << 20, 64
 FILES_IN_UNIT = 4096  # about, at most: opening a file takes time too
 # Options that leave the bytes as they are.
-NOT_HASHED = ("output_dir", "tokenizer_model", "engine", "check_every", "bad_rows", "force", "workers", "dtype")
+NOT_HASHED = (
+    "output_dir", "tokenizer_model", "engine", "check_every", "bad_rows", "hf_files", "force", "workers", "dtype",
+)  # fmt: skip
 
 
 @dataclass

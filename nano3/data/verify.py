@@ -116,6 +116,8 @@ def check_blend(folder: Path, manifest: Manifest) -> list[str]:
         blend = read_json(path)
     except (OSError, ValueError) as error:
         return [f"{path}: cannot be read: {error}"]
+    if not isinstance(blend, dict):
+        return [f"{path}: expected {{split: [weight, prefix, ...]}}. Prepare again: it rewrites only this."]
     problems = []
     for split in manifest.splits:
         entries = blend.get(split, [])
@@ -125,9 +127,17 @@ def check_blend(folder: Path, manifest: Manifest) -> list[str]:
                 f"{path}: {split} does not list the {len(wanted)} shards here. Was the folder moved? Prepare "
                 f"again: it rewrites only this."
             )
-        elif not all(float(w) > 0 for w in entries[::2]):
-            problems.append(f"{path}: {split} has a weight that is not positive")
+        elif wrong := [weight for weight in entries[::2] if not is_weight(weight)]:
+            problems.append(f"{path}: {split} has a weight that is not positive: {wrong[0]!r}")
     return problems
+
+
+def is_weight(value: Any) -> bool:
+    """Whether Megatron can take a value, mostly text, for a weight."""
+    try:
+        return 0 < float(value) < float("inf")
+    except (TypeError, ValueError):
+        return False
 
 
 def check_sums(manifest: Manifest) -> list[str]:

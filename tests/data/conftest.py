@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -106,6 +107,22 @@ def tekken(tokenizers_dir: Path) -> Path:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(n, special=True, normalized=False) for n in names])
     return save(tokenizer, tokenizers_dir / "tekken")
+
+
+@pytest.fixture
+def hub_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Point the client at a server, in this process and in workers."""
+    from huggingface_hub import HfFileSystem
+
+    def use(hub: Any, token: str | None = None) -> None:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))  # read when imported
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+        monkeypatch.setenv("HF_TOKEN", token or "")
+        HfFileSystem.clear_instance_cache()
+
+    return use
 
 
 def byte_to_char() -> dict[int, str]:

@@ -10,11 +10,19 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """Files by repository ("datasets/org/name" or "org/name"); `token` makes everything private."""
+    """Files by repository ("datasets/org/name" or "org/name"); `token` makes everything private.
+
+    `breaks` counts for a file how many of its next answers break off, after `whole` bytes; `commit` is what main is.
+    """
 
     def __init__(self, repos: dict[str, dict[str, bytes]], card: dict | None = None, token: str | None = None) -> None:
         self.repos, self.card, self.token = repos, card, token
         self.requests: list[str] = []
+        self.ranges: list[str] = []
+        self.breaks: dict[str, int] = {}
+        self.whole = 0
+        self.commit = COMMIT
+        self.closed = False
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -31,13 +39,21 @@ class Hub:
                 self.answer(body=True)
 
             def answer(self, body: bool) -> None:
+                if hub.closed:  # a client may have kept its connection
+                    self.close_connection = True
+                    return
                 status, headers, data = hub.reply(self.command, self.path, dict(self.headers))
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
-                if body:
+                name = unquote(self.path).rpartition("/")[2]
+                if body and hub.breaks.get(name, 0) > 0:
+                    hub.breaks[name] -= 1
+                    self.wfile.write(data[: hub.whole])
+                    self.close_connection = True
+                elif body:
                     self.wfile.write(data)
 
             def log_message(self, *args) -> None:
@@ -48,6 +64,8 @@ class Hub:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
+        """Be gone; again does no harm."""
+        self.closed = True
         self.server.shutdown()
         self.server.server_close()
 
@@ -63,14 +81,15 @@ class Hub:
         revision, _, name = rest.partition("/")
         if repo not in self.repos:
             return 401, {"X-Error-Code": "RepoNotFound"}, b"{}"
-        if revision not in ("main", COMMIT):
+        if revision not in ("main", self.commit):
             return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
         if name not in self.repos[repo]:
-            return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, b"{}"
+            return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": self.commit}, b"{}"
         data = self.repos[repo][name]
-        meta = {"ETag": f'"{oid(data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        meta = {"ETag": f'"{oid(data)}"', "X-Repo-Commit": self.commit, "Accept-Ranges": "bytes"}
         wanted = headers.get("Range", headers.get("range"))
         if wanted:
+            self.ranges.append(f"{name} {wanted}")
             low, _, high = wanted.removeprefix("bytes=").partition("-")
             first, last = int(low), min(int(high) if high else len(data) - 1, len(data) - 1)
             meta["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
@@ -84,7 +103,7 @@ class Hub:
         action, revision = (words[2], words[3]) if len(words) > 3 else ("revision", "main")
         if repo not in self.repos:
             return 401, {"X-Error-Code": "RepoNotFound"}, b"{}"
-        if revision not in ("main", COMMIT):
+        if revision not in ("main", self.commit):
             return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
         files = self.repos[repo]
         if action == "tree":
@@ -95,7 +114,7 @@ class Hub:
             return 200, {"Content-Type": "application/json"}, json.dumps(items).encode()
         info = {
             "id": repo.removeprefix("datasets/"),
-            "sha": COMMIT,
+            "sha": self.commit,
             "private": False,
             "downloads": 0,
             "tags": [],

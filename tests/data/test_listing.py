@@ -149,7 +149,8 @@ def test_list_local_gives_times_and_sizes(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", ["a"])
     os.utime(path, ns=(5, 123456789))
     (entry,) = list_local(str(tmp_path), "", "label").entries
-    assert entry == ("a.jsonl", path.stat().st_size, None, 123456789)
+    info = path.stat()
+    assert entry == ("a.jsonl", info.st_size, None, 123456789, info.st_ctime_ns)
 
 
 def test_how_much_of_a_cut_file_could_be_read(tmp_path: Path, byte_bpe: Path) -> None:

@@ -20,22 +20,6 @@ from nano3.errors import UserError
 
 
 @pytest.fixture
-def hub_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Point the client at a server, in this process and in workers."""
-    from huggingface_hub import HfFileSystem
-
-    def use(hub: Hub, token: str | None = None) -> None:
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))  # read when imported
-        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
-        monkeypatch.setenv("HF_TOKEN", token or "")
-        HfFileSystem.clear_instance_cache()
-
-    return use
-
-
-@pytest.fixture
 def files(tmp_path: Path) -> dict[str, bytes]:
     names = {
         "data/train-00000.parquet": texts(60),

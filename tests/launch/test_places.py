@@ -11,7 +11,7 @@ from nano3.config import PrepOptions, PretrainConfig, SourceConfig
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("NANO3_CACHE", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "HF_HOME", "NANO3_HOME"):
+    for name in ("NANO3_CACHE", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "HF_HOME", "HF_HUB_CACHE", "NANO3_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", "/home/me")
 
@@ -46,3 +46,13 @@ def test_what_a_preparation_reads_and_writes(tmp_path: Path) -> None:
         f"{tmp_path}/{name}" for name in ("raw", "one", "tokenizer", "out", "artifacts")
     )
     assert f"{tmp_path}/nvidia" not in places.of_preparation(PrepOptions(), sources), "a hub id is no folder"
+
+
+def test_a_cache_that_is_filled_is_mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    streams, downloads = PrepOptions(), PrepOptions(hf_files="download")
+    assert "/home/me/.cache/huggingface" in places.of_preparation(downloads, [])
+    assert "/home/me/.cache/huggingface" not in places.of_preparation(streams, [])
+    monkeypatch.setenv("HF_HUB_CACHE", "/lustre/hub")
+    for options in (streams, downloads):
+        assert "/lustre/hub" in places.of_preparation(options, [])
+        assert "/home/me/.cache/huggingface" not in places.of_preparation(options, [])

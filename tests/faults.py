@@ -1,0 +1,36 @@
+"""Faults from the kernel itself: strace makes the n-th system call of a kind fail, or kills the process at it."""
+
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+
+@cache
+def works() -> bool:
+    """Whether strace is there and may trace; in a container it may not."""
+    if not shutil.which("strace"):
+        return False
+    call = ["strace", "-f", "--seccomp-bpf", "-qq", "-e", "trace=rename", "-o", "/dev/null", "true"]
+    return subprocess.run(call, capture_output=True).returncode == 0
+
+
+needs_strace = pytest.mark.skipif("not __import__('faults').works()", reason="needs strace, and leave to trace")
+
+
+def with_fault(log: Path, call: str, what: str, when: int, code: str, *args: object) -> tuple[bool, str, int]:
+    """Run Python code whose `when`-th `call` gets fault `what` ("error=EIO", "signal=KILL").
+
+    Gives whether it came to that, what was printed, and the exit code. Each process and thread counts for itself.
+    """
+    # With seccomp-bpf, which is quicker, strace 6.1 delivers no signal. A process that is killed has not made the call.
+    quick = ["--seccomp-bpf"] if what.startswith("error") else []
+    trace = ["strace", "-f", *quick, "-q", "-o", str(log), "-e", f"trace={call}"]
+    command = [*trace, "-e", f"inject={call}:{what}:when={when}", sys.executable, "-c", code, *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    traced = log.read_text()
+    hit = "INJECTED" in traced if what.startswith("error") else "killed by SIGKILL" in traced
+    return hit, done.stdout + done.stderr, done.returncode
