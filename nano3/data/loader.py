@@ -1,4 +1,4 @@
-"""Starting the process that loads a tokenizer and forks the workers (`mother.py`), if need be before all else.
+"""Starting the process that loads a tokenizer and forks the workers (`prefork.py`), if need be before all else.
 
 Loading takes longer than everything else at the start of a run. `Loader.begin` starts it for a tokenizer that the run
 will probably want; the first `Loader.take` then gets that process. It uses what it has loaded only if that is the
@@ -33,7 +33,7 @@ class Loader:
         self._socket, theirs = socket.socketpair()
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        command = [sys.executable, "-m", "nano3.data.mother", str(theirs.fileno()), file]
+        command = [sys.executable, "-m", "nano3.data.prefork", str(theirs.fileno()), file]
         env = {**os.environ, **ENV, "PYTHONPATH": path}
         # A process group of its own: Ctrl-C is this process's business, also while the other is only starting.
         self.process = subprocess.Popen(

@@ -1,6 +1,6 @@
 """Worker processes. One process loads the tokenizer and forks the workers, so that loading is paid for once and shared.
 
-    this process ── starts ──▶ python -m nano3.data.mother (one thread when it forks) ── forks ──▶ N workers, 1 prover
+    this process ── starts ──▶ python -m nano3.data.prefork (one thread when it forks) ── forks ──▶ N workers, 1 prover
          └────────────────────────── one socket for each: tasks out, results back ───────────────────────────────┘
 
 A worker does one task at a time and keeps its caches from one to the next. The prover compares the engines while the

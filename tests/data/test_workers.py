@@ -37,7 +37,7 @@ def results(pool: Pool) -> list[tuple[tuple, str, object]]:
 def test_one_thread_is_left_when_the_workers_are_forked(plan_path: Path) -> None:
     """A thread would not be in the worker, but the locks that it held would."""
     program = (
-        "import os, sys; from pathlib import Path; from nano3.data.mother import load;"
+        "import os, sys; from pathlib import Path; from nano3.data.prefork import load;"
         "load(Path(sys.argv[1]), True); print(len(os.listdir('/proc/self/task')))"
     )
     done = subprocess.run(
@@ -196,7 +196,7 @@ def test_as_many_sockets_as_there_are_workers() -> None:
 def test_the_loading_process_imports_little() -> None:
     """What it imports every start waits for; and a library that starts a thread must not be there when it forks."""
     program = (
-        "import sys, nano3.data.mother as mother; mother.import_worker();"
+        "import sys, nano3.data.prefork as prefork; prefork.import_worker();"
         "print(*sorted({'hydra', 'omegaconf', 'rich', 'pyarrow', 'torch', 'fsspec'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -1,6 +1,6 @@
 """The loading process: it loads the tokenizer's engines, forks the workers, and waits for them (`workers.py`).
 
-python -m nano3.data.mother SOCKET TOKENIZER_FILE      # the file may be "": then only the plan says which
+python -m nano3.data.prefork SOCKET TOKENIZER_FILE      # the file may be "": then only the plan says which
 """
 
 import gc
@@ -48,7 +48,7 @@ def main() -> None:
     except Nano3Error as error:
         engines = error
     del ahead
-    mother = os.getpid()
+    parent = os.getpid()
     for fd in sockets:
         if os.fork() == 0:
             for other in sockets:
@@ -56,7 +56,7 @@ def main() -> None:
                     os.close(other)
             gc.enable()
             die_with_parent()
-            if os.getppid() != mother:
+            if os.getppid() != parent:
                 os._exit(1)
             serve(Connection(fd), plan_path, engines)
             os._exit(0)
