@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 from faults import needs_strace, with_fault
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from nano3.artifacts import store
-from nano3.artifacts.names import alias_of, alias_problem
+from nano3.artifacts.names import MOST, alias_of, alias_problem, name_problem, slug
 from nano3.artifacts.resolver import locate, register_resolver
 from nano3.errors import Failure, UserError
 
@@ -239,3 +241,30 @@ def test_no_fault_leaves_half_an_entry(folder: Path, home: Path, tmp_path: Path,
         assert store.look_up("model:best") == store.look_up("model") == again
         assert again.fingerprint == f"{call}{when}"
     assert when > 1 or call == "link", "the fault must have come to pass"
+
+
+ANY = (
+    st.text(max_size=200) | st.from_regex(r"[A-Za-z0-9._ -]{0,160}", fullmatch=True) | st.sampled_from(["latest", "v7"])
+)
+
+
+@given(ANY)
+def test_an_alias_that_is_made_may_be_used(text: str) -> None:
+    alias, why = alias_of(text)
+    assert (alias is None) != (why is None)
+    if alias is not None:
+        assert alias_problem(alias) is None
+        assert alias_of(alias) == (alias, None), "made once, it stays"
+    if alias_problem(text) is None:
+        assert alias == text.strip("-._")
+
+
+@given(ANY)
+def test_what_may_be_a_name_is_a_plain_file_name(text: str) -> None:
+    plain = slug(text)
+    assert len(plain) <= MOST
+    assert plain == Path(plain).name
+    if name_problem(text) is None:
+        assert text == Path(text).name
+        assert len(text.encode()) <= MOST
+        assert text[0] not in ".-_"

@@ -3,6 +3,7 @@ URL.
 """
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ import fsspec
 import pytest
 from data_helpers import documents, reference, run, source, texts, tree, write
 from hub_server import COMMIT, Hub
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nano3.data.hub import choose, matches
 from nano3.errors import UserError
@@ -175,6 +178,22 @@ def test_files_without_any_split_are_train() -> None:
 )
 def test_patterns(path: str, pattern: str, fits: bool) -> None:
     assert matches(path, pattern) == fits
+
+
+PARTS = st.lists(st.sampled_from(["a", "b", "ab", "a.x", "b.x"]), min_size=1, max_size=4).map("/".join)
+WANTED = st.lists(st.sampled_from(["a", "*", "**", "*.x", "a*", "?", "[ab]", "[!a]"]), min_size=1, max_size=4)
+
+
+@given(PARTS, WANTED)
+def test_patterns_are_those_of_a_shell(path: str, wanted: list[str]) -> None:
+    """Compared with a regular expression: `**` is any number of folders, and everything at the end."""
+    sign = {"*": "[^/]*", "?": "[^/]", "[ab]": "[ab]", "[!a]": "[^a/]", "*.x": r"[^/]*\.x", "a*": "a[^/]*", "a": "a"}
+    text = "".join("(?:[^/]+/)*" if part == "**" else f"{sign[part]}/" for part in wanted)
+    pattern = "/".join(wanted)
+    plain = not any(c in pattern for c in "*?[")
+    expected = re.fullmatch(text + ("(?:[^/]+/)*" if plain else ""), f"{path}/")
+    assert matches(path, pattern) == bool(expected)
+    assert matches(path, f"./{pattern}") == bool(expected)
 
 
 def test_any_fsspec_url_gives_the_same_data_as_local_files(tmp_path: Path, byte_bpe: Path) -> None:
