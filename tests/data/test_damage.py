@@ -107,9 +107,9 @@ MANIFESTS = {
     "empty": (b"", "cannot be read"),
     "no_json": (b"{", "cannot be read"),
     "not_utf8": (b'{"format": "\xff"}', "cannot be read"),
-    "a_list": (b"[]", "not a data manifest of format 1"),
-    "other_format": (b'{"format": 2}', "not a data manifest of format 1"),
-    "only_format": (b'{"format": 1}', "damaged: blend, plan_hash, .* missing"),
+    "a_list": (b"[]", "not a data manifest"),
+    "other_format": (b'{"format": 1}', "a data manifest of format 1; this nano3 reads format 2"),
+    "only_format": (b'{"format": 2}', "damaged: blend, plan_hash, .* missing"),
 }
 
 
