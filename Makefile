@@ -5,6 +5,8 @@
 # uv: the one on the PATH when it runs, else a private one from PyPI in .uv/.
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 RUN := $(UV) run --frozen --extra train
+# Some images forbid Python to keep compiled modules; without them each of the many starts here takes twice as long.
+unexport PYTHONDONTWRITEBYTECODE
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14

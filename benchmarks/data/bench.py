@@ -76,7 +76,8 @@ def main() -> None:
                     python = pythons[contender.environment or "fetch"]
                     job = Job(texts[size], folder, WORK / "out" / name, python, options.workers, options.patience)
                     row = one_run(contender, job)
-                    result["runs"].append({"contender": name, "size": size, "round": round_number, **row})
+                    which = {"contender": name, "size": size, "round": round_number, "code": result["code"]}
+                    result["runs"].append(which | row)
                     report.save(result, options.out)
             if only_fast or options.quick:
                 result["engine"] += engine(texts[size], folder, size, round_number, options.workers)

@@ -13,7 +13,7 @@ SIZES = ["tiny", "small", "medium", "large"]
 
 HEAD = """# Data preparation: nano3 and its peers
 
-{date}, commit {code}, {cpu}, {cores} cores, {memory_gb} GB, {system}.
+{date}, {cpu}, {cores} cores, {memory_gb} GB, {system}.
 Written by `make bench-data`; every run is in [data.json](data.json).
 
 Raw text to Megatron .bin/.idx (dolma: raw arrays), Tekken tokenizer (131,072 ids), an end-of-document token
@@ -31,6 +31,8 @@ follows from them, are distorted; run `make bench-data` again when nothing else 
 
 TABLE = """
 ## {megabytes:,.0f} MB of text, {documents:,} documents
+
+Commit {code}.
 
 | | runs | wall s (min–max) | ÷ nano3 | CPU s | ÷ nano3 | others' CPU s | peak MB | one process MB | MB/s | ids |
 |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|"""
@@ -94,7 +96,7 @@ def sizes_of(result: Result) -> list[str]:
 
 def head(result: Result) -> list[str]:
     """What was measured, where, when."""
-    facts = {key: result[key] for key in ("date", "code", "sample_s", "workers")}
+    facts = {key: result[key] for key in ("date", "sample_s", "workers")}
     lines = [HEAD.format(**facts, **result["machine"])]
     busy = [run for run in result["runs"] if run["other_cpu_s"] > 0.1 * run["wall_s"] * result["machine"]["cores"]]
     return [*lines, NOT_QUIET.format(busy=len(busy), all=len(result["runs"]))] if busy else lines
@@ -105,7 +107,9 @@ def tables(result: Result) -> list[str]:
     lines = []
     for size in sizes_of(result):
         facts = result["corpus"][size]
-        lines.append(TABLE.format(megabytes=facts["text_bytes"] / 1e6, documents=facts["documents"]))
+        code = ", ".join(dict.fromkeys(run.get("code", result["code"]) for run in runs_of(result, size)))
+        megabytes, documents = facts["text_bytes"] / 1e6, facts["documents"]
+        lines.append(TABLE.format(megabytes=megabytes, documents=documents, code=code))
         lines += [row(result, size, name) for name in CONTENDERS if runs_of(result, size, name)]
     return lines
 
