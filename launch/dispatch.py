@@ -41,7 +41,7 @@ def run(jobs: list[Job], *, dry_run: bool = False, sweep: bool = False) -> int:
 
 
 def _run_here(job: Job) -> int:
-    if job.finished and job.ranks == 1:
+    if job.finished:
         return local.run_here(job)  # shows its result and writes nothing
     with locked(job.run_dir) as lock:
         ledger.refuse_if_active([job.run_dir])

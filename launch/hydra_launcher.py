@@ -74,7 +74,7 @@ class JobLauncher(Launcher):
         with read_write(config.hydra), open_dict(config.hydra):
             config.hydra.job.id = str(number)
             config.hydra.job.num = number
-            run_dir = Path(config.hydra.sweep.dir).absolute() / label
+            run_dir = Path(config.hydra.sweep.dir).expanduser().absolute() / label
             config.hydra.runtime.output_dir = str(run_dir)
         HydraConfig.instance().set_config(config)
         return config, run_dir

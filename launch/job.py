@@ -44,12 +44,14 @@ class Job:
     label: str = ""
     # Ids of Slurm jobs that must succeed first.
     after: tuple[str, ...] = ()
-    # File in the run folder that the entry writes at its very end: a sweep does not run such a point again.
+    # File in the run folder that the entry writes at its very end: a sweep does not run such a point again, and an
+    # entry that finds it shows the result and writes nothing.
     done_marker: str = "finished.json"
     # File in the run folder that the entry rewrites with each checkpoint: starts that leave it unchanged count as
     # crashes.
     progress_marker: str = "progress.json"
-    # The done marker in the run folder, if any, was left by something else than what this job is.
+    # The done marker in the run folder, if any, does not count: it was left by something else than what this job is,
+    # or the result that it tells of is gone.
     changed: bool = False
     # Writes what the entry reads into the run folder. Called under the folder's lock, once nothing speaks against
     # starting: a job that is refused must not change what the one in its way is going to read.

@@ -1,7 +1,8 @@
 """Points of a sweep: one array for each set of equal resources on Slurm, one process after another here.
 
 A point whose done marker exists is not run again, so the same command goes on with what is missing. A point that fails
-does not stop the others; the exit code is that of the first point, in order, that failed.
+does not stop the others; the exit code is that of the first point, in order, that failed, or 75 when none failed but
+one stopped or was not started.
 """
 
 import os
@@ -90,14 +91,20 @@ def _rows(jobs: list[Job]) -> list[Row]:
 
 
 def _outcome(rows: list[Row], log: Callable[[Row], Path]) -> int:
-    """Tell of the failed points, and give the exit code of the first."""
-    failed = [row for row in rows if row.code]
+    """Tell how the points ended. The exit code is that of the first that failed; without one, 75 when a point stopped
+    or was not started: the same command goes on with those."""
+    failed = [row for row in rows if row.code not in (None, 0, AGAIN)]
     for row in failed:
         say(f"{row.job.label}: exit code {row.code}; end of {log(row)}:")
         for line in tail(log(row), 5):
             say(f"    {line}")
-    say(f"{len(rows) - len(failed)} of {len(rows)} points finished" + (f", {len(failed)} failed" if failed else ""))
-    return failed[0].code or 1 if failed else 0
+    codes = [row.code for row in rows]
+    left = {"failed": len(failed), "stopped": codes.count(AGAIN), "not started": codes.count(None)}
+    words = "".join(f", {count} {how}" for how, count in left.items() if count)
+    say(f"{codes.count(0)} of {len(rows)} points finished{words}")
+    if failed:
+        return failed[0].code or 1
+    return AGAIN if codes.count(0) < len(rows) else 0
 
 
 def show_local(jobs: list[Job]) -> int:

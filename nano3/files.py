@@ -23,6 +23,27 @@ def temp_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
 
 
+def unwritable(folder: Path) -> str | None:
+    """Why nothing can be written in a folder, or None. Leaves nothing behind, also where there is no folder yet: what
+    is tried then is making one of a name that nobody else chooses, so that starts at the same time do not disturb
+    one another.
+    """
+    place = Path(folder).absolute()
+    while not os.access(place, os.F_OK):  # Path.exists raises where looking is not allowed
+        place = place.parent
+    if not place.is_dir():
+        return f"{place} is a file, not a folder"
+    if place == Path(folder).absolute():
+        return None if os.access(place, os.W_OK | os.X_OK) else "permission denied, or a read-only file system"
+    probe = temp_name(place / "nano3")
+    try:
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        return f"no folder can be made in {place}: {error.strerror}"
+    return None
+
+
 @contextlib.contextmanager
 def atomic_open(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary sibling for writing; at the end of the block it becomes `path`, or goes if the block raised."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nano3.artifacts import store
 from nano3.config import PrepOptions, PretrainConfig, SourceConfig
+from nano3.files import unwritable
 
 # Caches that a user may have put anywhere; without the variable, only nano3's own is worth keeping.
 _CACHES = ("NANO3_CACHE", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "HF_HOME")
@@ -25,6 +26,19 @@ def written_by(config: PretrainConfig) -> list[str]:
     kernels = [] if os.environ.get("NANO3_CACHE") or config.backend != "megatron" else [_DEFAULT_CACHE]
     places = [config.checkpoint.save, str(store.home()), *caches, *kernels]
     return [str(Path(place).expanduser().absolute()) for place in places if place]
+
+
+def unwritable_problems(config: PretrainConfig) -> list[str]:
+    """Folders in which a run could write nothing, as far as that can be told from here; leaves nothing behind. What
+    only the nodes of a cluster have is left to its ranks."""
+    named = {"run.output_dir": config.run.output_dir}
+    if config.cluster.kind == "local" or config.cluster.container_runtime != "none":
+        named |= {"checkpoint.save": config.checkpoint.save or ""} if config.checkpoint.save_interval else {}
+        named |= {"logger.tensorboard_dir": config.logger.tensorboard_dir or ""}
+    found = {key: why for key, place in named.items() if place and (why := unwritable(Path(place)))}
+    if "run.output_dir" in found and Path(named.get("checkpoint.save", "/")).is_relative_to(config.run.output_dir):
+        found.pop("checkpoint.save", None)
+    return [f"{key}={named[key]}: cannot be written: {why}. Choose another {key}." for key, why in found.items()]
 
 
 def of_preparation(options: PrepOptions, sources: Iterable[SourceConfig]) -> tuple[str, ...]:

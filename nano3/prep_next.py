@@ -15,7 +15,7 @@ from nano3.cli import typed
 from nano3.config import DataPrepConfig
 from nano3.errors import Nano3Error, UserError
 from nano3.mistakes import explain, wrong_overrides
-from nano3.pretrain import check, make_job, pin
+from nano3.pretrain import check, folder, make_job, pin
 from nano3.training.record import Data
 
 
@@ -44,7 +44,7 @@ def check_next(cfg: DictConfig, data: Path) -> DictConfig:
     # Set rather than resolved: the folder is not there yet.
     cfg.run.data = str(data)
     cfg.recipe.per_split_data_args_path = f"{data}/blend.json"
-    config = pin(typed(cfg), Data(str(data), str(data), ""), Path(cfg.run.output_dir).absolute())
+    config = pin(typed(cfg), Data(str(data), str(data), ""), folder(cfg.run.output_dir))
     # What lies in the folder now may be other data, about to be replaced.
     check(replace(config, run=replace(config.run, data=os.devnull)))
     return cfg
@@ -57,4 +57,4 @@ def next_job(
     if cfg is None:
         return None
     data = Data(reference or cfg.run.data, cfg.run.data, content)
-    return make_job(cfg, Path(cfg.run.output_dir).absolute(), label="", data=data, overrides=overrides)
+    return make_job(cfg, folder(cfg.run.output_dir), label="", data=data, overrides=overrides)

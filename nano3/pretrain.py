@@ -28,7 +28,7 @@ from nano3.console import is_rank_zero, say, table
 from nano3.errors import UserError
 from nano3.training import backend, frozen
 from nano3.training.preflight import Preflight, preflight
-from nano3.training.record import Data, changed, freeze
+from nano3.training.record import Data, changed, freeze, lost_checkpoint
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
 
 def pretrain(cfg: DictConfig) -> int:
     """One run: check and launch; returns the exit code."""
-    run_dir = Path(cfg.run.output_dir).absolute()
+    run_dir = folder(cfg.run.output_dir)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return rank_of_torchrun(cfg, run_dir)
     return launch.run([make_job(cfg, run_dir, label="")], dry_run=cfg.dry_run, sweep=False)
@@ -67,7 +67,7 @@ def make_job(
     `data` is given when it is still being made; `overrides` when they are not those of this command line.
     """
     found = data or find_data(cfg)
-    config, preview = checked(cfg, found, run_dir)
+    config, preview = checked(cfg, found, run_dir, label)
     words = task_overrides() if overrides is None else list(overrides)
 
     def freeze_it() -> None:
@@ -86,14 +86,14 @@ def make_job(
         folders=(*places.read_by(config), *places.written_by(config)),
         preview=preview,
         label=label,
-        changed=changed(run_dir, config, found),
+        changed=changed(run_dir, config, found) or lost_checkpoint(run_dir) is not None,
         freeze=freeze_it,
     )
 
 
-def checked(cfg: DictConfig, data: Data, run_dir: Path) -> tuple[PretrainConfig, str]:
+def checked(cfg: DictConfig, data: Data, run_dir: Path, label: str = "") -> tuple[PretrainConfig, str]:
     """The typed configuration with its data pinned, and as text; prints the preflight. Raises `UserError`."""
-    config = pin(typed(cfg), data, run_dir)
+    config = pin(typed(cfg), data, run_dir, label)
     table("Preflight", ["what", "value"], check(config).rows)
     return config, OmegaConf.to_yaml(OmegaConf.structured(config))
 
@@ -106,15 +106,25 @@ def find_data(cfg: DictConfig) -> Data:
     return Data(found.reference, str(found.folder), load_manifest(found.folder).content)
 
 
-def pin(config: PretrainConfig, data: Data, run_dir: Path) -> PretrainConfig:
-    """Replace what could mean something else tomorrow: the data's alias and relative folders."""
-    save = str(Path(config.checkpoint.save or run_dir / "checkpoints").absolute())
-    load = str(Path(config.checkpoint.load).absolute()) if config.checkpoint.load else save
+def pin(config: PretrainConfig, data: Data, run_dir: Path, label: str = "") -> PretrainConfig:
+    """Replace what could mean something else tomorrow, or to another point of a sweep: the data's alias, and folders
+    that are relative or that points share. A point (`label`) has its own folder below those that are given, as its run
+    folder is one below run.output_dir."""
+    given, board = config.checkpoint, config.logger.tensorboard_dir
+    save = folder(given.save or run_dir / "checkpoints")
+    load = folder(given.load) if given.load else save
+    own = save / label if given.save else save
     return replace(
         config,
         run=replace(config.run, data=data.folder, output_dir=str(run_dir)),
-        checkpoint=replace(config.checkpoint, save=save, load=load),
+        checkpoint=replace(given, save=str(own), load=str(own if load == save else load)),
+        logger=replace(config.logger, tensorboard_dir=str(folder(board) / label) if board else None),
     )
+
+
+def folder(place: str | Path) -> Path:
+    """Absolute, with ~ for the home folder."""
+    return Path(place).expanduser().absolute()
 
 
 def check(config: PretrainConfig) -> Preflight:
@@ -124,6 +134,7 @@ def check(config: PretrainConfig) -> Preflight:
         raise UserError(problems)
     if config.cluster.kind == "local" and not config.dry_run:
         problems += backend.missing_here(config.backend)
+    problems += places.unwritable_problems(config)
     plan = preflight(config)
     problems += plan.problems
     if problems:

@@ -9,7 +9,7 @@ import pytest
 from faults import needs_strace, with_fault
 
 from nano3.errors import Failure, UserError, did_you_mean
-from nano3.files import atomic_open, read_json, write_json, write_text
+from nano3.files import atomic_open, read_json, unwritable, write_json, write_text
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -103,3 +103,22 @@ def test_a_fault_leaves_the_old_file_or_the_new_one(
         assert "done" not in told
     if named:
         assert str(tmp_path / named) in told
+
+
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        pytest.param("there", None, id="there"),
+        pytest.param("there/not/yet", None, id="not yet"),
+        pytest.param("file", "file is a file, not a folder", id="a file"),
+        pytest.param("file/below", "file is a file, not a folder", id="below a file"),
+        pytest.param("/proc/nope", "no folder can be made in /proc: ", id="refused by the system"),
+    ],
+)
+def test_where_nothing_can_be_written(tmp_path: Path, place: str, why: str | None) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "file").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    found = unwritable(tmp_path / place)
+    assert found is None if why is None else found and why in found
+    assert sorted(tmp_path.rglob("*")) == before

@@ -8,7 +8,6 @@ A version file appears under its name by a hard link, which fails if the name ex
 system each get a version of their own, and nobody ever reads half of one.
 """
 
-import contextlib
 import hashlib
 import os
 import re
@@ -21,7 +20,7 @@ from typing import Any
 
 from nano3.artifacts.names import alias_problem, name_problem
 from nano3.errors import Failure, UserError, did_you_mean
-from nano3.files import fsync_dir, read_json, temp_name, write_json, write_text
+from nano3.files import fsync_dir, read_json, temp_name, unwritable, write_json, write_text
 from nano3.provenance import user_name
 
 
@@ -105,28 +104,12 @@ def register(
 def problems(name: str, alias: str | None = None, write: bool = False) -> list[str]:
     """Everything that `register` would refuse. With `write` also a store that cannot be written, tried if need be."""
     found = [p for p in (name_problem(name), alias_problem(alias) if alias else None) if p]
-    if write and (why := _unwritable()):
+    if write and (why := unwritable(home())):
         found.append(
             f"the artifact store {home()} cannot be written: {why}. Set NANO3_HOME to a folder of yours that every "
             f"machine of the run can see."
         )
     return found
-
-
-def _unwritable() -> str | None:
-    """Why nothing can be registered; a store that is not there yet is made and removed again."""
-    folder = home()
-    if folder.is_dir():
-        return None if os.access(folder, os.W_OK | os.X_OK) else "permission denied, or a read-only file system"
-    missing = [p for p in (folder, *folder.parents) if not p.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return error.strerror
-    with contextlib.suppress(OSError):  # another run has begun to use it
-        for made in missing:
-            made.rmdir()
-    return None
 
 
 def at(name: str, place: str) -> Artifact | None:

@@ -18,7 +18,7 @@ from nano3.console import warn
 from nano3.errors import UserError, did_you_mean
 
 MODES = ("online", "offline", "disabled")
-CHECKED = ("manifest.json", "blend.json")
+CHECKED = ("manifest.json", "blend.json", "checkpoint.json")
 MISSING = "wandb is not installed: `pip install 'nano3[wandb]'`, or {key}=disabled."
 
 

@@ -11,6 +11,7 @@ A save fills `iter_0000100.tmp` and renames it. torch is imported only where sta
 
 import hashlib
 import io
+import json
 import os
 import re
 import shutil
@@ -90,6 +91,14 @@ def read_info(folder: Path) -> CheckpointInfo:
         return CheckpointInfo(**read_json(path))
     except (ValueError, TypeError) as error:
         raise Failure(_damaged(folder, f"{path} cannot be read ({error})")) from error
+
+
+def content_of(folder: Path) -> str:
+    """What tells one content of a checkpoint folder from another: sha256 over the checksums of its files or, where none
+    are recorded (Megatron's shards are too large), over the marker, whose elapsed_s no two trainings have in common."""
+    files = read_info(folder).files
+    told = json.dumps(sorted((name, entry["sha256"]) for name, entry in files.items()))
+    return hashlib.sha256(told.encode() if files else (folder / MARKER).read_bytes()).hexdigest()
 
 
 def verify(folder: Path, info: CheckpointInfo) -> None:

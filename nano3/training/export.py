@@ -1,9 +1,10 @@
 """A run's checkpoint as a Hugging Face model folder: config.json, safetensors, tokenizer, ready for `from_pretrained`.
 
-A run of backend=transformers has written that folder itself; a Megatron checkpoint is converted by Megatron-Bridge's
-AutoBridge, which needs a GPU to be visible and a description of the model in Hugging Face's terms. That is made here
-from the configuration which Megatron-Bridge saved with the checkpoint, so it is what was trained, whatever the run's
-configuration says today.
+A checkpoint of backend=transformers holds that folder if it is the last one of a finished run; otherwise the model is
+built from its own description in checkpoint.json and takes the weights of its state.pt. A Megatron checkpoint is
+converted by Megatron-Bridge's AutoBridge, which needs a GPU to be visible and a description of the model in Hugging
+Face's terms, made from the configuration which Megatron-Bridge saved with the checkpoint. Either way it is what was
+trained, whatever the run's configuration says today.
 """
 
 import json
@@ -14,10 +15,10 @@ from typing import Any
 
 from nano3.config.model import ModelConfig
 from nano3.errors import Failure, UserError
-from nano3.files import fsync_dir, temp_name
-from nano3.training.checkpoints import MARKER, complete, iteration_of, read_info
-from nano3.training.hf_model import hf_config, padded_vocab_size
-from nano3.training.sample import exported_model
+from nano3.files import fsync_dir, read_json, temp_name, unwritable
+from nano3.training.checkpoints import MARKER, CheckpointInfo, complete, iteration_of, load_state, read_info, verify
+from nano3.training.hf_model import build_model, hf_config, padded_vocab_size
+from nano3.training.owner import owner_of
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 # Hugging Face's names of a dense Qwen3's sizes -> Megatron's.
@@ -39,20 +40,26 @@ QWEN3 = {
 def export(run_dir: Path, output: Path, iteration: int | None = None) -> Path:
     """Write the newest checkpoint of a run (or that of `iteration`) to `output`; returns `output`.
 
-    Raises `UserError` when there is no such checkpoint or `output` exists, `Failure` when the result is not a whole
-    model.
+    Raises `UserError` when there is no such checkpoint, or when `output` exists or cannot be written, `Failure` when
+    the checkpoint is damaged or the result is not a whole model.
     """
     run_dir, output = Path(run_dir).absolute(), Path(output).absolute()
     if output.exists():
         raise UserError(f"{output} exists already. Choose another --output, or remove it.")
+    if why := unwritable(output):
+        raise UserError(f"--output={output}: cannot be written: {why}. Choose another --output.")
     checkpoint = find(run_dir, iteration)
+    info = read_info(checkpoint)
+    verify(checkpoint, info)
     output.parent.mkdir(parents=True, exist_ok=True)
     temp = temp_name(output)
     try:
-        if read_info(checkpoint).fixed.get("backend") == "megatron":
-            _convert(checkpoint, _data_tokenizer(run_dir), temp)
+        if info.fixed.get("backend") == "megatron":
+            _convert(checkpoint, _tokenizer(run_dir, checkpoint), temp)
+        elif (checkpoint / "hf").is_dir():
+            shutil.copytree(checkpoint / "hf", temp)
         else:
-            shutil.copytree(_own_export(run_dir, checkpoint), temp)
+            _build(checkpoint, info, _tokenizer(run_dir, checkpoint), temp)
         check_whole(temp)
         temp.rename(output)
         fsync_dir(output.parent)
@@ -88,15 +95,33 @@ def _run_config(run_dir: Path) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}  # type: ignore[return-value]
 
 
-def _own_export(run_dir: Path, checkpoint: Path) -> Path:
-    """The hf/ folder that backend=transformers wrote with its last checkpoint."""
-    return checkpoint / "hf" if (checkpoint / "hf").is_dir() else exported_model(run_dir)
+def _tokenizer(run_dir: Path, checkpoint: Path) -> Path:
+    """That of the run's data, else one that somebody has put into the checkpoint. Raises `Failure`."""
+    run = (owner_of(checkpoint.parent) or checkpoint.parent.parent) if run_dir == checkpoint else run_dir
+    data = _run_config(run).get("run", {}).get("data")
+    places = [*([Path(data) / "tokenizer"] if data else []), checkpoint / "tokenizer"]
+    found = [place for place in places if (place / "tokenizer.json").is_file()]
+    if not found:
+        raise Failure(
+            f"{places[-1]} holds no tokenizer.json, and the run's data folder is gone: put the tokenizer there."
+        )
+    return found[0]
 
 
-def _data_tokenizer(run_dir: Path) -> Path | None:
-    data = _run_config(run_dir).get("run", {}).get("data")
-    folder = Path(data) / "tokenizer" if data else None
-    return folder if folder and folder.is_dir() else None
+def _build(checkpoint: Path, info: CheckpointInfo, tokenizer: Path, output: Path) -> None:
+    """A checkpoint of backend=transformers -> `output`: the model it describes, with the weights of its state.pt."""
+    from nano3.training.assemble import export_hf
+
+    names = {f.name for f in fields(ModelConfig)}
+    saved = {key.removeprefix("model."): value for key, value in info.fixed.items() if key.startswith("model.")}
+    shape = ModelConfig(**{name: value for name, value in saved.items() if name in names})
+    shape.mamba_chunk_size = info.told.get("model.mamba_chunk_size")
+    try:
+        model = build_model(shape, int(saved["vocab_size"]), int(info.fixed["train.seq_length"]), _data_eod(tokenizer))
+        model.load_state_dict(load_state(checkpoint)["model"], strict=True)
+    except (KeyError, RuntimeError, UserError) as error:
+        raise Failure(f"{checkpoint}: {MARKER} and state.pt do not describe one model: {error}") from error
+    export_hf(model, tokenizer, output)
 
 
 def model_section(checkpoint: Path) -> dict[str, Any]:
@@ -139,18 +164,13 @@ def describe(model: dict[str, Any], eod_id: int | None) -> dict[str, Any]:
     )
 
 
-def _convert(checkpoint: Path, tokenizer: Path | None, output: Path) -> None:
+def _convert(checkpoint: Path, tokenizer: Path, output: Path) -> None:
     """Megatron checkpoint -> `output`, through an AutoBridge made from the configuration alone."""
     from megatron.bridge import AutoBridge
     from transformers import AutoConfig, GenerationConfig
 
     from nano3.training.megatron import set_environment
 
-    tokenizer = tokenizer or checkpoint / "tokenizer"
-    if not (tokenizer / "tokenizer.json").is_file():
-        raise Failure(
-            f"{tokenizer} holds no tokenizer.json, and the run's data folder is gone: put the tokenizer there."
-        )
     set_environment()
     eod_id = _eod_id(tokenizer)
     shape = describe(model_section(checkpoint), eod_id)
@@ -161,6 +181,12 @@ def _convert(checkpoint: Path, tokenizer: Path | None, output: Path) -> None:
     for name in TOKENIZER_FILES:
         if (tokenizer / name).is_file():
             shutil.copy(tokenizer / name, output / name)
+
+
+def _data_eod(tokenizer: Path) -> int | None:
+    """Id of the token that ended every document of the data; the tokenizer's own where there is no manifest."""
+    manifest = tokenizer.parent / "manifest.json"
+    return int(read_json(manifest)["tokenizer"]["eod_id"]) if manifest.is_file() else _eod_id(tokenizer)
 
 
 def _eod_id(tokenizer: Path) -> int | None:

@@ -6,6 +6,7 @@ This is what torchrun, Slurm and sweeps start. It composes nothing, so later edi
 """
 
 from pathlib import Path
+from typing import Any
 
 from nano3.artifacts import store, wandb
 from nano3.config import PretrainConfig
@@ -13,11 +14,12 @@ from nano3.console import is_rank_zero, say, warn
 from nano3.errors import UserError
 from nano3.files import write_json
 from nano3.training import backend
+from nano3.training.checkpoints import content_of
 from nano3.training.conclude import conclude
 from nano3.training.lineage import data_reference, model_alias
 from nano3.training.metrics import wandb_settings
 from nano3.training.outcome import Outcome
-from nano3.training.record import latest_start, thaw
+from nano3.training.record import finished, latest_start, thaw
 
 MODEL_ARTIFACT = "ModelArtifact-pretrain"
 
@@ -28,7 +30,20 @@ def main(config_path: str) -> int:
     Raises `UserError` and `Failure`.
     """
     path = Path(config_path).absolute()
-    return train(thaw(path), path.parent)
+    config, run_dir = thaw(path), path.parent
+    if done := finished(run_dir):
+        if is_rank_zero():
+            show(config, run_dir, done)
+        return 0
+    return train(config, run_dir)
+
+
+def show(config: PretrainConfig, run_dir: Path, done: dict[str, Any]) -> None:
+    """The result of a run that has finished before; writes nothing that is there."""
+    iteration = done.get("iteration")
+    say(f"already finished: iteration {iteration} is in {done.get('checkpoint') or run_dir}; nothing to do")
+    if iteration == config.train.train_iters:
+        conclude(config, run_dir)
 
 
 def train(config: PretrainConfig, run_dir: Path) -> int:
@@ -83,14 +98,17 @@ class SaveRecorder:
 
 
 def register_checkpoint(config: PretrainConfig, run_dir: Path, iteration: int, folder: Path) -> None:
-    """Record a complete checkpoint as the newest `ModelArtifact-pretrain`, made from the run's data."""
+    """Record a complete checkpoint as the newest `ModelArtifact-pretrain`, made from the run's data.
+
+    The same checkpoint again is the same version; another one in the same folder is a new version.
+    """
     start = latest_start(run_dir)
     reference = data_reference(start)
     alias = model_alias(config, start)
     made = store.register(
         MODEL_ARTIFACT,
         folder,
-        fingerprint=f"{start['data']['fingerprint']}/{run_dir}/{iteration}",
+        fingerprint=f"{start['data']['fingerprint']}/{run_dir}/{iteration}/{content_of(folder)}",
         metadata={
             "run": config.run.name,
             "run_dir": str(run_dir),

@@ -28,8 +28,9 @@ from nano3.training.checkpoints import MARKER, read_info
 from nano3.training.data import TrainingData, open_data
 from nano3.training.kernels import keep_kernels
 from nano3.training.outcome import Outcome, SaveHook, no_hook
+from nano3.training.owner import claim, owner_problem
 from nano3.training.recipe_check import tokenizer_problems
-from nano3.training.resume import check_new_phase, check_resume
+from nano3.training.resume import check_fixed, check_new_phase, check_resume
 from nano3.training.start import Start, find_start, may_drop_old, remove_unfinished
 from nano3.training.startup import Startup
 
@@ -71,18 +72,31 @@ def train(config: PretrainConfig, data_dir: Path, run_dir: Path, *, on_save: Sav
     return _run(config, container, run_dir, save, data, start, startup, on_save)
 
 
+def look(config: PretrainConfig, data: TrainingData | None, save: Path) -> Start:
+    """Where this run starts. Raises `UserError` when it may not start there, as far as that can be told (`data` None:
+    it is not prepared yet)."""
+    if problem := owner_problem(save, Path(config.run.output_dir).absolute()):
+        raise UserError(problem)
+    start = find_start(save, config.checkpoint.load, config.checkpoint.keep_iteration)
+    if data:
+        check_same_run(config, data, start, quiet=True)
+    if start.folder and not start.own and start.iteration >= config.train.train_iters:
+        raise UserError(
+            f"checkpoint.keep_iteration=true: {start.folder} has {start.iteration} iterations already, "
+            f"train.train_iters is {config.train.train_iters}. Give more, or leave it out to begin a new phase."
+        )
+    return start
+
+
 def decide_start(config: PretrainConfig, data: TrainingData, save: Path) -> Start:
     """Where this run starts, as rank 0 sees it. Raises `UserError`, on every rank, when it may not start there."""
 
     def decide() -> dict[str, Any]:
         c = config.checkpoint
-        start = find_start(save, c.load, c.keep_iteration)
+        start = look(config, data, save)
         check_same_run(config, data, start)
-        if start.folder and not start.own and start.iteration >= config.train.train_iters:
-            raise UserError(
-                f"checkpoint.keep_iteration=true: {start.folder} has {start.iteration} iterations already, "
-                f"train.train_iters is {config.train.train_iters}. Give more, or leave it out to begin a new phase."
-            )
+        if c.save_interval:
+            claim(save, Path(config.run.output_dir).absolute())
         drop_old = c.keep_last == 0 or may_drop_old(save)
         return vars(start) | {"folder": start.folder and str(start.folder), "drop_old": drop_old}
 
@@ -104,13 +118,15 @@ def load_from(checkpoint: Any, start: Start) -> None:
         checkpoint.load_rng = False
 
 
-def check_same_run(config: PretrainConfig, data: TrainingData, start: Start) -> None:
-    """Refuse to go on from a checkpoint of another model or other data; tell what else changed."""
+def check_same_run(config: PretrainConfig, data: TrainingData, start: Start, quiet: bool = False) -> None:
+    """Refuse to go on from a checkpoint of another model or other data; tell (unless `quiet`) what else changed."""
     if not start.folder or not (start.folder / MARKER).is_file():
         return
     info, fixed = read_info(start.folder), fixed_keys(config, data)
     if start.new_phase:
         check_new_phase(info, start.folder, fixed, free=CUT)
+    elif quiet:
+        check_fixed(info, start.folder, fixed, start.own)
     else:
         check_resume(info, start.folder, fixed, told_keys(config), start.own)
 

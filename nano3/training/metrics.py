@@ -1,7 +1,8 @@
 """Metrics of a run: metrics.jsonl and TensorBoard always, Weights & Biases when asked, lines on the console.
 
 metrics.jsonl holds one object a line. A resume drops the lines after the checkpoint's iteration, which will be written
-again, so every iteration stands there once. Training lines have `loss`, validation lines `valid_loss` and
+again, so every iteration stands there once; a fresh start keeps the file of the training before it as metrics.1.jsonl.
+Training lines have `loss`, validation lines `valid_loss` and
 `valid_loss/<dataset>`.
 """
 
@@ -9,6 +10,7 @@ import json
 import os
 import secrets
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 class Metrics:
     """Everything that is recorded about a run. Does nothing on ranks other than 0.
 
-    `start_iteration` is the iteration that the run goes on from (0 for a fresh start: earlier metrics are dropped).
+    `start_iteration` is the iteration that the run goes on from (0 for a fresh start: earlier metrics are moved aside).
     """
 
     def __init__(
@@ -52,7 +54,10 @@ class Metrics:
         if not self.active:
             return
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        self._keep_up_to(start_iteration)
+        if start_iteration:
+            self._keep_up_to(start_iteration)
+        else:
+            self._move_aside()
         self._file = (self.run_dir / FILE).open("a", encoding="utf-8")
         self._board = self._open_board(config, start_iteration)
         if config is not None and wandb_settings(config).on:
@@ -102,12 +107,19 @@ class Metrics:
             self._wandb = None  # told once, not at every iteration
 
     def _keep_up_to(self, iteration: int) -> None:
-        """Drop lines of iterations that will be done again, validation at a fresh start's iteration 0 included."""
-        lines = read_metrics(self.run_dir)
-        kept = [line for line in lines if 0 < iteration >= line["iteration"]]
+        """Drop lines of iterations that will be done again."""
+        kept = [line for line in read_metrics(self.run_dir) if line["iteration"] <= iteration]
         if (self.run_dir / FILE).is_file():
             with atomic_open(self.run_dir / FILE) as f:
                 f.writelines((json.dumps(line) + "\n").encode() for line in kept)
+
+    def _move_aside(self) -> None:
+        """Keep what an earlier training in this folder has recorded: a fresh start is no part of it."""
+        path = self.run_dir / FILE
+        if path.is_file() and path.stat().st_size:
+            number = next(n for n in count(1) if not self.run_dir.joinpath(f"metrics.{n}.jsonl").exists())
+            kept = path.rename(self.run_dir / f"metrics.{number}.jsonl")
+            say(f"{FILE} of an earlier training in this folder is kept as {kept.name}")
 
     def _open_board(self, config: PretrainConfig | None, start_iteration: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter

@@ -18,6 +18,7 @@ from nano3.training.architecture import Architecture, flops_per_token, from_conf
 from nano3.training.batch import multiples_around
 from nano3.training.data import TrainingData, open_data
 from nano3.training.hf_model import model_problems
+from nano3.training.origin import Origin, find_origin
 from nano3.training.recipe_check import blend_file_problems, near_recipe, recipe_problems, tokenizer_problems
 from nano3.training.schedule import schedule_problems
 from nano3.training.values import run_problems, start_problems, value_problems, vocabulary_problems
@@ -36,6 +37,26 @@ class Preflight:
     rows: list[tuple[str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Span:
+    """The iterations of a schedule of `total` that one command trains: those after `done`, up to `end`. `seen` of them
+    were done by this run on the same data."""
+
+    done: int
+    end: int
+    total: int
+    seen: int
+
+    @property
+    def iterations(self) -> int:
+        return max(self.end - self.done, 0)
+
+    def __str__(self) -> str:
+        if self.iterations == self.total:
+            return f"{self.total:,}"
+        return f"{self.iterations:,} (from {self.done:,} to {self.end:,} of {self.total:,})"
 
 
 @dataclass(frozen=True)
@@ -74,15 +95,19 @@ def preflight(config: PretrainConfig, manifest: dict[str, Any] | None = None) ->
     data = _data(config, plan)
     model = from_config(config, known, data.vocab_size if data else _vocabulary(config, manifest, known))
     _tell_shape(config, layout, model, plan)
-    _tell_length(config, layout, model, plan)
+    begin = find_origin(config, data)
+    plan.problems.extend(begin.problems)
+    plan.warnings.extend(begin.warnings)
+    span = span_of(config, begin)
+    _tell_length(config, layout, model, span, plan)
     if data:
         plan.problems.extend(vocabulary_problems(config, data.vocab_size))
         if known:
             plan.problems.extend(tokenizer_problems(overrides.free_settings(config.megatron, known), data))
-        _tell_data(config, data, plan)
+        _tell_data(config, data, span, plan)
     elif manifest:
-        _tell_manifest(config, manifest, plan)
-    _tell_disk(config, model, plan)
+        _tell_manifest(config, manifest, span, plan)
+    _tell_disk(config, model, span, plan)
     plan.rows.extend(("warning", w) for w in plan.warnings)
     return plan
 
@@ -91,6 +116,13 @@ def uses_this_python(config: PretrainConfig) -> bool:
     """Whether the ranks run in the Python that checks them now."""
     c = config.cluster
     return c.kind == "local" or (c.container_runtime == "none" and c.python is None)
+
+
+def span_of(config: PretrainConfig, begin: Origin) -> Span:
+    """What this command trains: from where it starts to train.exit_iteration or the end of the schedule."""
+    train = config.train
+    end = min(train.exit_iteration or train.train_iters, train.train_iters)
+    return Span(begin.iteration, end, train.train_iters, begin.iteration if begin.own else 0)
 
 
 def layout_of(config: PretrainConfig, known: schema.Schema | None) -> Layout:
@@ -242,7 +274,9 @@ def _tell_shape(config: PretrainConfig, layout: Layout, model: Architecture | No
             )
 
 
-def _tell_length(config: PretrainConfig, layout: Layout, model: Architecture | None, plan: Preflight) -> None:
+def _tell_length(
+    config: PretrainConfig, layout: Layout, model: Architecture | None, span: Span, plan: Preflight
+) -> None:
     train = config.train
     tokens = train.global_batch_size * train.seq_length
     accumulation = train.global_batch_size // max(train.micro_batch_size * layout.data, 1)
@@ -253,14 +287,14 @@ def _tell_length(config: PretrainConfig, layout: Layout, model: Architecture | N
             "batches a rank",
         )
     )
-    plan.rows.append(("iterations", f"{train.train_iters:,} = {_si(tokens * train.train_iters)} tokens"))
+    plan.rows.append(("iterations", f"{span} = {_si(tokens * span.iterations)} tokens"))
     if train.exit_iteration is not None and train.exit_iteration > train.train_iters:
         plan.problems.append(
             f"train.exit_iteration={train.exit_iteration} lies beyond train.train_iters={train.train_iters}."
         )
     if model is None or config.backend != "megatron":
         return
-    flops = flops_per_token(model, train.seq_length) * tokens * train.train_iters
+    flops = flops_per_token(model, train.seq_length) * tokens * span.iterations
     hours = flops / (layout.world * H100_PEAK * ASSUMED_MFU) / 3600
     plan.rows.append(
         (
@@ -271,9 +305,10 @@ def _tell_length(config: PretrainConfig, layout: Layout, model: Architecture | N
     )
 
 
-def _tell_data(config: PretrainConfig, data: TrainingData, plan: Preflight) -> None:
-    """Epochs of every dataset: how often each of its tokens is seen."""
-    wanted = config.train.global_batch_size * config.train.seq_length * config.train.train_iters
+def _tell_data(config: PretrainConfig, data: TrainingData, span: Span, plan: Preflight) -> None:
+    """Epochs of every dataset: how often each of its tokens is seen by this command; warned of is what the run sees of
+    it altogether."""
+    step = config.train.global_batch_size * config.train.seq_length
     weight = sum(s.weight for s in data.split("train"))
     plan.rows.append(
         (
@@ -284,28 +319,29 @@ def _tell_data(config: PretrainConfig, data: TrainingData, plan: Preflight) -> N
     for name, shards in data.datasets("train").items():
         share = sum(s.weight for s in shards) / weight
         own = sum(s.tokens for s in shards)
-        epochs = wanted * share / own
+        epochs = step * span.iterations * share / own
+        in_all = step * (span.iterations + span.seen) * share / own
         plan.rows.append((f"  {name}", f"{share:.1%} of the samples, {_si(own)} tokens, {epochs:.2f} epochs"))
-        if epochs > 4:
+        if in_all > 4:
             plan.warnings.append(
-                f"{name} is repeated {epochs:.1f} times; beyond about four, repetition teaches little "
+                f"{name} is repeated {in_all:.1f} times; beyond about four, repetition teaches little "
                 "(Muennighoff et al., 2023)."
             )
 
 
-def _tell_manifest(config: PretrainConfig, manifest: dict[str, Any], plan: Preflight) -> None:
+def _tell_manifest(config: PretrainConfig, manifest: dict[str, Any], span: Span, plan: Preflight) -> None:
     tokens = int(manifest["splits"]["train"]["tokens"])
-    wanted = config.train.global_batch_size * config.train.seq_length * config.train.train_iters
+    wanted = config.train.global_batch_size * config.train.seq_length * span.iterations
     plan.rows.append(("data", f"{_si(tokens)} tokens to train on, {wanted / max(tokens, 1):.2f} epochs"))
 
 
-def _tell_disk(config: PretrainConfig, model: Architecture | None, plan: Preflight) -> None:
+def _tell_disk(config: PretrainConfig, model: Architecture | None, span: Span, plan: Preflight) -> None:
     """A checkpoint holds weights (bf16 or fp32 with the optimizer's copy) and Adam's moments: about 14 bytes a
     parameter."""
     if model is None:
         return
     one = parameters(model).total * (14 if config.backend == "megatron" else 12)
-    kept = (config.checkpoint.keep_last or config.train.train_iters // max(config.checkpoint.save_interval, 1)) + 1
+    kept = (config.checkpoint.keep_last or span.iterations // max(config.checkpoint.save_interval, 1)) + 1
     plan.rows.append(("checkpoints", f"{one / 2**30:,.2f} GB each, room for {kept}: {kept * one / 2**30:,.1f} GB"))
     place = Path(config.checkpoint.save or config.run.output_dir).absolute()
     while not place.exists():

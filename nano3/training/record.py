@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import nano3
 from nano3.config import PretrainConfig
+from nano3.console import say
 from nano3.errors import UserError
 from nano3.files import atomic_open, read_json, write_json, write_text
 from nano3.provenance import commit_of, git_bytes, installed_versions, user_name
@@ -57,13 +58,17 @@ class Data:
 def freeze(run_dir: Path, config: PretrainConfig, data: Data, overrides: Sequence[str], label: str = "") -> Path:
     """Write config.yaml and the record of this start; return the path of config.yaml. Call it on one process only.
 
-    A finished run that is the same run stays as it is; with another configuration it is no longer finished.
+    A finished run that is the same run stays as it is; with another configuration, or without the checkpoint that it
+    ended with, it is no longer finished.
     """
     text = OmegaConf.to_yaml(OmegaConf.structured(config))
     frozen, finished = run_dir / "config.yaml", run_dir / "finished.json"
     if finished.exists():
-        if not changed(run_dir, config, data):
+        lost = lost_checkpoint(run_dir)
+        if lost is None and not changed(run_dir, config, data):
             return frozen
+        if lost is not None:
+            say(f"{lost}, with which {run_dir} had finished, is gone: the run is no longer finished and trains again")
         finished.unlink()
     numbers = [int(p.name) for p in (run_dir / "starts").glob("*") if re.fullmatch(r"\d{4}", p.name)]
     start = run_dir / "starts" / f"{max(numbers, default=0) + 1:04d}"
@@ -101,6 +106,20 @@ def changed(run_dir: Path, config: PretrainConfig, data: Data) -> bool:
         for key in NOT_THE_RUN:
             OmegaConf.update(one, key, None)
     return fingerprint != data.fingerprint or before != now
+
+
+def finished(run_dir: Path) -> dict[str, Any] | None:
+    """What finished.json says of a run that has reached its end, with the checkpoint that it names still there (or none
+    named: none was asked for); else None."""
+    marker = run_dir / "finished.json"
+    return read_json(marker) if marker.is_file() and lost_checkpoint(run_dir) is None else None
+
+
+def lost_checkpoint(run_dir: Path) -> Path | None:
+    """The checkpoint that finished.json names, if it is gone."""
+    marker = run_dir / "finished.json"
+    named = read_json(marker).get("checkpoint") if marker.is_file() else None
+    return Path(named) if named and not Path(named).is_dir() else None
 
 
 def thaw(path: Path) -> PretrainConfig:

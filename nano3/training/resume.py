@@ -17,6 +17,8 @@ from nano3.training.hf_model import PARALLEL, embedding_rows, value
 
 # Two settings of the model that change only its speed, or nothing in this backend.
 _FREE_MODEL_KEYS = ("mamba_chunk_size", "sequence_parallel", *PARALLEL)
+# What may differ on a start from another run's checkpoint in the same schedule.
+_FREE_OF_ANOTHER_RUN = ("data", "train.seed")
 _VERSIONS = ("torch", "transformers", "megatron-core")
 
 
@@ -71,20 +73,15 @@ def told_keys(config: PretrainConfig, world_size: int, threads: int) -> dict[str
     return told
 
 
-def check_resume(
-    info: CheckpointInfo, folder: Path, fixed: dict[str, Any], told: dict[str, Any], own_folder: bool
-) -> None:
-    """Raise `UserError` naming every fixed key that differs; warn of every told one.
+def check_fixed(info: CheckpointInfo, folder: Path, fixed: dict[str, Any], own_folder: bool) -> None:
+    """Raise `UserError` naming every fixed key that differs.
 
     A run that goes on at the iteration of another run's checkpoint (checkpoint.keep_iteration; `own_folder` false) may
     bring other data and another seed: that is how the rest of one schedule is trained on other data.
     """
     changed = _differences(info.fixed, fixed)
     if not own_folder:
-        for key in ("data", "train.seed"):
-            if key in changed:
-                del changed[key]
-                warn(f"{folder} was trained with another value of {key}; going on with the new one.")
+        changed = {key: values for key, values in changed.items() if key not in _FREE_OF_ANOTHER_RUN}
     if changed:
         rows = [f"{key}: {_show(old)} in the checkpoint, now {_show(new)}" for key, (old, new) in changed.items()]
         raise UserError(
@@ -93,6 +90,16 @@ def check_resume(
             "train.eval_*, train.exit_*, "
             "train.threads, optimizer, scheduler, logger, checkpoint, cluster."
         )
+
+
+def check_resume(
+    info: CheckpointInfo, folder: Path, fixed: dict[str, Any], told: dict[str, Any], own_folder: bool
+) -> None:
+    """`check_fixed`, and warn of everything else that has changed."""
+    check_fixed(info, folder, fixed, own_folder)
+    for key in _FREE_OF_ANOTHER_RUN:
+        if info.fixed.get(key) != fixed.get(key):
+            warn(f"{folder} was trained with another value of {key}; going on with the new one.")
     for key, (old, new) in _differences(info.told, told).items():
         warn(f"{key} was {_show(old)} when {folder.name} was saved and is {_show(new)} now: {_effect(key)}")
 

@@ -19,8 +19,8 @@ def schedule_problems(config: PretrainConfig) -> list[str]:
     problems = []
     if s.lr_decay_style not in STYLES:
         problems.append(f"scheduler.lr_decay_style={s.lr_decay_style}:{did_you_mean(s.lr_decay_style, STYLES)}")
-    if not 0 <= o.min_lr <= o.lr:
-        problems.append(f"optimizer.min_lr={o.min_lr:g} must lie between 0 and optimizer.lr={o.lr:g}.")
+    if 0 <= o.lr < o.min_lr:  # what neither of them can be is told by values.py
+        problems.append(f"optimizer.min_lr={o.min_lr:g} must not be greater than optimizer.lr={o.lr:g}.")
     if not 0 <= s.lr_warmup_iters < iters:
         problems.append(
             f"scheduler.lr_warmup_iters={s.lr_warmup_iters} must be at least 0 and less than train.train_iters={iters}."

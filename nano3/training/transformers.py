@@ -5,7 +5,7 @@ torchrun.
 """
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,16 @@ from nano3.training.batch import BatchPlan, plan_batches
 from nano3.training.data import TrainingData, open_data
 from nano3.training.hf_model import embedding_rows, model_problems
 from nano3.training.outcome import Outcome, SaveHook, no_hook
-from nano3.training.resume import Start, check_new_phase, check_resume, fixed_keys, save_root, told_keys
+from nano3.training.owner import claim, owner_problem
+from nano3.training.resume import (
+    Start,
+    check_fixed,
+    check_new_phase,
+    check_resume,
+    fixed_keys,
+    save_root,
+    told_keys,
+)
 from nano3.training.schedule import schedule_problems
 from nano3.training.stop import StopRequest
 from nano3.training.values import value_problems
@@ -51,27 +60,59 @@ def train(config: PretrainConfig, data_dir: Path, run_dir: Path, on_save: SaveHo
         return _train(config, data, plan, run_dir, start, stop, on_save)
 
 
+@dataclass(frozen=True)
+class Found:
+    """The checkpoint that a run starts from, or none; `own`: this run has saved it itself."""
+
+    folder: Path | None = None
+    info: checkpoints.CheckpointInfo | None = None
+    own: bool = True
+    new_phase: bool = False
+
+    @property
+    def iteration(self) -> int:
+        """Iterations of this run's schedule that are done."""
+        return self.info.iteration if self.info and not self.new_phase else 0
+
+
+def look(config: PretrainConfig, run_dir: Path, fixed: dict[str, Any] | None) -> Found:
+    """Where this run starts. Raises `UserError` when it may not start there, as far as `fixed` (None: the data is not
+    known yet) tells."""
+    save = save_root(config, run_dir)
+    if problem := owner_problem(save, run_dir):
+        raise UserError(problem)
+    folder = find_checkpoint(config, run_dir)
+    if folder is None:
+        return Found()
+    info, own = checkpoints.read_info(folder), folder.parent == save
+    new_phase = not own and not config.checkpoint.keep_iteration
+    if fixed is not None and new_phase:
+        check_new_phase(info, folder, fixed)
+    elif fixed is not None:
+        check_fixed(info, folder, fixed, own)
+    if not own and not new_phase and info.iteration >= config.train.train_iters:
+        raise UserError(
+            f"checkpoint.keep_iteration=true: {folder} has {info.iteration} iterations already, train.train_iters "
+            f"is {config.train.train_iters}. Give more, or leave it out to begin a new phase."
+        )
+    return Found(folder, info, own, new_phase)
+
+
 def decide_start(
     config: PretrainConfig, run_dir: Path, fixed: dict[str, Any], told: dict[str, Any], threads: int
 ) -> Start:
     """Where this run starts, as rank 0 sees it. Raises `UserError`, on every rank, when it may not start there."""
 
     def decide() -> dict[str, Any]:
-        found = find_checkpoint(config, run_dir)
-        if found is None:
-            return {"folder": None, "info": None, "new_phase": False}
-        info, own = checkpoints.read_info(found), found.parent == save_root(config, run_dir)
-        new_phase = not own and not config.checkpoint.keep_iteration
-        if new_phase:
-            check_new_phase(info, found, fixed)
-        else:
-            check_resume(info, found, fixed, told, own_folder=own)
-        if not own and not new_phase and info.iteration >= config.train.train_iters:
-            raise UserError(
-                f"checkpoint.keep_iteration=true: {found} has {info.iteration} iterations already, train.train_iters "
-                f"is {config.train.train_iters}. Give more, or leave it out to begin a new phase."
-            )
-        return {"folder": str(found), "info": asdict(info), "new_phase": new_phase}
+        found, save = look(config, run_dir, fixed), save_root(config, run_dir)
+        if found.folder and found.info and not found.new_phase:
+            check_resume(found.info, found.folder, fixed, told, own_folder=found.own)
+        claim(save, run_dir)
+        return {
+            "folder": found.folder and str(found.folder),
+            "info": found.info and asdict(found.info),
+            "new_phase": found.new_phase,
+        }
 
     seen = from_rank_zero(decide)
     folder = Path(seen["folder"]) if seen["folder"] else None

@@ -1,15 +1,21 @@
 """Values of single keys that no run can have, told before anything starts: numbers out of range, unknown choices."""
 
+import math
+from dataclasses import fields
+
 from nano3.artifacts.names import alias_of, alias_problem
+from nano3.config.model import ModelConfig
 from nano3.config.pretrain import PretrainConfig
 from nano3.errors import did_you_mean
 from nano3.training.backend import installed
 
+# numpy takes no larger seed.
+LARGEST_SEED = 2**32 - 1
 WANDB_MODES = ("online", "offline", "disabled")
 
 
 def value_problems(config: PretrainConfig) -> list[str]:
-    """One sentence for each number below its least value."""
+    """One sentence for each number that is out of range."""
     t, o, c = config.train, config.optimizer, config.checkpoint
     least: dict[str, tuple[float | None, float]] = {
         "train.train_iters": (t.train_iters, 1),
@@ -22,6 +28,8 @@ def value_problems(config: PretrainConfig) -> list[str]:
         "logger.log_interval": (config.logger.log_interval, 1),
         "checkpoint.save_interval": (c.save_interval, 0 if config.backend == "megatron" else 1),
         "checkpoint.keep_last": (c.keep_last, 0),
+        "optimizer.lr": (o.lr, 0),
+        "optimizer.min_lr": (o.min_lr, 0),
         "optimizer.adam_eps": (o.adam_eps, 0),
         "optimizer.weight_decay": (o.weight_decay, 0),
         "optimizer.clip_grad": (o.clip_grad, 0),
@@ -31,10 +39,28 @@ def value_problems(config: PretrainConfig) -> list[str]:
         for name, (value, limit) in least.items()
         if value is not None and not value >= limit
     ]
+    problems += [
+        f"{name}={value} must be a number, not infinite."
+        for name, (value, _) in least.items()
+        if value == math.inf and name != "optimizer.clip_grad"  # there it is a way to say never
+    ]
+    if not 0 <= t.seed <= LARGEST_SEED:
+        problems.append(f"train.seed={t.seed} must lie between 0 and {LARGEST_SEED}.")
     betas = {"optimizer.adam_beta1": o.adam_beta1, "optimizer.adam_beta2": o.adam_beta2}
-    return problems + [
+    return [*problems, *model_value_problems(config.model)] + [
         f"{name}={beta:g} must be at least 0 and below 1." for name, beta in betas.items() if not 0 <= beta < 1
     ]
+
+
+def model_value_problems(model: ModelConfig) -> list[str]:
+    """Sizes below 1, and factors that are no number or below 0; what is null is left to others."""
+    problems = []
+    for name, value in ((f.name, getattr(model, f.name)) for f in fields(model)):
+        if type(value) is int and value < 1:
+            problems.append(f"model.{name}={value} must be at least 1.")
+        elif type(value) is float and not 0 <= value < math.inf:
+            problems.append(f"model.{name}={value} must be at least 0, and not infinite.")
+    return problems
 
 
 def vocabulary_problems(config: PretrainConfig, data_vocab_size: int) -> list[str]:

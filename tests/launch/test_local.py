@@ -13,6 +13,7 @@ import pytest
 from launch_helpers import eventually, start_attached
 
 import launch
+from launch import sweep
 from nano3.errors import Failure
 
 
@@ -156,9 +157,28 @@ def test_stopping_a_sweep_lets_the_point_save(make_job: Any) -> None:
     )
     eventually(lambda: (jobs[0].run_dir / "environment_0.json").exists())
     command.send_signal(signal.SIGTERM)
-    command.communicate(timeout=200)
+    _, err = command.communicate(timeout=200)
     assert command.returncode == 75
     assert not jobs[1].run_dir.exists()
+    assert "0 of 2 points finished, 1 stopped, 1 not started" in err
+
+
+@pytest.mark.parametrize(
+    ("codes", "told", "code"),
+    [
+        pytest.param([0, 0], "2 of 2 points finished", 0, id="all"),
+        pytest.param([0, 3, None], "1 of 3 points finished, 1 failed, 1 not started", 3, id="interrupted"),
+        pytest.param([75, None, 0], "1 of 3 points finished, 1 stopped, 1 not started", 75, id="waiting"),
+        pytest.param([0, None], "1 of 2 points finished, 1 not started", 75, id="not started"),
+        pytest.param([75, 4, 3], "0 of 3 points finished, 2 failed, 1 stopped", 4, id="first that failed"),
+    ],
+)
+def test_how_a_sweep_ended(
+    make_job: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str], codes: list[int | None], told: str, code: int
+) -> None:
+    rows = [sweep.Row(job, code=end) for job, end in zip(points(make_job, len(codes)), codes, strict=True)]
+    assert sweep._outcome(rows, lambda row: tmp_path / "no log") == code
+    assert capfd.readouterr().err.splitlines()[-1] == f"launch: {told}"
 
 
 def test_a_point_that_stops_by_itself_hides_no_other(make_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
@@ -166,7 +186,8 @@ def test_a_point_that_stops_by_itself_hides_no_other(make_job: Any, capfd: pytes
     jobs = [make_job("steps=9", "limit=2", name=f"sweep/{i}", label=str(i)) for i in range(2)]
     assert launch.run(jobs, sweep=True) == 75
     assert [json.loads((job.run_dir / "progress.json").read_text())["step"] for job in jobs] == [2, 2]
-    assert "0: stopped, exit code 75" in capfd.readouterr().err
+    err = capfd.readouterr().err
+    assert "0: stopped, exit code 75" in err and "0 of 2 points finished, 2 stopped" in err
 
 
 def test_local_array(tmp_path: Path) -> None:

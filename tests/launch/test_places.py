@@ -56,3 +56,30 @@ def test_a_cache_that_is_filled_is_mounted(tmp_path: Path, monkeypatch: pytest.M
     for options in (streams, downloads):
         assert "/lustre/hub" in places.of_preparation(options, [])
         assert "/home/me/.cache/huggingface" not in places.of_preparation(options, [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "runtime", "told"),
+    [
+        pytest.param("local", "none", ["checkpoint.save", "logger.tensorboard_dir"], id="here"),
+        pytest.param("slurm", "none", [], id="the nodes may have it"),
+        pytest.param("slurm", "pyxis", ["checkpoint.save", "logger.tensorboard_dir"], id="to be mounted"),
+    ],
+)
+def test_folders_in_which_a_run_could_write_nothing(tmp_path: Path, kind: str, runtime: str, told: list[str]) -> None:
+    config = PretrainConfig()
+    config.run.output_dir = str(tmp_path / "run")
+    config.checkpoint.save = config.logger.tensorboard_dir = "/proc/nope"
+    config.cluster.kind, config.cluster.container_runtime = kind, runtime
+    problems = places.unwritable_problems(config)
+    assert [p.partition("=")[0] for p in problems] == told
+    assert all("=/proc/nope: cannot be written: " in p and "Choose another " in p for p in problems)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_that_is_a_file_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    config = PretrainConfig()
+    config.run.output_dir, config.checkpoint.save = str(tmp_path / "run"), str(tmp_path / "run/checkpoints")
+    (problem,) = places.unwritable_problems(config)
+    assert problem.startswith(f"run.output_dir={tmp_path}/run: cannot be written: ") and "is a file" in problem

@@ -1,6 +1,7 @@
 """The same command typed again, with other keys, or while the run is active; with a Slurm that only answers."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -73,6 +74,64 @@ def test_a_refused_start_changes_nothing_that_the_active_job_reads(cli: Commands
         assert files(again) == before
     finally:
         (again / ledger.FILE).unlink()
+
+
+SEED = "is a checkpoint of a different run: train.seed: 1234 in"
+LOAD = ["run.name=new", "checkpoint.load=/nope"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        pytest.param(["train.seed=5"], SEED, id="seed here"),
+        pytest.param(["train.seed=5", *SLURM], SEED, id="seed on Slurm"),
+        pytest.param([*LOAD, "dry_run=true"], "checkpoint.load=/nope", id="load in a dry run"),
+        pytest.param([*LOAD, *SLURM], "checkpoint.load=/nope", id="load on Slurm"),
+        pytest.param(["run.output_dir=/proc/nope"], "run.output_dir=/proc/nope: cannot be written", id="run folder"),
+    ],
+)
+def test_what_the_ranks_would_refuse_is_refused_before_anything_is_written(
+    cli: Commands, again: Path, words: list[str], told: str
+) -> None:
+    before = files(again.parent)
+    done = cli("-m", "nano3.pretrain", *SMALL, "run.name=one", "train.exit_iteration=1", *words, code=2)
+    assert told in done.stderr and "Traceback" not in done.stderr
+    assert files(again.parent) == before
+    assert not cli.run_dir("new").exists()
+
+
+def test_two_runs_do_not_save_into_one_folder(cli: Commands, again: Path) -> None:
+    shared = f"checkpoint.save={again}/checkpoints"
+    for words in (["run.name=two"], ["run.name=two", "dry_run=true"]):
+        done = cli("-m", "nano3.pretrain", *SMALL, *words, shared, code=2)
+        assert f"holds the checkpoints of another run, {again}. Choose another checkpoint.save" in done.stderr
+    assert not cli.run_dir("two").exists()
+
+
+def test_a_finished_run_without_its_checkpoints_trains_again(cli: Commands, again: Path) -> None:
+    words = ["-m", "nano3.pretrain", *SMALL, "run.name=lost", "train.exit_iteration=1"]
+    cli(*words)
+    shutil.rmtree(cli.run_dir("lost") / "checkpoints")
+    done = cli(*words)
+    assert "iter_0000001, with which" in done.stdout and "fresh start" in done.stdout
+    assert "is kept as metrics.1.jsonl" in done.stdout
+    assert json.loads((cli.run_dir("lost") / "finished.json").read_text())["iteration"] == 1
+    assert [p.name for p in sorted((cli.run_dir("lost") / "starts").iterdir())] == ["0001", "0002"]
+    before = files(cli.run_dir("lost"))
+    assert "already finished: iteration 1 is in" in cli(*words).stdout
+    assert files(cli.run_dir("lost")) == before
+
+
+@pytest.mark.slow
+def test_points_that_are_given_one_folder_have_one_each_in_it(cli: Commands, again: Path) -> None:
+    sweep = ["-m", "nano3.pretrain", "-m", *SMALL, "run.name=shared", "optimizer.lr=1e-3,2e-3", "checkpoint.save=save"]
+    sweep += ["train.exit_iteration=1", "logger.tensorboard_dir=board"]
+    assert "2 of 2 points finished" in cli(*sweep).stderr
+    labels = sorted(p.parent.name for p in cli.run_dir("shared").glob("*/finished.json"))
+    for folder in ("save", "board"):
+        assert sorted(p.name for p in (cli.folder / folder).iterdir()) == labels
+    assert all((p / "iter_0000001" / "checkpoint.json").is_file() for p in (cli.folder / "save").iterdir())
+    assert cli(*sweep).stdout.count("finished before") == 2
 
 
 def test_what_makes_it_another_run(cli: Commands, again: Path) -> None:

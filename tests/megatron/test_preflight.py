@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from megatron_helpers import NANO, QWEN, ROOT, model
+from megatron_helpers import NANO, QWEN, ROOT, checkpoint, model
 
 from nano3.config import ModelConfig, PretrainConfig
 from nano3.training.architecture import Architecture, flops_per_token, from_config, parameters
+from nano3.training.data import open_data
+from nano3.training.megatron import fixed_keys
 from nano3.training.overrides import free_settings
 from nano3.training.preflight import Layout, layout_problems, memory_per_gpu, preflight
 from nano3.training.recipe_check import recipe_problems
@@ -142,6 +144,18 @@ def test_all_problems_come_at_once(config: PretrainConfig) -> None:
         pytest.param(
             "train.exit_duration_in_mins", -1.0, "exit_duration_in_mins=-1.0 must be at least 0", id="minutes"
         ),
+        pytest.param("train.seed", -1, "train.seed=-1 must lie between 0 and 4294967295", id="seed"),
+        pytest.param("train.seed", 2**32, "train.seed=4294967296 must lie between", id="large-seed"),
+        pytest.param("model.hidden_size", -96, "model.hidden_size=-96 must be at least 1", id="width"),
+        pytest.param("model.kv_channels", 0, "model.kv_channels=0 must be at least 1", id="head"),
+        pytest.param("model.moe_router_topk", -2, "model.moe_router_topk=-2 must be at least 1", id="topk"),
+        pytest.param("model.init_method_std", -0.02, "init_method_std=-0.02 must be at least 0", id="initial-weights"),
+        pytest.param("model.layernorm_epsilon", float("inf"), "epsilon=inf must be at least 0", id="infinite-epsilon"),
+        pytest.param("optimizer.lr", float("inf"), "optimizer.lr=inf must be a number, not infinite", id="infinite"),
+        pytest.param("optimizer.lr", float("nan"), "optimizer.lr=nan must be at least 0", id="rate-nan"),
+        pytest.param("optimizer.lr", -1.0, "optimizer.lr=-1.0 must be at least 0", id="rate"),
+        pytest.param("optimizer.min_lr", -1.0, "optimizer.min_lr=-1.0 must be at least 0", id="last-rate"),
+        pytest.param("optimizer.min_lr", 5.0, "min_lr=5 must not be greater than optimizer.lr=", id="rates"),
         pytest.param("optimizer.clip_grad", -1.0, "optimizer.clip_grad=-1.0 must be at least 0", id="clip"),
         pytest.param("optimizer.weight_decay", float("nan"), "optimizer.weight_decay=nan must be", id="nan"),
         pytest.param("optimizer.adam_beta2", 1.0, "optimizer.adam_beta2=1 must be at least 0 and below 1", id="beta"),
@@ -188,12 +202,19 @@ def test_two_sources_of_weights_are_refused(config: PretrainConfig) -> None:
     assert any("both name weights" in p for p in preflight(config).problems)
 
 
-def test_the_rest_of_a_schedule_needs_the_run_that_began_it(config: PretrainConfig) -> None:
+def test_a_negative_rate_is_told_once(config: PretrainConfig) -> None:
+    """Not as a smallest rate that must lie between 0 and -1."""
+    config.optimizer.lr, config.optimizer.min_lr = -1.0, 5.0
+    assert preflight(config).problems == ["optimizer.lr=-1.0 must be at least 0."]
+
+
+def test_the_rest_of_a_schedule_needs_the_run_that_began_it(config: PretrainConfig, tmp_path: Path) -> None:
     """train=phase2 alone would begin its schedule afresh."""
+    data = open_data(Path(config.run.data))
     config.checkpoint.keep_iteration = True
     config.checkpoint.save = config.checkpoint.load = "/own"
     assert any("checkpoint.load=OTHER/checkpoints" in p for p in preflight(config).problems)
-    config.checkpoint.load = "/other"
+    config.checkpoint.load = str(checkpoint(tmp_path / "other", 5, fixed=fixed_keys(config, data)))
     assert preflight(config).problems == []
 
 

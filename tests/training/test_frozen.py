@@ -1,14 +1,18 @@
 """What happens around a backend's training: registering checkpoints, telling how the run ended."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from training_processes import tiny_config
 
 from nano3.artifacts import store
 from nano3.errors import UserError
-from nano3.files import read_json, write_json
+from nano3.files import read_json, write_json, write_text
+from nano3.training import frozen, record
+from nano3.training.checkpoints import MARKER, CheckpointInfo
 from nano3.training.conclude import conclude
 from nano3.training.frozen import MODEL_ARTIFACT, SaveRecorder, tell
 from nano3.training.outcome import Outcome
@@ -23,9 +27,11 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "run"
 
 
-def save(recorder: SaveRecorder, iteration: int) -> Path:
+def save(recorder: SaveRecorder, iteration: int, elapsed_s: float = 1.0, sha256: str = "") -> Path:
+    """A checkpoint as a backend leaves it: transformers with the sum of each file, Megatron without."""
     folder = recorder.run_dir / "checkpoints" / f"iter_{iteration:07d}"
-    folder.mkdir(parents=True)
+    info = CheckpointInfo(iteration, 0, 0, elapsed_s, 1, {}, {}, {"state.pt": {"sha256": sha256}} if sha256 else {})
+    write_json(folder / MARKER, asdict(info))
     recorder(iteration, folder)
     return folder
 
@@ -34,6 +40,56 @@ def test_a_checkpoint_is_registered_under_the_runs_name(run_dir: Path) -> None:
     folder = save(SaveRecorder(tiny_config(), run_dir), 4)
     assert store.resolve(f"{MODEL_ARTIFACT}:tiny").path == str(folder)
     assert read_json(run_dir / "progress.json") == {"iteration": 4, "checkpoint": str(folder)}
+
+
+@pytest.mark.parametrize(
+    ("again", "versions"),
+    [
+        pytest.param({"sha256": "a"}, [1], id="the same"),
+        pytest.param({"sha256": "a", "elapsed_s": 9.0}, [1], id="the same weights"),
+        pytest.param({"sha256": "b"}, [1, 2], id="trained again"),
+        pytest.param({"elapsed_s": 9.0}, [1, 2], id="trained again with Megatron"),
+    ],
+)
+def test_other_weights_in_the_same_folder_are_a_new_version(run_dir: Path, again: dict, versions: list[int]) -> None:
+    recorder = SaveRecorder(tiny_config(), run_dir)
+    save(recorder, 4, **({"sha256": "a"} if "sha256" in again else {}))
+    save(recorder, 4, **again)
+    assert store.versions(MODEL_ARTIFACT) == versions
+    assert store.resolve(f"{MODEL_ARTIFACT}:latest").version == store.resolve(f"{MODEL_ARTIFACT}:tiny").version
+
+
+def finished_run(run_dir: Path, with_checkpoint: bool) -> Path:
+    """The frozen configuration of a run that has finished."""
+    folder = run_dir / "checkpoints" / "iter_0000012"
+    if with_checkpoint:
+        folder.mkdir(parents=True)
+    write_json(run_dir / "finished.json", {"iteration": 12, "checkpoint": str(folder)})
+    config = tiny_config(**{"run.data": "/data", "recipe.per_split_data_args_path": "/data/blend.json"})
+    write_text(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+    return run_dir / "config.yaml"
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["checkpoint there", "checkpoint removed"])
+def test_only_a_finished_run_never_trains(run_dir: Path, monkeypatch, capsys, there: bool) -> None:
+    trained: list[Path] = []
+    monkeypatch.setattr("nano3.training.frozen.train", lambda config, run_dir: trained.append(run_dir) or 75)
+    assert frozen.main(str(finished_run(run_dir, there))) == (0 if there else 75)
+    assert trained == ([] if there else [run_dir])
+    assert ("already finished: iteration 12 is in" in capsys.readouterr().out) is there
+
+
+def test_a_run_whose_checkpoint_is_gone_is_frozen_anew_and_says_so(run_dir: Path, capsys) -> None:
+    finished_run(run_dir, with_checkpoint=False)
+    data = record.Data(**read_json(run_dir / "starts/0001/start.json")["data"])
+    config = record.thaw(run_dir / "config.yaml")
+    record.freeze(run_dir, config, data, [])
+    assert not (run_dir / "finished.json").exists()
+    assert len(list((run_dir / "starts").iterdir())) == 2
+    assert "iter_0000012, with which" in capsys.readouterr().out
+    finished_run(run_dir, with_checkpoint=True)
+    record.freeze(run_dir, config, data, [])
+    assert len(list((run_dir / "starts").iterdir())) == 2
 
 
 @pytest.mark.parametrize("name", ["my run", "lr=1e-3", "a/b", "latest", "v7", "日本"])

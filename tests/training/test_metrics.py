@@ -43,6 +43,17 @@ def test_lines_beyond_the_start_are_dropped(tmp_path: Path, start: int, expected
     assert (tmp_path / FILE).read_text().endswith("\n") or not expected
 
 
+def test_a_fresh_start_keeps_the_metrics_of_the_training_before_it(tmp_path: Path) -> None:
+    """As one that saves elsewhere, or whose checkpoints were removed."""
+    for number, end in enumerate((2, 4, 6), 1):
+        child = Child(write, (tmp_path, 0, 0, list(range(1, end + 1))), tmp_path / "log.txt")
+        child.result()
+        assert ("is kept as" in child.output()) == (number > 1)
+    assert f"{FILE} of an earlier training in this folder is kept as metrics.2.jsonl" in child.output()
+    ends = {p.name: json.loads(p.read_text().splitlines()[-1])["iteration"] for p in tmp_path.glob("metrics*")}
+    assert ends == {"metrics.1.jsonl": 2, "metrics.2.jsonl": 4, FILE: 6}
+
+
 def scalars(run_dir: Path, tag: str) -> list[int]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -100,7 +100,7 @@ def test_only_matrices_decay(tables: dict) -> None:
         ({"scheduler.lr_wsd_decay_iters": 11}, ["between 1 and 10"]),
         ({"scheduler.lr_warmup_iters": 12}, ["less than train.train_iters=12"]),
         ({"optimizer.min_lr": 1.0}, ["optimizer.min_lr=1"]),
-        ({"scheduler.lr_warmup_iters": -1, "optimizer.lr": -1.0}, ["lr_warmup_iters=-1", "optimizer.min_lr"]),
+        ({"scheduler.lr_warmup_iters": -1, "optimizer.lr": 1e-6}, ["lr_warmup_iters=-1", "optimizer.min_lr"]),
     ],
     ids=["style", "decay style", "no decay", "long decay", "long warmup", "rates", "two at once"],
 )
