@@ -29,6 +29,7 @@ from nano3.errors import UserError
 from nano3.training import backend, frozen
 from nano3.training.preflight import Preflight, preflight
 from nano3.training.record import Data, changed, freeze
+from nano3.training.schedule import with_decay
 
 
 def main() -> None:
@@ -107,11 +108,11 @@ def find_data(cfg: DictConfig) -> Data:
 
 
 def pin(config: PretrainConfig, data: Data, run_dir: Path) -> PretrainConfig:
-    """Replace what could mean something else tomorrow: the data's alias and relative folders."""
+    """Replace what could mean something else tomorrow: the data's alias, relative folders, a decay left to nano3."""
     save = str(Path(config.checkpoint.save or run_dir / "checkpoints").absolute())
     load = str(Path(config.checkpoint.load).absolute()) if config.checkpoint.load else save
     return replace(
-        config,
+        with_decay(config),
         run=replace(config.run, data=data.folder, output_dir=str(run_dir)),
         checkpoint=replace(config.checkpoint, save=save, load=load),
     )
