@@ -1,15 +1,14 @@
 """Puts the user's own configuration folder, $NANO3_CONF, in front of nano3's."""
 
-import os
-from pathlib import Path
-
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+from nano3.conf import user_conf
 
 
 class Nano3UserConf(SearchPathPlugin):
     """Hydra finds plugins by scanning this namespace; without $NANO3_CONF this one does nothing."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        if folder := os.environ.get("NANO3_CONF"):
-            search_path.prepend("nano3-user", f"file://{Path(folder).expanduser().absolute()}")
+        if folder := user_conf():
+            search_path.prepend("nano3-user", f"file://{folder}")

@@ -18,8 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launch import ledger, slurm
-from launch.check import check
+from launch import check, ledger, slurm
 from launch.dispatch import how_to_follow, nothing_left, show
 from launch.follow import Watch, attached, follow, say
 from launch.job import Job
@@ -54,6 +53,30 @@ class Array:
         """Job files and logs."""
         return self.folder.absolute() / "slurm"
 
+    def run(self, then: Job | None = None, dry_run: bool = False) -> int:
+        """`run_array` for an array at hand."""
+        if problems := self.problems(then):
+            raise UserError(problems)
+        cluster = self.cluster
+        if cluster.kind == "slurm" and cluster.container_runtime != "none" and self.container is None:
+            say(f"{self.name} runs without a container: its key container is not set")
+        if then and then.finished and not dry_run:
+            say(nothing_left(then))
+            then = None
+        if cluster.kind == "local":
+            return _run_here(self, then, dry_run)
+        if dry_run:
+            return _show(self, then)
+        submitted = _submit(self, then)
+        ids = [job_id for one in submitted for job_id in ledger.read(one.run_dir)[-1].ids]
+        told = f"submitted array {ids[0]} of {self.tasks} tasks, finalizer {ids[1]}"
+        told += f", then job {ids[2]}" if then else ""
+        if cluster.mode == "detached":
+            say(told)
+            say(how_to_follow(self.folder))
+            return 0
+        return attached(told, lambda: _watch(self, ids[0], submitted), ids, how_to_follow(self.folder))
+
     def parts(self) -> Batch:
         """The array: one process on one node for each task, without GPUs."""
         cluster = replace(self.cluster, nodes=1, ntasks_per_node=1, gpus_per_node=0)
@@ -77,6 +100,13 @@ class Array:
         args = (str(self.slurm_folder), array_id, str(self.tasks), self.entry, self.finalize, *self.args)
         job = self.job(f"{self.name}-final", "launch.array:finalize_main", args, cluster)
         return Batch([job], job.name, self.slurm_folder)
+
+    def problems(self, then: Job | None = None) -> list[str]:
+        """Everything that can be seen to be wrong before submission. Raises `Failure` when Slurm does not answer."""
+        found = check.problems([self.job(self.name, self.entry, self.args, self.cluster), *([then] if then else [])])
+        if not found and self.cluster.kind == "slurm" and self.tasks > (most := slurm.max_array_size()):
+            found.append(f"cluster.tasks={self.tasks} is more than this Slurm's MaxArraySize allows: {most} at most.")
+        return found
 
     def job(self, name: str, entry: str, args: tuple[str, ...], cluster: ClusterConfig) -> Job:
         """One of its jobs. Without an image they run without a container, whatever the profile's runtime is."""
@@ -110,26 +140,7 @@ def run_array(
     UserError with all problems that can be seen before submission.
     """
     array = Array(name, folder, entry, args, tasks, finalize, cluster, container, folders, preview)
-    check([array.job(name, entry, args, cluster), *([then] if then else [])])
-    if cluster.kind == "slurm" and cluster.container_runtime != "none" and container is None:
-        say(f"{name} runs without a container: its key container is not set")
-    if then and then.finished and not dry_run:
-        say(nothing_left(then))
-        then = None
-    if cluster.kind == "local":
-        return _run_here(array, then, dry_run)
-    if tasks > (most := slurm.max_array_size()):
-        raise UserError(f"cluster.tasks={tasks} is more than this Slurm's MaxArraySize allows: {most} at most.")
-    if dry_run:
-        return _show(array, then)
-    submitted = _submit(array, then)
-    ids = [job_id for one in submitted for job_id in ledger.read(one.run_dir)[-1].ids]
-    told = f"submitted array {ids[0]} of {tasks} tasks, finalizer {ids[1]}" + (f", then job {ids[2]}" if then else "")
-    if cluster.mode == "detached":
-        say(told)
-        say(how_to_follow(folder))
-        return 0
-    return attached(told, lambda: _watch(array, ids[0], submitted), ids, how_to_follow(folder))
+    return array.run(then, dry_run)
 
 
 def _run_here(array: Array, then: Job | None, dry_run: bool) -> int:

@@ -24,29 +24,42 @@ _SLURM_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,@:+/-]*")
 
 def check(jobs: list[Job]) -> None:
     """Raise one `UserError` with every problem of every job."""
-    problems: dict[str, None] = {}  # an ordered set: points of a sweep share most problems
+    if found := problems(jobs):
+        raise UserError(found)
+
+
+def problems(jobs: list[Job]) -> list[str]:
+    """Every problem of every job; what only Slurm can tell is asked once the rest is right.
+
+    Raises `Failure` when Slurm does not answer.
+    """
+    found: dict[str, None] = {}  # an ordered set: points of a sweep share most problems
     for job in jobs:
-        problems.update(dict.fromkeys(_job_problems(job)))
-    if not problems:
-        problems.update(dict.fromkeys(_machine_problems(jobs)))
-    if problems:
-        raise UserError(problems)
+        found.update(dict.fromkeys(_job_problems(job)))
+    if not found:
+        found.update(dict.fromkeys(_machine_problems(jobs)))
+    return list(found)
+
+
+def cluster_problems(cluster: ClusterConfig) -> list[str]:
+    """What is wrong with the keys of `cluster` themselves, whatever is to be run there."""
+    found = [
+        *_choice("cluster.kind", cluster.kind, _KINDS),
+        *_choice("cluster.mode", cluster.mode, _MODES),
+        *_choice("cluster.container_runtime", cluster.container_runtime, _RUNTIMES),
+        *_numbers(cluster),
+    ]
+    for key in cluster.env:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+            found.append(f"cluster.env: {key!r} is not a variable name (letters, digits and underscore).")
+    return [*found, *_local_problems(cluster)] if cluster.kind == "local" else found
 
 
 def _job_problems(job: Job) -> Iterator[str]:
-    cluster = job.cluster
-    yield from _choice("cluster.kind", cluster.kind, _KINDS)
-    yield from _choice("cluster.mode", cluster.mode, _MODES)
-    yield from _choice("cluster.container_runtime", cluster.container_runtime, _RUNTIMES)
-    yield from _numbers(cluster)
-    for key in cluster.env:
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
-            yield f"cluster.env: {key!r} is not a variable name (letters, digits and underscore)."
+    yield from cluster_problems(job.cluster)
     if ":" not in job.entry:
         yield f"{job.entry!r} is not an entry. Write it as package.module:function."
-    if cluster.kind == "local":
-        yield from _local_problems(cluster)
-    elif cluster.kind == "slurm":
+    if job.cluster.kind == "slurm":
         yield from _slurm_problems(job)
 
 

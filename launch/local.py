@@ -15,6 +15,7 @@ from typing import IO
 
 from launch.follow import say, tail
 from launch.job import AGAIN, Job
+from launch.local_start import noted
 from launch.lock import RunLock
 from launch.rank import call
 from nano3.console import console
@@ -25,7 +26,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 def run_here(job: Job) -> int:
     """Call the entry in this process; exceptions pass to the caller."""
     os.environ.update(job.cluster.env)
-    return call(job.entry, job.args)
+    if job.finished:  # shows its result and writes nothing
+        return call(job.entry, job.args)
+    with noted(job.run_dir) as ending:
+        ending.code = call(job.entry, job.args)
+    return ending.code
 
 
 def rank_command(job: Job) -> list[str]:
@@ -80,6 +85,7 @@ def run_process(job: Job, log: Path | None, lock: RunLock) -> End:
     for old in [*logs.glob("*.exit"), *logs.glob("*.pid")]:
         old.unlink()
     with contextlib.ExitStack() as files:
+        ending = files.enter_context(noted(job.run_dir, log))
         out: IO[bytes] | None = files.enter_context(log.open("ab")) if log else None
         err: IO[bytes] | int | None = subprocess.STDOUT if log else None
         if job.ranks > 1:
@@ -91,11 +97,13 @@ def run_process(job: Job, log: Path | None, lock: RunLock) -> End:
         lock.tell(process.pid)
         with _passing_on(process, lambda: _rank_pids(process, job, logs)) as passed:
             code = process.wait()
-    if code < 0:
-        code = 128 - code
-    if job.ranks > 1:
-        return End(*_torchrun_outcome(job, logs, code), told_to_stop=bool(passed))
-    return End(code, f"exit code {code}" if code else "", told_to_stop=bool(passed))
+        if code < 0:
+            code = 128 - code
+        reason = f"exit code {code}" if code else ""
+        if job.ranks > 1:
+            code, reason = _torchrun_outcome(job, logs, code)
+        ending.code = code
+    return End(code, reason, told_to_stop=bool(passed))
 
 
 def _rank_pids(process: "subprocess.Popen[bytes]", job: Job, logs: Path) -> list[int]:

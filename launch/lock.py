@@ -35,6 +35,23 @@ class RunLock:
         os.pwrite(self.fd, ", ".join(words).encode(), 0)
 
 
+def holder(run_dir: Path) -> str:
+    """Who holds a run folder ("process 12 on host"); "" when nobody does, or it cannot be told."""
+    try:
+        fd = os.open(run_dir / FILE, os.O_RDONLY)
+    except OSError:
+        return ""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # for a moment; closing lets go of it
+    except BlockingIOError:
+        return os.pread(fd, 200, 0).decode(errors="replace") or "another process"
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)
+    return ""
+
+
 @contextlib.contextmanager
 def locked(run_dir: Path) -> Iterator[RunLock]:
     """Hold a run folder. Raises UserError, naming the process and its host, when somebody else does."""

@@ -11,7 +11,7 @@ import pkgutil
 import sys
 from types import ModuleType
 
-from nano3 import tools
+from nano3 import __version__, tools
 from nano3.cli import leave
 from nano3.errors import Nano3Error
 
@@ -24,6 +24,7 @@ def tool_modules() -> dict[str, ModuleType]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="nano3", description="Look at data, runs and artifacts.")
+    parser.add_argument("--version", action="version", version=f"nano3 {__version__}")
     commands = parser.add_subparsers(dest="tool", required=True, metavar="TOOL")
     modules = tool_modules()
     for name, module in modules.items():

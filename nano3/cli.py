@@ -17,20 +17,18 @@ from typing import Any, NoReturn
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from launch.check import cluster_problems
 from nano3 import help
 from nano3.artifacts.resolver import register_resolver
 from nano3.conf import SCHEMAS, conf_dir
 from nano3.console import say
 from nano3.errors import INTERRUPTED, Nano3Error, UserError
-from nano3.mistakes import explain, wrong_overrides
+from nano3.mistakes import FORESEEN, everything_wrong, explain, wrong_beforehand
 from nano3.secrecy import secret_problems
 
-FORESEEN = (HydraException, OmegaConfBaseException, Nano3Error)
 # Keys where nothing at all (`output_dir=`) would mean the folder one happens to be in.
 NEVER_EMPTY = ("output_dir", "job_dir", "artifact", "run.output_dir", "run.name", "run.data")
 # Hydra's flags whose next word is theirs.
@@ -51,17 +49,24 @@ def run_app(name: str, task: Task, sweep: Prepare | None = None) -> NoReturn:
     if help.asked(sys.argv[1:]):
         print(help.text(name))
         sys.exit(0)
+    if "--version" in sys.argv[1:]:
+        print(help.version())
+        sys.exit(0)
     set_up()
     shown_in_full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving with 1
     try:
-        if found := wrong_overrides(name, sys.argv[1:], choices=False):
+        if found := wrong_beforehand(name, sys.argv[1:]):
             raise UserError(found)
         sys.exit(_run(name, task, sweep, shown_in_full))
     except FORESEEN as error:
         if shown_in_full:
             raise
         leave(explain(error, name, sys.argv[1:]))
+    except (ValueError, OSError) as error:
+        if shown_in_full or not (found := everything_wrong(error, name, sys.argv[1:])):
+            raise
+        leave(UserError(found))
     except KeyboardInterrupt:
         if shown_in_full:
             raise
@@ -185,20 +190,25 @@ def task_overrides() -> list[str]:
 
 
 def typed(cfg: DictConfig) -> Any:
-    """The composed configuration as its dataclass, interpolations resolved.
-
-    Raises `UserError` naming every value that is still missing (`???`), empty where it must not be, or a secret.
-    """
-    problems = [
-        f"no value for {key}; set it on the command line: {key}=..." for key in sorted(OmegaConf.missing_keys(cfg))
-    ]
-    if not problems:
-        for key in NEVER_EMPTY:
-            if OmegaConf.select(cfg, key, default="-") == "":
-                problems.append(f"{key}= is empty; give it a value, or leave {key}= out to have the usual one")
-        cluster = cfg.cluster
-        lines = {f"cluster.{key}": cluster[key] for key in ("setup", "sbatch_args", "srun_args")}
-        problems += secret_problems(cluster.env, lines)
-    if problems:
+    """The composed configuration as its dataclass, interpolations resolved. Raises `UserError` as `value_problems`."""
+    if problems := value_problems(cfg):
         raise UserError(problems)
     return OmegaConf.to_object(cfg)
+
+
+def value_problems(cfg: DictConfig) -> list[str]:
+    """One message for each value of a composed configuration that is wrong whatever the application does with it.
+
+    Still missing (`???`), empty where it must not be, a secret, or a `cluster` that cannot be. Raises `UserError` when
+    values are missing: without them nothing more can be told.
+    """
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise UserError(f"no value for {key}; set it on the command line: {key}=..." for key in missing)
+    problems = [
+        f"{key}= is empty; give it a value, or leave {key}= out to have the usual one"
+        for key in NEVER_EMPTY
+        if OmegaConf.select(cfg, key, default="-") == ""
+    ]
+    cluster: Any = OmegaConf.to_object(cfg.cluster)
+    lines = {f"cluster.{key}": getattr(cluster, key) for key in ("setup", "sbatch_args", "srun_args")}
+    return problems + secret_problems(cluster.env, lines) + cluster_problems(cluster)

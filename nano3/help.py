@@ -6,17 +6,21 @@ Hydra's own help composes the configuration and copies it, which takes longer th
 import ast
 import importlib
 import inspect
+import platform
 from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
+from importlib import metadata
 from typing import Any
 
+from nano3 import __version__
 from nano3.conf import SCHEMAS, groups, members
 
 FLAGS = """\
   --cfg job            print the composed configuration and do nothing else; add --resolve for final values
   dry_run=true         check everything and show what would be done
   -m, --multirun       run every combination of values: key=1,2 other=a,b
+  --version            the version of nano3
   --config-dir DIR     a folder with group members of your own (or set NANO3_CONF)
   --hydra-help         Hydra's own flags"""
 
@@ -35,6 +39,11 @@ def text(name: str) -> str:
     lines += ["", "Keys, with what the code has before conf/ and the command line:"]
     lines += _keys(SCHEMAS[name], "")
     return "\n".join(lines)
+
+
+def version() -> str:
+    """nano3's version, and that of what reads its configuration."""
+    return f"nano3 {__version__} (hydra-core {metadata.version('hydra-core')}, Python {platform.python_version()})"
 
 
 def _keys(schema: type, prefix: str) -> Iterator[str]:

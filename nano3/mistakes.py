@@ -7,15 +7,23 @@ from collections.abc import Iterator
 from dataclasses import is_dataclass
 from typing import Any
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
-from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from nano3.conf import GROUPS, OPEN, SCHEMAS, groups, members, schema_keys
+from nano3.artifacts.store import NoSuchTag
+from nano3.conf import GROUPS, OF_PREPARATION, OPEN, SCHEMAS, groups, members, schema_keys
+from nano3.conf_files import file_problems, missing_folder, yaml_problem
 from nano3.errors import Nano3Error, UserError, did_you_mean, nearest
-from nano3.secrecy import is_secret
+from nano3.free_keys import free_key_problems, is_free
+
+# What is told without a traceback.
+FORESEEN = (HydraException, OmegaConfBaseException, yaml.YAMLError, Nano3Error)
+# What composing raises; the bare ones of a member's file that holds no keys.
+COMPOSING = (ConfigCompositionException, MissingConfigException, yaml.YAMLError, ValueError, OSError)
 
 
 def explain(error: Exception, name: str, argv: list[str]) -> Nano3Error:
@@ -23,13 +31,13 @@ def explain(error: Exception, name: str, argv: list[str]) -> Nano3Error:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, Nano3Error):
-            return cause
+            return with_blend(cause)
         cause = cause.__cause__ or cause.__context__
-    if isinstance(error, ConfigCompositionException | MissingConfigException) and (
-        found := [*wrong_overrides(name, argv, choices=True), *wrong_values(name, argv)]
-    ):
+    if found := everything_wrong(error, name, argv):
         return UserError(found)
-    if isinstance(error, ConfigCompositionException) and isinstance(error.__cause__, OmegaConfBaseException):
+    if isinstance(error, yaml.YAMLError):
+        return UserError(yaml_problem(error))
+    if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
         return explain(error.__cause__, name, argv)
     if isinstance(error, OverrideParseException):
         return UserError(
@@ -42,10 +50,37 @@ def explain(error: Exception, name: str, argv: list[str]) -> Nano3Error:
     return UserError(tidy(str(error)))
 
 
+def everything_wrong(error: Exception, name: str, argv: list[str]) -> list[str]:
+    """All that is wrong with the overrides and the files they choose, when composing them has failed."""
+    if not isinstance(error, COMPOSING) or isinstance(error, InterpolationResolutionError):
+        return []
+    found = [*wrong_overrides(name, argv, choices=True), *wrong_values(name, argv)]
+    found += file_problems(name, parsed(argv), str(error), argv)
+    return found + free_key_problems(name, parsed(argv))
+
+
+def wrong_beforehand(name: str, argv: list[str]) -> list[str]:
+    """All that is wrong with the overrides, if one of them names no key: Hydra would tell of one only, and wrongly."""
+    if not (found := [*missing_folder(), *wrong_overrides(name, argv, choices=False)]):
+        return []
+    return [*found, *wrong_values(name, argv), *free_key_problems(name, parsed(argv))]
+
+
+def with_blend(error: Nano3Error) -> Nano3Error:
+    """The same error; one about data that is not there also says how to make it, if nano3 knows the blend."""
+    if isinstance(error, NoSuchTag) and error.tag in members("data_blend"):
+        return UserError(
+            [f"{p}\n  To make it: python -m nano3.data_prep data_blend={error.tag}" for p in error.problems]
+        )
+    return error
+
+
 def tidy(text: str) -> str:
-    """Hydra's message without its advice to append with `+`, which is wrong for a typo."""
-    lines = [line for line in text.splitlines() if not line.startswith("To append to your")]
-    return "\n  ".join(line.strip() for line in lines if line.strip())
+    """Hydra's message without its advice to append with `+`, which is wrong for a typo, and without OmegaConf's own
+    words for where it was."""
+    inner = ("To append to your", "full_key:", "reference_type=", "object_type=")
+    lines = [line.strip() for line in text.splitlines()]
+    return "\n  ".join(line for line in lines if line and not line.startswith(inner))
 
 
 def parsed(argv: list[str]) -> list[Override]:
@@ -68,41 +103,54 @@ def wrong_overrides(name: str, argv: list[str], choices: bool) -> list[str]:
         key = override.key_or_group
         if key in GROUPS:
             found += wrong_choices(override, key, name, choices)
-        elif not key.startswith("hydra") and key not in keys and (message := wrong_key(override, key, name, keys)):
-            found.append(message)
+        elif name == "pretrain" and key.startswith("data_blend.") and key.partition(".")[2] in OF_PREPARATION:
+            found.append(
+                f"{key} belongs to nano3.data_prep: a run trains on the data that run.data names, as they were "
+                "prepared. Leave it out, or prepare data with it and point run.data there."
+            )
+        elif not key.startswith(("hydra", *OPEN)) and key not in keys:
+            found.append(wrong_key(key, name, keys))
     return found
 
 
-def wrong_key(override: Override, key: str, name: str, keys: list[str]) -> str | None:
-    """What to say of a key that is not in the schema; None when it may be there all the same."""
-    if key.startswith(OPEN):
-        parent = key.rsplit(".", 1)[0]
-        written = f"{key}=..." if is_secret(key) else override.input_line
-        plus = f"a free key of {parent} is added with a plus: +{written}"
-        return None if override.is_add() or override.is_delete() else f"{key} is not set yet; {plus}"
+def wrong_key(key: str, name: str, keys: list[str]) -> str:
+    """What to say of a key that is not in the schema."""
     parent, _, leaf = key.rpartition(".")
-    siblings = [k for k in keys if k.startswith(f"{parent}.")] if parent in keys else []
+    siblings = {k.rpartition(".")[2]: k for k in keys if k.rpartition(".")[0] == parent}
     same_leaf = [k for k in keys if k.rpartition(".")[2] == leaf]
-    top = [k for k in keys if "." not in k]
-    pool = next((p for p in (siblings, [*keys, *GROUPS]) if nearest(key, p)), siblings or top)
-    meant = f" Did you mean {same_leaf[0]!r}?" if same_leaf else did_you_mean(key, pool)
+    if parent in keys and siblings and (near := nearest(leaf, list(siblings))):
+        meant = f" Did you mean {siblings[near]!r}?"
+    elif same_leaf:
+        meant = f" Did you mean {same_leaf[0]!r}?"
+    elif parent in keys and siblings:
+        meant = f" {parent} has {', '.join(siblings)}."
+    else:
+        above = [k for k in keys if key.startswith(f"{k}.")]
+        pool = [k for k in [*keys, *groups(name)] if k not in above]
+        meant = did_you_mean(key, pool if nearest(key, pool) else [k for k in keys if "." not in k])
     return f"no key {key!r} in {name}.{meant}\n  All keys with their values: python -m nano3.{name} --cfg job"
 
 
 def wrong_choices(override: Override, group: str, name: str, choices: bool) -> list[str]:
     """What is wrong with `group=NAME`: the plus, the group, and with `choices` the name."""
+    bare = str(override.input_line).lstrip("+")
     if group == "experiment" and name == "data_prep":
         known = ", ".join(members("data_blend"))
         return [
             f"experiments belong to nano3.pretrain; the data of one is prepared with data_blend=NAME (NAME: {known})"
         ]
-    if group == "experiment" and not override.is_add():
-        return [f"an experiment is added with a plus: +{override.input_line}"]
     if group not in groups(name):
         return [f"no group {group!r} in {name}; it has {', '.join(groups(name))}"]
-    if group != "experiment" and override.is_add():
-        written = str(override.input_line)
-        return [f"{written}: {group} has a member already; choose another without the plus: {written.lstrip('+')}"]
+    if override.is_delete():
+        return []
+    if any(value in (None, "") for value in values(override)):
+        plus = "+" if group == "experiment" else ""
+        known = ", ".join(members(group))
+        return [f"{override.input_line}: {group} needs a member: {plus}{group}=NAME (NAME: {known})"]
+    if group == "experiment" and not override.is_add():
+        return [f"an experiment is added with a plus: +{bare}"]
+    if group != "experiment" and (override.is_add() or override.is_force_add()):
+        return [f"{override.input_line}: {group} has a member already; choose another without the plus: {bare}"]
     if not choices:
         return []
     known_names = members(group)
@@ -113,18 +161,16 @@ def wrong_choices(override: Override, group: str, name: str, choices: bool) -> l
 
 def wrong_values(name: str, argv: list[str]) -> list[str]:
     """One message for each override whose value has the wrong type."""
-    found = []
+    found, keys = [], set(schema_keys(SCHEMAS[name]))
     for override in parsed(argv):
         key = override.key_or_group
-        if key in GROUPS or key.startswith("hydra") or override.is_delete():
+        if key in GROUPS or not (key in keys or is_free(key)) or override.is_delete():
             continue
         for value in values(override):
             blank: Any = OmegaConf.structured(SCHEMAS[name])
             try:
                 OmegaConf.update(blank, key, value)
-            except OmegaConfBaseException as error:
-                found.append(f"{key}: {str(error).splitlines()[0]}")
-            except ValueError as error:  # a section given one value
+            except (OmegaConfBaseException, ValueError) as error:  # ValueError: a section given one value
                 found.append(f"{key}: {str(error).splitlines()[0]}")
     return found
 

@@ -1,19 +1,27 @@
 """A data preparation as it was asked for, checked before any work is done; and what makes a sweep's points differ."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from launch.names import sweep_labels
+from nano3 import places
 from nano3.artifacts import wandb
 from nano3.artifacts.names import alias_of, slug
-from nano3.cli import typed
+from nano3.cli import value_problems
 from nano3.config import DataPrepConfig, PrepOptions, SourceConfig
 from nano3.config.blend import parse_datasets, read_blend_file
-from nano3.errors import UserError
+from nano3.data.build import refuse_published
+from nano3.data.planner import Request, check_options, joined, problems_here, read_request
+from nano3.errors import Nano3Error, UserError
 from nano3.prep_next import compose_next
 from nano3.prep_tasks import Registration
+
+if TYPE_CHECKING:  # submitting takes a tenth of a second to import, which a preparation here can do without
+    from launch.array import Array
 
 
 @dataclass(frozen=True)
@@ -21,35 +29,78 @@ class Prep:
     """A checked start: nothing that can be known beforehand is wrong with it."""
 
     config: DataPrepConfig
-    blend: str
-    sources: list[SourceConfig]
-    options: PrepOptions
+    request: Request
     registration: Registration
     following: DictConfig | None
 
+    def array(self, plan: str) -> "Array":
+        """The jobs of this preparation on Slurm, which work on the plan of this path."""
+        output = str(Path(self.config.output_dir).absolute())
+        args = (plan, output, self.registration.to_text())
+        return array_of(self.config, self.request.blend, self.request.sources, args)
+
 
 def checked(cfg: DictConfig) -> Prep:
-    """Everything that can be known before any work: blend, registration, and the run that follows.
+    """Everything that can be known before any work: options, tokenizer, files, registration, cluster, the next run.
 
-    Raises `UserError` with all problems.
+    Raises one error with all problems. A network is asked only when nothing else is wrong.
     """
-    config: DataPrepConfig = typed(cfg)
-    problems: list[str] = []
-    blend, sources, following = "", list[SourceConfig](), None
-    try:
-        blend, sources = read_blend(config)
-    except UserError as error:
-        problems += error.problems
-    registration = registration_of(config, blend)
-    problems += registration.problems(write=not config.dry_run) if blend else []
-    try:
-        following = compose_next(config)
-    except UserError as error:
-        problems += error.problems
-    if problems:
-        raise UserError(problems)
+    failures: list[Nano3Error] = []
+
+    def attempt[T](call: Callable[[], T]) -> T | None:
+        try:
+            return call()
+        except Nano3Error as error:
+            failures.append(error)
+        return None
+
+    def told(problems: list[str]) -> None:
+        if problems:
+            failures.append(UserError(problems))
+
+    told(value_problems(cfg))
+    config: DataPrepConfig = OmegaConf.to_object(cfg)  # type: ignore[assignment]
     options = PrepOptions(**{f.name: getattr(config, f.name) for f in fields(PrepOptions)})
-    return Prep(config, blend, sources, options, registration, following)
+    blend, sources = attempt(lambda: read_blend(config)) or ("", list[SourceConfig]())
+    registration = registration_of(config, blend)
+    told(registration.problems(write=not config.dry_run))
+    following = attempt(lambda: compose_next(config))
+    told(attempt(lambda: cluster_problems(config, blend, sources)) or [])
+    if failures:
+        raise joined([*failures, UserError(check_options(options)), *problems_here(sources, options)])
+    request = read_request(sources, options, blend)
+    refuse_published(request)
+    return Prep(config, request, registration, following)
+
+
+def cluster_problems(config: DataPrepConfig, blend: str, sources: list[SourceConfig]) -> list[str]:
+    """Why this cannot be submitted, or cannot be spread. Raises `Failure` when Slurm does not answer."""
+    cluster = config.cluster
+    if cluster.kind == "slurm":
+        return array_of(config, blend, sources, ()).problems()
+    if cluster.kind == "local" and cluster.tasks > 1:
+        return [
+            f"cluster.tasks={cluster.tasks} spreads the work over jobs of Slurm, and cluster.kind=local has none. "
+            "Leave it out (workers=N says how many processes work here), or choose a profile: cluster=slurm."
+        ]
+    return []
+
+
+def array_of(config: DataPrepConfig, blend: str, sources: list[SourceConfig], args: tuple[str, ...]) -> "Array":
+    """The job array of a preparation and its finalizer."""
+    from launch.array import Array
+
+    return Array(
+        f"prep-{blend}",
+        Path(config.job_dir, f"prep-{blend}"),
+        entry="nano3.prep_tasks:part",
+        args=args,
+        tasks=config.cluster.tasks,
+        finalize="nano3.prep_tasks:finish",
+        cluster=config.cluster,
+        container=config.container,
+        folders=places.of_preparation(config, sources),
+    )
 
 
 def read_blend(config: DataPrepConfig) -> tuple[str, list[SourceConfig]]:
@@ -87,7 +138,7 @@ def spread(points: list[DictConfig], overrides: list[list[str]]) -> None:
     labels = sweep_labels(overrides)
     places = [str(Path(point.output_dir).absolute()) for point in points]
     names = [point.alias or blend_name(point.blend_path, point.data_blend.name) for point in points]
-    problems: dict[str, None] = {}
+    failures: list[Nano3Error] = []
     for point, label, place, name in zip(points, labels, places, names, strict=True):
         if point.output_dir and places.count(place) > 1:
             point.output_dir = str(Path(point.output_dir, label))
@@ -96,7 +147,7 @@ def spread(points: list[DictConfig], overrides: list[list[str]]) -> None:
             point.job_dir = str(Path(point.job_dir, label))
         try:
             checked(point)
-        except UserError as error:
-            problems.update(dict.fromkeys(error.problems))
-    if problems:
-        raise UserError(problems)
+        except Nano3Error as error:
+            failures.append(error)
+    if failures:
+        raise joined(failures)

@@ -6,15 +6,13 @@ from pathlib import Path
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 import launch
 from nano3.cli import typed
 from nano3.config import DataPrepConfig
-from nano3.errors import Nano3Error, UserError
-from nano3.mistakes import explain, wrong_overrides
+from nano3.errors import UserError
+from nano3.mistakes import FORESEEN, explain, wrong_overrides
 from nano3.pretrain import check, folder, make_job, pin
 from nano3.training.record import Data
 
@@ -31,7 +29,7 @@ def compose_next(config: DataPrepConfig) -> DictConfig | None:
         try:
             cfg = compose("pretrain", [f"cluster={where}", f"dry_run={config.dry_run}", *config.then])
             return check_next(cfg, Path(config.output_dir).absolute())
-        except (HydraException, OmegaConfBaseException, Nano3Error) as error:
+        except FORESEEN as error:
             problems = explain(error, "pretrain", config.then).problems
     raise UserError([f"then: {problem}" for problem in problems])
 

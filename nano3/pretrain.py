@@ -29,6 +29,7 @@ from nano3.errors import UserError
 from nano3.training import backend, frozen
 from nano3.training.preflight import Preflight, preflight
 from nano3.training.record import Data, changed, freeze, lost_checkpoint
+from nano3.training.schedule import with_decay
 
 
 def main() -> None:
@@ -107,15 +108,15 @@ def find_data(cfg: DictConfig) -> Data:
 
 
 def pin(config: PretrainConfig, data: Data, run_dir: Path, label: str = "") -> PretrainConfig:
-    """Replace what could mean something else tomorrow, or to another point of a sweep: the data's alias, and folders
-    that are relative or that points share. A point (`label`) has its own folder below those that are given, as its run
-    folder is one below run.output_dir."""
+    """Replace what could mean something else tomorrow, or to another point of a sweep: the data's alias, a decay
+    left to nano3, and folders that are relative or that points share. A point (`label`) has its own folder below those
+    that are given, as its run folder is one below run.output_dir."""
     given, board = config.checkpoint, config.logger.tensorboard_dir
     save = folder(given.save or run_dir / "checkpoints")
     load = folder(given.load) if given.load else save
     own = save / label if given.save else save
     return replace(
-        config,
+        with_decay(config),
         run=replace(config.run, data=data.folder, output_dir=str(run_dir)),
         checkpoint=replace(given, save=str(own), load=str(own if load == save else load)),
         logger=replace(config.logger, tensorboard_dir=str(folder(board) / label) if board else None),

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import re
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from nano3.artifacts import store
 from nano3.artifacts.names import MOST, alias_of, alias_problem, name_problem, slug
 from nano3.artifacts.resolver import locate, register_resolver
 from nano3.errors import Failure, UserError
+from nano3.tools import artifacts as artifacts_tool
 
 DATA = "DataBlendsArtifact-pretrain"
 
@@ -131,10 +133,10 @@ def test_references(folder: Path, reference: str, version: int) -> None:
     [
         ("DataBlendArtifact-pretrain", "Did you mean 'DataBlendsArtifact-pretrain'?"),
         (f"{DATA}:mth", "Did you mean 'math'?"),
-        (f"{DATA}:nemotron", "python -m nano3.data_prep data_blend=nemotron"),
+        (f"{DATA}:nemotron", "no version or alias 'nemotron'"),
         (f"{DATA}:v9", "no version or alias 'v9'"),
     ],
-    ids=["name", "alias", "how-to-make-it", "version"],
+    ids=["name", "alias", "blend", "version"],
 )
 def test_unknown_references(folder: Path, reference: str, told: str) -> None:
     store.register(DATA, folder, "plan1", alias="math")
@@ -268,3 +270,40 @@ def test_what_may_be_a_name_is_a_plain_file_name(text: str) -> None:
         assert text == Path(text).name
         assert len(text.encode()) <= MOST
         assert text[0] not in ".-_"
+
+
+DAMAGE = {
+    "empty alias": ("math.alias", "", "names no version that is there"),
+    "alias without its version": ("math.alias", "7", "there are: 1, 2"),
+    "cut version": ("v1.json", '{"name": "Da', "damaged"),
+    "other keys": ("v1.json", '{"nome": 1}', "damaged"),
+}
+
+
+@pytest.mark.parametrize(("file", "content", "told"), DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_file_is_named_and_hides_nothing_else(
+    folder: Path, home: Path, capsys: pytest.CaptureFixture[str], file: str, content: str, told: str
+) -> None:
+    store.register(DATA, folder, "plan1", alias="math")
+    store.register(DATA, folder.parent, "plan2", alias="code")
+    (home / DATA / file).write_text(content)
+    assert artifacts_tool.list_all() == 1
+    out, err = capsys.readouterr()
+    assert f"{DATA}  v2" in out and "code, latest" in out
+    assert str(home / DATA / file) in err and told in err
+    assert store.resolve(f"{DATA}:code").version == 2
+    with pytest.raises(Failure, match=re.escape(str(home / DATA / file))):
+        store.look_up(f"{DATA}:math")
+
+
+def test_registering_again_mends_what_was_damaged(folder: Path, home: Path) -> None:
+    store.register(DATA, folder, "plan1", alias="math")
+    (home / DATA / "math.alias").write_text("")
+    next((home / DATA / "places").iterdir()).write_text("")
+    assert store.register(DATA, folder, "plan1", alias="math").version == 1
+    assert store.aliases(DATA) == {"math": 1, "latest": 1}
+    (home / DATA / "v1.json").write_text("{")
+    with pytest.raises(Failure, match="Remove it"):
+        store.register(DATA, folder, "plan1", alias="math")
+    (home / DATA / "v1.json").unlink()
+    assert store.register(DATA, folder, "plan1", alias="math").version == 1

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from nano3.artifacts import store
 from nano3.cli import flags_first, grouped
 from nano3.conf import SCHEMAS, groups, members, schema_keys
+from nano3.errors import UserError
+from nano3.mistakes import explain
 
 PRETRAIN, PREP, TOOL = "nano3.pretrain", "nano3.data_prep", "nano3"
 Run = subprocess.CompletedProcess
@@ -59,6 +62,35 @@ def run(tmp_path: Path):
         pytest.param(PREP, ["artifact=a b", "wandb.mode=on"], ["'a b'", "wandb.mode=on"], id="registration"),
         pytest.param(PREP, ["alias=v7"], ["'v7' means version 7"], id="alias"),
         pytest.param(TOOL, ["artifacts", "show", "X"], ["no artifact 'X'"], id="tool"),
+        pytest.param(PRETRAIN, ["train=null"], ["train=null", "train=NAME", "phase1"], id="train-null"),
+        pytest.param(PRETRAIN, ["model=null"], ["model=NAME", "quickstart"], id="model-null"),
+        pytest.param(PRETRAIN, ["data_blend="], ["data_blend=NAME", "math"], id="blend-empty"),
+        pytest.param(PREP, ["data_blend=null"], ["data_blend=NAME", "sample"], id="prep-blend-null"),
+        pytest.param(PREP, ["-m", "data_blend=null,sample"], ["data_blend=NAME"], id="null-in-a-sweep"),
+        pytest.param(PRETRAIN, ["+experiment=null"], ["+experiment=NAME"], id="experiment-null"),
+        pytest.param(PRETRAIN, ["++experiment=tiny"], ["plus: +experiment=tiny"], id="experiment-two-plus"),
+        pytest.param(PRETRAIN, ["+model.foo=1"], ["no key 'model.foo'", "model has hybrid_layer"], id="no-such-leaf"),
+        pytest.param(PRETRAIN, ["model.hidden=1"], ["Did you mean 'model.hidden_size'?"], id="leaf-near"),
+        pytest.param(PREP, ["train.x=1"], ["no key 'train.x'", "Allowed: "], id="section-of-the-other"),
+        pytest.param(PRETRAIN, ["trian.x=1", "megatron.model.x=1"], ["'trian.x'", "+megatron.model.x=1"], id="both"),
+        pytest.param(PRETRAIN, ["cluster.env={A: 1, B: x}"], ["+cluster.env.A=1", "+cluster.env.B=x"], id="env-dict"),
+        pytest.param(PRETRAIN, ["data_blend.num_shards=3"], ["belongs to nano3.data_prep"], id="key-of-preparation"),
+        pytest.param(
+            PREP,
+            ["data_blend=sample", "cluster.kind=slrm", "cluster.tasks=0", "num_shards=0", "tokenizer_model=/nope"],
+            ["Did you mean 'slurm'?", "cluster.tasks=0", "num_shards=0", "tokenizer_model=/nope"],
+            id="prep-all-at-once",
+        ),
+        pytest.param(
+            PREP,
+            ["data_blend=sample", "num_shards=0", "output_dir=", "alias=latest", "--then", "trian.x=1"],
+            ["num_shards=0", "output_dir= is empty", "'latest' always means", "then: no key 'trian.x'"],
+            id="prep-all-stages",
+        ),
+        pytest.param(PREP, ["data_blend=sample", "cluster.tasks=3"], ["workers=N", "cluster=slurm"], id="tasks-here"),
+        pytest.param(
+            PREP, ["blend_path=none.json", "num_shards=0"], ["no such file", "num_shards=0"], id="no-blend-and-shards"
+        ),
     ],
 )
 def test_user_errors(run, module: str, args: list[str], told: list[str]) -> None:
@@ -137,6 +169,73 @@ def test_a_typo_in_a_users_own_profile_names_file_and_key(run, tmp_path: Path) -
     assert done.returncode == 2
     assert "cluster/hopper" in done.stderr
     assert "partitoin" in done.stderr
+
+
+BAD_FILES = {
+    "indentation": ("kind: slurm\n  nodes: 2\n", ["hopper.yaml, line 2", "not valid YAML", "indentation"]),
+    "no-keys": ("hopper\n", ["hopper.yaml: it holds 'hopper' and no keys"]),
+    "keys": (
+        "noodes: 2\npartitoin: x\n",
+        ["hopper.yaml: no key 'noodes' in cluster. Did you mean 'nodes'?", "'part"],
+    ),
+    "value": ("nodes: two\nmode: detached\n", ["hopper.yaml: cluster.nodes: Value 'two'", "Integer"]),
+    "list": ("setup: module load x\n", ["hopper.yaml: cluster.setup"]),
+}
+
+
+@pytest.mark.parametrize(("text", "told"), BAD_FILES.values(), ids=BAD_FILES)
+@pytest.mark.parametrize("module", [PRETRAIN, PREP])
+def test_what_is_wrong_in_a_users_own_profile(run, tmp_path: Path, module: str, text: str, told: list[str]) -> None:
+    profile = tmp_path / "mine" / "cluster" / "hopper.yaml"
+    profile.parent.mkdir(parents=True)
+    profile.write_text(text)
+    done = run(module, "cluster=hopper", NANO3_CONF=str(tmp_path / "mine"))
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr and "full_key" not in done.stderr
+    for words in told:
+        assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("tag", "advised"), [("math", True), ("mth", False), ("v99", False)], ids=["blend", "typo", "version"]
+)
+def test_how_to_make_data_is_told_of_blends_that_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tag: str, advised: bool
+) -> None:
+    monkeypatch.setenv("NANO3_HOME", str(tmp_path))
+    store.register("DataBlendsArtifact-pretrain", tmp_path, "content", alias="mine")
+    with pytest.raises(UserError) as error:
+        store.look_up(f"DataBlendsArtifact-pretrain:{tag}")
+    told = str(explain(error.value, "pretrain", []))
+    assert f"no version or alias '{tag}'" in told
+    assert (f"python -m nano3.data_prep data_blend={tag}" in told) == advised
+
+
+def test_a_folder_of_members_that_is_not_there(run, tmp_path: Path) -> None:
+    done = run(PREP, "data_blend=sample", NANO3_CONF=str(tmp_path / "nowhere"))
+    assert done.returncode == 2
+    assert f"NANO3_CONF={tmp_path}/nowhere: there is no such folder" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "key", "value"),
+    [
+        (["train=one_hopper", "megatron.model.recompute_granularity=full"], "recompute_granularity", "full"),
+        (["train=one_hopper", "+megatron.model.recompute_granularity=full"], "recompute_granularity", "full"),
+        (["++megatron.model.x=1"], "x", "1"),
+        (["+cluster.env={A: 1}"], "A", "'1'"),
+    ],
+    ids=["set by a member", "set by a member, with a plus", "two plus", "dictionary"],
+)
+def test_free_keys_that_hydra_takes(run, args: list[str], key: str, value: str) -> None:
+    done = run(PRETRAIN, "--cfg", "job", *args)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{key}: {value}\n" in done.stdout
+
+
+@pytest.mark.parametrize("module", [PRETRAIN, PREP, TOOL])
+def test_version(run, module: str) -> None:
+    assert run(module, "--version").stdout.startswith("nano3 0.")
 
 
 HEAVY = {"torch", "megatron", "transformers", "datasets", "wandb", "accelerate", "matplotlib"}

@@ -57,7 +57,7 @@ def test_the_exit_code_is_the_first_that_failed_and_the_rest_still_runs(cli: Com
     for name in ("bad", "good"):
         sets = [{"name": "a", "path": f"{name}.jsonl"}]
         (cli.folder / f"{name}.json").write_text(json.dumps({"datasets": sets}))
-    (cli.folder / "bad.jsonl").write_text('{"wrong": 1}\n')
+    (cli.folder / "bad.jsonl").write_text('{"text": null}\n')
     (cli.folder / "text.jsonl").rename(cli.folder / "good.jsonl")
     done = cli(*PREP, "-m", "blend_path=bad.json,good.json", "output_dir=out", code=1)
     assert "1 of 2 points finished" in done.stdout
@@ -70,6 +70,33 @@ def test_a_mistake_in_any_point_is_told_before_the_first_works(cli: Commands) ->
     assert not (cli.folder / "out").exists()
     done = cli(*PREP, "-m", "num_shards=3,4", "then=['+experiment=quickstart']", code=2)
     assert "sweep nano3.pretrain" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["num_shards=12,0"], "num_shards=0"),
+        (["engine=auto,fast"], "engine=fast"),
+        (["cluster.tasks=1,2"], "cluster.tasks=2"),
+        (["blend_path=b.json,none.json"], "none.json"),
+        (["blend_path=b.json,gone.json"], "path=gone.jsonl"),
+        (["tokenizer_model=/nope,{tokenizer}"], "tokenizer_model=/nope"),
+    ],
+    ids=["number", "choice", "cluster", "blend file", "text", "tokenizer"],
+)
+def test_every_point_is_checked_fully_before_the_first_works(cli: Commands, words: list[str], told: str) -> None:
+    own = [blend(cli, "b.json"), *(word.format(tokenizer=SAMPLE / "tokenizer") for word in words)]
+    (cli.folder / "gone.json").write_text(json.dumps({"datasets": [{"name": "a", "path": "gone.jsonl"}]}))
+    done = cli(*PREP, "-m", *own, "output_dir=out", code=2)
+    assert told in done.stderr
+    assert not (cli.folder / "out").exists() and not store.names()
+
+
+def test_other_data_in_the_output_folder_is_told_before_the_first_works(cli: Commands) -> None:
+    cli(*PREP, blend(cli, "b.json"), 'output_dir="out/num_shards=4"', "alias=mine")
+    done = cli(*PREP, "-m", blend(cli, "b.json"), "output_dir=out", "num_shards=2,4", code=2)
+    assert "num_shards=4: holds other data" in done.stderr
+    assert not (cli.folder / "out/num_shards=2").exists()
 
 
 @pytest.mark.parametrize("home", ["/proc/nope", "/dev/null"])

@@ -20,16 +20,17 @@ class Found:
     reference: str
 
 
-def find(reference: str, settings: wandb.Settings | None = None) -> Found:
+def find(reference: str, settings: wandb.Settings | None = None, key: str = "run.data=") -> Found:
     """The folder that a data reference means: a folder, an artifact of the store or, when W&B is on, one of W&B.
 
-    A folder is anything with a slash or that exists as one. Raises `UserError` when it is none of them.
+    A folder is anything with a slash or that exists as one. Raises `UserError` when it is none of them; `key` is what
+    the reference was given with.
     """
     folder = Path(reference).expanduser()
     if folder.is_dir():
         return Found(folder.absolute(), reference)
     if "/" in reference or reference.startswith((".", "~")):
-        raise UserError(f"run.data={reference}: there is no such folder ({folder.absolute()})")
+        raise UserError(f"{key}{reference}: there is no such folder ({folder.absolute()})")
     try:
         artifact = store.resolve(reference)
     except UserError:

@@ -24,6 +24,13 @@ from nano3.files import fsync_dir, read_json, temp_name, unwritable, write_json,
 from nano3.provenance import user_name
 
 
+class NoSuchTag(UserError):
+    """There is no such artifact, or it has no such version or alias."""
+
+    # What was asked for after the colon.
+    tag = ""
+
+
 @dataclass(frozen=True)
 class Artifact:
     """One version of a named result on disk."""
@@ -62,15 +69,28 @@ def versions(name: str) -> list[int]:
 
 
 def aliases(name: str) -> dict[str, int]:
-    """Alias to version; `latest` is the highest version and is not stored."""
-    found = {path.stem: int(path.read_text()) for path in (home() / name).glob("*.alias")}
+    """Alias to version; `latest` is the highest version and is not stored. Damaged ones are left out."""
     have = versions(name)
+    found = {path.stem: number for path in (home() / name).glob("*.alias") if (number := _number_in(path)) in have}
     return {**found, "latest": have[-1]} if have else found
 
 
+def damaged_aliases(name: str) -> list[str]:
+    """One sentence for each alias of `name` whose file names no version that is there."""
+    have = versions(name)
+    return [_damaged(path) for path in sorted((home() / name).glob("*.alias")) if _number_in(path) not in have]
+
+
 def load(name: str, version: int) -> Artifact:
-    """Read one version."""
-    return Artifact(**read_json(home() / name / f"v{version}.json"))
+    """Read one version. Raises `FileNotFoundError` when there is none, `Failure` when its file is damaged."""
+    path = home() / name / f"v{version}.json"
+    try:
+        return Artifact(**read_json(path))
+    except (ValueError, TypeError) as error:
+        raise Failure(
+            f"{path}: damaged ({error}). Remove it: the same nano3.data_prep, or the run's next checkpoint, registers "
+            "again what it stood for."
+        ) from error
 
 
 def register(
@@ -115,7 +135,7 @@ def problems(name: str, alias: str | None = None, write: bool = False) -> list[s
 def at(name: str, place: str) -> Artifact | None:
     """The newest version of `name` at a path; None when there is none."""
     try:
-        return load(name, int(_place_file(name, place).read_text()))
+        return load(name, _number_in(_place_file(name, place)) or 0)
     except FileNotFoundError:
         have = versions(name)  # a store of before there were place files
         newest = load(name, have[-1]) if have else None
@@ -137,12 +157,35 @@ def look_up(reference: str) -> Artifact:
     if not versions(name):
         known = names()
         hint = did_you_mean(name, known) if known else " The store is empty; run python -m nano3.data_prep first."
-        raise UserError(f"no artifact {name!r} in {home()}.{hint}\n  Another store: set NANO3_HOME.")
+        raise _no_such(tag, f"no artifact {name!r} in {home()}.{hint}\n  Another store: set NANO3_HOME.")
     tags = {**aliases(name), **{f"v{v}": v for v in versions(name)}}
     if tag not in tags:
-        made = f"\n  To make it: python -m nano3.data_prep data_blend={tag}" if name.startswith("DataBlends") else ""
-        raise UserError(f"artifact {name!r} has no version or alias {tag!r}.{did_you_mean(tag, list(tags))}{made}")
+        if (alias := home() / name / f"{tag}.alias").exists():
+            raise Failure(_damaged(alias))
+        raise _no_such(tag, f"artifact {name!r} has no version or alias {tag!r}.{did_you_mean(tag, list(tags))}")
     return load(name, tags[tag])
+
+
+def _no_such(tag: str, text: str) -> NoSuchTag:
+    error = NoSuchTag(text)
+    error.tag = tag
+    return error
+
+
+def _number_in(path: Path) -> int | None:
+    """The version number that a file of the store holds; None when there is no such file, or it holds none."""
+    try:
+        return int(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _damaged(alias: Path) -> str:
+    have = ", ".join(map(str, versions(alias.parent.name))) or "none"
+    return (
+        f"{alias}: names no version that is there. Write the number of one into it (there are: {have}), remove it, or "
+        "make it anew: the same nano3.data_prep or run does."
+    )
 
 
 def resolve(reference: str) -> Artifact:
@@ -151,7 +194,7 @@ def resolve(reference: str) -> Artifact:
     if not Path(artifact.path).exists():
         raise UserError(
             f"{artifact.reference} was at {artifact.path}, which is gone. "
-            "Make it again, or point at the place: run.data=DIR"
+            "Make it again, or name the folder where it is now."
         )
     newest = at(artifact.name, artifact.path)
     if newest and newest.version > artifact.version and newest.fingerprint != artifact.fingerprint:

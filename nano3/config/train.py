@@ -57,7 +57,7 @@ class SchedulerConfig:
     lr_decay_style: str = "WSD"
     # Iterations of linear warmup from 0.
     lr_warmup_iters: int = 32
-    # WSD only: iterations of the decay at the end.
+    # WSD only: iterations of the decay at the end; null takes a fifth of train.train_iters.
     lr_wsd_decay_iters: int | None = None
     # WSD only: shape of the decay (minus_sqrt, linear, cosine, exponential).
     lr_wsd_decay_style: str = "minus_sqrt"

@@ -60,6 +60,28 @@ def complete(request: Request, output: Path) -> Manifest | None:
     return manifest
 
 
+def refuse_published(request: Request) -> None:
+    """Raise `UserError` when what lies in the output folder forbids this preparation; changes nothing there."""
+    output = Path(request.options.output_dir)
+    if request.options.force or folder.is_publishing(output):  # the start that follows finishes the publishing first
+        return
+    refuse_other(request, output)
+    if (output / "manifest.json").exists():
+        refuse_skipped(request, load_manifest(output))
+
+
+def refuse_other(request: Request, output: Path) -> None:
+    """Raise `UserError` when the output folder holds what this request would replace without having been told to."""
+    if not (output / "manifest.json").exists():
+        if strange := [n for n in folder.PUBLISHED if (output / n).exists()]:
+            raise UserError(
+                f"output_dir={output}: has {', '.join(strange)} but no manifest.json, so nano3 did not make it. "
+                f"Choose another output_dir."
+            )
+    elif not request.options.force and (found := load_manifest(output)).plan_hash != request.hash:
+        raise different(output, found.plan_hash, request.hash)
+
+
 def different(output: Path, old: str, new: str) -> UserError:
     return UserError(
         f"output_dir={output}: holds other data (plan {old[:16]}, now {new[:16]}): the text, the tokenizer or an "
@@ -121,14 +143,7 @@ def start_build(request: Request, output: Path) -> Path:
     lock.
     """
     folder.finish_publishing(output)
-    published = (output / "manifest.json").exists()
-    if published and not request.options.force and (found := load_manifest(output)).plan_hash != request.hash:
-        raise different(output, found.plan_hash, request.hash)
-    if not published and (strange := [n for n in folder.PUBLISHED if (output / n).exists()]):
-        raise UserError(
-            f"output_dir={output}: has {', '.join(strange)} but no manifest.json, so nano3 did not make it. "
-            f"Choose another output_dir."
-        )
+    refuse_other(request, output)
     build = folder.build_dir(output, request.hash)
     saved = read_plan(build)
     plan = go_on(saved, request) if saved else None

@@ -15,6 +15,7 @@ BLOCK = 4 << 20
 SAMPLE, SHORT_LINE = 64 << 10, 350  # bytes at a block's start that tell how long lines are; bytes of a short line
 BOM = b"\xef\xbb\xbf"
 Bad = tuple[int, str, str]  # key, kind of fault, what is wrong
+NO_FIELD = "no field"  # so begins what is wrong with a row that has no such key
 
 
 def skip_to_line(f: IO[bytes], start: int, stop: int) -> int:
@@ -148,7 +149,7 @@ class JsonRows:
         if not isinstance(row, dict):
             raise Fault("not_json", f"a JSON {type(row).__name__}, not an object")
         if self._field not in row:
-            raise Fault("no_text", f"no field {self._field!r}; its fields: {', '.join(map(str, row)) or 'none'}")
+            raise Fault("no_text", f"{NO_FIELD} {self._field!r}; its fields: {', '.join(map(str, row)) or 'none'}")
         text = row[self._field]
         if text is None:
             raise Fault("null", f"{self._field!r} is null")

@@ -17,7 +17,7 @@ from nano3.data.plan import DatasetPlan, Plan, content_hash, lay_out, plan_hash
 from nano3.data.sample import sample_rows
 from nano3.data.sources import find
 from nano3.data.splits import set_bounds
-from nano3.data.tokenizer import TokenizerInfo, find_tokenizer
+from nano3.data.tokenizer import TokenizerInfo, find_tokenizer, names_a_place
 from nano3.errors import Nano3Error, UserError, did_you_mean
 
 CHOICES = {
@@ -49,32 +49,60 @@ class Request:
 
 
 def read_request(sources: list[SourceConfig], options: PrepOptions, blend: str) -> Request:
-    """Check everything, find all files. Raises `UserError` with every problem at once."""
+    """Check everything, find all files. Raises one error with every problem, as `joined` makes it.
+
+    A network is asked only when nothing else is wrong.
+    """
     problems = check_options(options) + check_sources(sources)
     if problems:
-        raise UserError(problems)
+        raise joined([UserError(problems), *problems_here(sources, options)])
     failures: list[Nano3Error] = []
-    tokenizer = None
-    try:
-        tokenizer = find_tokenizer(options.tokenizer_model, options.add_bos, options.add_eos)
-    except Nano3Error as error:
-        failures.append(error)
-    datasets = []
-    with no_garbage_collection():
-        memory = load_memory(Path(options.output_dir))
-        for source in sources:
-            try:
-                datasets.append(find_dataset(source, options, memory))
-            except Nano3Error as error:
-                failures.append(error)
+    memory = load_memory(Path(options.output_dir))
+    tokenizer, datasets = look_up(sources, options, memory, failures)
     if failures or tokenizer is None:
-        kind = UserError if all(isinstance(f, UserError) for f in failures) else type(failures[0])
-        raise kind([problem for f in failures for problem in f.problems])
+        raise joined(failures)
     dtype = smallest_dtype(tokenizer.vocab_size) if options.dtype == "auto" else options.dtype
     if dtype == "uint16" and tokenizer.vocab_size >= UINT16_VOCAB:
         raise UserError(f"dtype=uint16: the vocabulary of {tokenizer.vocab_size:,} ids does not fit. Set dtype=auto.")
     identity = plan_hash(datasets, options, tokenizer, dtype)
     return Request(sources, options, blend, tokenizer, dtype, datasets, identity, memory)
+
+
+def problems_here(sources: list[SourceConfig], options: PrepOptions) -> list[Nano3Error]:
+    """What is wrong with the tokenizer and the datasets that are named on this machine; a network is not asked."""
+    failures: list[Nano3Error] = []
+    here = [source for source in sources if "://" not in source.path]
+    look_up(here, options, load_memory(Path(options.output_dir)), failures, network=False)
+    return failures
+
+
+def joined(failures: list[Nano3Error]) -> Nano3Error:
+    """All of them as one, each problem once: a `UserError`, unless something that nobody mistyped is among them."""
+    kind = next((type(f) for f in failures if not isinstance(f, UserError)), UserError)
+    return kind(dict.fromkeys(problem for f in failures for problem in f.problems))
+
+
+def look_up(
+    sources: list[SourceConfig],
+    options: PrepOptions,
+    memory: Memory,
+    failures: list[Nano3Error],
+    network: bool = True,
+) -> tuple[TokenizerInfo | None, list[DatasetPlan]]:
+    """The tokenizer, unless only the network has it, and the datasets; adds what is wrong to `failures`."""
+    tokenizer, datasets = None, []
+    try:
+        if network or names_a_place(options.tokenizer_model):
+            tokenizer = find_tokenizer(options.tokenizer_model, options.add_bos, options.add_eos)
+    except Nano3Error as error:
+        failures.append(error)
+    with no_garbage_collection():
+        for source in sources:
+            try:
+                datasets.append(find_dataset(source, options, memory))
+            except Nano3Error as error:
+                failures.append(error)
+    return tokenizer, datasets
 
 
 @contextlib.contextmanager

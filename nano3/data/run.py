@@ -33,8 +33,12 @@ def prepare(sources: list[SourceConfig], options: PrepOptions, blend_name: str) 
 
     Raises `UserError` for what was asked wrongly, `Failure` for damaged input, a full disk or a lost worker.
     """
-    request = read_request(sources, options, blend_name)
-    output = Path(options.output_dir)
+    return prepare_request(read_request(sources, options, blend_name))
+
+
+def prepare_request(request: Request) -> Manifest:
+    """`prepare` for a request at hand: finding all files of a blend may take a while."""
+    options, output = request.options, Path(request.options.output_dir)
     if folder.is_publishing(output):
         with folder.locked(output):
             folder.finish_publishing(output)
@@ -56,7 +60,7 @@ def write_plan(sources: list[SourceConfig], options: PrepOptions, blend_name: st
 
 
 def plan_request(request: Request) -> Path:
-    """`write_plan` for a request at hand: finding all files of a blend may take a while."""
+    """`write_plan` for a request at hand."""
     output = Path(request.options.output_dir)
     with folder.locked(output):
         return start_build(request, output)
@@ -103,15 +107,19 @@ def finalize(plan_path: Path) -> Manifest:
 
 def show_plan(sources: list[SourceConfig], options: PrepOptions, blend_name: str) -> None:
     """Print what would be done: files, shards, units, disk."""
-    request = read_request(sources, options, blend_name)
-    plan = make_plan(request)
+    show_request(read_request(sources, options, blend_name))
+
+
+def show_request(request: Request) -> None:
+    """`show_plan` for a request at hand."""
+    options, plan = request.options, make_plan(request)
     rows = []
     for d in plan.datasets:
         size = sum(d.sizes)
         shards = " + ".join(f"{n} {SPLITS[i]}" for i, n in enumerate(d.shards) if n)
         rows.append([d.name, d.path, f"{len(d.keys):,}", f"{size / 1e6:,.1f}", f"{d.units:,}", shards])
     columns = ["dataset", "path", "files", "MB", "units", "shards"]
-    table(f"plan {plan.hash[:16]} of blend {blend_name}", columns, rows, right=columns[2:5])
+    table(f"plan {plan.hash[:16]} of blend {request.blend}", columns, rows, right=columns[2:5])
     text = sum(d.text_bytes for d in plan.datasets)
     tokens = text / 4
     say(f"tokenizer {plan.tokenizer.model}: {plan.tokenizer.vocab_size:,} ids, {plan.dtype} on disk")

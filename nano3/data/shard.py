@@ -96,7 +96,7 @@ class UnitEncoder:
 
     def add(self, batch: Batch, file: int, part: FilePart, seed: int) -> None:
         """Take in one batch of a file. Documents wait until there are enough: small files would be slow one by one."""
-        refuse(batch.bad, part, self.options, self.dataset.name)
+        refuse(batch, part, self.options, self.dataset.name)
         self.skipped.update(kind for _, kind, _ in batch.bad)
         texts, keys, places = batch.texts, batch.keys, batch.places
         if self.options.min_doc_chars:

@@ -11,9 +11,10 @@ import hashlib
 import numpy as np
 
 from nano3.config import PrepOptions
+from nano3.data.jsonl import BOM, NO_FIELD
 from nano3.data.plan import SPLITS, DatasetPlan
-from nano3.data.readers import FilePart, read_part, row_number
-from nano3.errors import Failure
+from nano3.data.readers import Batch, FilePart, read_part, row_number
+from nano3.errors import Failure, UserError
 
 FULL = 1 << 64
 SCAN_BYTES = 256 << 20  # text read at most in search of a document of every split
@@ -58,7 +59,7 @@ def set_bounds(dataset: DatasetPlan, options: PrepOptions) -> None:
             if read > SCAN_BYTES:
                 note_unmet(dataset, needed - met, sum(map(len, hashes)), read)
                 return
-            refuse(batch.bad, part, options, dataset.name)
+            refuse(batch, part, options, dataset.name)
             least = max(options.min_doc_chars, 1)
             kept = np.array([len(text) >= least for text in batch.texts], bool)
             found = document_hash(seed, batch.keys[kept])
@@ -95,11 +96,19 @@ def adapt(dataset: DatasetPlan, hashes: np.ndarray, wanted: tuple[float, float])
             )
 
 
-def refuse(bad: list[tuple[int, str, str]], part: FilePart, options: PrepOptions, dataset: str) -> None:
-    """Raise `Failure` for the first bad row unless bad rows are skipped."""
-    if not bad or options.bad_rows == "skip":
+def refuse(batch: Batch, part: FilePart, options: PrepOptions, dataset: str) -> None:
+    """Raise `Failure` for the first bad row unless bad rows are skipped; `UserError` when a file begins with rows of
+    which none has the text field: then it is the field that is wrong.
+    """
+    if not batch.bad or options.bad_rows == "skip":
         return
-    key, _, what = bad[0]
+    key, _, what = batch.bad[0]
+    if key <= len(BOM) and not batch.texts and all(detail.startswith(NO_FIELD) for _, _, detail in batch.bad):
+        raise UserError(
+            f"dataset {dataset!r}: text_field={part.text_field} is in none of the first {len(batch.bad):,} rows of "
+            f"{part.path}; {what.partition('; ')[2]}. Set the dataset's text_field to the one that holds the text, or "
+            "bad_rows=skip to leave such rows out."
+        )
     raise Failure(
         f"{part.path}: row {row_number(part, key):,} (dataset {dataset!r}): {what}. Mend the row, or set "
         f"bad_rows=skip to leave "

@@ -108,12 +108,17 @@ def locate(model: str) -> tuple[Path, str | None]:
                 f"transformers.AutoTokenizer.from_pretrained(...).save_pretrained({str(path)!r})."
             )
         return (path / "tokenizer.json").resolve(), None
-    looks_local = model.startswith(("/", ".", "~")) or model.endswith(".json") or model.count("/") > 1
-    if looks_local or not model:
+    if names_a_place(model):
         raise UserError(f"tokenizer_model={model}: no such file or folder.")
     from nano3.data.hub import download_tokenizer
 
     return download_tokenizer(model, FILES)
+
+
+def names_a_place(model: str) -> bool:
+    """Whether `model` means a file or folder of this machine, be it there or not, and no hub id."""
+    looks_local = model.startswith(("/", ".", "~")) or model.endswith(".json") or model.count("/") > 1
+    return looks_local or not model or Path(model).expanduser().exists()
 
 
 def token_ids(spec: Spec) -> dict[str, int]:

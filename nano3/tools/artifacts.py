@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 
 from nano3.artifacts import store
 from nano3.console import say, table
+from nano3.errors import Failure
 
 HELP = "list artifacts, show one, or follow its lineage"
 
@@ -32,19 +34,27 @@ def run(args: argparse.Namespace) -> int:
 
 
 def list_all() -> int:
-    rows = []
+    """The table of all that can be read; exit code 1, and what to do, when some cannot."""
+    rows, damaged = [], []
     for name in store.names():
         tags = store.aliases(name)
+        damaged += store.damaged_aliases(name)
         for version in store.versions(name):
-            a = store.load(name, version)
+            try:
+                a = store.load(name, version)
+            except Failure as error:
+                damaged += error.problems
+                continue
             rows.append(
                 [name, f"v{version}", ", ".join(sorted(t for t, v in tags.items() if v == version)), a.created, a.path]
             )
-    if not rows:
+    if rows:
+        table(f"Artifacts in {store.home()}", ["name", "version", "aliases", "created", "path"], rows)
+    elif not damaged:
         say(f"no artifacts in {store.home()}")
-        return 0
-    table(f"Artifacts in {store.home()}", ["name", "version", "aliases", "created", "path"], rows)
-    return 0
+    for problem in damaged:
+        print(f"error: {problem}", file=sys.stderr)
+    return Failure.exit_code if damaged else 0
 
 
 def lineage(artifact: store.Artifact, depth: int) -> None:

@@ -1,16 +1,19 @@
-"""Cancel the Slurm jobs of a run, or of all points of a sweep.
+"""Stop a run, or all points of a sweep: Slurm jobs are cancelled, a process of this machine is asked to save and end.
 
 nano3 cancel output/nano3/runs/tiny
 """
 
 import argparse
+import sys
+from pathlib import Path
 
-from launch import ledger, slurm
+from launch import ledger, lock, slurm
 from nano3.console import say
-from nano3.tools.jobs import RUNS, run_folders
-from nano3.tools.tail import run_folder
+from nano3.errors import Failure
+from nano3.tools import _local
+from nano3.tools._folders import RUNS, run_folder, run_folders
 
-HELP = "cancel the Slurm jobs of a run or a sweep"
+HELP = "stop a run or a sweep, on Slurm or here"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,14 +22,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     folders = sorted({found for name in args.runs for found in run_folders(run_folder(name))})
+    asked, failed = stop_here(folders)
     entries = [entries[-1] for folder in folders if (entries := ledger.read(folder)) and not entries[-1].state]
     ids = [job for entry in entries for job in entry.ids]
     states = slurm.states(entry.id for entry in entries)
     active = [e for e in entries if states[e.id] != slurm.UNKNOWN and not states[e.id].ended]
-    if not active:
-        say(f"No job of {', '.join(args.runs)} waits or runs{f' (last: {ids[-1]})' if ids else ''}.")
-        return 0
     cancelled = [job for entry in active for job in entry.ids]
-    slurm.cancel(cancelled)
-    say(f"cancelled {', '.join(cancelled)}")
-    return 0
+    if cancelled:
+        slurm.cancel(cancelled)
+        say(f"cancelled {', '.join(cancelled)}")
+    if not (cancelled or asked or failed):
+        last = f" (last: {ids[-1]})" if ids else ""
+        say(f"Nothing of {', '.join(args.runs)} waits or runs, neither here nor on Slurm{last}.")
+    return Failure.exit_code if failed else 0
+
+
+def stop_here(folders: list[Path]) -> tuple[int, int]:
+    """Ask every process that works on one of the runs to stop; how many were, and how many could not be."""
+    asked = failed = 0
+    for folder in folders:
+        if holder := lock.holder(folder):
+            try:
+                say(_local.stop(folder, holder))
+                asked += 1
+            except Failure as error:
+                print(f"error: {error}", file=sys.stderr)
+                failed += 1
+    return asked, failed

@@ -8,8 +8,7 @@ import argparse
 from pathlib import Path
 
 from nano3.console import say
-from nano3.tools.jobs import RUNS
-from nano3.tools.tail import run_folder
+from nano3.tools._folders import RUNS, run_folder
 
 HELP = "write a run's checkpoint as a Hugging Face model"
 

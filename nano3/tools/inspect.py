@@ -7,31 +7,55 @@ from typing import Any
 
 from nano3.console import say, table
 from nano3.errors import Failure, UserError, did_you_mean
+from nano3.tools._arguments import at_least
+from nano3.tools._folders import data_folder
 
 HELP = "summarise prepared data, or decode documents"
+OF_A_DOCUMENT = ("split", "dataset", "count", "chars", "ids")
+MOST_CHARS = 2000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", type=Path, help="a folder made by nano3.data_prep")
-    parser.add_argument("--doc", type=int, metavar="N", help="decode document N, from 0, of the split (and dataset)")
-    parser.add_argument("--count", type=int, default=1, metavar="K", help="decode K documents from N on")
-    parser.add_argument("--split", default="train", help="train, valid or test")
+    parser.add_argument("data", help="a folder made by nano3.data_prep, or its artifact (NAME:ALIAS)")
+    parser.add_argument(
+        "--doc", type=at_least(0), metavar="N", help="decode document N, from 0, of the split (and dataset)"
+    )
+    parser.add_argument("--count", type=at_least(1), metavar="K", help="decode K documents from N on (1)")
+    parser.add_argument("--split", help="train, valid or test (train)")
     parser.add_argument("--dataset", help="only this dataset of the blend")
     parser.add_argument("--ids", action="store_true", help="show token ids too")
     parser.add_argument(
-        "--chars", type=int, default=2000, help="show at most this many characters of each; 0 shows all"
+        "--chars", type=at_least(0), help="show at most this many characters of each (2000); 0 shows all"
     )
 
 
 def run(args: argparse.Namespace) -> int:
     from nano3.data.manifest import load_manifest
 
-    manifest = load_manifest(args.data)
+    folder = data_folder(args.data)
+    manifest = load_manifest(folder)
+    if problems := wrong_choices(args, manifest):
+        raise UserError(problems)
     if args.doc is None:
-        summary(args.data, manifest)
+        summary(folder, manifest)
     else:
-        show_documents(args, manifest)
+        split = args.split or "train"
+        show_documents(folder, manifest, split, choose(folder, manifest, split, args.dataset), args)
     return 0
+
+
+def wrong_choices(args: argparse.Namespace, manifest: Any) -> list[str]:
+    """What is wrong with the options, seen against what the data holds."""
+    names = [d["name"] for d in manifest.datasets]
+    problems = []
+    if args.split is not None and args.split not in manifest.splits:
+        problems.append(f"--split {args.split}:{did_you_mean(args.split, list(manifest.splits))}")
+    if args.dataset is not None and args.dataset not in names:
+        problems.append(f"--dataset {args.dataset}:{did_you_mean(args.dataset, names)}")
+    given = [f"--{name}" for name in OF_A_DOCUMENT if (v := getattr(args, name)) is not None and v is not False]
+    if given and args.doc is None:
+        problems.append(f"{', '.join(given)}: chooses among documents or shows them; say from which on: --doc 0")
+    return problems
 
 
 def summary(folder: Path, manifest: Any) -> None:
@@ -46,35 +70,38 @@ def summary(folder: Path, manifest: Any) -> None:
     report(manifest, None)
 
 
-def show_documents(args: argparse.Namespace, manifest: Any) -> None:
+def show_documents(
+    folder: Path, manifest: Any, split: str, shards: list[dict[str, Any]], args: argparse.Namespace
+) -> None:
     """Decode documents; special tokens are shown."""
     from nano3.data.indexed import IndexedFile
 
-    shards = choose(args, manifest)
     total = sum(s["documents"] for s in shards)
-    if not 0 <= args.doc < total:
-        raise UserError(f"--doc {args.doc}: {args.split} has documents 0 to {total - 1}.")
-    tokenizer = load_tokenizer(args.data / manifest.tokenizer["path"] / "tokenizer.json")
+    if args.doc >= total:
+        raise UserError(f"--doc {args.doc}: {split} has documents 0 to {total - 1}.")
+    end = args.doc + (args.count or 1)
+    most = MOST_CHARS if args.chars is None else args.chars
+    tokenizer = load_tokenizer(folder / manifest.tokenizer["path"] / "tokenizer.json")
     number = args.doc
     first = 0
     for shard in shards:
         if number < first + shard["documents"]:
-            data = IndexedFile(args.data / shard["prefix"])
-            while number < first + shard["documents"] and number < args.doc + args.count:
+            data = IndexedFile(folder / shard["prefix"])
+            while number < first + shard["documents"] and number < end:
                 ids = data.document(number - first).tolist()
                 where = f"{shard['prefix']}, document {number - first}"
-                table_row = [(args.split, shard["dataset"], number, where, f"{len(ids):,}")]
+                table_row = [(split, shard["dataset"], number, where, f"{len(ids):,}")]
                 table("document", ["split", "dataset", "number", "where", "tokens"], table_row)
                 if args.ids:
                     say(" ".join(map(str, ids)))
                 text = tokenizer.decode(ids, skip_special_tokens=False)
-                cut = args.chars and len(text) > args.chars
-                sys.stdout.write((text[: args.chars] if cut else text) + "\n")  # as it is: a console would touch tabs
+                cut = most and len(text) > most
+                sys.stdout.write((text[:most] if cut else text) + "\n")  # as it is: a console would touch tabs
                 if cut:
-                    say(f"... {len(text) - args.chars:,} characters more (--chars 0)")
+                    say(f"... {len(text) - most:,} characters more (--chars 0)")
                 number += 1
         first += shard["documents"]
-        if number >= args.doc + args.count:
+        if number >= end:
             return
 
 
@@ -92,16 +119,9 @@ def load_tokenizer(path: Path) -> Any:
         ) from error
 
 
-def choose(args: argparse.Namespace, manifest: Any) -> list[dict[str, Any]]:
+def choose(folder: Path, manifest: Any, split: str, dataset: str | None) -> list[dict[str, Any]]:
     """The shards of the split and dataset asked for."""
-    if args.split not in manifest.splits:
-        raise UserError(f"--split {args.split}:{did_you_mean(args.split, list(manifest.splits))}")
-    names = [d["name"] for d in manifest.datasets]
-    if args.dataset is not None and args.dataset not in names:
-        raise UserError(f"--dataset {args.dataset}:{did_you_mean(args.dataset, names)}")
-    shards = [s for s in manifest.shards if s["split"] == args.split and args.dataset in (None, s["dataset"])]
+    shards = [s for s in manifest.shards if s["split"] == split and dataset in (None, s["dataset"])]
     if not shards:
-        raise UserError(
-            f"{args.data}: {args.split} has no documents" + (f" of {args.dataset}" if args.dataset else "") + "."
-        )
+        raise UserError(f"{folder}: {split} has no documents" + (f" of {dataset}" if dataset else "") + ".")
     return shards

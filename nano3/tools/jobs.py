@@ -1,24 +1,22 @@
-"""Runs and their Slurm jobs: state, iteration, loss.
+"""Runs, here and on Slurm: state, iteration, loss.
 
 nano3 jobs                              runs under output/nano3/runs
 nano3 jobs output/nano3/runs/my_sweep   the points of one sweep
 """
 
 import argparse
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
-from launch import ledger, slurm
+from launch import ledger, local_start, slurm
 from launch.follow import describe
 from launch.metrics import last_metrics, loss_text
 from nano3.console import say, table, warn
 from nano3.errors import Failure, UserError
+from nano3.tools import _local
+from nano3.tools._folders import RUNS, run_folders
 
-HELP = "list runs with the state of their Slurm jobs"
-RUNS = Path("output/nano3/runs")
-_NOT_RUNS = {"slurm", "logs", "checkpoints", "tensorboard", "starts", "wandb"}
-_COLUMNS = ("run", "job", "state", "exit", "iteration", "loss", "submitted")
+HELP = "list runs with their state, here or on Slurm"
+_COLUMNS = ("run", "job", "state", "exit", "iteration", "loss", "started")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,14 +36,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def run_folders(folder: Path) -> Iterator[Path]:
-    """Folders at or below `folder` that launch or a run has written into."""
-    for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if name not in _NOT_RUNS]
-        if {ledger.FILE, "config.yaml"} & set(files):
-            yield Path(place)
-
-
 def _states(entries: list[ledger.Entry]) -> dict[str, slurm.JobState]:
     """Slurm is asked only about jobs whose end has not been noted."""
     states = {e.id: slurm.JobState(e.state, e.exit_code or 0) for e in entries if e.state}
@@ -59,9 +49,10 @@ def _states(entries: list[ledger.Entry]) -> dict[str, slurm.JobState]:
 def _row(run_dir: Path, states: dict[str, slurm.JobState]) -> tuple[object, ...]:
     metrics = last_metrics(run_dir)
     progress = (metrics.get("iteration", ""), loss_text(metrics))
-    entries = ledger.read(run_dir)
-    if not entries:
-        return (run_dir, "", "finished" if (run_dir / "finished.json").exists() else "here", "", *progress, "")
-    last = entries[-1]
+    if _local.is_newest(run_dir):
+        here, start = _local.state_of(run_dir), local_start.newest(run_dir)
+        code = "" if here.code is None else here.code
+        return (run_dir, "", here, code, *progress, start.started if start else "")
+    last = ledger.read(run_dir)[-1]
     state = states.get(last.id, slurm.UNKNOWN)
     return (run_dir, last.id, describe(state), state.code if state.ended else "", *progress, last.submitted)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nano3.config import PretrainConfig
+from nano3.config.pretrain import RecipeConfig
 from nano3.errors import UserError
 from nano3.training import overrides, recipe, schema
 from nano3.training.architecture import Architecture, flops_per_token, from_config, parameters
@@ -20,7 +21,7 @@ from nano3.training.data import TrainingData, open_data
 from nano3.training.hf_model import model_problems
 from nano3.training.origin import Origin, find_origin
 from nano3.training.recipe_check import blend_file_problems, near_recipe, recipe_problems, tokenizer_problems
-from nano3.training.schedule import schedule_problems
+from nano3.training.schedule import schedule_problems, schedule_sentence
 from nano3.training.values import run_problems, start_problems, value_problems, vocabulary_problems
 
 # Hours are told for this share of the GPUs' peak: what large hybrid MoE models reach on H100s; metrics.jsonl has the
@@ -209,6 +210,13 @@ def _check_megatron(config: PretrainConfig, known: schema.Schema | None, plan: P
     if known is None:
         if config.megatron:
             plan.problems.append("megatron: is used by backend=megatron only; remove it, or choose that backend.")
+        if config.recipe._target_ != RecipeConfig._target_:
+            plan.problems.append(
+                f"recipe._target_={config.recipe._target_} is used by backend=megatron only; leave it out, or choose "
+                "that backend."
+            )
+        if config.recipe.per_split_data_args_path != RecipeConfig.per_split_data_args_path:
+            plan.problems.extend(blend_file_problems(config))
         return
     target = config.recipe._target_
     plan.problems.extend(recipe.target_problems(target) or recipe_problems(target))
@@ -288,6 +296,7 @@ def _tell_length(
         )
     )
     plan.rows.append(("iterations", f"{span} = {_si(tokens * span.iterations)} tokens"))
+    plan.rows.append(("learning rate", schedule_sentence(config)))
     if train.exit_iteration is not None and train.exit_iteration > train.train_iters:
         plan.problems.append(
             f"train.exit_iteration={train.exit_iteration} lies beyond train.train_iters={train.train_iters}."

@@ -1,6 +1,7 @@
 """The learning-rate schedule of both backends: megatron.core's OptimizerParamScheduler, counted in samples."""
 
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nano3.config.pretrain import PretrainConfig
@@ -11,6 +12,25 @@ if TYPE_CHECKING:
 
 STYLES = ("WSD", "cosine", "linear", "inverse-square-root", "constant")
 WSD_STYLES = ("minus_sqrt", "linear", "cosine", "exponential")
+
+
+def with_decay(config: PretrainConfig) -> PretrainConfig:
+    """The same with the length of WSD's decay as a number: null means a fifth of the run."""
+    s = config.scheduler
+    if s.lr_decay_style != "WSD" or s.lr_wsd_decay_iters is not None:
+        return config
+    return replace(config, scheduler=replace(s, lr_wsd_decay_iters=max(1, config.train.train_iters // 5)))
+
+
+def schedule_sentence(config: PretrainConfig) -> str:
+    """For example "WSD: 32 iterations of warmup, 1,328 stable, 340 of decay (minus_sqrt); 0.001 to 1e-05"."""
+    s, o, iters = config.scheduler, config.optimizer, config.train.train_iters
+    parts = [f"{s.lr_warmup_iters:,} iterations of warmup"]
+    if s.lr_decay_style == "WSD" and s.lr_wsd_decay_iters is not None:
+        parts.append(f"{iters - s.lr_warmup_iters - s.lr_wsd_decay_iters:,} stable")
+        parts.append(f"{s.lr_wsd_decay_iters:,} of decay ({s.lr_wsd_decay_style})")
+    rates = f"{o.lr:g}" if s.lr_decay_style == "constant" else f"{o.lr:g} to {o.min_lr:g}"
+    return f"{s.lr_decay_style}: {', '.join(parts)}; {rates}"
 
 
 def schedule_problems(config: PretrainConfig) -> list[str]:

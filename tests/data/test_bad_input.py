@@ -56,6 +56,14 @@ def test_bad_rows_can_be_skipped_and_are_counted(tmp_path: Path, byte_bpe: Path)
     assert sorted(documents(tmp_path / "out")) == sorted(reference(byte_bpe, texts(300)))
 
 
+@pytest.mark.parametrize("keys", [{}, {"valid_fraction": 0.0, "test_fraction": 0.0}], ids=["plan", "worker"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.parquet"])
+def test_a_text_field_that_no_row_has(tmp_path: Path, byte_bpe: Path, name: str, keys: dict) -> None:
+    path = write(tmp_path / name, texts(50))
+    with pytest.raises(UserError, match=r"txet.*(its fields: |Columns: ).*text.*text_field"):
+        run([source(path, text_field="txet")], tmp_path / "out", byte_bpe, **keys)
+
+
 MISSING = {
     "nothing": ("no_such/file.jsonl", "no such file or folder"),
     "glob": ("in/*.parquet", "no file matches"),

@@ -252,4 +252,4 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     sources = [source("x", "a", weight=-1), source("x", "a"), source("x", "bad/name")]
     with pytest.raises(UserError) as caught:
         read_request(sources, options(tmp_path / "out", tmp_path / "t", num_shards=0), "b")
-    assert len(caught.value.problems) == 4
+    assert len(caught.value.problems) == 7, "four of options and names, the tokenizer, two paths"

@@ -11,6 +11,7 @@ import pytest
 import xxhash
 from data_helpers import run, source, texts, write
 
+from nano3.artifacts import store
 from nano3.data.checksum import CHUNK, checksum
 from nano3.data.indexed import IndexedFile
 from nano3.data.manifest import load_manifest
@@ -43,10 +44,32 @@ def test_inspect_decodes_documents(data: Path) -> None:
     assert "</s>" in out
 
 
+def test_data_by_their_artifact(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANO3_HOME", str(tmp_path / "home"))
+    store.register("Data", data, "content", alias="mine")
+    for tool in ("verify", "inspect"):
+        for reference in ("Data:mine", "Data:v1", "Data"):
+            code, out, err = nano3(tool, reference)
+            assert (code, err) == (0, "") and str(data) in out
+        code, _, err = nano3(tool, "Data:main")
+        assert code == 2 and "Did you mean 'mine'" in err
+        code, _, err = nano3(tool, "nowhere")
+        assert code == 2 and "nowhere: no manifest.json" in err
+
+
 WRONG = {
     "split": (["--doc", 0, "--split", "tran"], "Did you mean 'train'"),
     "dataset": (["--doc", 0, "--dataset", "c"], "Allowed: a, b"),
     "number": (["--doc", 100000], "documents 0 to"),
+    "split alone": (["--split", "tran"], "Did you mean 'train'"),
+    "dataset alone": (["--dataset", "c"], "Allowed: a, b"),
+    "good split alone": (["--split", "valid", "--chars", 0], "--split, --chars: chooses among"),
+    "both": (["--split", "tran", "--dataset", "c"], "--dataset c"),
+    "count": (["--doc", 0, "--count", 0], "--count: 0 is too small: 1 at least"),
+    "negative count": (["--doc", 0, "--count", -2], "-2 is too small"),
+    "chars": (["--doc", 0, "--chars", -20], "--chars: -20 is too small: 0 at least"),
+    "negative doc": (["--doc", -1], "--doc: -1 is too small"),
+    "no number": (["--doc", "x"], "'x' is not a whole number"),
 }
 
 

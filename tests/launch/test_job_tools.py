@@ -2,15 +2,21 @@
 
 import argparse
 import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launch import ledger, slurm
+from launch import ledger, local_start, slurm
+from launch.lock import locked
 from launch.metrics import last_metrics, loss_text
 from nano3.errors import Failure, UserError
-from nano3.tools import cancel, jobs, tail
+from nano3.tools import _folders, cancel, jobs, tail
 
 
 @pytest.fixture
@@ -44,7 +50,7 @@ def test_jobs(runs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     lines = [line.split() for line in capfd.readouterr().out.splitlines()[2:]]
     assert [line[0] for line in lines] == [str(runs / name) for name in ("active", "ended", "here")]
     assert lines[0][1:5] == ["8", "RUNNING", "on", "node1"] and lines[1][1:4] == ["7", "FAILED", "3"]
-    assert lines[2][1:] == ["finished", "10", "2.5000"]
+    assert lines[2][1:] == ["finished", "0", "10", "2.5000"]
     assert asked == ["8"], "Slurm is not asked about what has ended"
 
 
@@ -57,7 +63,7 @@ def test_jobs_without_slurm(runs: Path, monkeypatch: pytest.MonkeyPatch, capfd: 
 
 def test_jobs_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    assert jobs.run(argparse.Namespace(folders=[jobs.RUNS])) == 0
+    assert jobs.run(argparse.Namespace(folders=[_folders.RUNS])) == 0
     assert "No runs under output/nano3/runs." in capfd.readouterr().out
     with pytest.raises(UserError, match="There is no folder nowhere"):
         jobs.run(argparse.Namespace(folders=[Path("nowhere")]))
@@ -71,7 +77,7 @@ def test_tail_of_an_ended_job(runs: Path, capfd: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("nothing", "There is no run"), ("here", "no Slurm job of this run"), (".", "is a sweep. Name one")],
+    [("nothing", "There is no run"), ("notes", "no run was started there"), (".", "is a sweep. Name one")],
 )
 def test_tail_of_what_cannot_be_followed(runs: Path, monkeypatch: pytest.MonkeyPatch, name: str, says: str) -> None:
     monkeypatch.chdir(runs)
@@ -81,8 +87,8 @@ def test_tail_of_what_cannot_be_followed(runs: Path, monkeypatch: pytest.MonkeyP
 
 def test_run_by_its_name(runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / jobs.RUNS / "mine").mkdir(parents=True)
-    assert tail.run_folder("mine") == jobs.RUNS / "mine"
+    (tmp_path / _folders.RUNS / "mine").mkdir(parents=True)
+    assert _folders.run_folder("mine") == _folders.RUNS / "mine"
 
 
 def test_cancel_when_slurm_is_not_there(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,3 +123,100 @@ def test_newest_loss(tmp_path: Path, lines: list[str], loss: str) -> None:
 
 def test_no_metrics_yet(tmp_path: Path) -> None:
     assert last_metrics(tmp_path) == {}
+
+
+def note(run_dir: Path, code: int | None, log: str = "") -> None:
+    """What launch leaves of a start on this machine."""
+    run_dir.mkdir(exist_ok=True)
+    (run_dir / "config.yaml").write_text("")
+    start = local_start.LocalStart(1, "host", "2026-01-01T00:00:00+00:00", log, code)
+    (run_dir / local_start.FILE).write_text(json.dumps(vars(start)))
+
+
+ENDS = {"finished": 0, "stopped": 75, "interrupted": 130, "refused": 2, "failed": 1, "killed": None, "segfault": 139}
+WORDS = {"interrupted": "stopped", "killed": "failed", "segfault": "failed"}
+
+
+@pytest.mark.parametrize(("name", "code"), ENDS.items(), ids=ENDS)
+def test_how_a_run_here_ended(tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, code: int | None) -> None:
+    note(tmp_path / name, code)
+    assert jobs.run(argparse.Namespace(folders=[tmp_path])) == 0
+    words = capfd.readouterr().out.splitlines()[2].split()
+    assert words[1] == WORDS.get(name, name)
+    assert words[2:] == [*([] if code is None else [str(code)]), "2026-01-01T00:00:00+00:00"]
+
+
+@pytest.mark.parametrize(
+    ("saved", "last", "word"), [(10, 10, "stopped"), (12, 10, "stopped"), (5, 10, "failed"), (None, 10, "failed")]
+)
+def test_how_a_run_ended_of_which_no_end_was_noted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], saved: int | None, last: int, word: str
+) -> None:
+    """torchrun typed by hand, or a nano3 of before."""
+    (tmp_path / "config.yaml").write_text("")
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"iteration": last, "loss": 1.0}) + "\n")
+    if saved:
+        (tmp_path / "progress.json").write_text(json.dumps({"iteration": saved, "checkpoint": ""}))
+    jobs.run(argparse.Namespace(folders=[tmp_path]))
+    assert capfd.readouterr().out.splitlines()[2].split()[1] == word
+
+
+@pytest.fixture
+def running(make_job: Any, tmp_path: Path) -> Iterator[tuple[Path, "subprocess.Popen[bytes]"]]:
+    """A run here that counts until it is asked to stop."""
+    job = make_job("steps=600", "pause=0.1")
+    code = (
+        "import sys, pickle, launch; from nano3.config.cluster import ClusterConfig; from pathlib import Path;"
+        f"sys.exit(launch.run([launch.Job('run', Path({str(job.run_dir)!r}), {job.entry!r}, {job.args!r}, "
+        "ClusterConfig())]))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    while not local_start.newest(job.run_dir) or not list(job.run_dir.glob("progress.json")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    (job.run_dir / "config.yaml").write_text("")
+    yield job.run_dir, process
+    process.kill()
+    process.wait()
+
+
+def test_a_run_here_is_seen_and_stopped(running: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    run_dir, process = running
+    jobs.run(argparse.Namespace(folders=[run_dir]))
+    assert f"running (process {process.pid} on " in capfd.readouterr().out
+    assert cancel.run(argparse.Namespace(runs=[str(run_dir)])) == 0
+    assert f"asked process {process.pid} ({run_dir}) to save and stop" in capfd.readouterr().out
+    assert process.wait(timeout=60) == 75
+    jobs.run(argparse.Namespace(folders=[run_dir]))
+    assert "stopped" in capfd.readouterr().out
+    assert cancel.run(argparse.Namespace(runs=[str(run_dir)])) == 0
+    assert "waits or runs, neither here nor on Slurm" in capfd.readouterr().out
+
+
+def test_a_run_on_another_machine_is_not_stopped_from_here(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    note(tmp_path, None)
+    with locked(tmp_path) as lock:
+        os.ftruncate(lock.fd, 0)
+        os.pwrite(lock.fd, b"process 1 on elsewhere", 0)
+        assert cancel.run(argparse.Namespace(runs=[str(tmp_path)])) == 1
+    assert "ssh elsewhere kill 1" in capfd.readouterr().err
+
+
+def test_tail_of_a_run_in_a_terminal_shows_its_metrics(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    note(tmp_path, 75)
+    (tmp_path / "metrics.jsonl").write_text('{"iteration": 1}\n{"iteration": 2}\n')
+    assert tail.run(argparse.Namespace(run=str(tmp_path), lines=1, rank=0, no_follow=False)) == 75
+    out, err = capfd.readouterr()
+    assert out == '{"iteration": 2}\n'
+    assert "went to the terminal that started it (process 1 on host)" in err and "stopped" in err
+    with pytest.raises(UserError, match="no log of rank 1"):
+        tail.run(argparse.Namespace(run=str(tmp_path), lines=1, rank=1, no_follow=False))
+
+
+def test_tail_of_a_point_of_a_sweep_here(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "logs" / "rank_0.log"
+    note(tmp_path, 1, str(log))
+    log.parent.mkdir()
+    log.write_text("one\ntwo\n")
+    assert tail.run(argparse.Namespace(run=str(tmp_path), lines=1, rank=0, no_follow=True)) == 0
+    assert capfd.readouterr().out == "two\n"

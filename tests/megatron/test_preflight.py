@@ -355,13 +355,21 @@ def test_repetition_is_told(config: PretrainConfig) -> None:
     assert any("docs is repeated" in w for w in preflight(config).warnings)
 
 
-def test_the_transformers_backend_needs_no_recipe(config: PretrainConfig) -> None:
+def test_the_transformers_backend_refuses_what_it_would_not_use(config: PretrainConfig) -> None:
     config.backend, config.model = "transformers", model("quickstart")
-    config.recipe._target_ = "nonsense"
-    plan = preflight(config)
-    assert plan.problems == []
+    assert preflight(config).problems == []
     config.megatron = {"model": {}}
-    assert any("backend=megatron only" in p for p in preflight(config).problems)
+    config.recipe._target_ = "nonsense"
+    config.recipe.per_split_data_args_path = "other.json"
+    first, second, third = preflight(config).problems
+    assert first.startswith("megatron: is used by backend=megatron only")
+    assert second.startswith("recipe._target_=nonsense is used by backend=megatron only")
+    assert third.startswith("recipe.per_split_data_args_path=other.json is not the blend of run.data")
+
+
+def test_the_schedule_is_shown(config: PretrainConfig) -> None:
+    told = dict(preflight(config).rows)["learning rate"]
+    assert told == "WSD: 2 iterations of warmup, 13 stable, 5 of decay (minus_sqrt); 0.001 to 1e-05"
 
 
 def test_an_unknown_recipe_is_told_not_guessed(config: PretrainConfig) -> None:

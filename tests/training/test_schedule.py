@@ -7,7 +7,7 @@ import pytest
 from training_processes import Child, tiny_config
 
 from nano3.config import PretrainConfig
-from nano3.training.schedule import schedule_problems
+from nano3.training.schedule import schedule_problems, schedule_sentence, with_decay
 
 ITERS, WARMUP, DECAY, LR, MIN = 20, 4, 6, 1e-2, 1e-4
 
@@ -107,6 +107,27 @@ def test_only_matrices_decay(tables: dict) -> None:
 def test_problems(changes: dict, told: list[str]) -> None:
     problems = "\n".join(schedule_problems(tiny_config(**changes)))
     assert all(text in problems for text in told), problems
+
+
+@pytest.mark.parametrize(
+    ("changes", "decay"),
+    [
+        ({"scheduler.lr_wsd_decay_iters": None}, 2),
+        ({"scheduler.lr_wsd_decay_iters": None, "train.train_iters": 1700}, 340),
+        ({"scheduler.lr_wsd_decay_iters": None, "train.train_iters": 3}, 1),
+        ({"scheduler.lr_wsd_decay_iters": 5}, 5),
+        ({"scheduler.lr_wsd_decay_iters": None, "scheduler.lr_decay_style": "cosine"}, None),
+    ],
+    ids=["a fifth", "the default", "at least one", "as it is given", "not for cosine"],
+)
+def test_null_takes_a_fifth_of_the_run(changes: dict, decay: int | None) -> None:
+    assert with_decay(tiny_config(**changes)).scheduler.lr_wsd_decay_iters == decay
+
+
+def test_the_schedule_in_words() -> None:
+    config = with_decay(PretrainConfig())
+    words = "WSD: 32 iterations of warmup, 1,328 stable, 340 of decay (minus_sqrt); 0.001 to 1e-05"
+    assert schedule_sentence(config) == words
 
 
 def test_good_schedules_have_no_problems() -> None:

@@ -1,0 +1,36 @@
+"""Which folder a user means: a run by its path or name, the runs below a folder, prepared data by its place or name."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from launch import ledger
+from nano3.artifacts import resolver, store
+from nano3.errors import UserError
+
+RUNS = Path("output/nano3/runs")
+_NOT_RUNS = {"slurm", "logs", "checkpoints", "tensorboard", "starts", "wandb"}
+
+
+def run_folder(name: str) -> Path:
+    """The folder that a user means by a path or by a name under output/nano3/runs."""
+    for folder in (Path(name), RUNS / name):
+        if folder.is_dir():
+            return folder
+    raise UserError(f"There is no run {name!r}, neither here nor under {RUNS}. `nano3 jobs` lists what there is.")
+
+
+def run_folders(folder: Path) -> Iterator[Path]:
+    """Folders at or below `folder` that launch or a run has written into."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name not in _NOT_RUNS]
+        if {ledger.FILE, "config.yaml"} & set(files):
+            yield Path(place)
+
+
+def data_folder(reference: str) -> Path:
+    """Prepared data by its folder or, as in run.data, by its artifact (NAME:ALIAS). Raises `UserError`."""
+    folder = Path(reference).expanduser()
+    if folder.is_dir() or (":" not in reference and not store.versions(reference)):
+        return folder
+    return resolver.find(reference, key="").folder
