@@ -101,7 +101,7 @@ def from_config(config: PretrainConfig, known: Schema | None, vocab_size: int) -
         vocab_size=padded_vocabulary(config, known, vocab_size),
         num_attention_heads=heads,
         num_query_groups=value("num_query_groups") or heads,
-        kv_channels=value("kv_channels") or hidden // heads,
+        kv_channels=value("kv_channels") or hidden // max(heads, 1),
         ffn_hidden_size=value("ffn_hidden_size") or 4 * hidden,
         gated=bool(value("gated_linear_unit")) and not pattern,
         qk_norm=bool(value("qk_layernorm")) and not pattern,
@@ -116,6 +116,27 @@ def from_config(config: PretrainConfig, known: Schema | None, vocab_size: int) -
         moe_ffn_hidden_size=value("moe_ffn_hidden_size") or 0,
         moe_shared_expert_intermediate_size=value("moe_shared_expert_intermediate_size") or 0,
     )
+
+
+def split_problems(model: Architecture, tensor: int) -> list[str]:
+    """Sizes that Megatron cannot divide among groups, experts or `tensor` ranks, the recipe's values included."""
+    rules = [
+        ("*", "num_attention_heads", "model.num_query_groups", model.num_query_groups),
+        ("*", "num_attention_heads", "model.tensor_model_parallel_size", tensor),
+        ("M", "mamba_num_heads", "model.mamba_num_groups", model.mamba_num_groups),
+        ("M", "mamba_num_heads", "model.tensor_model_parallel_size", tensor),
+    ]
+    problems = []
+    for kind, name, of, divisor in rules:
+        size = getattr(model, name)
+        if model.layers.get(kind) and divisor > 0 and size % divisor:
+            problems.append(f"model.{name}={size} must be a multiple of {of}={divisor}.")
+    if model.layers.get("E") and model.moe_router_topk > model.num_moe_experts > 0:
+        problems.append(
+            f"model.moe_router_topk={model.moe_router_topk} must not be greater than model.num_moe_experts="
+            f"{model.num_moe_experts}."
+        )
+    return problems
 
 
 def padded_vocabulary(config: PretrainConfig, known: Schema | None, vocab_size: int) -> int:

@@ -106,7 +106,7 @@ def model_problems(model: ModelConfig) -> list[str]:
         )
     kinds = [k for k in NEEDED if pattern is None or k in pattern]
     needed = ["hybrid_layer_pattern", "hidden_size", *(key for kind in kinds for key in NEEDED[kind])]
-    missing = [key for key in needed if not getattr(model, key)]
+    missing = [key for key in needed if getattr(model, key) in (None, "")]
     if missing:
         names = ", ".join(f"model.{key}" for key in missing)
         return [
@@ -128,6 +128,8 @@ def _shape_problems(model: ModelConfig, pattern: str) -> list[str]:
         if kind not in pattern:
             continue
         a, b = getattr(model, left), getattr(model, right)
+        if b < 1:  # told by values.py
+            continue
         if a % b if "multiple" in rule else a < b:
             problems.append(f"model.{left}={a} {rule} model.{right}={b}.")
     if "E" in pattern and model.num_moe_experts == 1:

@@ -15,7 +15,7 @@ from nano3.config import PretrainConfig
 from nano3.config.pretrain import RecipeConfig
 from nano3.errors import UserError
 from nano3.training import overrides, recipe, schema
-from nano3.training.architecture import Architecture, flops_per_token, from_config, parameters
+from nano3.training.architecture import Architecture, flops_per_token, from_config, parameters, split_problems
 from nano3.training.batch import multiples_around
 from nano3.training.data import TrainingData, open_data
 from nano3.training.hf_model import model_problems
@@ -95,6 +95,8 @@ def preflight(config: PretrainConfig, manifest: dict[str, Any] | None = None) ->
     plan.problems.extend(layout_problems(config, layout))
     data = _data(config, plan)
     model = from_config(config, known, data.vocab_size if data else _vocabulary(config, manifest, known))
+    if megatron and model:
+        plan.problems.extend(split_problems(model, layout.tensor))
     _tell_shape(config, layout, model, plan)
     begin = find_origin(config, data)
     plan.problems.extend(begin.problems)

@@ -108,6 +108,13 @@ def test_an_existing_output_is_not_touched(tmp_path: Path) -> None:
         export.export(tmp_path, tmp_path / "out")
 
 
+@pytest.mark.parametrize("output", ["/proc/nope", "file/hf"])
+def test_an_output_that_cannot_be_written(tmp_path: Path, output: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--output=.*: cannot be written: .*Choose another --output"):
+        export.export(run_folder(tmp_path), tmp_path / output)
+
+
 def test_the_right_checkpoint_is_found(tmp_path: Path) -> None:
     run = run_folder(tmp_path)
     assert export.find(run, None).name == "iter_0000020"

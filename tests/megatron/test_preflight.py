@@ -202,6 +202,32 @@ def test_two_sources_of_weights_are_refused(config: PretrainConfig) -> None:
     assert any("both name weights" in p for p in preflight(config).problems)
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        pytest.param({"num_attention_heads": 7}, "num_attention_heads=7 must be a multiple of model.num", id="groups"),
+        pytest.param({"mamba_num_heads": 7}, "mamba_num_heads=7 must be a multiple of model.mamba_num", id="mamba"),
+        pytest.param({"moe_router_topk": 9999}, "topk=9999 must not be greater than model.num_moe_e", id="experts"),
+        pytest.param(
+            {"num_attention_heads": 6, "num_query_groups": 2, "tensor_model_parallel_size": 4},
+            "num_attention_heads=6 must be a multiple of model.tensor_model_parallel_size=4",
+            id="ranks",
+        ),
+    ],
+)
+def test_sizes_that_megatron_cannot_divide(config: PretrainConfig, changes: dict, told: str) -> None:
+    for name, value in changes.items():
+        setattr(config.model, name, value)
+    assert sum(told in p for p in preflight(config).problems) == 1, preflight(config).problems
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "num_attention_heads", "moe_router_topk", "num_query_groups"])
+def test_a_size_of_nothing_is_told_once(config: PretrainConfig, name: str) -> None:
+    config.backend, config.model = "transformers", model("quickstart")
+    setattr(config.model, name, 0)
+    assert preflight(config).problems == [f"model.{name}=0 must be at least 1."]
+
+
 def test_a_negative_rate_is_told_once(config: PretrainConfig) -> None:
     """Not as a smallest rate that must lie between 0 and -1."""
     config.optimizer.lr, config.optimizer.min_lr = -1.0, 5.0
