@@ -251,6 +251,7 @@ HEAVY = {"torch", "megatron", "transformers", "datasets", "wandb", "accelerate",
         (PREP, ["data_blend=sample", "dry_run=true"]),
         (TOOL, ["--help"]),
         (TOOL, ["artifacts", "list"]),
+        (TOOL, ["doctor"]),
     ],
     ids=lambda v: v if isinstance(v, str) else " ".join(v),
 )
