@@ -65,7 +65,7 @@ def checked(cfg: DictConfig) -> Prep:
     registration = registration_of(config, blend)
     told(registration.problems(write=not config.dry_run))
     following = attempt(lambda: compose_next(config))
-    told(attempt(lambda: cluster_problems(config, blend, sources)) or [])
+    told(attempt(lambda: submit_problems(config, blend, sources)) or [])
     if failures:
         raise joined([*failures, UserError(check_options(options)), *problems_here(sources, options)])
     request = read_request(sources, options, blend)
@@ -73,7 +73,7 @@ def checked(cfg: DictConfig) -> Prep:
     return Prep(config, request, registration, following)
 
 
-def cluster_problems(config: DataPrepConfig, blend: str, sources: list[SourceConfig]) -> list[str]:
+def submit_problems(config: DataPrepConfig, blend: str, sources: list[SourceConfig]) -> list[str]:
     """Why this cannot be submitted, or cannot be spread. Raises `Failure` when Slurm does not answer."""
     cluster = config.cluster
     if cluster.kind == "slurm":

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from omegaconf import OmegaConf
 
 from nano3.artifacts import store
 from nano3.cli import flags_first, grouped
@@ -211,6 +213,16 @@ def test_how_to_make_data_is_told_of_blends_that_there_are(
     assert (f"python -m nano3.data_prep data_blend={tag}" in told) == advised
 
 
+def test_a_broken_configuration_of_a_run_is_named(tmp_path: Path) -> None:
+    (tmp_path / "starts").mkdir()
+    (tmp_path / "config.yaml").write_text("a: [\n")
+    with pytest.raises(yaml.YAMLError) as error:
+        OmegaConf.load(tmp_path / "config.yaml")
+    (told,) = explain(error.value, "pretrain", []).problems
+    assert told.startswith(f"{tmp_path}/config.yaml, line 2, column 1: not valid YAML: ")
+    assert f"Copy the newest {tmp_path}/starts/*/config.yaml over it" in told
+
+
 def test_a_folder_of_members_that_is_not_there(run, tmp_path: Path) -> None:
     done = run(PREP, "data_blend=sample", NANO3_CONF=str(tmp_path / "nowhere"))
     assert done.returncode == 2
@@ -251,6 +263,7 @@ HEAVY = {"torch", "megatron", "transformers", "datasets", "wandb", "accelerate",
         (PREP, ["data_blend=sample", "dry_run=true"]),
         (TOOL, ["--help"]),
         (TOOL, ["artifacts", "list"]),
+        (TOOL, ["doctor"]),
     ],
     ids=lambda v: v if isinstance(v, str) else " ".join(v),
 )

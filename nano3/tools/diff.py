@@ -1,0 +1,109 @@
+"""What differs between two runs: configuration, data, code, packages; of each its newest start.
+
+nano3 diff tiny tiny-lr2
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nano3.console import say, table
+from nano3.errors import Failure, UserError
+from nano3.files import read_json
+from nano3.tools._folders import RUNS, run_folder
+
+HELP = "what differs between two runs"
+NOTHING = "-"
+Rows = dict[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    for name in ("a", "b"):
+        parser.add_argument(name, metavar=f"RUN_{name.upper()}", help=f"run folder, or its name under {RUNS}")
+
+
+def run(args: argparse.Namespace) -> int:
+    a, b = run_folder(args.a), run_folder(args.b)
+    problems = [problem for folder in dict.fromkeys((a, b)) if (problem := not_a_run(folder))]
+    if problems:
+        raise UserError(problems)
+    same = []
+    for what, left, right in zip(("configuration", "data", "code", "packages"), facts(a), facts(b), strict=True):
+        rows = differences(left, right)
+        if rows:
+            table(f"{what}: {len(rows)} differ", ["what", str(a), str(b)], rows)
+        else:
+            same.append(what)
+    if same:
+        say(f"the same: {', '.join(same)}")
+    return 0
+
+
+def newest_start(folder: Path) -> Path | None:
+    """The record of the newest start of a run."""
+    return max((path.parent for path in (folder / "starts").glob("*/start.json")), default=None)
+
+
+def not_a_run(folder: Path) -> str | None:
+    """Why a folder cannot be compared."""
+    if newest_start(folder) is None:
+        return f"{folder}: no start is recorded there (no starts/*/start.json): name a run, or a point of a sweep."
+    return None
+
+
+def facts(folder: Path) -> tuple[Rows, Rows, Rows, Rows]:
+    """Configuration, data, code and packages of a run's newest start. Raises `Failure` for a damaged record."""
+    start = newest_start(folder)
+    assert start is not None
+    try:
+        config = yaml.safe_load((start / "config.yaml").read_text())
+        record = read_json(start / "start.json")
+        code = {**record["code"], "uncommitted": changes(start)}
+        packages = {"python": record["python"], **record["packages"]}
+        own = str(folder.absolute())
+        return {k: placed(v, own) for k, v in leaves(config)}, dict(record["data"]), code, packages
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise Failure(
+            f"{start}: the record of this start is damaged: {what}. Start the run again to renew it."
+        ) from None
+
+
+def changes(start: Path) -> str:
+    """The uncommitted changes of a start, so that equal ones compare equal."""
+    path = start / "code.diff"
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key with its value; lists stay whole."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def placed(value: Any, own: str) -> Any:
+    """A place in the run's own folder, written so that it is the same for both."""
+    return value.replace(own, "RUN", 1) if isinstance(value, str) and value.startswith(own) else value
+
+
+def differences(a: Rows, b: Rows) -> list[tuple[str, str, str]]:
+    """What is not the same, with both values; keys in the order of `a`, then those of `b` alone."""
+    keys = [*a, *(key for key in b if key not in a)]
+    return [
+        (key, shown(key, a.get(key, NOTHING)), shown(key, b.get(key, NOTHING)))
+        for key in keys
+        if a.get(key, NOTHING) != b.get(key, NOTHING)
+    ]
+
+
+def shown(key: str, value: Any) -> str:
+    """A value for the table; of a diff its size."""
+    if key == "uncommitted":
+        return f"{value.count(chr(10)):,} lines (starts/*/code.diff)" if value else "none"
+    return "null" if value is None else str(value)
