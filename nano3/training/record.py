@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -39,8 +40,9 @@ PACKAGES = (
     "tokenizers",
 )
 ROOT = Path(__file__).resolve().parents[2]
-# Where a run works and is watched, not what it computes: a finished run is the same with other values of these.
-NOT_THE_RUN = ("cluster", "dry_run", "run.env", "run.wandb")
+# Where a run works and is watched, not what it computes, and how its data were prepared (their fingerprint tells): a
+# finished run is the same with other values of these.
+NOT_THE_RUN = ("cluster", "dry_run", "run.env", "run.wandb", "data_blend")
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def thaw(path: Path) -> PretrainConfig:
         config: Any = OmegaConf.to_object(merged)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file; a run folder gets it when the run is started") from None
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(
             f"{path} is not a configuration of this version of nano3: {str(error).splitlines()[0]}"
         ) from None

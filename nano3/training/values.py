@@ -3,6 +3,7 @@
 import math
 from dataclasses import fields
 
+from nano3.artifacts import wandb
 from nano3.artifacts.names import alias_of, alias_problem
 from nano3.config.model import ModelConfig
 from nano3.config.pretrain import PretrainConfig
@@ -11,7 +12,6 @@ from nano3.training.backend import installed
 
 # numpy takes no larger seed.
 LARGEST_SEED = 2**32 - 1
-WANDB_MODES = ("online", "offline", "disabled")
 
 
 def value_problems(config: PretrainConfig) -> list[str]:
@@ -94,8 +94,8 @@ def run_problems(config: PretrainConfig, here: bool) -> list[str]:
     """What is wrong with run.name and run.wandb; `here`: the ranks will use this very Python."""
     problems = []
     mode = config.run.wandb.mode
-    if mode not in WANDB_MODES:
-        problems.append(f"run.wandb.mode={mode}: no such mode.{did_you_mean(mode, WANDB_MODES)}")
+    if mode not in wandb.MODES:
+        problems.append(f"run.wandb.mode={mode}: no such mode.{did_you_mean(mode, wandb.MODES)}")
     elif mode != "disabled" and here and not installed("wandb"):
         problems.append(
             f"run.wandb.mode={mode} needs wandb, not installed in this Python: uv sync --extra wandb, or "

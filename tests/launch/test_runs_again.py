@@ -140,7 +140,7 @@ def test_what_makes_it_another_run(cli: Commands, again: Path) -> None:
     data = record.Data(**told)
     assert not record.changed(again, config, data)
     assert record.changed(again, config, record.Data(data.reference, data.folder, "other data"))
-    config.cluster.nodes = 7
+    config.cluster.nodes, config.data_blend.num_shards = 7, 5
     assert not record.changed(again, config, data)
     config.optimizer.lr = 9
     assert record.changed(again, config, data)

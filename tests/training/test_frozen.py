@@ -92,6 +92,25 @@ def test_a_run_whose_checkpoint_is_gone_is_frozen_anew_and_says_so(run_dir: Path
     assert len(list((run_dir / "starts").iterdir())) == 2
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("run:\n  name: a\n bad: [", "is not a configuration of this version of nano3"),
+        ("run:\n  nmae: a\n", "is not a configuration of this version of nano3"),
+        ("train:\n  train_iters: many\n", "is not a configuration of this version of nano3"),
+        (None, "there is no such file"),
+    ],
+    ids=["no YAML", "unknown key", "wrong type", "missing"],
+)
+def test_a_broken_configuration_is_told_with_its_file(tmp_path: Path, text: str | None, told: str) -> None:
+    path = tmp_path / "config.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=told) as error:
+        record.thaw(path)
+    assert str(path) in str(error.value)
+
+
 @pytest.mark.parametrize("name", ["my run", "lr=1e-3", "a/b", "latest", "v7", "日本"])
 def test_no_name_ends_a_run_at_its_first_checkpoint(run_dir: Path, name: str) -> None:
     """Preflight refuses these; a run folder of an older version may still hold one."""
