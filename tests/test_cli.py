@@ -270,6 +270,7 @@ HEAVY = {"torch", "megatron", "transformers", "datasets", "wandb", "accelerate",
 def test_light_start(run, module: str, args: list[str]) -> None:
     """`-X importtime` lists every module imported, on stderr."""
     done = run(module, *args, PYTHONPROFILEIMPORTTIME="1")
-    imported = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if "|" in line}
     assert "hydra" in imported
-    assert not imported & HEAVY
+    # The namespace `megatron` is empty: looking for a module in it imports no more than that.
+    assert not {name for name in imported - {"megatron"} if name.split(".")[0] in HEAVY}
