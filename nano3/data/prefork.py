@@ -3,6 +3,7 @@
 python -m nano3.data.prefork SOCKET TOKENIZER_FILE      # the file may be "": then only the plan says which
 """
 
+import contextlib
 import gc
 import hashlib
 import importlib
@@ -100,15 +101,18 @@ def import_worker() -> None:
 
 
 def serve(end: Connection, plan_path: Path, engines: Engines | Nano3Error) -> None:
-    """Do tasks until the socket closes."""
+    """Do tasks until the socket closes, or is reset because the other side died with messages unread."""
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        answer(end, plan_path, engines)
+
+
+def answer(end: Connection, plan_path: Path, engines: Engines | Nano3Error) -> None:
+    """Do tasks for ever. Raises what the socket raises."""
     from nano3.data.shard import EngineMismatch
 
     worker: Any = None
     while True:
-        try:
-            task = end.recv()
-        except EOFError:
-            return
+        task = end.recv()
         try:
             if isinstance(engines, Nano3Error):
                 raise engines
@@ -120,7 +124,7 @@ def serve(end: Connection, plan_path: Path, engines: Engines | Nano3Error) -> No
         except Nano3Error as error:
             end.send(("error", error))
         except (BrokenPipeError, ConnectionResetError):
-            return
+            raise
         except BaseException:
             end.send(("error", RuntimeError(f"in a worker, during {task}:\n{traceback.format_exc()}")))
 
