@@ -14,6 +14,7 @@ from nano3.console import say, table
 from nano3.errors import Failure, UserError
 from nano3.files import read_json
 from nano3.tools._folders import RUNS, run_folder
+from nano3.training.record import newest_start
 
 HELP = "what differs between two runs"
 NOTHING = "-"
@@ -40,11 +41,6 @@ def run(args: argparse.Namespace) -> int:
     if same:
         say(f"the same: {', '.join(same)}")
     return 0
-
-
-def newest_start(folder: Path) -> Path | None:
-    """The record of the newest start of a run."""
-    return max((path.parent for path in (folder / "starts").glob("*/start.json")), default=None)
 
 
 def not_a_run(folder: Path) -> str | None:

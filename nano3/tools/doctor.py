@@ -15,9 +15,11 @@ import nano3
 from launch import slurm
 from nano3.artifacts import store
 from nano3.console import say, table
+from nano3.data.hub_cache import cache_dir
 from nano3.errors import Failure
 from nano3.provenance import commit_of, installed_versions
 from nano3.training import backend
+from nano3.training.kernels import cache_home
 
 HELP = "what this machine has, and what to do about what it lacks"
 ROOT = Path(nano3.__file__).resolve().parents[1]
@@ -133,12 +135,11 @@ def own_members() -> Line:
 
 
 def hub_cache() -> Line:
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    return space(Path(os.environ.get("HF_HUB_CACHE", home / "hub")), "HF_HOME")
+    return space(cache_dir(), "HF_HOME")
 
 
 def kernel_cache() -> Line:
-    return space(Path(os.environ.get("NANO3_CACHE", "~/.cache/nano3")), "NANO3_CACHE")
+    return space(cache_home(), "NANO3_CACHE")
 
 
 def output() -> Line:

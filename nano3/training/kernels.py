@@ -25,9 +25,13 @@ def keep_kernels() -> Path:
 
 def kernel_folder() -> Path:
     """For example ~/.cache/nano3/kernels/nvidia-h100-80gb-hbm3_torch-2.11.0_triton-3.6.0."""
-    home = Path(os.environ.get("NANO3_CACHE", "~/.cache/nano3")).expanduser().absolute()
     parts = [gpu_kind(), *(f"{name}-{_version(name)}" for name in ("torch", "triton"))]
-    return home / "kernels" / "_".join(parts)
+    return cache_home() / "kernels" / "_".join(parts)
+
+
+def cache_home() -> Path:
+    """$NANO3_CACHE, by default ~/.cache/nano3."""
+    return Path(os.environ.get("NANO3_CACHE", "~/.cache/nano3")).expanduser().absolute()
 
 
 def gpu_kind() -> str:

@@ -133,7 +133,7 @@ class Metrics:
 
         None when W&B does not work. Raises `UserError` when it is not installed.
         """
-        start = latest_start(self.run_dir) if any(self.run_dir.glob("starts/*/start.json")) else {}
+        start = latest_start(self.run_dir)
         run = wandb.start(
             wandb_settings(config),
             folder=self.run_dir,

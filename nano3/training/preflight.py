@@ -4,7 +4,6 @@ Imports neither torch nor megatron. For backend=megatron, values that the config
 the recorded recipe (`schema`); for backend=transformers the configuration is complete.
 """
 
-import json
 import os
 import shutil
 from dataclasses import dataclass, field
@@ -370,8 +369,3 @@ def _si(number: float) -> str:
         if abs(number) >= limit:
             return f"{number / limit:.3g} {unit}"
     return f"{number:.3g}"
-
-
-def as_json(plan: Preflight) -> str:
-    """For other programs."""
-    return json.dumps({"rows": plan.rows, "problems": plan.problems, "warnings": plan.warnings}, ensure_ascii=False)

@@ -144,6 +144,12 @@ def code_version() -> tuple[str | None, bytes]:
     return commit, git_bytes(ROOT, "diff", "HEAD") if commit else b""
 
 
+def newest_start(run_dir: Path) -> Path | None:
+    """The folder of the newest start; None when none is recorded."""
+    return max((path.parent for path in (run_dir / "starts").glob("*/start.json")), default=None)
+
+
 def latest_start(run_dir: Path) -> dict[str, Any]:
-    """start.json of the newest start."""
-    return read_json(max((run_dir / "starts").glob("*/start.json")))
+    """start.json of the newest start; {} when none is recorded."""
+    start = newest_start(run_dir)
+    return read_json(start / "start.json") if start else {}
