@@ -57,7 +57,7 @@ def test_a_second_start_here_is_refused_until_the_first_is_gone(make_job: Any) -
 def test_ranks_of_torchrun_hold_the_folder_as_long_as_they_live(make_job: Any) -> None:
     job = make_job("steps=100000", "pause=0.05", "more=1", nproc_per_node=2)
     first = start_attached(job)
-    eventually(lambda: all((job.run_dir / f"environment_{rank}.json").exists() for rank in (0, 1)))
+    eventually(lambda: all((job.run_dir / name).exists() for name in ("progress.json", "environment_1.json")))
     ranks = [int((job.run_dir / "logs" / f"{rank}.pid").read_text()) for rank in (0, 1)]
     with pytest.raises(UserError, match=f"in use by process {first.pid} on .*, which runs as process") as refused:
         launch.run([job])
