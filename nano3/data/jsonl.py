@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from typing import IO, Any
 
@@ -16,6 +17,16 @@ SAMPLE, SHORT_LINE = 64 << 10, 350  # bytes at a block's start that tell how lon
 BOM = b"\xef\xbb\xbf"
 Bad = tuple[int, str, str]  # key, kind of fault, what is wrong
 NO_FIELD = "no field"  # so begins what is wrong with a row that has no such key
+Fill = Callable[[memoryview], int]  # like `readinto`: bytes put into the memory, 0 at the end
+
+
+@dataclass
+class Block:
+    """Whole lines: the first `size` bytes of `data`, which stand at `offset` in the uncompressed file."""
+
+    offset: int
+    data: bytes | bytearray
+    size: int
 
 
 def skip_to_line(f: IO[bytes], start: int, stop: int) -> int:
@@ -34,53 +45,64 @@ def skip_to_line(f: IO[bytes], start: int, stop: int) -> int:
     return max(position, stop)
 
 
-def line_blocks(read: Callable[[int], bytes], offset: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
-    """(offset, bytes) of blocks of whole lines that start before `stop`; `read` must stand at `offset`, the start of
-    a line.
+def line_blocks(fill: Fill, offset: int, stop: int | None) -> Iterator[Block]:
+    """Blocks of whole lines that start before `stop`; `fill` must stand at `offset`, the start of a line.
 
-    A line longer than a block makes its block longer. The last line may lack its newline.
+    A line longer than a block makes its block longer. The last line may lack its newline. Unless it is longer, a block
+    is read into the same memory as the one before, so it is good until the next one is asked for: what is read is
+    copied once, and no page of memory has to be mapped for it.
     """
-    pending: list[bytes | memoryview] = []
+    buffer = bytearray(BLOCK)
+    view = memoryview(buffer)
+    held = 0  # bytes at the start of the buffer that begin a line
+    begun: list[bytes] = []  # and what lies before them, of a line that is longer
     position = offset
     while stop is None or offset < stop:
         left = BLOCK if stop is None else max(stop - position, BLOCK // 16)
-        data = read(min(BLOCK, left))
-        if not data:
-            if block := b"".join(pending):
-                yield offset, block
+        got = fill(view[held : held + left])
+        if not got:
+            if rest := b"".join([*begun, view[:held]]):
+                yield Block(offset, rest, len(rest))
             return
-        position += len(data)
-        cut = data.rfind(b"\n") + 1
+        position += got
+        end = held + got
+        cut = buffer.rfind(b"\n", held, end) + 1
         if not cut:
-            pending.append(data)
+            held = end
+            if held == BLOCK:
+                begun.append(bytes(buffer))
+                held = 0
             continue
-        pending.append(memoryview(data)[:cut])
-        whole = [b"".join(pending)]  # in a list, so that nothing here holds on to a large block while it is worked on
-        pending = [data[cut:]]
-        size = len(whole[0])
+        # In a list, so that nothing here holds on to a long block while it is worked on.
+        blocks = [Block(offset, b"".join([*begun, view[:cut]]), 0) if begun else Block(offset, buffer, 0)]
+        size = blocks[0].size = cut + len(begun) * BLOCK
+        begun = []
         if stop is not None and offset + size > stop:
-            whole[0] = whole[0][: whole[0].index(b"\n", stop - 1 - offset) + 1]
-            yield offset, whole.pop()
+            blocks[0].size = blocks[0].data.index(b"\n", stop - 1 - offset) + 1
+            yield blocks.pop()
             return
-        yield offset, whole.pop()
+        yield blocks.pop()
+        held = end - cut
+        view[:held] = view[cut:end]
         offset += size
 
 
-def line_starts(block: bytes) -> np.ndarray:
-    """int64 offset of each line. A search for each is 15 times as fast as a look at every byte, unless lines are
-    short.
+def line_starts(block: Block) -> np.ndarray:
+    """int64 offset of each line in a block. A search for each is 15 times as fast as a look at every byte, unless lines
+    are short.
     """
-    if block.count(b"\n", 0, SAMPLE) > SAMPLE // SHORT_LINE:
-        ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
+    data, size = block.data, block.size
+    if data.count(b"\n", 0, min(SAMPLE, size)) > SAMPLE // SHORT_LINE:
+        ends = np.flatnonzero(np.frombuffer(data, np.uint8, size) == ord("\n"))
     else:
         found = []
-        at = block.find(b"\n")
+        at = data.find(b"\n", 0, size)
         while at >= 0:
             found.append(at)
-            at = block.find(b"\n", at + 1)
+            at = data.find(b"\n", at + 1, size)
         ends = np.array(found, np.int64)
     starts = np.concatenate([np.zeros(1, np.int64), ends + 1])
-    return starts[:-1] if block.endswith(b"\n") else starts
+    return starts[:-1] if starts[-1] == size else starts
 
 
 @cache
@@ -101,20 +123,22 @@ class JsonRows:
         self._field = field
         self._decoder = row_decoder(field)
 
-    def of_lines(self, offset: int, block: bytes) -> tuple[list[str], np.ndarray, list[Bad]]:
-        """Texts, keys (int64 offset of each line) and faults of a block of whole lines. Blank lines are not rows."""
-        if offset == 0 and block.startswith(BOM):
-            offset, block = len(BOM), block[len(BOM) :]
+    def of_lines(self, block: Block) -> tuple[list[str], np.ndarray, list[Bad]]:
+        """Texts, keys (int64 offset of each line) and faults of a block. Blank lines are not rows."""
+        if block.offset == 0 and block.data.startswith(BOM) and block.size >= len(BOM):
+            block = Block(len(BOM), block.data[len(BOM) : block.size], block.size - len(BOM))
         starts = line_starts(block)
         rows: list[Any] = []
-        first = np.frombuffer(block, np.uint8)[starts] if block else np.zeros(1, np.uint8)
-        if (first == ord("{")).all():  # then no line is blank or goes on with the one before
+        view = memoryview(block.data)[: block.size]
+        if (np.frombuffer(view, np.uint8)[starts] == ord("{")).all():  # no line is blank or goes on with the one before
             with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-                rows = self._decoder.decode_lines(block)
+                rows = self._decoder.decode_lines(view)
         if len(rows) == len(starts):
-            return [row.text for row in rows], offset + starts, []
-        ends = [*starts[1:].tolist(), len(block)]
-        lines = ((offset + a, block[a:b].strip()) for a, b in zip(starts.tolist(), ends, strict=True))
+            return [row.text for row in rows], block.offset + starts, []
+        ends = [*starts[1:].tolist(), block.size]
+        lines = (
+            (block.offset + a, bytes(view[a:b]).strip()) for a, b in zip(starts.tolist(), ends, strict=True)
+        )
         return self._one_by_one((key, line) for key, line in lines if line)
 
     def of_array(self, data: bytes, path: str) -> tuple[list[str], np.ndarray, list[Bad]]:

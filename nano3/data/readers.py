@@ -101,8 +101,8 @@ def read_jsonl(f: IO[bytes], part: FilePart) -> Iterator[Batch]:
     rows = JsonRows(part.text_field)
     stop = min(part.stop, part.size)
     start = skip_to_line(f, part.start, stop)
-    for offset, block in line_blocks(f.read, start, stop):
-        texts, keys, bad = rows.of_lines(offset, block)
+    for block in line_blocks(f.readinto, start, stop):
+        texts, keys, bad = rows.of_lines(block)
         del block
         yield Batch(texts, keys, keys, bad)
 
@@ -165,14 +165,18 @@ def compressed_lines(head: bytes, stream: Decompressor, part: FilePart) -> Itera
     begun = io.BytesIO(head)
     low = 0
 
-    def read(size: int) -> bytes:
-        start = begun.read(size)
-        return start + stream.read(size - len(start))
+    def fill(memory: memoryview) -> int:
+        data = begun.read(len(memory))
+        data += stream.read(len(memory) - len(data))
+        memory[: len(data)] = data
+        return len(data)
 
-    for offset, block in line_blocks(read, 0, None):
+    for block in line_blocks(fill, 0, None):
         high = max(low, min(part.cost - 1, stream.position * part.cost // part.size))
-        texts, keys, bad = rows.of_lines(offset, block)
-        yield Batch(texts, keys, spread(keys - offset, len(block), low, high), bad)
+        texts, keys, bad = rows.of_lines(block)
+        places = spread(keys - block.offset, block.size, low, high)
+        del block
+        yield Batch(texts, keys, places, bad)
         low = high
 
 

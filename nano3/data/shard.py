@@ -20,6 +20,7 @@ from nano3.data.splits import document_hash, file_seed, refuse, split_of
 from nano3.data.tokenize import Encoder, SpecialCounter, first_difference
 
 ENOUGH = 1 << 20  # characters that are worth a call of the engine
+CHECKED = 50_000  # characters of a document that are compared with the reference
 
 
 class EngineMismatch(Exception):
@@ -166,13 +167,16 @@ class UnitEncoder:
         self.truncated += int(self.framing.limit is not None and length > self.framing.limit)
 
     def check(self, texts: list[str], hashes: np.ndarray, files: np.ndarray, keys: np.ndarray) -> None:
-        """Compare one document in `check_every` with the reference."""
+        """Compare one document in `check_every` with the reference; of a long one some stretch, for the reference takes
+        half a second for a million characters.
+        """
         every = self.options.check_every
         if not self.worker.fast or not every:
             return
         chosen = np.flatnonzero(hashes % np.uint64(every) == 0).tolist()
         self.checked += len(chosen)
-        wrong = first_difference(self.worker.fast, self.worker.reference, [texts[i] for i in chosen])
+        stretches = [stretch(texts[i], int(hashes[i])) for i in chosen]
+        wrong = first_difference(self.worker.fast, self.worker.reference, stretches)
         if wrong is not None:
             i = chosen[wrong]
             raise EngineMismatch(f"{self.dataset.whole(int(files[i])).path}, document with key {int(keys[i])}")
@@ -211,6 +215,12 @@ class UnitEncoder:
             self.parts.append(writer.commit())
         writer = self.open_parts[split] = open_part(self.worker.build, self.number, split, shard)
         return writer
+
+
+def stretch(text: str, number: int) -> str:
+    """A text, or CHECKED characters of it from a place that the number gives."""
+    start = number % (len(text) - CHECKED + 1) if len(text) > CHECKED else 0
+    return text[start : start + CHECKED]
 
 
 def utf8_size(text: str) -> int:

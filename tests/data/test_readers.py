@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from nano3.data import jsonl
 from nano3.data.formats import TEXT_PER_BYTE, detect
-from nano3.data.jsonl import JsonRows, line_blocks, skip_to_line
+from nano3.data.jsonl import Block, JsonRows, line_blocks, skip_to_line
 from nano3.data.readers import FilePart, read_part, row_number
 from nano3.errors import Failure, Nano3Error, UserError
 
@@ -114,8 +114,8 @@ def test_any_cut_of_json_lines_gives_every_row_once(rows, cuts, block, newline, 
             for low, high in pairwise(edges):
                 f.seek(0)
                 start = skip_to_line(f, low, high)
-                for offset, piece in line_blocks(f.read, start, high):
-                    texts, keys, bad = JsonRows("text").of_lines(offset, piece)
+                for piece in line_blocks(f.readinto, start, high):
+                    texts, keys, bad = JsonRows("text").of_lines(piece)
                     assert not bad
                     assert all(low <= k < high for k in keys.tolist())
                     got += zip(keys.tolist(), texts, strict=True)
@@ -189,7 +189,8 @@ ODD_LINES = {
 @pytest.mark.parametrize(("line", "text"), ODD_LINES.values(), ids=ODD_LINES.keys())
 @pytest.mark.parametrize("neighbour", [b'{"text": "n"}', b"broken"], ids=["quick", "one_by_one"])
 def test_odd_lines_are_read_as_pythons_json_reads_them(line: bytes, text: str, neighbour: bytes) -> None:
-    texts, _, _ = JsonRows("text").of_lines(0, line + b"\n" + neighbour)
+    lines = line + b"\n" + neighbour
+    texts, _, _ = JsonRows("text").of_lines(Block(0, lines, len(lines)))
     assert texts[0] == text
 
 
