@@ -10,11 +10,13 @@ A rerun goes on where a stopped one was; a complete one is left alone.
 """
 
 import gc
+import os
 import sys
 
 
 def main() -> None:
     """Entry point. Little is imported before the tokenizer loads: the rest takes half a second."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # nothing here multiplies matrices; idle threads of it would spin
     from nano3.prep_ahead import load_ahead
 
     sys.argv = fold_then(sys.argv)

@@ -5,9 +5,12 @@ it forks.
 where it can read the tokenizer; it is used only after a proof (`tokenize.py`).
 """
 
+import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,35 +33,46 @@ def load_engines(
 ) -> Engines:
     """Load a tokenizer.json into both engines (the reference only, when not `fast`).
 
-    The fast engine takes longer to load: that goes on in a thread, which has ended when this returns; `meanwhile` is
-    called beside it. Truncation and padding that the file may ask for are switched off: documents stay whole.
+    The fast engine takes longest: the rest, `meanwhile` included, is done beside it in a thread, which has ended when
+    this returns. Truncation and padding that the file may ask for are switched off: documents stay whole.
     """
-    quick: Any = None
-    why_not = ""
-
-    def load_fast() -> None:
-        nonlocal quick, why_not
-        from fastokens import _native
-
-        try:
-            quick = _native.Tokenizer.from_file(file)
-        except (ValueError, RuntimeError, NotImplementedError, OSError) as error:
-            why_not = f"fastokens cannot read this tokenizer: {error}"
-            return
-        quick.no_truncation()
-        quick.no_padding()
-
-    thread = threading.Thread(target=load_fast)
-    if fast:
-        thread.start()
-    try:
-        reference = load_reference(file, split_special_tokens)
+    if not fast:
         meanwhile()
+        return Engines(load_reference(file, split_special_tokens), None)
+    beside: Future[Any] = Future()
+
+    def others() -> None:
+        # The fast engine and what else a run does at its start are waited for first: two cores have enough in them.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        try:
+            reference = load_reference(file, split_special_tokens)
+            meanwhile()
+            beside.set_result(reference)
+        except BaseException as error:
+            beside.set_exception(error)
+
+    thread = threading.Thread(target=others)
+    thread.start()
+    try:
+        quick, why_not = load_fast(file)
     finally:
-        if fast:
-            thread.join()
-            wait_until_alone()
-    return Engines(reference, quick, why_not)
+        thread.join()
+        wait_until_alone()
+    return Engines(beside.result(), quick, why_not)
+
+
+def load_fast(file: str) -> tuple[Any, str]:
+    """Load a tokenizer.json into fastokens; (None, why not) when it cannot be."""
+    from fastokens import _native
+
+    try:
+        quick = _native.Tokenizer.from_file(file)
+    except (ValueError, RuntimeError, NotImplementedError, OSError) as error:
+        return None, f"fastokens cannot read this tokenizer: {error}"
+    quick.no_truncation()
+    quick.no_padding()
+    return quick, ""
 
 
 def wait_until_alone() -> None:
