@@ -16,7 +16,7 @@ import sys
 
 def main() -> None:
     """Entry point. Little is imported before the tokenizer loads: the rest takes half a second."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # nothing here multiplies matrices; idle threads of it would spin
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no matrices here: its threads would only spin
     from nano3.prep_ahead import load_ahead
 
     sys.argv = fold_then(sys.argv)

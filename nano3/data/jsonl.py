@@ -136,9 +136,7 @@ class JsonRows:
         if len(rows) == len(starts):
             return [row.text for row in rows], block.offset + starts, []
         ends = [*starts[1:].tolist(), block.size]
-        lines = (
-            (block.offset + a, bytes(view[a:b]).strip()) for a, b in zip(starts.tolist(), ends, strict=True)
-        )
+        lines = ((block.offset + a, bytes(view[a:b]).strip()) for a, b in zip(starts.tolist(), ends, strict=True))
         return self._one_by_one((key, line) for key, line in lines if line)
 
     def of_array(self, data: bytes, path: str) -> tuple[list[str], np.ndarray, list[Bad]]:

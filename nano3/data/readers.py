@@ -12,7 +12,8 @@ parquet row group, or a whole file of the other formats) belongs to the interval
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any
+from itertools import islice
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -101,7 +102,7 @@ def read_jsonl(f: IO[bytes], part: FilePart) -> Iterator[Batch]:
     rows = JsonRows(part.text_field)
     stop = min(part.stop, part.size)
     start = skip_to_line(f, part.start, stop)
-    for block in line_blocks(f.readinto, start, stop):
+    for block in line_blocks(cast(io.BufferedIOBase, f).readinto, start, stop):
         texts, keys, bad = rows.of_lines(block)
         del block
         yield Batch(texts, keys, keys, bad)
@@ -202,13 +203,32 @@ def read_parquet(f: IO[bytes], part: FilePart) -> Iterator[Batch]:
             if rows and part.start <= low < part.stop:
                 size = max(1, min(MAX_ROWS, BATCH * rows // max(width, 1)))
                 at = first
-                for batch in file.iter_batches(size, row_groups=[number], columns=[column], use_threads=False):
-                    yield column_batch(batch.column(0), at, first, rows, low, high, part)
-                    at += len(batch)
+                for box in row_group(file, number, column, size):
+                    count = len(box[0])
+                    yield column_batch(box.pop(), at, first, rows, low, high, part)
+                    at += count
             first += rows
             low = high
     except pa.ArrowInvalid as error:
         raise Failure(f"{part.path}: damaged parquet: {error}") from error
+
+
+def row_group(file: Any, number: int, column: str, size: int) -> Iterator[list[Any]]:
+    """The column of a row group, `size` rows at a time, each in a list to be taken out of it. Nothing here holds on to
+    what was given out; the reader, which keeps a page of text, is let go before the last of it.
+    """
+    import pyarrow as pa
+
+    left = file.metadata.row_group(number).num_rows
+    reader = file.iter_batches(size, row_groups=[number], columns=[column], use_threads=False)
+    while left > 0:
+        box = [batch.column(0) for batch in islice(reader, 1)]
+        if not box:
+            raise pa.ArrowInvalid(f"row group {number} ends {left:,} rows before its end")
+        left -= len(box[0])
+        if left <= 0:
+            del reader
+        yield box
 
 
 def group_widths(metadata: Any, column: str) -> list[tuple[int, int]]:
