@@ -42,12 +42,17 @@ ENGINE = """
 
 fastokens in a loop over the {megabytes:,.0f} MB in memory, one thread a process, two passes over the text:
 
-| processes | first pass MB/s | second pass MB/s | nano3 MB/s, from start to exit | share of the first pass |
-|--:|--:|--:|--:|--:|"""
+| processes | first pass MB/s | second pass MB/s | nano3 MB/s, from start to exit | share of the first pass | \
+nano3 MB/s, once it works | share |
+|--:|--:|--:|--:|--:|--:|--:|"""
+
+WORKING = """
+Once it works: the text that {megabytes:,.0f} MB have more than {fewer:,.0f} MB, by the time that they take longer."""
 
 SCALING = """
 {workers} workers are {one:.2f} times as fast as one worker (which may use a second core for reading and writing),
-and {alone:.2f} times as fast as one worker held on one core."""
+and {alone:.2f} times as fast as one worker held on one core; {workers} bare engines are {bare:.2f} times as fast as one
+in their first pass."""
 
 TEXT = """
 ## The text
@@ -154,19 +159,29 @@ def ceiling(result: Result) -> list[str]:
     if not result["engine"]:
         return []
     size = result["engine"][-1]["size"]
-    megabytes = result["corpus"][size]["text_bytes"] / 1e6
+    smaller = next((other for other in sizes_of(result)[::-1] if SIZES.index(other) < SIZES.index(size)), None)
+    megabytes, fewer = (result["corpus"][s]["text_bytes"] / 1e6 if s else 0.0 for s in (size, smaller))
     lines = [ENGINE.format(megabytes=megabytes)]
+    rates = []
     for processes, name in [(1, "nano3-1-core"), (result["workers"], "nano3")]:
         passes = [run for run in result["engine"] if run["processes"] == processes and run["size"] == size]
-        runs = runs_of(result, size, name)
+        runs, quick = runs_of(result, size, name), runs_of(result, smaller or "", name)
         if passes and runs:
             first, second = middle(passes, "cold_mb_per_s"), middle(passes, "warm_mb_per_s")
+            rates.append(first)
             rate = megabytes / middle(runs, "wall_s")
-            lines.append(f"| {processes} | {first:.0f} | {second:.0f} | {rate:.0f} | {rate / first:.0%} |")
+            cells = [str(processes), f"{first:.0f}", f"{second:.0f}", f"{rate:.0f}", f"{rate / first:.0%}", "", ""]
+            if quick:
+                working = (megabytes - fewer) / (middle(runs, "wall_s") - middle(quick, "wall_s"))
+                cells[-2:] = [f"{working:.0f}", f"{working / first:.0%}"]
+            lines.append("| " + " | ".join(cells) + " |")
+    if smaller:
+        lines.append(WORKING.format(megabytes=megabytes, fewer=fewer))
     walls = {name: runs_of(result, size, name) for name in ("nano3", "nano3-1-worker", "nano3-1-core")}
-    if all(walls.values()):
+    if all(walls.values()) and len(rates) == 2:
         both, one, alone = (middle(runs, "wall_s") for runs in walls.values())
-        lines.append(SCALING.format(workers=result["workers"], one=one / both, alone=alone / both))
+        facts = {"one": one / both, "alone": alone / both, "bare": rates[1] / rates[0]}
+        lines.append(SCALING.format(workers=result["workers"], **facts))
     return lines
 
 
