@@ -16,6 +16,7 @@ from nano3.data.pieces import LONG, encode_pieces
 from nano3.data.plan import SPLITS, DatasetPlan, Plan
 from nano3.data.readers import Batch, FilePart, read_part
 from nano3.data.receipts import Part, UnitReceipt, unit_receipt, write_receipt
+from nano3.data.routing import long_enough, shards_of
 from nano3.data.splits import document_hash, file_seed, refuse, split_of
 from nano3.data.tokenize import Encoder, SpecialCounter, first_difference
 
@@ -99,12 +100,9 @@ class UnitEncoder:
         """Take in one batch of a file. Documents wait until there are enough: small files would be slow one by one."""
         refuse(batch, part, self.options, self.dataset.name)
         self.skipped.update(kind for _, kind, _ in batch.bad)
-        texts, keys, places = batch.texts, batch.keys, batch.places
-        if self.options.min_doc_chars:
-            long = [i for i, text in enumerate(texts) if len(text) >= self.options.min_doc_chars]
-            if len(long) < len(texts):
-                self.skipped["short"] += len(texts) - len(long)
-                texts, keys, places = [texts[i] for i in long], keys[long], places[long]
+        texts, keys, places = long_enough(batch, self.options.min_doc_chars)
+        if len(texts) < len(batch.texts):
+            self.skipped["short"] += len(batch.texts) - len(texts)
         columns = (np.full(len(keys), file), keys, places + int(self.dataset.bases[file]), document_hash(seed, keys))
         begin = 0
         for i in [i for i, text in enumerate(texts) if len(text) >= LONG]:
@@ -191,10 +189,7 @@ class UnitEncoder:
         splits: np.ndarray,
     ) -> None:
         """Send runs of documents that go to the same shard to it, in order."""
-        shards = np.empty(len(lengths), np.int64)
-        for split in range(len(SPLITS)):
-            mine = splits == split
-            shards[mine] = np.searchsorted(self.dataset.shard_bounds[split], places[mine], "right") - 1
+        shards = shards_of(self.dataset, splits, places)
         route = shards * len(SPLITS) + splits
         starts = [0, *(np.flatnonzero(np.diff(route)) + 1).tolist(), len(route)]
         offsets = np.concatenate([[0], np.cumsum(lengths)])

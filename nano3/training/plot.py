@@ -52,7 +52,7 @@ def _draw_losses(axes: "Axes", train: list[dict[str, Any]], valid: list[dict[str
     x = [_x(line, per_iteration) for line in train]
     loss = [line["loss"] for line in train]
     axes.plot(x, loss, color=BLUE, alpha=0.25, linewidth=1)
-    axes.plot(x, _smooth(loss), color=BLUE, linewidth=2, label="training (smoothed)")
+    axes.plot(x, smooth(loss), color=BLUE, linewidth=2, label="training (smoothed)")
     if valid:
         at = [_x(line, per_iteration) for line in valid]
         names = [key for key in valid[-1] if key.startswith("valid_loss/")]
@@ -77,7 +77,7 @@ def _unit(tokens: float) -> tuple[float, str]:
     return 1.0, "tokens"
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
+def smooth(values: Sequence[float]) -> list[float]:
     """Exponential mean over about a twentieth of the points, without the usual bias at the start."""
     decay = 1 - 1 / max(1.0, len(values) / 20)
     mean, weight, smoothed = 0.0, 0.0, []

@@ -1,0 +1,165 @@
+"""The documents in the global batch of one iteration, back to file and row.
+
+nano3 trace quickstart --iteration 120
+nano3 trace quickstart --iteration 120 --sample 3 --text
+"""
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nano3.console import say, table, warn
+from nano3.errors import Failure, UserError
+from nano3.tools._arguments import at_least
+from nano3.tools._folders import RUNS, run_folder
+
+HELP = "the documents in the batch of one iteration, back to file and row"
+COLUMNS = ["sample", "dataset", "file", "place", "shard", "document", "tokens"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a document in the batch: `sample` is its place in the global batch, `document` its number in the
+    shard, both from 0.
+    """
+
+    sample: int
+    shard: str
+    document: int
+    start: int
+    stop: int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help=f"run folder, or its name under {RUNS}")
+    parser.add_argument("--iteration", type=at_least(1), required=True, metavar="N", help="as in the log, from 1")
+    parser.add_argument("--sample", type=at_least(0), metavar="K", help="only sample K, from 0, of the global batch")
+    parser.add_argument("--text", action="store_true", help="show the text of the samples too")
+    parser.add_argument(
+        "--no-sources", action="store_true", help="name shards only; finding files and rows reads the raw text again"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from nano3.data.manifest import load_manifest
+    from nano3.training.order import TrainOrder
+    from nano3.training.record import thaw
+
+    folder = run_folder(args.run)
+    config = thaw(folder / "config.yaml")
+    data = Path(config.run.data)
+    samples = samples_of(config, folder, args.iteration, args.sample)
+    manifest = load_manifest(data)
+    refuse_other_data(folder, data, manifest)
+    order = TrainOrder(folder / "index_cache", config.train.train_iters * config.train.global_batch_size)
+    if order.other_sizes:
+        sizes = " and ".join(f"{size:,}" for size in order.other_sizes)
+        warn(
+            f"{order.cache} also holds orders of {sizes} samples: this run was started with other lengths too. What was "
+            "read then is told right only if it was within one epoch, where the order does not depend on the length."
+        )
+    pieces = list(pieces_of(order, data, samples, config.train.global_batch_size))
+    origins = {} if args.no_sources else origins_of(data, manifest, pieces)
+    datasets = {shard["prefix"]: shard["dataset"] for shard in manifest.shards}
+    rows = [row(piece, datasets[piece.shard], origins.get((piece.shard, piece.document))) for piece in pieces]
+    title = f"{folder}: iteration {args.iteration}, samples {samples[0]:,} to {samples[-1]:,} of the run"
+    table(title, COLUMNS, rows, right=["sample", "document"])
+    say(f"{len(pieces):,} stretches of {len({(p.shard, p.document) for p in pieces}):,} documents")
+    if args.text:
+        show_text(data, manifest, pieces)
+    return 0
+
+
+def samples_of(config: Any, folder: Path, iteration: int, only: int | None) -> range:
+    """Numbers, in the order of the whole run, of the samples in an iteration's batch."""
+    from nano3.training.metrics import read_metrics
+
+    size, last = config.train.global_batch_size, config.train.train_iters
+    if iteration > last:
+        raise UserError(f"--iteration {iteration}: this run has iterations 1 to {last}.")
+    if only is not None and only >= size:
+        raise UserError(f"--sample {only}: a global batch of this run has samples 0 to {size - 1}.")
+    for line in read_metrics(folder):
+        if line.get("iteration") == iteration and line.get("consumed_samples", iteration * size) != iteration * size:
+            raise Failure(
+                f"{folder}: after iteration {iteration} the run had read {line['consumed_samples']:,} samples, not "
+                f"{iteration} x {size}: its batch size has changed on the way, so its samples cannot be told."
+            )
+    first = (iteration - 1) * size
+    return range(first, first + size) if only is None else range(first + only, first + only + 1)
+
+
+def refuse_other_data(folder: Path, data: Path, manifest: Any) -> None:
+    """Raise `Failure` when the data is not what the run's newest start read."""
+    from nano3.training.record import latest_start
+
+    read = latest_start(folder).get("data", {}).get("fingerprint")
+    if read not in (None, manifest.content):
+        raise Failure(f"{data}: is not the data that {folder} was trained on; it was prepared anew since.")
+
+
+def pieces_of(order: Any, data: Path, samples: range, global_batch_size: int) -> Iterator[Piece]:
+    """The stretches of documents in these samples of a `TrainOrder`, in turn."""
+    import numpy as np
+
+    from nano3.data.indexed import IndexedFile
+
+    opened: dict[str, IndexedFile] = {}
+    for sample in samples:
+        member, number = order.find(sample)
+        # By its name: the data may have been moved since.
+        shard = "/".join(member.prefix.parts[-2:])
+        if shard not in opened:
+            opened[shard] = IndexedFile(data / shard)
+        indexed = opened[shard]
+        for stretch in member.stretches(number, indexed.lengths):
+            # The last document that begins there: empty ones before it have no sequence.
+            document = int(np.searchsorted(indexed.bounds, stretch.sequence, "right")) - 1
+            yield Piece(sample % global_batch_size, shard, document, stretch.start, stretch.stop)
+
+
+def origins_of(data: Path, manifest: Any, pieces: list[Piece]) -> dict[tuple[str, int], Any]:
+    """Origin of each document by shard and number; what cannot be told is warned of."""
+    from nano3.data.origins import find_origins, plan_of
+
+    wanted = defaultdict(set)
+    for piece in pieces:
+        wanted[piece.shard].add(piece.document)
+    plan = plan_of(data, manifest)
+    found = {}
+    for shard, numbers in sorted(wanted.items()):
+        split, _, name = shard.partition("/")
+        try:
+            origins = find_origins(plan, split, int(name.rpartition("_")[2]), numbers)
+        except (Failure, UserError) as error:
+            for problem in error.problems:
+                warn(f"{shard}: {problem}")
+            continue
+        found |= {(shard, number): origin for number, origin in origins.items()}
+    return found
+
+
+def row(piece: Piece, dataset: str, origin: Any) -> list[str]:
+    """A line of the table."""
+    file, place = (origin.path, origin.place) if origin else ("", "")
+    return [
+        str(piece.sample), dataset, file, place, piece.shard, f"{piece.document:,}", f"{piece.start:,}-{piece.stop - 1:,}"
+    ]  # fmt: skip
+
+
+def show_text(data: Path, manifest: Any, pieces: list[Piece]) -> None:
+    """The decoded text of each sample; special tokens are shown."""
+    from nano3.data.indexed import IndexedFile
+    from nano3.tools.inspect import load_tokenizer
+
+    tokenizer = load_tokenizer(data / manifest.tokenizer["path"] / "tokenizer.json")
+    ids: dict[int, list[int]] = defaultdict(list)
+    for piece in pieces:
+        ids[piece.sample] += IndexedFile(data / piece.shard).document(piece.document)[piece.start : piece.stop].tolist()
+    for sample, tokens in ids.items():
+        say(f"---- sample {sample}")
+        sys.stdout.write(tokenizer.decode(tokens, skip_special_tokens=False) + "\n")

@@ -1,0 +1,203 @@
+"""nano3 trace: from an iteration of a run to the rows of the files it was trained on."""
+
+import gzip
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import SAMPLE
+from tokenizers import Tokenizer
+from training_processes import Child, tiny_config
+
+from nano3.config import PretrainConfig
+from nano3.data.manifest import load_manifest
+from nano3.training.record import Data, freeze
+
+SEQ, BATCH, ITERATIONS = 32, 4, 12
+
+
+@pytest.fixture(scope="module")
+def traced(data: Path, undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The undisturbed run with the record that a start leaves."""
+    folder = tmp_path_factory.mktemp("traced") / "run"
+    shutil.copytree(undisturbed, folder, ignore=shutil.ignore_patterns("checkpoints"))
+    config = resolved(data)
+    freeze(folder, config, Data(str(data), str(data), load_manifest(data).content), [])
+    return folder
+
+
+def resolved(data: Path) -> PretrainConfig:
+    """The configuration of the undisturbed run as a start freezes it: nothing refers to anything else."""
+    return tiny_config(**{"run.data": str(data), "recipe.per_split_data_args_path": str(data / "blend.json")})
+
+
+def trace(folder: Path, *words: object) -> tuple[int, str, str]:
+    """Exit code, output, errors."""
+    done = subprocess.run(
+        [sys.executable, "-m", "nano3", "trace", str(folder), *map(str, words)], capture_output=True, text=True
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def rows(output: str) -> list[dict[str, str]]:
+    """The table's lines by column."""
+    title, names, *lines = output.splitlines()
+    assert "iteration" in title
+    columns = re.split(r"\s{2,}", names.strip())
+    table = [re.split(r"\s{2,}", line.strip()) for line in lines if re.match(r"\s*\d+  ", line)]
+    return [dict(zip(columns, row, strict=True)) for row in table]
+
+
+def text_of(file: str, place: str) -> str:
+    """The text at a place, read without nano3."""
+    kind, _, number = place.partition(" ")
+    at = int(number.replace(",", ""))
+    path = Path(file)
+    if kind == "row":
+        return pq.read_table(path)["text"][at - 1].as_py()
+    if path.suffix == ".gz":
+        whole = gzip.decompress(path.read_bytes())
+    else:
+        whole = pa.CompressedInputStream(io.BytesIO(path.read_bytes()), "zstd").read()
+    return json.loads(whole[at:].partition(b"\n")[0])["text"]
+
+
+def megatrons(data: Path, cache: Path, samples: range, iterations: int = ITERATIONS) -> list[list[int]]:
+    """Tokens and last label of these samples, by Megatron's own dataset."""
+    from nano3.training.data import open_data
+    from nano3.training.datasets import DatasetBuilder
+
+    config = tiny_config()
+    dataset = DatasetBuilder(open_data(data), SEQ, config.train.seed, cache).train(iterations * BATCH)
+    return [[*dataset[i]["tokens"].tolist(), int(dataset[i]["labels"][-1])] for i in samples]
+
+
+@pytest.mark.parametrize("iteration", [1, 7, 12])
+def test_the_rows_hold_what_the_model_was_given(data: Path, traced: Path, tmp_path: Path, iteration: int) -> None:
+    code, output, errors = trace(traced, "--iteration", iteration)
+    assert (code, errors) == (0, "")
+    tokenizer = Tokenizer.from_file(str(SAMPLE / "tokenizer" / "tokenizer.json"))
+    eod = load_manifest(data).tokenizer["eod_id"]
+    found: dict[int, list[int]] = {}
+    for row in rows(output):
+        start, _, last = row["tokens"].replace(",", "").partition("-")
+        ids = [*tokenizer.encode(text_of(row["file"], row["place"]), add_special_tokens=False).ids, eod]
+        found.setdefault(int(row["sample"]), []).extend(ids[int(start) : int(last) + 1])
+        assert Path(row["file"]).name.startswith(row["dataset"])
+    samples = range((iteration - 1) * BATCH, iteration * BATCH)
+    given = Child(megatrons, (data, traced / "index_cache", samples), tmp_path / "log.txt").result()
+    assert [found[sample] for sample in range(BATCH)] == given
+    assert f"samples {samples[0]} to {samples[-1]} of the run" in output
+
+
+def test_one_sample_and_its_text(data: Path, traced: Path, tmp_path: Path) -> None:
+    code, output, _ = trace(traced, "--iteration", 3, "--sample", 2, "--text")
+    assert code == 0
+    assert {row["sample"] for row in rows(output.partition("----")[0])} == {"2"}
+    given = Child(megatrons, (data, traced / "index_cache", range(10, 11)), tmp_path / "log.txt").result()
+    tokenizer = Tokenizer.from_file(str(SAMPLE / "tokenizer" / "tokenizer.json"))
+    assert output.endswith("---- sample 2\n" + tokenizer.decode(given[0], skip_special_tokens=False) + "\n")
+
+
+def test_without_the_sources(traced: Path) -> None:
+    code, output, errors = trace(traced, "--iteration", 3, "--no-sources")
+    assert (code, errors) == (0, "")
+    assert str(SAMPLE) not in output and "train/data_0000" in output
+
+
+def test_nothing_heavy_is_imported(traced: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "nano3", "trace", str(traced), "--iteration", "1"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    assert not re.search(r"\|\s+(torch|megatron|transformers)\b", done.stderr)
+
+
+def test_sources_that_are_gone(traced: Path, tmp_path: Path) -> None:
+    """The table is shown, and what it cannot tell is said once for each shard."""
+    folder, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(traced, folder)
+    shutil.copytree(load_from(traced), data)
+    config = resolved(data)
+    freeze(folder, config, Data(str(data), str(data), load_manifest(data).content), [])
+    for plan in (data / ".prep").glob("*/plan.json"):
+        plan.write_text(plan.read_text().replace(str(SAMPLE), str(tmp_path / "nowhere")))
+    code, output, errors = trace(folder, "--iteration", 2)
+    assert code == 0 and "train/data_0000" in output
+    assert "cannot be read: No such file" in errors and "Traceback" not in errors
+
+
+def load_from(folder: Path) -> Path:
+    """The data folder of a run."""
+    from nano3.training.record import thaw
+
+    return Path(thaw(folder / "config.yaml").run.data)
+
+
+@pytest.mark.parametrize(
+    ("words", "told", "code"),
+    [
+        pytest.param(["--iteration", 13], "--iteration 13: this run has iterations 1 to 12.", 2, id="too late"),
+        pytest.param(["--iteration", 0], "0 is too small: 1 at least", 2, id="too early"),
+        pytest.param(["--iteration", "x"], "'x' is not a whole number", 2, id="no number"),
+        pytest.param([], "the following arguments are required: --iteration", 2, id="none"),
+        pytest.param(
+            ["--iteration", 1, "--sample", 4], "a global batch of this run has samples 0 to 3.", 2, id="sample"
+        ),
+    ],
+)
+def test_what_is_asked_wrongly(traced: Path, words: list[object], told: str, code: int) -> None:
+    ended, _, errors = trace(traced, *words)
+    assert ended == code and told in errors and "Traceback" not in errors
+
+
+def test_no_such_run() -> None:
+    code, _, errors = trace(Path("nowhere"), "--iteration", 1)
+    assert code == 2 and "There is no run 'nowhere'" in errors
+
+
+def test_a_run_that_has_not_begun(traced: Path, tmp_path: Path) -> None:
+    shutil.copytree(traced, tmp_path / "run", ignore=shutil.ignore_patterns("index_cache"))
+    code, _, errors = trace(tmp_path / "run", "--iteration", 1)
+    assert code == 2 and "holds no order of samples; the run makes it when it begins to train" in errors
+
+
+def test_data_that_was_prepared_anew(traced: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(traced, folder)
+    path = max((folder / "starts").glob("*/start.json"))
+    record = json.loads(path.read_text())
+    record["data"]["fingerprint"] = "other"
+    path.write_text(json.dumps(record))
+    code, _, errors = trace(folder, "--iteration", 1)
+    assert code == 1 and "is not the data that" in errors and "it was prepared anew since" in errors
+
+
+def test_a_batch_size_that_changed_on_the_way(traced: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(traced, folder)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if "consumed_samples" in line:
+            line["consumed_samples"] *= 2
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, _, errors = trace(folder, "--iteration", 5)
+    assert code == 1 and "after iteration 5 the run had read 40 samples, not 5 x 4" in errors
+
+
+def test_a_run_of_another_length_before(data: Path, traced: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(traced, folder)
+    Child(megatrons, (data, folder / "index_cache", range(1), 24), tmp_path / "log.txt").result()
+    code, output, errors = trace(folder, "--iteration", 5)
+    assert code == 0 and rows(output) == rows(trace(traced, "--iteration", 5)[1])
+    assert "also holds orders of 97 samples: this run was started with other lengths too" in errors
