@@ -1,5 +1,5 @@
-"""Which documents of a batch are kept, and the shard that each goes to: the same when they are written and when they are
-looked for.
+"""Which documents of a batch are kept, and the shard that each goes to: the same when they are written and when they
+are looked for.
 """
 
 import numpy as np

@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> int:
     if order.other_sizes:
         sizes = " and ".join(f"{size:,}" for size in order.other_sizes)
         warn(
-            f"{order.cache} also holds orders of {sizes} samples: this run was started with other lengths too. What was "
-            "read then is told right only if it was within one epoch, where the order does not depend on the length."
+            f"{order.cache} also holds orders of {sizes} samples: this run was started with other lengths too. What was"
+            " read then is told right only if it was within one epoch, where the order does not depend on the length."
         )
     pieces = list(pieces_of(order, data, samples, config.train.global_batch_size))
     origins = {} if args.no_sources else origins_of(data, manifest, pieces)
@@ -130,7 +130,7 @@ def origins_of(data: Path, manifest: Any, pieces: list[Piece]) -> dict[tuple[str
     for piece in pieces:
         wanted[piece.shard].add(piece.document)
     plan = plan_of(data, manifest)
-    found = {}
+    found: dict[tuple[str, int], Any] = {}
     for shard, numbers in sorted(wanted.items()):
         split, _, name = shard.partition("/")
         try:
@@ -146,9 +146,8 @@ def origins_of(data: Path, manifest: Any, pieces: list[Piece]) -> dict[tuple[str
 def row(piece: Piece, dataset: str, origin: Any) -> list[str]:
     """A line of the table."""
     file, place = (origin.path, origin.place) if origin else ("", "")
-    return [
-        str(piece.sample), dataset, file, place, piece.shard, f"{piece.document:,}", f"{piece.start:,}-{piece.stop - 1:,}"
-    ]  # fmt: skip
+    tokens = f"{piece.start:,}-{piece.stop - 1:,}"
+    return [str(piece.sample), dataset, file, place, piece.shard, f"{piece.document:,}", tokens]
 
 
 def show_text(data: Path, manifest: Any, pieces: list[Piece]) -> None:

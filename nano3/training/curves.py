@@ -51,9 +51,10 @@ def draw(curve: Curve, runs: Mapping[str, Lines]) -> str | None:
     for number, (name, points) in enumerate(found.items()):
         if points:
             x, y = zip(*points, strict=True)
-            style = {"marker": "o", "markersize": 3} if len(points) < 30 else {}
             values = smooth(y) if curve.noisy else y
-            axes.plot(x, values, color=COLOURS[number % len(COLOURS)], linewidth=1.6, label=name, **style)
+            marker = "o" if len(points) < 30 else ""
+            colour = COLOURS[number % len(COLOURS)]
+            axes.plot(x, values, color=colour, linewidth=1.6, marker=marker, markersize=3, label=name)
     if curve.log and all(value > 0 for points in found.values() for _, value in points):
         axes.set_yscale("log")
     axes.set(xlabel="iteration")

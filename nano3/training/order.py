@@ -1,12 +1,12 @@
 """Which documents a training sample is made of, from the index that Megatron keeps of it in the run folder.
 
-Both backends read samples from Megatron's GPTDataset, which writes the order it has drawn into RUN/index_cache, as numpy
-arrays beside a description in JSON. Reading them takes neither torch nor megatron. The formats are those of
+Both backends read samples from Megatron's GPTDataset, which writes the order it has drawn into RUN/index_cache, as
+numpy arrays beside a description in JSON. Reading them takes neither torch nor megatron. The formats are those of
 megatron/core/datasets/gpt_dataset.py and blended_dataset.py (megatron-core 0.19):
 
     blend:    dataset_index[sample] -> dataset, dataset_sample_index[sample] -> sample in it
-    dataset:  shuffle_index[sample] -> place; sample_index[place], sample_index[place + 1] -> (entry, offset) at which it
-              begins and ends; document_index[entry] -> document (a sequence of the .idx: one with tokens)
+    dataset:  shuffle_index[sample] -> place; sample_index[place], sample_index[place + 1] -> (entry, offset) at which
+              it begins and ends; document_index[entry] -> document (a sequence of the .idx: one with tokens)
 """
 
 import hashlib
