@@ -24,12 +24,12 @@ class Curve:
 CURVES = (
     Curve("valid_loss", "validation loss (nats per token)"),
     Curve("loss", "training loss (nats per token), smoothed", noisy=True),
-    Curve("tokens_per_s", "tokens per second"),
+    Curve("tokens_per_s", "tokens per second, smoothed", noisy=True),
     Curve("mfu", "model FLOPs utilization"),
     Curve("lr", "learning rate"),
     Curve("grad_norm", "gradient norm before clipping, smoothed", noisy=True, log=True),
     Curve("memory_gb", "peak memory of a GPU (GB)"),
-    Curve("expert_imbalance", "load of the busiest expert ÷ mean"),
+    Curve("expert_imbalance", "load of the busiest expert ÷ mean, smoothed", noisy=True),
 )
 
 
