@@ -6,7 +6,8 @@ from pathlib import Path
 
 from launch import ledger
 from nano3.artifacts import resolver, store
-from nano3.errors import UserError
+from nano3.errors import Failure, UserError
+from nano3.training.record import latest_start
 
 RUNS = Path("output/nano3/runs")
 _NOT_RUNS = {"slurm", "logs", "checkpoints", "tensorboard", "starts", "wandb"}
@@ -34,3 +35,12 @@ def data_folder(reference: str) -> Path:
     if folder.is_dir() or (":" not in reference and not store.versions(reference)):
         return folder
     return resolver.find(reference, key="").folder
+
+
+def refuse_other_data(folder: Path, data: Path) -> None:
+    """Raise `Failure` when the data is not what the run's newest start read."""
+    from nano3.data.manifest import load_manifest
+
+    read = latest_start(folder).get("data", {}).get("fingerprint")
+    if read not in (None, load_manifest(data).content):
+        raise Failure(f"{data}: is not the data that {folder} was trained on; it was prepared anew since.")

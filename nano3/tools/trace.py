@@ -15,7 +15,7 @@ from typing import Any
 from nano3.console import say, table, warn
 from nano3.errors import Failure, UserError
 from nano3.tools._arguments import at_least
-from nano3.tools._folders import RUNS, run_folder
+from nano3.tools._folders import RUNS, refuse_other_data, run_folder
 
 HELP = "the documents in the batch of one iteration, back to file and row"
 COLUMNS = ["sample", "dataset", "file", "place", "shard", "document", "tokens"]
@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
     config = thaw(folder / "config.yaml")
     data = Path(config.run.data)
     samples = samples_of(config, folder, args.iteration, args.sample)
+    refuse_other_data(folder, data)
     manifest = load_manifest(data)
-    refuse_other_data(folder, data, manifest)
     order = TrainOrder(folder / "index_cache", config.train.train_iters * config.train.global_batch_size)
     if order.other_sizes:
         sizes = " and ".join(f"{size:,}" for size in order.other_sizes)
@@ -91,15 +91,6 @@ def samples_of(config: Any, folder: Path, iteration: int, only: int | None) -> r
             )
     first = (iteration - 1) * size
     return range(first, first + size) if only is None else range(first + only, first + only + 1)
-
-
-def refuse_other_data(folder: Path, data: Path, manifest: Any) -> None:
-    """Raise `Failure` when the data is not what the run's newest start read."""
-    from nano3.training.record import latest_start
-
-    read = latest_start(folder).get("data", {}).get("fingerprint")
-    if read not in (None, manifest.content):
-        raise Failure(f"{data}: is not the data that {folder} was trained on; it was prepared anew since.")
 
 
 def pieces_of(order: Any, data: Path, samples: range, global_batch_size: int) -> Iterator[Piece]:

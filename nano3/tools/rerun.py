@@ -1,0 +1,98 @@
+"""Start a run again from its record, as a run of its own.
+
+nano3 rerun tiny                                   # as tiny-again
+nano3 rerun tiny run.name=tiny-lr2 optimizer.lr=2e-4
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nano3.console import say, warn
+from nano3.errors import Failure, UserError
+from nano3.files import write_text
+from nano3.tools._folders import RUNS, refuse_other_data, run_folder
+from nano3.tools.diff import not_a_run
+from nano3.training.record import ROOT, code_version, latest_start, newest_start
+
+HELP = "start a run again from its record, under another name"
+GROUPS = ("model", "data_blend", "train", "cluster")
+# Where the run was; the new one has places of its own.
+OWN = (("run", "name"), ("run", "output_dir"), ("checkpoint", "save"))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help=f"run folder, or its name under {RUNS}")
+    parser.add_argument(
+        "changes", nargs="*", metavar="KEY=VALUE", help="what is different, as for nano3.pretrain (run.name=RUN-again)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    folder = run_folder(args.run)
+    if problem := not_a_run(folder):
+        raise UserError(problem)
+    if wrong := [word for word in args.changes if "=" not in word]:
+        raise UserError([f"{word}: expected KEY=VALUE, as nano3.pretrain takes it" for word in wrong])
+    start = newest_start(folder)
+    assert start is not None
+    config = read(start / "config.yaml")
+    refuse_other_data(folder, Path(config["run"]["data"]))
+    tell_other_code(folder, start)
+    name = f"run.name='{folder.absolute().name}-again'"
+    changes = args.changes if any(word.startswith("run.name=") for word in args.changes) else [name, *args.changes]
+    say(f"starts as {folder} was started ({start.name}), with {' '.join(changes)}")
+    with tempfile.TemporaryDirectory(prefix="nano3-rerun-") as made:
+        text = "# @package _global_\n" + yaml.safe_dump(kept(config, folder, changes), sort_keys=False)
+        write_text(Path(made) / "experiment" / "rerun.yaml", text)
+        words = ["--config-dir", made, "+experiment=rerun", *changes]
+        return subprocess.run([sys.executable, "-m", "nano3.pretrain", *words], check=False).returncode
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The configuration of a start. Raises `Failure` when it is damaged."""
+    try:
+        config = yaml.safe_load(path.read_text())
+        config["run"]["data"], config["checkpoint"]["save"]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise Failure(f"{path}: the record of this start is damaged: {error!r}.") from None
+    return dict(config)
+
+
+def kept(config: dict[str, Any], folder: Path, changes: Sequence[str]) -> dict[str, Any]:
+    """What the new run takes from the record: everything but places of the old run, and groups that are chosen anew."""
+    chosen = {word.partition("=")[0].lstrip("+") for word in changes}
+    left = {section: value for section, value in config.items() if section not in chosen & set(GROUPS)}
+    left = {section: dict(value) if isinstance(value, dict) else value for section, value in left.items()}
+    if left["checkpoint"].get("load") == left["checkpoint"]["save"]:
+        del left["checkpoint"]["load"]  # to resume itself, as every run does
+    board = left.get("logger", {}).get("tensorboard_dir")
+    if board and Path(board).is_relative_to(folder.absolute()):
+        del left["logger"]["tensorboard_dir"]
+    for section, key in OWN:
+        del left[section][key]
+    left.pop("dry_run", None)
+    return left
+
+
+def tell_other_code(folder: Path, start: Path) -> None:
+    """Warn when the code is not what it was, with the commands that bring it back."""
+    then = latest_start(folder)["code"]
+    before = start / "code.diff"
+    commit, diff = code_version()
+    old_diff = before.read_bytes() if before.exists() else b""
+    if (then["commit"], old_diff) == (commit, diff):
+        return
+    bring = f"git -C {ROOT} checkout {then['commit']}" if then["commit"] else "install the version that it names"
+    apply = f" && git -C {ROOT} apply {before.absolute()}" if old_diff else ""
+    warn(
+        f"the code is not what {folder} was started with, so the result may differ (nano3 diff tells more): it was at "
+        f"{then['commit'] or 'no commit'}{' with changes' * bool(old_diff)}, and is at "
+        f"{commit or 'no commit'}{' with changes' * bool(diff)}. To have the same: {bring}{apply}"
+    )
