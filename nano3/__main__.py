@@ -12,7 +12,7 @@ import sys
 from types import ModuleType
 
 from nano3 import __version__, tools
-from nano3.cli import leave
+from nano3.cli import leave, leave_quietly
 from nano3.errors import Nano3Error
 
 
@@ -34,6 +34,8 @@ def main() -> None:
         sys.exit(modules[args.tool].run(args))
     except Nano3Error as error:
         leave(error)
+    except BrokenPipeError:
+        leave_quietly()
 
 
 if __name__ == "__main__":

@@ -63,6 +63,8 @@ def run_app(name: str, task: Task, sweep: Prepare | None = None) -> NoReturn:
         if shown_in_full:
             raise
         leave(explain(error, name, sys.argv[1:]))
+    except BrokenPipeError:
+        leave_quietly()
     except (ValueError, OSError) as error:
         if shown_in_full or not (found := everything_wrong(error, name, sys.argv[1:])):
             raise
@@ -150,6 +152,12 @@ def _run(name: str, task: Task, sweep: Prepare | None, shown_in_full: bool) -> i
 
 def _hydra(name: str, call: Callable[[DictConfig], None]) -> None:
     hydra.main(version_base="1.3", config_path=conf_dir(), config_name=name)(call)()
+
+
+def leave_quietly() -> NoReturn:
+    """Leave because whoever read the output has closed it, as `head` does; Python would still try to flush it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
 
 
 def leave(error: Nano3Error) -> NoReturn:

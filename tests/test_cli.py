@@ -274,3 +274,35 @@ def test_light_start(run, module: str, args: list[str]) -> None:
     assert "hydra" in imported
     # The namespace `megatron` is empty: looking for a module in it imports no more than that.
     assert not {name for name in imported - {"megatron"} if name.split(".")[0] in HEAVY}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(["nano3.pretrain", "--cfg", "job", "+experiment=quickstart"], id="configuration"),
+        pytest.param(["nano3.data_prep", "data_blend=sample", "dry_run=true"], id="plan"),
+        pytest.param(["nano3", "inspect", "data", "--doc", "0", "--count", "60", "--chars", "0"], id="documents"),
+        pytest.param(["nano3", "inspect", "data"], id="table"),
+    ],
+)
+def test_a_reader_that_stops_reading(tmp_path: Path, words: list[str]) -> None:
+    """As in `nano3 inspect … | head`: no traceback, wherever the writing ends."""
+    env = {**os.environ, "NANO3_HOME": str(tmp_path / "artifacts")}
+    if "inspect" in words:
+        made = [
+            sys.executable,
+            "-m",
+            "nano3.data_prep",
+            "data_blend=sample",
+            "output_dir=data",
+            "sample=60",
+            "workers=1",
+        ]
+        subprocess.run(made, cwd=tmp_path, env=env, check=True, capture_output=True)
+    command = subprocess.Popen(
+        [sys.executable, "-m", *words], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert command.stdout is not None and command.stderr is not None
+    command.stdout.close()
+    errors = command.stderr.read().decode()
+    assert command.wait() == 1 and errors == ""

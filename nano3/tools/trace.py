@@ -66,9 +66,11 @@ def run(args: argparse.Namespace) -> int:
     origins = {} if args.no_sources else origins_of(data, manifest, pieces)
     datasets = {shard["prefix"]: shard["dataset"] for shard in manifest.shards}
     rows = [row(piece, datasets[piece.shard], origins.get((piece.shard, piece.document))) for piece in pieces]
-    title = f"{folder}: iteration {args.iteration}, samples {samples[0]:,} to {samples[-1]:,} of the run"
+    which = f"samples {samples[0]:,} to {samples[-1]:,}" if len(samples) > 1 else f"sample {samples[0]:,}"
+    title = f"{folder}: iteration {args.iteration}, {which} of the run"
     table(title, COLUMNS, rows, right=["sample", "document"])
-    say(f"{len(pieces):,} stretches of {len({(p.shard, p.document) for p in pieces}):,} documents")
+    documents = len({(piece.shard, piece.document) for piece in pieces})
+    say(f"stretches: {len(pieces):,}, documents: {documents:,}")
     if args.text:
         show_text(data, manifest, pieces)
     return 0
