@@ -1,4 +1,4 @@
-"""JSON lines: blocks in one piece of memory, used again and again, and rows exactly as Python's json module has them."""
+"""JSON lines: blocks in memory that is used again and again, and rows as Python's json module has them."""
 
 import io
 import json
