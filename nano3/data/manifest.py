@@ -199,5 +199,5 @@ def versions() -> dict[str, str]:
 
 
 def encode_json(value: Any) -> str:
-    """Indented JSON with a final newline; the bytes that `write_json` would write."""
+    """Indented JSON with a final newline, as `write_json` would write it but for very small and very large numbers."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"

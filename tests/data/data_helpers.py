@@ -156,7 +156,8 @@ def paper_plan(output: Path, datasets: list[DatasetPlan], **keys: Any) -> Plan:
 def paper_dataset(costs: list[int], formats: list[str] | None = None, name: str = "d", **keys: Any) -> DatasetPlan:
     """A dataset that need not exist; cut into units and shards as `keys` say."""
     files = [f"{i:06d}" for i in range(len(costs))]
+    keys.setdefault("times", [0] * len(costs))
     return DatasetPlan(
-        name, 1.0, "p", "text", "/r", None, files, costs, [f"print {f}" for f in files],
-        formats or ["jsonl"] * len(costs), costs, **keys,
+        name, 1.0, "p", "text", "/r", None, files, list(costs), [f"print {f}" for f in files],
+        formats or ["jsonl"] * len(costs), list(costs), **keys,
     )  # fmt: skip

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_helpers import paper_dataset, paper_plan
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nano3.data.checksum import checksum
