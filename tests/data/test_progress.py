@@ -90,6 +90,17 @@ def test_the_table_has_the_splits_that_have_documents_and_a_sum(capsys) -> None:
     assert len(lines) == 5
 
 
+def test_a_table_on_a_terminal_shows_brackets_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """rich takes them for markup: it would drop some, and stop at others."""
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    report(manifest_of(dataset("one", 5, 0), dataset("two[train]", 6, 0)), None)
+    assert "blend b[/x]" in screen.getvalue()
+    assert "two[train]" in screen.getvalue()
+
+
 def test_one_dataset_needs_no_sum_and_oddities_are_told(capsys) -> None:
     meter = Meter(1, 0)
     meter.add(text_bytes=9)
