@@ -73,7 +73,10 @@ def load_manifest(folder: Path | str) -> Manifest:
     known = [f.name for f in fields(Manifest)]
     if missing := [name for name in known if name not in values]:
         raise Failure(f"{path}: damaged: {', '.join(missing)} missing")
-    return Manifest(**{name: values[name] for name in known})
+    try:
+        return msgspec.convert({name: values[name] for name in known}, Manifest)
+    except msgspec.ValidationError as error:
+        raise Failure(f"{path}: damaged: {error}") from error
 
 
 def make_manifest(plan: Plan, shards: list[ShardReceipt], units: list[UnitReceipt]) -> Manifest:

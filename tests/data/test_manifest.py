@@ -1,6 +1,7 @@
 """The manifest: what it adds up, the weights it gives, and the ways in which it is no manifest."""
 
 import json
+from dataclasses import asdict
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from nano3.data.manifest import Manifest, decimal, encode_json, load_manifest, make_blend, make_manifest
 from nano3.data.plan import SPLITS, Plan
 from nano3.data.receipts import ShardReceipt, UnitReceipt
+from nano3.data.verify import check_blend
 from nano3.errors import Failure, UserError
 
 
@@ -158,6 +160,26 @@ def test_json_that_is_no_manifest_is_told(tmp_path: Path, value: Any) -> None:
     (tmp_path / "manifest.json").write_bytes(msgspec.json.encode(value))
     with pytest.raises(Failure, match=r"manifest\.json: (not a data manifest|damaged: blend, plan_hash, .* missing)"):
         load_manifest(tmp_path)
+
+
+WRONG_KINDS: dict[str, Any] = {"datasets": {}, "splits": {"train": 5}, "tokenizer": [], "versions": None, "shards": [3]}
+
+
+@pytest.mark.parametrize("name", WRONG_KINDS)
+def test_a_value_of_another_kind_is_told_with_its_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "manifest.json").write_text(encode_json({**asdict(made(tmp_path, TOKENS)), name: WRONG_KINDS[name]}))
+    with pytest.raises(Failure, match=rf"manifest\.json: damaged: Expected .* at `\$\.{name}"):
+        load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("value", [None, 5, {}, "", ["1"], [[], 2]], ids=str)
+def test_a_blend_that_lists_something_else_for_a_split_is_told(tmp_path: Path, value: Any) -> None:
+    manifest = made(tmp_path, TOKENS)
+    (tmp_path / "blend.json").write_text(encode_json({**make_blend(manifest, tmp_path), "train": value}))
+    (problem,) = check_blend(tmp_path, manifest)
+    assert problem.startswith(f"{tmp_path}/blend.json: train does not list the 3 shards here")
+    (tmp_path / "blend.json").write_text(encode_json(make_blend(manifest, tmp_path)))
+    assert check_blend(tmp_path, manifest) == []
 
 
 @pytest.mark.parametrize("format", [1, 3])
