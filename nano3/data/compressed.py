@@ -12,6 +12,7 @@ from typing import IO, Any
 from nano3.errors import Failure
 
 PIECE = 64 << 10  # compressed bytes handed to a decompressor at a time: `position` then depends on nothing else
+FED = 8 << 10  # the same for bzip2 and xz; places of rows come of it, so it may not change
 
 
 class Counted:
@@ -57,12 +58,12 @@ class Streams:
             if self._decoder.eof:
                 rest = self._decoder.unused_data.lstrip(b"\0")
                 while not rest:
-                    if not (data := self._raw.read()):
+                    if not (data := self._raw.read(FED)):
                         return b""
                     rest = data.lstrip(b"\0")
                 self._decoder = self._make()
             else:
-                rest = self._raw.read() if self._decoder.needs_input else b""
+                rest = self._raw.read(FED) if self._decoder.needs_input else b""
                 if self._decoder.needs_input and not rest:
                     raise EOFError("it ends before its end-of-stream marker")
             if found := self._decoder.decompress(rest, size):

@@ -236,7 +236,9 @@ def plans(tmp_path: Path) -> tuple[Plan, Plan]:
 WANTED = ({0, 2, 3, 4, 5, 6, 7}, {(0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 1, 1), (1, 1, 0), (2, 1, 0)})
 
 
-def test_an_unfinished_build_is_the_start_of_the_next(tmp_path: Path, plans: tuple[Plan, Plan], capsys) -> None:
+def test_an_unfinished_build_is_the_start_of_the_next(
+    tmp_path: Path, plans: tuple[Plan, Plan], capsys: pytest.CaptureFixture[str]
+) -> None:
     old, new = plans
     fill(old, build_dir(tmp_path, old.hash))
     build = build_dir(tmp_path, new.hash)
@@ -274,7 +276,9 @@ def test_the_own_build_comes_before_that_of_another_plan(tmp_path: Path, plans: 
     assert build_dir(tmp_path, old.hash).exists(), "it goes when the data is published"
 
 
-def test_a_build_of_other_cuts_is_left_alone_and_told(tmp_path: Path, plans: tuple[Plan, Plan], capsys) -> None:
+def test_a_build_of_other_cuts_is_left_alone_and_told(
+    tmp_path: Path, plans: tuple[Plan, Plan], capsys: pytest.CaptureFixture[str]
+) -> None:
     old, new = plans
     fill(old, build_dir(tmp_path, old.hash))
     new.options = replace(new.options, add_eos=False)

@@ -1,6 +1,11 @@
 """Compressed streams of every kind: read to their very end, or told as damaged; nothing in between."""
 
+import bz2
 import io
+import lzma
+import random
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from data_helpers import pack
@@ -8,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nano3.data import compressed
-from nano3.data.compressed import PIECE, Decompressor
+from nano3.data.compressed import FED, PIECE, Counted, Decompressor
 from nano3.errors import Failure
 
 KINDS = ["gz", "bz2", "xz", "zst"]
@@ -47,7 +52,7 @@ BEHIND = {
 
 @pytest.mark.parametrize("behind", BEHIND.values(), ids=BEHIND.keys())
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_follows_a_stream_and_is_none_is_told(kind: str, behind) -> None:
+def test_what_follows_a_stream_and_is_none_is_told(kind: str, behind: Callable[[str], bytes]) -> None:
     """Python's own readers of bzip2 and xz take it for the end, and the rest of the text would be missing."""
     with pytest.raises(Failure, match=rf"^the-file: {kind} stream damaged or cut short after [\d,]+ bytes of text"):
         opened(packed(ONE, kind) + behind(kind), kind).read_all()
@@ -106,8 +111,6 @@ def test_text_before_the_damage_is_given_before_it_is_told(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_how_far_it_is_depends_on_what_was_read_and_nothing_else(kind: str) -> None:
     """Places of rows come of it, and so the shard of every document."""
-    import random
-
     data = packed(random.Random(0).randbytes(5 * PIECE), kind)
     one, other = opened(data, kind), opened(data, kind)
     for _ in range(10):
@@ -117,6 +120,21 @@ def test_how_far_it_is_depends_on_what_was_read_and_nothing_else(kind: str) -> N
         assert one.position == other.position
     one.read_all()
     assert one.position == len(data)
+
+
+@pytest.mark.skipif(io.DEFAULT_BUFFER_SIZE != FED, reason="Python's readers take other pieces since 3.14")
+@pytest.mark.parametrize(("kind", "reader"), [("bz2", bz2.BZ2File), ("xz", lzma.LZMAFile)])
+@pytest.mark.parametrize("size", [100, PIECE, 1 << 20])
+def test_bytes_are_taken_as_pythons_readers_take_them(kind: str, reader: Callable[..., Any], size: int) -> None:
+    """Data of earlier versions was made with those; else the same plan would send documents to other shards."""
+    data = b"".join(packed(random.Random(n).randbytes(PIECE) + b"text " * PIECE, kind) for n in range(2))
+    raw = Counted(io.BytesIO(data))
+    stream, theirs = opened(data, kind), reader(raw)
+    while found := theirs.read1(size):
+        while len(found) < size and (more := theirs.read1(size - len(found))):
+            found += more
+        assert stream.read(size) == found
+        assert stream.position == raw.position
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,5 +1,7 @@
 """Framing: a document that comes in pieces gets the tokens it would get whole, whatever the cuts and limits."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from data_helpers import paper_dataset, paper_plan
@@ -73,7 +75,7 @@ def test_ids_of_the_engine_are_left_as_they_are(dtype: str) -> None:
     ],
     ids=["usual", "bos", "limit"],
 )
-def test_a_plan_says_how_documents_are_framed(tmp_path, keys: dict, wanted: tuple) -> None:
+def test_a_plan_says_how_documents_are_framed(tmp_path: Path, keys: dict, wanted: tuple) -> None:
     framing = Framing.of(paper_plan(tmp_path, [paper_dataset([1])], **keys))
     assert (framing.bos, framing.eos, framing.limit) == wanted
     assert framing.dtype == np.uint16

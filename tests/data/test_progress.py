@@ -28,7 +28,7 @@ class Terminal(io.StringIO):
 
 @pytest.mark.parametrize(("every", "lines"), [(-1.0, 3), (1e9, 0)], ids=["due", "not_due"])
 def test_a_job_log_gets_a_line_when_one_is_due(
-    monkeypatch: pytest.MonkeyPatch, capsys, every: float, lines: int
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], every: float, lines: int
 ) -> None:
     monkeypatch.setattr(progress, "EVERY_S", every)
     with Meter(units=10, done=4) as meter:
@@ -76,7 +76,7 @@ def manifest_of(*datasets: dict[str, Any]) -> Manifest:
     return Manifest(2, "b[/x]", "h", {}, "uint16", {}, list(datasets), splits, [{}, {}], {"engine": "fastokens"})
 
 
-def test_the_table_has_the_splits_that_have_documents_and_a_sum(capsys) -> None:
+def test_the_table_has_the_splits_that_have_documents_and_a_sum(capsys: pytest.CaptureFixture[str]) -> None:
     report(manifest_of(dataset("one", 1000, 20, skipped={"null": 2, "short": 1000}), dataset("two", 30, 0)), None)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "blend b[/x]"
@@ -101,7 +101,7 @@ def test_a_table_on_a_terminal_shows_brackets_as_they_are(monkeypatch: pytest.Mo
     assert "two[train]" in screen.getvalue()
 
 
-def test_one_dataset_needs_no_sum_and_oddities_are_told(capsys) -> None:
+def test_one_dataset_needs_no_sum_and_oddities_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     meter = Meter(1, 0)
     meter.add(text_bytes=9)
     report(manifest_of(dataset("one", 5, 0, empty=1234, special_tokens=7)), meter)
