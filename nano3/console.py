@@ -43,12 +43,14 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
     out = console()
     if out.is_terminal:
         from rich.table import Table
+        from rich.text import Text
 
-        view = Table(title=title, title_justify="left", header_style="bold")
+        # As Text, since a str is markup: of a path data[train]/a.jsonl only data/a.jsonl would be left.
+        view = Table(title=Text(title, "table.title"), title_justify="left", header_style="bold")
         for name in columns:
-            view.add_column(name, justify="right" if name in right else "left", overflow="fold")
+            view.add_column(Text(name), justify="right" if name in right else "left", overflow="fold")
         for row in cells:
-            view.add_row(*row)
+            view.add_row(*map(Text, row))
         out.print(view)
         return
     widths = [max(len(r[i]) for r in [list(columns), *cells]) for i in range(len(columns))]

@@ -6,11 +6,13 @@ import bz2
 import gzip
 import lzma
 import zlib
+from collections.abc import Callable
 from typing import IO, Any
 
 from nano3.errors import Failure
 
 PIECE = 64 << 10  # compressed bytes handed to a decompressor at a time: `position` then depends on nothing else
+FED = 8 << 10  # the same for bzip2 and xz; places of rows come of it, so it may not change
 
 
 class Counted:
@@ -40,6 +42,34 @@ class Counted:
         """The file belongs to the caller."""
 
 
+class Streams:
+    """bzip2 or xz streams, one after another. What follows a stream and begins none is damage, unless it is padding
+    (NUL bytes); Python's `BZ2File` and `LZMAFile` take it for the end, and so would lose the text after it.
+    """
+
+    def __init__(self, raw: Counted, make: Callable[[], Any]) -> None:
+        self._raw = raw
+        self._make = make
+        self._decoder = make()
+
+    def read1(self, size: int) -> bytes:
+        """Some decompressed bytes, at most `size`; none at the end."""
+        while True:
+            if self._decoder.eof:
+                rest = self._decoder.unused_data.lstrip(b"\0")
+                while not rest:
+                    if not (data := self._raw.read(FED)):
+                        return b""
+                    rest = data.lstrip(b"\0")
+                self._decoder = self._make()
+            else:
+                rest = self._raw.read(FED) if self._decoder.needs_input else b""
+                if self._decoder.needs_input and not rest:
+                    raise EOFError("it ends before its end-of-stream marker")
+            if found := self._decoder.decompress(rest, size):
+                return bytes(found)
+
+
 class Decompressor:
     """`read(n)` gives n decompressed bytes, fewer only at the end. Raises `Failure` naming the file when the stream
     is damaged.
@@ -55,9 +85,9 @@ class Decompressor:
         if kind == "gz":
             self._stream = gzip.GzipFile(fileobj=raw, mode="rb")
         elif kind == "bz2":
-            self._stream = bz2.BZ2File(raw)
+            self._stream = Streams(self._raw, bz2.BZ2Decompressor)
         elif kind == "xz":
-            self._stream = lzma.LZMAFile(raw)  # noqa: SIM115 - reads what the caller opened
+            self._stream = Streams(self._raw, lzma.LZMADecompressor)
         else:
             import pyarrow as pa
 

@@ -80,7 +80,10 @@ def copy_parts(build: Path, parts: list[Part], target: Path) -> str:
     buffer = memoryview(bytearray(COPY))
     try:
         for part in parts:
-            with add_suffix(build / "units" / part.name, ".bin").open("rb", buffering=0) as f:
+            source = add_suffix(build / "units" / part.name, ".bin")
+            # A run that was killed may have given a part its shard's name as its only one, before a file changed that
+            # now has documents for the shard too.
+            with (source if source.exists() else target).open("rb", buffering=0) as f:
                 while n := f.readinto(buffer):
                     out.write(buffer[:n])
         return out.commit(sync=True)

@@ -105,6 +105,17 @@ def line_starts(block: Block) -> np.ndarray:
     return starts[:-1] if starts[-1] == size else starts
 
 
+def one_object_each(data: np.ndarray, starts: np.ndarray) -> bool:
+    """Whether every line begins with { and ends with }. Then none is blank, and no object goes on in the next line:
+    after a } in it there could not come a {. So if there are as many objects as lines, each line is one.
+    """
+    if not len(starts):
+        return False
+    lasts = np.append(starts[1:] - 2, len(data) - 1 - int(data[-1:].tobytes() == b"\n"))
+    lasts -= data[lasts] == ord("\r")
+    return bool((data[starts] == ord("{")).all() and (data[lasts] == ord("}")).all())
+
+
 @cache
 def row_decoder(field: str) -> Any:
     """Reads the one text of an object. Making it takes longer than reading a small file with it."""
@@ -130,7 +141,7 @@ class JsonRows:
         starts = line_starts(block)
         rows: list[Any] = []
         view = memoryview(block.data)[: block.size]
-        if (np.frombuffer(view, np.uint8)[starts] == ord("{")).all():  # no line is blank or goes on with the one before
+        if one_object_each(np.frombuffer(view, np.uint8), starts):
             with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 rows = self._decoder.decode_lines(view)
         if len(rows) == len(starts):

@@ -12,6 +12,7 @@ from nano3.data.formats import may_hold_text
 from nano3.errors import UserError
 
 TOLD = 20  # files named in one error
+HIDDEN = ("/.", "/_")  # names that begin so are bookkeeping of other tools
 
 
 class Entry(NamedTuple):
@@ -64,6 +65,13 @@ def list_local(path: str, output: str, label: str) -> Listing:
 
 def entry_of(key: str, info: os.stat_result) -> Entry:
     return Entry(key, info.st_size, None, info.st_mtime_ns, info.st_ctime_ns)
+
+
+def is_hidden(key: str, pattern: str = "") -> bool:
+    """Whether a file is to be left out for its name, or a folder's on the way to it; not if the pattern has such names
+    in it.
+    """
+    return any(sign in f"/{key}" and sign not in f"/{pattern}" for sign in HIDDEN)
 
 
 def check_name(name: str, label: str) -> None:
@@ -135,8 +143,9 @@ def list_glob(full: Path, output: Path, label: str) -> Listing:
     own = tuple(f"{output}/{name}/" for name in (*own_names(output), ".prep"))
     start = len(f"{str(fixed).rstrip('/')}/")
     entries, problems = [], []
-    for path in map(str, fixed.glob(os.path.relpath(full, fixed))):
-        if f"{path}/".startswith(own):
+    pattern = os.path.relpath(full, fixed)
+    for path in map(str, fixed.glob(pattern)):
+        if f"{path}/".startswith(own) or is_hidden(path[start:], pattern):
             continue
         try:
             info = os.stat(path)  # noqa: PTH116  a Path again for each of 10^5 files takes a second
@@ -180,7 +189,8 @@ def list_url(url: str, label: str) -> Listing:
         else:
             infos, root, strict = fs.find(path, detail=True), path.rstrip("/"), False
         entries = [remote_entry(name[len(root) :].lstrip("/"), info) for name, info in infos.items() if is_file(info)]
-        entries = [entry for entry in entries if not any(part[:1] in "._" for part in entry.key.split("/"))]
+        named = path[len(root) :].lstrip("/") if strict else ""
+        entries = [entry for entry in entries if entry.key and not is_hidden(entry.key, named)]
         if not entries:
             why_nothing(fs, path)
     except ImportError as error:

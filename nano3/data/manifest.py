@@ -73,7 +73,10 @@ def load_manifest(folder: Path | str) -> Manifest:
     known = [f.name for f in fields(Manifest)]
     if missing := [name for name in known if name not in values]:
         raise Failure(f"{path}: damaged: {', '.join(missing)} missing")
-    return Manifest(**{name: values[name] for name in known})
+    try:
+        return msgspec.convert({name: values[name] for name in known}, Manifest)
+    except msgspec.ValidationError as error:
+        raise Failure(f"{path}: damaged: {error}") from error
 
 
 def make_manifest(plan: Plan, shards: list[ShardReceipt], units: list[UnitReceipt]) -> Manifest:
@@ -199,5 +202,5 @@ def versions() -> dict[str, str]:
 
 
 def encode_json(value: Any) -> str:
-    """Indented JSON with a final newline; the bytes that `write_json` would write."""
+    """Indented JSON with a final newline, as `write_json` would write it but for very small and very large numbers."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"

@@ -97,7 +97,7 @@ class Output:
                 self._put(self._buffer, self._filled)
             if sync:
                 os.fsync(self._fd)
-            os.close(self._fd)
+            self._close()
             self._temp.replace(self.path)
         except OSError as error:
             raise disk_error(error, str(self.path)) from error
@@ -109,8 +109,14 @@ class Output:
         with contextlib.suppress(Nano3Error):  # the failure that led here is being told
             self._wait()
         with contextlib.suppress(OSError):
-            os.close(self._fd)
+            self._close()
         self._temp.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        """Close the file, once: its number may belong to another thread's file right after."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _hand_over(self) -> None:
         """Let a thread write the full buffer; go on with another."""

@@ -16,7 +16,12 @@ def open_part(build: Path, unit: int, split: int, shard: int) -> "PartWriter":
     """Start a part in the build's folder."""
     name = f"{unit:06d}.{SPLITS[split]}.{shard:05d}"
     path = build / "units" / name
-    return PartWriter(split, shard, name, Output(add_suffix(path, ".bin")), Output(add_suffix(path, ".len")))
+    tokens = Output(add_suffix(path, ".bin"))
+    try:
+        return PartWriter(split, shard, name, tokens, Output(add_suffix(path, ".len")))
+    except BaseException:
+        tokens.discard()
+        raise
 
 
 @dataclass

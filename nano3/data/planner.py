@@ -12,6 +12,7 @@ import numpy as np
 from nano3.config import PrepOptions, SourceConfig
 from nano3.data.formats import TEXT_PER_BYTE
 from nano3.data.indexed import UINT16_VOCAB, smallest_dtype
+from nano3.data.listing import check_name
 from nano3.data.looked import Memory, load_memory
 from nano3.data.plan import DatasetPlan, Plan, content_hash, lay_out, plan_hash
 from nano3.data.sample import sample_rows
@@ -180,6 +181,10 @@ def check_options(options: PrepOptions) -> list[str]:
     for name in ("min_doc_chars", "check_every"):
         if (value := getattr(options, name)) < 0:
             problems.append(f"{name}={value}: must not be negative.")
+    try:
+        check_name(str(Path(options.output_dir).absolute()), f"output_dir={options.output_dir}")
+    except UserError as error:
+        problems += error.problems
     fractions = (options.valid_fraction, options.test_fraction)
     if not all(0 <= f < 1 for f in fractions) or sum(fractions) >= 1 or not np.isfinite(sum(fractions)):
         problems.append(

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from nano3.data.listing import check_name
 from nano3.errors import UserError
 from nano3.files import read_json
 
@@ -26,11 +27,19 @@ class ModelPart(msgspec.Struct):
     vocab: dict[str, int] | list[Any]
 
 
+class AddedToken(msgspec.Struct):
+    """An entry of a tokenizer.json's `added_tokens`."""
+
+    content: str
+    id: int
+    special: bool = False
+
+
 class Spec(msgspec.Struct):
     """What is read of a tokenizer.json."""
 
     model: ModelPart
-    added_tokens: list[dict[str, Any]] | None = None
+    added_tokens: list[AddedToken] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,11 +70,14 @@ def find_tokenizer(model: str, add_bos: bool, add_eos: bool) -> TokenizerInfo:
     Raises `UserError` when there are none, when they cannot be read, or when they name no token that is needed.
     """
     path, revision = locate(model)
-    data = path.read_bytes()
+    check_name(str(path), f"tokenizer_model={model}")  # it goes into the plan
     try:
+        data = path.read_bytes()
         spec = msgspec.json.decode(data, type=Spec)
         ids = token_ids(spec)
-    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise UserError(f"tokenizer_model={model}: {path} cannot be read: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError) as error:
         raise UserError(f"tokenizer_model={model}: {path} is not a Hugging Face tokenizer.json ({error})") from error
     names = special_names(path.parent)
     eod = names.get("eos_token") or only_usual_eod(spec)
@@ -90,7 +102,7 @@ def find_tokenizer(model: str, add_bos: bool, add_eos: bool) -> TokenizerInfo:
         eod_id=ids.get(eod) if eod else None,
         eod_token=eod if eod in ids else None,
         bos_id=ids.get(bos) if bos else None,
-        special_ids=tuple(sorted(t["id"] for t in spec.added_tokens or [] if t.get("special"))),
+        special_ids=tuple(sorted(t.id for t in spec.added_tokens or [] if t.special)),
         revision=revision,
         json_name=path.name,
     )
@@ -98,16 +110,17 @@ def find_tokenizer(model: str, add_bos: bool, add_eos: bool) -> TokenizerInfo:
 
 def locate(model: str) -> tuple[Path, str | None]:
     """Path of the tokenizer.json and, from a hub, its commit."""
-    path = Path(model).expanduser()
+    # Links are not followed: in a hub's cache each file is one, and what they lead to lies without the config files.
+    path = Path(model).expanduser().absolute()
     if path.is_file():
-        return path.resolve(), None
+        return path, None
     if path.is_dir():
         if not (path / "tokenizer.json").is_file():
             raise UserError(
                 f"tokenizer_model={model}: the folder has no tokenizer.json. Convert it once with "
                 f"transformers.AutoTokenizer.from_pretrained(...).save_pretrained({str(path)!r})."
             )
-        return (path / "tokenizer.json").resolve(), None
+        return path / "tokenizer.json", None
     if names_a_place(model):
         raise UserError(f"tokenizer_model={model}: no such file or folder.")
     from nano3.data.hub import download_tokenizer
@@ -125,7 +138,7 @@ def token_ids(spec: Spec) -> dict[str, int]:
     """Token text to id over the model's vocabulary and the added tokens."""
     vocab = spec.model.vocab
     ids = dict(vocab) if isinstance(vocab, dict) else {entry[0]: i for i, entry in enumerate(vocab)}
-    ids.update({token["content"]: token["id"] for token in spec.added_tokens or []})
+    ids.update({token.content: token.id for token in spec.added_tokens or []})
     if not ids:
         raise KeyError("empty vocabulary")
     return ids
@@ -141,6 +154,8 @@ def special_names(folder: Path) -> dict[str, str]:
             config = read_json(folder / file)
         except ValueError as error:
             raise UserError(f"{folder / file}: not valid JSON ({error})") from error
+        if not isinstance(config, dict):
+            raise UserError(f"{folder / file}: a JSON {type(config).__name__}, not an object")
         for kind in ("eos_token", "bos_token"):
             value = config.get(kind)
             value = value.get("content") if isinstance(value, dict) else value
@@ -151,7 +166,7 @@ def special_names(folder: Path) -> dict[str, str]:
 
 def only_usual_eod(spec: Spec) -> str | None:
     """The one special token that is commonly an end of document; None when there are several or none."""
-    special = {t["content"] for t in spec.added_tokens or [] if t.get("special")}
+    special = {t.content for t in spec.added_tokens or [] if t.special}
     found = [name for name in USUAL_EOD if name in special]
     return found[0] if len(found) == 1 else None
 

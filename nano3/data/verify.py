@@ -122,7 +122,7 @@ def check_blend(folder: Path, manifest: Manifest) -> list[str]:
     for split in manifest.splits:
         entries = blend.get(split, [])
         wanted = [str(folder.absolute() / s["prefix"]) for s in manifest.shards if s["split"] == split]
-        if entries[1::2] != wanted:
+        if not isinstance(entries, list) or entries[1::2] != wanted:
             problems.append(
                 f"{path}: {split} does not list the {len(wanted)} shards here. Was the folder moved? Prepare "
                 f"again: it rewrites only this."

@@ -16,7 +16,9 @@ from tokenizers import Tokenizer
 from nano3.config import PrepOptions, SourceConfig
 from nano3.data.indexed import IndexedFile
 from nano3.data.manifest import Manifest, load_manifest
+from nano3.data.plan import DatasetPlan, Plan
 from nano3.data.run import prepare
+from nano3.data.tokenizer import TokenizerInfo
 from nano3.data.verify import verify
 
 WORDS = [
@@ -142,3 +144,20 @@ def tree(folder: Path) -> dict[str, str]:
 def healthy(folder: Path) -> bool:
     """Whether `nano3 verify` has nothing to say."""
     return not [problem for _, problems in verify(folder) for problem in problems]
+
+
+def paper_plan(output: Path, datasets: list[DatasetPlan], **keys: Any) -> Plan:
+    """A plan of datasets that need not exist, for a tokenizer that need not either; `keys` are options."""
+    info = TokenizerInfo("t", "/t", "0" * 64, 1000, 2, "</s>", 1, (0, 1, 2))
+    settings = options(output, Path("/t"), **keys)
+    return Plan("f" * 64, "paper", str(output), settings, info, "uint16", datasets)
+
+
+def paper_dataset(costs: list[int], formats: list[str] | None = None, name: str = "d", **keys: Any) -> DatasetPlan:
+    """A dataset that need not exist; cut into units and shards as `keys` say."""
+    files = [f"{i:06d}" for i in range(len(costs))]
+    keys.setdefault("times", [0] * len(costs))
+    return DatasetPlan(
+        name, 1.0, "p", "text", "/r", None, files, list(costs), [f"print {f}" for f in files],
+        formats or ["jsonl"] * len(costs), list(costs), **keys,
+    )  # fmt: skip
