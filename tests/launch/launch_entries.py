@@ -21,8 +21,9 @@ def rank() -> int:
 def count(run_dir: str, *options: str) -> int:
     """Count to `steps` with a pause between, keeping the number in RUN_DIR/progress.json; 75 on SIGTERM and SIGUSR2.
 
-    Options, as key=value: steps, pause (seconds), fail_rank and fail_code, deaf=1 (ignore signals), saves=0 (never
-    save), more (steps that a resumed start does, instead of all), limit (stop by itself after this step, with 75).
+    Options, as key=value: steps, pause (seconds), fail_rank and fail_code (once rank 0 has said how it starts), deaf=1
+    (ignore signals), saves=0 (never save), more (steps that a resumed start does, instead of all), limit (stop by
+    itself after this step, with 75).
     """
     given = dict(option.split("=", 1) for option in options)
     steps, pause = int(given.get("steps", "3")), float(given.get("pause", "0"))
@@ -39,6 +40,8 @@ def count(run_dir: str, *options: str) -> int:
     while step < steps:
         time.sleep(pause)
         if given.get("fail_rank") == str(rank()):
+            while not (folder / "environment_0.json").exists():  # a failure ends the others, wherever they are
+                time.sleep(0.01)
             print(f"boom on rank {rank()}", file=sys.stderr, flush=True)
             return int(given["fail_code"])
         if stop:
