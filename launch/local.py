@@ -145,7 +145,7 @@ def _passing_on(process: "subprocess.Popen[bytes]", targets: Callable[[], list[i
 def _torchrun_outcome(job: Job, logs: Path, code: int) -> tuple[int, str]:
     """torchrun ends with 1 whatever the rank's code was: the ranks left theirs in files, oldest first."""
     ends = sorted(logs.glob("*.exit"), key=lambda path: path.stat().st_mtime_ns)
-    codes = {path.stem: int(path.read_text()) for path in ends}
+    codes = {path.stem: int(text) for path in ends if (text := path.read_text())}  # "": ended while writing it
     if code == 0:
         return (AGAIN if AGAIN in codes.values() else 0), ""
     failed = next(((rank, end) for rank, end in codes.items() if end not in (0, AGAIN)), None)
