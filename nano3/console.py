@@ -22,7 +22,9 @@ def console(stderr: bool = False) -> "Console":
 
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else PLAIN_WIDTH
-    return Console(file=stream, width=width, quiet=not is_rank_zero(), highlight=False, soft_wrap=not stream.isatty())
+    return Console(
+        file=stream, width=width, quiet=not is_rank_zero(), highlight=False, soft_wrap=not stream.isatty(), emoji=False
+    )
 
 
 def say(text: str) -> None:
@@ -43,12 +45,13 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
     out = console()
     if out.is_terminal:
         from rich.table import Table
+        from rich.text import Text
 
-        view = Table(title=title, title_justify="left", header_style="bold")
+        view = Table(title=Text(title, style="table.title"), title_justify="left", header_style="bold")
         for name in columns:
             view.add_column(name, justify="right" if name in right else "left", overflow="fold")
         for row in cells:
-            view.add_row(*row)
+            view.add_row(*map(Text, row))  # without markup: a folder may be called [/x]
         out.print(view)
         return
     widths = [max(len(r[i]) for r in [list(columns), *cells]) for i in range(len(columns))]
