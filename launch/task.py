@@ -121,7 +121,8 @@ def check_starts(prefix: Path, progress_file: Path, max_crashes: int) -> None:
     of this job, a time limit that is too short to save even once, a preemption at every start.
     """
     starts_file = prefix.with_name(prefix.name + ".starts.json")
-    starts: list[str] = read_json(starts_file) if restarts() else []
+    # A job that is requeued may not have come this far the first time.
+    starts: list[str] = read_json(starts_file) if restarts() and starts_file.exists() else []
     now = progress_file.read_text() if progress_file.exists() else ""
     if len(starts) >= max_crashes and all(before == now for before in starts[-max_crashes:]):
         raise Failure(
@@ -129,6 +130,13 @@ def check_starts(prefix: Path, progress_file: Path, max_crashes: int) -> None:
             "See the log above for what ended them; raise cluster.max_crashes if it is only preempted too early."
         )
     write_json(starts_file, [*starts, now])
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have no name
+        return f"signal {number}"
 
 
 class Child:
@@ -175,5 +183,5 @@ class Child:
         assert self._process is not None
         code = self._process.wait()
         if code < 0:
-            print(f"launch: the rank was ended by {signal.Signals(-code).name}", file=sys.stderr, flush=True)
+            print(f"launch: the rank was ended by {_signal_name(-code)}", file=sys.stderr, flush=True)
         return code if code >= 0 else 128 - code
