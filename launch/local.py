@@ -97,8 +97,8 @@ def run_process(job: Job, log: Path | None, lock: RunLock) -> End:
         lock.tell(process.pid)
         with _passing_on(process, lambda: _rank_pids(process, job, logs)) as passed:
             code = process.wait()
-        if code < 0:
-            code = 128 - code
+        if code < 0:  # told to stop before launch.rank could handle that: nothing is lost
+            code = AGAIN if passed and -code in (signal.SIGTERM, signal.SIGUSR2) else 128 - code
         reason = f"exit code {code}" if code else ""
         if job.ranks > 1:
             code, reason = _torchrun_outcome(job, logs, code)

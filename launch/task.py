@@ -88,7 +88,7 @@ class RankTask:
             if self.part:
                 prefix.with_name(prefix.name + ".done").touch()
             return 0
-        if code == AGAIN or child.killed_late:
+        if code == AGAIN or child.killed_late or child.was_not_ready(code):
             mark = "again" if child.told_to_stop else "stopped"
             prefix.with_name(f"{prefix.name}.{mark}").touch()
             return 0
@@ -153,7 +153,7 @@ class Child:
             signal.signal(handled, self._pass_on)
         self._process = subprocess.Popen(command, start_new_session=True)
         for early in self._pending:
-            self._process.send_signal(early)
+            self._pass_on(early, None)
 
     def _pass_on(self, signum: int, frame: FrameType | None) -> None:
         self.told_to_stop = True
@@ -177,6 +177,10 @@ class Child:
             self.killed_late = True
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
+
+    def was_not_ready(self, code: int) -> bool:
+        """Whether it was told to stop before launch.rank could handle that: nothing is lost."""
+        return self.told_to_stop and code in (128 + signal.SIGTERM, 128 + signal.SIGUSR2)
 
     def wait(self) -> int:
         """Exit code as a shell gives it: 128 + signal number for a rank that a signal ended."""

@@ -62,6 +62,14 @@ def count(run_dir: str, *options: str) -> int:
     return 0
 
 
+def not_ready(run_dir: str, signal_ignored: str = "") -> None:
+    """Wait like a rank whose Python is still starting: a signal ends it, or the one named here is not heard."""
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN if number.name == signal_ignored else signal.SIG_DFL)
+    (Path(run_dir) / "waits").touch()
+    time.sleep(600)
+
+
 def write_argument(path: str, text: str) -> None:
     """Write `text` as it arrived."""
     Path(path).write_text(text)

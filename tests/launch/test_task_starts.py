@@ -2,14 +2,18 @@
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from launch_helpers import eventually
 
 from launch import snapshot
-from launch.task import Child, RankTask, check_starts, job_id, record_failure
+from launch.task import Child, RankTask, check_starts, job_id
 from nano3.errors import Failure
 
 
@@ -60,6 +64,48 @@ def test_a_rank_may_be_ended_by_any_signal(capfd: pytest.CaptureFixture[str], nu
     assert str(int(number)) in told or told.rstrip().endswith(signal.Signals(number).name)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2], ids=lambda number: number.name)
+def test_a_rank_that_was_told_to_stop_while_it_began_is_started_again(tmp_path: Path, number: signal.Signals) -> None:
+    """Before it handles signals they end it: it had done nothing, so that is no failure."""
+    words = ("launch_entries:not_ready", (str(tmp_path),), str(tmp_path), str(tmp_path / "progress.json"))
+    program = f"import sys; from launch.task import RankTask; sys.exit(RankTask(*{words!r}, 600, 2)._run())"
+    env = {**os.environ, "RANK": "0", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "0"}
+    task = subprocess.Popen([sys.executable, "-c", program], env=env)
+    eventually((tmp_path / "waits").exists)
+    task.send_signal(number)
+    assert task.wait() == 0
+    assert {p.name for p in tmp_path.glob("7.*")} == {"7.again", "7.starts.json"}
+
+
+def test_a_point_that_was_told_to_stop_while_it_began_has_stopped(make_job: Any) -> None:
+    jobs = [make_job(name=f"s/{i}", label=str(i), entry="launch_entries:not_ready") for i in range(2)]
+    jobs = [replace(job, args=(str(job.run_dir),)) for job in jobs]
+    program = (
+        "import sys, launch\nfrom pathlib import Path, PosixPath\nfrom nano3.config.cluster import ClusterConfig\n"
+        f"Job = launch.Job\nsys.exit(launch.run({jobs!r}, sweep=True))\n"
+    )
+    command = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    eventually((jobs[0].run_dir / "waits").exists)
+    command.send_signal(signal.SIGTERM)
+    _, err = command.communicate()
+    assert command.returncode == 75 and "0 of 2 points finished, 1 stopped, 1 not started" in err
+
+
+@pytest.mark.usefixtures("_signals_restored")
+def test_a_signal_from_before_the_rank_was_there_is_not_forgotten() -> None:
+    """It comes between the handler and the process; the time limit is as near as for a later one."""
+    popen = subprocess.Popen
+
+    def told_meanwhile(*words: Any, **keys: Any) -> "subprocess.Popen[bytes]":
+        os.kill(os.getpid(), signal.SIGUSR2)
+        return popen(*words, preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN), **keys)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "Popen", told_meanwhile)
+        child = Child(["sleep", "600"], 1)
+    assert child.told_to_stop and child.wait() == 137 and child.killed_late
+
+
 @pytest.mark.usefixtures("_signals_restored")
 def test_words_of_an_entry_arrive_as_they_are(tmp_path: Path) -> None:
     """No shell is between the task and its rank."""
@@ -73,20 +119,29 @@ def test_words_of_an_entry_arrive_as_they_are(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_bytes().split(b"\0")[1:] == [os.fsencode(word) for word in words]
 
 
+RECORD = """
+import sys
+from pathlib import Path
+from launch.task import record_failure
+sys.stdin.readline()
+record_failure(Path(sys.argv[1]), int(sys.argv[2]))
+"""
+
+
 def test_the_first_failure_of_many_ranks_is_whole(tmp_path: Path) -> None:
     """All at once, each in a process of its own: one of them is recorded, and nothing else is left."""
-    ranks = []
-    for rank in range(8):
-        pid = os.fork()
-        if pid == 0:
-            try:
-                os.environ["RANK"] = str(rank)
-                record_failure(tmp_path / "7", 40 + rank)
-                os._exit(0)
-            finally:
-                os._exit(1)
-        ranks.append(pid)
-    assert [os.waitpid(pid, 0)[1] for pid in ranks] == [0] * 8
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RECORD, str(tmp_path / "7"), str(40 + rank)], stdin=subprocess.PIPE,
+            env={**os.environ, "RANK": str(rank)},
+        )
+        for rank in range(6)
+    ]  # fmt: skip
+    for process in ranks:
+        assert process.stdin is not None
+        process.stdin.write(b"go\n")
+        process.stdin.flush()
+    assert [process.wait() for process in ranks] == [0] * 6
     code, rank, host = (tmp_path / "7.exit").read_text().split()
     assert int(code) == 40 + int(rank) and host
     assert [p.name for p in tmp_path.iterdir()] == ["7.exit"]
