@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from launch import slurm
-from nano3.errors import UserError
+from nano3.errors import Failure, UserError
 from nano3.files import read_json, write_json
 
 FILE = "jobs.json"
@@ -38,14 +38,21 @@ class Entry:
 
 
 def read(run_dir: Path) -> list[Entry]:
-    """Entries of a run, [] when none was submitted. Raises UserError for a file of another format."""
+    """Entries of a run, [] when none was submitted. Raises UserError for a file of another format, Failure for a
+    damaged one.
+    """
     path = run_dir / FILE
     if not path.exists():
         return []
-    value = read_json(path)
-    if value.get("format") != _FORMAT:
-        raise UserError(f"{path} has format {value.get('format')}; this nano3 reads format {_FORMAT}.")
-    return [Entry(**{**entry, "parts": tuple(entry["parts"])}) for entry in value["jobs"]]
+    try:
+        value = read_json(path)
+        if (found := value.get("format")) != _FORMAT:
+            raise UserError(f"{path} has format {found}; this nano3 reads format {_FORMAT}.")
+        return [Entry(**{**entry, "parts": tuple(entry["parts"])}) for entry in value["jobs"]]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise Failure(
+            f"{path}: damaged ({error}). See with squeue that no job of this run waits or runs, then remove the file."
+        ) from error
 
 
 def add(run_dir: Path, entry: Entry) -> None:

@@ -97,8 +97,8 @@ def run_process(job: Job, log: Path | None, lock: RunLock) -> End:
         lock.tell(process.pid)
         with _passing_on(process, lambda: _rank_pids(process, job, logs)) as passed:
             code = process.wait()
-        if code < 0:
-            code = 128 - code
+        if code < 0:  # told to stop before launch.rank could handle that: nothing is lost
+            code = AGAIN if passed and -code in (signal.SIGTERM, signal.SIGUSR2) else 128 - code
         reason = f"exit code {code}" if code else ""
         if job.ranks > 1:
             code, reason = _torchrun_outcome(job, logs, code)
@@ -145,7 +145,7 @@ def _passing_on(process: "subprocess.Popen[bytes]", targets: Callable[[], list[i
 def _torchrun_outcome(job: Job, logs: Path, code: int) -> tuple[int, str]:
     """torchrun ends with 1 whatever the rank's code was: the ranks left theirs in files, oldest first."""
     ends = sorted(logs.glob("*.exit"), key=lambda path: path.stat().st_mtime_ns)
-    codes = {path.stem: int(path.read_text()) for path in ends}
+    codes = {path.stem: int(text) for path in ends if (text := path.read_text())}  # "": ended while writing it
     if code == 0:
         return (AGAIN if AGAIN in codes.values() else 0), ""
     failed = next(((rank, end) for rank, end in codes.items() if end not in (0, AGAIN)), None)

@@ -65,4 +65,4 @@ def _label(values: dict[str, str]) -> str:
     safe = re.sub(r"[^A-Za-z0-9._=+-]", "_", raw)
     if safe == raw and len(raw) <= _MAX_LABEL:
         return safe
-    return f"{safe[:_MAX_LABEL]}-{hashlib.sha256(raw.encode()).hexdigest()[:8]}"
+    return f"{safe[:_MAX_LABEL]}-{hashlib.sha256(raw.encode(errors='surrogatepass')).hexdigest()[:8]}"

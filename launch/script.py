@@ -59,7 +59,7 @@ def parameters(job: Job, name: str, folder: Path, binds: list[str]) -> dict[str,
         "time": cluster.time,
         "signal_delay_s": cluster.signal_delay_s,
         "array_parallelism": cluster.array_parallelism or _UNLIMITED,
-        "dependency": "afterok:" + ":".join(job.after) if job.after else None,
+        "dependency": _dependency(job) if job.after else None,
     }
     return {
         **{key: value for key, value in given.items() if value is not None},
@@ -77,12 +77,18 @@ def parameters(job: Job, name: str, folder: Path, binds: list[str]) -> dict[str,
     }
 
 
+def _dependency(job: Job) -> str:
+    return "afterok:" + ":".join(job.after)
+
+
 def _sbatch_words(job: Job) -> dict[str, Any]:
     words: dict[str, Any] = {"requeue": True}
     if job.after:
         words["kill-on-invalid-dep"] = "yes"
     for word in job.cluster.sbatch_args:
         key, has_value, value = word.removeprefix("--").partition("=")
+        if key == "dependency" and job.after:  # it would replace the job's own
+            value = f"{_dependency(job)},{value}"
         words[key] = value if has_value else True
     return words
 

@@ -78,11 +78,11 @@ def parse_scontrol(line: str) -> Iterator[tuple[str, JobState]]:
 
 
 def _array_indices(text: str) -> Iterator[int]:
-    """Numbers of a list like "0-3,7%2": 0 1 2 3 7."""
+    """Numbers of a list like "0-3,7,10-20:5%2": 0 1 2 3 7 10 15 20. What is not one ("...") is left out."""
     for part in text.partition("%")[0].split(","):
-        first, _, last = part.partition("-")
-        if first.isdigit():
-            yield from range(int(first), int(last or first) + 1)
+        if match := re.fullmatch(r"(\d+)(?:-(\d+)(?::([1-9]\d*))?)?", part):
+            first, last, step = match.groups()
+            yield from range(int(first), int(last or first) + 1, int(step or 1))
 
 
 def _from_sacct(base: str) -> dict[str, JobState]:
@@ -170,6 +170,9 @@ def submit_environment(keep: Iterable[str]) -> Iterator[None]:
 
 def _ask(*words: str) -> "subprocess.CompletedProcess[str]":
     try:
-        return subprocess.run(words, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            words, capture_output=True, encoding="utf-8", errors="surrogateescape", check=False,
+            env={**os.environ, "SLURM_BITSTR_LEN": "0"},  # lists of tasks in full, not cut off at 64 characters
+        )  # fmt: skip
     except FileNotFoundError:
         raise Failure(f"This machine has no {words[0]}: Slurm's client commands are not installed here.") from None

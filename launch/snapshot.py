@@ -46,7 +46,12 @@ class Snapshot:
         if told["edited"]:
             diff = git_bytes(self.root, "diff", "HEAD", "--binary", "--", *_PACKAGES, *_FOLDERS)
             (temp / "code.diff").write_bytes(diff)  # of whatever encoding the edited files have
-        temp.replace(self.folder)
+        try:
+            temp.replace(self.folder)
+        except OSError:
+            if not self.folder.exists():
+                raise
+            shutil.rmtree(temp)  # another submission has written the same meanwhile
         fsync_dir(self.folder.parent)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from launch import ledger, slurm
 from launch.follow import Watch, attached, describe, say, tail
@@ -82,7 +83,7 @@ class View:
         for name in _COLUMNS:
             view.add_column(name, justify="right" if name in ("loss", "exit") else "left", overflow="fold")
         for row in self.rows:
-            view.add_row(*row.cells())
+            view.add_row(*map(Text, row.cells()))  # without markup: nodes are called rack[a1-a4]
         return view
 
 

@@ -88,7 +88,7 @@ class RankTask:
             if self.part:
                 prefix.with_name(prefix.name + ".done").touch()
             return 0
-        if code == AGAIN or child.killed_late:
+        if code == AGAIN or child.killed_late or child.was_not_ready(code):
             mark = "again" if child.told_to_stop else "stopped"
             prefix.with_name(f"{prefix.name}.{mark}").touch()
             return 0
@@ -121,7 +121,8 @@ def check_starts(prefix: Path, progress_file: Path, max_crashes: int) -> None:
     of this job, a time limit that is too short to save even once, a preemption at every start.
     """
     starts_file = prefix.with_name(prefix.name + ".starts.json")
-    starts: list[str] = read_json(starts_file) if restarts() else []
+    # A job that is requeued may not have come this far the first time.
+    starts: list[str] = read_json(starts_file) if restarts() and starts_file.exists() else []
     now = progress_file.read_text() if progress_file.exists() else ""
     if len(starts) >= max_crashes and all(before == now for before in starts[-max_crashes:]):
         raise Failure(
@@ -129,6 +130,13 @@ def check_starts(prefix: Path, progress_file: Path, max_crashes: int) -> None:
             "See the log above for what ended them; raise cluster.max_crashes if it is only preempted too early."
         )
     write_json(starts_file, [*starts, now])
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have no name
+        return f"signal {number}"
 
 
 class Child:
@@ -145,7 +153,7 @@ class Child:
             signal.signal(handled, self._pass_on)
         self._process = subprocess.Popen(command, start_new_session=True)
         for early in self._pending:
-            self._process.send_signal(early)
+            self._pass_on(early, None)
 
     def _pass_on(self, signum: int, frame: FrameType | None) -> None:
         self.told_to_stop = True
@@ -170,10 +178,14 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
+    def was_not_ready(self, code: int) -> bool:
+        """Whether it was told to stop before launch.rank could handle that: nothing is lost."""
+        return self.told_to_stop and code in (128 + signal.SIGTERM, 128 + signal.SIGUSR2)
+
     def wait(self) -> int:
         """Exit code as a shell gives it: 128 + signal number for a rank that a signal ended."""
         assert self._process is not None
         code = self._process.wait()
         if code < 0:
-            print(f"launch: the rank was ended by {signal.Signals(-code).name}", file=sys.stderr, flush=True)
+            print(f"launch: the rank was ended by {_signal_name(-code)}", file=sys.stderr, flush=True)
         return code if code >= 0 else 128 - code

@@ -7,6 +7,7 @@ nano3 artifacts list
 
 import argparse
 import importlib
+import io
 import pkgutil
 import sys
 from types import ModuleType
@@ -30,6 +31,8 @@ def main() -> None:
     for name, module in modules.items():
         module.add_arguments(commands.add_parser(name, help=module.HELP, description=module.__doc__))
     args = parser.parse_args()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # folders may be named in any encoding
     try:
         sys.exit(modules[args.tool].run(args))
     except Nano3Error as error:

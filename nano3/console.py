@@ -22,7 +22,9 @@ def console(stderr: bool = False) -> "Console":
 
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else PLAIN_WIDTH
-    return Console(file=stream, width=width, quiet=not is_rank_zero(), highlight=False, soft_wrap=not stream.isatty())
+    return Console(
+        file=stream, width=width, quiet=not is_rank_zero(), highlight=False, soft_wrap=not stream.isatty(), emoji=False
+    )
 
 
 def say(text: str) -> None:

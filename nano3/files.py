@@ -30,6 +30,8 @@ def unwritable(folder: Path) -> str | None:
     """
     place = Path(folder).absolute()
     while not os.access(place, os.F_OK):  # Path.exists raises where looking is not allowed
+        with contextlib.suppress(OSError):  # not a link
+            return f"{place} is a link to {place.readlink()}, which is not there"
         place = place.parent
     if not place.is_dir():
         return f"{place} is a file, not a folder"
@@ -72,8 +74,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Atomically write `value` as indented JSON with a final newline."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Atomically write `value` as indented JSON with a final newline.
+
+    Bytes of file names that are not UTF-8 (lone surrogates in Python) become escapes, which are the same in JSON.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    with atomic_open(path) as f:
+        f.write(text.encode(errors="backslashreplace"))
 
 
 def read_json(path: Path) -> Any:

@@ -17,7 +17,7 @@ def git_bytes(folder: Path, *words: str) -> bytes:
     """The same as bytes: a diff has the encodings of the files it is of."""
     try:
         done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, check=False)
-    except FileNotFoundError:
+    except OSError:  # no git, or one that must not be run
         return b""
     return done.stdout if done.returncode == 0 else b""
 

@@ -51,7 +51,8 @@ class Commands:
 
 def losses(run: Path) -> dict[int, float]:
     """Training loss by iteration; a resumed run has each iteration once."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    written = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    lines = [json.loads(line) for line in written if line.endswith("\n")]  # the last may still be on its way
     found = [(line["iteration"], line["loss"]) for line in lines if "loss" in line]
     assert len(found) == len(dict(found))
     return dict(found)

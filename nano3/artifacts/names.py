@@ -44,7 +44,7 @@ def slug(text: str) -> str:
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")
     if len(plain) <= MOST:
         return plain
-    return f"{plain[: MOST - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{plain[: MOST - 9]}-{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
 def alias_of(text: str) -> tuple[str | None, str | None]:

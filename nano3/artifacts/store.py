@@ -64,7 +64,7 @@ def names() -> list[str]:
 
 def versions(name: str) -> list[int]:
     """Version numbers of `name`, ascending."""
-    found = (re.fullmatch(r"v(\d+)\.json", path.name) for path in (home() / name).glob("v*.json"))
+    found = (re.fullmatch(r"v([1-9][0-9]*)\.json", path.name) for path in (home() / name).glob("v*.json"))
     return sorted(int(m[1]) for m in found if m)
 
 
@@ -227,7 +227,7 @@ def _append(artifact: Artifact) -> Artifact:
 
 def _place_file(name: str, place: str) -> Path:
     """Finding a path's version must not mean reading every version: there is one for each checkpoint ever saved."""
-    return home() / name / "places" / hashlib.sha256(place.encode()).hexdigest()[:32]
+    return home() / name / "places" / hashlib.sha256(place.encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 def _now() -> str:

@@ -31,7 +31,7 @@ def run_folders(folder: Path) -> Iterator[Path]:
 
 def data_folder(reference: str) -> Path:
     """Prepared data by its folder or, as in run.data, by its artifact (NAME:ALIAS). Raises `UserError`."""
-    folder = Path(reference).expanduser()
+    folder = resolver.folder_of(reference)
     if folder.is_dir() or (":" not in reference and not store.versions(reference)):
         return folder
     return resolver.find(reference, key="").folder

@@ -25,6 +25,11 @@ class State:
     # While it runs: "process 12 on host".
     holder: str = ""
 
+    @property
+    def exit_code(self) -> int:
+        """`code`, or what the word stands for where it is not known: a run that was killed noted none."""
+        return {"failed": Failure.exit_code, "stopped": AGAIN}.get(self.word, 0) if self.code is None else self.code
+
     def __str__(self) -> str:
         return f"{self.word} ({self.holder})" if self.holder else self.word
 
@@ -54,10 +59,9 @@ def state_of(run_dir: Path) -> State:
 def _saved_last(run_dir: Path) -> bool:
     """Whether a run of which no end was noted saved after all that it recorded: then it was not broken off."""
     try:
-        saved = read_json(run_dir / "progress.json")["iteration"]
+        return bool(read_json(run_dir / "progress.json")["iteration"] >= last_metrics(run_dir).get("iteration", 0))
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return saved >= last_metrics(run_dir).get("iteration", 0)
 
 
 def stop(run_dir: Path, holder: str) -> str:

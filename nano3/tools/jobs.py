@@ -5,13 +5,14 @@ nano3 jobs output/nano3/runs/my_sweep   the points of one sweep
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from launch import ledger, local_start, slurm
 from launch.follow import describe
 from launch.metrics import last_metrics, loss_text
 from nano3.console import say, table, warn
-from nano3.errors import Failure, UserError
+from nano3.errors import Failure, Nano3Error, UserError
 from nano3.tools import _local
 from nano3.tools._folders import RUNS, run_folders
 
@@ -31,9 +32,24 @@ def run(args: argparse.Namespace) -> int:
     if not runs:
         say(f"No runs under {', '.join(map(str, args.folders))}.")
         return 0
-    states = _states([entries[-1] for run_dir in runs if (entries := ledger.read(run_dir))])
-    table("runs", _COLUMNS, [_row(run_dir, states) for run_dir in runs], right=("exit", "iteration", "loss"))
-    return 0
+    last, damaged = _last_jobs(runs)
+    states = _states([entry for entry in last.values() if entry])
+    table("runs", _COLUMNS, [_row(run_dir, states) for run_dir in last], right=("exit", "iteration", "loss"))
+    for problem in damaged:
+        print(f"error: {problem}", file=sys.stderr)
+    return Failure.exit_code if damaged else 0
+
+
+def _last_jobs(runs: list[Path]) -> tuple[dict[Path, ledger.Entry | None], list[str]]:
+    """The newest job of each run whose jobs can be read, None for one without; and what is wrong with the others."""
+    found: dict[Path, ledger.Entry | None] = {}
+    damaged: list[str] = []
+    for run_dir in runs:
+        try:
+            found[run_dir] = next(reversed(ledger.read(run_dir)), None)
+        except Nano3Error as error:
+            damaged += error.problems
+    return found, damaged
 
 
 def _states(entries: list[ledger.Entry]) -> dict[str, slurm.JobState]:

@@ -65,7 +65,7 @@ def tail_here(run_dir: Path, args: argparse.Namespace) -> int:
     stream.copy()
     state = _local.state_of(run_dir)
     say(f"{run_dir}: {state}; log: {log}")
-    return 0 if args.no_follow else state.code or 0
+    return 0 if args.no_follow else state.exit_code
 
 
 def log_here(run_dir: Path, rank: int) -> Path:

@@ -263,11 +263,11 @@ def test_two_at_once(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
     def hold() -> None:
         with locked(tmp_path / "out"):
             held.set()
-            release.wait(60)
+            release.wait(250)
 
     thread = threading.Thread(target=hold)
     thread.start()
-    held.wait(10)
+    assert held.wait(100)
     try:
         with pytest.raises(UserError, match="another run is preparing data there"):
             run(many, tmp_path / "out", byte_bpe)

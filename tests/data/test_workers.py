@@ -68,8 +68,9 @@ def test_the_proof_names_an_engine_that_cannot_read_the_tokenizer(tmp_path: Path
 
 def test_a_worker_that_dies_is_told(plan_path: Path) -> None:
     with Pool(plan_path, 1, fast=True) as pool:
+        pool._loader.process.kill()  # first: a quick worker could be done before
+        pool._loader.process.wait()
         pool.give(0, ("unit", 0))
-        pool._loader.process.kill()
         with pytest.raises(Failure, match="a worker process died"):
             results(pool)
 

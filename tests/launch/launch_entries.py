@@ -21,8 +21,9 @@ def rank() -> int:
 def count(run_dir: str, *options: str) -> int:
     """Count to `steps` with a pause between, keeping the number in RUN_DIR/progress.json; 75 on SIGTERM and SIGUSR2.
 
-    Options, as key=value: steps, pause (seconds), fail_rank and fail_code, deaf=1 (ignore signals), saves=0 (never
-    save), more (steps that a resumed start does, instead of all), limit (stop by itself after this step, with 75).
+    Options, as key=value: steps, pause (seconds), fail_rank and fail_code (once rank 0 has said how it starts), deaf=1
+    (ignore signals), saves=0 (never save), more (steps that a resumed start does, instead of all), limit (stop by
+    itself after this step, with 75).
     """
     given = dict(option.split("=", 1) for option in options)
     steps, pause = int(given.get("steps", "3")), float(given.get("pause", "0"))
@@ -39,6 +40,8 @@ def count(run_dir: str, *options: str) -> int:
     while step < steps:
         time.sleep(pause)
         if given.get("fail_rank") == str(rank()):
+            while not (folder / "environment_0.json").exists():  # a failure ends the others, wherever they are
+                time.sleep(0.01)
             print(f"boom on rank {rank()}", file=sys.stderr, flush=True)
             return int(given["fail_code"])
         if stop:
@@ -57,6 +60,14 @@ def count(run_dir: str, *options: str) -> int:
         print(f"counted to {step}", flush=True)
         (folder / "finished.json").write_text(json.dumps({"step": step}))
     return 0
+
+
+def not_ready(run_dir: str, signal_ignored: str = "") -> None:
+    """Wait like a rank whose Python is still starting: a signal ends it, or the one named here is not heard."""
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN if number.name == signal_ignored else signal.SIG_DFL)
+    (Path(run_dir) / "waits").touch()
+    time.sleep(600)
 
 
 def write_argument(path: str, text: str) -> None:

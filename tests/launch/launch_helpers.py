@@ -43,10 +43,13 @@ def log_of(run_dir: Path, rank: int = 0) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def start_attached(job: launch.Job, **options: Any) -> "subprocess.Popen[str]":
-    """launch.run(job) in a process of its own, as a user's command runs it."""
+def start_attached(job: launch.Job, detach_s: float = 3, **options: Any) -> "subprocess.Popen[str]":
+    """launch.run(job) in a process of its own, as a user's command runs it; the question of Ctrl-C stands `detach_s`
+    seconds."""
     program = f"""
 import sys, launch
+from launch import follow
+follow._DETACH_S = {detach_s}
 from pathlib import Path, PosixPath
 from nano3.config.cluster import ClusterConfig
 from nano3.errors import Nano3Error

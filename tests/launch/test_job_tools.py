@@ -164,7 +164,7 @@ def test_how_a_run_ended_of_which_no_end_was_noted(
 @pytest.fixture
 def running(make_job: Any, tmp_path: Path) -> Iterator[tuple[Path, "subprocess.Popen[bytes]"]]:
     """A run here that counts until it is asked to stop."""
-    job = make_job("steps=600", "pause=0.1")
+    job = make_job("steps=100000", "pause=0.1")
     code = (
         "import sys, pickle, launch; from nano3.config.cluster import ClusterConfig; from pathlib import Path;"
         f"sys.exit(launch.run([launch.Job('run', Path({str(job.run_dir)!r}), {job.entry!r}, {job.args!r}, "
@@ -186,7 +186,7 @@ def test_a_run_here_is_seen_and_stopped(running: Any, capfd: pytest.CaptureFixtu
     assert f"running (process {process.pid} on " in capfd.readouterr().out
     assert cancel.run(argparse.Namespace(runs=[str(run_dir)])) == 0
     assert f"asked process {process.pid} ({run_dir}) to save and stop" in capfd.readouterr().out
-    assert process.wait(timeout=60) == 75
+    assert process.wait(timeout=200) == 75
     jobs.run(argparse.Namespace(folders=[run_dir]))
     assert "stopped" in capfd.readouterr().out
     assert cancel.run(argparse.Namespace(runs=[str(run_dir)])) == 0

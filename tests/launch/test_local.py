@@ -69,7 +69,7 @@ def test_torchrun_all_ranks_meet(make_job: Any) -> None:
 
 
 def test_torchrun_failed_rank_is_told_without_a_wall(make_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    job = make_job("pause=0.1", "steps=300", "fail_rank=1", "fail_code=4", nproc_per_node=2)
+    job = make_job("pause=0.1", "steps=100000", "fail_rank=1", "fail_code=4", nproc_per_node=2)
     assert launch.run([job]) == 4
     out, err = capfd.readouterr()
     assert "rank 1 failed first, with exit code 4" in err and "boom on rank 1" in err
@@ -77,7 +77,7 @@ def test_torchrun_failed_rank_is_told_without_a_wall(make_job: Any, capfd: pytes
 
 
 def test_torchrun_killed_rank(make_job: Any) -> None:
-    job = make_job("pause=0.1", "steps=600", nproc_per_node=2)
+    job = make_job("pause=0.1", "steps=100000", nproc_per_node=2)
     command = start_attached(job)
     pid = eventually(lambda: (f := job.run_dir / "logs" / "1.pid").exists() and f.read_text())
     eventually(lambda: (job.run_dir / "environment_1.json").exists())
@@ -88,7 +88,7 @@ def test_torchrun_killed_rank(make_job: Any) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_torchrun_stop_lets_all_ranks_save(make_job: Any, number: signal.Signals) -> None:
-    job = make_job("pause=0.1", "steps=600", nproc_per_node=2)
+    job = make_job("pause=0.1", "steps=100000", nproc_per_node=2)
     command = start_attached(job, start_new_session=True)
     eventually(lambda: all((job.run_dir / f"environment_{rank}.json").exists() for rank in (0, 1)))
     command.send_signal(number)

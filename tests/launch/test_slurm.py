@@ -60,7 +60,7 @@ def test_exit_code_of_the_rank_that_failed(slurm_job: Any, capfd: pytest.Capture
 def test_a_killed_rank_ends_the_job(slurm_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
     job = slurm_job(*ENDLESS, nodes=2, ntasks_per_node=2, mode="detached")
     assert launch.run([job]) == 0
-    eventually(lambda: progress(job.run_dir) > 1)
+    eventually(lambda: all((job.run_dir / f"environment_{rank}.json").exists() for rank in range(4)))
     ranks = subprocess.run(
         ["pgrep", "-f", f"launch.rank launch_entries:count {job.run_dir}"], capture_output=True, text=True
     )
@@ -220,7 +220,7 @@ def test_ctrl_c_detaches(slurm_job: Any) -> None:
 
 def test_second_ctrl_c_cancels(slurm_job: Any) -> None:
     job = slurm_job(*ENDLESS)
-    command = start_attached(job)
+    command = start_attached(job, detach_s=100)  # the second comes when this process gets to it
     eventually(lambda: progress(job.run_dir) > 1)
     command.send_signal(signal.SIGINT)
     read_until(command.stderr, "detaching from")

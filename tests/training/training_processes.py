@@ -4,9 +4,11 @@ Every process has its own signals, accelerate state and process group, and start
 seconds.
 """
 
+import contextlib
 import multiprocessing
 import os
 import pickle
+import secrets
 import socket
 import time
 import traceback
@@ -137,18 +139,24 @@ def train_here(config: PretrainConfig, data: Path, run_dir: Path) -> Outcome:
     return start(config, data, run_dir).result()
 
 
+def free_port() -> int:
+    """A port that is free, and that no connection gets before it is used: Linux gives away those above 32767 only."""
+    while True:
+        port = 10000 + secrets.randbelow(20000)
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("", port))
+            return port
+
+
 def start_ranks(
     config: PretrainConfig, data: Path, run_dir: Path, ranks: int, job: Callable[..., Any] = train
 ) -> list[Child]:
     """`job` in `ranks` processes with the environment that torchrun sets."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
     common = {
         "WORLD_SIZE": str(ranks),
         "LOCAL_WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
     }
     return [
         Child(job, (config, data, run_dir), run_dir / f"log_{r}.txt", {**common, "RANK": str(r), "LOCAL_RANK": str(r)})

@@ -1,0 +1,214 @@
+"""What Slurm prints, in all the shapes that it may have, and what a client that is not well says."""
+
+import os
+import re
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launch import slurm
+from launch.names import time_seconds
+from launch.slurm import UNKNOWN, JobState, _array_indices, parse_sacct, parse_scontrol
+from nano3.errors import Failure
+
+INDICES = st.lists(st.integers(0, 4000), min_size=1, max_size=30, unique=True).map(sorted)
+
+
+def expression(indices: list[int]) -> str:
+    """As Slurm's own client writes a set of tasks: a step when they are evenly spaced, else ranges (src/api)."""
+    steps = {b - a for a, b in pairwise(indices)}
+    if len(indices) > 5 and len(steps) == 1 and steps != {1}:
+        return f"{indices[0]}-{indices[-1]}:{steps.pop()}"
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and runs[-1][-1] == index - 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+@given(INDICES | st.builds(lambda first, step, n: list(range(first, first + step * n, step)), st.integers(0, 99),
+                           st.integers(1, 7), st.integers(6, 40)), st.none() | st.integers(1, 99))  # fmt: skip
+def test_every_waiting_task_of_an_array_is_found(indices: list[int], at_a_time: int | None) -> None:
+    text = expression(indices) + (f"%{at_a_time}" if at_a_time else "")
+    assert list(_array_indices(text)) == indices
+    line = f"JobId=9 ArrayJobId=9 ArrayTaskId={text} JobName=x JobState=PENDING Reason=Priority "
+    assert dict(parse_scontrol(line)) == {f"9_{i}": JobState("PENDING", 0, "Priority") for i in indices}
+    assert dict(parse_sacct(f"9_[{text}]|PENDING|0:0|None assigned")) == {
+        f"9_{i}": JobState("PENDING") for i in indices
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        pytest.param("0-12:3", [0, 3, 6, 9, 12], id="a step"),
+        pytest.param("1,4-5,8-14:2%3", [1, 4, 5, 8, 10, 12, 14], id="all at once"),
+        pytest.param("1-3,7-9...", [1, 2, 3], id="cut off in a range"),
+        pytest.param("1-3,12...", [1, 2, 3], id="cut off in a number"),
+        pytest.param("1-3,...", [1, 2, 3], id="cut off between"),
+        pytest.param("N/A", [], id="none"),
+    ],
+)
+def test_lists_of_tasks(text: str, found: list[int]) -> None:
+    assert list(_array_indices(text)) == found
+
+
+STATES = sorted(slurm._END_CODES)
+
+
+@given(st.sampled_from(STATES), st.integers(0, 255), st.integers(0, 64))
+def test_the_code_of_a_job_is_zero_only_if_it_completed(state: str, code: int, signum: int) -> None:
+    """A command that follows a job ends with this code: no failure may look like a success."""
+    exit_code = f"{code}:{signum}"
+    ((_, told),) = parse_scontrol(f"JobId=7 JobState={state} Reason=None ExitCode={exit_code} NodeList=n1 Restarts=0")
+    ((_, later),) = parse_sacct(f"7|{state}|{exit_code}|n1")
+    assert told.ended and (told.code == 0) == (state == "COMPLETED")
+    assert told == later, "the accounting tells the same as the controller"
+    if code and state != "COMPLETED":
+        assert told.code == code
+
+
+@given(st.text(st.characters(exclude_characters="\n="), max_size=60))
+def test_words_that_are_no_job_are_none(text: str) -> None:
+    assert list(parse_scontrol(text)) == []
+
+
+def test_what_a_user_wrote_does_not_stand_for_a_state() -> None:
+    """A comment or a path may hold anything; the job's own fields come first."""
+    line = (
+        "JobId=7 JobName=a UserId=me(0) JobState=RUNNING Reason=None Restarts=0 ExitCode=0:0 NodeList=n1 "
+        "Command=/x/ JobState=COMPLETED/y WorkDir=/w NodeList=n9 Comment=ExitCode=3:0 JobState=FAILED"
+    )
+    assert dict(parse_scontrol(line)) == {"7": JobState("RUNNING", 0, "", "n1")}
+
+
+def client(folder: Path, name: str, program: str) -> None:
+    """A program of Slurm's that does this."""
+    file = folder / name
+    file.write_text(f"#!{sys.executable}\nimport os, sys\n{program}\n")
+    file.chmod(0o755)
+
+
+@pytest.fixture
+def bin_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder on PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
+
+
+def test_a_job_in_a_folder_of_any_encoding_has_a_state(bin_dir: Path) -> None:
+    client(bin_dir, "scontrol", "os.write(1, b'JobId=7 JobState=RUNNING NodeList=n1 WorkDir=/caf\\xe9 \\n')")
+    assert slurm.states(["7"]) == {"7": JobState("RUNNING", 0, "", "n1")}
+
+
+def test_lists_of_tasks_are_asked_for_in_full(bin_dir: Path) -> None:
+    """Slurm's clients cut them at 64 characters: the tasks after that would look forgotten."""
+    client(
+        bin_dir, "scontrol",
+        "tasks = ','.join(map(str, range(0, 400, 3))) + ',399'\n"
+        "most = int(os.environ.get('SLURM_BITSTR_LEN', '64'))\n"
+        "tasks = tasks[:most] + '...' if most else tasks\n"
+        "print(f'JobId=7 ArrayJobId=7 ArrayTaskId={tasks} JobState=PENDING')",
+    )  # fmt: skip
+    assert slurm.states(["7_399"])["7_399"].state == "PENDING"
+
+
+@pytest.mark.parametrize(
+    ("controller", "accounting", "state"),
+    [
+        pytest.param("print('JobId=7 JobState=RUNNING')", "sys.exit('not asked')", "RUNNING", id="known"),
+        pytest.param("sys.exit('slurm_load_jobs error: Invalid job id specified')", "print('7|FAILED|3:0|n1')",
+                     "FAILED", id="forgotten, in the accounting"),
+        pytest.param("sys.exit('Invalid job id specified')", "sys.exit('Slurm accounting storage is disabled')",
+                     "UNKNOWN", id="forgotten, no accounting"),
+    ],
+)  # fmt: skip
+def test_who_is_asked_for_a_state(bin_dir: Path, controller: str, accounting: str, state: str) -> None:
+    client(bin_dir, "scontrol", controller)
+    client(bin_dir, "sacct", accounting)
+    assert slurm.states(["7"])["7"].state == state
+    assert slurm.states([]) == {}, "nobody is asked about nothing"
+
+
+def test_a_cancelled_array_speaks_for_tasks_that_never_began(bin_dir: Path) -> None:
+    client(bin_dir, "scontrol", "print('JobId=7 ArrayJobId=7 ArrayTaskId=4294967294 JobState=CANCELLED')")
+    assert {job: state.state for job, state in slurm.states(["7_0", "7_5"]).items()} == {
+        "7_0": "CANCELLED", "7_5": "CANCELLED",
+    }  # fmt: skip
+
+
+def test_a_controller_that_does_not_answer_is_no_forgotten_job(bin_dir: Path) -> None:
+    client(bin_dir, "scontrol", "sys.exit('slurm_load_jobs error: Unable to contact slurm controller')")
+    with pytest.raises(Failure, match=r"Slurm does not answer: .*Unable to contact"):
+        slurm.states(["7"])
+
+
+@pytest.mark.parametrize("call", [slurm.partitions, lambda: slurm.cancel(["7"]), lambda: slurm.states(["7"])])
+def test_a_client_that_is_not_installed_is_named(bin_dir: Path, call) -> None:
+    with pytest.raises(Failure, match=r"This machine has no (sinfo|scancel|scontrol): .* not installed here"):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        pytest.param("pass", None, id="done"),
+        pytest.param("sys.exit('scancel: error: Kill job error on job id 7: Invalid job id specified')", None,
+                     id="it has ended"),
+        pytest.param("sys.exit('Access/permission denied')", "scancel: Access/permission denied", id="somebody else's"),
+    ],
+)  # fmt: skip
+def test_cancelling(bin_dir: Path, program: str, told: str | None) -> None:
+    client(bin_dir, "scancel", f"open({str(bin_dir / 'asked')!r}, 'w').write(' '.join(sys.argv[1:]))\n{program}")
+    if told:
+        with pytest.raises(Failure, match=re.escape(told)):
+            slurm.cancel(["7", "8_1"])
+    else:
+        slurm.cancel(["7", "8_1"])
+    assert (bin_dir / "asked").read_text() == "7 8_1"
+
+
+@pytest.mark.parametrize(
+    ("program", "most"),
+    [
+        pytest.param("print('MaxArraySize            = 1001')", 1001, id="told"),
+        pytest.param("print('MaxArraySizeOfOthers = 7')", sys.maxsize, id="not told"),
+        pytest.param("sys.exit(1)", sys.maxsize, id="no answer"),
+    ],
+)
+def test_how_large_an_array_may_be(bin_dir: Path, program: str, most: int) -> None:
+    client(bin_dir, "scontrol", program)
+    assert slurm.max_array_size() == most
+
+
+def test_a_submission_takes_nothing_over_but_the_way_to_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    outer = {"SLURM_CONF": "/c", "SLURM_JOB_ID": "1", "SLURM_NTASKS": "8", "SBATCH_QOS": "high", "SBATCH_WAIT": "1"}
+    for name, value in outer.items():
+        monkeypatch.setenv(name, value)
+    with slurm.submit_environment(keep=["SBATCH_QOS", "SBATCH_NOT_SET"]):
+        seen = {name: value for name, value in os.environ.items() if name.startswith(("SLURM_", "SBATCH_"))}
+    assert seen == {"SLURM_CONF": "/c", "SBATCH_QOS": "high"}
+    assert {name: os.environ[name] for name in outer} == outer, "and leaves everything as it was"
+
+
+@given(st.integers(0, 60), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
+def test_a_time_limit_in_each_of_its_spellings(days: int, hours: int, minutes: int, seconds: int) -> None:
+    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    assert time_seconds(f"{days}-{hours:02}:{minutes:02}:{seconds:02}") == total
+    assert time_seconds(f"{days * 24 + hours}:{minutes}:{seconds:02}") == total
+    assert time_seconds(f"{total // 60}:{seconds}") == total
+    assert time_seconds(f"{days}-{hours}") == (days * 24 + hours) * 3600
+    assert time_seconds(str(total // 60)) == total // 60 * 60
+
+
+def test_a_task_that_nobody_knows_is_unknown_beside_others(bin_dir: Path) -> None:
+    client(bin_dir, "scontrol", "print('JobId=7 ArrayJobId=7 ArrayTaskId=0-1 JobState=PENDING')")
+    assert slurm.states(["7_1", "7_2"]) == {"7_1": JobState("PENDING"), "7_2": UNKNOWN}
