@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from nano3.config import PretrainConfig
 from nano3.training.hf_model import VOCAB_MULTIPLE, padded_vocab_size
+from nano3.training.overrides import free_section
 from nano3.training.schema import Schema
 
 CONVOLUTION = 4  # width of Mamba-2's causal convolution
@@ -80,8 +81,8 @@ def from_config(config: PretrainConfig, known: Schema | None, vocab_size: int) -
         typed = getattr(config.model, name, None)
         if typed is not None:
             return typed
-        free = (config.megatron.get("model") or {}).get(name)
-        if free is not None:
+        free = free_section(config, "model").get(name)
+        if isinstance(free, bool | int):  # anything else is told by `overrides.check`
             return free
         return known.value(f"model.{name}", default) if known else default
 
