@@ -76,7 +76,7 @@ def checked(cfg: DictConfig) -> Prep:
 def at_home(config: DataPrepConfig) -> DataPrepConfig:
     """The same with ~ for the home folder in the places that are read and written, as everywhere in nano3."""
     named = {key: getattr(config, key) for key in ("output_dir", "job_dir", "blend_path")}
-    return replace(config, **{key: str(Path(p).expanduser()) for key, p in named.items() if p and p[0] == "~"})
+    return replace(config, **{key: str(Path(p).expanduser()) for key, p in named.items() if p and p[:2] in ("~", "~/")})
 
 
 def submit_problems(config: DataPrepConfig, blend: str, sources: list[SourceConfig]) -> list[str]:

@@ -95,7 +95,7 @@ def preflight(config: PretrainConfig, manifest: dict[str, Any] | None = None) ->
     data = _data(config, plan)
     model = from_config(config, known, data.vocab_size if data else _vocabulary(config, manifest, known))
     if megatron and model:
-        plan.problems.extend(split_problems(model, layout.tensor))
+        plan.problems.extend(split_problems(model, layout.tensor, layout.expert))
     _tell_shape(config, layout, model, plan)
     begin = find_origin(config, data)
     plan.problems.extend(begin.problems)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from megatron_helpers import NANO, QWEN, model
+from megatron_helpers import NANO, QWEN, ROOT, model
 
 from nano3.config import ModelConfig, PretrainConfig
 from nano3.training.architecture import (
@@ -147,8 +147,34 @@ def test_an_embedding_has_room_for_every_id_and_little_more(size: int, tensor: i
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 12))
 def test_attention_is_refused_exactly_when_it_cannot_be_divided(heads: int, groups: int, tensor: int) -> None:
     a = replace(SMALL, layers={"*": 1}, num_attention_heads=heads, num_query_groups=groups)
-    assert len(split_problems(a, tensor)) == (heads % groups > 0) + (heads % tensor > 0)
+    apart = groups % tensor > 0 and tensor % groups > 0
+    assert len(split_problems(a, tensor)) == (heads % groups > 0) + (heads % tensor > 0) + apart
     assert split_problems(replace(a, layers={"-": 1}), tensor) == [], "without attention its sizes mean nothing"
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 4), st.integers(1, 8))
+def test_experts_and_scans_are_refused_exactly_when_megatron_asserts(
+    experts: int, groups: int, tensor: int, expert: int
+) -> None:
+    """MoELayer wants as many experts on every rank, MambaMixer as many groups; a job would find out in its queue."""
+    a = replace(SMALL, layers={"E": 1}, num_moe_experts=experts, moe_router_topk=1)
+    told = split_problems(a, tensor, expert)
+    assert told == (
+        [f"model.num_moe_experts={experts} must be a multiple of model.expert_model_parallel_size={expert}."]
+        if experts % expert
+        else []
+    )
+    a = replace(SMALL, layers={"M": 1}, mamba_num_heads=groups * tensor, mamba_num_groups=groups)
+    assert len(split_problems(a, tensor, expert)) == (groups % tensor > 0)
+
+
+@pytest.mark.parametrize("name", [p.stem for p in (ROOT / "conf/model").glob("*.yaml")])
+def test_the_models_of_conf_can_be_divided_as_they_say(name: str) -> None:
+    config = nowhere("megatron", NANO)
+    config.model = model(name)
+    layout = layout_of(config, recorded(NANO))
+    found = from_config(config, recorded(NANO), 131072)
+    assert found is not None and split_problems(found, layout.tensor, layout.expert) == []
 
 
 PATTERNS = {
