@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from launch.check import cluster_problems
 from nano3 import help
 from nano3.artifacts.resolver import register_resolver
-from nano3.conf import SCHEMAS, conf_dir
+from nano3.conf import SCHEMAS, TAKES_A_VALUE, conf_dir
 from nano3.console import say
 from nano3.errors import INTERRUPTED, Nano3Error, UserError
 from nano3.mistakes import FORESEEN, everything_wrong, explain, wrong_beforehand
@@ -31,8 +31,6 @@ from nano3.secrecy import secret_problems
 
 # Keys where nothing at all (`output_dir=`) would mean the folder one happens to be in.
 NEVER_EMPTY = ("output_dir", "job_dir", "artifact", "run.output_dir", "run.name", "run.data")
-# Hydra's flags whose next word is theirs.
-TAKES_A_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p")
 Task = Callable[[DictConfig], int]
 # Given all points of a sweep and their overrides: check them, and make them differ where they must.
 Prepare = Callable[[list[DictConfig], list[list[str]]], None]

@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nano3.conf import GROUPS, OPEN, SCHEMAS, conf_dir, schema_keys, user_conf
+from nano3.conf import GROUPS, OPEN, SCHEMAS, conf_dir, given_conf, schema_keys, user_conf
 from nano3.errors import did_you_mean
 
 _CHOSEN_BY_HYDRA = re.compile(r"In '(\w+/[^']+)'")
@@ -34,8 +34,7 @@ def file_problems(name: str, overrides: list[Override], told: str, argv: list[st
 
 def file_of(member: str, argv: list[str]) -> Path | None:
     """The file of "cluster/hopper", searched as Hydra does: --config-dir, the user's folder, nano3's."""
-    given = [argv[i + 1] for i, word in enumerate(argv[:-1]) if word in ("--config-dir", "-cd")]
-    roots = [*given, *filter(None, [user_conf()]), conf_dir()]
+    roots = [*given_conf(argv), *filter(None, [user_conf()]), conf_dir()]
     return next((path for root in roots if (path := Path(root) / f"{member}.yaml").is_file()), None)
 
 
@@ -55,24 +54,27 @@ def problems_in(path: Path, group: str, name: str) -> list[str]:
         return []
     prefix = "" if package else f"{group}."
     keys = list(schema_keys(SCHEMAS[name]))
+    if group == "experiment" and not package:
+        return [f"{path}: an experiment begins with the line '# @package _global_'; without it no key of it counts."]
+    for hydras_own in ("defaults", "hydra") if package else ("defaults",):
+        (content or {}).pop(hydras_own, None)
     return [f"{path}: {problem}" for problem in _problems(content or {}, prefix, keys, SCHEMAS[name])]
 
 
 def _problems(content: Mapping[Any, Any], prefix: str, keys: list[str], schema: type) -> Iterator[str]:
     for short, value in content.items():
         key = f"{prefix}{short}"
-        if not prefix and short in ("defaults", "hydra"):
-            continue
+        below = [k for k in keys if k.startswith(f"{key}.")]
         if key not in keys:
             if not key.startswith(OPEN):
                 siblings = [k.removeprefix(prefix) for k in keys if k.rpartition(".")[0] == prefix.rstrip(".")]
                 yield f"no key {short!r} in {prefix.rstrip('.') or 'it'}.{did_you_mean(str(short), siblings)}"
-        elif isinstance(value, Mapping) and f"{key}." not in OPEN:
+        elif isinstance(value, Mapping) and below:
             yield from _problems(value, f"{key}.", keys, schema)
         else:
             blank: Any = OmegaConf.structured(schema)
             try:
-                OmegaConf.update(blank, key, value)
+                OmegaConf.update(blank, key, value, merge=False)  # merging takes a list for a text
             except (OmegaConfBaseException, ValueError) as error:
                 yield f"{key}: {str(error).splitlines()[0]}"
 

@@ -4,7 +4,8 @@ Whether one is there depends on the chosen members (train=one_hopper sets some o
 composed configuration, and only once Hydra has refused.
 """
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -17,12 +18,13 @@ from nano3.conf import GROUPS, OPEN, conf_dir
 from nano3.secrecy import is_secret
 
 
-def free_key_problems(name: str, overrides: list[Override]) -> list[str]:
-    """One message for each free key that is given without a plus although nothing has set it."""
+def free_key_problems(name: str, overrides: list[Override], folders: Sequence[str] = ()) -> list[str]:
+    """One message for each free key that is given without a plus although nothing has set it. Members are searched in
+    `folders` too."""
     wanted = [o for o in overrides if is_free(o.key_or_group) and not (o.is_add() or o.is_force_add() or o.is_delete())]
     if not wanted:
         return []
-    there = composed(name, overrides)
+    there = composed(name, overrides, folders)
     missing = {key: (value, o) for o in wanted for key, value in leaves(o) if not is_set(there, key)}
     return [message(key, value, o) for key, (value, o) in missing.items()]
 
@@ -56,10 +58,12 @@ def _leaves(prefix: str, value: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
             yield f"{prefix}.{key}", Override._get_value_element_as_str(inner)
 
 
-def composed(name: str, overrides: list[Override]) -> Any:
+def composed(name: str, overrides: list[Override], folders: Sequence[str] = ()) -> Any:
     """The configuration with the chosen members and the added keys alone; empty when even that does not compose."""
     chosen = [o for o in overrides if o.key_or_group in GROUPS or (is_free(o.key_or_group) and o.is_add())]
     kept = [str(o.input_line) for o in chosen if not o.is_sweep_override()]
+    if folders:
+        kept.append(f"hydra.searchpath={json.dumps(list(folders))}")
     try:
         with initialize_config_dir(conf_dir(), version_base="1.3"):
             return compose(name, kept)

@@ -60,8 +60,9 @@ def _keys(schema: type, prefix: str) -> Iterator[str]:
 def _default(f: Any) -> str:
     if f.default is MISSING:
         return ""
-    shown = {None: "null", True: "true", False: "false"}.get(f.default) if not isinstance(f.default, str) else f.default
-    return f"={f.default if shown is None else shown}"
+    if f.default is None or isinstance(f.default, bool):  # asked by type: 1 equals True
+        return f"={'null' if f.default is None else str(f.default).lower()}"
+    return f"={f.default}"
 
 
 @cache

@@ -15,10 +15,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from nano3.artifacts.store import NoSuchTag
-from nano3.conf import GROUPS, OF_PREPARATION, OPEN, SCHEMAS, groups, members, schema_keys
+from nano3.conf import GROUPS, OF_PREPARATION, OPEN, SCHEMAS, TAKES_A_VALUE, given_conf, groups, members, schema_keys
 from nano3.conf_files import file_problems, missing_folder, yaml_problem
 from nano3.errors import Nano3Error, UserError, did_you_mean, nearest
 from nano3.free_keys import free_key_problems, is_free
+from nano3.secrecy import is_secret
 
 # What is told without a traceback.
 FORESEEN = (HydraException, OmegaConfBaseException, yaml.YAMLError, Nano3Error)
@@ -56,14 +57,14 @@ def everything_wrong(error: Exception, name: str, argv: list[str]) -> list[str]:
         return []
     found = [*wrong_overrides(name, argv, choices=True), *wrong_values(name, argv)]
     found += file_problems(name, parsed(argv), str(error), argv)
-    return found + free_key_problems(name, parsed(argv))
+    return found + free_key_problems(name, parsed(argv), given_conf(argv))
 
 
 def wrong_beforehand(name: str, argv: list[str]) -> list[str]:
     """All that is wrong with the overrides, if one of them names no key: Hydra would tell of one only, and wrongly."""
     if not (found := [*missing_folder(), *wrong_overrides(name, argv, choices=False)]):
         return []
-    return [*found, *wrong_values(name, argv), *free_key_problems(name, parsed(argv))]
+    return [*found, *wrong_values(name, argv), *free_key_problems(name, parsed(argv), given_conf(argv))]
 
 
 def with_blend(error: Nano3Error) -> Nano3Error:
@@ -85,7 +86,8 @@ def tidy(text: str) -> str:
 
 def parsed(argv: list[str]) -> list[Override]:
     """The overrides among the words of a command line; none when one cannot be parsed, which Hydra tells better."""
-    words = [word for word in argv if not word.startswith("-") and "=" in word]
+    pairs = zip(["", *argv], argv, strict=False)
+    words = [word for before, word in pairs if word[:1] != "-" and "=" in word and before not in TAKES_A_VALUE]
     try:
         return OverridesParser.create().parse_overrides(words)
     except OverrideParseException:
@@ -95,14 +97,14 @@ def parsed(argv: list[str]) -> list[Override]:
 def wrong_overrides(name: str, argv: list[str], choices: bool) -> list[str]:
     """One message for each override of application `name` that names no key or, with `choices`, no member of a group.
 
-    Members are looked at only once Hydra has refused: a folder given with --config-dir may hold more.
+    Members are looked at only once Hydra has refused: it may search more folders (hydra.searchpath).
     """
     keys = list(schema_keys(SCHEMAS[name]))
     found = []
     for override in parsed(argv):
         key = override.key_or_group
         if key in GROUPS:
-            found += wrong_choices(override, key, name, choices)
+            found += wrong_choices(override, key, name, members(key, argv) if choices else None)
         elif name == "pretrain" and key.startswith("data_blend.") and key.partition(".")[2] in OF_PREPARATION:
             found.append(
                 f"{key} belongs to nano3.data_prep: a run trains on the data that run.data names, as they were "
@@ -124,6 +126,8 @@ def wrong_key(key: str, name: str, keys: list[str]) -> str:
         meant = f" Did you mean {same_leaf[0]!r}?"
     elif parent in keys and siblings:
         meant = f" {parent} has {', '.join(siblings)}."
+    elif parent in keys:
+        meant = f" {parent} has no keys of its own; it is set as a whole: {parent}=..."
     else:
         above = [k for k in keys if key.startswith(f"{k}.")]
         pool = [k for k in [*keys, *groups(name)] if k not in above]
@@ -131,8 +135,8 @@ def wrong_key(key: str, name: str, keys: list[str]) -> str:
     return f"no key {key!r} in {name}.{meant}\n  All keys with their values: python -m nano3.{name} --cfg job"
 
 
-def wrong_choices(override: Override, group: str, name: str, choices: bool) -> list[str]:
-    """What is wrong with `group=NAME`: the plus, the group, and with `choices` the name."""
+def wrong_choices(override: Override, group: str, name: str, choices: list[str] | None) -> list[str]:
+    """What is wrong with `group=NAME`: the plus, the group, and, when its `choices` are given, the name."""
     bare = str(override.input_line).lstrip("+")
     if group == "experiment" and name == "data_prep":
         known = ", ".join(members("data_blend"))
@@ -151,12 +155,9 @@ def wrong_choices(override: Override, group: str, name: str, choices: bool) -> l
         return [f"an experiment is added with a plus: +{bare}"]
     if group != "experiment" and (override.is_add() or override.is_force_add()):
         return [f"{override.input_line}: {group} has a member already; choose another without the plus: {bare}"]
-    if not choices:
+    if choices is None:
         return []
-    known_names = members(group)
-    return [
-        f"no {group}={c}.{did_you_mean(c, known_names)}" for c in map(str, values(override)) if c not in known_names
-    ]
+    return [f"no {group}={c}.{did_you_mean(c, choices)}" for c in map(str, values(override)) if c not in choices]
 
 
 def wrong_values(name: str, argv: list[str]) -> list[str]:
@@ -171,7 +172,7 @@ def wrong_values(name: str, argv: list[str]) -> list[str]:
             try:
                 OmegaConf.update(blank, key, value)
             except (OmegaConfBaseException, ValueError) as error:  # ValueError: a section given one value
-                found.append(f"{key}: {str(error).splitlines()[0]}")
+                found.append(f"{key}: {'not text' if is_secret(key) else str(error).splitlines()[0]}")
     return found
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from nano3.artifacts import store
 from nano3.config import PrepOptions, PretrainConfig, SourceConfig
 from nano3.files import unwritable
+from nano3.training.overrides import free_section
 
 # Caches that a user may have put anywhere; without the variable, only nano3's own is worth keeping.
 _CACHES = ("NANO3_CACHE", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "HF_HOME")
@@ -16,7 +17,7 @@ _DEFAULT_CACHE = "~/.cache/nano3"
 
 def read_by(config: PretrainConfig) -> list[str]:
     """What a run reads: prepared data, the checkpoint it starts from, weights of another model."""
-    weights = (config.megatron.get("checkpoint") or {}).get("pretrained_checkpoint")
+    weights = free_section(config, "checkpoint").get("pretrained_checkpoint")
     return [str(Path(place).absolute()) for place in (config.run.data, config.checkpoint.load, weights) if place]
 
 
@@ -44,7 +45,7 @@ def unwritable_problems(config: PretrainConfig) -> list[str]:
 def of_preparation(options: PrepOptions, sources: Iterable[SourceConfig]) -> tuple[str, ...]:
     """What preparing data reads and writes on this file system."""
     named = [source.path for source in sources if "://" not in source.path]
-    if Path(options.tokenizer_model).exists():
+    if Path(options.tokenizer_model).expanduser().exists():
         named.append(options.tokenizer_model)
     caches = [place for name in ("HF_HOME", "HF_HUB_CACHE") if (place := os.environ.get(name))]
     if options.hf_files == "download" and not caches:

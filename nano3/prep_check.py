@@ -1,7 +1,7 @@
 """A data preparation as it was asked for, checked before any work is done; and what makes a sweep's points differ."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +59,7 @@ def checked(cfg: DictConfig) -> Prep:
             failures.append(UserError(problems))
 
     told(value_problems(cfg))
-    config: DataPrepConfig = OmegaConf.to_object(cfg)  # type: ignore[assignment]
+    config = at_home(OmegaConf.to_object(cfg))  # type: ignore[arg-type]
     options = PrepOptions(**{f.name: getattr(config, f.name) for f in fields(PrepOptions)})
     blend, sources = attempt(lambda: read_blend(config)) or ("", list[SourceConfig]())
     registration = registration_of(config, blend)
@@ -71,6 +71,12 @@ def checked(cfg: DictConfig) -> Prep:
     request = read_request(sources, options, blend)
     refuse_published(request)
     return Prep(config, request, registration, following)
+
+
+def at_home(config: DataPrepConfig) -> DataPrepConfig:
+    """The same with ~ for the home folder in the places that are read and written, as everywhere in nano3."""
+    named = {key: getattr(config, key) for key in ("output_dir", "job_dir", "blend_path")}
+    return replace(config, **{key: str(Path(p).expanduser()) for key, p in named.items() if p and p[:2] in ("~", "~/")})
 
 
 def submit_problems(config: DataPrepConfig, blend: str, sources: list[SourceConfig]) -> list[str]:

@@ -22,7 +22,7 @@ def compose_next(config: DataPrepConfig) -> DictConfig | None:
     if not config.then:
         return None
     problems = wrong_overrides("pretrain", config.then, choices=True)
-    if any(word.startswith("run.data=") for word in config.then):
+    if any(word.lstrip("+~").startswith("run.data=") for word in config.then):
         problems.append("run.data: leave it out; the run trains on the data that is prepared here")
     if not problems:
         where = HydraConfig.get().runtime.choices["cluster"]

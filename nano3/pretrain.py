@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 import launch
 from launch.ledger import refuse_if_active
@@ -28,7 +28,7 @@ from nano3.console import is_rank_zero, say, table
 from nano3.errors import UserError
 from nano3.training import backend, frozen
 from nano3.training.preflight import Preflight, preflight
-from nano3.training.record import Data, changed, freeze, lost_checkpoint
+from nano3.training.record import Data, changed, freeze, frozen_text, lost_checkpoint
 from nano3.training.schedule import with_decay
 
 
@@ -96,7 +96,7 @@ def checked(cfg: DictConfig, data: Data, run_dir: Path, label: str = "") -> tupl
     """The typed configuration with its data pinned, and as text; prints the preflight. Raises `UserError`."""
     config = pin(typed(cfg), data, run_dir, label)
     table("Preflight", ["what", "value"], check(config).rows)
-    return config, OmegaConf.to_yaml(OmegaConf.structured(config))
+    return config, frozen_text(config)
 
 
 def find_data(cfg: DictConfig) -> Data:

@@ -69,7 +69,8 @@ def parse_datasets(entries: list[Any], where: str) -> list[SourceConfig]:
         found += [
             f"{at}: {key} must be text, found {value!r}; write it in quotes"
             for key, value in entry.items()
-            if key in known and key != "weight" and value is not None and not isinstance(value, str)
+            if key in known and key != "weight" and not isinstance(value, str)
+            if value is not None or known[key].default not in (None, MISSING)  # a missing one is told above
         ]
         weight = entry.get("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
@@ -97,6 +98,8 @@ def read_blend_file(path: Path) -> list[SourceConfig]:
         raise UserError(f"blend_path={path}: there is no such file") from None
     except IsADirectoryError:
         raise UserError(f"blend_path={path}: this is a folder; a blend file is JSON with a list `datasets`") from None
+    except OSError as error:
+        raise UserError(f"blend_path={path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"blend_path={path}: not valid JSON: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("datasets"), list):

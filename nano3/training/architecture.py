@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from nano3.config import PretrainConfig
 from nano3.training.hf_model import VOCAB_MULTIPLE, padded_vocab_size
+from nano3.training.overrides import free_section
 from nano3.training.schema import Schema
 
 CONVOLUTION = 4  # width of Mamba-2's causal convolution
@@ -80,8 +81,8 @@ def from_config(config: PretrainConfig, known: Schema | None, vocab_size: int) -
         typed = getattr(config.model, name, None)
         if typed is not None:
             return typed
-        free = (config.megatron.get("model") or {}).get(name)
-        if free is not None:
+        free = free_section(config, "model").get(name)
+        if isinstance(free, bool | int):  # anything else is told by `overrides.check`
             return free
         return known.value(f"model.{name}", default) if known else default
 
@@ -118,19 +119,27 @@ def from_config(config: PretrainConfig, known: Schema | None, vocab_size: int) -
     )
 
 
-def split_problems(model: Architecture, tensor: int) -> list[str]:
-    """Sizes that Megatron cannot divide among groups, experts or `tensor` ranks, the recipe's values included."""
+def split_problems(model: Architecture, tensor: int, expert: int = 1) -> list[str]:
+    """Sizes that Megatron cannot divide among groups, or `tensor` or `expert` ranks, the recipe's values included."""
     rules = [
         ("*", "num_attention_heads", "model.num_query_groups", model.num_query_groups),
         ("*", "num_attention_heads", "model.tensor_model_parallel_size", tensor),
         ("M", "mamba_num_heads", "model.mamba_num_groups", model.mamba_num_groups),
         ("M", "mamba_num_heads", "model.tensor_model_parallel_size", tensor),
+        ("M", "mamba_num_groups", "model.tensor_model_parallel_size", tensor),
+        ("E", "num_moe_experts", "model.expert_model_parallel_size", expert),
     ]
     problems = []
     for kind, name, of, divisor in rules:
         size = getattr(model, name)
         if model.layers.get(kind) and divisor > 0 and size % divisor:
             problems.append(f"model.{name}={size} must be a multiple of {of}={divisor}.")
+    groups = model.num_query_groups
+    if model.layers.get("*") and tensor > 0 and groups > 0 and groups % tensor and tensor % groups:
+        problems.append(
+            f"model.num_query_groups={groups} must be a multiple or a divisor of model.tensor_model_parallel_size="
+            f"{tensor}."
+        )
     if model.layers.get("E") and model.moe_router_topk > model.num_moe_experts > 0:
         problems.append(
             f"model.moe_router_topk={model.moe_router_topk} must not be greater than model.num_moe_experts="

@@ -61,7 +61,7 @@ def train(config: PretrainConfig, data_dir: Path, run_dir: Path, *, on_save: Sav
     if start.own and start.folder and start.iteration >= end:
         say(f"finished: iteration {start.iteration} of {config.train.train_iters} is in {start.folder}; nothing to do")
         return Outcome("finished", start.iteration, start.folder)
-    say(start.sentence((config.megatron.get("checkpoint") or {}).get("pretrained_checkpoint")))
+    say(start.sentence(overrides.free_section(config, "checkpoint").get("pretrained_checkpoint")))
     startup.mark("checks")
     container = prepare(config, data, run_dir)
     if is_rank_zero():

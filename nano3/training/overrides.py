@@ -106,6 +106,22 @@ def layers_in(pattern: str) -> int:
     return sum(c in "M*E-" for c in pattern.split("/")[0])
 
 
+def pattern_problems(pattern: str | None) -> list[str]:
+    """Why a pattern has no number of layers: kinds that nano3 cannot count, or none in the main stack."""
+    if pattern is None:
+        return []
+    allowed = "allowed: M Mamba-2, E experts, * attention, - dense MLP; | between pipeline stages, / before the rest"
+    if unknown := sorted(set(pattern) - set("M*E-|/")):
+        return [f"model.hybrid_layer_pattern={pattern} has {' '.join(unknown)}; {allowed}."]
+    return [] if layers_in(pattern) else [f"model.hybrid_layer_pattern={pattern} has no layer; {allowed}."]
+
+
+def free_section(config: PretrainConfig, name: str) -> Mapping[str, Any]:
+    """Section `name` of the `megatron:` dict; empty when it is not there, or, told by `check`, no section."""
+    section = config.megatron.get(name)
+    return section if isinstance(section, Mapping) else {}
+
+
 def free_settings(tree: Mapping[str, Any], schema: Schema) -> list[Setting]:
     """The `megatron:` dict flattened to fields of the container; values inside a field that is itself a dict stay
     together."""

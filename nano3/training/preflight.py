@@ -95,7 +95,7 @@ def preflight(config: PretrainConfig, manifest: dict[str, Any] | None = None) ->
     data = _data(config, plan)
     model = from_config(config, known, data.vocab_size if data else _vocabulary(config, manifest, known))
     if megatron and model:
-        plan.problems.extend(split_problems(model, layout.tensor))
+        plan.problems.extend(split_problems(model, layout.tensor, layout.expert))
     _tell_shape(config, layout, model, plan)
     begin = find_origin(config, data)
     plan.problems.extend(begin.problems)
@@ -224,6 +224,7 @@ def _check_megatron(config: PretrainConfig, known: schema.Schema | None, plan: P
     plan.problems.extend(blend_file_problems(config))
     settings = [*overrides.typed_settings(config), *overrides.free_settings(config.megatron, known)]
     plan.problems.extend(overrides.check(settings, known))
+    plan.problems.extend(overrides.pattern_problems(config.model.hybrid_layer_pattern))
     plan.rows.append(("recipe", target.rpartition(".")[2]))
     if not schema.is_recorded(target):
         plan.warnings.append(
@@ -366,6 +367,6 @@ def _tell_disk(config: PretrainConfig, model: Architecture | None, span: Span, p
 def _si(number: float) -> str:
     """1.24 B, 31.6 B, 25.2 M: three digits and a unit."""
     for limit, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= limit:
+        if abs(number) >= 0.9995 * limit:  # 999,999 is 1 M, not 1e+03 k
             return f"{number / limit:.3g} {unit}"
     return f"{number:.3g}"

@@ -8,7 +8,7 @@ import platform
 import re
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def freeze(run_dir: Path, config: PretrainConfig, data: Data, overrides: Sequenc
     A finished run that is the same run stays as it is; with another configuration, or without the checkpoint that it
     ended with, it is no longer finished.
     """
-    text = OmegaConf.to_yaml(OmegaConf.structured(config))
+    text = frozen_text(config)
     frozen, finished = run_dir / "config.yaml", run_dir / "finished.json"
     if finished.exists():
         lost = lost_checkpoint(run_dir)
@@ -96,14 +96,28 @@ def freeze(run_dir: Path, config: PretrainConfig, data: Data, overrides: Sequenc
     return frozen
 
 
+def frozen_text(config: PretrainConfig) -> str:
+    """The configuration as config.yaml has it. References are resolved by now, so `${` is text, as in a shell line."""
+    return OmegaConf.to_yaml(OmegaConf.create(_literal(asdict(config))))
+
+
+def _literal(value: Any) -> Any:
+    """A copy in which OmegaConf looks nothing up: a backslash before every `${`, and those before it doubled."""
+    if isinstance(value, dict):
+        return {key: _literal(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_literal(inner) for inner in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
 def changed(run_dir: Path, config: PretrainConfig, data: Data) -> bool:
     """Whether the newest start in this run folder, if there is one, was of another run than this."""
     try:
         before = OmegaConf.load(run_dir / "config.yaml")
         fingerprint = latest_start(run_dir)["data"]["fingerprint"]
-    except (FileNotFoundError, ValueError):  # ValueError: no start was recorded
+    except (FileNotFoundError, KeyError, ValueError):  # no start was recorded, or its record is damaged
         return False
-    now = OmegaConf.create(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    now = OmegaConf.create(frozen_text(config))
     for one in (before, now):
         for key in NOT_THE_RUN:
             OmegaConf.update(one, key, None)

@@ -63,7 +63,7 @@ def _wsd_problems(config: PretrainConfig) -> list[str]:
             "scheduler.lr_decay_style=WSD needs the length of its decay: "
             f"for example scheduler.lr_wsd_decay_iters={max(1, iters // 5)} (a fifth of train.train_iters)."
         )
-    elif not 1 <= s.lr_wsd_decay_iters <= room:
+    elif room >= 1 and not 1 <= s.lr_wsd_decay_iters <= room:  # without room, warmup is what is told
         problems.append(
             f"scheduler.lr_wsd_decay_iters={s.lr_wsd_decay_iters} must lie between 1 and {room} "
             f"(train.train_iters={iters} less scheduler.lr_warmup_iters={s.lr_warmup_iters})."

@@ -9,6 +9,7 @@ from nano3.config.model import ModelConfig
 from nano3.config.pretrain import PretrainConfig
 from nano3.errors import did_you_mean
 from nano3.training.backend import installed
+from nano3.training.overrides import free_section
 
 # numpy takes no larger seed.
 LARGEST_SEED = 2**32 - 1
@@ -76,7 +77,7 @@ def vocabulary_problems(config: PretrainConfig, data_vocab_size: int) -> list[st
 
 def start_problems(config: PretrainConfig) -> list[str]:
     """Why it is not clear what this run starts from, or nothing."""
-    c, weights = config.checkpoint, (config.megatron.get("checkpoint") or {}).get("pretrained_checkpoint")
+    c, weights = config.checkpoint, free_section(config, "checkpoint").get("pretrained_checkpoint")
     if c.keep_iteration and c.load in (None, c.save):
         return [
             "checkpoint.keep_iteration=true (train=phase2 sets it) goes on with another run's schedule: name its "

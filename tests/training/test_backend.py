@@ -1,0 +1,61 @@
+"""Whether a backend can run here is said without importing anything of it, and with how to get what is missing."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from nano3.training import backend
+from nano3.training.backend import NEEDS, installed, missing_here, name_problems
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A package whose module ends the process that imports it."""
+    folder = tmp_path / "heavy_of_this_test"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "core.py").write_text("raise SystemExit('imported')\n")
+    (tmp_path / "heavier_of_this_test.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return "heavy_of_this_test"
+
+
+def test_looking_imports_nothing(package: str) -> None:
+    assert installed(f"{package}.core") and installed("heavier_of_this_test")
+    assert not installed(f"{package}.other") and not installed("nobody_has_this.core")
+    assert f"{package}.core" not in sys.modules and "heavier_of_this_test" not in sys.modules
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_a_backend_that_there_is(name: str) -> None:
+    assert name_problems(name) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("megatorn", "Did you mean 'megatron'?"),
+        ("transformer", "Did you mean 'transformers'?"),
+        ("nemo", "Allowed: megatron, transformers."),
+        ("", "Allowed: megatron, transformers."),
+    ],
+)
+def test_a_backend_that_there_is_not(name: str, told: str) -> None:
+    assert name_problems(name) == [f"backend={name}: no such backend. {told}"]
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_what_is_missing_is_named_with_the_remedy(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One message for all of it; what is there is not named."""
+    needed = (f"{package}.core", "nobody_has_this", f"{package}.other")
+    monkeypatch.setitem(backend.NEEDS, name, (needed, "the remedy"))
+    (problem,) = missing_here(name)
+    start = f"backend={name} needs nobody_has_this, {package}.other, not installed in this Python: the remedy"
+    assert problem.startswith(start)
+    assert ("+experiment=quickstart" in problem) == (name == "megatron"), "only a GPU may be what is missing"
+
+
+def test_nothing_is_told_when_nothing_is_missing(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(backend.NEEDS, "megatron", ((package, f"{package}.core"), "the remedy"))
+    assert missing_here("megatron") == []

@@ -1,0 +1,152 @@
+"""A run before its first rank: checked as a whole, pinned to its data, frozen only when it is started."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+import launch
+from nano3.cli import set_up
+from nano3.conf import conf_dir
+from nano3.data.manifest import load_manifest
+from nano3.errors import UserError
+from nano3.pretrain import check, checked, find_data, folder, make_job
+from nano3.training.record import latest_start, thaw
+
+Compose = Callable[..., DictConfig]
+
+
+@pytest.fixture
+def composed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compose:
+    """The quickstart on a slice of the bundled corpus, in a folder of this test's own, with what a test adds."""
+    monkeypatch.setenv("NANO3_HOME", str(tmp_path / "store"))
+    monkeypatch.delenv("NANO3_CONF", raising=False)
+    monkeypatch.chdir(tmp_path)
+    set_up()
+    own = ["+experiment=quickstart", f"run.data={data}", "run.output_dir=run", "train.seq_length=32"]
+
+    def call(*words: str) -> DictConfig:
+        with initialize_config_dir(conf_dir(), version_base="1.3"):
+            return compose("pretrain", [*own, *words])
+
+    return call
+
+
+def job(cfg: DictConfig, label: str = "") -> launch.Job:
+    return make_job(cfg, folder(cfg.run.output_dir) / label, label, overrides=["train.seq_length=32"])
+
+
+def start(of: launch.Job) -> None:
+    """What launch does before the first rank."""
+    assert of.freeze is not None
+    of.freeze()
+
+
+def test_the_data_is_known_by_its_content(composed: Compose, data: Path) -> None:
+    found = find_data(composed())
+    assert (found.reference, found.folder) == (str(data), str(data))
+    assert found.fingerprint == load_manifest(data).content
+    with pytest.raises(UserError, match=r"run\.data=/nowhere: there is no such folder"):
+        find_data(composed("run.data=/nowhere"))
+
+
+def test_making_a_job_writes_nothing(composed: Compose, tmp_path: Path) -> None:
+    made = job(composed())
+    assert sorted(tmp_path.iterdir()) == []
+    assert made.args == (str(tmp_path / "run/config.yaml"),)
+    assert made.folders[0] == composed().run.data and not made.changed
+
+
+def test_what_is_shown_is_what_the_ranks_read(composed: Compose, tmp_path: Path) -> None:
+    cfg = composed("cluster.mode=detached")
+    config, text = checked(cfg, find_data(cfg), tmp_path / "run")
+    start(job(cfg))
+    assert (tmp_path / "run/config.yaml").read_text() == text
+    assert thaw(tmp_path / "run/config.yaml") == config
+    assert "${" not in text, "nothing is left to be looked up on another machine"
+
+
+def test_a_dollar_that_was_typed_as_text_reaches_the_ranks(composed: Compose, tmp_path: Path) -> None:
+    start(job(composed("cluster=slurm", "cluster.ntasks_per_node=1", r"cluster.setup=['export A=\${HOME}/x']")))
+    assert thaw(tmp_path / "run/config.yaml").cluster.setup == ["export A=${HOME}/x"]
+
+
+def test_another_run_in_the_same_folder_is_noticed(composed: Compose, tmp_path: Path) -> None:
+    start(job(composed()))
+    assert not job(composed("cluster.mode=detached")).changed
+    assert job(composed("train.seed=7")).changed
+    assert latest_start(tmp_path / "run")["overrides"] == ["train.seq_length=32"]
+
+
+def test_a_point_of_a_sweep_has_its_own_folders(composed: Compose, tmp_path: Path) -> None:
+    words = ["checkpoint.save=save", "logger.tensorboard_dir=board"]
+    for label in ("seed=1", "seed=2"):
+        start(job(composed(*words), label))
+        config = thaw(tmp_path / "run" / label / "config.yaml")
+        assert config.checkpoint.save == config.checkpoint.load == str(tmp_path / "save" / label)
+        assert config.logger.tensorboard_dir == str(tmp_path / "board" / label)
+        assert latest_start(tmp_path / "run" / label)["label"] == label
+
+
+@pytest.mark.parametrize("runtime", ["none", "pyxis"])
+def test_what_a_container_mounts_is_made_before_it_starts(composed: Compose, tmp_path: Path, runtime: str) -> None:
+    """A mount of a folder that is not there ends the job; without a container the ranks make what they need."""
+    words = [
+        "cluster=slurm",
+        f"cluster.container_runtime={runtime}",
+        "run.env.container=image",
+        "cluster.ntasks_per_node=1",
+    ]
+    start(job(composed(*words, "checkpoint.save=save")))
+    assert (tmp_path / "save").is_dir() is (runtime == "pyxis")
+
+
+def test_a_backend_that_is_none_is_told_alone(composed: Compose) -> None:
+    """Which of the other keys are wrong depends on it."""
+    with pytest.raises(UserError) as error:
+        job(composed("backend=transfomers", "train.train_iters=0"))
+    assert error.value.problems == ["backend=transfomers: no such backend. Did you mean 'transformers'?"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["train.train_iters=0", "optimizer.lr=-1", "run.name=v7"], ["train_iters=0 must", "optimizer.lr=-1", "v7"]),
+        (["train.seq_length=10000000"], ["The train split of", "The valid split of"]),
+        (["model.vocab_size=100"], ["model.vocab_size=100 is less than the data's vocabulary of 4096"]),
+        (["run.output_dir=/dev/null/x"], ["run.output_dir=/dev/null/x: cannot be written: /dev/null is a file"]),
+        (["checkpoint.load=/nowhere"], ["checkpoint.load=/nowhere"]),
+        (["train.exit_iteration=99999"], ["train.exit_iteration=99999 lies beyond train.train_iters="]),
+        (["+megatron.model=x"], ["megatron: is used by backend=megatron only"]),
+        (["+cluster.env.HF_TOKEN=abc"], ["cluster.env.HF_TOKEN: a secret"]),
+        (["run.name="], ["run.name= is empty"]),
+    ],
+    ids=["values", "length", "vocabulary", "folder", "load", "exit", "megatron", "secret", "empty"],
+)
+def test_a_users_mistake_is_told_before_anything_is_written(
+    composed: Compose, tmp_path: Path, words: list[str], told: list[str]
+) -> None:
+    with pytest.raises(UserError) as error:
+        job(composed(*words))
+    assert error.value.exit_code == 2
+    for text in told:
+        assert sum(text in problem for problem in error.value.problems) == 1, error.value.problems
+    assert sorted(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "dry_run", "told"), [("local", False, True), ("local", True, False), ("slurm", False, False)]
+)
+def test_a_package_is_missed_only_where_the_ranks_will_run(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, dry_run: bool, told: bool
+) -> None:
+    monkeypatch.setattr("nano3.training.backend.NEEDS", {"transformers": (("nobody_has_this",), "the remedy")})
+    cfg = composed(f"cluster.kind={kind}", f"dry_run={dry_run}")
+    if not told:
+        config, _ = checked(cfg, find_data(cfg), tmp_path / "run")
+        assert check(config).problems == []
+        return
+    with pytest.raises(UserError, match="needs nobody_has_this, not installed in this Python: the remedy"):
+        checked(cfg, find_data(cfg), tmp_path / "run")
