@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -75,8 +75,9 @@ def checked(cfg: DictConfig) -> Prep:
 
 def at_home(config: DataPrepConfig) -> DataPrepConfig:
     """The same with ~ for the home folder in the places that are read and written, as everywhere in nano3."""
-    named = {key: getattr(config, key) for key in ("output_dir", "job_dir", "blend_path")}
-    return replace(config, **{key: str(Path(p).expanduser()) for key, p in named.items() if p and p[:2] in ("~", "~/")})
+    named: dict[str, str | None] = {key: getattr(config, key) for key in ("output_dir", "job_dir", "blend_path")}
+    changed: dict[str, Any] = {key: str(Path(p).expanduser()) for key, p in named.items() if p and p[:2] in ("~", "~/")}
+    return replace(config, **changed)
 
 
 def submit_problems(config: DataPrepConfig, blend: str, sources: list[SourceConfig]) -> list[str]:
