@@ -76,7 +76,7 @@ class UnitEncoder:
         self.documents = self.empty = self.special = self.checked = self.truncated = self.text_bytes = 0
 
     def run(self) -> UnitReceipt:
-        """The whole unit; leaves nothing behind when it fails."""
+        """The whole unit; leaves no unfinished file behind when it fails."""
         try:
             for file, part in self.dataset.parts(self.unit):
                 seed = file_seed(self.dataset.name, part.name)
