@@ -124,8 +124,8 @@ def pin(config: PretrainConfig, data: Data, run_dir: Path, label: str = "") -> P
 
 
 def folder(place: str | Path) -> Path:
-    """Absolute, with ~ for the home folder."""
-    return Path(place).expanduser().absolute()
+    """Absolute, with ~ for the home folder; "~nobody" is left as it is, as by a shell."""
+    return Path(os.path.expanduser(place)).absolute()  # noqa: PTH111 - Path.expanduser raises
 
 
 def check(config: PretrainConfig) -> Preflight:

@@ -50,3 +50,7 @@ def test_where_tensorboard_is(given: str | None, label: str, expected: str | Non
 @pytest.mark.parametrize(("place", "expected"), [("~/x", "/home/me/x"), ("/x", "/x")])
 def test_home(place: str, expected: str) -> None:
     assert str(folder(place)) == expected
+
+
+def test_the_home_of_nobody_is_a_name_like_any_other(tmp_path: Path) -> None:
+    assert folder("~nobody-of-that-name/x") == tmp_path / "~nobody-of-that-name" / "x"

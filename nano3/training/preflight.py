@@ -355,7 +355,7 @@ def _tell_disk(config: PretrainConfig, model: Architecture | None, span: Span, p
     kept = (config.checkpoint.keep_last or span.iterations // max(config.checkpoint.save_interval, 1)) + 1
     plan.rows.append(("checkpoints", f"{one / 2**30:,.2f} GB each, room for {kept}: {kept * one / 2**30:,.1f} GB"))
     place = Path(config.checkpoint.save or config.run.output_dir).absolute()
-    while not place.exists():
+    while not os.access(place, os.F_OK):  # Path.exists raises where looking is not allowed
         place = place.parent
     free = shutil.disk_usage(place).free
     if free < kept * one:
