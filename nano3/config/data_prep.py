@@ -37,7 +37,7 @@ class PrepOptions:
     dtype: str = "auto"
     # Tokenizer engine: auto (fastest proven exact), strict (stop instead of falling back), tokenizers (the reference).
     engine: str = "auto"
-    # Re-check one document in this many (of a long one a stretch) against the reference tokenizer during the run; 0 never.
+    # Re-check one document in this many, or a stretch of a long one, against the reference tokenizer; 0 never.
     check_every: int = 10000
     # A row that cannot be read (no text field, not UTF-8, null): fail, or skip (skip and count).
     bad_rows: str = "fail"
