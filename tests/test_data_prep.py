@@ -152,9 +152,14 @@ def test_ctrl_c_is_one_line(cli: Commands) -> None:
     (cli.folder / "text.jsonl").write_text(line * 60000)
     words = [*PREP, blend(cli, "b.json"), "output_dir=out", "engine=tokenizers"]
     process = subprocess.Popen(
-        [sys.executable, *words], cwd=cli.folder, env=cli.env, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        [sys.executable, *words],
+        cwd=cli.folder,
+        env=cli.env,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
-    )  # fmt: skip
+    )
     while not list(cli.folder.glob("out/.prep/*/plan.json")):
         time.sleep(0.05)
         assert process.poll() is None
