@@ -173,6 +173,20 @@ def test_other_code_is_told_with_the_way_back(place: Path, tmp_path: Path) -> No
     assert f"checkout abc123 && git -C {ROOT} apply {path.parent}/code.diff" in told
 
 
+@pytest.mark.parametrize(
+    ("reference", "name"),
+    [
+        ("Data:v3", "Data:v3"),
+        ("data", "/abs/data"),
+        ("/abs/data", "/abs/data"),
+        ("../a:b/data", "/abs/data"),
+        (None, "/abs/data"),
+    ],
+)
+def test_data_is_named_by_its_version_when_it_was(reference: str | None, name: str) -> None:
+    assert rerun.named(reference, "/abs/data") == name
+
+
 @pytest.mark.parametrize("text", ["", "a: [", "{}", "run: {}"], ids=["empty", "cut", "no keys", "no data"])
 def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
@@ -192,4 +206,4 @@ def test_the_same_losses(place: Path) -> None:
     losses = [[line["loss"] for line in lines if "loss" in line] for lines in runs]
     assert len(losses[0]) == 3 and losses[0] == losses[1]
     code, output, _ = call(place, "nano3", "diff", "first", "first-again")
-    assert code == 0 and "configuration: 1 differ" in output and "the same: data, code, packages" in output
+    assert code == 0 and "configuration: 1 differ" in output and "the same: code, packages" in output

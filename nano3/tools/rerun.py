@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     assert start is not None
     config = read(start / "config.yaml")
     refuse_other_data(folder, Path(config["run"]["data"]))
+    config["run"]["data"] = named(latest_start(folder)["data"].get("reference"), config["run"]["data"])
     tell_other_code(folder, start)
     name = f"run.name='{folder.absolute().name}-again'"
     changes = args.changes if any(word.startswith("run.name=") for word in args.changes) else [name, *args.changes]
@@ -63,6 +64,11 @@ def read(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
         raise Failure(f"{path}: the record of this start is damaged: {error!r}.") from None
     return dict(config)
+
+
+def named(reference: str | None, folder: str) -> str:
+    """The data as the new run is to name it: the version of the artifact, so that lineage goes on, or the folder."""
+    return reference if reference and ":" in reference and "/" not in reference else folder
 
 
 def kept(config: dict[str, Any], folder: Path, changes: Sequence[str]) -> dict[str, Any]:

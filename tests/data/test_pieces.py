@@ -149,7 +149,7 @@ def test_documents_of_100_mb_take_little_memory(tmp_path: Path, tekken: Path, na
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, json.dumps(request)], capture_output=True, text=True, check=True
     )
-    assert int(done.stdout.split()[-1]) < 650
+    assert int(done.stdout.split()[-1]) < 700
     tokenizer = Tokenizer.from_file(str(tekken / "tokenizer.json"))
     found = 0
     for entry in load_manifest(tmp_path / "out").shards:
