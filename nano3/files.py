@@ -23,6 +23,19 @@ def temp_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
 
 
+def expanded(place: str | Path) -> Path:
+    """A path with ~ for the home folder; "~nobody" is left as it is, as by a shell (Path.expanduser raises)."""
+    return Path(os.path.expanduser(place))  # noqa: PTH111
+
+
+def nearest(folder: Path) -> Path:
+    """The folder, or the first one above it that is there (Path.exists raises where looking is not allowed)."""
+    place = folder.absolute()
+    while not os.access(place, os.F_OK):
+        place = place.parent
+    return place
+
+
 def unwritable(folder: Path) -> str | None:
     """Why nothing can be written in a folder, or None. Leaves nothing behind, also where there is no folder yet: what
     is tried then is making one of a name that nobody else chooses, so that starts at the same time do not disturb

@@ -17,6 +17,7 @@ from nano3.config.blend import parse_datasets, read_blend_file
 from nano3.data.build import refuse_published
 from nano3.data.planner import Request, check_options, joined, problems_here, read_request
 from nano3.errors import Nano3Error, UserError
+from nano3.files import expanded
 from nano3.prep_next import compose_next
 from nano3.prep_tasks import Registration
 
@@ -76,7 +77,7 @@ def checked(cfg: DictConfig) -> Prep:
 def at_home(config: DataPrepConfig) -> DataPrepConfig:
     """The same with ~ for the home folder in the places that are read and written, as everywhere in nano3."""
     named: dict[str, str | None] = {key: getattr(config, key) for key in ("output_dir", "job_dir", "blend_path")}
-    changed: dict[str, Any] = {key: str(Path(p).expanduser()) for key, p in named.items() if p and p[:2] in ("~", "~/")}
+    changed: dict[str, Any] = {key: str(expanded(p)) for key, p in named.items() if p and p[0] == "~"}
     return replace(config, **changed)
 
 

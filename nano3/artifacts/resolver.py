@@ -1,6 +1,5 @@
 """`${art:data,path}` in a configuration: an attribute of the artifact that `run.data` names."""
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nano3.artifacts import store, wandb
 from nano3.errors import UserError
+from nano3.files import expanded
 
 
 @dataclass(frozen=True)
@@ -21,18 +21,13 @@ class Found:
     reference: str
 
 
-def folder_of(reference: str) -> Path:
-    """The folder that a reference means if it means one; "~nobody" is left as it is, as by a shell."""
-    return Path(os.path.expanduser(reference))  # noqa: PTH111 - Path.expanduser raises
-
-
 def find(reference: str, settings: wandb.Settings | None = None, key: str = "run.data=") -> Found:
     """The folder that a data reference means: a folder, an artifact of the store or, when W&B is on, one of W&B.
 
     A folder is anything with a slash or that exists as one. Raises `UserError` when it is none of them; `key` is what
     the reference was given with.
     """
-    folder = folder_of(reference)
+    folder = expanded(reference)
     if folder.is_dir():
         return Found(folder.absolute(), reference)
     if "/" in reference or reference.startswith((".", "~")):

@@ -22,7 +22,7 @@ import msgspec
 from nano3.console import say
 from nano3.data.folder import disk_error
 from nano3.errors import Failure, UserError
-from nano3.files import write_text
+from nano3.files import nearest, write_text
 
 THREADS = 4  # files at a time; each of them is large
 EVERY_S = 10.0
@@ -144,10 +144,7 @@ def fetch(wanted: list[tuple[str, str, int]], endpoint: str) -> None:
 
 def refuse_full(size: int) -> None:
     """Tell now what would be told after hours."""
-    place = cache_dir()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(nearest(cache_dir())).free
     if size + SPARE > free:
         raise UserError(
             f"hf_files=download: {size / 1e9:,.1f} GB to download into {cache_dir()}, where {free / 1e9:,.1f} GB are "

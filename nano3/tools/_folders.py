@@ -7,6 +7,7 @@ from pathlib import Path
 from launch import ledger
 from nano3.artifacts import resolver, store
 from nano3.errors import Failure, UserError
+from nano3.files import expanded
 from nano3.training.record import latest_start
 
 RUNS = Path("output/nano3/runs")
@@ -31,7 +32,7 @@ def run_folders(folder: Path) -> Iterator[Path]:
 
 def data_folder(reference: str) -> Path:
     """Prepared data by its folder or, as in run.data, by its artifact (NAME:ALIAS). Raises `UserError`."""
-    folder = resolver.folder_of(reference)
+    folder = expanded(reference)
     if folder.is_dir() or (":" not in reference and not store.versions(reference)):
         return folder
     return resolver.find(reference, key="").folder

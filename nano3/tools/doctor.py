@@ -17,6 +17,7 @@ from nano3.artifacts import store
 from nano3.console import say, table
 from nano3.data.hub_cache import cache_dir
 from nano3.errors import Failure
+from nano3.files import nearest
 from nano3.provenance import commit_of, installed_versions
 from nano3.training import backend
 from nano3.training.kernels import cache_home
@@ -148,9 +149,8 @@ def output() -> Line:
 
 def space(folder: Path, key: str) -> Line:
     """Room and permission at a folder that is, or will be, there."""
-    place = folder = folder.expanduser().absolute()
-    while not place.exists():
-        place = place.parent
+    folder = folder.expanduser().absolute()
+    place = nearest(folder)
     free = shutil.disk_usage(place).free
     found = f"{folder}{'' if place == folder else ' (not there yet)'}, {free / 1e9:,.1f} GB free"
     if not os.access(place, os.W_OK | os.X_OK):

@@ -148,8 +148,10 @@ def is_finished(folder: Path) -> bool:
 
 def usual(train: list[dict[str, Any]], key: str, form: str) -> str:
     """The median of a metric's last lines."""
-    values = sorted(line[key] for line in train[-END:] if line.get(key) is not None)
-    return form.format(values[len(values) // 2]) if values else ""
+    from nano3.training.summary import median
+
+    values = [line[key] for line in train[-END:] if line.get(key) is not None]
+    return form.format(median(values)) if values else ""
 
 
 def curves(lines: dict[str, list[dict[str, Any]]]) -> str:

@@ -18,8 +18,8 @@ from nano3.console import say, warn
 from nano3.errors import Failure, UserError
 from nano3.files import write_text
 from nano3.tools._folders import RUNS, refuse_other_data, run_folder
-from nano3.tools.diff import not_a_run
-from nano3.training.record import ROOT, code_version, latest_start, newest_start
+from nano3.tools.diff import facts, not_a_run
+from nano3.training.record import ROOT, code_version, newest_start
 
 HELP = "start a run again from its record, under another name"
 GROUPS = ("model", "data_blend", "train", "cluster")
@@ -42,10 +42,11 @@ def run(args: argparse.Namespace) -> int:
         raise UserError([f"{word}: expected KEY=VALUE, as nano3.pretrain takes it" for word in wrong])
     start = newest_start(folder)
     assert start is not None
+    _, data, code, _ = facts(folder)
     config = read(start / "config.yaml")
     refuse_other_data(folder, Path(config["run"]["data"]))
-    config["run"]["data"] = named(latest_start(folder)["data"].get("reference"), config["run"]["data"])
-    tell_other_code(folder, start)
+    config["run"]["data"] = named(data.get("reference"), config["run"]["data"])
+    tell_other_code(folder, start, code)
     name = f"run.name='{folder.absolute().name}-again'"
     changes = args.changes if any(word.startswith("run.name=") for word in args.changes) else [name, *args.changes]
     say(f"starts as {folder} was started ({start.name}), with {' '.join(changes)}")
@@ -87,16 +88,14 @@ def kept(config: dict[str, Any], folder: Path, changes: Sequence[str]) -> dict[s
     return left
 
 
-def tell_other_code(folder: Path, start: Path) -> None:
+def tell_other_code(folder: Path, start: Path, then: dict[str, Any]) -> None:
     """Warn when the code is not what it was, with the commands that bring it back."""
-    then = latest_start(folder)["code"]
-    before = start / "code.diff"
     commit, diff = code_version()
-    old_diff = before.read_bytes() if before.exists() else b""
-    if (then["commit"], old_diff) == (commit, diff):
+    old_diff = then["uncommitted"]
+    if (then["commit"], old_diff) == (commit, diff.decode(errors="replace")):
         return
     bring = f"git -C {ROOT} checkout {then['commit']}" if then["commit"] else "install the version that it names"
-    apply = f" && git -C {ROOT} apply {before.absolute()}" if old_diff else ""
+    apply = f" && git -C {ROOT} apply {(start / 'code.diff').absolute()}" if old_diff else ""
     warn(
         f"the code is not what {folder} was started with, so the result may differ (nano3 diff tells more): it was at "
         f"{then['commit'] or 'no commit'}{' with changes' * bool(old_diff)}, and is at "

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nano3.training.plot import BLUE, DATASET_COLOURS, ORANGE, smooth
+from nano3.training.plot import BLUE, DATASET_COLOURS, ORANGE, make_plain, smooth
 
 COLOURS = (BLUE, ORANGE, *DATASET_COLOURS)
 Lines = list[dict[str, Any]]  # of metrics.jsonl
@@ -59,8 +59,7 @@ def draw(curve: Curve, runs: Mapping[str, Lines]) -> str | None:
         axes.set_yscale("log")
     axes.set(xlabel="iteration")
     axes.set_title(curve.title, loc="left", fontsize=11, fontweight="bold")
-    axes.grid(color="#E5E5E5", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
+    make_plain(axes)
     if len(found) > 1:
         axes.legend(frameon=False, fontsize=8)
     text = io.StringIO()

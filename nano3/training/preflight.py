@@ -13,6 +13,7 @@ from typing import Any
 from nano3.config import PretrainConfig
 from nano3.config.pretrain import RecipeConfig
 from nano3.errors import UserError
+from nano3.files import nearest
 from nano3.training import overrides, recipe, schema
 from nano3.training.architecture import Architecture, flops_per_token, from_config, parameters, split_problems
 from nano3.training.batch import multiples_around
@@ -354,9 +355,7 @@ def _tell_disk(config: PretrainConfig, model: Architecture | None, span: Span, p
     one = parameters(model).total * (14 if config.backend == "megatron" else 12)
     kept = (config.checkpoint.keep_last or span.iterations // max(config.checkpoint.save_interval, 1)) + 1
     plan.rows.append(("checkpoints", f"{one / 2**30:,.2f} GB each, room for {kept}: {kept * one / 2**30:,.1f} GB"))
-    place = Path(config.checkpoint.save or config.run.output_dir).absolute()
-    while not os.access(place, os.F_OK):  # Path.exists raises where looking is not allowed
-        place = place.parent
+    place = nearest(Path(config.checkpoint.save or config.run.output_dir))
     free = shutil.disk_usage(place).free
     if free < kept * one:
         plan.warnings.append(

@@ -30,7 +30,7 @@ def summarize(run_dir: Path) -> list[tuple[str, str]]:
     names = [key for key in (valid[-1] if valid else {}) if key.startswith("valid_loss")]
     for name in names:
         rows.append((name.replace("valid_loss", "validation loss").replace("/", ", "), _from_to(valid, name)))
-    rows.append(("speed", f"{_median([line['tokens_per_s'] for line in train]):,.0f} tokens/s"))
+    rows.append(("speed", f"{median([line['tokens_per_s'] for line in train]):,.0f} tokens/s"))
     if "elapsed_s" in lines[-1]:
         rows.append(("wall time", f"{lines[-1]['elapsed_s']:.0f} s"))
     return rows
@@ -50,5 +50,6 @@ def _from_to(lines: list[dict[str, Any]], name: str) -> str:
     return f"{lines[0][name]:.2f} → {lines[-1][name]:.2f}"
 
 
-def _median(values: list[float]) -> float:
+def median(values: list[float]) -> float:
+    """The middle one; of an even number the upper of the two."""
     return sorted(values)[len(values) // 2]
