@@ -17,6 +17,7 @@ from nano3.errors import Failure
 from nano3.files import write_json
 from nano3.training.agreement import Pace
 from nano3.training.checkpoints import MARKER, CheckpointInfo, folder_name
+from nano3.training.early_ends import nan_message
 from nano3.training.metrics import Metrics
 from nano3.training.outcome import SaveHook
 from nano3.training.start import TRACKER, note_begun
@@ -234,15 +235,6 @@ class TrainingHooks:
         if peak:
             values["mfu"] = flops / peak
         self.run.metrics.log(**{k: v for k, v in (values | moe_balance(context.state.cfg)).items() if v is not None})
-
-
-def nan_message(iteration: int, what: str) -> str:
-    """What a run that diverged says."""
-    return (
-        f"Training diverged at iteration {iteration}: {what}. The last checkpoint is from before it. Start again "
-        "with a smaller "
-        "optimizer.lr or longer scheduler.lr_warmup_iters, or look at the documents of that batch."
-    )
 
 
 def greatest(values: list[float]) -> list[float]:

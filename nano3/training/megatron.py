@@ -5,27 +5,23 @@ the run starts, then Megatron-Bridge takes over. Rank and world size come from R
 torchrun, Slurm through nano3's launcher, or nobody (then it is a run of one) set them.
 """
 
-import contextlib
 import gc
-import logging
 import os
-import re
 import socket
-import sys
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nano3.config import PretrainConfig
 from nano3.config.model import ModelConfig
 from nano3.console import is_rank_zero, say
-from nano3.errors import Failure, UserError
+from nano3.errors import UserError
 from nano3.provenance import installed_versions
 from nano3.training import overrides, recipe, schema
 from nano3.training.agreement import from_rank_zero
 from nano3.training.checkpoints import MARKER, read_info
 from nano3.training.data import TrainingData, open_data
+from nano3.training.early_ends import quiet, translated
 from nano3.training.kernels import keep_kernels
 from nano3.training.outcome import Outcome, SaveHook, no_hook
 from nano3.training.owner import claim, owner_problem
@@ -33,9 +29,6 @@ from nano3.training.recipe_check import tokenizer_problems
 from nano3.training.resume import check_fixed, check_new_phase, check_resume
 from nano3.training.start import Start, find_start, may_drop_old, remove_unfinished
 from nano3.training.startup import Startup
-
-if TYPE_CHECKING:
-    from nano3.training.callbacks import TrainingHooks
 
 # How the model is cut. Optimizer state saved for one cut cannot be read for another; ranks may join or leave the
 # data-parallel group, and context parallelism and sequence parallelism cut no parameters.
@@ -246,7 +239,7 @@ def _run(
     startup.mark("imports and recipe")
     train = config.train
     metrics = Metrics(run_dir, int(os.environ["RANK"]), start.iteration, config, train.train_iters)
-    with StopRequest(train.exit_iteration, train.exit_duration_in_mins) as stop, _quiet_exit():
+    with StopRequest(train.exit_iteration, train.exit_duration_in_mins) as stop, quiet():
         hooks = TrainingHooks(
             Run(
                 metrics=metrics,
@@ -266,7 +259,7 @@ def _run(
         )
         failed = 1
         try:
-            with _translated(hooks):
+            with translated(hooks, config.train.micro_batch_size):
                 pretrain(config=container, forward_step_func=forward_step, callbacks=[hooks])
             failed = 0
         finally:
@@ -275,44 +268,6 @@ def _run(
     if hooks.reason:
         return Outcome("stopped", hooks.iteration, hooks.saved, hooks.reason)
     return Outcome("finished", hooks.iteration, hooks.saved)
-
-
-@contextlib.contextmanager
-def _translated(hooks: "TrainingHooks") -> Iterator[None]:
-    """How Megatron-Bridge ends early, in nano3's terms: an agreed stop is no error, a loss that is no number a
-    `Failure`."""
-    from nano3.training.callbacks import nan_message
-
-    try:
-        yield
-    except SystemExit as error:
-        if not hooks.reason or error.code not in (0, None):
-            raise Failure(
-                f"Megatron-Bridge left at iteration {hooks.iteration} with exit code {error.code}; see the log above."
-            ) from error
-    except RuntimeError as error:
-        if what := re.search(r"found (NaN|Inf)[^')]*", str(error)):
-            raise Failure(nan_message(hooks.iteration + 1, what[0])) from error
-        raise
-
-
-@contextlib.contextmanager
-def _quiet_exit() -> Iterator[None]:
-    """Keep tracebacks of foreseen ends out of the log: Megatron-Bridge reports SystemExit(0), by which it leaves its
-    loop after an agreed stop, as an error, and nano3 tells in its own words that a run diverged.
-    """
-
-    def wanted(record: logging.LogRecord) -> bool:
-        error = sys.exc_info()[1]
-        stopped = isinstance(error, SystemExit) and error.code in (0, None)
-        return not (stopped or isinstance(error, Failure) or re.search("found (NaN|Inf)", str(error)))
-
-    logger = logging.getLogger("megatron.bridge.training.pretrain")
-    logger.addFilter(wanted)
-    try:
-        yield
-    finally:
-        logger.removeFilter(wanted)
 
 
 def _release() -> None:

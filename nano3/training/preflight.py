@@ -191,8 +191,9 @@ def layout_problems(config: PretrainConfig, layout: Layout) -> list[str]:
 
 def memory_per_gpu(model: Architecture, layout: Layout, config: PretrainConfig) -> float:
     """Estimated bytes on one GPU: bf16 weights, fp32 or bf16 gradients, fp32 master weights and two Adam moments
-    divided over the data-parallel ranks (distributed optimizer), and activations kept for the backward pass without
-    recomputation.
+    divided over the data-parallel ranks (distributed optimizer), activations kept for the backward pass without
+    recomputation, and the loss: logits in bf16, as fp32, and once more with their maximum taken off (seen in an
+    out-of-memory of Megatron-Core 0.19 on an H100).
     """
     counts = parameters(model)
     experts, rest = counts.routed_experts, counts.total - counts.routed_experts
@@ -203,7 +204,7 @@ def memory_per_gpu(model: Architecture, layout: Layout, config: PretrainConfig) 
     optimizer = 12 * (own_rest / layout.data + own_experts / expert_replicas)
     tokens = config.train.micro_batch_size * config.train.seq_length / (layout.tensor * layout.context)
     kept = tokens * model.activation_bytes_per_token / layout.pipeline * min(layout.pipeline, 4)
-    logits = tokens * model.vocab_size * 6 / layout.tensor
+    logits = tokens * model.vocab_size * 10 / layout.tensor
     return weights + optimizer + kept + logits
 
 
@@ -333,10 +334,10 @@ def _tell_data(config: PretrainConfig, data: TrainingData, span: Span, plan: Pre
         own = sum(s.tokens for s in shards)
         epochs = step * span.iterations * share / own
         in_all = step * (span.iterations + span.seen) * share / own
-        plan.rows.append((f"  {name}", f"{share:.1%} of the samples, {_si(own)} tokens, {epochs:.2f} epochs"))
+        plan.rows.append((f"  {name}", f"{share:.1%} of the samples, {_si(own)} tokens, {epochs:,.2f} epochs"))
         if in_all > 4:
             plan.warnings.append(
-                f"{name} is repeated {in_all:.1f} times; beyond about four, repetition teaches little "
+                f"{name} is repeated {in_all:,.1f} times; beyond about four, repetition teaches little "
                 "(Muennighoff et al., 2023)."
             )
 
@@ -344,7 +345,7 @@ def _tell_data(config: PretrainConfig, data: TrainingData, span: Span, plan: Pre
 def _tell_manifest(config: PretrainConfig, manifest: dict[str, Any], span: Span, plan: Preflight) -> None:
     tokens = int(manifest["splits"]["train"]["tokens"])
     wanted = config.train.global_batch_size * config.train.seq_length * span.iterations
-    plan.rows.append(("data", f"{_si(tokens)} tokens to train on, {wanted / max(tokens, 1):.2f} epochs"))
+    plan.rows.append(("data", f"{_si(tokens)} tokens to train on, {wanted / max(tokens, 1):,.2f} epochs"))
 
 
 def _tell_disk(config: PretrainConfig, model: Architecture | None, span: Span, plan: Preflight) -> None:

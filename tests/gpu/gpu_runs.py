@@ -128,6 +128,6 @@ class Runs:
     def without_marks(self, name: str, copy: Path) -> Path:
         """A copy of a run's checkpoints as plain Megatron-Bridge would have left them."""
         shutil.copytree(self.dir(name) / "checkpoints", copy)
-        for file in [*copy.glob("iter_*/checkpoint.json"), copy / "begun.json"]:
+        for file in [*copy.glob("iter_*/checkpoint.json"), copy / "begun.json", copy / "run.json"]:
             file.unlink()
         return copy

@@ -56,6 +56,19 @@ def test_killed_stopped_and_resumed_it_reaches_the_same_losses(runs: Runs, undis
     assert all(abs(first[i] - second[i]) < NOISE for i in first if i >= SETTLED), (first, second)
 
 
+def test_its_documents_are_told_and_it_runs_again(runs: Runs, undisturbed: Path) -> None:
+    told = runs("-m", "nano3", "trace", "undisturbed", "--iteration", "12")
+    assert "iteration 12, samples 352 to 383 of the run" in told
+    assert all(f"{name}." in told for name in ("docs", "code", "math"))
+    page = runs.folder / "report.html"
+    runs("-m", "nano3", "report", "undisturbed", "--output", str(page))
+    assert "gradient norm" in page.read_text()
+    runs("-m", "nano3", "rerun", "undisturbed", "run.name=again", "train.exit_iteration=20", "train.eval_interval=0")
+    first, again = runs.losses("undisturbed"), runs.losses("again")
+    assert sorted(again) == [5, 10, 15, 20]
+    assert all(abs(first[i] - again[i]) < NOISE for i in again if i >= SETTLED), (first, again)
+
+
 def test_a_run_shorter_than_its_log_interval_succeeds(runs: Runs) -> None:
     text = runs.train("short", *SHORT, "logger.log_interval=10")
     assert "Traceback" not in text

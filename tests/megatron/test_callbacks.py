@@ -9,7 +9,7 @@ import pytest
 
 from nano3.errors import Failure
 from nano3.files import read_json
-from nano3.training.callbacks import Clock, Run, TrainingHooks, nan_message, peak_flops
+from nano3.training.callbacks import Clock, Run, TrainingHooks, peak_flops
 from nano3.training.checkpoints import MARKER, read_info
 from nano3.training.start import TRACKER, begun
 
@@ -123,10 +123,6 @@ def test_a_loss_that_is_no_number_fails_when_it_is_logged(tmp_path: Path) -> Non
     own.run.log_interval = 1
     with pytest.raises(Failure, match="iteration 5: loss nan"):
         own.on_train_step_end(context(4, loss_dict={"lm loss": math.nan}))
-
-
-def test_the_message_says_what_to_do() -> None:
-    assert "optimizer.lr" in nan_message(3, "loss nan")
 
 
 def test_validation_is_recorded_once_for_an_iteration(tmp_path: Path, alone) -> None:

@@ -38,7 +38,7 @@ def test_nothing_but_the_mask_changes_in_nvidias_container() -> None:
 
 def test_one_gpu_without_the_extras() -> None:
     assert adapted(1, set(), model__expert_model_parallel_size=1) == {
-        "model.moe_token_dispatcher_type": "alltoall",
+        "model.moe_token_dispatcher_type": "allgather",
         "model.moe_flex_dispatcher_backend": None,
         "model.gradient_accumulation_fusion": False,
         "comm_overlap": None,
@@ -47,16 +47,20 @@ def test_one_gpu_without_the_extras() -> None:
 
 
 @pytest.mark.parametrize(
-    ("installed", "expert", "changes"),
+    ("installed", "expert", "tensor", "kind"),
     [
-        pytest.param({"deep_ep"}, 8, False, id="hybridep-possible"),
-        pytest.param({"deep_ep"}, 1, True, id="one-expert-rank"),
-        pytest.param(set(), 8, True, id="not-installed"),
+        pytest.param({"deep_ep"}, 8, 1, None, id="hybridep-possible"),
+        pytest.param({"deep_ep"}, 1, 1, "allgather", id="one-expert-rank"),
+        pytest.param(set(), 1, None, "allgather", id="one-expert-rank, nothing said of tensors"),
+        pytest.param({"deep_ep"}, 1, 2, "alltoall", id="experts cut over tensor ranks"),
+        pytest.param(set(), 8, 1, "alltoall", id="not-installed"),
     ],
 )
-def test_the_dispatcher(installed: set[str], expert: int, changes: bool) -> None:
-    found = adapted(8, installed, model__expert_model_parallel_size=expert)
-    assert ("model.moe_token_dispatcher_type" in found) is changes
+def test_the_dispatcher(installed: set[str], expert: int, tensor: int | None, kind: str | None) -> None:
+    sizes = {"model__expert_model_parallel_size": expert, "model__tensor_model_parallel_size": tensor}
+    found = adapted(8, installed, **sizes)
+    assert found.get("model.moe_token_dispatcher_type") == kind
+    assert ("model.moe_flex_dispatcher_backend" in found) is (kind is not None)
 
 
 def test_a_mask_that_matters_stays() -> None:

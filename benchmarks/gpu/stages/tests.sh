@@ -3,7 +3,7 @@
 export NANO3_GPU_RUNS=$K/tests
 mkdir -p "$NANO3_GPU_RUNS/logs"
 tests() { # SECONDS NAME PYTEST_ARGUMENTS...
-  timeout -k 10 "$1" python3 -m pytest -p no:cacheprovider -m gpu tests/gpu --basetemp="$K/tmp_$2" -rA "${@:3}" > "$OUT/tests_$2.txt" 2>&1
+  timeout -k 10 "$1" python3 -m pytest -p no:cacheprovider -m gpu tests/gpu --basetemp="$K/tmp_$2" -vv -rA "${@:3}" > "$OUT/tests_$2.txt" 2>&1
   echo "rc=$?"; grep -E "^(PASSED|FAILED|ERROR|SKIPPED|=====)|^E  " "$OUT/tests_$2.txt" | cut -c1-220 | tail -${LINES_SHOWN:-60}; }
 if [ ! -f "$NANO3_GPU_RUNS/undisturbed.made" ]; then
   say "tests: the first run, cold"
