@@ -7,9 +7,12 @@ nano3 artifacts list
 
 import argparse
 import importlib
+import inspect
 import io
 import pkgutil
+import shutil
 import sys
+import textwrap
 from types import ModuleType
 
 from nano3 import __version__, tools
@@ -23,13 +26,22 @@ def tool_modules() -> dict[str, ModuleType]:
     return {name: importlib.import_module(f"nano3.tools.{name}") for name in found}
 
 
+def description(module: ModuleType) -> str:
+    """A module's docstring for the terminal: its sentences filled to the width, its commands as they stand."""
+    width = min(shutil.get_terminal_size().columns - 2, 100)
+    parts = inspect.cleandoc(module.__doc__ or "").split("\n\n")
+    return "\n\n".join(p if p.startswith("nano3 ") else textwrap.fill(p, width) for p in parts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="nano3", description="Look at data, runs and artifacts.")
     parser.add_argument("--version", action="version", version=f"nano3 {__version__}")
     commands = parser.add_subparsers(dest="tool", required=True, metavar="TOOL")
     modules = tool_modules()
     for name, module in modules.items():
-        module.add_arguments(commands.add_parser(name, help=module.HELP, description=module.__doc__))
+        own = commands.add_parser(name, help=module.HELP, description=description(module))
+        own.formatter_class = argparse.RawDescriptionHelpFormatter
+        module.add_arguments(own)
     args = parser.parse_args()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # folders may be named in any encoding

@@ -1,4 +1,9 @@
-"""`nano3 artifacts list|show|lineage`: what the local store holds and what was made from what."""
+"""What the local store holds and what was made from what.
+
+nano3 artifacts list
+nano3 artifacts show DataBlendsArtifact-pretrain:sample
+nano3 artifacts lineage ModelArtifact-pretrain:latest
+"""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""`nano3 export RUN`: a run's checkpoint as a Hugging Face model folder.
+"""A run's checkpoint as a Hugging Face model folder.
 
 nano3 export tiny
 nano3 export output/nano3/runs/tiny --iteration 1000 --output tiny-hf

@@ -1,4 +1,8 @@
-"""Show what is in prepared data: a summary, or documents decoded back to text."""
+"""Show what is in prepared data: a summary, or documents decoded back to text.
+
+nano3 inspect data
+nano3 inspect data --doc 3
+"""
 
 import argparse
 import sys

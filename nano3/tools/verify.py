@@ -1,5 +1,7 @@
 """Check prepared data against its manifest: checksums, index structure, token range, end-of-document tokens, counts.
 
+nano3 verify data
+
 Exit code 1 when anything is wrong; every problem names its file.
 """
 
