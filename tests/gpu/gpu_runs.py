@@ -52,6 +52,11 @@ def gpus() -> int:
     return torch.cuda.device_count()
 
 
+def shared_out(worker: str, count: int) -> dict[str, str]:
+    """The one of `count` GPUs that a pytest-xdist worker uses, in what CUDA reads."""
+    return {"CUDA_VISIBLE_DEVICES": str(int(worker.removeprefix("gw")) % count)} if count > 1 else {}
+
+
 class Runs:
     """Starts `python -m nano3.pretrain` in a folder of its own, with an artifact store and the prepared sample."""
 
@@ -59,7 +64,7 @@ class Runs:
         self.folder = folder
         path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
         own = {"NANO3_HOME": str(folder / "home"), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
-        self.env = {**os.environ, **own}
+        self.env = {**os.environ, **own, **shared_out(os.environ.get("PYTEST_XDIST_WORKER", "gw0"), gpus())}
 
     def __call__(self, *words: str, code: int = 0, timeout: float = 600, **env: str) -> str:
         """Run `python WORDS...` to its end; returns what it printed, and fails unless it ended with `code`."""

@@ -14,6 +14,7 @@ pytestmark = MARKS
 # Megatron's default kernels are not deterministic. Two undisturbed runs differ by up to 0.07 at iteration 10, where the
 # rate is at its height and the gradient still large, and by less than 0.02 from 15 on.
 NOISE, SETTLED = 0.03, 15
+BOTH = {"CUDA_VISIBLE_DEVICES": "0,1"}
 
 
 def test_it_learns_and_leaves_everything_that_it_was(runs: Runs, undisturbed: Path) -> None:
@@ -91,6 +92,15 @@ def test_a_diverging_run_says_so(runs: Runs) -> None:
     assert "Traceback" not in text
 
 
+def test_a_full_gpu_is_told_in_one_message(runs: Runs) -> None:
+    """A fiftieth of the GPU stands for a smaller one, so that the tests beside this one have their memory."""
+    words = ["train.micro_batch_size=32", "checkpoint.save_interval=0"]
+    text = runs.train("full", *words, code=1, PYTORCH_CUDA_ALLOC_CONF="per_process_memory_fraction:0.02")
+    assert "error: The GPU is full in iteration 1: Tried to allocate" in text
+    assert "a smaller train.micro_batch_size (now 32)" in text
+    assert "Traceback" not in text
+
+
 def test_asynchronous_saves_are_marked_and_old_ones_go(runs: Runs) -> None:
     runs.train("async", "+megatron.checkpoint.async_save=true")
     folder = runs.dir("async") / "checkpoints"
@@ -157,7 +167,7 @@ def test_two_ranks_equal_one(runs: Runs, undisturbed: Path, experts: int) -> Non
     if gpus() < 2:
         pytest.skip("one GPU")
     name, words = f"two_{experts}", ["cluster.nproc_per_node=2", f"model.expert_model_parallel_size={experts}"]
-    text = runs.train(name, *words)
+    text = runs.train(name, *words, **BOTH)
     assert text.count("fresh start") == 1
     first, second = runs.losses(name), runs.losses("undisturbed")
     assert all(abs(first[i] - second[i]) < NOISE for i in first if i >= SETTLED), (first, second)
@@ -168,7 +178,7 @@ def test_two_ranks_are_stopped_together_and_one_goes_on(runs: Runs) -> None:
     if gpus() < 2:
         pytest.skip("one GPU")
     words = ["train.train_iters=400", "train.eval_interval=0", "checkpoint.save_interval=1000"]
-    process = runs.start("stopped", *words, "cluster.nproc_per_node=2")
+    process = runs.start("stopped", *words, "cluster.nproc_per_node=2", **BOTH)
     runs.wait_for("stopped", 20, process)
     process.send_signal(signal.SIGTERM)
     runs.finish(process, code=75)

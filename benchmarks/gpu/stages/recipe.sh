@@ -2,7 +2,7 @@
 # 131,072 ids, as many layers as fit. Predicted and measured memory, the same through plain Megatron-Bridge, and with several GPUs
 # a checkpoint and a resume. TEKKEN is a tokenizer folder; without it one is made from .gpu/tekken.tar.xz (mistral-common's file).
 GPUS=${GPUS:-$(nvidia-smi -L | wc -l)}
-case $GPUS in 1) deep=MEM*E;; 2) deep=MEMEM*E;; 4) deep=MEMEM*EMEMEM*E;; *) deep=$(awk '/^hybrid_layer_pattern/{print $2}' conf/model/nemotron_3_nano.yaml);; esac
+case $GPUS in 1|2) deep=MEM*E;; 4) deep=MEMEM*EMEMEM*E;; *) deep=$(awk '/^hybrid_layer_pattern/{print $2}' conf/model/nemotron_3_nano.yaml);; esac
 ITERS=${ITERS:-24}; LENGTH=${LENGTH:-$([ "$GPUS" = 1 ] && echo 4096 || echo 8192)}; SAVE=0; [ "$GPUS" = 1 ] || SAVE=$((ITERS - 4))
 SAME=("model.hybrid_layer_pattern=${PATTERN:-$deep}" "model.expert_model_parallel_size=$GPUS" train.train_iters=$ITERS train.seq_length=$LENGTH
   train.micro_batch_size=${MICRO_BATCH:-1} train.global_batch_size=${BATCH:-$((8 * GPUS))} train.eval_interval=0 optimizer.lr=3e-4 optimizer.min_lr=3e-5
@@ -23,7 +23,7 @@ limited "${OURS[@]}" > "$OUT/recipe.txt" 2>&1
 grep -hE "^(fresh|resuming|first step|iteration|error|rc=)|OutOfMemory" "$OUT"/recipe_begun.txt "$OUT/recipe.txt" 2>/dev/null | cut -c1-200
 cp "$K/recipe/metrics.jsonl" "$OUT/recipe.jsonl"
 say "recipe: plain Megatron-Bridge"
-limited -m torch.distributed.run --nproc-per-node "$GPUS" benchmarks/gpu/plain.py "$K/recipe_plain" "$K/data131k" conf/model/nemotron_3_nano.yaml "${SAME[@]}" checkpoint.save_interval=0 > "$OUT/recipe_plain.txt" 2>&1
+limited -m torch.distributed.run --nproc-per-node "$GPUS" benchmarks/gpu/plain.py "$K/recipe_plain" "$K/data131k" conf/model/nemotron_3_nano.yaml "${SAME[@]}" checkpoint.save_interval=0 train.train_iters=12 > "$OUT/recipe_plain.txt" 2>&1
 tail -1 "$OUT/recipe_plain.txt"; echo "plain ms: $(grep -oE "elapsed time per iteration \(ms\): [0-9.]+" "$OUT/recipe_plain.txt" | awk '{print $NF}' | tr '\n' ' ')"
 python3 -c "
 import json, sys

@@ -1,5 +1,5 @@
 # tests/gpu: the undisturbed run first and alone (it compiles and tunes the kernels), then everything else side by side,
-# and beside that the kernels of the 1.2 B model are compiled (not tuned: the GPU is busy).
+# over all GPUs.
 export NANO3_GPU_RUNS=$K/tests
 mkdir -p "$NANO3_GPU_RUNS/logs"
 tests() { # SECONDS NAME PYTEST_ARGUMENTS...
@@ -13,9 +13,7 @@ fi
 if [ -f "$NANO3_GPU_RUNS/undisturbed.made" ]; then
   say "tests: the rest"
   find "$NANO3_GPU_RUNS/output/nano3/runs" -mindepth 1 -maxdepth 1 ! -name undisturbed -exec rm -rf {} +
-  [ -d "$K/compile_1b" ] || ( TRITON_CACHE_AUTOTUNING=0 LIMIT=330 run compile_1b conf/model/nemotron_3_nano_1b.yaml train.seq_length=4096 train.global_batch_size=16 \
-      train.micro_batch_size=8 train.train_iters=3 train.eval_interval=0 checkpoint.save_interval=0 scheduler.lr_wsd_decay_iters=1 scheduler.lr_warmup_iters=1 > "$K/compile.out" 2>&1; tail -3 "$K/compile.out" ) &
-  tests "${TESTS_LIMIT:-360}" rest -n 7 --dist worksteal ${TESTS:+-k "$TESTS"}
+  tests "${TESTS_LIMIT:-360}" rest -n "$((7 * $(nvidia-smi -L | wc -l)))" --dist worksteal ${TESTS:+-k "$TESTS"}
 fi
 for name in undisturbed disturbed follow_megatron follow_transformers; do
   cp "$NANO3_GPU_RUNS/output/nano3/runs/$name/metrics.jsonl" "$OUT/$name.jsonl" 2>/dev/null; done
