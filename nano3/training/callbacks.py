@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from nano3.console import is_rank_zero, say, warn
 from nano3.errors import Failure
@@ -78,6 +78,14 @@ class Clock:
         return mean
 
 
+class Validation(Protocol):
+    """Measures every dataset's validation loss, given a callback's context; `shares` are their parts of the blend."""
+
+    shares: dict[str, float]
+
+    def __call__(self, context: Any) -> dict[str, float]: ...
+
+
 @dataclass
 class Run:
     """What the callback knows of the run besides what Megatron-Bridge tells it."""
@@ -94,7 +102,7 @@ class Run:
     startup: Startup = field(default_factory=Startup)
     fixed: dict[str, Any] = field(default_factory=dict)
     told: dict[str, Any] = field(default_factory=dict)
-    per_dataset: Callable[[Any], dict[str, float]] | None = None
+    validation: Validation | None = None
 
 
 class TrainingHooks:
@@ -168,16 +176,18 @@ class TrainingHooks:
         self.clock.interrupt()
 
     def on_eval_end(self, context: Any) -> None:
-        """Validation of the blend is done: measure each dataset too, and record both, once for an iteration (the end
-        repeats it)."""
+        """Megatron-Bridge has validated: measure each dataset, once for an iteration (the end repeats it).
+
+        Its own loss is not recorded: it draws other samples at every validation, and others again for another number
+        of ranks (a "cyclic" loader, whatever dataset.dataloader_type says), so two of them cannot be compared.
+        """
         self.clock.interrupt()
         iteration = int(context.state.train_state.step)
         if iteration == self._validated:
             return
         self._validated = iteration
-        loss = from_last_stage(loss_of(context.total_loss_dict))
-        sources = self.run.per_dataset(context) if self.run.per_dataset else {}
-        self.run.metrics.log_valid(iteration, loss, sources)
+        if self.run.validation:
+            self.run.metrics.log_valid(iteration, self.run.validation(context), self.run.validation.shares)
 
     def on_checkpoint_save(self, context: Any) -> None:
         """A checkpoint is whole: mark it (a folder without the mark is what a killed save left), then tell the

@@ -59,6 +59,11 @@ class TrainingData:
             found.setdefault(shard.dataset, []).append(shard)
         return {name: tuple(shards) for name, shards in found.items()}
 
+    def shares(self, split: str = "valid") -> dict[str, float]:
+        """Dataset name -> its share of the samples of `split`; together 1."""
+        total = sum(s.weight for s in self.split(split))
+        return {name: sum(s.weight for s in shards) / total for name, shards in self.datasets(split).items()}
+
     def require(self, seq_length: int, splits: Sequence[str]) -> None:
         """Raise `UserError` unless every named split holds a whole sample (Megatron loops or fails otherwise)."""
         problems = [p for name in splits if (p := self._too_little(name, seq_length))]

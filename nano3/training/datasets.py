@@ -51,13 +51,10 @@ class DatasetBuilder:
 
     def valid(self, batches: int, global_batch_size: int) -> tuple[ValidSet, ...]:
         """Per-dataset validation sets that together have about `batches` global batches, at least one each."""
-        by_dataset = self.data.datasets("valid")
-        total = sum(s.weight for s in self.data.split("valid"))
+        by_dataset, shares = self.data.datasets("valid"), self.data.shares("valid")
         each = -(-batches // len(by_dataset))
         return tuple(
-            ValidSet(
-                name, sum(s.weight for s in shards) / total, self._build(1, shards, each * global_batch_size), each
-            )
+            ValidSet(name, shares[name], self._build(1, shards, each * global_batch_size), each)
             for name, shards in by_dataset.items()
         )
 

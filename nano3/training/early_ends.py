@@ -4,6 +4,7 @@ import contextlib
 import logging
 import re
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -49,7 +50,13 @@ def memory_message(iteration: int, micro_batch_size: int, told: str) -> str:
 def translated(hooks: Hooks, micro_batch_size: int) -> Iterator[None]:
     """An agreed stop is no error; a loss that is no number and a full GPU are a `Failure` that says what to do."""
     try:
-        yield
+        try:
+            yield
+        except BaseException as error:
+            # The frames hold the data loaders. Let go of here, their workers end at once; found by a garbage
+            # collection, or by the end of the process, each is waited for five seconds, for nobody tells it to end.
+            traceback.clear_frames(error.__traceback__)
+            raise
     except SystemExit as error:
         if not hooks.reason or error.code not in (0, None):
             raise Failure(

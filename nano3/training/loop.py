@@ -152,8 +152,8 @@ class Loop:
                 steps = [(k, j) for k in range(part.batches) for j in range(p.plan.accumulation)]
                 losses = [p.model(**self._batch(part.samples, k, j)).loss for k, j in steps]
                 per_dataset[part.dataset] = p.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
-        total = sum(part.share * per_dataset[part.dataset] for part in p.datasets.valid)
-        p.metrics.log_valid(self.iteration, total, per_dataset, elapsed_s=round(self.clock.elapsed_s(), 2))
+        shares = {part.dataset: part.share for part in p.datasets.valid}
+        p.metrics.log_valid(self.iteration, per_dataset, shares, elapsed_s=round(self.clock.elapsed_s(), 2))
 
     def report(self, step: Step) -> None:
         """Write the metrics of the iteration just done."""

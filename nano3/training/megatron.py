@@ -254,7 +254,7 @@ def _run(
                 startup=startup,
                 fixed=fixed_keys(config, data),
                 told=told_keys(config),
-                per_dataset=SourceValidation(data, train.eval_iters, forward_step) if train.eval_interval else None,
+                validation=SourceValidation(data, train.eval_iters, forward_step) if train.eval_interval else None,
             )
         )
         failed = 1

@@ -69,9 +69,11 @@ class Metrics:
             self._record(values)
             say(_training_line(values, self.total))
 
-    def log_valid(self, iteration: int, valid_loss: float, per_dataset: dict[str, float], **values: Any) -> None:
-        """One validation line: the blend's loss and each dataset's, in nats per token."""
+    def log_valid(self, iteration: int, per_dataset: dict[str, float], shares: dict[str, float], **values: Any) -> None:
+        """One validation line: each dataset's loss, and the blend's, which is their mean weighted by `shares`; in nats
+        per token."""
         if self.active:
+            valid_loss = sum(shares[name] * loss for name, loss in per_dataset.items())
             named = {f"valid_loss/{name}": loss for name, loss in per_dataset.items()}
             self._record({"iteration": iteration, "valid_loss": valid_loss, **named, **values})
             parts = "  ".join(f"{name} {loss:.3f}" for name, loss in per_dataset.items())

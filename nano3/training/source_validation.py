@@ -15,7 +15,7 @@ class SourceValidation:
     """
 
     def __init__(self, data: TrainingData, eval_iters: int, forward_step: Callable[..., Any]) -> None:
-        self.by_dataset = data.datasets("valid")
+        self.by_dataset, self.shares = data.datasets("valid"), data.shares("valid")
         self.batches = -(-eval_iters // max(len(self.by_dataset), 1))
         self.forward_step = forward_step
         self._sets: dict[str, Any] = {}

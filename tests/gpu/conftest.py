@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gpu_runs import Runs, gpus
+from gpu_runs import FOLLOW, Runs, gpus
 
 
 @contextlib.contextmanager
@@ -44,3 +44,23 @@ def undisturbed(runs: Runs) -> Path:
         if wanted:
             runs.train("undisturbed")
     return runs.dir("undisturbed")
+
+
+@pytest.fixture(scope="session")
+def first_weights(runs: Runs) -> Path:
+    """Weights of the micro model as the transformers backend begins with them, in Hugging Face's format."""
+    with made_once(runs.folder, "first_weights") as wanted:
+        if wanted:
+            unmoved = ["train.train_iters=1", "scheduler.lr_decay_style=constant", "scheduler.lr_warmup_iters=0"]
+            unmoved += ["model.moe_router_bias_update_rate=0", "optimizer.lr=1e-12"]
+            runs.train("first_weights", "backend=transformers", *FOLLOW, *unmoved)
+    return runs.dir("first_weights") / "checkpoints/iter_0000001/hf"
+
+
+@pytest.fixture(scope="session")
+def followed(runs: Runs, first_weights: Path) -> Path:
+    """The run folder of 20 iterations from these weights on one GPU, every one logged; read-only."""
+    with made_once(runs.folder, "followed") as wanted:
+        if wanted:
+            runs.follow("follow_megatron", first_weights)
+    return runs.dir("follow_megatron")

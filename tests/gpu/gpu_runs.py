@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,6 +45,9 @@ SHORT = [
     "scheduler.lr_wsd_decay_iters=1",
     "train.eval_interval=0",
 ]
+# Settings under which two runs of the same weights are compared step by step.
+SPIKE = 12  # the iteration at which their gradient has its largest norm, in every run
+FOLLOW = ["train.eval_interval=0", "logger.log_interval=1", "optimizer.lr=1e-3", "optimizer.min_lr=0"]
 
 
 def gpus() -> int:
@@ -102,6 +106,11 @@ class Runs:
     def train(self, name: str, *words: str, code: int = 0, **env: str) -> str:
         return self.finish(self.start(name, *words, **env), code)
 
+    def follow(self, name: str, weights: Path, *words: str, **env: str) -> str:
+        """20 iterations from Hugging Face weights with the settings of FOLLOW."""
+        start = f"+megatron.checkpoint.pretrained_checkpoint={weights}"
+        return self.train(name, *FOLLOW, "train.exit_iteration=20", start, *words, **env)
+
     def dir(self, name: str) -> Path:
         return self.folder / "output/nano3/runs" / name
 
@@ -114,6 +123,10 @@ class Runs:
         found = [(m["iteration"], m["loss"]) for m in read_metrics(self.dir(name)) if "loss" in m]
         assert len(found) == len(dict(found))
         return dict(found)
+
+    def steps(self, name: str) -> dict[int, dict[str, Any]]:
+        """Training lines by iteration."""
+        return {m["iteration"]: m for m in read_metrics(self.dir(name)) if "loss" in m}
 
     def wait_for(self, name: str, iteration: int, process: "subprocess.Popen[str]") -> None:
         """Until the run has logged `iteration`."""

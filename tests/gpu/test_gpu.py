@@ -5,10 +5,9 @@ python -m pytest -m gpu -n 6 tests/gpu     # five minutes on 16 cores, some more
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from gpu_runs import MARKS, MODEL, ROOT, Runs
+from gpu_runs import FOLLOW, MARKS, MODEL, ROOT, SPIKE, Runs
 
 from nano3.training import schema
 from nano3.training.metrics import read_metrics
@@ -55,29 +54,18 @@ def test_megatron_bridge_counts_the_same_work(undisturbed: Path) -> None:
     assert flops_per_token(own, 1024) == pytest.approx(told, rel=0.1)
 
 
-def test_both_backends_follow_each_other(runs: Runs) -> None:
+def test_both_backends_follow_each_other(runs: Runs, followed: Path) -> None:
     """The same first weights, data and settings: 20 steps in Megatron (bf16) and in transformers (fp32)."""
-    same = ["train.eval_interval=0", "logger.log_interval=1", "optimizer.lr=1e-3", "optimizer.min_lr=0"]
-    unmoved = ["train.train_iters=1", "scheduler.lr_decay_style=constant", "scheduler.lr_warmup_iters=0"]
-    unmoved += ["model.moe_router_bias_update_rate=0", "optimizer.lr=1e-12"]
-    runs.train("first_weights", "backend=transformers", *same, *unmoved)
-    weights = runs.dir("first_weights") / "checkpoints/iter_0000001/hf"
-    follow = [*same, "train.exit_iteration=20"]
-    runs.train("follow_transformers", "backend=transformers", *follow)
-    runs.train("follow_megatron", *follow, f"+megatron.checkpoint.pretrained_checkpoint={weights}")
-    ours, theirs = (by_iteration(runs.dir(f"follow_{name}")) for name in ("megatron", "transformers"))
+    runs.train("follow_transformers", "backend=transformers", *FOLLOW, "train.exit_iteration=20")
+    ours, theirs = runs.steps("follow_megatron"), runs.steps("follow_transformers")
     assert sorted(ours) == sorted(theirs) == list(range(1, 21))
     for i, one in ours.items():
         other = theirs[i]
         assert one["lr"] == pytest.approx(other["lr"], rel=1e-6), i
         # At a rate this high the run has a spike at iteration 12, after which rounding decides who is ahead.
-        assert one["loss"] == pytest.approx(other["loss"], abs=0.01 if i <= 11 else 0.3), i
-        if i <= 11:
+        assert one["loss"] == pytest.approx(other["loss"], abs=0.01 if i < SPIKE else 0.3), i
+        if i < SPIKE:
             assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=0.03), i
-
-
-def by_iteration(run_dir: Path) -> dict[int, dict[str, Any]]:
-    return {m["iteration"]: m for m in read_metrics(run_dir) if "loss" in m}
 
 
 GENERATE = """

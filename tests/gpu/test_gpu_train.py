@@ -4,16 +4,17 @@ import signal
 from pathlib import Path
 
 import pytest
-from gpu_runs import MARKS, MICRO, MODEL, ROOT, SHORT, Runs, gpus
+from gpu_runs import MARKS, MICRO, MODEL, ROOT, SHORT, SPIKE, Runs, gpus
 
 from nano3.artifacts.store import Artifact
 from nano3.files import read_json
 from nano3.training.checkpoints import complete
 
 pytestmark = MARKS
-# Megatron's default kernels are not deterministic. Two undisturbed runs differ by up to 0.07 at iteration 10, where the
-# rate is at its height and the gradient still large, and by less than 0.02 from 15 on.
-NOISE, SETTLED = 0.03, 15
+# Megatron's default kernels are not deterministic, and where the rate is at its height a run may have a spike (its
+# gradient norm is then above 1) that another has not. Before it, and over the few iterations from a checkpoint on, two
+# runs differ by 0.0002 at most (four pairs on H100s); afterwards by up to 0.075.
+SAME, NOISE = 0.003, 0.15
 BOTH = {"CUDA_VISIBLE_DEVICES": "0,1"}
 
 
@@ -38,6 +39,7 @@ def test_killed_stopped_and_resumed_it_reaches_the_same_losses(runs: Runs, undis
     process = runs.start("disturbed")
     runs.wait_for("disturbed", 15, process)
     runs.kill(process)
+    killed = runs.losses("disturbed")
     half = runs.dir("disturbed") / "checkpoints" / "iter_0000020"
     if not half.exists():  # a save that was killed: nano3 began it, and it has no mark
         half.mkdir()
@@ -50,11 +52,11 @@ def test_killed_stopped_and_resumed_it_reaches_the_same_losses(runs: Runs, undis
     text = runs.finish(process, code=75)
     assert "resuming from iteration 10 of" in text
     assert f"removing {half}" in text
+    assert runs.losses("disturbed")[15] == pytest.approx(killed[15], abs=SAME)
     assert "resuming from iteration" in runs.train("disturbed")
     assert "nothing to do" in runs.train("disturbed")
     first, second = runs.losses("disturbed"), runs.losses("undisturbed")
-    assert sorted(first) == sorted(second)
-    assert all(abs(first[i] - second[i]) < NOISE for i in first if i >= SETTLED), (first, second)
+    assert first == pytest.approx(second, abs=NOISE)
 
 
 def test_its_documents_are_told_and_it_runs_again(runs: Runs, undisturbed: Path) -> None:
@@ -66,8 +68,8 @@ def test_its_documents_are_told_and_it_runs_again(runs: Runs, undisturbed: Path)
     assert "gradient norm" in page.read_text()
     runs("-m", "nano3", "rerun", "undisturbed", "run.name=again", "train.exit_iteration=20", "train.eval_interval=0")
     first, again = runs.losses("undisturbed"), runs.losses("again")
-    assert sorted(again) == [5, 10, 15, 20]
-    assert all(abs(first[i] - again[i]) < NOISE for i in again if i >= SETTLED), (first, again)
+    assert again[5] == pytest.approx(first[5], abs=SAME)
+    assert again == pytest.approx({i: first[i] for i in (5, 10, 15, 20)}, abs=NOISE)
 
 
 def test_a_run_shorter_than_its_log_interval_succeeds(runs: Runs) -> None:
@@ -163,14 +165,18 @@ def test_the_recipe_of_tiny_trains_without_network(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize("experts", [1, 2], ids=["data parallel", "experts over both"])
-def test_two_ranks_equal_one(runs: Runs, undisturbed: Path, experts: int) -> None:
+def test_two_ranks_equal_one(runs: Runs, first_weights: Path, followed: Path, experts: int) -> None:
+    """From the same weights: ranks that share out experts draw other first weights for them than one rank does."""
     if gpus() < 2:
         pytest.skip("one GPU")
     name, words = f"two_{experts}", ["cluster.nproc_per_node=2", f"model.expert_model_parallel_size={experts}"]
-    text = runs.train(name, *words, **BOTH)
+    text = runs.follow(name, first_weights, *words, **BOTH)
     assert text.count("fresh start") == 1
-    first, second = runs.losses(name), runs.losses("undisturbed")
-    assert all(abs(first[i] - second[i]) < NOISE for i in first if i >= SETTLED), (first, second)
+    two, one = runs.steps(name), runs.steps(followed.name)
+    assert sorted(two) == sorted(one) == list(range(1, 21))
+    for i in range(1, SPIKE):
+        assert two[i]["loss"] == pytest.approx(one[i]["loss"], abs=0.01), i
+        assert two[i]["grad_norm"] == pytest.approx(one[i]["grad_norm"], rel=0.03), i
 
 
 def test_two_ranks_are_stopped_together_and_one_goes_on(runs: Runs) -> None:
@@ -183,5 +189,7 @@ def test_two_ranks_are_stopped_together_and_one_goes_on(runs: Runs) -> None:
     process.send_signal(signal.SIGTERM)
     runs.finish(process, code=75)
     (saved,) = complete(runs.dir("stopped") / "checkpoints")
-    assert "resuming from iteration" in runs.train("stopped", *words, "train.exit_iteration=390")
-    assert 20 <= int(saved.name.removeprefix("iter_")) < 400
+    iteration = int(saved.name.removeprefix("iter_"))
+    assert 20 <= iteration < 400
+    text = runs.train("stopped", *words, f"train.exit_iteration={iteration + 5}")
+    assert f"resuming from iteration {iteration} of" in text

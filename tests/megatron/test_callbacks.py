@@ -45,11 +45,18 @@ class Recorder:
     def __init__(self) -> None:
         self.valid: list[tuple] = []
 
-    def log_valid(self, iteration: int, loss: float, sources: dict[str, float]) -> None:
-        self.valid.append((iteration, loss, sources))
+    def log_valid(self, iteration: int, losses: dict[str, float], shares: dict[str, float]) -> None:
+        self.valid.append((iteration, losses, shares))
 
     def flush(self) -> None:
         pass
+
+
+class Measured:
+    shares = {"docs": 0.25, "code": 0.75}
+
+    def __call__(self, context: Any) -> dict[str, float]:
+        return {"docs": 2.0, "code": 3.0}
 
 
 def context(step: int, **more: Any) -> SimpleNamespace:
@@ -127,10 +134,16 @@ def test_a_loss_that_is_no_number_fails_when_it_is_logged(tmp_path: Path) -> Non
 
 def test_validation_is_recorded_once_for_an_iteration(tmp_path: Path, alone) -> None:
     own = hooks(tmp_path)
-    own.run.per_dataset = lambda c: {"docs": 2.0, "code": 3.0}
+    own.run.validation = Measured()
     own.on_eval_end(context(20))
     own.on_eval_end(context(20))  # Megatron-Bridge validates again at the end
-    assert own.run.metrics.valid == [(20, 2.5, {"docs": 2.0, "code": 3.0})]
+    assert own.run.metrics.valid == [(20, {"docs": 2.0, "code": 3.0}, Measured.shares)]
+
+
+def test_without_a_validation_of_its_own_nothing_is_recorded(tmp_path: Path, alone) -> None:
+    own = hooks(tmp_path)
+    own.on_eval_end(context(20))
+    assert own.run.metrics.valid == []
 
 
 def test_a_complete_checkpoint_is_marked_and_told(tmp_path: Path, alone) -> None:

@@ -1,11 +1,15 @@
 """How a run that Megatron-Bridge ends early is told: in nano3's words, with what to do; and nothing else is hidden."""
 
 import contextlib
+import gc
 import logging
+import weakref
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from nano3.errors import Failure
 from nano3.training.early_ends import memory_message, nan_message, quiet, translated
@@ -77,6 +81,41 @@ def test_anything_else_stays_what_it_is(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught, translated(hooks(), 1):
         raise error
     assert caught.value is error
+
+
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    """Megatron-Bridge switches the garbage collector off and runs it itself."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(SystemExit(0), id="agreed stop"),
+        pytest.param(RuntimeError("found NaN in local grad norm"), id="diverged"),
+        pytest.param(ValueError("not foreseen"), id="not foreseen"),
+    ],
+)
+def test_data_loaders_are_let_go_of_at_once(error: BaseException, no_collection: None) -> None:
+    """Else a garbage collection finds them, after it has closed the queue by which their workers would be told to end:
+    then each of eight workers was waited for five seconds, seen on an H100 after every stop."""
+    held = []
+
+    def train() -> None:
+        batches = iter(DataLoader(torch.arange(64), batch_size=2, num_workers=1, persistent_workers=True))
+        held.append((weakref.ref(batches), batches._workers))
+        next(batches)
+        raise error
+
+    with contextlib.suppress(BaseException), quiet(), translated(hooks(reason="SIGTERM"), 1):
+        train()
+    ((batches, workers),) = held
+    assert batches() is None
+    assert [w.exitcode for w in workers] == [0]
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,20 @@ def write(run_dir: Path, rank: int, start: int, iterations: list[int]) -> None:
     for i in iterations:
         metrics.log(iteration=i, consumed_tokens=i * 10, loss=1 / i, lr=0.1, grad_norm=0.5, tokens_per_s=5.0)
         if i % 2 == 0:
-            metrics.log_valid(i, 2.0, {"docs": 1.0, "math": 3.0})
+            metrics.log_valid(i, {"docs": 1.0, "math": 3.0}, {"docs": 0.5, "math": 0.5})
     metrics.close()
 
 
 def iterations(run_dir: Path, key: str = "loss") -> list[int]:
     return [line["iteration"] for line in read_metrics(run_dir) if key in line]
+
+
+def test_the_loss_of_the_blend_is_the_mean_of_its_datasets_as_they_are_weighted(tmp_path: Path, capsys) -> None:
+    metrics = Metrics(tmp_path, 0, 0, train_iters=10)
+    metrics.log_valid(4, {"docs": 1.0, "math": 3.0}, {"docs": 0.25, "math": 0.75})
+    metrics.close()
+    assert read_metrics(tmp_path)[-1]["valid_loss"] == 2.5
+    assert "validation at iteration 4: loss 2.5000  (docs 1.000  math 3.000)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,14 @@ def test_each_dataset_is_validated_once_on_its_own_shards() -> None:
     assert counters(here) == (512, 8)
 
 
+def test_shares_are_those_of_the_validation_shards() -> None:
+    """They add up to one whatever the weights are in, and a dataset's shards count together."""
+    weights = {"a": 2.0, "b": 5.0, "c": 1.0}
+    shards = [Shard("valid", "ab"[n == "b"], Path(f"/{n}"), w, 9) for n, w in weights.items()]
+    found = TrainingData(Path("/d"), (*shards, Shard("train", "t", Path("/t"), 9.0, 9)), Path("/t"), 10, 0, "f")
+    assert SourceValidation(found, 1, lambda: None).shares == pytest.approx({"a": 3 / 8, "b": 5 / 8})
+
+
 def test_a_validation_that_fails_leaves_the_counters_too() -> None:
     """A resume after it must not skip validation samples."""
     call, here = Told(data("docs", "code"), eval_iters=8, fails_at="code"), context(8)
