@@ -6,10 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from launch import slurm
+from launch.lock import alone
 from nano3.errors import Failure, UserError
 from nano3.files import read_json, write_json
 
 FILE = "jobs.json"
+# Held while it is rewritten: who follows one job may note its end while another command submits the next.
+LOCK = ".jobs.lock"
 _FORMAT = 1
 
 
@@ -57,13 +60,15 @@ def read(run_dir: Path) -> list[Entry]:
 
 def add(run_dir: Path, entry: Entry) -> None:
     """Append an entry."""
-    _write(run_dir, [*read(run_dir), entry])
+    with alone(run_dir / LOCK):
+        _write(run_dir, [*read(run_dir), entry])
 
 
 def end(run_dir: Path, job_id: str, state: slurm.JobState) -> None:
     """Note how a job ended, for the time when Slurm has forgotten it."""
-    entries = [replace(e, state=state.state, exit_code=state.code) if e.id == job_id else e for e in read(run_dir)]
-    _write(run_dir, entries)
+    with alone(run_dir / LOCK):
+        entries = [replace(e, state=state.state, exit_code=state.code) if e.id == job_id else e for e in read(run_dir)]
+        _write(run_dir, entries)
 
 
 def _write(run_dir: Path, entries: list[Entry]) -> None:

@@ -75,3 +75,20 @@ def locked(run_dir: Path) -> Iterator[RunLock]:
         yield lock
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def alone(file: Path) -> Iterator[None]:
+    """Wait for one's turn and hold `file`: for a change that takes a moment. Where the file system has no locks,
+    nothing is held."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        yield
+    finally:
+        os.close(fd)

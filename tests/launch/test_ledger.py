@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import shlex
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,19 @@ def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path, content: str | 
         assert told.startswith(f"{file}: damaged (") and "squeue" in told and "remove the file" in told
     # The only trace of a job that may still run is not written over.
     assert file.read_bytes() == (content if isinstance(content, bytes) else content.encode())
+
+
+def test_nothing_is_lost_when_several_write_at_once(tmp_path: Path) -> None:
+    """One follows job 0 to its end while others submit."""
+    ledger.add(tmp_path, entry(id="0"))
+    ended = slurm.JobState("COMPLETED", 0)
+    work = [lambda n=n: ledger.add(tmp_path, entry(id=str(n))) for n in range(1, 40)]
+    work[20:20] = [lambda: ledger.end(tmp_path, "0", ended)] * 3
+    with ThreadPoolExecutor(8) as threads:
+        for done in [threads.submit(one) for one in work]:
+            done.result()
+    entries = {e.id: e.state for e in ledger.read(tmp_path)}
+    assert entries == {"0": "COMPLETED", **dict.fromkeys(map(str, range(1, 40)), "")}
 
 
 def test_a_folder_in_the_place_of_the_file_is_told(tmp_path: Path) -> None:
