@@ -98,7 +98,10 @@ def data_settings(config: PretrainConfig, data: TrainingData, run_dir: Path) -> 
     blends = [train, valid if config.train.eval_interval else None, None]
     tensorboard = config.logger.tensorboard_dir or str(run_dir / "tensorboard")
     save = str(checkpoint_folder(config, run_dir)) if config.checkpoint.save_interval else None
+    # Megatron-Bridge's own validation is only the occasion for nano3's, which measures train.eval_iters batches.
+    validation = [Setting("validation.eval_iters", 1, "train.eval_iters")] if config.train.eval_interval else []
     return [
+        *validation,
         Setting("dataset.blend", None, "run.data"),
         Setting("dataset.blend_per_split", blends, "run.data"),
         Setting("dataset.split", None, "run.data"),

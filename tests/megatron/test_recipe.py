@@ -142,7 +142,15 @@ def test_data_and_tokenizer_come_from_the_data(config: PretrainConfig, data_dir:
 
 def test_without_validation_its_data_is_not_opened(config: PretrainConfig, data_dir: Path) -> None:
     config.train.eval_interval = 0
-    assert settings(config, data_dir)["dataset.blend_per_split"][1:] == [None, None]
+    found = settings(config, data_dir)
+    assert found["dataset.blend_per_split"][1:] == [None, None]
+    assert "validation.eval_iters" not in found, "typed_settings has 0 then"
+
+
+def test_megatron_bridge_itself_validates_one_batch(config: PretrainConfig, data_dir: Path) -> None:
+    """The batches of train.eval_iters are measured dataset by dataset, after its own."""
+    config.train.eval_iters = 32
+    assert settings(config, data_dir)["validation.eval_iters"] == 1
 
 
 @pytest.mark.parametrize("loaded", [False, True], ids=["before-the-hub-library", "after-it"])
