@@ -24,12 +24,12 @@ from nano3 import places
 from nano3.artifacts.resolver import find, settings_of
 from nano3.cli import run_app, task_overrides, typed
 from nano3.config import PretrainConfig
-from nano3.console import is_rank_zero, say, table
+from nano3.console import is_rank_zero, say, table, warn
 from nano3.errors import UserError
 from nano3.files import expanded
 from nano3.training import backend, frozen
 from nano3.training.preflight import Preflight, preflight
-from nano3.training.record import Data, changed, freeze, frozen_text, lost_checkpoint
+from nano3.training.record import Data, changed, freeze, frozen_text, lost_checkpoint, unused
 from nano3.training.schedule import with_decay
 
 
@@ -96,7 +96,10 @@ def make_job(
 def checked(cfg: DictConfig, data: Data, run_dir: Path, label: str = "") -> tuple[PretrainConfig, str]:
     """The typed configuration with its data pinned, and as text; prints the preflight. Raises `UserError`."""
     config = pin(typed(cfg), data, run_dir, label)
+    late = unused(run_dir, config, data)
     table("Preflight", ["what", "value"], check(config).rows)
+    if late:
+        warn(late)
     return config, frozen_text(config)
 
 

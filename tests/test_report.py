@@ -183,7 +183,7 @@ def test_a_new_folder_is_made_for_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "error", "told"),
     [
-        pytest.param(("metrics.jsonl", "{\n"), Failure, "metrics.jsonl: damaged", id="metrics"),
+        pytest.param(("metrics.jsonl", "{\n"), Failure, "metrics.jsonl, line 1: damaged", id="metrics"),
         pytest.param(("finished.json", "{"), Failure, "finished.json: damaged", id="marker"),
         pytest.param(("starts/0001/start.json", "{"), Failure, "the record of this start is damaged", id="start"),
     ],
@@ -194,6 +194,12 @@ def test_damage_is_named(tmp_path: Path, damage: tuple[str, str], error: type[Ex
     with pytest.raises(error, match=told):
         make_report(tmp_path, run)
     assert not (tmp_path / "page.html").exists()
+
+
+def test_a_place_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--output .*/file/page\.html: cannot be written: "):
+        make_report(tmp_path, make_run(tmp_path / "a"), output=str(tmp_path / "file" / "page.html"))
 
 
 def test_wrong_words(tmp_path: Path) -> None:

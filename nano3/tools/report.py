@@ -50,8 +50,10 @@ def run(args: argparse.Namespace) -> int:
     if target.is_dir():
         raise UserError(f"--output {target}: is a folder; name a file, as in --output {target}/report.html")
     page = make_page(names_of(folders), "nano3 report " + shlex.join(args.runs))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_text(target, page)
+    try:
+        write_text(target, page)
+    except OSError as error:
+        raise UserError(f"--output {target}: cannot be written: {error.strerror}. Name another file.") from error
     say(f"report of {len(folders)} run{'s' * (len(folders) > 1)}: {target}")
     return 0
 
@@ -76,12 +78,7 @@ def make_page(runs: dict[str, Path], command: str) -> str:
     """The page; it needs nothing beside it. Raises `Failure` for a damaged run, `UserError` without matplotlib."""
     from nano3.training.metrics import read_metrics
 
-    lines = {}
-    for name, folder in runs.items():
-        try:
-            lines[name] = read_metrics(folder)
-        except ValueError as error:
-            raise Failure(f"{folder}/metrics.jsonl: damaged: {error}") from error
+    lines = {name: read_metrics(folder) for name, folder in runs.items()}
     known = {name: facts(folder) for name, folder in runs.items()}
     title = next(iter(runs)) if len(runs) == 1 else f"{len(runs)} runs"
     made = (

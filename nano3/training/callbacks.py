@@ -159,7 +159,7 @@ class TrainingHooks:
             if loss is not None and not math.isfinite(loss):
                 raise Failure(nan_message(iteration, f"loss {loss}"))
             self._log(context, iteration, loss)
-        if not self.reason and self._pace.due(iteration):
+        if not self.reason and iteration < self.run.train_iters and self._pace.due(iteration):
             self.reason = self.run.stop.agreed(iteration, lambda own: self._pace.any_rank(iteration, own))
         if self.reason:
             # Megatron-Bridge saves and leaves its loop after an iteration that exit_interval divides.

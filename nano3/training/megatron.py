@@ -5,6 +5,7 @@ the run starts, then Megatron-Bridge takes over. Rank and world size come from R
 torchrun, Slurm through nano3's launcher, or nobody (then it is a run of one) set them.
 """
 
+import contextlib
 import gc
 import os
 import socket
@@ -29,6 +30,7 @@ from nano3.training.recipe_check import tokenizer_problems
 from nano3.training.resume import check_fixed, check_new_phase, check_resume
 from nano3.training.start import Start, find_start, may_drop_old, remove_unfinished
 from nano3.training.startup import Startup
+from nano3.training.stop import StopRequest
 
 # How the model is cut. Optimizer state saved for one cut cannot be read for another; ranks may join or leave the
 # data-parallel group, and context parallelism and sequence parallelism cut no parameters.
@@ -43,7 +45,14 @@ def train(config: PretrainConfig, data_dir: Path, run_dir: Path, *, on_save: Sav
 
     Raises `UserError` for everything wrong with configuration or data, `Failure` when the loss is no longer a number.
     """
-    run_dir = Path(run_dir).absolute()
+    stop = StopRequest(config.train.exit_iteration, config.train.exit_duration_in_mins)
+    # One rank that is told to stop before its first step has nothing to save and leaves at once. Of several one may be
+    # told earlier than another: they agree after the first step.
+    with stop if world_size() > 1 else contextlib.nullcontext():
+        return _train(config, Path(data_dir), Path(run_dir).absolute(), stop, on_save)
+
+
+def _train(config: PretrainConfig, data_dir: Path, run_dir: Path, stop: StopRequest, on_save: SaveHook) -> Outcome:
     startup = Startup()
     data = open_data(data_dir)
     data.require(config.train.seq_length, ["train"] + (["valid"] if config.train.eval_interval else []))
@@ -62,7 +71,7 @@ def train(config: PretrainConfig, data_dir: Path, run_dir: Path, *, on_save: Sav
     if not start.drop_old:
         container.checkpoint.most_recent_k = -1
     load_from(container.checkpoint, start)
-    return _run(config, container, run_dir, save, data, start, startup, on_save)
+    return _run(config, container, run_dir, save, data, start, startup, stop, on_save)
 
 
 def look(config: PretrainConfig, data: TrainingData | None, save: Path) -> Start:
@@ -225,6 +234,7 @@ def _run(
     data: TrainingData,
     start: Start,
     startup: Startup,
+    stop: StopRequest,
     on_save: SaveHook,
 ) -> Outcome:
     """Hand over to Megatron-Bridge and translate how it ended."""
@@ -234,12 +244,11 @@ def _run(
     from nano3.training.callbacks import Run, TrainingHooks
     from nano3.training.metrics import Metrics
     from nano3.training.source_validation import SourceValidation
-    from nano3.training.stop import StopRequest
 
     startup.mark("imports and recipe")
     train = config.train
     metrics = Metrics(run_dir, int(os.environ["RANK"]), start.iteration, config, train.train_iters)
-    with StopRequest(train.exit_iteration, train.exit_duration_in_mins) as stop, quiet():
+    with stop, quiet():
         hooks = TrainingHooks(
             Run(
                 metrics=metrics,

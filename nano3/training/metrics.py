@@ -9,6 +9,7 @@ Training lines have `loss`, validation lines `valid_loss` and
 import json
 import os
 import secrets
+import shlex
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -17,21 +18,39 @@ from typing import Any
 from nano3.artifacts import wandb
 from nano3.config.pretrain import PretrainConfig
 from nano3.console import say
+from nano3.errors import Failure
 from nano3.files import atomic_open, write_text
 from nano3.secrecy import without_secrets
 from nano3.training.lineage import data_reference, shown_name, stored
 from nano3.training.record import latest_start
 
 FILE = "metrics.jsonl"
+WANDB_ID, WANDB_SENT = "wandb_id", "wandb_sent"
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """All lines of a run's metrics.jsonl; a last line cut off by a kill is left out. Empty when there is no file."""
+    """All lines of a run's metrics.jsonl; a last line cut off by a kill is left out. Empty when there is no file.
+
+    Raises `Failure` naming file and line when one is damaged.
+    """
     path = Path(run_dir) / FILE
     if not path.is_file():
         return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = path.read_text(errors="replace").split("\n")[:-1]
+    return [_parsed(path, number, line) for number, line in enumerate(lines, 1)]
+
+
+def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        values = json.loads(line)
+        if not isinstance(values, dict) or "iteration" not in values:
+            raise ValueError("no metrics of an iteration")
+    except ValueError as error:
+        raise Failure(
+            f"{path}, line {number}: damaged ({error}). Nothing is trained from it: remove that line (sed -i "
+            f"{number}d {shlex.quote(str(path))}), and the run goes on."
+        ) from error
+    return values
 
 
 class Metrics:
@@ -51,6 +70,7 @@ class Metrics:
         self.run_dir, self.active = Path(run_dir), rank == 0
         self.total = train_iters or (config.train.train_iters if config else None)
         self._wandb: Any = None
+        self._sent = 0  # the last iteration that W&B had from an earlier start; it takes nothing back
         if not self.active:
             return
         self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -102,7 +122,7 @@ class Metrics:
         for name, number in values.items():
             if name != "iteration":
                 self._board.add_scalar(name, number, values["iteration"])
-        if self._wandb is not None:
+        if self._wandb is not None and values["iteration"] > self._sent:
             with wandb.harmless("recording metrics"):
                 self._wandb.log(values)
                 return
@@ -110,7 +130,9 @@ class Metrics:
 
     def _keep_up_to(self, iteration: int) -> None:
         """Drop lines of iterations that will be done again."""
-        kept = [line for line in read_metrics(self.run_dir) if line["iteration"] <= iteration]
+        lines = read_metrics(self.run_dir)
+        kept = [line for line in lines if line["iteration"] <= iteration]
+        self._sent = note_sent(self.run_dir, max((line["iteration"] for line in lines), default=0))
         if (self.run_dir / FILE).is_file():
             with atomic_open(self.run_dir / FILE) as f:
                 f.writelines((json.dumps(line) + "\n").encode() for line in kept)
@@ -122,6 +144,8 @@ class Metrics:
             number = next(n for n in count(1) if not self.run_dir.joinpath(f"metrics.{n}.jsonl").exists())
             kept = path.rename(self.run_dir / f"metrics.{number}.jsonl")
             say(f"{FILE} of an earlier training in this folder is kept as {kept.name}")
+            for name in (WANDB_ID, WANDB_SENT):
+                (self.run_dir / name).unlink(missing_ok=True)
 
     def _open_board(self, config: PretrainConfig | None, start_iteration: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
@@ -168,10 +192,21 @@ def wandb_settings(config: PretrainConfig) -> wandb.Settings:
 
 def wandb_id(run_dir: Path) -> str:
     """The id of this run folder's W&B run, made on first use and kept in `wandb_id`."""
-    path = Path(run_dir) / "wandb_id"
+    path = Path(run_dir) / WANDB_ID
     if not path.is_file():
         write_text(path, secrets.token_hex(8) + "\n")
     return path.read_text().strip()
+
+
+def note_sent(run_dir: Path, iteration: int) -> int:
+    """The last iteration that the W&B run of this folder has had, `iteration` being that of the last start; 0 without
+    such a run. Kept in a file, for a start that is killed early has had less than the one before it."""
+    path = Path(run_dir) / WANDB_SENT
+    if not (Path(run_dir) / WANDB_ID).is_file():
+        return 0
+    sent = max(iteration, int(path.read_text()) if path.is_file() else 0)
+    write_text(path, f"{sent}\n")
+    return sent
 
 
 def _training_line(values: dict[str, Any], total: int | None) -> str:

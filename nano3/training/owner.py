@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 
 from nano3.errors import UserError
-from nano3.files import read_json, unwritable, write_json
+from nano3.files import unwritable, write_json
+from nano3.training.notes import read_note
 
 NOTE = "run.json"
 
@@ -16,7 +17,11 @@ NOTE = "run.json"
 def owner_of(save: Path) -> Path | None:
     """The run folder whose checkpoints lie in `save`; None when nobody has said so."""
     note = save / NOTE
-    return Path(read_json(note)["run_dir"]) if note.is_file() else None
+    if not note.is_file():
+        return None
+    return Path(
+        read_note(note, "run_dir", "the next start that saves there writes it again, in its own name")["run_dir"]
+    )
 
 
 def owner_problem(save: Path, run_dir: Path) -> str | None:

@@ -7,7 +7,7 @@ RUN/starts/0001/           config.yaml, start.json and code.diff of every start,
 import platform
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from nano3.console import say
 from nano3.errors import UserError
 from nano3.files import atomic_open, read_json, write_json, write_text
 from nano3.provenance import commit_of, git_bytes, installed_versions, user_name
+from nano3.training.notes import read_note
 
 PACKAGES = (
     "hydra-core",
@@ -62,6 +63,8 @@ def freeze(run_dir: Path, config: PretrainConfig, data: Data, overrides: Sequenc
 
     A finished run that is the same run stays as it is; with another configuration, or without the checkpoint that it
     ended with, it is no longer finished.
+
+    Nor is one touched that has all the iterations it is asked for: its record stays that of the training that was.
     """
     text = frozen_text(config)
     frozen, finished = run_dir / "config.yaml", run_dir / "finished.json"
@@ -111,31 +114,81 @@ def _literal(value: Any) -> Any:
 
 
 def changed(run_dir: Path, config: PretrainConfig, data: Data) -> bool:
-    """Whether the newest start in this run folder, if there is one, was of another run than this."""
+    """Whether the newest start in this run folder, if there is one, was of another run than this, which has something
+    left to train.
+
+    A run of another model or other data is refused before this is asked.
+    """
     try:
-        before = OmegaConf.load(run_dir / "config.yaml")
-        fingerprint = latest_start(run_dir)["data"]["fingerprint"]
+        other_data = latest_start(run_dir)["data"]["fingerprint"] != data.fingerprint
+        differ = bool(differing(run_dir, config))
     except (FileNotFoundError, KeyError, ValueError):  # no start was recorded, or its record is damaged
         return False
-    now = OmegaConf.create(frozen_text(config))
+    return other_data or (differ and not has_all(run_dir, config))
+
+
+def has_all(run_dir: Path, config: PretrainConfig) -> bool:
+    """Whether the run has finished, with a checkpoint, at or after the iteration that this configuration ends at."""
+    end = min(config.train.exit_iteration or config.train.train_iters, config.train.train_iters)
+    done = finished(run_dir)
+    return bool(done and done["checkpoint"] and done["iteration"] >= end)
+
+
+def differing(run_dir: Path, config: PretrainConfig) -> list[str]:
+    """Keys that have another value than in the newest start of a run folder, those of `NOT_THE_RUN` left out.
+
+    Raises `FileNotFoundError` when there is none.
+    """
+    before, now = (OmegaConf.load(run_dir / "config.yaml"), OmegaConf.create(frozen_text(config)))
     for one in (before, now):
         for key in NOT_THE_RUN:
             OmegaConf.update(one, key, None)
-    return fingerprint != data.fingerprint or before != now
+    flat = [dict(_leaves(OmegaConf.to_container(one))) for one in (before, now)]
+    return sorted(key for key in flat[0] | flat[1] if flat[0].get(key, ...) != flat[1].get(key, ...))
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
+
+
+def unused(run_dir: Path, config: PretrainConfig, data: Data) -> str | None:
+    """What to say of settings that come too late, since the run has finished with others; None when there are none."""
+    if not has_all(run_dir, config) or changed(run_dir, config, data):
+        return None
+    try:
+        keys = differing(run_dir, config)
+    except FileNotFoundError:
+        return None
+    if not keys:
+        return None
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return (
+        f"{run_dir} has finished with other values of {', '.join(keys[:3])}{more}; nothing is trained with those given "
+        "now. Ask for more iterations (train.train_iters), or give the run another name (run.name=...)."
+    )
 
 
 def finished(run_dir: Path) -> dict[str, Any] | None:
     """What finished.json says of a run that has reached its end, with the checkpoint that it names still there (or none
     named: none was asked for); else None."""
     marker = run_dir / "finished.json"
-    return read_json(marker) if marker.is_file() and lost_checkpoint(run_dir) is None else None
+    return _finish(marker) if marker.is_file() and lost_checkpoint(run_dir) is None else None
 
 
 def lost_checkpoint(run_dir: Path) -> Path | None:
     """The checkpoint that finished.json names, if it is gone."""
     marker = run_dir / "finished.json"
-    named = read_json(marker).get("checkpoint") if marker.is_file() else None
+    named = _finish(marker)["checkpoint"] if marker.is_file() else None
     return Path(named) if named and not Path(named).is_dir() else None
+
+
+def _finish(marker: Path) -> dict[str, Any]:
+    then = "the run then goes on from its newest checkpoint, and has nothing to do when that is its last"
+    return {"checkpoint": None} | read_note(marker, "iteration", then)
 
 
 def thaw(path: Path) -> PretrainConfig:

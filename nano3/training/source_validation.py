@@ -40,7 +40,7 @@ class SourceValidation:
         losses, _, _ = evaluate(
             context.state,
             self.forward_step,
-            self._batches(name, context.state.cfg, context.model),
+            self._batches(name, context.state.cfg),
             context.model,
             None,
             context.state.cfg,
@@ -56,8 +56,8 @@ class SourceValidation:
         samples = self.batches * cfg.validation.eval_global_batch_size
         return get_dataset_provider(config)([0, samples, 0], config)[1]
 
-    def _batches(self, name: str, cfg: Any, model: Any) -> Any:
-        from megatron.bridge.data.iterator_utils import make_data_iterator_list
+    def _batches(self, name: str, cfg: Any) -> Any:
+        """One iterator, also with virtual pipeline stages: `evaluate` shares it out to them itself."""
         from megatron.bridge.data.samplers import build_pretraining_data_loader
         from megatron.core import parallel_state
         from megatron.core.rerun_state_machine import RerunDataIterator
@@ -72,5 +72,4 @@ class SourceValidation:
             data_parallel_rank=parallel_state.get_data_parallel_rank(),
             data_parallel_size=parallel_state.get_data_parallel_world_size(),
         )
-        iterator = RerunDataIterator(iter(loader))
-        return make_data_iterator_list(model=model, data_iterator=iterator) if len(model) > 1 else iterator
+        return RerunDataIterator(iter(loader))

@@ -11,8 +11,9 @@ from shutil import rmtree
 
 from nano3.console import say, warn
 from nano3.errors import UserError
-from nano3.files import read_json, write_json
+from nano3.files import write_json
 from nano3.training.checkpoints import MARKER, complete, iteration_folders, iteration_of, latest
+from nano3.training.notes import read_note
 
 # In the checkpoint folder: the iterations whose save nano3 began, written before the save.
 LEDGER = "begun.json"
@@ -115,7 +116,11 @@ def _is_whole(folder: Path) -> bool:
 def begun(save: Path) -> set[int]:
     """Iterations whose save nano3 began in this folder."""
     path = save / LEDGER
-    return set(read_json(path)["iterations"]) if path.is_file() else set()
+    if not path.is_file():
+        return set()
+    return set(
+        read_note(path, "iterations", "a checkpoint that a kill left half saved then stays where it is")["iterations"]
+    )
 
 
 def note_begun(save: Path, iteration: int) -> None:

@@ -12,8 +12,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 class StopRequest:
     """A context manager that turns SIGTERM, SIGUSR2 and SIGINT into a request to save and stop, and watches the limits.
 
-    It must be entered on the main thread (Python delivers signals there). A second SIGINT interrupts at once. The old
-    handlers come back at the end.
+    It must be entered on the main thread (Python delivers signals there), and may be entered again while it is. A
+    second SIGINT interrupts at once. The old handlers come back at the end.
     """
 
     def __init__(self, exit_iteration: int | None = None, exit_duration_in_mins: float | None = None) -> None:
@@ -22,17 +22,22 @@ class StopRequest:
         self.signal: signal.Signals | None = None
         self._started = time.monotonic()
         self._previous: dict[signal.Signals, Any] = {}
+        self._depth = 0
 
     def __enter__(self) -> Self:
-        for number in SIGNALS:
-            self._previous[number] = signal.signal(number, self._receive)
+        self._depth += 1
+        if self._depth == 1:
+            for number in SIGNALS:
+                self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self._depth -= 1
+        if self._depth == 0:
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal == signal.SIGINT:

@@ -52,7 +52,9 @@ def train(config: PretrainConfig, data_dir: Path, run_dir: Path, on_save: SaveHo
         elif start.iteration >= config.train.train_iters:
             say(f"already finished: {start.folder} has all {config.train.train_iters} iterations; nothing to do")
             return Outcome("finished", start.iteration, start.folder)
-        elif reason := stop.reason(start.iteration):
+        elif config.train.exit_iteration is not None and start.iteration >= config.train.exit_iteration:
+            # Of the reasons to stop only the one that all ranks see alike; a signal is agreed on in the loop.
+            reason = f"train.exit_iteration={config.train.exit_iteration}"
             say(f"already at iteration {start.iteration} ({start.folder}); {reason} asks for no more")
             return Outcome("stopped", start.iteration, start.folder, reason)
         else:

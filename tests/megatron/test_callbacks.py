@@ -96,6 +96,14 @@ def alone(monkeypatch):
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
 
 
+def test_after_the_last_iteration_nobody_is_asked_to_stop(tmp_path: Path, alone) -> None:
+    """The run has finished: Megatron-Bridge validates, and the exit code is 0."""
+    own, last = hooks(tmp_path, {45: "signal SIGTERM"}), context(44)
+    own.on_train_step_end(last)
+    assert (own.iteration, own.reason, last.state.cfg.train.exit_interval) == (45, "", None)
+    assert begun(tmp_path) == {45}
+
+
 def test_an_agreed_stop_ends_the_loop_after_this_iteration(tmp_path: Path, alone) -> None:
     own = hooks(tmp_path, {7: "signal SIGTERM"})
     for step in (5, 6):

@@ -366,6 +366,46 @@ def test_memory_falls_with_more_ranks(config: PretrainConfig) -> None:
     assert needs[0] > 31.6e9 / 8 * 6
 
 
+def bare(layers: dict[str, int]) -> Architecture:
+    return Architecture(layers, 64, 4096, 4, 2, 16, 128, mamba_num_heads=8, mamba_head_dim=16, mamba_state_dim=16,
+                        mamba_num_groups=2)  # fmt: skip
+
+
+def longer(model: Architecture, layout: Layout, config: PretrainConfig) -> float:
+    """Bytes that 1,024 tokens more in a sample take."""
+    config.train.seq_length = 1024
+    first = memory_per_gpu(model, layout, config)
+    config.train.seq_length = 2048
+    return memory_per_gpu(model, layout, config) - first
+
+
+@pytest.mark.parametrize(("tensor", "context"), [(1, 1), (2, 1), (8, 1), (1, 4), (2, 4)])
+def test_logits_are_divided_once(config: PretrainConfig, tensor: int, context: int) -> None:
+    """A rank has its part of the vocabulary for all tokens of its part of the sequence."""
+    config.train.micro_batch_size = 3
+    layout = Layout(tensor * context, tensor, 1, context, 1)
+    assert longer(bare({}), layout, config) == pytest.approx(3 * 1024 / context * 4096 / tensor * 10)
+
+
+@pytest.mark.parametrize(("pipeline", "steps", "held"), [(1, 4, 1), (4, 8, 4), (8, 8, 8), (8, 2, 2), (8, 16, 8)])
+def test_a_stage_keeps_its_layers_for_the_micro_batches_in_flight(
+    config: PretrainConfig, pipeline: int, steps: int, held: int
+) -> None:
+    config.train.micro_batch_size, config.train.global_batch_size = 1, steps
+    layout, layers = Layout(pipeline, 1, pipeline, 1, 1), bare({"*": 8})
+    own = longer(layers, layout, config) - longer(bare({}), layout, config)
+    assert own == pytest.approx(1024 * layers.activation_bytes_per_token / pipeline * held)
+
+
+def test_the_optimizer_is_divided_over_context_ranks_too(config: PretrainConfig) -> None:
+    def need(layout: Layout) -> float:
+        logits = longer(bare({}), layout, config) * config.train.seq_length / 1024
+        return memory_per_gpu(bare({}), layout, config) - logits
+
+    count = parameters(bare({})).total
+    assert need(Layout(8, 1, 1, 1, 1)) == need(Layout(8, 1, 1, 8, 1)) == pytest.approx(count * (6 + 12 / 8))
+
+
 def test_missing_data_is_not_a_problem_of_the_preflight_alone(config: PretrainConfig) -> None:
     config.run.data = "DataBlendsArtifact-pretrain:math"
     plan = preflight(

@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import pytest
-from training_processes import tiny_config, train_here
+from training_processes import SAMPLE, tiny_config, train_here
 
 from nano3.config import PrepOptions, SourceConfig
 from nano3.data.run import prepare
 
-SAMPLE = Path(__file__).parents[2] / "nano3" / "sample"
 SOURCES = [
     SourceConfig(name="docs", path=str(SAMPLE / "docs.parquet"), weight=0.5),
     SourceConfig(name="code", path=str(SAMPLE / "code.jsonl.zst"), weight=0.3),

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from training_processes import Child, tiny_config
 
-from nano3.errors import UserError
-from nano3.training.metrics import FILE, Metrics, read_metrics, wandb_id
+from nano3.errors import Failure, UserError
+from nano3.training.metrics import FILE, WANDB_SENT, Metrics, read_metrics, wandb_id
 from nano3.training.plot import plot_losses
 from nano3.training.sample import Sample, exported_model, generate
 from nano3.training.summary import print_summary, summarize
@@ -82,6 +82,15 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("line", ["garbage", "[]", "{}", '{"iteration": 1, "lo', "\0\0", "\xff"])
+def test_a_damaged_line_is_named_with_what_to_do(tmp_path: Path, line: str) -> None:
+    """A resume reads them all, to cut off what is trained again."""
+    good = '{"iteration": 1, "loss": 2.0}'
+    (tmp_path / FILE).write_text("\n".join([good, line, good]) + "\n", encoding="latin-1")
+    with pytest.raises(Failure, match=r"metrics\.jsonl, line 2: damaged .*sed -i 2d"):
+        Metrics(tmp_path, 0, 1)
+
+
 def test_console_lines(tmp_path: Path) -> None:
     child = Child(write, (tmp_path, 0, 0, [1, 2]), tmp_path / "log.txt")
     child.result()
@@ -117,6 +126,42 @@ def test_wandb_offline_goes_on_with_the_same_run(tmp_path: Path) -> None:
         Child(offline_run, (tmp_path, start), tmp_path / "log.txt").result()
     runs = list((tmp_path / "wandb").glob("offline-run-*"))
     assert {run.name.rsplit("-", 1)[1] for run in runs} == {wandb_id(tmp_path)}
+
+
+class Mirror:
+    """Takes what a W&B run is given."""
+
+    def __init__(self) -> None:
+        self.had: list[int] = []
+
+    def log(self, values: dict) -> None:
+        self.had.append(values["iteration"])
+
+
+def mirrored(run_dir: Path, start: int, end: int, mirror: Mirror) -> None:
+    """A start that is killed after iteration `end`."""
+    metrics = Metrics(run_dir, 0, start, train_iters=10)
+    wandb_id(run_dir)
+    metrics._wandb = mirror
+    for i in range(start + 1, end + 1):
+        metrics.log(iteration=i, consumed_tokens=i, loss=1.0)
+
+
+def test_wandb_has_every_iteration_once(tmp_path: Path) -> None:
+    """It takes nothing back: what is trained again after a kill is not sent again."""
+    mirror = Mirror()
+    for start, end in ((0, 7), (4, 5), (4, 9), (8, 10)):
+        mirrored(tmp_path, start, end, mirror)
+    assert mirror.had == list(range(1, 11)) == [line["iteration"] for line in read_metrics(tmp_path)]
+
+
+def test_a_fresh_start_in_the_same_folder_is_another_run_for_wandb(tmp_path: Path) -> None:
+    mirrored(tmp_path, 0, 7, Mirror())
+    mirrored(tmp_path, 4, 5, Mirror())
+    before, mirror = wandb_id(tmp_path), Mirror()
+    mirrored(tmp_path, 0, 3, mirror)
+    assert wandb_id(tmp_path) != before and mirror.had == [1, 2, 3]
+    assert not (tmp_path / WANDB_SENT).exists()
 
 
 def test_plot_is_a_picture(undisturbed: Path, tmp_path: Path) -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SAMPLE
-from training_processes import Child
+from training_processes import SAMPLE, Child
 
 from nano3.config import PrepOptions, SourceConfig
 from nano3.data.indexed import IndexedFile

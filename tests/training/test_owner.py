@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nano3.errors import UserError
+from nano3.errors import Failure, UserError
 from nano3.files import write_json
 from nano3.training.owner import NOTE, claim, owner_of, owner_problem
 
@@ -50,3 +50,10 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"checkpoint\.save=.*cannot be written: .*file is a file, not a folder"):
         claim(tmp_path / "file" / "save", tmp_path / "run")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"run": 1}'])
+def test_a_damaged_note_is_named_with_what_to_do(tmp_path: Path, content: str) -> None:
+    (tmp_path / NOTE).write_text(content)
+    with pytest.raises(Failure, match=r"run\.json: damaged \(.*\)\. Remove it: the next start"):
+        claim(tmp_path, tmp_path / "run")

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from training_processes import tiny_config
 
 from nano3.config import PretrainConfig
-from nano3.errors import UserError
+from nano3.errors import Failure, UserError
 from nano3.files import write_json
 from nano3.training.record import (
     ROOT,
@@ -27,6 +27,7 @@ from nano3.training.record import (
     lost_checkpoint,
     newest_start,
     thaw,
+    unused,
 )
 
 DATA = Data("DataBlendsArtifact-pretrain:v1", "/data", "f" * 64)
@@ -148,6 +149,50 @@ def test_a_finished_run_goes_on_when_it_is_another_run(tmp_path: Path) -> None:
     start(tmp_path, whole(**{"train.train_iters": 24}))
     assert finished(tmp_path) is None
     assert thaw(tmp_path / "config.yaml").train.train_iters == 24
+
+
+@pytest.mark.parametrize(
+    ("change", "goes_on"),
+    [
+        pytest.param({"train.train_iters": 24}, True, id="more iterations"),
+        pytest.param({"train.train_iters": 6}, False, id="fewer iterations"),
+        pytest.param({"optimizer.lr": 0.5}, False, id="another rate"),
+        pytest.param({"optimizer.lr": 0.5, "train.exit_iteration": 9}, False, id="an end that lies behind"),
+        pytest.param({"train.train_iters": 24, "train.exit_iteration": 12}, False, id="an end that is reached"),
+    ],
+)
+def test_the_record_of_a_finished_run_stays_that_of_its_training(
+    tmp_path: Path, change: dict[str, Any], goes_on: bool
+) -> None:
+    """Else trace, diff and rerun would tell of settings with which nothing was trained."""
+    (tmp_path / "checkpoint").mkdir()
+    start(tmp_path)
+    end(tmp_path, tmp_path / "checkpoint")
+    before = (tmp_path / "config.yaml").read_text()
+    told = unused(tmp_path, whole(**change), DATA)
+    start(tmp_path, whole(**change))
+    assert ((tmp_path / "config.yaml").read_text() != before) is goes_on
+    assert len(list((tmp_path / "starts").iterdir())) == 1 + goes_on
+    assert (finished(tmp_path) is None) is goes_on
+    assert (told is None) is goes_on
+    assert goes_on or all(key in str(told) for key in change)
+
+
+def test_settings_that_are_those_of_the_training_are_not_told(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    assert unused(tmp_path, whole(), DATA) is None, "nothing was ever started"
+    start(tmp_path)
+    assert unused(tmp_path, whole(**{"optimizer.lr": 0.5}), DATA) is None, "it has not finished"
+    end(tmp_path, tmp_path / "checkpoint")
+    assert unused(tmp_path, whole(**{"cluster.env": {"A": "1"}}), DATA) is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", '{"iteration'])
+@pytest.mark.parametrize("read", [finished, lost_checkpoint])
+def test_a_damaged_end_is_named_with_what_to_do(tmp_path: Path, content: str, read: Any) -> None:
+    (tmp_path / "finished.json").write_text(content)
+    with pytest.raises(Failure, match=r"finished\.json: damaged \(.*\)\. Remove it: the run then goes on"):
+        read(tmp_path)
 
 
 def test_a_finished_run_whose_checkpoint_is_gone_trains_again(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -18,6 +18,16 @@ def test_signal_is_kept_until_asked_for(number: signal.Signals) -> None:
     assert signal.getsignal(number) is before
 
 
+def test_entered_again_it_goes_on_until_the_outer_end() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        with stop:
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.reason(1) == "signal SIGTERM"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_second_interrupt_does_not_wait() -> None:
     with pytest.raises(KeyboardInterrupt), StopRequest():
         os.kill(os.getpid(), signal.SIGINT)

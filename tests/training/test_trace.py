@@ -12,9 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import SAMPLE
 from tokenizers import Tokenizer
-from training_processes import Child, tiny_config
+from training_processes import SAMPLE, Child, tiny_config
 
 from nano3.config import PretrainConfig
 from nano3.data.manifest import load_manifest

@@ -37,6 +37,7 @@ SERVER.set_forkserver_preload(
         "nano3.training.assemble",
     ]
 )
+SAMPLE = Path(__file__).parents[2] / "nano3" / "sample"
 # Values that say how fast a run was, not what it computed.
 TIMING = {"tokens_per_s", "seconds_per_iteration", "elapsed_s"}
 
