@@ -45,11 +45,9 @@ def run_app(name: str, task: Task, sweep: Prepare | None = None) -> NoReturn:
     """
     sys.argv[1:] = flags_first(sys.argv[1:])
     if help.asked(sys.argv[1:]):
-        print(help.text(name))
-        sys.exit(0)
+        show(help.text(name))
     if "--version" in sys.argv[1:]:
-        print(help.version())
-        sys.exit(0)
+        show(help.version())
     set_up()
     shown_in_full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving with 1
@@ -150,6 +148,15 @@ def _run(name: str, task: Task, sweep: Prepare | None, shown_in_full: bool) -> i
 
 def _hydra(name: str, call: Callable[[DictConfig], None]) -> None:
     hydra.main(version_base="1.3", config_path=conf_dir(), config_name=name)(call)()
+
+
+def show(text: str) -> NoReturn:
+    """Print, and leave: all that was asked for."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        leave_quietly()
+    sys.exit(0)
 
 
 def leave_quietly() -> NoReturn:

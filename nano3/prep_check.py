@@ -1,23 +1,25 @@
 """A data preparation as it was asked for, checked before any work is done; and what makes a sweep's points differ."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from launch.names import sweep_labels
 from nano3 import places
 from nano3.artifacts import wandb
 from nano3.artifacts.names import alias_of, slug
-from nano3.cli import value_problems
+from nano3.cli import task_overrides, value_problems
 from nano3.config import DataPrepConfig, PrepOptions, SourceConfig
 from nano3.config.blend import parse_datasets, read_blend_file
 from nano3.data.build import refuse_published
 from nano3.data.planner import Request, check_options, joined, problems_here, read_request
 from nano3.errors import Nano3Error, UserError
-from nano3.files import expanded
+from nano3.files import expanded, unwritable
 from nano3.prep_next import compose_next
 from nano3.prep_tasks import Registration
 
@@ -60,11 +62,13 @@ def checked(cfg: DictConfig) -> Prep:
             failures.append(UserError(problems))
 
     told(value_problems(cfg))
+    told(blend_named_twice(cfg))
     config = at_home(OmegaConf.to_object(cfg))  # type: ignore[arg-type]
     options = PrepOptions(**{f.name: getattr(config, f.name) for f in fields(PrepOptions)})
     blend, sources = attempt(lambda: read_blend(config)) or ("", list[SourceConfig]())
     registration = registration_of(config, blend)
     told(registration.problems(write=not config.dry_run))
+    told(output_problems(Path(config.output_dir)))
     following = attempt(lambda: compose_next(config))
     told(attempt(lambda: submit_problems(config, blend, sources)) or [])
     if failures:
@@ -109,6 +113,23 @@ def array_of(config: DataPrepConfig, blend: str, sources: list[SourceConfig], ar
         container=config.container,
         folders=places.of_preparation(config, sources),
     )
+
+
+def output_problems(output: Path) -> list[str]:
+    """Why nothing can be written there; finished data are left alone, so they may be where nothing can."""
+    if (output / "manifest.json").exists() or not (why := unwritable(output)):
+        return []
+    return [f"output_dir={output}: cannot be written: {why}. Choose another output_dir."]
+
+
+def blend_named_twice(cfg: DictConfig) -> list[str]:
+    """Told when a command line gives blend_path and something of the group data_blend, of which blend_path takes the
+    place."""
+    words = task_overrides() if HydraConfig.initialized() else []
+    twice = [word for word in words if re.match(r"[+~]*data_blend[.=]", word)]
+    if not cfg.blend_path or not twice:
+        return []
+    return [f"{' '.join(twice)}: has no effect beside blend_path={cfg.blend_path}; leave one of the two out."]
 
 
 def read_blend(config: DataPrepConfig) -> tuple[str, list[SourceConfig]]:

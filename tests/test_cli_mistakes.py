@@ -51,6 +51,10 @@ MISTAKES = {
         ["-m", "nano3.pretrain", "--config-dir", "mine", "+experiment=bare"],
         ["experiment/bare.yaml: an experiment begins with the line '# @package _global_'"],
     ),
+    "blend-named-twice": (
+        ["-m", "nano3.data_prep", "blend_path=b.json", "data_blend=math", "data_blend.num_shards=4"],
+        ["data_blend=math data_blend.num_shards=4: has no effect beside blend_path=b.json; leave one of the two out"],
+    ),
     "blend-inside-a-file": (
         ["-m", "nano3.data_prep", "blend_path=b.json/c.json"],
         ["blend_path=b.json/c.json: cannot be read: Not a directory"],

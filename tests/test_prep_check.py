@@ -18,7 +18,7 @@ from nano3.config import DataPrepConfig, PrepOptions, SourceConfig
 from nano3.config.blend import parse_datasets, read_blend_file
 from nano3.data.run import write_plan
 from nano3.errors import UserError
-from nano3.prep_check import blend_name, checked, read_blend, registration_of, spread, submit_problems
+from nano3.prep_check import blend_name, checked, output_problems, read_blend, registration_of, spread, submit_problems
 from nano3.prep_next import check_next, compose_next
 from nano3.prep_run import data_prep
 from nano3.prep_tasks import Registration
@@ -84,6 +84,12 @@ REFUSED = {
     "blend-is-a-folder": (["blend_path=."], ["blend_path=.: this is a folder"]),
     "blend-is-text": (["blend_path=text.jsonl"], ["blend_path=text.jsonl: not valid JSON: Extra data"]),
     "alias": (["alias=a b", "artifact=x/y"], ["'a b' cannot be an artifact's alias", "'x/y' cannot be the name"]),
+    "more-shards-than-megatron-takes": (
+        ["num_shards=32767"],
+        ["num_shards=32767: Megatron's blends have at most 32,766"],
+    ),
+    "output-in-a-file": (["output_dir=text.jsonl/x"], ["output_dir=text.jsonl/x: cannot be written: "]),
+    "output-in-a-file-dry": (["output_dir=text.jsonl", "dry_run=true"], ["output_dir=text.jsonl: cannot be written"]),
     "empty": (["output_dir=", "job_dir="], ["output_dir= is empty", "job_dir= is empty"]),
     "then-data": (["then=['run.data=x']"], ["then: run.data: leave it out"]),
     "then-data-forced": (["then=['++run.data=x']"], ["then: run.data: leave it out"]),
@@ -207,6 +213,14 @@ def test_a_registration_survives_a_command_line(how: Registration) -> None:
     text = how.to_text()
     assert Registration.from_text(text) == how
     assert text.isascii() and "\n" not in text
+
+
+def test_finished_data_may_be_where_nothing_can_be_written(here: Path) -> None:
+    """Somebody else's, for instance: they are only looked at."""
+    (here / "out").mkdir()
+    (here / "out/manifest.json").write_text("{}")
+    assert output_problems(here / "out") == []
+    assert output_problems(here / "out/manifest.json") != []
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -200,6 +200,9 @@ def test_a_folder_wins_over_an_artifact_of_its_name(
     monkeypatch.chdir(tmp_path)
     assert _folders.data_folder("Data") == Path("Data") and resolver.locate("Data") == tmp_path / "Data"
     assert _folders.data_folder("Data:latest") == folder
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file; name the folder that"):
+        _folders.data_folder(str(tmp_path / "file"))
     assert _folders.data_folder("~no-such-user/x") == Path("~no-such-user/x")
 
 

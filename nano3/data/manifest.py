@@ -14,6 +14,7 @@ from nano3.errors import Failure, UserError
 from nano3.provenance import installed_versions
 
 FORMAT = 2
+AGAIN = "Prepare the data again with force=true."
 
 
 @dataclass
@@ -62,9 +63,9 @@ def load_manifest(folder: Path | str) -> Manifest:
         )
         raise UserError(f"{folder}: no manifest.json; {hint}.") from None
     except (ValueError, OSError) as error:
-        raise Failure(f"{path}: cannot be read: {error}") from error
+        raise Failure(f"{path}: cannot be read: {error}. {AGAIN}") from error
     if not isinstance(values, dict) or not isinstance(found := values.get("format"), int):
-        raise Failure(f"{path}: not a data manifest")
+        raise Failure(f"{path}: not a data manifest. {AGAIN}")
     if found != FORMAT:
         raise Failure(
             f"{path}: a data manifest of format {found}; this nano3 reads format {FORMAT}. Prepare the data again, "

@@ -28,6 +28,7 @@ CHOICES = {
     "hf_files": ("stream", "download"),
 }
 COST_BITS = 12
+MAX_SHARDS = 32_766  # Megatron-Core's BlendedDataset numbers them in int16
 
 
 @dataclass
@@ -178,6 +179,10 @@ def check_options(options: PrepOptions) -> list[str]:
     for name in ("num_shards", "sample", "max_doc_tokens", "workers"):
         if (value := getattr(options, name)) is not None and value < 1:
             problems.append(f"{name}={value}: must be at least 1.")
+    if options.num_shards > MAX_SHARDS:
+        problems.append(
+            f"num_shards={options.num_shards}: Megatron's blends have at most {MAX_SHARDS:,} shards; give fewer."
+        )
     for name in ("min_doc_chars", "check_every"):
         if (value := getattr(options, name)) < 0:
             problems.append(f"{name}={value}: must not be negative.")

@@ -33,6 +33,8 @@ def run_folders(folder: Path) -> Iterator[Path]:
 def data_folder(reference: str) -> Path:
     """Prepared data by its folder or, as in run.data, by its artifact (NAME:ALIAS). Raises `UserError`."""
     folder = expanded(reference)
+    if folder.is_file():
+        raise UserError(f"{reference} is a file; name the folder that nano3.data_prep made (its output_dir).")
     if folder.is_dir() or (":" not in reference and not store.versions(reference)):
         return folder
     return resolver.find(reference, key="").folder
