@@ -19,7 +19,7 @@ from nano3.data.sample import sample_rows
 from nano3.data.sources import find
 from nano3.data.splits import set_bounds
 from nano3.data.tokenizer import TokenizerInfo, find_tokenizer, names_a_place
-from nano3.errors import Nano3Error, UserError, did_you_mean
+from nano3.errors import Failure, Nano3Error, UserError, did_you_mean
 
 CHOICES = {
     "dtype": ("auto", "uint16", "int32"),
@@ -149,13 +149,16 @@ def cost_of(size: int, kind: str) -> int:
 
 
 def make_plan(request: Request) -> Plan:
-    """Complete the plan: sample, split bounds, shards, units."""
+    """Complete the plan: sample, split bounds, shards, units. Raises one error with the problems of all datasets."""
+    failures: list[Nano3Error] = []
     for dataset in request.datasets:
-        if request.options.sample is not None:
-            sample_rows(dataset, request.options.sample)
-        if not dataset.keys or not sum(dataset.costs):
-            raise UserError(f"dataset {dataset.name!r}: path={dataset.path}: no documents in its files.")
-        set_bounds(dataset, request.options)
+        try:
+            complete(dataset, request.options)
+        except Nano3Error as error:
+            told = [p if p.startswith("dataset ") else f"dataset {dataset.name!r}: {p}" for p in error.problems]
+            failures.append(UserError(told) if isinstance(error, UserError) else Failure(told))
+    if failures:
+        raise joined(failures)
     lay_out(request.datasets, request.options)
     return Plan(
         hash=request.hash,
@@ -168,6 +171,15 @@ def make_plan(request: Request) -> Plan:
         dtype=request.dtype,
         datasets=request.datasets,
     )
+
+
+def complete(dataset: DatasetPlan, options: PrepOptions) -> None:
+    """Take the sample that was asked for, and look at the first documents to bound the splits."""
+    if options.sample is not None:
+        sample_rows(dataset, options.sample)
+    if not dataset.keys or not sum(dataset.costs):
+        raise UserError(f"dataset {dataset.name!r}: path={dataset.path}: no documents in its files.")
+    set_bounds(dataset, options)
 
 
 def check_options(options: PrepOptions) -> list[str]:

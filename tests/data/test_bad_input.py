@@ -64,6 +64,22 @@ def test_a_text_field_that_no_row_has(tmp_path: Path, byte_bpe: Path, name: str,
         run([source(path, text_field="txet")], tmp_path / "out", byte_bpe, **keys)
 
 
+def test_the_first_documents_of_all_datasets_are_looked_at(tmp_path: Path, byte_bpe: Path) -> None:
+    """Each mistake with its dataset, whatever format tells it; a damaged file makes it no mistake of the user alone."""
+    sources = [
+        source(write(tmp_path / "a.jsonl", texts(50)), "first", text_field="txet"),
+        source(write(tmp_path / "b.jsonl", texts(50)), "right"),
+        source(write(tmp_path / "c.parquet", texts(50)), "third", text_field="body"),
+    ]
+    with pytest.raises(UserError) as caught:
+        run(sources, tmp_path / "out", byte_bpe)
+    assert [p.partition(":")[0] for p in caught.value.problems] == ["dataset 'first'", "dataset 'third'"]
+    (tmp_path / "d.jsonl").write_bytes(b"\x01\x02\x03")
+    with pytest.raises(Failure) as damaged:
+        run([*sources, source(tmp_path / "d.jsonl", "fourth")], tmp_path / "out", byte_bpe)
+    assert [p.partition(":")[0] for p in damaged.value.problems][2:] == ["dataset 'fourth'"]
+
+
 MISSING = {
     "nothing": ("no_such/file.jsonl", "no such file or folder"),
     "glob": ("in/*.parquet", "no file matches"),
