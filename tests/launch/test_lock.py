@@ -14,7 +14,7 @@ from launch_helpers import eventually, start_attached
 
 import launch
 from launch import ledger, slurm
-from launch.lock import locked
+from launch.lock import holder, locked
 from nano3.errors import UserError
 
 
@@ -69,7 +69,7 @@ def test_ranks_of_torchrun_hold_the_folder_as_long_as_they_live(make_job: Any) -
     assert torchrun is not None
     os.kill(int(torchrun[1]), signal.SIGKILL)
     # Its ranks are told of its end by one of its threads; as long as it has another, it holds the folder too.
-    eventually(lambda: all(ended(pid) for pid in (int(torchrun[1]), *ranks)))
+    eventually(lambda: all(ended(pid) for pid in (int(torchrun[1]), *ranks)) and not holder(job.run_dir))
     assert launch.run([job]) == 0
 
 

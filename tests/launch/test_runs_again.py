@@ -67,7 +67,7 @@ def test_a_refused_start_changes_nothing_that_the_active_job_reads(cli: Commands
     ledger.add(again, ledger.Entry("1", "one", "2026-01-01T00:00:00+00:00", "/log", "/script"))
     before = files(again)
     try:
-        refused = one(cli, "optimizer.lr=1e-4", code=2)
+        refused = one(cli, "optimizer.lr=1e-4", "train.exit_iteration=2", code=2)
         assert "job 1 of this run is RUNNING" in refused.stderr
         here = cli("-m", "nano3.pretrain", *SMALL, "run.name=one", "optimizer.lr=1e-4", code=2)
         assert "job 1 of this run is RUNNING" in here.stderr
@@ -143,6 +143,8 @@ def test_what_makes_it_another_run(cli: Commands, again: Path) -> None:
     config.cluster.nodes, config.data_blend.num_shards = 7, 5
     assert not record.changed(again, config, data)
     config.optimizer.lr = 9
+    assert not record.changed(again, config, data), "nothing is left to train with it"
+    config.train.exit_iteration = 2
     assert record.changed(again, config, data)
     assert not record.changed(again.parent / "new", config, data)
 
