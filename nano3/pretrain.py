@@ -96,7 +96,7 @@ def make_job(
 def checked(cfg: DictConfig, data: Data, run_dir: Path, label: str = "") -> tuple[PretrainConfig, str]:
     """The typed configuration with its data pinned, and as text; prints the preflight. Raises `UserError`."""
     config = pin(typed(cfg), data, run_dir, label)
-    late = unused(run_dir, config, data)
+    late = unused(run_dir, config)
     table("Preflight", ["what", "value"], check(config).rows)
     if late:
         warn(late)

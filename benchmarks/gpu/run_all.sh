@@ -15,12 +15,5 @@ export PYTHONPATH=$K/site:$K/wheels:$ROOT PYTHONUNBUFFERED=1 PYTHONWARNINGS=igno
 export NCCL_NVLS_ENABLE=0 TORCH_SYMM_MEM_DISABLE_MULTICAST=1 NVSHMEM_DISABLE_NVLS=1
 DATA=$K/data
 [ -d "$DATA" ] || python3 -m nano3.data_prep data_blend=sample output_dir="$DATA" valid_fraction=0.05 > "$OUT/data_prep.txt" 2>&1 || cat "$OUT/data_prep.txt"
-
-run() { # NAME ARGUMENTS...: one process; its log is $OUT/NAME.log
-  local name=$1; shift
-  say "$name"
-  timeout -s ABRT -k 10 "${LIMIT:-200}" python3 -X faulthandler benchmarks/gpu/train.py "$K/$name" "$DATA" "$@" > "$OUT/$name.log" 2>&1
-  echo "rc=$?"
-  grep -E "^(fresh|resuming|finished|first step|iteration|OUTCOME|UserError|Failure|REFUSED|warning)|Error" "$OUT/$name.log" | cut -c1-220 | tail -12; }
 for stage in "$@"; do source "$ROOT/benchmarks/gpu/stages/$stage.sh"; done
 say done

@@ -28,6 +28,7 @@ from nano3.training.outcome import Outcome, SaveHook, no_hook
 from nano3.training.owner import claim, owner_problem
 from nano3.training.recipe_check import tokenizer_problems
 from nano3.training.resume import check_fixed, check_new_phase, check_resume
+from nano3.training.schedule import last_iteration
 from nano3.training.start import Start, find_start, may_drop_old, remove_unfinished
 from nano3.training.startup import Startup
 from nano3.training.stop import StopRequest
@@ -59,8 +60,7 @@ def _train(config: PretrainConfig, data_dir: Path, run_dir: Path, stop: StopRequ
     set_environment()
     save = recipe.checkpoint_folder(config, run_dir)
     start = decide_start(config, data, save)
-    end = min(config.train.exit_iteration or config.train.train_iters, config.train.train_iters)
-    if start.own and start.folder and start.iteration >= end:
+    if start.own and start.folder and start.iteration >= last_iteration(config):
         say(f"finished: iteration {start.iteration} of {config.train.train_iters} is in {start.folder}; nothing to do")
         return Outcome("finished", start.iteration, start.folder)
     say(start.sentence(overrides.free_section(config, "checkpoint").get("pretrained_checkpoint")))

@@ -21,7 +21,7 @@ from nano3.training.data import TrainingData, open_data
 from nano3.training.hf_model import model_problems
 from nano3.training.origin import Origin, find_origin
 from nano3.training.recipe_check import blend_file_problems, near_recipe, recipe_problems, tokenizer_problems
-from nano3.training.schedule import schedule_problems, schedule_sentence
+from nano3.training.schedule import last_iteration, schedule_problems, schedule_sentence
 from nano3.training.values import run_problems, start_problems, value_problems, vocabulary_problems
 
 # Hours are told for this share of the GPUs' peak: what large hybrid MoE models reach on H100s; metrics.jsonl has the
@@ -123,9 +123,7 @@ def uses_this_python(config: PretrainConfig) -> bool:
 
 def span_of(config: PretrainConfig, begin: Origin) -> Span:
     """What this command trains: from where it starts to train.exit_iteration or the end of the schedule."""
-    train = config.train
-    end = min(train.exit_iteration or train.train_iters, train.train_iters)
-    return Span(begin.iteration, end, train.train_iters, begin.iteration if begin.own else 0)
+    return Span(begin.iteration, last_iteration(config), config.train.train_iters, begin.iteration if begin.own else 0)
 
 
 def layout_of(config: PretrainConfig, known: schema.Schema | None) -> Layout:
@@ -324,7 +322,7 @@ def _tell_data(config: PretrainConfig, data: TrainingData, span: Span, plan: Pre
     """Epochs of every dataset: how often each of its tokens is seen by this command; warned of is what the run sees of
     it altogether."""
     step = config.train.global_batch_size * config.train.seq_length
-    weight = sum(s.weight for s in data.split("train"))
+    shares = data.shares("train")
     plan.rows.append(
         (
             "data",
@@ -332,7 +330,7 @@ def _tell_data(config: PretrainConfig, data: TrainingData, span: Span, plan: Pre
         )
     )
     for name, shards in data.datasets("train").items():
-        share = sum(s.weight for s in shards) / weight
+        share = shares[name]
         own = sum(s.tokens for s in shards)
         epochs = step * span.iterations * share / own
         in_all = step * (span.iterations + span.seen) * share / own

@@ -24,6 +24,7 @@ from nano3.errors import UserError
 from nano3.files import atomic_open, read_json, write_json, write_text
 from nano3.provenance import commit_of, git_bytes, installed_versions, user_name
 from nano3.training.notes import read_note
+from nano3.training.schedule import last_iteration
 
 PACKAGES = (
     "hydra-core",
@@ -61,10 +62,9 @@ class Data:
 def freeze(run_dir: Path, config: PretrainConfig, data: Data, overrides: Sequence[str], label: str = "") -> Path:
     """Write config.yaml and the record of this start; return the path of config.yaml. Call it on one process only.
 
-    A finished run that is the same run stays as it is; with another configuration, or without the checkpoint that it
-    ended with, it is no longer finished.
-
-    Nor is one touched that has all the iterations it is asked for: its record stays that of the training that was.
+    A finished run stays as it is when it is the same run, or has all the iterations that it is asked for: its record is
+    that of the training that was. With more to train, or without the checkpoint that it ended with, it is no longer
+    finished.
     """
     text = frozen_text(config)
     frozen, finished = run_dir / "config.yaml", run_dir / "finished.json"
@@ -129,9 +129,8 @@ def changed(run_dir: Path, config: PretrainConfig, data: Data) -> bool:
 
 def has_all(run_dir: Path, config: PretrainConfig) -> bool:
     """Whether the run has finished, with a checkpoint, at or after the iteration that this configuration ends at."""
-    end = min(config.train.exit_iteration or config.train.train_iters, config.train.train_iters)
     done = finished(run_dir)
-    return bool(done and done["checkpoint"] and done["iteration"] >= end)
+    return bool(done and done["checkpoint"] and done["iteration"] >= last_iteration(config))
 
 
 def differing(run_dir: Path, config: PretrainConfig) -> list[str]:
@@ -155,12 +154,10 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def unused(run_dir: Path, config: PretrainConfig, data: Data) -> str | None:
+def unused(run_dir: Path, config: PretrainConfig) -> str | None:
     """What to say of settings that come too late, since the run has finished with others; None when there are none."""
-    if not has_all(run_dir, config) or changed(run_dir, config, data):
-        return None
     try:
-        keys = differing(run_dir, config)
+        keys = differing(run_dir, config) if has_all(run_dir, config) else []
     except FileNotFoundError:
         return None
     if not keys:

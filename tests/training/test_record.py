@@ -169,7 +169,7 @@ def test_the_record_of_a_finished_run_stays_that_of_its_training(
     start(tmp_path)
     end(tmp_path, tmp_path / "checkpoint")
     before = (tmp_path / "config.yaml").read_text()
-    told = unused(tmp_path, whole(**change), DATA)
+    told = unused(tmp_path, whole(**change))
     start(tmp_path, whole(**change))
     assert ((tmp_path / "config.yaml").read_text() != before) is goes_on
     assert len(list((tmp_path / "starts").iterdir())) == 1 + goes_on
@@ -180,11 +180,11 @@ def test_the_record_of_a_finished_run_stays_that_of_its_training(
 
 def test_settings_that_are_those_of_the_training_are_not_told(tmp_path: Path) -> None:
     (tmp_path / "checkpoint").mkdir()
-    assert unused(tmp_path, whole(), DATA) is None, "nothing was ever started"
+    assert unused(tmp_path, whole()) is None, "nothing was ever started"
     start(tmp_path)
-    assert unused(tmp_path, whole(**{"optimizer.lr": 0.5}), DATA) is None, "it has not finished"
+    assert unused(tmp_path, whole(**{"optimizer.lr": 0.5})) is None, "it has not finished"
     end(tmp_path, tmp_path / "checkpoint")
-    assert unused(tmp_path, whole(**{"cluster.env": {"A": "1"}}), DATA) is None
+    assert unused(tmp_path, whole(**{"cluster.env": {"A": "1"}})) is None
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", '{"iteration'])
