@@ -47,6 +47,13 @@ def test_every_large_kernel_of_the_recorded_profile_has_its_kind(kernel) -> None
     assert profile_table.kind_of(kernel["name"]) == kernel["kind"]
 
 
+@pytest.mark.parametrize("name", ["ReduceScatter_Sum_bf16_RING_LL", "AllGather_RING_LL", "SendRecv"])
+def test_what_ranks_exchange_is_no_routing(name: str) -> None:
+    import profile_table
+
+    assert profile_table.kind_of(f"ncclDevKernel_{name}(ncclDevKernelArgsStorage<4096ul>)") == "collectives"
+
+
 def test_a_trace_becomes_milliseconds_a_step(tmp_path: Path) -> None:
     """Two steps: 3 + 1 ms of products, 2 ms of scan of which 1 ms runs beside a product, a copy, a gap of 3 ms."""
     events = [

@@ -14,6 +14,7 @@ from typing import Any
 
 # First match counts; names as CUDA libraries and Triton give them.
 KINDS = {
+    "collectives": r"nccl",
     "matrix products": r"nvjet|gemm|cutlass|xmma|cublas|splitK|Kernel2",
     "Mamba": r"chunk_scan|chunk_state|state_passing|chunk_cumsum|bmm_chunk|causal_conv|ssd|ssm|_layer_norm_(fwd|bwd)",
     "attention": r"fmha|flash|cudnn_generated_fort_native_sdpa|sdpa",
@@ -21,7 +22,6 @@ KINDS = {
     "norms": r"norm",
     "optimizer and gradients": r"multi_tensor|adam|l2norm|FusedAdam",
     "cross entropy": r"cross_entropy|softmax|log_softmax",
-    "collectives": r"nccl",
     "copies": r"memcpy|memset|copy|CatArray",
     "squared ReLU and other elementwise": r"elementwise|vectorized|triton|relu|reduce_kernel|fill",
 }

@@ -13,6 +13,7 @@ fi
 if [ -f "$NANO3_GPU_RUNS/undisturbed.made" ]; then
   say "tests: the rest"
   find "$NANO3_GPU_RUNS/output/nano3/runs" -mindepth 1 -maxdepth 1 ! -name undisturbed -exec rm -rf {} +
+  rm -f "$NANO3_GPU_RUNS"/{first_weights,followed}.made
   tests "${TESTS_LIMIT:-360}" rest -n "$((7 * $(nvidia-smi -L | wc -l)))" --dist worksteal ${TESTS:+-k "$TESTS"}
 fi
 for name in undisturbed disturbed follow_megatron follow_transformers; do
