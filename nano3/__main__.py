@@ -16,8 +16,8 @@ import textwrap
 from types import ModuleType
 
 from nano3 import __version__, tools
-from nano3.cli import leave, leave_quietly
-from nano3.errors import Nano3Error
+from nano3.cli import leave, leave_quietly, take_interrupts
+from nano3.errors import INTERRUPTED, Nano3Error
 
 
 def tool_modules() -> dict[str, ModuleType]:
@@ -34,6 +34,7 @@ def description(module: ModuleType) -> str:
 
 
 def main() -> None:
+    take_interrupts()
     parser = argparse.ArgumentParser(prog="nano3", description="Look at data, runs and artifacts.")
     parser.add_argument("--version", action="version", version=f"nano3 {__version__}")
     commands = parser.add_subparsers(dest="tool", required=True, metavar="TOOL")
@@ -51,6 +52,8 @@ def main() -> None:
         leave(error)
     except BrokenPipeError:
         leave_quietly()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

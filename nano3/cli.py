@@ -7,6 +7,7 @@ nothing that a person can mend shows a traceback.
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -43,6 +44,7 @@ def run_app(name: str, task: Task, sweep: Prepare | None = None) -> NoReturn:
     keeps its traceback. A sweep calls `task` once for each point, after `sweep`; its code is the first that is not 0.
     (With a launcher that starts points itself, as nano3.pretrain has, `task` is not called.)
     """
+    take_interrupts()
     sys.argv[1:] = flags_first(sys.argv[1:])
     if help.asked(sys.argv[1:]):
         show(help.text(name))
@@ -70,6 +72,12 @@ def run_app(name: str, task: Task, sweep: Prepare | None = None) -> NoReturn:
             raise
         print("\nstopped; run the same command again to go on", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def take_interrupts() -> None:
+    """Have Ctrl-C raise `KeyboardInterrupt` again, now that somebody tells what it means (see nano3/__init__.py)."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def flags_first(argv: list[str]) -> list[str]:
