@@ -9,7 +9,6 @@
 A rerun goes on where a stopped one was; a complete one is left alone.
 """
 
-import gc
 import os
 import sys
 
@@ -17,18 +16,16 @@ import sys
 def main() -> None:
     """Entry point. Little is imported before the tokenizer loads: the rest takes half a second."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no matrices here: its threads would only spin
+    from nano3.garbage import uncollected
     from nano3.prep_ahead import load_ahead
 
     sys.argv = fold_then(sys.argv)
     load_ahead(sys.argv[1:])
-    gc.disable()  # importing makes many objects and no garbage
-    from nano3.cli import run_app
-    from nano3.data.loader import Loader
-    from nano3.prep_check import spread
-    from nano3.prep_run import data_prep
-
-    gc.freeze()
-    gc.enable()
+    with uncollected(freeze=True):
+        from nano3.cli import run_app
+        from nano3.data.loader import Loader
+        from nano3.prep_check import spread
+        from nano3.prep_run import data_prep
     try:
         run_app("data_prep", data_prep, spread)
     finally:

@@ -1,9 +1,6 @@
 """From what was asked to a plan: check it, find the files, fingerprint them, lay out units and shards."""
 
-import contextlib
-import gc
 import re
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from nano3.data.sources import find
 from nano3.data.splits import set_bounds
 from nano3.data.tokenizer import TokenizerInfo, find_tokenizer, names_a_place
 from nano3.errors import Failure, Nano3Error, UserError, did_you_mean
+from nano3.garbage import uncollected
 
 CHOICES = {
     "dtype": ("auto", "uint16", "int32"),
@@ -98,25 +96,13 @@ def look_up(
             tokenizer = find_tokenizer(options.tokenizer_model, options.add_bos, options.add_eos)
     except Nano3Error as error:
         failures.append(error)
-    with no_garbage_collection():
+    with uncollected():  # 10^5 files are a million objects
         for source in sources:
             try:
                 datasets.append(find_dataset(source, options, memory))
             except Nano3Error as error:
                 failures.append(error)
     return tokenizer, datasets
-
-
-@contextlib.contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """10^5 files are a million objects, none of them in a circle: to search them for circles takes half a second."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 def find_dataset(source: SourceConfig, options: PrepOptions, memory: Memory) -> DatasetPlan:

@@ -17,6 +17,7 @@ from nano3.config import PretrainConfig
 from nano3.config.model import ModelConfig
 from nano3.console import is_rank_zero, say
 from nano3.errors import UserError
+from nano3.garbage import uncollected
 from nano3.provenance import installed_versions
 from nano3.training import overrides, recipe, schema
 from nano3.training.agreement import from_rank_zero
@@ -65,7 +66,8 @@ def _train(config: PretrainConfig, data_dir: Path, run_dir: Path, stop: StopRequ
         return Outcome("finished", start.iteration, start.folder)
     say(start.sentence(overrides.free_section(config, "checkpoint").get("pretrained_checkpoint")))
     startup.mark("checks")
-    container = prepare(config, data, run_dir)
+    with uncollected(freeze=True):  # imports the whole stack
+        container = prepare(config, data, run_dir)
     if is_rank_zero():
         remove_unfinished(save)
     if not start.drop_old:

@@ -12,6 +12,7 @@ from typing import Any
 from nano3.config.pretrain import PretrainConfig
 from nano3.console import say, warn
 from nano3.errors import UserError
+from nano3.garbage import uncollected
 from nano3.training import checkpoints
 from nano3.training.agreement import from_rank_zero
 from nano3.training.batch import BatchPlan, plan_batches
@@ -182,7 +183,8 @@ def _train(
     """The part that needs torch."""
     from nano3.training.assemble import assemble
 
-    loop = assemble(config, data, plan, run_dir, start, on_save)
+    with uncollected():  # imports torch and transformers
+        loop = assemble(config, data, plan, run_dir, start, on_save)
     wanted = config.train.train_iters * config.train.global_batch_size * config.train.seq_length
     say(
         f"{loop.parts.parameters:,} parameters; {wanted:,} tokens to train on, {data.tokens('train'):,} in the train "
