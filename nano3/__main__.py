@@ -16,7 +16,7 @@ import textwrap
 from types import ModuleType
 
 from nano3 import __version__, tools
-from nano3.cli import leave, leave_quietly, take_interrupts
+from nano3.cli import begin, leave, leave_quietly
 from nano3.errors import INTERRUPTED, Nano3Error
 
 
@@ -34,7 +34,7 @@ def description(module: ModuleType) -> str:
 
 
 def main() -> None:
-    take_interrupts()
+    begin()
     parser = argparse.ArgumentParser(prog="nano3", description="Look at data, runs and artifacts.")
     parser.add_argument("--version", action="version", version=f"nano3 {__version__}")
     commands = parser.add_subparsers(dest="tool", required=True, metavar="TOOL")

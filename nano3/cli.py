@@ -44,7 +44,7 @@ def run_app(name: str, task: Task, sweep: Prepare | None = None) -> NoReturn:
     keeps its traceback. A sweep calls `task` once for each point, after `sweep`; its code is the first that is not 0.
     (With a launcher that starts points itself, as nano3.pretrain has, `task` is not called.)
     """
-    take_interrupts()
+    begin()
     sys.argv[1:] = flags_first(sys.argv[1:])
     if help.asked(sys.argv[1:]):
         show(help.text(name))
@@ -72,6 +72,15 @@ def run_app(name: str, task: Task, sweep: Prepare | None = None) -> NoReturn:
             raise
         print("\nstopped; run the same command again to go on", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def begin() -> None:
+    """What every entry point does first: a closed stdout or stderr (`>&-`) becomes one that nobody reads, and Ctrl-C
+    is taken over."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115  for as long as the process lives
+    take_interrupts()
 
 
 def take_interrupts() -> None:

@@ -13,6 +13,11 @@ GROUPS = ("model", "data_blend", "train", "cluster", "experiment")
 OPEN = ("megatron.", "cluster.env.")  # dictionaries that take any key
 # Hydra's flags whose next word is theirs.
 TAKES_A_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p")
+# All of Hydra's own, and nano3's.
+FLAGS = (
+    "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info",
+    "--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun",
+)  # fmt: skip
 # Keys of a blend that a preparation alone reads; in nano3.pretrain only its name means something.
 OF_PREPARATION = ("datasets", "tokenizer_model", "num_shards", "valid_fraction", "test_fraction")
 

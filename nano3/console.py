@@ -1,8 +1,9 @@
 """What nano3 prints: rich tables and bars on a terminal, plain lines in a pipe or a job log, and only on rank 0."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # worker processes import this module and print nothing: rich is imported when it is needed
@@ -25,6 +26,16 @@ def console(stderr: bool = False) -> "Console":
     return Console(
         file=stream, width=width, quiet=not is_rank_zero(), highlight=False, soft_wrap=not stream.isatty(), emoji=False
     )
+
+
+@contextlib.contextmanager
+def unread() -> Iterator[None]:
+    """Go on in silence when whoever read the output has closed it, as `head` does."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(text: str) -> None:

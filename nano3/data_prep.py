@@ -37,6 +37,8 @@ def fold_then(argv: list[str]) -> list[str]:
     if "--then" not in argv:
         return argv
     at = argv.index("--then")
+    if at == len(argv) - 1:
+        return argv  # told as a mistake
     words = [word.replace("\\", "\\\\").replace("'", "\\'") for word in argv[at + 1 :]]
     return [*argv[:at], "then=[" + ",".join(f"'{word}'" for word in words) + "]"]
 

@@ -28,6 +28,16 @@ def expanded(place: str | Path) -> Path:
     return Path(os.path.expanduser(place))  # noqa: PTH111
 
 
+def plain(place: str | Path) -> Path:
+    """An absolute path without "..", which would no longer lead there once a folder on the way is gone."""
+    place = Path(place).absolute()
+    if ".." not in place.parts:
+        return place
+    short = os.path.normpath(place)
+    real = os.path.realpath(place)
+    return Path(short if os.path.realpath(short) == real else real)  # they differ behind a link to a folder
+
+
 def nearest(folder: Path) -> Path:
     """The folder, or the first one above it that is there (Path.exists raises where looking is not allowed)."""
     place = folder.absolute()

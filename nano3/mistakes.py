@@ -3,8 +3,9 @@
 Hydra's own messages are good but one at a time, with exit code 1 and, for a typo, advice to append the key with `+`.
 """
 
+import contextlib
 from collections.abc import Iterator
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import yaml
@@ -15,7 +16,18 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from nano3.artifacts.store import NoSuchTag
-from nano3.conf import GROUPS, OF_PREPARATION, OPEN, SCHEMAS, TAKES_A_VALUE, given_conf, groups, members, schema_keys
+from nano3.conf import (
+    FLAGS,
+    GROUPS,
+    OF_PREPARATION,
+    OPEN,
+    SCHEMAS,
+    TAKES_A_VALUE,
+    given_conf,
+    groups,
+    members,
+    schema_keys,
+)
 from nano3.conf_files import file_problems, missing_folder, yaml_problem
 from nano3.errors import Nano3Error, UserError, did_you_mean, nearest
 from nano3.free_keys import free_key_problems, is_free
@@ -41,8 +53,10 @@ def explain(error: Exception, name: str, argv: list[str]) -> Nano3Error:
     if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
         return explain(error.__cause__, name, argv)
     if isinstance(error, OverrideParseException):
+        key, equals, value = str(error.override).partition("=")
+        quoted = f" Other text goes in quotes twice: '{key}=\"{value}\"'" if equals and is_plain(value) else ""
         return UserError(
-            f"{error}\n  Overrides are written key=value; quote lists and spaces for the shell: 'key=[a, b]'."
+            f"{error}\n  Overrides are written key=value; quote lists and spaces for the shell: 'key=[a, b]'.{quoted}"
         )
     if isinstance(error, InterpolationResolutionError):
         return UserError(str(error).split("\n")[0])
@@ -62,7 +76,9 @@ def everything_wrong(error: Exception, name: str, argv: list[str]) -> list[str]:
 
 def wrong_beforehand(name: str, argv: list[str]) -> list[str]:
     """All that is wrong with the overrides, if one of them names no key: Hydra would tell of one only, and wrongly."""
-    if not (found := [*missing_folder(), *wrong_overrides(name, argv, choices=False)]):
+    found = [*missing_folder(), *wrong_flags(name, argv), *wrong_overrides(name, argv, choices=False)]
+    found += rewritten_texts(name, argv)
+    if not found:
         return []
     return [*found, *wrong_values(name, argv), *free_key_problems(name, parsed(argv), given_conf(argv))]
 
@@ -158,6 +174,46 @@ def wrong_choices(override: Override, group: str, name: str, choices: list[str] 
     if choices is None:
         return []
     return [f"no {group}={c}.{did_you_mean(c, choices)}" for c in map(str, values(override)) if c not in choices]
+
+
+def wrong_flags(name: str, argv: list[str]) -> list[str]:
+    """One message for each word that looks like a flag and is none of Hydra's, which would show its usage."""
+    keys = [f.name for f in fields(SCHEMAS[name])]
+    found = []
+    for word in argv:
+        flag, _, value = word.partition("=")
+        if not flag.startswith("--") or flag == "--" or any(known.startswith(flag) for known in FLAGS):
+            continue
+        if flag == "--then" and name == "data_prep":
+            found.append("--then needs the words of one run: --then +experiment=NAME key=value ...")
+            continue
+        near = nearest(flag[2:].replace("-", "_"), [*keys, "then"] if name == "data_prep" else keys)
+        meant = "--then WORDS" if near == "then" else f"{near}={value or 'VALUE'}" if near else "key=value"
+        found.append(f"{flag}: no such flag. Did you mean {meant}?" if near else f"{flag}: no such flag; {meant}")
+    return found
+
+
+def rewritten_texts(name: str, argv: list[str]) -> list[str]:
+    """One message for each text that Hydra would read as a number or a truth value and write another way: of
+    `run.name=2024_01_01` it would make 20240101."""
+    found, keys = [], set(schema_keys(SCHEMAS[name]))
+    for override in parsed(argv):
+        key, typed = override.key_or_group, str(override.input_line).partition("=")[2]
+        if key in GROUPS or key not in keys or override.is_delete() or override.is_sweep_override():
+            continue
+        value, blank = override.value(), OmegaConf.structured(SCHEMAS[name])
+        if not isinstance(value, bool | int | float) or str(value) == typed:
+            continue
+        with contextlib.suppress(OmegaConfBaseException, ValueError):  # told as a wrong value
+            OmegaConf.update(blank, key, value)
+            if isinstance(OmegaConf.select(blank, key), str) and not is_secret(key):
+                found.append(f"{key}={typed} would be read as {value}; for the text write '{key}=\"{typed}\"'")
+    return found
+
+
+def is_plain(value: str) -> bool:
+    """Whether a value has no signs of a list, a dictionary or quotes in it, so that it may be meant as text."""
+    return bool(value) and not set(value) & set("[]{}'\"")
 
 
 def wrong_values(name: str, argv: list[str]) -> list[str]:

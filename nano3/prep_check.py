@@ -19,7 +19,7 @@ from nano3.config.blend import parse_datasets, read_blend_file
 from nano3.data.build import refuse_published
 from nano3.data.planner import Request, check_options, joined, problems_here, read_request
 from nano3.errors import Nano3Error, UserError
-from nano3.files import expanded, unwritable
+from nano3.files import expanded, plain, unwritable
 from nano3.prep_next import compose_next
 from nano3.prep_tasks import Registration
 
@@ -63,6 +63,7 @@ def checked(cfg: DictConfig) -> Prep:
 
     told(value_problems(cfg))
     told(blend_named_twice(cfg))
+    told(unnamed_blend(cfg))
     config = at_home(OmegaConf.to_object(cfg))  # type: ignore[arg-type]
     options = PrepOptions(**{f.name: getattr(config, f.name) for f in fields(PrepOptions)})
     blend, sources = attempt(lambda: read_blend(config)) or ("", list[SourceConfig]())
@@ -79,10 +80,12 @@ def checked(cfg: DictConfig) -> Prep:
 
 
 def at_home(config: DataPrepConfig) -> DataPrepConfig:
-    """The same with ~ for the home folder in the places that are read and written, as everywhere in nano3."""
+    """The same with ~ for the home folder in the places that are read and written, as everywhere in nano3, and no ".."
+    in those that are kept."""
     named: dict[str, str | None] = {key: getattr(config, key) for key in ("output_dir", "job_dir", "blend_path")}
-    changed: dict[str, Any] = {key: str(expanded(p)) for key, p in named.items() if p and p[0] == "~"}
-    return replace(config, **changed)
+    places: dict[str, Any] = {key: str(expanded(place)) for key, place in named.items() if place}
+    kept = {key: str(plain(p)) for key, p in places.items() if ".." in Path(p).parts and key != "blend_path"}
+    return replace(config, **places | kept)
 
 
 def submit_problems(config: DataPrepConfig, blend: str, sources: list[SourceConfig]) -> list[str]:
@@ -130,6 +133,20 @@ def blend_named_twice(cfg: DictConfig) -> list[str]:
     if not cfg.blend_path or not twice:
         return []
     return [f"{' '.join(twice)}: has no effect beside blend_path={cfg.blend_path}; leave one of the two out."]
+
+
+def unnamed_blend(cfg: DictConfig) -> list[str]:
+    """Told when a command line gives datasets of its own, which would take the alias of a blend that it did not
+    choose."""
+    words = task_overrides() if HydraConfig.initialized() else []
+    own = any(re.match(r"[+~]*data_blend\.datasets\b", word) for word in words)
+    named = any(re.match(r"[+~]*data_blend(\.name)?=", word) for word in words)
+    if not own or named or cfg.alias:
+        return []
+    return [
+        f"data_blend.datasets: these are not the blend {cfg.data_blend.name!r}, whose name they would get. "
+        "Give them one: data_blend.name=NAME"
+    ]
 
 
 def read_blend(config: DataPrepConfig) -> tuple[str, list[SourceConfig]]:

@@ -26,7 +26,7 @@ from nano3.cli import run_app, task_overrides, typed
 from nano3.config import PretrainConfig
 from nano3.console import is_rank_zero, say, table, warn
 from nano3.errors import UserError
-from nano3.files import expanded
+from nano3.files import expanded, plain
 from nano3.training import backend, frozen
 from nano3.training.preflight import Preflight, preflight
 from nano3.training.record import Data, changed, freeze, frozen_text, lost_checkpoint, unused
@@ -129,7 +129,7 @@ def pin(config: PretrainConfig, data: Data, run_dir: Path, label: str = "") -> P
 
 def folder(place: str | Path) -> Path:
     """Absolute, with ~ for the home folder."""
-    return expanded(place).absolute()
+    return plain(expanded(place))
 
 
 def check(config: PretrainConfig) -> Preflight:

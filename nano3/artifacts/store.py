@@ -20,7 +20,7 @@ from typing import Any
 
 from nano3.artifacts.names import alias_problem, name_problem
 from nano3.errors import Failure, UserError, did_you_mean
-from nano3.files import fsync_dir, read_json, temp_name, unwritable, write_json, write_text
+from nano3.files import expanded, fsync_dir, plain, read_json, temp_name, unwritable, write_json, write_text
 from nano3.provenance import user_name
 
 
@@ -54,7 +54,7 @@ class Artifact:
 
 def home() -> Path:
     """The store's folder: $NANO3_HOME or ./artifacts."""
-    return Path(os.environ.get("NANO3_HOME", "artifacts")).absolute()
+    return plain(expanded(os.environ.get("NANO3_HOME", "artifacts")))
 
 
 def names() -> list[str]:

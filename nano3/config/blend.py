@@ -10,6 +10,10 @@ from nano3.errors import UserError, did_you_mean
 MISSING: Any = "???"  # omegaconf's own; importing that takes a tenth of a second, which worker processes can do without
 
 
+# What to do about another key of a blend file.
+ELSEWHERE = "A blend file has `datasets` alone; options are given on the command line: {key}=..."
+
+
 @dataclass
 class SourceConfig:
     """One dataset of a blend, as written in a blend file or in `conf/data_blend/*.yaml`."""
@@ -104,4 +108,11 @@ def read_blend_file(path: Path) -> list[SourceConfig]:
         raise UserError(f"blend_path={path}: not valid JSON: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("datasets"), list):
         raise UserError(f'blend_path={path}: expected {{"datasets": [{{"name", "path", "weight"}}, ...]}}')
-    return parse_datasets(content["datasets"], str(path))
+    problems = [f"{path}: no key {key!r}. {ELSEWHERE.format(key=key)}" for key in content if key != "datasets"]
+    try:
+        sources = parse_datasets(content["datasets"], str(path))
+    except UserError as error:
+        raise UserError([*problems, *error.problems]) from None
+    if problems:
+        raise UserError(problems)
+    return sources

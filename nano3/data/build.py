@@ -3,13 +3,13 @@
 A build may go on although its input has changed since: a unit is kept when every file it reads is still what it was.
 """
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from nano3.console import say, warn
 from nano3.data import folder
 from nano3.data.manifest import Manifest, encode_json, load_manifest, make_blend
-from nano3.data.plan import PLAN_FORMAT, SPLITS, DatasetPlan, Plan, load_plan, recipe
+from nano3.data.plan import NOT_HASHED, PLAN_FORMAT, SPLITS, DatasetPlan, Plan, load_plan, recipe
 from nano3.data.planner import Request, make_plan
 from nano3.data.receipts import UnitReceipt, read_receipt, shard_receipt, unit_receipt
 from nano3.data.sources import WHOLE
@@ -28,7 +28,7 @@ def complete(request: Request, output: Path) -> Manifest | None:
         return None
     manifest = load_manifest(output)
     if manifest.plan_hash != request.hash:
-        raise different(output, manifest.plan_hash, request.hash)
+        raise different(output, manifest, request)
     refuse_skipped(request, manifest)
     for shard in manifest.shards:
         path = output / f"{shard['prefix']}.bin"
@@ -49,11 +49,20 @@ def complete(request: Request, output: Path) -> Manifest | None:
         with folder.locked(output):
             copy_tokenizer(request.tokenizer, tokenizer)
         say(f"{tokenizer}: was missing; copied again")
-    if moved or before != (manifest.blend, [d["weight"] for d in manifest.datasets]):
+    news = [
+        what
+        for what, old, new in (
+            ("weights", before[1], [d["weight"] for d in manifest.datasets]),
+            ("name", before[0], manifest.blend),
+        )
+        if old != new
+    ]
+    if moved or news:
         with folder.locked(output):
             write_text(output / "blend.json", blend)
             write_text(output / "manifest.json", encode_json(manifest))
-        say(f"{output}: complete; blend.json and manifest.json now have the new weights")
+        what = " and ".join(news) or "place of the shards"
+        say(f"{output}: complete; blend.json and manifest.json now have the new {what}")
     else:
         request.memory.save_if_many(output)
         say(f"{output}: complete, nothing to do ({len(manifest.shards)} shards)")
@@ -79,14 +88,33 @@ def refuse_other(request: Request, output: Path) -> None:
                 f"Choose another output_dir."
             )
     elif not request.options.force and (found := load_manifest(output)).plan_hash != request.hash:
-        raise different(output, found.plan_hash, request.hash)
+        raise different(output, found, request)
 
 
-def different(output: Path, old: str, new: str) -> UserError:
+def different(output: Path, there: Manifest, request: Request) -> UserError:
     return UserError(
-        f"output_dir={output}: holds other data (plan {old[:16]}, now {new[:16]}): the text, the tokenizer or an "
-        f"option has changed. Choose another output_dir, or set force=true to replace it once the new data is whole."
+        f"output_dir={output}: holds other data (plan {there.plan_hash[:16]}, now {request.hash[:16]}): "
+        f"{differences(there, request)}. Choose another output_dir, or set force=true to replace it once the new data "
+        f"is whole."
     )
+
+
+def differences(there: Manifest, request: Request) -> str:
+    """What makes a request another one than that of the data which are there, as far as the manifest tells."""
+    options = asdict(request.options)
+    found = [
+        f"{key} was {there.options[key]}, now {options[key]}"
+        for key in sorted(there.options.keys() & options.keys() - NOT_HASHED)
+        if there.options[key] != options[key]
+    ]
+    if there.dtype != request.dtype:
+        found.append(f"dtype was {there.dtype}, now {request.dtype}")
+    if there.tokenizer["sha256"] != request.tokenizer.sha256:
+        found.append(f"the tokenizer was {there.tokenizer['model']}, now {request.tokenizer.model}")
+    names = [d["name"] for d in there.datasets], [d.name for d in request.datasets]
+    if names[0] != names[1]:
+        found.append(f"its datasets were {', '.join(names[0])}, now {', '.join(names[1])}")
+    return "; ".join(found) or "the text has changed, or which field of it is read"
 
 
 def refuse_skipped(request: Request, manifest: Manifest) -> None:

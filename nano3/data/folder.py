@@ -14,7 +14,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -41,6 +41,15 @@ def build_dir(output: Path, plan_hash: str) -> Path:
 def own_names(output: Path) -> tuple[str, ...]:
     """What nano3 has put into the folder: nothing as long as no data was ever published there."""
     return PUBLISHED if (output / "manifest.json").exists() or is_publishing(output) else ()
+
+
+def not_text(names: Collection[str]) -> Collection[str]:
+    """Those of a folder's `names` that nano3 has put there in an earlier preparation, a run or an artifact store."""
+    if ".prep" in names and "manifest.json" in names:
+        return PUBLISHED
+    if {"starts", "config.yaml"} <= set(names) or any(name.endswith(".alias") for name in names):
+        return names
+    return ()
 
 
 def make_writable(output: Path) -> None:

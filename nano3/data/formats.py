@@ -22,6 +22,7 @@ TEXT_NAMES = (".txt", ".text")
 JSON_NAMES = (".jsonl", ".json", ".ndjson")
 COLUMN_NAMES = (".parquet", ".arrow", ".arrows", ".feather", ".ipc")
 PACKED_NAMES = (".gz", ".gzip", ".zst", ".zstd", ".bz2", ".bzip2", ".xz", ".lzma")
+NEVER_EMPTY = (*COLUMN_NAMES, *PACKED_NAMES)  # formats of which every file has a beginning that tells it
 KNOWN_NAMES = (*TEXT_NAMES, *JSON_NAMES, *COLUMN_NAMES)
 ALLOWED = "parquet, Arrow, JSON lines, a JSON array, .txt; also compressed with gzip, zstd, bzip2 or xz"
 

@@ -4,10 +4,12 @@ import glob
 import os
 import stat
 import sys
+from collections.abc import Callable, Collection
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nano3.data.folder import own_names
+from nano3.data.folder import not_text, own_names
 from nano3.data.formats import may_hold_text
 from nano3.errors import UserError
 
@@ -51,6 +53,8 @@ def list_local(path: str, output: str, label: str) -> Listing:
     elif glob.has_magic(path):
         listing = list_glob(full, Path(output).absolute(), label)
     else:
+        if full.exists():
+            raise UserError(f"{label}: neither a file nor a folder, and text is read more than once. Make it a file.")
         near = full.parent
         while not near.exists():
             near = near.parent
@@ -108,7 +112,8 @@ def walk(folder: str, output: str, label: str) -> list[Entry]:
         except OSError as error:
             problems.append(f"{label}: {place}: {error.strerror}. Make it readable, or move it away.")
             continue
-        own = own_names(Path(output)) if os.path.realpath(place) == output else ()
+        here = os.path.realpath(place) == output
+        own = own_names(Path(output)) if here else not_text([item.name for item in items])
         for item in items:
             name = item.name
             if name[0] in "._" or name in own:
@@ -141,11 +146,12 @@ def list_glob(full: Path, output: Path, label: str) -> Listing:
     while glob.has_magic(str(fixed)):
         fixed = fixed.parent
     own = tuple(f"{output}/{name}/" for name in (*own_names(output), ".prep"))
+    names = cache(lambda folder: not_text(os.listdir(folder)))  # noqa: PTH208  names alone
     start = len(f"{str(fixed).rstrip('/')}/")
     entries, problems = [], []
     pattern = os.path.relpath(full, fixed)
     for path in map(str, fixed.glob(pattern)):
-        if f"{path}/".startswith(own) or is_hidden(path[start:], pattern):
+        if f"{path}/".startswith(own) or is_hidden(path[start:], pattern) or is_own(path, start, names):
             continue
         try:
             info = os.stat(path)  # noqa: PTH116  a Path again for each of 10^5 files takes a second
@@ -161,8 +167,21 @@ def list_glob(full: Path, output: Path, label: str) -> Listing:
     return Listing(str(fixed), entries, True)
 
 
+def is_own(path: str, start: int, names: Callable[[str], Collection[str]]) -> bool:
+    """Whether nano3 has put a file, or a folder on the way to it, where it is; `names` are those of a folder's."""
+    place = path[: start - 1] or "/"
+    for part in path[start:].split("/"):
+        if part in names(place):
+            return True
+        place = f"{place.rstrip('/')}/{part}"
+    return False
+
+
 def bracket_hint(full: Path) -> str:
-    """What to type when a real folder's name has brackets in it, which a pattern reads as a choice of letters."""
+    """What to type when a real folder's name has brackets in it, which a pattern reads as a choice of letters, or when
+    a pattern ends in **, which stands for folders."""
+    if full.name == "**":
+        return f" ** stands for folders alone; for all files below write {full.parent}"
     literal = next((p for p in full.parents if glob.has_magic(p.name) and p.exists()), None)
     if literal is None:
         return ""

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from nano3.config import PrepOptions, SourceConfig
-from nano3.console import say, table, warn
+from nano3.console import say, table, unread, warn
 from nano3.data import folder
 from nano3.data.build import complete, is_published, start_build
 from nano3.data.engines import REFERENCE
@@ -221,7 +221,8 @@ def finish(plan: Plan, path: Path, state: State, meter: Meter) -> Manifest:
     write_text(build / "blend.json", encode_json(make_blend(manifest, output)))
     write_text(build / "manifest.json", encode_json(manifest))
     folder.publish(output, build)
-    report(manifest, meter)
+    with unread():  # what follows, as registering, is to be done all the same
+        report(manifest, meter)
     return manifest
 
 

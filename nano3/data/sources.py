@@ -13,7 +13,7 @@ from typing import IO, Any, cast
 
 from nano3.config import SourceConfig
 from nano3.console import warn
-from nano3.data.formats import ALLOWED, HEAD, JSON_NAMES, detect, may_hold_text
+from nano3.data.formats import ALLOWED, HEAD, JSON_NAMES, NEVER_EMPTY, detect, may_hold_text
 from nano3.data.listing import Entry, Listing, driver_errors, list_local, list_url
 from nano3.data.looked import Look, Memory
 from nano3.errors import Failure, Nano3Error, UserError
@@ -74,6 +74,10 @@ def identify(listing: Listing, label: str, dataset: str, memory: Memory) -> Foun
     """Sort by name, look at each file's bytes, keep the ones that hold text. Empty files have no document and are
     left out.
     """
+    if cut := [e.key for e in listing.entries if not e.size and e.key.lower().endswith(NEVER_EMPTY)]:
+        raise UserError(
+            [f"{label}: {key} has no bytes at all: a copy that broke off? Mend or remove it." for key in cut[:20]]
+        )
     solid = sorted(e for e in listing.entries if e.size > 0)
     strange = [] if listing.strict else [e.key for e in solid if not may_hold_text(e.key)]
     if strange:
@@ -91,7 +95,7 @@ def identify(listing: Listing, label: str, dataset: str, memory: Memory) -> Foun
         for entry, (_, kind) in zip(solid, looks, strict=True)
         if kind is None or (kind == "json" and not may_hold_text(entry.key))
     ]
-    if wrong and (listing.strict or any(k.endswith(JSON_NAMES) for k in wrong)):
+    if wrong and (listing.strict or any(k.lower().endswith((*JSON_NAMES, *NEVER_EMPTY)) for k in wrong)):
         raise UserError([f"{label}: {key} is not of a known format. Formats: {ALLOWED}." for key in wrong[:20]])
     if strange := sorted(strange + wrong):
         more = ", ..." if len(strange) > 3 else ""

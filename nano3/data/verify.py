@@ -3,6 +3,7 @@ counts.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -121,8 +122,8 @@ def check_blend(folder: Path, manifest: Manifest) -> list[str]:
     problems = []
     for split in manifest.splits:
         entries = blend.get(split, [])
-        wanted = [str(folder.absolute() / s["prefix"]) for s in manifest.shards if s["split"] == split]
-        if not isinstance(entries, list) or entries[1::2] != wanted:
+        wanted = [os.path.realpath(folder / s["prefix"]) for s in manifest.shards if s["split"] == split]
+        if not isinstance(entries, list) or [os.path.realpath(str(e)) for e in entries[1::2]] != wanted:
             problems.append(
                 f"{path}: {split} does not list the {len(wanted)} shards here. Was the folder moved? Prepare "
                 f"again: it rewrites only this."

@@ -99,7 +99,7 @@ def test_what_is_neither_file_nor_folder_is_not_waited_for(tmp_path: Path) -> No
     os.mkfifo(tmp_path / "pipe.jsonl")
     for path in (tmp_path, tmp_path / "*.jsonl"):
         assert [entry.key for entry in list_local(str(path), "", "label").entries] == ["a.jsonl"]
-    with pytest.raises(UserError, match="label: no such file or folder"):
+    with pytest.raises(UserError, match="label: neither a file nor a folder"):
         list_local(str(tmp_path / "pipe.jsonl"), "", "label")
 
 

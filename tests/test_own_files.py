@@ -1,0 +1,189 @@
+"""What nano3 wrote is not text, wherever it lies; what it keeps names places that stay; nothing is taken over in
+silence."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import ROOT, Commands
+
+from nano3.artifacts import store
+from nano3.data.listing import list_local
+from nano3.files import plain
+
+SAMPLE = ROOT / "nano3/sample"
+PREP = ["-m", "nano3.data_prep", f"tokenizer_model={SAMPLE}/tokenizer", "num_shards=4", "workers=1"]
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    commands = Commands(tmp_path)
+    monkeypatch.setenv("NANO3_HOME", commands.env["NANO3_HOME"])
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/a.jsonl").write_text("".join(f'{{"text": "document {n}"}}\n' for n in range(300)))
+    return commands
+
+
+def blend(path: str, name: str = "b.json") -> list[str]:
+    """Write a blend file of one dataset into the folder of the test; gives the override that chooses it."""
+    Path(name).write_text(json.dumps({"datasets": [{"name": "d", "path": path}]}))
+    return [f"blend_path={name}"]
+
+
+def documents(folder: Path) -> int:
+    return json.loads((folder / "manifest.json").read_text())["datasets"][0]["documents"]
+
+
+def test_a_sweep_below_its_own_text(cli: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(cli.folder)
+    words = [*PREP[:-2], *blend("text"), "workers=1", "output_dir=text/out"]
+    cli(*words, "-m", "num_shards=4,5")
+    assert documents(Path("text/out/num_shards=5")) == documents(Path("text/out/num_shards=4")) == 300
+    cli(*words, "-m", "num_shards=4,5", code=0)
+
+
+def test_the_store_and_runs_beside_the_text(cli: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same command twice, with the store where it is by default; it left its own versions in the text once."""
+    monkeypatch.chdir(cli.folder / "text")
+    Path("runs/mine/starts").mkdir(parents=True)
+    Path("runs/mine/config.yaml").write_text("x: 1\n")
+    Path("runs/mine/metrics.jsonl").write_text('{"text": "no document"}\n')
+    for _ in range(2):
+        words = [sys.executable, *PREP, "data_blend.datasets=[{name: d, path: .}]", "data_blend.name=d"]
+        env = {**cli.env, "NANO3_HOME": "artifacts"}
+        done = subprocess.run([*words, "output_dir=out"], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "left out" not in done.stderr
+    assert "nothing to do" in done.stdout
+    assert documents(Path("out")) == 300
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [("**/*.json*", ["mine.json", "own/train/x.jsonl"]), ("made/*.json", None), ("made/**/*", None)],
+    ids=["all", "what was made", "all that was made"],
+)
+def test_a_pattern_leaves_out_what_was_made(tmp_path: Path, pattern: str, found: list[str] | None) -> None:
+    """`own` has a folder `train` of somebody else: nothing there says that nano3 made it."""
+    files = ["mine.json", "own/train/x.jsonl", "made/manifest.json", "made/blend.json", "made/tokenizer/tokenizer.json"]
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "made/.prep").mkdir()
+    if found is None:
+        with pytest.raises(Exception, match="no file matches"):
+            list_local(str(tmp_path / pattern), "", "label")
+    else:
+        assert sorted(e.key for e in list_local(str(tmp_path / pattern), "", "label").entries) == found
+
+
+@pytest.mark.parametrize("way", ["out", "sub/../out", "link", "sub/link"])
+def test_data_are_whole_by_whatever_way_one_comes(cli: Commands, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    monkeypatch.chdir(cli.folder)
+    cli(*PREP, *blend("text"), "output_dir=out")
+    Path("sub").mkdir()
+    Path("link").symlink_to("out")
+    Path("sub/link").symlink_to("../out")
+    assert "checks passed" in cli("-m", "nano3", "verify", way).stdout
+
+
+def test_a_path_with_dots_is_kept_without_them(cli: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(cli.folder)
+    Path("sub").mkdir()
+    words = [sys.executable, *PREP, f"blend_path={blend(str(cli.folder / 'text'))[0].partition('=')[2]}"]
+    words[-1] = f"blend_path={cli.folder}/b.json"
+    subprocess.run([*words, "output_dir=../out"], cwd="sub", env=cli.env, check=True, capture_output=True)
+    kept = json.loads(Path("out/blend.json").read_text())["train"][1::2]
+    assert kept and all(place.startswith(f"{cli.folder}/out/train/") for place in kept)
+    assert store.resolve("DataBlendsArtifact-pretrain:b").path == str(cli.folder / "out")
+    assert "nothing to do" in cli(*words[1:], "output_dir=out").stdout
+
+
+@pytest.mark.parametrize(
+    ("place", "kept"),
+    [("a/b", "a/b"), ("a/../b", "b"), ("link/../b", "real/b"), ("../x", "../x"), ("gone/../b", "b")],
+    ids=["no dots", "dots", "behind a link", "above", "through what is not there"],
+)
+def test_dots_behind_a_link_mean_what_the_system_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, kept: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("real/deep").mkdir(parents=True)
+    Path("link").symlink_to("real/deep")
+    assert plain(place) == Path(os.path.normpath(tmp_path / kept))
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "| head -c 1"])
+def test_data_are_registered_whoever_reads_the_output(
+    cli: Commands, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    monkeypatch.chdir(cli.folder)
+    words = " ".join([sys.executable, *PREP, *blend("text"), "output_dir=out"])
+    done = subprocess.run(["bash", "-c", f"{words} {closed}"], env=cli.env, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    assert store.versions("DataBlendsArtifact-pretrain") == [1]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (["num_shards=5"], "num_shards was 4, now 5"),
+        (["add_bos=true"], "add_bos was False, now True"),
+        (["blend_path=c.json"], "its datasets were d, now e"),
+        (["blend_path=two.json"], "the text has changed"),
+        (["dtype=int32"], "dtype was uint16, now int32"),
+    ],
+    ids=["shards", "option", "dataset", "text", "dtype"],
+)
+def test_a_refusal_says_what_differs(
+    cli: Commands, monkeypatch: pytest.MonkeyPatch, change: list[str], told: str
+) -> None:
+    monkeypatch.chdir(cli.folder)
+    cli(*PREP, *blend("text"), "output_dir=out")
+    Path("c.json").write_text(json.dumps({"datasets": [{"name": "e", "path": "text"}]}))
+    Path("more").mkdir()
+    Path("more/a.jsonl").write_text('{"text": "other"}\n')
+    blend("more", "two.json")
+    done = cli(*PREP, *blend("text"), "output_dir=out", *change, code=2)
+    assert told in done.stderr and "force=true" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("zero.parquet", "no bytes at all"),
+        ("zero.jsonl.gz", "no bytes at all"),
+        ("fake.parquet", "not of a known format"),
+        ("fake.jsonl.zst", ""),
+        ("zero.jsonl", ""),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says(
+    cli: Commands, monkeypatch: pytest.MonkeyPatch, name: str, told: str
+) -> None:
+    """In a folder, where nobody named it: text that is silently missing is noticed months later, if ever. JSON lines
+    may have any name, and none of them may be there."""
+    monkeypatch.chdir(cli.folder)
+    Path("text", name).write_text("" if name.startswith("zero") else '{"text": "x"}\n' * ("json" in name) or "hello\n")
+    done = cli(*PREP, *blend("text"), "output_dir=out", code=2 if told else 0)
+    assert told in done.stderr and (name in done.stderr or not told)
+
+
+def test_other_keys_of_a_blend_file_are_refused(cli: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(cli.folder)
+    content = {"num_shards": 5, "tokenizer_modle": 1, "datasets": [{"name": "a", "path": "text", "wieght": 1}]}
+    Path("x.json").write_text(json.dumps(content))
+    told = cli(*PREP, "blend_path=x.json", "output_dir=out", code=2).stderr
+    assert "no key 'num_shards'" in told and "num_shards=..." in told
+    assert "no key 'tokenizer_modle'" in told and "Did you mean 'weight'" in told
+
+
+def test_datasets_of_a_command_line_take_no_blends_name(cli: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(cli.folder)
+    own = [*PREP, "data_blend.datasets=[{name: d, path: text}]", "output_dir=out"]
+    assert "Give them one: data_blend.name=NAME" in cli(*own, code=2).stderr
+    cli(*own, "alias=mine")
+    assert set(store.aliases("DataBlendsArtifact-pretrain")) == {"mine", "latest"}
