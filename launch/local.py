@@ -150,7 +150,8 @@ def _torchrun_outcome(job: Job, logs: Path, code: int) -> tuple[int, str]:
         return (AGAIN if AGAIN in codes.values() else 0), ""
     failed = next(((rank, end) for rank, end in codes.items() if end not in (0, AGAIN)), None)
     log = logs / "torchrun.log"
-    killed = re.search(r"rank\s*:\s*(\d+).*?exitcode\s*:\s*(-\d+)", log.read_text(errors="replace"), re.DOTALL)
+    told = log.read_text(errors="replace").partition("Root Cause")  # without it the first is all there is
+    killed = re.search(r"rank\s*:\s*(\d+).*?exitcode\s*:\s*(-\d+)", told[2] or told[0], re.DOTALL)
     if killed and int(killed[2]) != -signal.SIGTERM:  # torchrun itself ends the others with SIGTERM
         rank, end = killed[1], 128 - int(killed[2])
     elif failed:

@@ -44,10 +44,10 @@ def noted(run_dir: Path, log: Path | None = None) -> Iterator[Ending]:
     try:
         yield ending
     except BaseException as error:
-        ending.code = _code_of(error)
+        with contextlib.suppress(OSError):  # a full disk: the first error is the one to tell
+            write_json(run_dir / FILE, asdict(replace(start, exit_code=_code_of(error))))
         raise
-    finally:
-        write_json(run_dir / FILE, asdict(replace(start, exit_code=ending.code)))
+    write_json(run_dir / FILE, asdict(replace(start, exit_code=ending.code)))
 
 
 def _code_of(error: BaseException) -> int:

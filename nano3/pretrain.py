@@ -29,7 +29,7 @@ from nano3.errors import UserError
 from nano3.files import expanded, plain
 from nano3.training import backend, frozen
 from nano3.training.preflight import Preflight, preflight
-from nano3.training.record import Data, changed, freeze, frozen_text, lost_checkpoint, unused
+from nano3.training.record import Data, changed, freeze, frozen_text, left_behind, lost_checkpoint, unused
 from nano3.training.schedule import with_decay
 
 
@@ -96,6 +96,8 @@ def make_job(
 def checked(cfg: DictConfig, data: Data, run_dir: Path, label: str = "") -> tuple[PretrainConfig, str]:
     """The typed configuration with its data pinned, and as text; prints the preflight. Raises `UserError`."""
     config = pin(typed(cfg), data, run_dir, label)
+    if problems := left_behind(run_dir, config):
+        raise UserError(problems)
     late = unused(run_dir, config)
     table("Preflight", ["what", "value"], check(config).rows)
     if late:

@@ -116,7 +116,7 @@ def test_dots_behind_a_link_mean_what_the_system_says(
     assert plain(place) == Path(os.path.normpath(tmp_path / kept))
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "| head -c 1"])
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "| head -c 1", "| true"])
 def test_data_are_registered_whoever_reads_the_output(
     cli: Commands, monkeypatch: pytest.MonkeyPatch, closed: str
 ) -> None:

@@ -5,6 +5,7 @@ nano3 report output/nano3/runs/sweep --output sweep.html
 """
 
 import argparse
+import math
 import shlex
 from collections.abc import Sequence
 from datetime import datetime
@@ -101,7 +102,7 @@ def make_page(runs: dict[str, Path], command: str) -> str:
 def results(runs: dict[str, Path], lines: dict[str, list[dict[str, Any]]], known: dict[str, Any]) -> str:
     """One line a run; the one with the lowest last validation loss is marked."""
     last = {name: [line["valid_loss"] for line in lines[name] if "valid_loss" in line][-1:] for name in runs}
-    ended = {name: losses[0] for name, losses in last.items() if losses}
+    ended = {name: losses[0] for name, losses in last.items() if losses and math.isfinite(losses[0])}
     best = min(ended, key=lambda name: ended[name]) if len(ended) > 1 else None
     columns = ["run", "state", "tokens", "training loss", "validation loss", "tokens/s", "MFU", "hours", "data", "code"]
     rows = [[name, *result(folder, lines[name], known[name])] for name, folder in runs.items()]

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from nano3.artifacts.names import slug
 from nano3.console import say, warn
 from nano3.errors import Failure, UserError
 from nano3.files import write_text
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     refuse_other_data(folder, Path(config["run"]["data"]))
     config["run"]["data"] = named(data.get("reference"), config["run"]["data"])
     tell_other_code(folder, start, code)
-    name = f"run.name='{folder.absolute().name}-again'"
+    name = f"run.name='{slug(folder.absolute().name) or 'run'}-again'"
     changes = args.changes if any(word.startswith("run.name=") for word in args.changes) else [name, *args.changes]
     say(f"starts as {folder} was started ({start.name}), with {' '.join(changes)}")
     with tempfile.TemporaryDirectory(prefix="nano3-rerun-") as made:

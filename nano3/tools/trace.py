@@ -46,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from nano3.data.manifest import load_manifest
+    from nano3.training import index_cache
+    from nano3.training.data import open_data
     from nano3.training.order import TrainOrder
     from nano3.training.record import thaw
 
@@ -55,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
     samples = samples_of(config, folder, args.iteration, args.sample)
     refuse_other_data(folder, data)
     manifest = load_manifest(data)
-    order = TrainOrder(folder / "index_cache", config.train.train_iters * config.train.global_batch_size)
+    cache = index_cache.folder_of(folder, open_data(data).fingerprint)
+    order = TrainOrder(cache, config.train.train_iters * config.train.global_batch_size)
     if order.other_sizes:
         sizes = " and ".join(f"{size:,}" for size in order.other_sizes)
         warn(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nano3.config.pretrain import PretrainConfig
 from nano3.errors import Failure
+from nano3.training import index_cache
 from nano3.training.batch import BatchPlan
 from nano3.training.checkpoints import CheckpointWriter, load_rng, load_state, verify
 from nano3.training.data import TrainingData
@@ -86,10 +87,13 @@ def make_accelerator(threads: int) -> "Accelerator":
 def _datasets(config: PretrainConfig, data: TrainingData, run_dir: Path) -> "Datasets":
     from nano3.training.datasets import DatasetBuilder, Datasets
 
-    t = config.train
-    builder = DatasetBuilder(data, t.seq_length, t.seed, run_dir / "index_cache")
+    t, cache = config.train, index_cache.folder_of(run_dir, data.fingerprint)
+    index_cache.begin(cache)
+    builder = DatasetBuilder(data, t.seq_length, t.seed, cache)
     valid = builder.valid(t.eval_iters, t.global_batch_size) if t.eval_interval else ()
-    return Datasets(builder.train(t.train_iters * t.global_batch_size), valid)
+    datasets = Datasets(builder.train(t.train_iters * t.global_batch_size), valid)
+    index_cache.done(cache)
+    return datasets
 
 
 def make_optimizer(model: Any, config: PretrainConfig) -> Any:

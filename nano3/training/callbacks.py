@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from nano3.console import is_rank_zero, say, warn
 from nano3.errors import Failure
 from nano3.files import write_json
+from nano3.training import index_cache
 from nano3.training.agreement import Pace
 from nano3.training.checkpoints import MARKER, CheckpointInfo, folder_name
 from nano3.training.early_ends import nan_message
@@ -94,6 +95,8 @@ class Run:
     stop: StopRequest
     on_save: SaveHook
     save_folder: Path
+    # Where Megatron has written the order of samples.
+    index_cache: Path
     log_interval: int
     global_batch_size: int
     seq_length: int
@@ -127,6 +130,7 @@ class TrainingHooks:
     def on_train_start(self, context: Any) -> None:
         from megatron.bridge.training.utils.flop_utils import num_floating_point_operations
 
+        index_cache.done(self.run.index_cache)
         self.iteration = int(context.state.train_state.step)
         self._flops_per_step = float(num_floating_point_operations(context.state.cfg, self.run.global_batch_size))
         self._parameters = sum(p.numel() for chunk in context.model for p in chunk.parameters())

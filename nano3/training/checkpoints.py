@@ -74,13 +74,18 @@ def latest(root: Path) -> Path | None:
 
 
 def root_of(run_dir: Path) -> Path:
-    """Where a run keeps its checkpoints: checkpoint.save of its frozen config.yaml, else <run folder>/checkpoints."""
+    """Where a run keeps its checkpoints: checkpoint.save of its frozen config.yaml, else <run folder>/checkpoints.
+    What lay in the run's own folder is there wherever that was moved to.
+    """
     frozen = Path(run_dir) / "config.yaml"
     if frozen.is_file():
         from omegaconf import OmegaConf
 
-        if save := OmegaConf.select(OmegaConf.load(frozen), "checkpoint.save"):
-            return Path(save)
+        config = OmegaConf.load(frozen)
+        if save := OmegaConf.select(config, "checkpoint.save"):
+            begun_in = OmegaConf.select(config, "run.output_dir")
+            own = begun_in and Path(save).is_relative_to(begun_in)
+            return Path(run_dir) / Path(save).relative_to(begun_in) if own else Path(save)
     return Path(run_dir) / "checkpoints"
 
 
@@ -158,9 +163,11 @@ class CheckpointWriter:
             if self.rank == 0:
                 self._finish(temp, final, info)
         except OSError as error:
+            if self.rank == 0:
+                shutil.rmtree(temp, ignore_errors=True)  # it may be what fills the disk
             raise Failure(
-                f"Cannot write checkpoint {final}: {error}. Earlier checkpoints are untouched; make room (or set "
-                f"checkpoint.save to another place) and start the run again."
+                f"Cannot write checkpoint {final}: {error}. Earlier checkpoints are untouched; make room and start the "
+                f"run again."
             ) from error
         self.barrier()
         return final

@@ -16,7 +16,16 @@ from typing import Any
 from nano3.config.model import ModelConfig
 from nano3.errors import Failure, UserError
 from nano3.files import fsync_dir, read_json, temp_name, unwritable
-from nano3.training.checkpoints import MARKER, CheckpointInfo, complete, iteration_of, load_state, read_info, verify
+from nano3.training.checkpoints import (
+    MARKER,
+    CheckpointInfo,
+    complete,
+    iteration_of,
+    load_state,
+    read_info,
+    root_of,
+    verify,
+)
 from nano3.training.hf_model import build_model, hf_config, padded_vocab_size
 from nano3.training.owner import owner_of
 
@@ -72,7 +81,7 @@ def find(run_dir: Path, iteration: int | None) -> Path:
     """The checkpoint folder that is meant; `run_dir` may also be one itself."""
     if (run_dir / MARKER).is_file():
         return run_dir
-    found = complete(_checkpoints(run_dir))
+    found = complete(root_of(run_dir))
     if not found:
         raise UserError(f"{run_dir} holds no complete checkpoint. Give the folder of a run, as in run.output_dir.")
     chosen = [p for p in found if iteration in (None, iteration_of(p))]
@@ -80,11 +89,6 @@ def find(run_dir: Path, iteration: int | None) -> Path:
         there = ", ".join(str(iteration_of(p)) for p in found)
         raise UserError(f"{run_dir} has no checkpoint of iteration {iteration}; it has {there}.")
     return chosen[-1]
-
-
-def _checkpoints(run_dir: Path) -> Path:
-    config = _run_config(run_dir)
-    return Path(config["checkpoint"]["save"] or run_dir / "checkpoints") if config else run_dir / "checkpoints"
 
 
 def _run_config(run_dir: Path) -> dict[str, Any]:

@@ -19,12 +19,13 @@ from nano3.console import is_rank_zero, say
 from nano3.errors import UserError
 from nano3.garbage import uncollected
 from nano3.provenance import installed_versions
-from nano3.training import overrides, recipe, schema
+from nano3.training import index_cache, overrides, recipe, schema
 from nano3.training.agreement import from_rank_zero
 from nano3.training.checkpoints import MARKER, read_info
 from nano3.training.data import TrainingData, open_data
 from nano3.training.early_ends import quiet, translated
 from nano3.training.kernels import keep_kernels
+from nano3.training.metrics import cut_back
 from nano3.training.outcome import Outcome, SaveHook, no_hook
 from nano3.training.owner import claim, owner_problem
 from nano3.training.recipe_check import tokenizer_problems
@@ -62,12 +63,15 @@ def _train(config: PretrainConfig, data_dir: Path, run_dir: Path, stop: StopRequ
     save = recipe.checkpoint_folder(config, run_dir)
     start = decide_start(config, data, save)
     if start.own and start.folder and start.iteration >= last_iteration(config):
+        if is_rank_zero():
+            cut_back(run_dir, start.iteration)
         say(f"finished: iteration {start.iteration} of {config.train.train_iters} is in {start.folder}; nothing to do")
         return Outcome("finished", start.iteration, start.folder)
     say(start.sentence(overrides.free_section(config, "checkpoint").get("pretrained_checkpoint")))
     startup.mark("checks")
     with uncollected(freeze=True):  # imports the whole stack
         container = prepare(config, data, run_dir)
+    index_cache.begin(index_cache.folder_of(run_dir, data.fingerprint))
     if is_rank_zero():
         remove_unfinished(save)
     if not start.drop_old:
@@ -257,6 +261,7 @@ def _run(
                 stop=stop,
                 on_save=on_save,
                 save_folder=save,
+                index_cache=index_cache.folder_of(run_dir, data.fingerprint),
                 log_interval=config.logger.log_interval,
                 global_batch_size=train.global_batch_size,
                 seq_length=train.seq_length,

@@ -40,6 +40,17 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [_parsed(path, number, line) for number, line in enumerate(lines, 1)]
 
 
+def cut_back(run_dir: Path, iteration: int) -> None:
+    """Drop what metrics.jsonl holds of later iterations, which no checkpoint has; also a line that was cut off."""
+    path = Path(run_dir) / FILE
+    lines = read_metrics(run_dir)
+    kept = [line for line in lines if line["iteration"] <= iteration]
+    if not path.is_file() or (len(kept) == len(lines) and path.read_bytes()[-1:] in (b"", b"\n")):
+        return
+    with atomic_open(path) as f:
+        f.writelines((json.dumps(line) + "\n").encode() for line in kept)
+
+
 def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         values = json.loads(line)
@@ -130,12 +141,9 @@ class Metrics:
 
     def _keep_up_to(self, iteration: int) -> None:
         """Drop lines of iterations that will be done again."""
-        lines = read_metrics(self.run_dir)
-        kept = [line for line in lines if line["iteration"] <= iteration]
-        self._sent = note_sent(self.run_dir, max((line["iteration"] for line in lines), default=0))
-        if (self.run_dir / FILE).is_file():
-            with atomic_open(self.run_dir / FILE) as f:
-                f.writelines((json.dumps(line) + "\n").encode() for line in kept)
+        last = max((line["iteration"] for line in read_metrics(self.run_dir)), default=0)
+        self._sent = note_sent(self.run_dir, last)
+        cut_back(self.run_dir, iteration)
 
     def _move_aside(self) -> None:
         """Keep what an earlier training in this folder has recorded: a fresh start is no part of it."""

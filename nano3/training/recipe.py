@@ -17,6 +17,7 @@ from typing import Any
 from nano3.config import PretrainConfig
 from nano3.errors import UserError, did_you_mean
 from nano3.files import write_text
+from nano3.training import index_cache
 from nano3.training.data import TrainingData
 from nano3.training.overrides import Setting
 
@@ -105,7 +106,7 @@ def data_settings(config: PretrainConfig, data: TrainingData, run_dir: Path) -> 
         Setting("dataset.blend", None, "run.data"),
         Setting("dataset.blend_per_split", blends, "run.data"),
         Setting("dataset.split", None, "run.data"),
-        Setting("dataset.path_to_cache", str(run_dir / "index_cache"), "run.output_dir"),
+        Setting("dataset.path_to_cache", str(index_cache.folder_of(run_dir, data.fingerprint)), "run.output_dir"),
         Setting("tokenizer.tokenizer_type", "HuggingFaceTokenizer", "the data's tokenizer"),
         Setting("tokenizer.tokenizer_model", str(data.tokenizer), "the data's tokenizer"),
         Setting("tokenizer.hf_tokenizer_kwargs", {}, "the data's tokenizer"),

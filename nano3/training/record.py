@@ -23,6 +23,7 @@ from nano3.console import say
 from nano3.errors import UserError
 from nano3.files import atomic_open, read_json, write_json, write_text
 from nano3.provenance import commit_of, git_bytes, installed_versions, user_name
+from nano3.training.checkpoints import latest, root_of
 from nano3.training.notes import read_note
 from nano3.training.schedule import last_iteration
 
@@ -180,7 +181,24 @@ def lost_checkpoint(run_dir: Path) -> Path | None:
     """The checkpoint that finished.json names, if it is gone."""
     marker = run_dir / "finished.json"
     named = _finish(marker)["checkpoint"] if marker.is_file() else None
-    return Path(named) if named and not Path(named).is_dir() else None
+    if not named or Path(named).is_dir() or (root_of(run_dir) / Path(named).name).is_dir():  # the run was moved
+        return None
+    return Path(named)
+
+
+def left_behind(run_dir: Path, config: PretrainConfig) -> list[str]:
+    """Told when a run that has saved is started with another checkpoint.save: it would begin again at iteration 0."""
+    if not (run_dir / "config.yaml").is_file() or not config.checkpoint.save:
+        return []
+    old, new = root_of(run_dir), Path(config.checkpoint.save)
+    given = Path(config.checkpoint.load or new)
+    newest = latest(old) if old != new else None
+    if newest is None or latest(new) or given.is_relative_to(old):
+        return []
+    return [
+        f"checkpoint.save={new}: this run has saved {newest} and would begin again at iteration 0. To go on from there "
+        f"add checkpoint.load={old} checkpoint.keep_iteration=true; to begin anew give it another name: run.name=..."
+    ]
 
 
 def _finish(marker: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nano3.config.pretrain import PretrainConfig
-from nano3.console import say, warn
+from nano3.console import is_rank_zero, say, warn
 from nano3.errors import UserError
 from nano3.garbage import uncollected
 from nano3.training import checkpoints
@@ -18,6 +18,7 @@ from nano3.training.agreement import from_rank_zero
 from nano3.training.batch import BatchPlan, plan_batches
 from nano3.training.data import TrainingData, open_data
 from nano3.training.hf_model import embedding_rows, model_problems
+from nano3.training.metrics import cut_back
 from nano3.training.outcome import Outcome, SaveHook, no_hook
 from nano3.training.owner import claim, owner_problem
 from nano3.training.resume import (
@@ -51,16 +52,24 @@ def train(config: PretrainConfig, data_dir: Path, run_dir: Path, on_save: SaveHo
         elif start.new_phase:
             say(f"new phase: iteration 0 with the weights and optimizer of {start.folder}")
         elif start.iteration >= config.train.train_iters:
+            forget_later(run_dir, start)
             say(f"already finished: {start.folder} has all {config.train.train_iters} iterations; nothing to do")
             return Outcome("finished", start.iteration, start.folder)
         elif config.train.exit_iteration is not None and start.iteration >= config.train.exit_iteration:
             # Of the reasons to stop only the one that all ranks see alike; a signal is agreed on in the loop.
             reason = f"train.exit_iteration={config.train.exit_iteration}"
+            forget_later(run_dir, start)
             say(f"already at iteration {start.iteration} ({start.folder}); {reason} asks for no more")
             return Outcome("stopped", start.iteration, start.folder, reason)
         else:
             say(f"resuming from iteration {start.iteration} of {start.folder}")
         return _train(config, data, plan, run_dir, start, stop, on_save)
+
+
+def forget_later(run_dir: Path, start: Start) -> None:
+    """A start with nothing to do may follow a kill after its checkpoint: what was trained since is kept nowhere."""
+    if is_rank_zero():
+        cut_back(run_dir, start.iteration)
 
 
 @dataclass(frozen=True)

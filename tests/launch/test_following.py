@@ -188,3 +188,25 @@ def test_a_rank_that_ended_while_it_wrote_its_code_hides_no_other(tmp_path: Path
     job = launch.Job("n", tmp_path, "a:b", (), ClusterConfig(nproc_per_node=2))
     code, why = local._torchrun_outcome(job, tmp_path, 1)
     assert code == 42 and f"rank {failed} failed first, with exit code 42" in why
+
+
+TORCHRUN_LOG = """
+Failures:
+[0]:
+  rank      : 0 (local_rank: 0)
+  exitcode  : -15 (pid: 4)
+------
+Root Cause (first observed failure):
+[0]:
+  rank      : 1 (local_rank: 1)
+  exitcode  : -9 (pid: 5)
+"""
+
+
+def test_the_rank_that_was_killed_is_named_and_not_the_one_that_torchrun_ended(tmp_path: Path) -> None:
+    (tmp_path / "0.exit").write_text("1")
+    (tmp_path / "rank_1.log").write_text("its last words\n")
+    (tmp_path / "torchrun.log").write_text(TORCHRUN_LOG)
+    job = launch.Job("n", tmp_path, "a:b", (), ClusterConfig(nproc_per_node=2))
+    code, why = local._torchrun_outcome(job, tmp_path, 1)
+    assert code == 137 and "rank 1 failed first, with exit code 137" in why and "its last words" in why

@@ -77,6 +77,7 @@ def hooks(tmp_path: Path, reasons: dict[int, str] | None = None, saved: list | N
         stop,
         lambda i, f: (saved if saved is not None else []).append((i, f)),
         tmp_path,
+        tmp_path / "index_cache",
         1000,
         8,
         256,

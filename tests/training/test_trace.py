@@ -45,6 +45,12 @@ def trace(folder: Path, *words: object) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+def order_of(folder: Path) -> Path:
+    """Where a run has the order of its one content of data."""
+    (cache,) = (folder / "index_cache").iterdir()
+    return cache
+
+
 def rows(output: str) -> list[dict[str, str]]:
     """The table's lines by column."""
     title, names, *lines = output.splitlines()
@@ -91,7 +97,7 @@ def test_the_rows_hold_what_the_model_was_given(data: Path, traced: Path, tmp_pa
         found.setdefault(int(row["sample"]), []).extend(ids[int(start) : int(last) + 1])
         assert Path(row["file"]).name.startswith(row["dataset"])
     samples = range((iteration - 1) * BATCH, iteration * BATCH)
-    given = Child(megatrons, (data, traced / "index_cache", samples), tmp_path / "log.txt").result()
+    given = Child(megatrons, (data, order_of(traced), samples), tmp_path / "log.txt").result()
     assert [found[sample] for sample in range(BATCH)] == given
     assert f"samples {samples[0]} to {samples[-1]} of the run" in output
 
@@ -100,7 +106,7 @@ def test_one_sample_and_its_text(data: Path, traced: Path, tmp_path: Path) -> No
     code, output, _ = trace(traced, "--iteration", 3, "--sample", 2, "--text")
     assert code == 0
     assert {row["sample"] for row in rows(output.partition("----")[0])} == {"2"}
-    given = Child(megatrons, (data, traced / "index_cache", range(10, 11)), tmp_path / "log.txt").result()
+    given = Child(megatrons, (data, order_of(traced), range(10, 11)), tmp_path / "log.txt").result()
     tokenizer = Tokenizer.from_file(str(SAMPLE / "tokenizer" / "tokenizer.json"))
     assert output.endswith("---- sample 2\n" + tokenizer.decode(given[0], skip_special_tokens=False) + "\n")
 
@@ -196,7 +202,7 @@ def test_a_batch_size_that_changed_on_the_way(traced: Path, tmp_path: Path) -> N
 def test_a_run_of_another_length_before(data: Path, traced: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(traced, folder)
-    Child(megatrons, (data, folder / "index_cache", range(1), 24), tmp_path / "log.txt").result()
+    Child(megatrons, (data, order_of(folder), range(1), 24), tmp_path / "log.txt").result()
     code, output, errors = trace(folder, "--iteration", 5)
     assert code == 0 and rows(output) == rows(trace(traced, "--iteration", 5)[1])
     assert "also holds orders of 97 samples: this run was started with other lengths too" in errors
