@@ -11,6 +11,7 @@ import pytest
 from commands import ROOT, Commands
 
 from nano3.artifacts import store
+from nano3.data.folder import not_text
 from nano3.data.listing import list_local
 from nano3.files import plain
 
@@ -78,6 +79,21 @@ def test_a_pattern_leaves_out_what_was_made(tmp_path: Path, pattern: str, found:
             list_local(str(tmp_path / pattern), "", "label")
     else:
         assert sorted(e.key for e in list_local(str(tmp_path / pattern), "", "label").entries) == found
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["config.yaml", "a.jsonl"],
+        ["starts", "a.jsonl"],
+        ["manifest.json", "train", "a.jsonl"],
+        ["x.alias", "v1.json", "a.jsonl"],
+        ["places", "vault.json", "a.jsonl"],
+    ],
+    ids=["a configuration", "a name", "somebody's manifest", "versions", "places"],
+)
+def test_what_only_looks_like_nano3s_is_read(names: list[str]) -> None:
+    assert "a.jsonl" not in not_text(names)
 
 
 @pytest.mark.parametrize("way", ["out", "sub/../out", "link", "sub/link"])

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -47,9 +48,9 @@ def not_text(names: Collection[str]) -> Collection[str]:
     """Those of a folder's `names` that nano3 has put there in an earlier preparation, a run or an artifact store."""
     if ".prep" in names and "manifest.json" in names:
         return PUBLISHED
-    if {"starts", "config.yaml"} <= set(names) or any(name.endswith(".alias") for name in names):
-        return names
-    return ()
+    is_run = "starts" in names and "config.yaml" in names
+    is_store = "places" in names and any(re.fullmatch(r"v[1-9]\d*\.json", name) for name in names)
+    return names if is_run or is_store else ()
 
 
 def make_writable(output: Path) -> None:
