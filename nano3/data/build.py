@@ -84,8 +84,8 @@ def refuse_other(request: Request, output: Path) -> None:
     if not (output / "manifest.json").exists():
         if strange := [n for n in folder.PUBLISHED if (output / n).exists()]:
             raise UserError(
-                f"output_dir={output}: has {', '.join(strange)} but no manifest.json, so nano3 did not make it. "
-                f"Choose another output_dir."
+                f"output_dir={output}: has {', '.join(strange)} but no manifest.json, so nano3 did not make it, or "
+                f"cannot tell what it is. Choose another output_dir, or remove them if they are of no use."
             )
     elif not request.options.force and (found := load_manifest(output)).plan_hash != request.hash:
         raise different(output, found, request)
