@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import threading
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -39,6 +40,14 @@ def job_id() -> str:
 def restarts() -> int:
     """How often Slurm has requeued this job."""
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def port(job: str, restart: int) -> int:
+    """Where the ranks of a job meet: the same for all of them, another one when the job is started again.
+
+    Below 32768, from where on Linux gives ports to whoever opens a connection: one that is taken ends the job.
+    """
+    return 20_000 + zlib.crc32(f"{job} {restart}".encode()) % 12_000
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,7 @@ class RankTask:
 
         signal.signal(signal.SIGCONT, signal.SIG_DFL)  # Slurm sends it before SIGTERM, and submitit would tell of it
         submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        os.environ["MASTER_PORT"] = str(port(job_id(), restarts()))
         code = self._run()
         sys.stdout.flush()
         sys.exit(code)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from launch_helpers import eventually
 
-from launch.task import Child, RankTask, check_starts, record_failure
+from launch.task import Child, RankTask, check_starts, port, record_failure
 from nano3.errors import Failure, UserError
 
 
@@ -211,3 +211,12 @@ def test_signal_before_the_entry_handles_it(tmp_path: Path, number: signal.Signa
     process.send_signal(number)
     process.send_signal(number)
     assert process.wait() == 75
+
+
+def test_where_the_ranks_of_a_job_meet() -> None:
+    """The same place for every rank; tasks of one array may share a host, and a second start must not fail as the
+    first."""
+    ports = {port(f"104_{task}", restart) for task in range(20) for restart in range(3)}
+    assert len(ports) == 60
+    assert all(20_000 <= number < 32_768 for number in ports), "above is what Linux gives away"
+    assert port("104_0", 1) == port("104_0", 1)
