@@ -10,7 +10,8 @@ def uncollected(*, freeze: bool = False) -> Iterator[None]:
     """No collection while the block runs: each would search all that was made so far, and find nothing.
 
     With `freeze` no later collection looks at what is there when the block has ended. For imports: Megatron-Bridge's
-    leave 800,000 objects behind, which take half a second to search whenever a collection is due, with the GPU waiting.
+    leave so many objects behind that searching them takes half a second whenever a collection is due, with the GPU
+    waiting (benchmarks/results/gpu/imports_cpu.txt).
     """
     was = gc.isenabled()
     gc.disable()

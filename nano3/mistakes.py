@@ -201,9 +201,10 @@ def rewritten_texts(name: str, argv: list[str]) -> list[str]:
         key, typed = override.key_or_group, str(override.input_line).partition("=")[2]
         if key in GROUPS or key not in keys or override.is_delete() or override.is_sweep_override():
             continue
-        value, blank = override.value(), OmegaConf.structured(SCHEMAS[name])
+        value = override.value()
         if not isinstance(value, bool | int | float) or str(value) == typed:
             continue
+        blank: Any = OmegaConf.structured(SCHEMAS[name])
         with contextlib.suppress(OmegaConfBaseException, ValueError):  # told as a wrong value
             OmegaConf.update(blank, key, value)
             if isinstance(OmegaConf.select(blank, key), str) and not is_secret(key):

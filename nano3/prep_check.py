@@ -125,11 +125,15 @@ def output_problems(output: Path) -> list[str]:
     return [f"output_dir={output}: cannot be written: {why}. Choose another output_dir."]
 
 
+def words_given() -> list[str]:
+    """The overrides of this command line; none where a preparation is checked without Hydra."""
+    return task_overrides() if HydraConfig.initialized() else []
+
+
 def blend_named_twice(cfg: DictConfig) -> list[str]:
     """Told when a command line gives blend_path and something of the group data_blend, of which blend_path takes the
     place."""
-    words = task_overrides() if HydraConfig.initialized() else []
-    twice = [word for word in words if re.match(r"[+~]*data_blend[.=]", word)]
+    twice = [word for word in words_given() if re.match(r"[+~]*data_blend[.=]", word)]
     if not cfg.blend_path or not twice:
         return []
     return [f"{' '.join(twice)}: has no effect beside blend_path={cfg.blend_path}; leave one of the two out."]
@@ -138,7 +142,7 @@ def blend_named_twice(cfg: DictConfig) -> list[str]:
 def unnamed_blend(cfg: DictConfig) -> list[str]:
     """Told when a command line gives datasets of its own, which would take the alias of a blend that it did not
     choose."""
-    words = task_overrides() if HydraConfig.initialized() else []
+    words = words_given()
     own = any(re.match(r"[+~]*data_blend\.datasets\b", word) for word in words)
     named = any(re.match(r"[+~]*data_blend(\.name)?=", word) for word in words)
     if not own or named or cfg.alias:

@@ -114,7 +114,7 @@ def put_aside(output: Path) -> None:
     """Empty the files of a run and move its folder away; they are removed when all runs are done.
 
     ext4 looks at every inode that was freed in the last minutes when it makes a file: with the outputs of earlier runs
-    removed, a run that makes hundreds of files took up to a tenth more CPU time each round.
+    removed, a run that makes hundreds of files takes more CPU time from round to round.
     """
     if not output.exists():
         return

@@ -63,8 +63,7 @@ def _train(config: PretrainConfig, data_dir: Path, run_dir: Path, stop: StopRequ
     save = recipe.checkpoint_folder(config, run_dir)
     start = decide_start(config, data, save)
     if start.own and start.folder and start.iteration >= last_iteration(config):
-        if is_rank_zero():
-            cut_back(run_dir, start.iteration)
+        cut_back(run_dir, start.iteration)
         say(f"finished: iteration {start.iteration} of {config.train.train_iters} is in {start.folder}; nothing to do")
         return Outcome("finished", start.iteration, start.folder)
     say(start.sentence(overrides.free_section(config, "checkpoint").get("pretrained_checkpoint")))

@@ -17,7 +17,7 @@ from typing import Any
 
 from nano3.artifacts import wandb
 from nano3.config.pretrain import PretrainConfig
-from nano3.console import say
+from nano3.console import is_rank_zero, say
 from nano3.errors import Failure
 from nano3.files import atomic_open, write_text
 from nano3.secrecy import without_secrets
@@ -41,7 +41,12 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def cut_back(run_dir: Path, iteration: int) -> None:
-    """Drop what metrics.jsonl holds of later iterations, which no checkpoint has; also a line that was cut off."""
+    """Drop what metrics.jsonl holds of later iterations, which no checkpoint has; also a line that was cut off.
+
+    Rank 0 alone does it. A start with nothing to do needs it too: it may follow a kill after its checkpoint.
+    """
+    if not is_rank_zero():
+        return
     path = Path(run_dir) / FILE
     lines = read_metrics(run_dir)
     kept = [line for line in lines if line["iteration"] <= iteration]

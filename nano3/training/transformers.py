@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nano3.config.pretrain import PretrainConfig
-from nano3.console import is_rank_zero, say, warn
+from nano3.console import say, warn
 from nano3.errors import UserError
 from nano3.garbage import uncollected
 from nano3.training import checkpoints
@@ -52,24 +52,18 @@ def train(config: PretrainConfig, data_dir: Path, run_dir: Path, on_save: SaveHo
         elif start.new_phase:
             say(f"new phase: iteration 0 with the weights and optimizer of {start.folder}")
         elif start.iteration >= config.train.train_iters:
-            forget_later(run_dir, start)
+            cut_back(run_dir, start.iteration)
             say(f"already finished: {start.folder} has all {config.train.train_iters} iterations; nothing to do")
             return Outcome("finished", start.iteration, start.folder)
         elif config.train.exit_iteration is not None and start.iteration >= config.train.exit_iteration:
             # Of the reasons to stop only the one that all ranks see alike; a signal is agreed on in the loop.
             reason = f"train.exit_iteration={config.train.exit_iteration}"
-            forget_later(run_dir, start)
+            cut_back(run_dir, start.iteration)
             say(f"already at iteration {start.iteration} ({start.folder}); {reason} asks for no more")
             return Outcome("stopped", start.iteration, start.folder, reason)
         else:
             say(f"resuming from iteration {start.iteration} of {start.folder}")
         return _train(config, data, plan, run_dir, start, stop, on_save)
-
-
-def forget_later(run_dir: Path, start: Start) -> None:
-    """A start with nothing to do may follow a kill after its checkpoint: what was trained since is kept nowhere."""
-    if is_rank_zero():
-        cut_back(run_dir, start.iteration)
 
 
 @dataclass(frozen=True)
