@@ -201,7 +201,8 @@ def memory_per_gpu(model: Architecture, layout: Layout, config: PretrainConfig) 
     weights = 6 * (own_rest + own_experts)
     optimizer = 12 * (own_rest / (layout.data * layout.context) + own_experts / expert_replicas)
     tokens = config.train.micro_batch_size * config.train.seq_length / layout.context
-    micro_batches = max(config.train.global_batch_size // (config.train.micro_batch_size * layout.data), 1)
+    at_once = max(config.train.micro_batch_size * layout.data, 1)  # wrong numbers are told elsewhere
+    micro_batches = max(config.train.global_batch_size // at_once, 1)
     stages = min(layout.pipeline, micro_batches) / layout.pipeline  # each keeps its layers for that many micro batches
     kept = tokens / layout.tensor * model.activation_bytes_per_token * stages
     logits = tokens * model.vocab_size * 10 / layout.tensor

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from megatron_helpers import NANO, QWEN, ROOT, model
 
@@ -238,6 +238,7 @@ def test_there_are_numbers_to_try() -> None:
     st.lists(st.sampled_from(NUMBERS).flatmap(lambda n: st.tuples(st.just(n), ANY if n[2] else WHOLE)), max_size=3),
     st.integers(1, 9),
 )
+@example("megatron", NANO, None, [(("train", "micro_batch_size", False), 0)], 1)
 def test_a_preflight_answers_whatever_numbers_it_is_given(
     backend: str, target: str, name: str | None, changes: list, ranks: int
 ) -> None:
