@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -86,3 +87,49 @@ def test_the_comparison_that_is_shown_is_the_recorded_one() -> None:
         losses = {m["iteration"]: m["loss"] for m in map(json.loads, lines) if "loss" in m}
         shown = [float(cell) for cell in row[name].strip(" |").split("|")]
         assert shown == [pytest.approx(losses[i], abs=6e-5) for i in steps]
+
+
+def test_a_transcript_holds_commands_in_order_and_nothing_of_megatron(tmp_path, monkeypatch, capsys) -> None:
+    import transcript
+
+    logs, told = tmp_path / "logs", tmp_path / "tests_rest.txt"
+    logs.mkdir()
+    (logs / "100.2_7.txt").write_text(
+        "$ python -m nano3.pretrain two\nINFO:megatron: noise\nerror: no\n[exit code 2]\n"
+    )
+    (logs / "99.5_80.txt").write_text(
+        "$ python one /tmp/nano3-gpu/tests/data\niteration  5/40  loss 7.1\n[exit code 0]\n"
+    )
+    told.write_text(
+        "[gw1] [ 50%] PASSED tests/a\nnoise\nPASSED tests/a\n[gw0] [100%] FAILED tests/b\n=== 1 failed, 1 passed ===\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["transcript.py", str(logs), str(told)])
+    transcript.main()
+    assert capsys.readouterr().out.splitlines() == [
+        "######## tests_rest.txt",
+        "[gw1] [ 50%] PASSED tests/a",
+        "[gw0] [100%] FAILED tests/b",
+        "=== 1 failed, 1 passed ===",
+        "",
+        "$ python one tests/data",
+        "iteration  5/40  loss 7.1",
+        "[exit code 0]",
+        "",
+        "$ python -m nano3.pretrain two",
+        "error: no",
+        "[exit code 2]",
+        "",
+    ]
+
+
+def test_the_last_transcript_has_every_gpu_test_passed() -> None:
+    """Parametrised ones count once; a test that is new must have run on a GPU before its transcript is kept."""
+    text = (RESULTS / "tests_h100_x2.txt").read_text()
+    passed = set(re.findall(r"PASSED tests/gpu/\w+\.py::(\w+)", text))
+    written = {
+        name
+        for path in (Path(__file__).parent / "gpu").glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
+    assert passed == written
+    assert "FAILED" not in text

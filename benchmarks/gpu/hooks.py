@@ -1,0 +1,104 @@
+"""What nano3 costs inside Megatron-Bridge's loop, in one process, so that the host's changing load does not count:
+
+    python benchmarks/gpu/hooks.py RUN_DIR DATA_DIR MODEL.yaml key=value...
+
+Ten steps with nano3's callback, ten without, in turn (off, on, on, off). Every block ends with Megatron-Bridge's own
+log line, and those with the callback with nano3's too. From half of the steps on the garbage collector may search again
+what the imports made (`gc.unfreeze`).
+"""
+
+import gc
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from train import build
+
+from nano3.garbage import uncollected
+from nano3.training import index_cache
+from nano3.training.callbacks import Run, TrainingHooks
+from nano3.training.data import open_data
+from nano3.training.megatron import prepare, set_environment
+from nano3.training.outcome import no_hook
+from nano3.training.stop import StopRequest
+
+BLOCK = 10
+
+
+class InTurn:
+    """Hands Megatron-Bridge's events on to nano3's callback in every other block, and keeps each block's time."""
+
+    def __init__(self, hooks: TrainingHooks, half: int) -> None:
+        self.hooks, self.half = hooks, half
+        self.blocks: dict[tuple[bool, bool], list[float]] = {}
+        self._started = 0.0
+        self._on = False
+
+    def on_train_start(self, context: Any) -> None:
+        self.hooks.on_train_start(context)
+
+    def on_train_step_start(self, context: Any) -> None:
+        step = int(context.state.train_state.step)
+        if step % BLOCK == 0:
+            self._end_block(step)
+            self._on = step // BLOCK % 4 in (1, 2)
+            if step == self.half:
+                gc.unfreeze()
+            self._started = time.perf_counter()
+        if self._on:
+            self.hooks.on_train_step_start(context)
+
+    def on_train_step_end(self, context: Any) -> None:
+        if self._on:
+            self.hooks.on_train_step_end(context)
+
+    def _end_block(self, step: int) -> None:
+        if step < 2 * BLOCK:  # compilation
+            return
+        ms = (time.perf_counter() - self._started) / BLOCK * 1e3
+        frozen = step <= self.half
+        self.blocks.setdefault((frozen, self._on), []).append(ms)
+        collector = "on" if gc.isenabled() else "off"
+        full = gc.get_stats()[2]["collections"]
+        state = f"frozen {gc.get_freeze_count()}, collector {collector}, {full} full collections"
+        print(f"BLOCK to {step} callback {'on ' if self._on else 'off'} {ms:.1f} ms a step; {state}", flush=True)
+
+
+def main() -> None:
+    run_dir, data_dir, *arguments = sys.argv[1:]
+    config, data, folder = build(data_dir, run_dir, arguments), open_data(Path(data_dir)), Path(run_dir)
+    set_environment()
+    with uncollected(freeze=True):
+        container = prepare(config, data, folder)
+    container.checkpoint.load = None
+    cache = index_cache.folder_of(folder, data.fingerprint)
+    index_cache.begin(cache)
+    from megatron.bridge.training.gpt_step import forward_step
+    from megatron.bridge.training.pretrain import pretrain
+
+    from nano3.training.metrics import Metrics
+
+    train = config.train
+    run = Run(
+        metrics=Metrics(folder, 0, 0, config, train.train_iters),
+        stop=StopRequest(),
+        on_save=no_hook,
+        save_folder=folder,
+        index_cache=cache,
+        log_interval=config.logger.log_interval,
+        global_batch_size=train.global_batch_size,
+        seq_length=train.seq_length,
+        save_interval=0,
+        train_iters=train.train_iters,
+    )
+    turns = InTurn(TrainingHooks(run), half=train.train_iters // 2)
+    pretrain(config=container, forward_step_func=forward_step, callbacks=[turns])
+    for (frozen, on), blocks in sorted(turns.blocks.items()):
+        told = f"{len(blocks)} blocks, median {statistics.median(blocks):.1f} ms a step, least {min(blocks):.1f}"
+        print(f"RESULT callback {'on' if on else 'off'}, imports {'frozen' if frozen else 'searched'}: {told}")
+
+
+if __name__ == "__main__":
+    main()
