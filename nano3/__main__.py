@@ -17,6 +17,7 @@ from types import ModuleType
 
 from nano3 import __version__, tools
 from nano3.cli import begin, leave, leave_quietly
+from nano3.disk import disk_errors
 from nano3.errors import INTERRUPTED, Nano3Error
 
 
@@ -47,7 +48,10 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # folders may be named in any encoding
     try:
-        sys.exit(modules[args.tool].run(args))
+        with disk_errors("standard output"):
+            code = modules[args.tool].run(args)
+            sys.stdout.flush()
+        sys.exit(code)
     except Nano3Error as error:
         leave(error)
     except BrokenPipeError:

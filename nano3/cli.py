@@ -26,6 +26,7 @@ from nano3 import help
 from nano3.artifacts.resolver import register_resolver
 from nano3.conf import SCHEMAS, TAKES_A_VALUE, conf_dir
 from nano3.console import say
+from nano3.disk import disk_errors
 from nano3.errors import INTERRUPTED, Nano3Error, UserError
 from nano3.mistakes import FORESEEN, everything_wrong, explain, wrong_beforehand
 from nano3.secrecy import secret_problems
@@ -46,17 +47,20 @@ def run_app(name: str, task: Task, sweep: Prepare | None = None) -> NoReturn:
     """
     begin()
     sys.argv[1:] = flags_first(sys.argv[1:])
-    if help.asked(sys.argv[1:]):
-        show(help.text(name))
-    if "--version" in sys.argv[1:]:
-        show(help.version())
-    set_up()
     shown_in_full = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving with 1
     try:
-        if found := wrong_beforehand(name, sys.argv[1:]):
-            raise UserError(found)
-        sys.exit(_run(name, task, sweep, shown_in_full))
+        with disk_errors("standard output"):
+            if help.asked(sys.argv[1:]):
+                show(help.text(name))
+            if "--version" in sys.argv[1:]:
+                show(help.version())
+            set_up()
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving with 1
+            if found := wrong_beforehand(name, sys.argv[1:]):
+                raise UserError(found)
+            code = _run(name, task, sweep, shown_in_full)
+            sys.stdout.flush()
+        sys.exit(code)
     except FORESEEN as error:
         if shown_in_full:
             raise
@@ -131,7 +135,8 @@ def _run(name: str, task: Task, sweep: Prepare | None, shown_in_full: bool) -> i
             overrides.append(task_overrides())
             return
         try:
-            codes.append(task(cfg))
+            with disk_errors("standard output"):
+                codes.append(task(cfg))
         except FORESEEN as error:
             if shown_in_full:
                 raise
@@ -141,7 +146,8 @@ def _run(name: str, task: Task, sweep: Prepare | None, shown_in_full: bool) -> i
         number = len(codes)
         say(f"# ---- point {number + 1} of {len(points)}: {' '.join(overrides[number])}")
         try:
-            codes.append(task(points[number]))
+            with disk_errors("standard output"):
+                codes.append(task(points[number]))
         except FORESEEN as error:
             if shown_in_full:
                 raise
@@ -177,14 +183,24 @@ def show(text: str) -> NoReturn:
 
 
 def leave_quietly() -> NoReturn:
-    """Leave because whoever read the output has closed it, as `head` does; Python would still try to flush it."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Leave because whoever read the output has closed it, as `head` does."""
+    to_nobody()
     sys.exit(1)
+
+
+def to_nobody() -> None:
+    """Let what is still in stdout's buffer go nowhere; Python would try to write it when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def leave(error: Nano3Error) -> NoReturn:
     """Print every problem on stderr and exit with the error's code."""
-    sys.exit(tell(error))
+    code = tell(error)
+    try:
+        sys.stdout.flush()
+    except OSError:  # a full disk under it, which Python would meet again while it ends
+        to_nobody()
+    sys.exit(code)
 
 
 def tell(error: Nano3Error) -> int:

@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import IO
 
 from nano3.console import warn
-from nano3.errors import Failure, Nano3Error, UserError
+from nano3.disk import disk_error, disk_errors
+from nano3.errors import UserError
 from nano3.files import fsync_dir, write_text
 
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-# What a disk, or a file server, may answer to somebody who may write there.
-DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.EFBIG, errno.ENODEV, errno.ENXIO)
 PUBLISHED = ("train", "valid", "test", "tokenizer", "blend.json", "manifest.json")
 
 
@@ -84,19 +83,8 @@ def locked(output: Path, shared: bool = False) -> Iterator[None]:
             if error.errno not in NO_LOCKS:
                 raise disk_error(error, str(path)) from error
             warn(f"output_dir={output}: no locks on this file system ({error.strerror}). Start only one run on it.")
-        with disk_errors(output):
+        with disk_errors(str(output)):
             yield
-
-
-@contextlib.contextmanager
-def disk_errors(output: Path) -> Iterator[None]:
-    """Tell what a disk refuses as the foreseen failure that it is; other errors of the system are faults of nano3."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in DISK_FAULTS:
-            raise
-        raise disk_error(error, str(error.filename2 or error.filename or output)) from error
 
 
 def open_lock(path: Path, output: Path) -> IO[str]:
@@ -166,13 +154,3 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def disk_error(error: OSError, what: str) -> Nano3Error:
-    """What to tell when writing failed."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Failure(
-            f"{what}: no space left on the device. Free some and run again: finished parts are kept and only "
-            f"the rest is redone."
-        )
-    return Failure(f"{what}: cannot be written: {error.strerror or error}")

@@ -6,7 +6,6 @@ the cache.
 """
 
 import contextlib
-import errno
 import shutil
 import sys
 import time
@@ -20,7 +19,7 @@ from urllib.parse import quote
 import msgspec
 
 from nano3.console import say
-from nano3.data.folder import disk_error
+from nano3.disk import FULL, disk_error
 from nano3.errors import Failure, UserError
 from nano3.files import nearest, write_text
 
@@ -176,7 +175,7 @@ def fetch_file(root: str, key: str, size: int, endpoint: str, add: Callable[[flo
             repo, key, repo_type="dataset", revision=commit, endpoint=endpoint, cache_dir=cache_dir(), tqdm_class=Bar
         )
     except (HTTPError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in FULL:
             raise disk_error(error, str(cache_dir())) from error
         if isinstance(error, PermissionError) and error.filename:
             raise UserError(

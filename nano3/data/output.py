@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nano3.data.checksum import Checksum
-from nano3.data.folder import disk_error
+from nano3.disk import disk_error
 from nano3.errors import Nano3Error
 from nano3.files import temp_name
 

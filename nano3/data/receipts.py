@@ -14,8 +14,8 @@ from pathlib import Path
 
 import msgspec
 
-from nano3.data.folder import disk_error
 from nano3.data.plan import SPLITS, Plan
+from nano3.disk import disk_error
 from nano3.files import temp_name
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from nano3.artifacts import store, wandb
 from nano3.config import PretrainConfig
 from nano3.console import is_rank_zero, say, warn
+from nano3.disk import disk_errors
 from nano3.errors import UserError
 from nano3.files import write_json
 from nano3.training import backend
@@ -52,13 +53,14 @@ def train(config: PretrainConfig, run_dir: Path) -> int:
     if problems:
         raise UserError(problems)
 
-    outcome = backend.load(config.backend)(
-        config, Path(config.run.data), run_dir, on_save=SaveRecorder(config, run_dir)
-    )
-    asked = config.train.exit_iteration
-    as_asked = outcome.status == "finished" or (asked is not None and outcome.iteration >= asked)
-    if is_rank_zero():
-        tell(config, run_dir, outcome, as_asked)
+    with disk_errors(f"a file of {run_dir}, or standard output"):
+        outcome = backend.load(config.backend)(
+            config, Path(config.run.data), run_dir, on_save=SaveRecorder(config, run_dir)
+        )
+        asked = config.train.exit_iteration
+        as_asked = outcome.status == "finished" or (asked is not None and outcome.iteration >= asked)
+        if is_rank_zero():
+            tell(config, run_dir, outcome, as_asked)
     return 0 if as_asked else outcome.exit_code
 
 

@@ -4,14 +4,16 @@ command goes on to the same bytes.
 
 import errno
 import json
+import resource
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from data_helpers import healthy, options, run, source, texts, tree, write
 from faults import needs_strace, with_fault
 
-from nano3.data.folder import DISK_FAULTS, disk_errors
+from nano3.disk import DISK_FAULTS, disk_errors
 from nano3.errors import Failure
 
 PREPARE = """
@@ -59,7 +61,7 @@ REFUSALS = {
         "rename",
         "error=ENOSPC",
         1,
-        "plan.json: no space left on the device. Free some and run again",
+        "plan.json: no space left on the device. Free some and run the same command again",
     ),
     "manifest_not_written": ("rename", "error=EROFS", 5, ": cannot be written: Read-only file system"),
     "in_a_worker": ("rename", "error=EIO", 3, ": cannot be written: Input/output error"),
@@ -107,13 +109,39 @@ def test_a_fault_at_every_system_call(tmp_path: Path, whole: Path, byte_bpe: Pat
 
 @pytest.mark.parametrize("code", DISK_FAULTS, ids=[errno.errorcode[code] for code in DISK_FAULTS])
 def test_what_a_disk_answers_is_told_with_its_file(tmp_path: Path, code: int) -> None:
-    with pytest.raises(Failure, match=r"/here: "), disk_errors(tmp_path):
+    with pytest.raises(Failure, match=r"/here: "), disk_errors(str(tmp_path)):
         raise OSError(code, "text", "/here")
-    with pytest.raises(Failure, match=f"^{tmp_path}: "), disk_errors(tmp_path):
+    with pytest.raises(Failure, match=f"^{tmp_path}: "), disk_errors(str(tmp_path)):
         raise OSError(code, "text")
+
+
+def test_what_numpy_says_of_a_full_disk_is_one(tmp_path: Path) -> None:
+    """It raises an OSError without a number."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    try:
+        with pytest.raises(Failure, match=r"^here: cannot be written: "), disk_errors("here"):
+            np.save(tmp_path / "a.npy", np.zeros(10_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(2, "no such file"), BrokenPipeError(32, "pipe"), ValueError("x")])
 def test_a_fault_of_our_own_keeps_its_traceback(tmp_path: Path, error: Exception) -> None:
-    with pytest.raises(type(error)), disk_errors(tmp_path):
+    with pytest.raises(type(error)), disk_errors(str(tmp_path)):
         raise error
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [(RuntimeError("cannot save"), r"^/here: no space left"), (Failure("told already"), r"^told already$")],
+    ids=["a library's error", "nano3's own"],
+)
+def test_what_was_raised_from_a_full_disk(raised: Exception, told: str) -> None:
+    def library() -> None:
+        try:
+            raise OSError(errno.ENOSPC, "full", "/here")
+        except OSError as error:
+            raise raised from error
+
+    with pytest.raises(Failure, match=told), disk_errors("elsewhere"):
+        library()

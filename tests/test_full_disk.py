@@ -1,0 +1,63 @@
+"""A disk without room, under the output and under a run: one sentence with the file, and the next start goes on."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import SMALL, Commands, losses
+
+
+@pytest.fixture(scope="module")
+def cli(tmp_path_factory: pytest.TempPathFactory) -> Commands:
+    cli = Commands(tmp_path_factory.mktemp("full"))
+    cli("-m", "nano3.data_prep", "data_blend=sample", "output_dir=data", "workers=1")
+    return cli
+
+
+def bash(cli: Commands, line: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(["bash", "-c", line], cwd=cli.folder, env=cli.env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "nano3.data_prep --help",
+        "nano3.data_prep --version",
+        "nano3.pretrain --cfg job",
+        f"nano3.pretrain {' '.join(SMALL)} dry_run=true",
+        "nano3 artifacts list",
+        "nano3 inspect data",
+    ],
+    ids=["help", "version", "configuration", "dry run", "artifacts", "inspect"],
+)
+def test_output_that_has_no_room(cli: Commands, words: str) -> None:
+    done = bash(cli, f"{sys.executable} -m {words} > /dev/full")
+    assert done.stderr.startswith("error: standard output: no space left on the device.")
+    assert done.stderr.count("\n") == 1
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    "kilobytes", [16, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 4, 64, 256, 1024, 4096))]
+)
+def test_a_run_whose_files_cannot_grow(cli: Commands, kilobytes: int) -> None:
+    """The limit of a shell on the size of files fails at the file that first is larger, wherever in the run that is."""
+    name = f"limit{kilobytes}"
+    words = [*SMALL, f"run.name={name}", f"run.data={cli.folder}/data"]
+    done = bash(cli, f"ulimit -f {kilobytes}; {sys.executable} -m nano3.pretrain {' '.join(words)}")
+    assert "Traceback" not in done.stderr, done.stderr
+    if kilobytes <= 1024:
+        assert done.returncode == 1
+        assert f"{cli.folder}/" in done.stderr.rpartition("error: ")[2]
+    cli("-m", "nano3.pretrain", *words)
+    assert sorted(losses(cli.run_dir(name))) == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_limit_is_one_that_the_data_obey(cli: Commands) -> None:
+    """Preparing under such a limit fails too, naming the file."""
+    words = f"nano3.data_prep data_blend=sample output_dir={Path('other')} workers=1"
+    done = bash(cli, f"ulimit -f 64; {sys.executable} -m {words}")
+    assert "Traceback" not in done.stderr, done.stderr
+    assert "cannot be written: File too large" in done.stderr
+    assert done.returncode == 1
