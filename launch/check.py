@@ -19,6 +19,13 @@ _OURS = {
     "array", "chdir", "error", "job-name", "no-requeue", "ntasks-per-node", "nodes", "open-mode", "output", "parsable",
     "requeue", "signal", "test-only", "time", "wait", "wrap",
 }  # fmt: skip
+# What a start on this machine would silently ignore.
+_COUNTS_OF_RANKS = ("nodes", "ntasks_per_node", "gpus_per_node")
+_SLURM_ONLY = (
+    *_COUNTS_OF_RANKS, "mode", "account", "partition", "qos", "cpus_per_task", "mem", "time", "array_parallelism",
+    "mpi", "sbatch_args", "srun_args",
+)  # fmt: skip
+_USUAL = ClusterConfig()
 _SLURM_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,@:+/-]*")
 
 
@@ -52,7 +59,9 @@ def cluster_problems(cluster: ClusterConfig) -> list[str]:
     for key in cluster.env:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
             found.append(f"cluster.env: {key!r} is not a variable name (letters, digits and underscore).")
-    return [*found, *_local_problems(cluster)] if cluster.kind == "local" else found
+    if cluster.kind == "local":
+        found += _local_problems(cluster) if not found else []
+    return found
 
 
 def _job_problems(job: Job) -> Iterator[str]:
@@ -86,6 +95,11 @@ def _local_problems(cluster: ClusterConfig) -> Iterator[str]:
         yield "cluster.container_runtime works with cluster.kind=slurm only. Start nano3 inside the container instead."
     if cluster.setup:
         yield "cluster.setup is run by Slurm jobs only. Run these lines in this shell before nano3 instead."
+    for key in _SLURM_ONLY:
+        value, usual = getattr(cluster, key), getattr(_USUAL, key)
+        if value != usual:
+            instead = "; ranks on this machine are cluster.nproc_per_node" if key in _COUNTS_OF_RANKS else ""
+            yield f"cluster.{key}={value} is for Slurm jobs: add cluster=slurm, or leave it out{instead}."
 
 
 def _slurm_problems(job: Job) -> Iterator[str]:

@@ -281,7 +281,7 @@ def _tell_shape(config: PretrainConfig, layout: Layout, model: Architecture | No
         plan.rows.append(("memory per GPU", f"about {need / 2**30:,.0f} GB, activations not recomputed"))
         if need > H100_BYTES:
             plan.warnings.append(
-                f"about {need / 2**30:,.0f} GB per GPU is more than an H100 has (80): use more ranks, larger "
+                f"about {need / 2**30:,.1f} GB per GPU is more than an H100 has (80): use more ranks, larger "
                 "model.*_parallel_size, "
                 "a smaller train.micro_batch_size, or recomputation (megatron.model.recompute_granularity)."
             )

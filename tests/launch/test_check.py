@@ -23,6 +23,29 @@ def problems(job: launch.Job) -> list[str]:
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
+        (
+            {"nodes": 2},
+            "cluster.nodes=2 is for Slurm jobs: add cluster=slurm, or leave it out; ranks on this machine are",
+        ),
+        ({"gpus_per_node": 8}, "cluster.nproc_per_node."),
+        ({"mode": "detached"}, "cluster.mode=detached is for Slurm jobs: add cluster=slurm, or leave it out."),
+        ({"time": "1:00:00"}, "cluster.time=1:00:00 is for Slurm jobs"),
+        ({"partition": "gpu"}, "cluster.partition=gpu is for Slurm jobs"),
+        ({"sbatch_args": ["--exclusive"]}, "cluster.sbatch_args=['--exclusive'] is for Slurm jobs"),
+        ({"setup": ["module load cuda"]}, "cluster.setup is run by Slurm jobs only."),
+        ({"container_runtime": "pyxis"}, "cluster.container_runtime works with cluster.kind=slurm only."),
+        ({"nodes": 0}, "cluster.nodes=0 is too small: 1 at least."),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
+)
+def test_what_this_machine_alone_would_ignore_is_refused(make_job: Any, keys: dict[str, Any], says: str) -> None:
+    found = problems(make_job(kind="local", **keys))
+    assert len(found) == 1 and says in found[0]
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
         ({"kind": "slrum"}, "cluster.kind=slrum is not known. Did you mean 'slurm'?"),
         ({"mode": "background"}, "cluster.mode=background is not known. Allowed: attached, detached."),
         ({"container_runtime": "docker"}, "cluster.container_runtime=docker is not known."),
