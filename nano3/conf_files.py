@@ -5,7 +5,7 @@ Looked into only once Hydra has refused: it stops at the first mistake and often
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,31 @@ def file_of(member: str, argv: list[str]) -> Path | None:
     """The file of "cluster/hopper", searched as Hydra does: --config-dir, the user's folder, nano3's."""
     roots = [*given_conf(argv), *filter(None, [user_conf()]), conf_dir()]
     return next((path for root in roots if (path := Path(root) / f"{member}.yaml").is_file()), None)
+
+
+def member_keys(member: str, argv: Sequence[str] = ()) -> list[str]:
+    """The dotted keys that the file of "train/phase2" sets, those of the members it builds on included; none of a file
+    that cannot be read, which composing tells."""
+    path, group = file_of(member, list(argv)), member.partition("/")[0]
+    try:
+        text = path.read_text() if path else ""
+        content = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return []
+    if not isinstance(content, dict):
+        return []
+    names = [name for name in content.pop("defaults", []) if isinstance(name, str) and name != "_self_"]
+    below = [key for name in names for key in member_keys(f"{group}/{name}", argv)]
+    prefix = "" if _PACKAGE.search(text) else f"{group}."
+    return [*below, *_leaves(content, prefix)]
+
+
+def _leaves(content: Mapping[Any, Any], prefix: str) -> Iterator[str]:
+    for key, value in content.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 def problems_in(path: Path, group: str, name: str) -> list[str]:

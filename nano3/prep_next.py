@@ -24,6 +24,8 @@ def compose_next(config: DataPrepConfig) -> DictConfig | None:
     problems = wrong_overrides("pretrain", config.then, choices=True)
     if any(word.lstrip("+~").startswith("run.data=") for word in config.then):
         problems.append("run.data: leave it out; the run trains on the data that is prepared here")
+    if any(word.lstrip("+~").startswith("dry_run=") for word in config.then):
+        problems.append("dry_run: put it before --then; preparation and run are then both shown, and nothing is done")
     if not problems:
         where = HydraConfig.get().runtime.choices["cluster"]
         try:

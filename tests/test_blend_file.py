@@ -83,3 +83,19 @@ def test_one_wrong_key_is_one_problem(entries: list[dict], data: st.DataObject) 
     (problem,) = caught.value.problems
     assert problem.startswith(f"blend b, dataset {number + 1}")
     assert problem.endswith(told)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"datasets": [], "datasets": [{"name": "a", "path": "x"}]}', "'datasets' is given more than once"),
+        ('{"datasets": [{"name": "a", "path": "x", "weight": 1, "weight": 2}]}', "'weight' is given more than once"),
+        ('{"datasets": [{"name": "a", "path": "x", "text_field": "q\\"o"}]}', "text_field must not hold quotes"),
+        ('{"datasets": [{"name": "a", "path": "x", "text_field": "a\\nb"}]}', "text_field must not hold quotes"),
+    ],
+    ids=["list twice", "key twice", "quote", "newline"],
+)
+def test_what_would_be_lost_or_cannot_be_is_refused(tmp_path: Path, content: str, told: str) -> None:
+    found = read(tmp_path, content.encode())
+    assert len(found) == 1
+    assert told in str(found[0])

@@ -92,6 +92,7 @@ REFUSED = {
     "output-in-a-file-dry": (["output_dir=text.jsonl", "dry_run=true"], ["output_dir=text.jsonl: cannot be written"]),
     "empty": (["output_dir=", "job_dir="], ["output_dir= is empty", "job_dir= is empty"]),
     "then-data": (["then=['run.data=x']"], ["then: run.data: leave it out"]),
+    "then-dry-run": (["then=['dry_run=true']"], ["then: dry_run: put it before --then"]),
     "then-data-forced": (["then=['++run.data=x']"], ["then: run.data: leave it out"]),
     "then-typo": (["then=['train.sed=1','model=nano']"], ["then: no key 'train.sed'", "then: no model=nano"]),
     "then-experiment": (["then=['experiment=tiny']"], ["then: an experiment is added with a plus: +experiment=tiny"]),

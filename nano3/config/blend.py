@@ -1,6 +1,7 @@
 """Group `data_blend`: which text is mixed, in which proportion. Plain dataclasses; sources are read by `nano3.data`."""
 
 import json
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,8 @@ def parse_datasets(entries: list[Any], where: str) -> list[SourceConfig]:
             if key in known and key != "weight" and not isinstance(value, str)
             if value is not None or known[key].default not in (None, MISSING)  # a missing one is told above
         ]
+        if isinstance(field := entry.get("text_field"), str) and re.search(r'["\\\x00-\x1f]', field):
+            found.append(f"{at}: text_field must not hold quotes, backslashes or control characters, found {field!r}")
         weight = entry.get("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
             found.append(f"{at}: weight must be a number above 0, found {weight!r}")
@@ -91,13 +94,21 @@ def parse_datasets(entries: list[Any], where: str) -> list[SourceConfig]:
     return sources
 
 
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dict; of a key given twice one would be lost."""
+    keys = [key for key, _ in pairs]
+    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        raise ValueError(f"{', '.join(map(repr, twice))} is given more than once in one object")
+    return dict(pairs)
+
+
 def read_blend_file(path: Path) -> list[SourceConfig]:
     """Read a blend file: `{"datasets": [{"name", "path", "weight", ...}, ...]}`.
 
     Raises `UserError` with everything that is wrong with it.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes(), object_pairs_hook=each_once)
     except FileNotFoundError:
         raise UserError(f"blend_path={path}: there is no such file") from None
     except IsADirectoryError:

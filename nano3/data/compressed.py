@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable
 from typing import IO, Any
 
-from nano3.errors import Failure
+from nano3.errors import Failure, UserError
 
 PIECE = 64 << 10  # compressed bytes handed to a decompressor at a time: `position` then depends on nothing else
 FED = 8 << 10  # the same for bzip2 and xz; places of rows come of it, so it may not change
@@ -72,7 +72,7 @@ class Streams:
 
 class Decompressor:
     """`read(n)` gives n decompressed bytes, fewer only at the end. Raises `Failure` naming the file when the stream
-    is damaged.
+    is damaged, `UserError` when it is packed in a way that is not read.
     """
 
     def __init__(self, f: IO[bytes], kind: str, path: str) -> None:
@@ -108,6 +108,11 @@ class Decompressor:
                 size -= len(data)
                 self._given += len(data)
         except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
+            if "requires too much memory" in str(error):
+                raise UserError(
+                    f"{self._path}: compressed with a larger window (zstd --long) than is read here. Pack it again: "
+                    f"zstd -dc --long=31 OLD | zstd -o NEW"
+                ) from error
             raise Failure(
                 f"{self._path}: {self._kind} stream damaged or cut short after {self._given:,} bytes of text "
                 f"({error}). "

@@ -10,6 +10,7 @@ MAGIC = (
     (b"\xff\xff\xff\xff", "arrow"),  # IPC stream: continuation marker
     (b"\x1f\x8b", "gz"),
     (b"\x28\xb5\x2f\xfd", "zst"),
+    *((bytes([kind]) + b"\x2a\x4d\x18", "zst") for kind in range(0x50, 0x60)),  # a skippable frame: pzstd begins so
     (b"BZh", "bz2"),
     (b"\xfd7zXZ\x00", "xz"),
 )
@@ -27,15 +28,16 @@ KNOWN_NAMES = (*TEXT_NAMES, *JSON_NAMES, *COLUMN_NAMES)
 ALLOWED = "parquet, Arrow, JSON lines, a JSON array, .txt; also compressed with gzip, zstd, bzip2 or xz"
 
 
-def detect(head: bytes, name: str) -> str | None:
+def detect(head: bytes, name: str, unpacked: bool = False) -> str | None:
     """parquet, arrow, jsonl, json (an array), txt, gz, zst, bz2 or xz; None when the file is none of these.
 
-    `head` is the start of the file, decompressed when `name` still ends in a compression's suffix.
+    `head` is the start of the file, or (`unpacked`) of what was compressed in it.
     """
     for magic, kind in MAGIC:
         if head.startswith(magic):
             return kind
-    suffix = inner_suffix(name)
+    # Of a file that is compressed in a way unknown here the name says nothing about its bytes.
+    suffix = inner_suffix(name) if unpacked or not name.lower().endswith(PACKED_NAMES) else ""
     if suffix in TEXT_NAMES:
         return "txt"
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()

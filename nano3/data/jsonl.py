@@ -116,6 +116,20 @@ def one_object_each(data: np.ndarray, starts: np.ndarray) -> bool:
     return bool((data[starts] == ord("{")).all() and (data[lasts] == ord("}")).all())
 
 
+def python_array(data: bytes, path: str) -> Iterator[bytes]:
+    """The elements of an array that Python's json module reads and msgspec does not, for one of them has a NaN or half
+    of a surrogate pair: each again as JSON, to be read like a line."""
+    try:
+        items = json.loads(data.decode(errors="surrogateescape"))
+    except (ValueError, RecursionError) as error:
+        raise Failure(f"{path}: begins like a JSON array, but is not one: {error}") from error
+    for item in items:
+        try:
+            yield json.dumps(item, ensure_ascii=False).encode(errors="surrogateescape")
+        except UnicodeEncodeError:  # half of a surrogate pair, which ASCII keeps as the escape that it was
+            yield json.dumps(item).encode()
+
+
 @cache
 def row_decoder(field: str) -> Any:
     """Reads the one text of an object. Making it takes longer than reading a small file with it."""
@@ -154,8 +168,8 @@ class JsonRows:
         """The same for one JSON array; a key is the element's number from 0."""
         try:
             items = msgspec.json.decode(data.removeprefix(BOM), type=list[msgspec.Raw])
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise Failure(f"{path}: begins like a JSON array, but is not one: {error}") from error
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return self._one_by_one(enumerate(python_array(data.removeprefix(BOM), path)))
         return self._one_by_one((number, bytes(item)) for number, item in enumerate(items))
 
     def _one_by_one(self, rows: Iterator[tuple[int, bytes]]) -> tuple[list[str], np.ndarray, list[Bad]]:

@@ -20,7 +20,7 @@ import numpy as np
 from nano3.data import sources
 from nano3.data.compressed import Decompressor
 from nano3.data.formats import COMPRESSED, HEAD, detect
-from nano3.data.jsonl import JsonRows, line_blocks, skip_to_line
+from nano3.data.jsonl import BOM, JsonRows, line_blocks, skip_to_line
 from nano3.errors import Failure, UserError
 
 BATCH = 4 << 20  # bytes of text in a batch, about
@@ -130,7 +130,7 @@ def read_txt(f: IO[bytes], part: FilePart) -> Iterator[Batch]:
 def text_file(data: bytes) -> Batch:
     zero = np.zeros(1, np.int64)
     try:
-        return Batch([data.decode()], zero, zero)
+        return Batch([data.removeprefix(BOM).decode()], zero, zero)
     except UnicodeDecodeError as error:
         return Batch([], zero[:0], zero[:0], [(0, "not_utf8", f"not UTF-8 at byte {error.start:,}")])
 
@@ -147,7 +147,7 @@ def read_compressed(f: IO[bytes], part: FilePart) -> Iterator[Batch]:
     """A place is the compressed position, spread evenly over the lines of a block."""
     stream = Decompressor(f, part.format, part.path)
     head = stream.read(HEAD)
-    kind = detect(head, part.name)
+    kind = detect(head, part.name, unpacked=True)
     if kind == "txt":
         yield text_file(head + stream.read_all())
     elif kind == "json":
@@ -249,19 +249,8 @@ def read_arrow(f: IO[bytes], part: FilePart) -> Iterator[Batch]:
     import pyarrow as pa
 
     try:
-        source = pa.PythonFile(f, mode="r")
-        if f.read(6) == b"ARROW1":
-            reader = pa.ipc.open_file(source)
-            count = reader.num_record_batches
-            batches = ((reader.get_batch(i), (i + 1) * part.cost // count) for i in range(count))
-        else:
-            f.seek(0)
-            reader = pa.ipc.open_stream(source)
-            batches = ((b, min(part.cost - 1, f.tell() * part.cost // part.size)) for b in reader)
-        column = reader.schema.get_field_index(text_column(reader.schema.names, part))
         first = low = 0
-        for batch, high in batches:
-            values = batch.column(column)
+        for values, high in arrow_columns(f, part):
             step = max(1, min(MAX_ROWS, BATCH * len(values) // max(values.nbytes, 1)))
             for at in range(0, len(values), step):
                 yield column_batch(values[at : at + step], first + at, first, len(values), low, high, part)
@@ -271,9 +260,34 @@ def read_arrow(f: IO[bytes], part: FilePart) -> Iterator[Batch]:
         raise Failure(f"{part.path}: damaged Arrow file: {error}") from error
 
 
+def arrow_columns(f: IO[bytes], part: FilePart) -> Iterator[tuple[Any, int]]:
+    """The text column of each record batch, and the place at which the batch ends. Streams may follow one another, as
+    `cat` makes them."""
+    import pyarrow as pa
+
+    source = pa.PythonFile(f, mode="r")
+    if f.read(6) == b"ARROW1":
+        reader = pa.ipc.open_file(source)
+        column, count = text_column(reader.schema.names, part), reader.num_record_batches
+        for i in range(count):
+            yield reader.get_batch(i).column(column), (i + 1) * part.cost // count
+        return
+    f.seek(0)
+    while f.tell() < part.size:
+        reader = pa.ipc.open_stream(source)
+        column = text_column(reader.schema.names, part)
+        for batch in reader:
+            yield batch.column(column), min(part.cost - 1, f.tell() * part.cost // part.size)
+
+
 def text_column(names: list[str], part: FilePart) -> str:
-    if part.text_field in names:
+    if names.count(part.text_field) == 1:
         return part.text_field
+    if part.text_field in names:
+        raise UserError(
+            f"{part.path}: there are {names.count(part.text_field)} columns {part.text_field!r}, and which one is "
+            "meant cannot be told. Write the file with one, or set the dataset's text_field to another."
+        )
     raise UserError(
         f"{part.path}: no column {part.text_field!r}. Columns: {', '.join(names)}. Set the dataset's text_field."
     )
@@ -292,6 +306,8 @@ def column_batch(values: Any, at: int, first: int, rows: int, low: int, high: in
         raise UserError(
             f"{part.path}: column {part.text_field!r} is {values.type}, not text. Set the dataset's text_field."
         )
+    if pa.types.is_dictionary(values.type) and values.dictionary.null_count:
+        values = values.dictionary_decode()  # rows that point to a null are not counted as nulls
     keys = np.arange(at, at + len(values), dtype=np.int64)
     places = spread(keys - first, rows, low, high)
     if is_text and not values.null_count:
@@ -330,7 +346,7 @@ def row_number(part: FilePart, key: int) -> int:
     with sources.open_file(part.root, part.name) as f:
         stream: Any = f if part.format == "jsonl" else Decompressor(f, part.format, part.path)
         head = stream.read(min(HEAD, key))
-        if part.format != "jsonl" and detect(head, part.name) != "jsonl":
+        if part.format != "jsonl" and detect(head, part.name, unpacked=True) != "jsonl":
             return key + 1
         lines, left = head.count(b"\n"), key - len(head)
         while left > 0 and (data := stream.read(min(BATCH, left))):

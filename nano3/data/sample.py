@@ -87,7 +87,7 @@ def count_rows(dataset: DatasetPlan, file: int, limit: int) -> Count:
             if part.format in COMPRESSED:
                 stream = Decompressor(f, part.format, part.path)
                 head = stream.read(HEAD)
-                if detect(head, part.name) == "jsonl":
+                if detect(head, part.name, unpacked=True) == "jsonl":
                     return count_lines(stream.read, limit, head)
     except sources.read_errors(part.root) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__

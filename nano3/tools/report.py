@@ -100,10 +100,12 @@ def make_page(runs: dict[str, Path], command: str) -> str:
 
 
 def results(runs: dict[str, Path], lines: dict[str, list[dict[str, Any]]], known: dict[str, Any]) -> str:
-    """One line a run; the one with the lowest last validation loss is marked."""
-    last = {name: [line["valid_loss"] for line in lines[name] if "valid_loss" in line][-1:] for name in runs}
-    ended = {name: losses[0] for name, losses in last.items() if losses and math.isfinite(losses[0])}
-    best = min(ended, key=lambda name: ended[name]) if len(ended) > 1 else None
+    """One line a run; the one with the lowest last validation loss is marked where losses can be compared: of the same
+    data, and measured after training has begun."""
+    last = {name: [line for line in lines[name] if "valid_loss" in line and line["iteration"]][-1:] for name in runs}
+    ended = {n: found[0]["valid_loss"] for n, found in last.items() if found and math.isfinite(found[0]["valid_loss"])}
+    data = {known[name][1].get("fingerprint") for name in ended}
+    best = min(ended, key=lambda name: ended[name]) if len(ended) > 1 and len(data) == 1 else None
     columns = ["run", "state", "tokens", "training loss", "validation loss", "tokens/s", "MFU", "hours", "data", "code"]
     rows = [[name, *result(folder, lines[name], known[name])] for name, folder in runs.items()]
     return html_table(columns, rows, best=best)
@@ -115,24 +117,31 @@ def result(folder: Path, lines: list[dict[str, Any]], known: tuple[dict[str, Any
 
     config, data, code, _ = known
     train = [line for line in lines if "loss" in line]
-    valid = [line["valid_loss"] for line in lines if "valid_loss" in line]
+    valid = [line for line in lines if "valid_loss" in line]
     commit = f"{(code.get('commit') or '-')[:9]}{'+' * bool(code.get('uncommitted'))}"
     tail = [str(data.get("reference", "-")), commit]
     if not train:
         return ["not begun", *[""] * 6, *tail]
     whole = config.get("train.train_iters")
-    state = "finished" if is_finished(folder) else f"at {train[-1]['iteration']:,} of {whole:,}"
+    done = train[-1]["iteration"]
+    state = "finished" if is_finished(folder) and done >= whole else f"at {done:,} of {whole:,}"
     elapsed = [line["elapsed_s"] for line in lines if "elapsed_s" in line]
     return [
         state,
         f"{train[-1]['consumed_tokens']:,}",
         f"{end_of(train):.4f}",
-        f"{valid[-1]:.4f}" if valid else "",
+        measured(valid[-1], done) if valid else "",
         usual(train, "tokens_per_s", "{:,.0f}"),
         usual(train, "mfu", "{:.1%}"),
         f"{elapsed[-1] / 3600:.2f}" if elapsed else "",
         *tail,
     ]
+
+
+def measured(line: dict[str, Any], done: int) -> str:
+    """A validation loss, with its iteration when the run has gone on since."""
+    at = f" (at {line['iteration']:,})" if line["iteration"] < done else ""
+    return f"{line['valid_loss']:.4f}{at}"
 
 
 def is_finished(folder: Path) -> bool:

@@ -9,21 +9,26 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from nano3.artifacts.names import slug
+from nano3.conf_files import member_keys
 from nano3.console import say, warn
 from nano3.errors import Failure, UserError
 from nano3.files import write_text
 from nano3.tools._folders import RUNS, refuse_other_data, run_folder
 from nano3.tools.diff import facts, not_a_run
+from nano3.training import began
 from nano3.training.record import ROOT, code_version, newest_start
 
 HELP = "start a run again from its record, under another name"
-GROUPS = ("model", "data_blend", "train", "cluster")
+# Sections that a member of the group of that name gives as a whole. A member of `train` sets keys of several sections;
+# what it leaves out stays as recorded.
+GROUPS = ("model", "data_blend", "cluster")
 # Where the run was; the new one has places of its own.
 OWN = (("run", "name"), ("run", "output_dir"), ("checkpoint", "save"))
 
@@ -47,15 +52,48 @@ def run(args: argparse.Namespace) -> int:
     config = read(start / "config.yaml")
     refuse_other_data(folder, Path(config["run"]["data"]))
     config["run"]["data"] = named(data.get("reference"), config["run"]["data"])
+    if parent := began.read(folder):
+        config["checkpoint"]["load"] = found_parent(folder, parent, args.changes)
     tell_other_code(folder, start, code)
     name = f"run.name='{slug(folder.absolute().name) or 'run'}-again'"
     changes = args.changes if any(word.startswith("run.name=") for word in args.changes) else [name, *args.changes]
     say(f"starts as {folder} was started ({start.name}), with {' '.join(changes)}")
     with tempfile.TemporaryDirectory(prefix="nano3-rerun-") as made:
-        text = "# @package _global_\n" + yaml.safe_dump(kept(config, folder, changes), sort_keys=False)
+        record = without(kept(config, folder, changes), chosen_keys(changes))
+        text = "# @package _global_\n" + yaml.safe_dump(record, sort_keys=False)
         write_text(Path(made) / "experiment" / "rerun.yaml", text)
         words = ["--config-dir", made, "+experiment=rerun", *changes]
         return subprocess.run([sys.executable, "-m", "nano3.pretrain", *words], check=False).returncode
+
+
+def found_parent(folder: Path, parent: began.Began, changes: Sequence[str]) -> str:
+    """The checkpoint that the old run began with, which the new one is to begin with too. Raises `UserError` when it is
+    gone and no other one is given."""
+    if not parent.checkpoint.is_dir() and not any(word.startswith("checkpoint.load=") for word in changes):
+        raise UserError(
+            f"{folder} began with {parent.checkpoint}, which is not there any more. Give another one: "
+            "checkpoint.load=FOLDER, or checkpoint.load=null to begin with new weights."
+        )
+    return str(parent.checkpoint)
+
+
+def chosen_keys(changes: Sequence[str]) -> list[str]:
+    """The dotted keys that a member of `train` sets which the changes name."""
+    members = [word.partition("=")[2] for word in changes if word.partition("=")[0] == "train"]
+    return [key for member in members for key in member_keys(f"train/{member}")]
+
+
+def without(config: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """The tree without these dotted keys."""
+    left = deepcopy(config)
+    for key in keys:
+        *sections, last = key.split(".")
+        place: Any = left
+        for section in sections:
+            place = place.get(section) if isinstance(place, dict) else None
+        if isinstance(place, dict):
+            place.pop(last, None)
+    return left
 
 
 def read(path: Path) -> dict[str, Any]:

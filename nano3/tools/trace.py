@@ -81,21 +81,28 @@ def run(args: argparse.Namespace) -> int:
 
 def samples_of(config: Any, folder: Path, iteration: int, only: int | None) -> range:
     """Numbers, in the order of the whole run, of the samples in an iteration's batch."""
+    from nano3.training import began
     from nano3.training.metrics import read_metrics
 
     size, last = config.train.global_batch_size, config.train.train_iters
-    if iteration > last:
-        raise UserError(f"--iteration {iteration}: this run has iterations 1 to {last}.")
+    parent = began.read(folder)
+    first = parent.iteration + 1 if parent else 1
+    if not first <= iteration <= last:
+        before = f"; those before are of the run of {parent.checkpoint}" if parent and iteration < first else ""
+        raise UserError(f"--iteration {iteration}: this run has iterations {first:,} to {last:,}{before}.")
     if only is not None and only >= size:
         raise UserError(f"--sample {only}: a global batch of this run has samples 0 to {size - 1}.")
-    for line in read_metrics(folder):
+    lines = read_metrics(folder)
+    if (done := max((line["iteration"] for line in lines), default=0)) < iteration:
+        warn(f"the log of {folder} ends at iteration {done:,}: this batch is not known to have been read yet.")
+    for line in lines:
         if line.get("iteration") == iteration and line.get("consumed_samples", iteration * size) != iteration * size:
             raise Failure(
                 f"{folder}: after iteration {iteration} the run had read {line['consumed_samples']:,} samples, not "
                 f"{iteration} x {size}: its batch size has changed on the way, so its samples cannot be told."
             )
-    first = (iteration - 1) * size
-    return range(first, first + size) if only is None else range(first + only, first + only + 1)
+    sample = (iteration - 1) * size
+    return range(sample, sample + size) if only is None else range(sample + only, sample + only + 1)
 
 
 def pieces_of(order: Any, data: Path, samples: range, global_batch_size: int) -> Iterator[Piece]:

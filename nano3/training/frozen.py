@@ -14,7 +14,7 @@ from nano3.console import is_rank_zero, say, warn
 from nano3.disk import disk_errors
 from nano3.errors import UserError
 from nano3.files import write_json
-from nano3.training import backend
+from nano3.training import backend, began
 from nano3.training.checkpoints import content_of
 from nano3.training.conclude import conclude
 from nano3.training.lineage import data_reference, model_alias
@@ -67,7 +67,8 @@ def train(config: PretrainConfig, run_dir: Path) -> int:
 def tell(config: PretrainConfig, run_dir: Path, outcome: Outcome, as_asked: bool) -> None:
     """Say how the run ended and mark it finished if nothing is left that was asked for."""
     if outcome.status == "stopped" and outcome.checkpoint:
-        say(f"stopped at iteration {outcome.iteration} with a checkpoint; the same command goes on from there")
+        goes_on = "a larger train.exit_iteration, or none," if as_asked else "the same command"
+        say(f"stopped at iteration {outcome.iteration} with a checkpoint; {goes_on} goes on from there")
     elif outcome.status == "stopped":
         say(f"stopped at iteration {outcome.iteration}; no checkpoint was saved")
     marker = run_dir / "finished.json"
@@ -100,12 +101,15 @@ class SaveRecorder:
 
 
 def register_checkpoint(config: PretrainConfig, run_dir: Path, iteration: int, folder: Path) -> None:
-    """Record a complete checkpoint as the newest `ModelArtifact-pretrain`, made from the run's data.
+    """Record a complete checkpoint as the newest `ModelArtifact-pretrain`, made from the run's data and, in a run that
+    began with one, another model.
 
     The same checkpoint again is the same version; another one in the same folder is a new version.
     """
     start = latest_start(run_dir)
     reference = data_reference(start)
+    parent = began.read(run_dir)
+    model = store.made_of(str(parent.checkpoint)) if parent else None
     alias = model_alias(config, start)
     made = store.register(
         MODEL_ARTIFACT,
@@ -117,8 +121,9 @@ def register_checkpoint(config: PretrainConfig, run_dir: Path, iteration: int, f
             "iteration": iteration,
             "data": start["data"],
             "code": start["code"],
+            "began_with": parent and str(parent.checkpoint),
         },
-        inputs=[reference] if reference else [],
+        inputs=[found for found in (reference, model and model.reference) if found],
         alias=alias,
     )
     if run := wandb.active_run():

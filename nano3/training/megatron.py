@@ -19,7 +19,7 @@ from nano3.console import is_rank_zero, say
 from nano3.errors import UserError
 from nano3.garbage import uncollected
 from nano3.provenance import installed_versions
-from nano3.training import index_cache, overrides, recipe, schema
+from nano3.training import began, index_cache, overrides, recipe, schema
 from nano3.training.agreement import from_rank_zero
 from nano3.training.checkpoints import MARKER, read_info
 from nano3.training.data import TrainingData, open_data
@@ -102,8 +102,13 @@ def decide_start(config: PretrainConfig, data: TrainingData, save: Path) -> Star
         c = config.checkpoint
         start = look(config, data, save)
         check_same_run(config, data, start)
+        run_dir = Path(config.run.output_dir).absolute()
         if c.save_interval:
-            claim(save, Path(config.run.output_dir).absolute())
+            claim(save, run_dir)
+        if start.own and start.folder:
+            began.tell_unused_load(run_dir, config, start.folder)
+        else:
+            began.note(run_dir, start.folder, start.new_phase)
         drop_old = c.keep_last == 0 or may_drop_old(save)
         return vars(start) | {"folder": start.folder and str(start.folder), "drop_old": drop_old}
 

@@ -13,7 +13,7 @@ from nano3.config.pretrain import PretrainConfig
 from nano3.console import say, warn
 from nano3.errors import UserError
 from nano3.garbage import uncollected
-from nano3.training import checkpoints
+from nano3.training import began, checkpoints
 from nano3.training.agreement import from_rank_zero
 from nano3.training.batch import BatchPlan, plan_batches
 from nano3.training.data import TrainingData, open_data
@@ -114,6 +114,10 @@ def decide_start(
         if found.folder and found.info and not found.new_phase:
             check_resume(found.info, found.folder, fixed, told, own_folder=found.own)
         claim(save, run_dir)
+        if found.own and found.folder:
+            began.tell_unused_load(run_dir, config, found.folder)
+        else:
+            began.note(run_dir, found.folder, found.new_phase)
         return {
             "folder": found.folder and str(found.folder),
             "info": found.info and asdict(found.info),

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import shutil
+import subprocess
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -198,6 +200,9 @@ def test_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\n{"text": "b"}\n')
     assert read(part(path))[:2] == (["a", "b"], [3, 17])
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbfa")
+    assert read(part(path))[0] == ["a"]
 
 
 COLUMNS = {
@@ -269,6 +274,105 @@ def test_concatenated_streams_are_one(tmp_path: Path) -> None:
         path = tmp_path / f"a.jsonl{suffix}"
         path.write_bytes(helpers.pack(b'{"text": "a"}\n', suffix) + helpers.pack(b'{"text": "b"}\n', suffix))
         assert read(part(path))[0] == ["a", "b"], suffix
+
+
+def test_concatenated_arrow_streams_are_one(tmp_path: Path) -> None:
+    """`cat a.arrows b.arrows`; the columns may stand in another order."""
+    one = helpers.write(tmp_path / "one.arrows", ["a", "b"]).read_bytes()
+    table = pa.table({"n": [1], "text": ["c"]})
+    with pa.ipc.new_stream(tmp_path / "two.arrows", table.schema) as out:
+        out.write_table(table)
+    path = tmp_path / "a.arrows"
+    path.write_bytes(one + (tmp_path / "two.arrows").read_bytes())
+    texts, keys, places, _ = read(part(path))
+    assert (texts, keys) == (["a", "b", "c"], [0, 1, 2])
+    assert places == sorted(places)
+    path.write_bytes(one + b"garbage after the end of a stream")
+    with pytest.raises(Failure, match="damaged Arrow file"):
+        read(part(path))
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow", "arrows"])
+def test_a_column_name_that_occurs_twice(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    table = pa.table([["a"], ["b"], ["http://c"]], names=["text", "text", "url"])
+    if suffix == "parquet":
+        pq.write_table(table, path)
+    else:
+        with (pa.ipc.new_file if suffix == "arrow" else pa.ipc.new_stream)(path, table.schema) as out:
+            out.write_table(table)
+    with pytest.raises(UserError, match="there are 2 columns 'text'"):
+        read(part(path))
+    assert read(part(path, field="url"))[0] == ["http://c"]
+
+
+def test_a_dictionary_that_holds_a_null(tmp_path: Path) -> None:
+    path = tmp_path / "a.arrow"
+    column = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0]), pa.array(["a", None]))
+    with pa.ipc.new_file(path, pa.schema([("text", column.type)])) as out:
+        out.write_batch(pa.record_batch([column], names=["text"]))
+    texts, keys, _, bad = read(part(path))
+    assert (texts, keys, [(key, kind) for key, kind, _ in bad]) == (["a", "a"], [0, 2], [(1, "null")])
+
+
+def test_a_zst_that_begins_with_a_skippable_frame(tmp_path: Path) -> None:
+    """As pzstd writes them."""
+    path = tmp_path / "a.jsonl.zst"
+    skippable = b"\x50\x2a\x4d\x18\x04\x00\x00\x00\xff\x00\x00\x00"
+    packed = helpers.pack(b'{"text": "a"}\n', ".zst")
+    path.write_bytes(skippable + packed + skippable + helpers.pack(b'{"text": "b"}\n', ".zst"))
+    assert read(part(path))[0] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("head", "name", "kind"),
+    [
+        (b"\x5d\x00\x00\x80", "a.jsonl.lzma", None),
+        (b"\x5d\x00\x00\x80", "a.txt.lzma", None),
+        (b'{"text": "a"}', "a.jsonl.gz", "jsonl"),
+        (b"\x00\x01", "a.jsonl.zst", None),
+        (b"no object", "a.jsonl", "jsonl"),
+    ],
+    ids=["lzma", "lzma text", "plain after all", "no magic", "bad line"],
+)
+def test_a_name_of_compression_says_nothing_of_the_bytes(head: bytes, name: str, kind: str | None) -> None:
+    assert detect(head, name) == kind
+
+
+@pytest.mark.skipif(not shutil.which("zstd"), reason="zstd is not installed")
+def test_a_zst_with_a_large_window_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.zst"
+    text = b'{"text": "a"}\n' * 10
+    packed = subprocess.run(["zstd", "--long=31", "--ultra", "-22"], input=text, capture_output=True, check=True)
+    path.write_bytes(packed.stdout)
+    with pytest.raises(UserError, match=r"larger window \(zstd --long\).*zstd -dc --long=31"):
+        read(part(path))
+
+
+ARRAYS = {
+    "nan": (b'[{"text": "a", "score": NaN}, {"text": "b"}]', ["a", "b"], []),
+    "half a pair": (
+        b'[{"text": "a"}, {"text": "\\ud83d"}, {"text": "\\ud83d\\ude00"}]',
+        ["a", "\U0001f600"],
+        ["not_utf8"],
+    ),
+    "no utf-8": (b'[{"text": "a"}, {"text": "\xff"}]', ["a"], ["not_utf8"]),
+    "no object": (b'[{"text": "a", "n": -Infinity}, 7, {"n": 1}]', ["a"], ["not_json", "no_text"]),
+}
+
+
+@pytest.mark.parametrize(("data", "texts", "kinds"), ARRAYS.values(), ids=ARRAYS.keys())
+def test_a_json_array_is_read_as_pythons_json_reads_it(
+    tmp_path: Path, data: bytes, texts: list[str], kinds: list[str]
+) -> None:
+    """One bad element is a bad row, not a bad file."""
+    path = tmp_path / "a.json"
+    path.write_bytes(b"\xef\xbb\xbf" + data)
+    found, _, _, bad = read(part(path))
+    assert (found, [kind for _, kind, _ in bad]) == (texts, kinds)
+    path.write_bytes(data[:-1])
+    with pytest.raises(Failure, match="begins like a JSON array, but is not one"):
+        read(part(path))
 
 
 def test_a_changed_file_is_told(tmp_path: Path) -> None:

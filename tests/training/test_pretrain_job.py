@@ -60,7 +60,7 @@ def test_making_a_job_writes_nothing(composed: Compose, tmp_path: Path) -> None:
 
 
 def test_what_is_shown_is_what_the_ranks_read(composed: Compose, tmp_path: Path) -> None:
-    cfg = composed("cluster.mode=detached")
+    cfg = composed("cluster.poll_s=7")
     config, text = checked(cfg, find_data(cfg), tmp_path / "run")
     start(job(cfg))
     assert (tmp_path / "run/config.yaml").read_text() == text
@@ -75,7 +75,7 @@ def test_a_dollar_that_was_typed_as_text_reaches_the_ranks(composed: Compose, tm
 
 def test_another_run_in_the_same_folder_is_noticed(composed: Compose, tmp_path: Path) -> None:
     start(job(composed()))
-    assert not job(composed("cluster.mode=detached")).changed
+    assert not job(composed("cluster.poll_s=7")).changed
     assert job(composed("train.seed=7")).changed
     assert latest_start(tmp_path / "run")["overrides"] == ["train.seq_length=32"]
 
