@@ -49,9 +49,12 @@ def sweep_labels(points: Sequence[Sequence[str]]) -> list[str]:
     else:
         wanted = [key for key in keys if not key.startswith(("hydra.", "hydra/", "cluster."))]
     labels = [_label({key: point[key] for key in wanted if key in point}) for point in parsed]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
+    twice = {
+        tuple(sorted(point.items())) for point, label in zip(parsed, labels, strict=True) if labels.count(label) > 1
+    }
     if twice:
-        raise UserError([f"The sweep has the same point twice: {label}. Give every value once." for label in twice])
+        told = [" ".join(f"{key}={value}" for key, value in point) for point in sorted(twice)]
+        raise UserError([f"The sweep has the same point twice: {point}. Give every value once." for point in told])
     return labels
 
 

@@ -35,6 +35,8 @@ from nano3.secrecy import is_secret
 
 # What is told without a traceback.
 FORESEEN = (HydraException, OmegaConfBaseException, yaml.YAMLError, Nano3Error)
+# Of these Hydra does one thing at a time.
+ONE_OF = ("-m", "--multirun", "--run", "-r", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
 # What composing raises; the bare ones of a member's file that holds no keys.
 COMPOSING = (ConfigCompositionException, MissingConfigException, yaml.YAMLError, ValueError, OSError)
 
@@ -190,6 +192,9 @@ def wrong_flags(name: str, argv: list[str]) -> list[str]:
         near = nearest(flag[2:].replace("-", "_"), [*keys, "then"] if name == "data_prep" else keys)
         meant = "--then WORDS" if near == "then" else f"{near}={value or 'VALUE'}" if near else "key=value"
         found.append(f"{flag}: no such flag. Did you mean {meant}?" if near else f"{flag}: no such flag; {meant}")
+    doing = [word for word in argv if word.partition("=")[0] in ONE_OF]
+    if len(doing) > 1:
+        found.append(f"{' and '.join(doing)}: only one of these at a time; leave out {doing[0]} or {doing[-1]}.")
     return found
 
 

@@ -42,6 +42,8 @@ def pretrain(cfg: DictConfig) -> int:
     """One run: check and launch; returns the exit code."""
     run_dir = folder(cfg.run.output_dir)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if "RANK" not in os.environ:
+            raise UserError("WORLD_SIZE is set and RANK is not: start with torchrun, or unset WORLD_SIZE")
         return rank_of_torchrun(cfg, run_dir)
     return launch.run([make_job(cfg, run_dir, label="")], dry_run=cfg.dry_run, sweep=False)
 

@@ -117,6 +117,35 @@ def test_several_runs_are_told_apart_and_compared(tmp_path: Path) -> None:
     assert "lr-0.01" in words(pictures(page)[0])
 
 
+def test_only_losses_that_can_be_compared_make_a_best_run(tmp_path: Path) -> None:
+    """Not those of the untrained model, and not those of other data."""
+
+    def best(*runs: Path) -> list[str]:
+        return re.findall(r"<tr class='best'><td>(.*?)</td>", make_report(tmp_path, *runs))
+
+    runs = [make_run(tmp_path / name, end=end) for name, end in (("a", 6.0), ("b", 5.0))]
+    assert best(*runs) == ["b"]
+    start = json.loads((runs[1] / "starts/0001/start.json").read_text())
+    start["data"]["fingerprint"] = "other"
+    (runs[1] / "starts/0001/start.json").write_text(json.dumps(start))
+    assert best(*runs) == []
+    short = [make_run(tmp_path / name, iterations=5) for name in ("c", "d")]
+    for run in short:
+        path = run / "metrics.jsonl"
+        path.write_text('{"iteration": 0, "valid_loss": 8.3}\n' + path.read_text())
+    assert best(*short) == []
+    assert best(runs[0], *short) == []
+
+
+def test_a_run_that_was_asked_to_stop_is_not_at_its_end(tmp_path: Path) -> None:
+    """And a validation of an earlier iteration is said to be one."""
+    run = make_run(tmp_path / "a", iterations=25)
+    (run / "finished.json").write_text(json.dumps({"iteration": 25, "checkpoint": None}))
+    row = Tables(make_report(tmp_path, run)).tables[0][1]
+    assert row[1] == "at 25 of 40"
+    assert row[4] == "7.5000 (at 20)"
+
+
 def test_a_sweep_by_its_folder(tmp_path: Path) -> None:
     for lr in (0.1, 0.01):
         make_run(tmp_path / "sweep" / f"lr-{lr}", lr)

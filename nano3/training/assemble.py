@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +127,9 @@ def restore(parts: Parts, folder: Path, new_phase: bool = False) -> None:
     if new_phase:
         parts.scheduler.step(0)  # sets the first rate, which the optimizer's state has overwritten
         return
-    parts.scheduler.load_state_dict(state["scheduler"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Megatron about a rank, when there is one process
+        parts.scheduler.load_state_dict(state["scheduler"])
     rng = load_rng(folder, parts.accelerator.process_index)
     if rng is not None:
         restore_rng(rng)

@@ -88,6 +88,8 @@ def test_labels_do_not_depend_on_order() -> None:
 def test_equal_points_are_refused() -> None:
     with pytest.raises(UserError, match="same point twice: a=1"):
         sweep_labels([["a=1"], ["a=1"], ["a=2"]])
+    with pytest.raises(UserError, match="same point twice: lr=1 name=x"):
+        sweep_labels([["lr=1", "name=x"], ["lr=1", "name=x"]])
 
 
 _VALUES = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=200)
