@@ -11,7 +11,7 @@ from megatron_helpers import checkpoint
 
 from nano3.config import PretrainConfig
 from nano3.errors import UserError
-from nano3.training import megatron
+from nano3.training import began, megatron
 from nano3.training.data import open_data
 from nano3.training.start import Start
 
@@ -158,6 +158,14 @@ def test_a_new_phase_may_change_samples_batch_cut_and_data(
     assert start == Start(0, phase_one, own=False, new_phase=True)
     assert start.sentence(None) == f"new phase: iteration 0 with the weights of {phase_one}"
     assert capsys.readouterr().err == ""
+    run_dir = Path(config.run.output_dir)
+    assert began.read(run_dir) == began.Began(phase_one, new_phase=True)
+    own = checkpoint(run_dir / "checkpoints", 5, fixed=megatron.fixed_keys(config, open_data(data_dir)))
+    assert decided(config, data_dir, phase_one) == Start(5, own, own=True)
+    assert "is not used" not in capsys.readouterr().err
+    elsewhere = checkpoint(run_dir.parent / "two", 7)
+    assert decided(config, data_dir, elsewhere).folder == own
+    assert f"The run began with {phase_one}" in capsys.readouterr().err
 
 
 def test_a_new_phase_needs_the_same_model(config: PretrainConfig, data_dir: Path, phase_one: Path) -> None:
@@ -169,6 +177,8 @@ def test_a_new_phase_needs_the_same_model(config: PretrainConfig, data_dir: Path
 def test_the_rest_of_a_schedule_keeps_its_iteration(config: PretrainConfig, data_dir: Path, phase_one: Path) -> None:
     config.train.train_iters = 40
     assert decided(config, data_dir, phase_one, keep_iteration=True) == Start(20, phase_one, own=False)
+    parent = began.read(Path(config.run.output_dir))
+    assert parent is not None and parent.iteration == 20
     config.train.seq_length = 512
     with pytest.raises(UserError, match=r"train\.seq_length: 256 in the checkpoint, now 512"):
         decided(config, data_dir, phase_one)
