@@ -38,29 +38,47 @@ def file_of(member: str, argv: list[str]) -> Path | None:
     return next((path for root in roots if (path := Path(root) / f"{member}.yaml").is_file()), None)
 
 
-def member_keys(member: str, argv: Sequence[str] = ()) -> list[str]:
-    """The dotted keys that the file of "train/phase2" sets, those of the members it builds on included; none of a file
-    that cannot be read, which composing tells."""
+def shadowed(words: Sequence[str]) -> str | None:
+    """What to tell of overrides that name a member of `train` and an experiment which sets keys of it to other values:
+    Hydra puts the experiment above it."""
+    typed = dict(word.lstrip("+").partition("=")[::2] for word in words)
+    if not {"train", "experiment"} <= typed.keys():
+        return None
+    below, above = (member_values(f"{group}/{typed[group]}") for group in ("train", "experiment"))
+    keys = [key for key, value in below.items() if key not in typed and above.get(key, value) != value]
+    if not keys:
+        return None
+    told = ", ".join(f"{key}={above[key]}" for key in keys)
+    return (
+        f"train={typed['train']}: experiment={typed['experiment']} stands above it, so these are the experiment's: "
+        f"{told}. To have another value write it out: KEY=VALUE."
+    )
+
+
+def member_values(member: str, argv: Sequence[str] = ()) -> dict[str, Any]:
+    """The dotted keys that the file of "train/phase2" sets, with their values, those of the members it builds on
+    included; none of a file that cannot be read, which composing tells."""
     path, group = file_of(member, list(argv)), member.partition("/")[0]
     try:
         text = path.read_text() if path else ""
         content = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return []
+        return {}
     if not isinstance(content, dict):
-        return []
+        return {}
     names = [name for name in content.pop("defaults", []) if isinstance(name, str) and name != "_self_"]
-    below = [key for name in names for key in member_keys(f"{group}/{name}", argv)]
-    prefix = "" if _PACKAGE.search(text) else f"{group}."
-    return [*below, *_leaves(content, prefix)]
+    found: dict[str, Any] = {}
+    for name in names:
+        found |= member_values(f"{group}/{name}", argv)
+    return found | dict(_leaves(content, "" if _PACKAGE.search(text) else f"{group}."))
 
 
-def _leaves(content: Mapping[Any, Any], prefix: str) -> Iterator[str]:
+def _leaves(content: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in content.items():
         if isinstance(value, Mapping) and value:
             yield from _leaves(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}"
+            yield f"{prefix}{key}", value
 
 
 def problems_in(path: Path, group: str, name: str) -> list[str]:

@@ -23,6 +23,7 @@ from launch.lock import locked
 from nano3 import places
 from nano3.artifacts.resolver import find, settings_of
 from nano3.cli import run_app, task_overrides, typed
+from nano3.conf_files import shadowed
 from nano3.config import PretrainConfig
 from nano3.console import is_rank_zero, say, table, warn
 from nano3.errors import UserError
@@ -71,8 +72,10 @@ def make_job(
     `data` is given when it is still being made; `overrides` when they are not those of this command line.
     """
     found = data or find_data(cfg)
-    config, preview = checked(cfg, found, run_dir, label)
     words = task_overrides() if overrides is None else list(overrides)
+    config, preview = checked(cfg, found, run_dir, label)
+    if not label and (told := shadowed(words)):
+        warn(told)
 
     def freeze_it() -> None:
         if config.cluster.container_runtime != "none":  # what is mounted must be there

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nano3 import conf
 from nano3.cli import set_up
-from nano3.conf_files import file_of, file_problems, missing_folder, problems_in, yaml_problem
+from nano3.conf_files import file_of, file_problems, missing_folder, problems_in, shadowed, yaml_problem
 from nano3.mistakes import parsed
 
 
@@ -191,3 +191,25 @@ def test_a_folder_of_members_is_missed_only_when_it_is_named(
     assert problem.startswith("NANO3_CONF=/no/such: ") and "unset NANO3_CONF" in problem
     monkeypatch.setenv("NANO3_CONF", "")
     assert missing_folder() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["+experiment=tiny", "train=one_hopper"],
+            ["train=one_hopper: experiment=tiny stands above it", "train.train_iters="],
+        ),
+        (["+experiment=tiny", "train=one_hopper", "train.train_iters=5"], ["scheduler.lr_warmup_iters=32"]),
+        (["+experiment=tiny"], []),
+        (["train=one_hopper"], []),
+        (["+experiment=tiny", "train=default"], []),
+        (["+experiment=nowhere", "train=nowhere"], []),
+    ],
+    ids=["both", "one typed", "experiment", "train", "nothing set", "neither there"],
+)
+def test_an_experiment_above_a_member_of_train_is_told(words: list[str], told: list[str]) -> None:
+    found = shadowed(words) or ""
+    assert bool(found) == bool(told)
+    assert all(part in found for part in told)
+    assert "train.train_iters=" not in found or "train.train_iters=5" not in words

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from nano3.artifacts.names import slug
-from nano3.conf_files import member_keys
+from nano3.conf_files import member_values
 from nano3.console import say, warn
 from nano3.errors import Failure, UserError
 from nano3.files import write_text
@@ -80,7 +80,7 @@ def found_parent(folder: Path, parent: began.Began, changes: Sequence[str]) -> s
 def chosen_keys(changes: Sequence[str]) -> list[str]:
     """The dotted keys that a member of `train` sets which the changes name."""
     members = [word.partition("=")[2] for word in changes if word.partition("=")[0] == "train"]
-    return [key for member in members for key in member_keys(f"train/{member}")]
+    return [key for member in members for key in member_values(f"train/{member}")]
 
 
 def without(config: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from commands import SMALL, Commands, losses
 
-from nano3.conf_files import member_keys
+from nano3.conf_files import member_values
 from nano3.config import PretrainConfig
 from nano3.config.train import CheckpointConfig
 from nano3.errors import Failure, UserError
@@ -138,7 +138,7 @@ def test_a_damaged_note_is_told(tmp_path: Path) -> None:
     ],
 )
 def test_the_keys_that_a_member_sets(member: str, has: list[str], has_not: str) -> None:
-    keys = member_keys(member)
+    keys = member_values(member)
     assert set(has) <= set(keys) and has_not not in keys
 
 
