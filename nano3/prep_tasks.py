@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from nano3.artifacts import store, wandb
+from nano3.artifacts.names import MODEL
 from nano3.console import say, warn
 from nano3.data.manifest import Manifest
 from nano3.data.run import finalize, run_part
@@ -25,7 +26,10 @@ class Registration:
 
     def problems(self, write: bool) -> list[str]:
         """Everything that would be refused at the end; `write` also tries whether the store can be written."""
-        return store.problems(self.artifact, self.alias, write) + wandb.problems(self.mirrored, "wandb.mode")
+        found = store.problems(self.artifact, self.alias, write) + wandb.problems(self.mirrored, "wandb.mode")
+        if self.artifact == MODEL:
+            found.append(f"artifact={MODEL}: checkpoints are registered under this name; data needs another one")
+        return found
 
     def to_text(self) -> str:
         """For the command line of a job."""

@@ -307,3 +307,15 @@ def test_registering_again_mends_what_was_damaged(folder: Path, home: Path) -> N
         store.register(DATA, folder, "plan1", alias="math")
     (home / DATA / "v1.json").unlink()
     assert store.register(DATA, folder, "plan1", alias="math").version == 1
+
+
+def test_a_version_whose_folder_is_gone_is_listed_as_such(
+    folder: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As most checkpoints of a long run are (checkpoint.keep_last)."""
+    store.register(DATA, folder, "plan1")
+    store.register(DATA, folder.parent / "gone", "plan2")
+    assert artifacts_tool.list_all() == 0
+    first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith(DATA))
+    assert first.rstrip().endswith(str(folder))
+    assert second.rstrip().endswith(f"{folder.parent / 'gone'}  (not there any more)")

@@ -84,6 +84,7 @@ REFUSED = {
     "blend-is-a-folder": (["blend_path=."], ["blend_path=.: this is a folder"]),
     "blend-is-text": (["blend_path=text.jsonl"], ["blend_path=text.jsonl: not valid JSON: Extra data"]),
     "alias": (["alias=a b", "artifact=x/y"], ["'a b' cannot be an artifact's alias", "'x/y' cannot be the name"]),
+    "artifact-of-models": (["artifact=ModelArtifact-pretrain"], ["checkpoints are registered under this name"]),
     "more-shards-than-megatron-takes": (
         ["num_shards=32767"],
         ["num_shards=32767: Megatron's blends have at most 32,766"],

@@ -7,6 +7,7 @@ alias becomes one that is (`slug`), and only words that mean something else are 
 import hashlib
 import re
 
+MODEL = "ModelArtifact-pretrain"  # checkpoints of all runs
 MOST = 128  # characters; W&B allows no more, and file systems 255 bytes
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VERSION = re.compile(r"v\d+")

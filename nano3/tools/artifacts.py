@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 from nano3.artifacts import store
 from nano3.console import say, table
@@ -50,9 +51,9 @@ def list_all() -> int:
             except Failure as error:
                 damaged += error.problems
                 continue
-            rows.append(
-                [name, f"v{version}", ", ".join(sorted(t for t, v in tags.items() if v == version)), a.created, a.path]
-            )
+            known = ", ".join(sorted(t for t, v in tags.items() if v == version))
+            gone = "" if Path(a.path).exists() else "  (not there any more)"
+            rows.append([name, f"v{version}", known, a.created, a.path + gone])
     if rows:
         table(f"Artifacts in {store.home()}", ["name", "version", "aliases", "created", "path"], rows)
     elif not damaged:

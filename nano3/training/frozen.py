@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nano3.artifacts import store, wandb
+from nano3.artifacts.names import MODEL
 from nano3.config import PretrainConfig
 from nano3.console import is_rank_zero, say, warn
 from nano3.disk import disk_errors
@@ -21,8 +22,6 @@ from nano3.training.lineage import data_reference, model_alias
 from nano3.training.metrics import wandb_settings
 from nano3.training.outcome import Outcome
 from nano3.training.record import finished, latest_start, thaw
-
-MODEL_ARTIFACT = "ModelArtifact-pretrain"
 
 
 def main(config_path: str) -> int:
@@ -94,7 +93,7 @@ class SaveRecorder:
         except Exception as error:
             if not self._told:
                 warn(
-                    f"{folder} could not be registered as {MODEL_ARTIFACT} ({type(error).__name__}: {error}). Training "
+                    f"{folder} could not be registered as {MODEL} ({type(error).__name__}: {error}). Training "
                     "goes on; later failures of this kind are not told."
                 )
             self._told = True
@@ -112,7 +111,7 @@ def register_checkpoint(config: PretrainConfig, run_dir: Path, iteration: int, f
     model = store.made_of(str(parent.checkpoint)) if parent else None
     alias = model_alias(config, start)
     made = store.register(
-        MODEL_ARTIFACT,
+        MODEL,
         folder,
         fingerprint=f"{start['data']['fingerprint']}/{run_dir}/{iteration}/{content_of(folder)}",
         metadata={

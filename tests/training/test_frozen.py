@@ -9,12 +9,13 @@ from omegaconf import OmegaConf
 from training_processes import tiny_config
 
 from nano3.artifacts import store
+from nano3.artifacts.names import MODEL
 from nano3.errors import UserError
 from nano3.files import read_json, write_json, write_text
 from nano3.training import frozen, record
 from nano3.training.checkpoints import MARKER, CheckpointInfo
 from nano3.training.conclude import conclude
-from nano3.training.frozen import MODEL_ARTIFACT, SaveRecorder, tell
+from nano3.training.frozen import SaveRecorder, tell
 from nano3.training.outcome import Outcome
 
 
@@ -38,7 +39,7 @@ def save(recorder: SaveRecorder, iteration: int, elapsed_s: float = 1.0, sha256:
 
 def test_a_checkpoint_is_registered_under_the_runs_name(run_dir: Path) -> None:
     folder = save(SaveRecorder(tiny_config(), run_dir), 4)
-    assert store.resolve(f"{MODEL_ARTIFACT}:tiny").path == str(folder)
+    assert store.resolve(f"{MODEL}:tiny").path == str(folder)
     assert read_json(run_dir / "progress.json") == {"iteration": 4, "checkpoint": str(folder)}
 
 
@@ -55,8 +56,8 @@ def test_other_weights_in_the_same_folder_are_a_new_version(run_dir: Path, again
     recorder = SaveRecorder(tiny_config(), run_dir)
     save(recorder, 4, **({"sha256": "a"} if "sha256" in again else {}))
     save(recorder, 4, **again)
-    assert store.versions(MODEL_ARTIFACT) == versions
-    assert store.resolve(f"{MODEL_ARTIFACT}:latest").version == store.resolve(f"{MODEL_ARTIFACT}:tiny").version
+    assert store.versions(MODEL) == versions
+    assert store.resolve(f"{MODEL}:latest").version == store.resolve(f"{MODEL}:tiny").version
 
 
 def finished_run(run_dir: Path, with_checkpoint: bool) -> Path:
@@ -115,7 +116,7 @@ def test_a_broken_configuration_is_told_with_its_file(tmp_path: Path, text: str 
 def test_no_name_ends_a_run_at_its_first_checkpoint(run_dir: Path, name: str) -> None:
     """Preflight refuses these; a run folder of an older version may still hold one."""
     folder = save(SaveRecorder(tiny_config(**{"run.name": name}), run_dir), 4)
-    assert store.resolve(MODEL_ARTIFACT).path == str(folder)
+    assert store.resolve(MODEL).path == str(folder)
 
 
 def test_a_registry_that_fails_is_told_once_and_training_goes_on(run_dir: Path, monkeypatch, capsys) -> None:
