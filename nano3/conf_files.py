@@ -66,10 +66,10 @@ def member_values(member: str, argv: Sequence[str] = ()) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         return {}
-    names = [name for name in content.pop("defaults", []) if isinstance(name, str) and name != "_self_"]
+    names = [name for name in content.pop("defaults", []) if isinstance(name, str)]
     found: dict[str, Any] = {}
-    for name in names:
-        found |= member_values(f"{group}/{name}", argv)
+    for below in (f"{group}/{name}" for name in names if name != "_self_"):
+        found |= member_values(below, argv) if below != member else {}
     return found | dict(_leaves(content, "" if _PACKAGE.search(text) else f"{group}."))
 
 

@@ -15,12 +15,13 @@ NUMPY = re.compile(r"\d+ requested and \d+ written")
 
 
 def disk_error(error: OSError, what: str) -> Failure:
-    """What to tell when writing `what` failed."""
+    """What to tell when writing `what` failed, or (a disk or server that fails altogether) reading it."""
     if error.errno in FULL:
         return Failure(
             f"{what}: no space left on the device. Free some and run the same command again: what was finished is kept."
         )
-    return Failure(f"{what}: cannot be written: {error.strerror or error}")
+    failing = error.errno in (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO)
+    return Failure(f"{what}: cannot be {'read or ' * failing}written: {error.strerror or error}")
 
 
 @contextlib.contextmanager

@@ -124,7 +124,8 @@ def result(folder: Path, lines: list[dict[str, Any]], known: tuple[dict[str, Any
         return ["not begun", *[""] * 6, *tail]
     whole = config.get("train.train_iters")
     done = train[-1]["iteration"]
-    state = "finished" if is_finished(folder) and done >= whole else f"at {done:,} of {whole:,}"
+    ended = finished_at(folder)  # later than the last line when log_interval does not divide it
+    state = "finished" if ended is not None and ended >= (whole or 0) else f"at {max(done, ended or 0):,} of {whole:,}"
     elapsed = [line["elapsed_s"] for line in lines if "elapsed_s" in line]
     return [
         state,
@@ -144,12 +145,14 @@ def measured(line: dict[str, Any], done: int) -> str:
     return f"{line['valid_loss']:.4f}{at}"
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether a run has reached its end."""
+def finished_at(folder: Path) -> int | None:
+    """The iteration at which a run has done what was asked of it; None for one that has not."""
     marker = folder / "finished.json"
+    if not marker.exists():
+        return None
     try:
-        return marker.exists() and isinstance(read_json(marker), dict)
-    except ValueError as error:
+        return int(read_json(marker)["iteration"])
+    except (ValueError, TypeError, KeyError) as error:
         raise Failure(f"{marker}: damaged: {error}") from error
 
 

@@ -82,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
 def samples_of(config: Any, folder: Path, iteration: int, only: int | None) -> range:
     """Numbers, in the order of the whole run, of the samples in an iteration's batch."""
     from nano3.training import began
+    from nano3.training.checkpoints import iteration_of, latest, root_of
     from nano3.training.metrics import read_metrics
 
     size, last = config.train.global_batch_size, config.train.train_iters
@@ -93,8 +94,12 @@ def samples_of(config: Any, folder: Path, iteration: int, only: int | None) -> r
     if only is not None and only >= size:
         raise UserError(f"--sample {only}: a global batch of this run has samples 0 to {size - 1}.")
     lines = read_metrics(folder)
-    if (done := max((line["iteration"] for line in lines), default=0)) < iteration:
-        warn(f"the log of {folder} ends at iteration {done:,}: this batch is not known to have been read yet.")
+    saved = latest(root_of(folder))
+    done = max([line["iteration"] for line in lines] + [iteration_of(saved) if saved else 0])
+    if done < iteration:
+        warn(
+            f"{folder} has logged and saved nothing after iteration {done:,}: whether this batch was read is not known."
+        )
     for line in lines:
         if line.get("iteration") == iteration and line.get("consumed_samples", iteration * size) != iteration * size:
             raise Failure(

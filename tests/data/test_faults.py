@@ -64,7 +64,7 @@ REFUSALS = {
         "plan.json: no space left on the device. Free some and run the same command again",
     ),
     "manifest_not_written": ("rename", "error=EROFS", 5, ": cannot be written: Read-only file system"),
-    "in_a_worker": ("rename", "error=EIO", 3, ": cannot be written: Input/output error"),
+    "in_a_worker": ("rename", "error=EIO", 3, ": cannot be read or written: Input/output error"),
 }
 
 

@@ -113,7 +113,7 @@ def test_trace_knows_where_a_run_began(cli: Commands) -> None:
     assert "iter_0000003" in done.stderr
     cli("-m", "nano3", "trace", "kept", "--iteration", "4", "--no-sources")
     told = cli("-m", "nano3", "trace", "b", "--iteration", "6", "--no-sources").stderr
-    assert "ends at iteration 3: this batch is not known to have been read" in told
+    assert "nothing after iteration 3: whether this batch was read is not known" in told
 
 
 def test_a_damaged_note_is_told(tmp_path: Path) -> None:
