@@ -129,14 +129,17 @@ def _run(name: str, task: Task, sweep: Prepare | None, shown_in_full: bool) -> i
     codes: list[int] = []
     refused: list[Exception] = []
 
+    def work(cfg: DictConfig) -> None:
+        with disk_errors("standard output"):  # else Hydra, or the next point, would be told of an unforeseen end
+            codes.append(task(cfg))
+
     def first(cfg: DictConfig) -> None:
         if HydraConfig.get().mode != RunMode.RUN:
             points.append(cfg)
             overrides.append(task_overrides())
             return
         try:
-            with disk_errors("standard output"):
-                codes.append(task(cfg))
+            work(cfg)
         except FORESEEN as error:
             if shown_in_full:
                 raise
@@ -146,8 +149,7 @@ def _run(name: str, task: Task, sweep: Prepare | None, shown_in_full: bool) -> i
         number = len(codes)
         say(f"# ---- point {number + 1} of {len(points)}: {' '.join(overrides[number])}")
         try:
-            with disk_errors("standard output"):
-                codes.append(task(points[number]))
+            work(points[number])
         except FORESEEN as error:
             if shown_in_full:
                 raise

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nano3.conf import GROUPS, OPEN, SCHEMAS, conf_dir, given_conf, schema_keys, user_conf
+from nano3.config.tree import leaves
 from nano3.errors import did_you_mean
 
 _CHOSEN_BY_HYDRA = re.compile(r"In '(\w+/[^']+)'")
@@ -70,15 +71,7 @@ def member_values(member: str, argv: Sequence[str] = ()) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for below in (f"{group}/{name}" for name in names if name != "_self_"):
         found |= member_values(below, argv) if below != member else {}
-    return found | dict(_leaves(content, "" if _PACKAGE.search(text) else f"{group}."))
-
-
-def _leaves(content: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return found | dict(leaves(content, "" if _PACKAGE.search(text) else f"{group}."))
 
 
 def problems_in(path: Path, group: str, name: str) -> list[str]:

@@ -16,16 +16,20 @@ from nano3.mistakes import FORESEEN, explain, wrong_overrides
 from nano3.pretrain import check, folder, make_job, pin
 from nano3.training.record import Data
 
+# Keys that the words of the run may not set.
+NOT_THE_RUNS = {
+    "run.data": "leave it out; the run trains on the data that is prepared here",
+    "dry_run": "put it before --then; preparation and run are then both shown, and nothing is done",
+}
+
 
 def compose_next(config: DataPrepConfig) -> DictConfig | None:
     """The pretraining run that `then` describes, composed now: a mistake in it is told before any work is done."""
     if not config.then:
         return None
     problems = wrong_overrides("pretrain", config.then, choices=True)
-    if any(word.lstrip("+~").startswith("run.data=") for word in config.then):
-        problems.append("run.data: leave it out; the run trains on the data that is prepared here")
-    if any(word.lstrip("+~").startswith("dry_run=") for word in config.then):
-        problems.append("dry_run: put it before --then; preparation and run are then both shown, and nothing is done")
+    typed = {word.lstrip("+~").partition("=")[0] for word in config.then if "=" in word}
+    problems += [f"{key}: {instead}" for key, instead in NOT_THE_RUNS.items() if key in typed]
     if not problems:
         where = HydraConfig.get().runtime.choices["cluster"]
         try:

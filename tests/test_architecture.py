@@ -22,7 +22,7 @@ ALLOWED = {
     "launch": GROUND,
     "nano3.training": GROUND | {"nano3.data", "nano3.artifacts", "nano3.secrecy"},
     "nano3.conf": {"nano3.config"},
-    "nano3.conf_files": {"nano3.conf", "nano3.errors"},
+    "nano3.conf_files": {"nano3.conf", "nano3.config", "nano3.errors"},
     "nano3.tools": GROUND | {"nano3.conf_files", "nano3.data", "nano3.artifacts", "nano3.training", "launch"},
 }
 # Started by torchrun and Slurm: entry points that lie in a room.

@@ -4,12 +4,12 @@ nano3 diff tiny tiny-lr2
 """
 
 import argparse
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from nano3.config.tree import leaves
 from nano3.console import say, table
 from nano3.errors import Failure, UserError
 from nano3.files import read_json
@@ -72,15 +72,6 @@ def changes(start: Path) -> str:
     """The uncommitted changes of a start, so that equal ones compare equal."""
     path = start / "code.diff"
     return path.read_text(errors="replace") if path.exists() else ""
-
-
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key with its value; lists stay whole."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def placed(value: Any, own: str) -> Any:

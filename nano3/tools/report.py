@@ -15,11 +15,11 @@ from typing import Any
 
 import nano3
 from nano3.console import say
-from nano3.errors import Failure, UserError
-from nano3.files import read_json, write_text
+from nano3.errors import UserError
+from nano3.files import write_text
 from nano3.tools._folders import RUNS, run_folder, run_folders
 from nano3.tools.diff import facts, not_a_run, shown
-from nano3.training.record import newest_start
+from nano3.training.record import finish_of, newest_start
 
 HELP = "one HTML page about runs: results, curves, what differs"
 END = 20  # lines of the log whose median is the speed told
@@ -124,7 +124,8 @@ def result(folder: Path, lines: list[dict[str, Any]], known: tuple[dict[str, Any
         return ["not begun", *[""] * 6, *tail]
     whole = config.get("train.train_iters")
     done = train[-1]["iteration"]
-    ended = finished_at(folder)  # later than the last line when log_interval does not divide it
+    finish = finish_of(folder)  # later than the last line when log_interval does not divide it
+    ended = finish["iteration"] if finish else None
     state = "finished" if ended is not None and ended >= (whole or 0) else f"at {max(done, ended or 0):,} of {whole:,}"
     elapsed = [line["elapsed_s"] for line in lines if "elapsed_s" in line]
     return [
@@ -143,17 +144,6 @@ def measured(line: dict[str, Any], done: int) -> str:
     """A validation loss, with its iteration when the run has gone on since."""
     at = f" (at {line['iteration']:,})" if line["iteration"] < done else ""
     return f"{line['valid_loss']:.4f}{at}"
-
-
-def finished_at(folder: Path) -> int | None:
-    """The iteration at which a run has done what was asked of it; None for one that has not."""
-    marker = folder / "finished.json"
-    if not marker.exists():
-        return None
-    try:
-        return int(read_json(marker)["iteration"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise Failure(f"{marker}: damaged: {error}") from error
 
 
 def usual(train: list[dict[str, Any]], key: str, form: str) -> str:

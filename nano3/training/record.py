@@ -7,7 +7,7 @@ RUN/starts/0001/           config.yaml, start.json and code.diff of every start,
 import platform
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import nano3
 from nano3.config import PretrainConfig
+from nano3.config.tree import leaves
 from nano3.console import say
 from nano3.errors import UserError
 from nano3.files import atomic_open, read_json, write_json, write_text
@@ -143,16 +144,9 @@ def differing(run_dir: Path, config: PretrainConfig) -> list[str]:
     for one in (before, now):
         for key in NOT_THE_RUN:
             OmegaConf.update(one, key, None)
-    flat = [dict(_leaves(OmegaConf.to_container(one))) for one in (before, now)]
+    trees: list[Any] = [OmegaConf.to_container(one) for one in (before, now)]
+    flat = [dict(leaves(tree)) for tree in trees]
     return sorted(key for key in flat[0] | flat[1] if flat[0].get(key, ...) != flat[1].get(key, ...))
-
-
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for name, inner in value.items():
-            yield from _leaves(inner, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, value
 
 
 def unused(run_dir: Path, config: PretrainConfig) -> str | None:
@@ -173,14 +167,13 @@ def unused(run_dir: Path, config: PretrainConfig) -> str | None:
 def finished(run_dir: Path) -> dict[str, Any] | None:
     """What finished.json says of a run that has reached its end, with the checkpoint that it names still there (or none
     named: none was asked for); else None."""
-    marker = run_dir / "finished.json"
-    return _finish(marker) if marker.is_file() and lost_checkpoint(run_dir) is None else None
+    return finish_of(run_dir) if lost_checkpoint(run_dir) is None else None
 
 
 def lost_checkpoint(run_dir: Path) -> Path | None:
     """The checkpoint that finished.json names, if it is gone."""
-    marker = run_dir / "finished.json"
-    named = _finish(marker)["checkpoint"] if marker.is_file() else None
+    done = finish_of(run_dir)
+    named = done["checkpoint"] if done else None
     if not named or Path(named).is_dir() or (root_of(run_dir) / Path(named).name).is_dir():  # the run was moved
         return None
     return Path(named)
@@ -201,7 +194,12 @@ def left_behind(run_dir: Path, config: PretrainConfig) -> list[str]:
     ]
 
 
-def _finish(marker: Path) -> dict[str, Any]:
+def finish_of(run_dir: Path) -> dict[str, Any] | None:
+    """What finished.json says, whatever has become of the checkpoint that it names; None without one. Raises
+    `Failure`."""
+    marker = run_dir / "finished.json"
+    if not marker.is_file():
+        return None
     then = "the run then goes on from its newest checkpoint, and has nothing to do when that is its last"
     return {"checkpoint": None} | read_note(marker, "iteration", then)
 

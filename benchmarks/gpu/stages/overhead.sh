@@ -1,6 +1,5 @@
 # nano3 against plain Megatron-Bridge: the 1.2 B model (bound by the GPU), then the micro model (bound by the host: the worst case).
 source "$ROOT/benchmarks/gpu/stages/speed.sh"
-M="conf/model/nemotron_3_nano_micro.yaml train.seq_length=1024 train.micro_batch_size=8 train.global_batch_size=32 train.train_iters=${STEPS:-150} train.eval_interval=0 checkpoint.save_interval=0 logger.log_interval=10 optimizer.lr=2e-3 scheduler.lr_warmup_iters=5 scheduler.lr_wsd_decay_iters=10"
 # In every other round plain Megatron-Bridge goes first.
 both() { [ $(($1 % 2)) = 1 ] && echo train plain || echo plain train; }
 for round in ${ROUNDS_1B-1 2}; do for script in $(both "$round"); do queue overhead $script "1b_$round" $W train.train_iters=25; done; done

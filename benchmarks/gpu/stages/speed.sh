@@ -4,6 +4,8 @@
 # GPU=1 takes another GPU than the first; two such commands may run side by side, each with files named after its GPU.
 GPU=${GPU:-0}; AT=$([ "$GPU" = 0 ] || echo "_gpu$GPU")
 W="conf/model/nemotron_3_nano_1b.yaml train.seq_length=4096 train.global_batch_size=32 train.micro_batch_size=16 train.train_iters=15 train.eval_interval=0 logger.log_interval=5 checkpoint.save_interval=0 scheduler.lr_wsd_decay_iters=5 scheduler.lr_warmup_iters=2 optimizer.lr=1e-4 megatron.model.recompute_granularity=null megatron.model.recompute_modules=null"
+# The micro model, bound by the host.
+M="conf/model/nemotron_3_nano_micro.yaml train.seq_length=1024 train.micro_batch_size=8 train.global_batch_size=32 train.train_iters=${STEPS:-150} train.eval_interval=0 checkpoint.save_interval=0 logger.log_interval=10 optimizer.lr=2e-3 scheduler.lr_warmup_iters=5 scheduler.lr_wsd_decay_iters=10"
 turn() { TURN=$K/turn$AT CUDA_VISIBLE_DEVICES=$GPU timeout -s ABRT -k 5 "${LIMIT:-400}" python3 -X faulthandler "benchmarks/gpu/$1.py" "${@:2}"; }
 tune() { # NAME ARGUMENTS...
   local name=$1$AT; shift
