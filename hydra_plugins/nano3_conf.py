@@ -3,7 +3,7 @@
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-from nano3.conf import user_conf
+from nano3.cli.config_groups import user_conf
 
 
 class Nano3UserConf(SearchPathPlugin):

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 from launch.job import AGAIN, Job
 
 if TYPE_CHECKING:
+    from launch.api import run
     from launch.array import run_array
-    from launch.dispatch import run
 
 __all__ = ["AGAIN", "Job", "run", "run_array"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "run":
-        from launch.dispatch import run
+        from launch.api import run
 
         return run
     if name == "run_array":

@@ -18,15 +18,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launch import check, ledger, slurm
-from launch.dispatch import how_to_follow, nothing_left, show
+from launch import check, job_records, slurm
+from launch.api import how_to_follow, nothing_left, show
 from launch.follow import Watch, attached, follow, say
 from launch.job import Job
 from launch.lock import locked
 from launch.rank import call
 from launch.submit import Batch, Submitted, rank_task, record, submit_batch
 from nano3.config.cluster import ClusterConfig
-from nano3.errors import Failure, UserError
+from nano3.utils.errors import Failure, UserError
 
 # More lost tasks than this were not lost by accident: the finalizer reports instead of repeating them one after
 # another.
@@ -68,7 +68,7 @@ class Array:
         if dry_run:
             return _show(self, then)
         submitted = _submit(self, then)
-        ids = [job_id for one in submitted for job_id in ledger.read(one.run_dir)[-1].ids]
+        ids = [job_id for one in submitted for job_id in job_records.read(one.run_dir)[-1].ids]
         told = f"submitted array {ids[0]} of {self.tasks} tasks, finalizer {ids[1]}"
         told += f", then job {ids[2]}" if then else ""
         if cluster.mode == "detached":
@@ -144,16 +144,16 @@ def run_array(
 
 
 def _run_here(array: Array, then: Job | None, dry_run: bool) -> int:
-    from launch import dispatch
+    from launch import api
 
     if dry_run:
         print(array.preview)
-        return dispatch.run([then], dry_run=True) if then else 0
+        return api.run([then], dry_run=True) if then else 0
     for index in range(array.tasks):
         if code := call(array.entry, (*array.args, index, array.tasks)):
             return code
     code = call(array.finalize, array.args)
-    return dispatch.run([then]) if then and code == 0 else code
+    return api.run([then]) if then and code == 0 else code
 
 
 def _show(array: Array, then: Job | None) -> int:
@@ -171,7 +171,7 @@ def _submit(array: Array, then: Job | None) -> list[Submitted]:
     """All or nothing."""
     taken: list[str] = []
     with locked(array.folder), _cancelling(taken):
-        ledger.refuse_if_active([array.folder, *([then.run_dir] if then else [])])
+        job_records.refuse_if_active([array.folder, *([then.run_dir] if then else [])])
         parts = array.parts()
         taken += parts.submit()[:1]
         array_id = taken[0].partition("_")[0]

@@ -9,7 +9,7 @@ from launch import container, slurm
 from launch.job import Job
 from launch.names import time_seconds
 from nano3.config.cluster import ClusterConfig
-from nano3.errors import UserError, did_you_mean
+from nano3.utils.errors import UserError, did_you_mean
 
 _KINDS = ("local", "slurm")
 _MODES = ("attached", "detached")

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from launch import ledger, slurm
+from launch import job_records, slurm
 from launch.submit import Submitted
-from nano3.console import console
-from nano3.errors import Failure
+from nano3.utils.console import console
+from nano3.utils.errors import Failure
 
 INTERRUPTED = 130
 _LOG_S = 0.25
@@ -123,7 +123,7 @@ def follow(one: Submitted, rank: int = 0, offset: int = 0) -> int:
         time.sleep(min(_LOG_S, one.poll_s))
     stream.copy()
     state = watch.states[one.id]
-    ledger.end(one.run_dir, one.id, state)
+    job_records.end(one.run_dir, one.id, state)
     if state.code:
         report_failure(one, state, rank)
     return state.code

@@ -15,10 +15,10 @@ from typing import IO
 
 from launch.follow import say, tail
 from launch.job import AGAIN, Job
-from launch.local_start import noted
+from launch.local_job import noted
 from launch.lock import RunLock
 from launch.rank import call
-from nano3.console import console
+from nano3.utils.console import console
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
@@ -39,7 +39,7 @@ def rank_command(job: Job) -> list[str]:
         return [sys.executable, "-u", "-m", "launch.rank", job.entry, *job.args]
     return [
         sys.executable, "-u", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.ranks}",
-        "--max-restarts=0", "-m", "launch.elastic", str(job.run_dir.absolute() / "logs"), job.entry, *job.args,
+        "--max-restarts=0", "-m", "launch.torchrun_rank", str(job.run_dir.absolute() / "logs"), job.entry, *job.args,
     ]  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """RUN_DIR/.lock: one process at a time starts or submits a run, and holds its folder while it runs here.
 
 flock(2) belongs to the open file, so the kernel lets go of it however the process ends, kill -9 included. A run that
-was handed over to Slurm is not held by a lock but found in jobs.json (launch.ledger): its ranks must be able to come
-back on another node while the lock of a dead one may still be known to the file server.
+was handed over to Slurm is not held by a lock but found in jobs.json (launch.job_records): its ranks must be able to
+come back on another node while the lock of a dead one may still be known to the file server.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from nano3.console import warn
-from nano3.errors import UserError
+from nano3.utils.console import warn
+from nano3.utils.errors import UserError
 
 FILE = ".lock"
 # How file systems say that they have no locks: NFS without a lock service, Lustre mounted without flock, FUSE.

@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-from nano3.errors import UserError
+from nano3.utils.errors import UserError
 
 _MAX_LABEL = 120
 

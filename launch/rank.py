@@ -14,7 +14,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from launch.job import AGAIN
-from nano3.errors import Nano3Error, UserError
+from nano3.utils.errors import Nano3Error, UserError
 
 
 def resolve(entry: str) -> Callable[..., int | None]:

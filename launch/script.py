@@ -104,5 +104,5 @@ def _srun_words(job: Job, binds: list[str]) -> list[str]:
 
 
 def python_command(job: Job, boot: Path, binds: list[str], this_python: str) -> str:
-    """Shell words that run launch.boot of the snapshot in every rank."""
+    """Shell words that run launch.bootstrap of the snapshot in every rank."""
     return shlex.join([*container.python_words(job, binds, this_python), str(boot)])

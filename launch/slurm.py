@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from nano3.errors import Failure
+from nano3.utils.errors import Failure
 
 # Exit code for a job that ended without one of its own, as a shell or timeout(1) would give it.
 _END_CODES = {

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import launch
 import nano3
-from nano3.files import fsync_dir, temp_name, write_json
-from nano3.provenance import commit_of, git, git_bytes
+from nano3.utils.files import fsync_dir, temp_name, write_json
+from nano3.utils.provenance import commit_of, git, git_bytes
 
 _PACKAGES = ("nano3", "launch")
 # Beside the packages in a working copy; inside nano3 in a wheel.
@@ -62,7 +62,7 @@ def plan(parent: Path, entries: set[str]) -> Snapshot:
     working copy: tracked files as they are now, and new ones that are not ignored.
     """
     root = Path(launch.__file__).resolve().parent.parent
-    files: dict[str, Path] = {"boot.py": root / "launch" / "boot.py"}
+    files: dict[str, Path] = {"boot.py": root / "launch" / "bootstrap.py"}
     for top in [*_PACKAGES, *sorted({entry.partition(".")[0].partition(":")[0] for entry in entries} - set(_PACKAGES))]:
         files.update(_module_files(top, ""))
     for name in _FOLDERS:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch import container, ledger, script, slurm, snapshot
+from launch import container, job_records, script, slurm, snapshot
 from launch.job import Job
 from launch.lock import locked
 from launch.task import RankTask
-from nano3.errors import UserError
+from nano3.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def submit_batch(batch: Batch) -> list[Submitted]:
     with contextlib.ExitStack() as locks:
         for job in batch.jobs:
             locks.enter_context(locked(job.run_dir))
-        ledger.refuse_if_active(job.run_dir for job in batch.jobs)
+        job_records.refuse_if_active(job.run_dir for job in batch.jobs)
         for job in batch.jobs:
             job.prepare()
         ids = batch.submit()
@@ -128,5 +128,7 @@ def record(batch: Batch, job: Job, job_id: str, parts: tuple[str, ...] = ()) -> 
     """Write a submission into its run's jobs.json."""
     one = Submitted(job_id, job.run_dir, batch.folder, job.cluster.poll_s)
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    ledger.add(job.run_dir, ledger.Entry(job_id, job.name, now, str(one.log()), str(batch.script_file(job_id)), parts))
+    job_records.add(
+        job.run_dir, job_records.Entry(job_id, job.name, now, str(one.log()), str(batch.script_file(job_id)), parts)
+    )
     return one

@@ -24,8 +24,8 @@ from pathlib import Path
 from types import FrameType
 
 from launch.job import AGAIN
-from nano3.errors import Failure
-from nano3.files import read_json, write_json
+from nano3.utils.errors import Failure
+from nano3.utils.files import read_json, write_json
 
 # Time between our SIGKILL of a rank that did not save and Slurm's time limit, for the job script to requeue the job.
 _MARGIN_S = 15

@@ -16,15 +16,19 @@ import textwrap
 from types import ModuleType
 
 from nano3 import __version__, tools
-from nano3.cli import begin, leave, leave_quietly
-from nano3.disk import disk_errors
-from nano3.errors import INTERRUPTED, Nano3Error
+from nano3.cli.app import begin, leave, leave_quietly
+from nano3.utils.disk_errors import disk_errors
+from nano3.utils.errors import INTERRUPTED, Nano3Error
 
 
 def tool_modules() -> dict[str, ModuleType]:
-    """Every module of nano3/tools by name: HELP, add_arguments(parser), run(args) -> exit code."""
+    """Return the modules of nano3/tools by command name: each has HELP, add_arguments(parser), run(args) -> exit code.
+
+    A module whose command name is taken by a library sets NAME.
+    """
     found = sorted(m.name for m in pkgutil.iter_modules(tools.__path__) if not m.name.startswith("_"))
-    return {name: importlib.import_module(f"nano3.tools.{name}") for name in found}
+    modules = {name: importlib.import_module(f"nano3.tools.{name}") for name in found}
+    return {getattr(module, "NAME", name): module for name, module in modules.items()}
 
 
 def description(module: ModuleType) -> str:

@@ -16,16 +16,16 @@ import sys
 def main() -> None:
     """Entry point. Little is imported before the tokenizer loads: the rest takes half a second."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no matrices here: its threads would only spin
-    from nano3.garbage import uncollected
-    from nano3.prep_ahead import load_ahead
+    from nano3.prep.preload import load_ahead
+    from nano3.utils.gc_pause import uncollected
 
     sys.argv = fold_then(sys.argv)
     load_ahead(sys.argv[1:])
     with uncollected(freeze=True):
-        from nano3.cli import run_app
-        from nano3.data.loader import Loader
-        from nano3.prep_check import spread
-        from nano3.prep_run import data_prep
+        from nano3.cli.app import run_app
+        from nano3.data.build.worker_client import Loader
+        from nano3.prep.run import data_prep
+        from nano3.prep.validate import spread
     try:
         run_app("data_prep", data_prep, spread)
     finally:

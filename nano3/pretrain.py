@@ -18,20 +18,20 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 import launch
-from launch.ledger import refuse_if_active
+from launch.job_records import refuse_if_active
 from launch.lock import locked
-from nano3 import places
 from nano3.artifacts.resolver import find, settings_of
-from nano3.cli import run_app, task_overrides, typed
-from nano3.conf_files import shadowed
+from nano3.cli.app import run_app, task_overrides, typed
+from nano3.cli.config_file_errors import shadowed
 from nano3.config import PretrainConfig
-from nano3.console import is_rank_zero, say, table, warn
-from nano3.errors import UserError
-from nano3.files import expanded, plain
-from nano3.training import backend, frozen
-from nano3.training.preflight import Preflight, preflight
-from nano3.training.record import Data, changed, freeze, frozen_text, left_behind, lost_checkpoint, unused
-from nano3.training.schedule import with_decay
+from nano3.training import backend, rank_main
+from nano3.training.checks import mounts
+from nano3.training.checks.lr_schedule import with_decay
+from nano3.training.checks.preflight import Preflight, preflight
+from nano3.training.run.record import Data, changed, freeze, frozen_text, left_behind, lost_checkpoint, unused
+from nano3.utils.console import is_rank_zero, say, table, warn
+from nano3.utils.errors import UserError
+from nano3.utils.files import expanded, plain
 
 
 def main() -> None:
@@ -61,7 +61,7 @@ def rank_of_torchrun(cfg: DictConfig, run_dir: Path) -> int:
             held.enter_context(locked(run_dir))
             refuse_if_active([run_dir])
             freeze(run_dir, config, data, task_overrides())
-        return frozen.train(config, run_dir)
+        return rank_main.train(config, run_dir)
 
 
 def make_job(
@@ -79,18 +79,18 @@ def make_job(
 
     def freeze_it() -> None:
         if config.cluster.container_runtime != "none":  # what is mounted must be there
-            for place in places.written_by(config):
+            for place in mounts.written_by(config):
                 Path(place).mkdir(parents=True, exist_ok=True)
         freeze(run_dir, config, found, words, label)
 
     return launch.Job(
         name=config.run.name,
         run_dir=run_dir,
-        entry="nano3.training.frozen:main",
+        entry="nano3.training.rank_main:main",
         args=(str(run_dir / "config.yaml"),),
         cluster=config.cluster,
         container=config.run.env.container,
-        folders=(*places.read_by(config), *places.written_by(config)),
+        folders=(*mounts.read_by(config), *mounts.written_by(config)),
         preview=preview,
         label=label,
         changed=changed(run_dir, config, found) or lost_checkpoint(run_dir) is not None,
@@ -112,7 +112,7 @@ def checked(cfg: DictConfig, data: Data, run_dir: Path, label: str = "") -> tupl
 
 def find_data(cfg: DictConfig) -> Data:
     """Where run.data is and what it is. Raises `UserError` when it is not there."""
-    from nano3.data.manifest import load_manifest  # imports numpy, which --cfg job can do without
+    from nano3.data.dataset.manifest import load_manifest  # imports numpy, which --cfg job can do without
 
     found = find(cfg.run.data, settings_of(cfg))
     return Data(found.reference, str(found.folder), load_manifest(found.folder).content)
@@ -146,7 +146,7 @@ def check(config: PretrainConfig) -> Preflight:
         raise UserError(problems)
     if config.cluster.kind == "local" and not config.dry_run:
         problems += backend.missing_here(config.backend)
-    problems += places.unwritable_problems(config)
+    problems += mounts.unwritable_problems(config)
     plan = preflight(config)
     problems += plan.problems
     if problems:

@@ -6,24 +6,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PRIMITIVES = {"nano3.console", "nano3.disk", "nano3.errors", "nano3.files", "nano3.garbage", "nano3.provenance"}
-GROUND = {"nano3.config"} | PRIMITIVES
+GROUND = {"nano3.config", "nano3.utils"}
 # What a room may import besides itself. What is not named here is an entry point or a part of one.
 ALLOWED = {
-    "nano3.errors": set(),
-    "nano3.garbage": set(),
-    "nano3.disk": {"nano3.errors"},
-    "nano3.files": {"nano3.errors"},
-    "nano3.provenance": {"nano3.errors"},
-    "nano3.console": {"nano3.errors"},
-    "nano3.config": {"nano3.errors"},
+    "nano3.utils": set(),
+    "nano3.config": {"nano3.utils"},
     "nano3.data": GROUND,
-    "nano3.artifacts": PRIMITIVES,
+    "nano3.artifacts": {"nano3.utils"},
     "launch": GROUND,
-    "nano3.training": GROUND | {"nano3.data", "nano3.artifacts", "nano3.secrecy"},
-    "nano3.conf": {"nano3.config"},
-    "nano3.conf_files": {"nano3.conf", "nano3.config", "nano3.errors"},
-    "nano3.tools": GROUND | {"nano3.conf_files", "nano3.data", "nano3.artifacts", "nano3.training", "launch"},
+    "nano3.training": GROUND | {"nano3.data", "nano3.artifacts"},
+    "nano3.cli": GROUND | {"nano3.artifacts", "launch"},
+    "nano3.tools": GROUND | {"nano3.cli", "nano3.data", "nano3.artifacts", "nano3.training", "launch"},
 }
 # Started by torchrun and Slurm: entry points that lie in a room.
 ENTRIES = {"nano3/training/__main__.py"}
@@ -44,7 +37,7 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {room_of(alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module == "nano3":
-            found |= {room_of(f"nano3.{alias.name}") for alias in node.names}
+            found |= {room_of(f"nano3.{alias.name}") for alias in node.names if not alias.name.startswith("__")}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(room_of(node.module))
     return found - {""}
@@ -69,7 +62,7 @@ def test_imports_point_one_way(room: str) -> None:
 def test_no_module_and_no_function_grows_too_long() -> None:
     for path in [*(ROOT / "nano3").rglob("*.py"), *(ROOT / "launch").rglob("*.py")]:
         text = path.read_text()
-        assert text.count("\n") <= 400, path
+        assert text.count("\n") <= 600, path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < 60, f"{path}: {node.name}"

@@ -11,9 +11,9 @@ import pytest
 from commands import ROOT, Commands
 
 from nano3.artifacts import store
-from nano3.data.folder import not_text
-from nano3.data.listing import list_local
-from nano3.files import plain
+from nano3.data.dataset.output_dir import not_text
+from nano3.data.sources.listing import list_local
+from nano3.utils.files import plain
 
 SAMPLE = ROOT / "nano3/sample"
 PREP = ["-m", "nano3.data_prep", f"tokenizer_model={SAMPLE}/tokenizer", "num_shards=4", "workers=1"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from commands import SMALL, Commands, losses
 
-from nano3.data.manifest import load_manifest
+from nano3.data.dataset.manifest import load_manifest
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 
 from nano3.config import PretrainConfig
 from nano3.pretrain import folder, pin
-from nano3.training.record import Data
+from nano3.training.run.record import Data
 
 DATA = Data("data", "/data", "f")
 

@@ -18,16 +18,16 @@ BATCH, LENGTH = 4, 1024
 def main() -> int:
     run_dir, data_dir, hf_dir, fresh = map(Path, sys.argv[1:5])
     os.environ["HF_HUB_OFFLINE"] = "1"
-    from nano3.training.megatron import set_environment
+    from nano3.training.megatron.backend import set_environment
 
     set_environment()
     import torch
     from megatron.bridge import AutoBridge
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from nano3.training.checkpoints import latest
-    from nano3.training.data import open_data
+    from nano3.training.dataset import open_data
     from nano3.training.export import export
+    from nano3.training.hf.checkpoints import latest
 
     started = time.monotonic()
     export(run_dir, hf_dir)

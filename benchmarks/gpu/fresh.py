@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
 
 from nano3.config import ModelConfig
-from nano3.training.data import open_data
-from nano3.training.hf_model import hf_config, padded_vocab_size
+from nano3.training.dataset import open_data
+from nano3.training.hf.model import hf_config, padded_vocab_size
 
 
 def main() -> None:

@@ -16,13 +16,13 @@ from typing import Any
 
 from train import build
 
-from nano3.garbage import uncollected
-from nano3.training import index_cache
-from nano3.training.callbacks import Run, TrainingHooks
-from nano3.training.data import open_data
-from nano3.training.megatron import prepare, set_environment
-from nano3.training.outcome import no_hook
-from nano3.training.stop import StopRequest
+from nano3.training.dataset import open_data
+from nano3.training.megatron.backend import prepare, set_environment
+from nano3.training.megatron.callbacks import Run, TrainingHooks
+from nano3.training.run import index_cache
+from nano3.training.run.outcome import no_hook
+from nano3.training.run.stop import StopRequest
+from nano3.utils.gc_pause import uncollected
 
 BLOCK = 10
 
@@ -78,7 +78,7 @@ def main() -> None:
     from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain
 
-    from nano3.training.metrics import Metrics
+    from nano3.training.run.metrics import Metrics
 
     train = config.train
     run = Run(

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu/imports.py DATA_DIR RUN_DIR [MODEL.yaml]
 
-Two processes in turn, with and without `nano3.garbage.uncollected`, three rounds.
+Two processes in turn, with and without `nano3.utils.gc_pause.uncollected`, three rounds.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ SETTINGS = ["train.seq_length=1024", "train.global_batch_size=32", "train.micro_
 
 def measure(held_back: bool, data_dir: str, run_dir: str, model: str) -> None:
     """One process: seconds of `prepare`, which imports the stack, and of one full collection."""
-    from nano3.garbage import uncollected
-    from nano3.training.data import open_data
-    from nano3.training.megatron import prepare, set_environment
+    from nano3.training.dataset import open_data
+    from nano3.training.megatron.backend import prepare, set_environment
+    from nano3.utils.gc_pause import uncollected
 
     set_environment()
     config, data = build(data_dir, run_dir, [model, *SETTINGS]), open_data(Path(data_dir))

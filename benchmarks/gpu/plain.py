@@ -5,8 +5,8 @@ from pathlib import Path
 
 from train import build, wait_for_turn
 
-from nano3.training.data import open_data
-from nano3.training.megatron import prepare, set_environment
+from nano3.training.dataset import open_data
+from nano3.training.megatron.backend import prepare, set_environment
 
 
 def main() -> None:

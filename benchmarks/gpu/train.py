@@ -14,8 +14,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from nano3.config import PretrainConfig
-from nano3.console import is_rank_zero
-from nano3.errors import Nano3Error
+from nano3.utils.console import is_rank_zero
+from nano3.utils.errors import Nano3Error
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,7 +50,7 @@ def main() -> int:
     run_dir, data_dir, *arguments = sys.argv[1:]
     wait_for_turn()
     started = time.time()
-    from nano3.training.megatron import train
+    from nano3.training.megatron.backend import train
 
     try:
         outcome = train(build(data_dir, run_dir, arguments), Path(data_dir), Path(run_dir))

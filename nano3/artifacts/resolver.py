@@ -7,9 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from nano3.artifacts import store, wandb
-from nano3.errors import UserError
-from nano3.files import expanded
+from nano3.artifacts import store, wandb_mirror
+from nano3.utils.errors import UserError
+from nano3.utils.files import expanded
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Found:
     reference: str
 
 
-def find(reference: str, settings: wandb.Settings | None = None, key: str = "run.data=") -> Found:
+def find(reference: str, settings: wandb_mirror.Settings | None = None, key: str = "run.data=") -> Found:
     """The folder that a data reference means: a folder, an artifact of the store or, when W&B is on, one of W&B.
 
     A folder is anything with a slash or that exists as one. Raises `UserError` when it is none of them; `key` is what
@@ -37,7 +37,7 @@ def find(reference: str, settings: wandb.Settings | None = None, key: str = "run
     except UserError:
         if settings is None or not settings.on:
             raise
-        return Found(*wandb.find(reference, settings))
+        return Found(*wandb_mirror.find(reference, settings))
     return Found(Path(artifact.path), artifact.reference)
 
 
@@ -46,12 +46,12 @@ def locate(reference: str) -> Path:
     return find(reference).folder
 
 
-def settings_of(cfg: DictConfig) -> wandb.Settings | None:
+def settings_of(cfg: DictConfig) -> wandb_mirror.Settings | None:
     """run.wandb of a composed configuration; logger.wandb_* stand above it."""
     found = OmegaConf.select(cfg, "run.wandb")
     if found is None:
         return None
-    return wandb.Settings(
+    return wandb_mirror.Settings(
         found.mode,
         OmegaConf.select(cfg, "logger.wandb_project") or found.project,
         OmegaConf.select(cfg, "logger.wandb_entity") or found.entity,

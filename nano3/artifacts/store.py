@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from nano3.artifacts.names import alias_problem, name_problem
-from nano3.errors import Failure, UserError, did_you_mean
-from nano3.files import expanded, fsync_dir, plain, read_json, temp_name, unwritable, write_json, write_text
-from nano3.provenance import user_name
+from nano3.utils.errors import Failure, UserError, did_you_mean
+from nano3.utils.files import expanded, fsync_dir, plain, read_json, temp_name, unwritable, write_json, write_text
+from nano3.utils.provenance import user_name
 
 
 class NoSuchTag(UserError):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from nano3.errors import UserError, did_you_mean
+from nano3.utils.errors import UserError, did_you_mean
 
 MISSING: Any = "???"  # omegaconf's own; importing that takes a tenth of a second, which worker processes can do without
 

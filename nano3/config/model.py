@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass
 class ModelConfig:
-    """One description for both backends; the mapping to Hugging Face names is in nano3/training/hf_model.py."""
+    """One description for both backends; the mapping to Hugging Face names is in nano3/training/hf/model.py."""
 
     # Layer kinds in order: M Mamba-2, E mixture of experts, * attention, - dense MLP.
     hybrid_layer_pattern: str | None = None

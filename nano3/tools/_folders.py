@@ -4,11 +4,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from launch import ledger
+from launch import job_records
 from nano3.artifacts import resolver, store
-from nano3.errors import Failure, UserError
-from nano3.files import expanded
-from nano3.training.record import latest_start
+from nano3.training.run.record import latest_start
+from nano3.utils.errors import Failure, UserError
+from nano3.utils.files import expanded
 
 RUNS = Path("output/nano3/runs")
 _NOT_RUNS = {"slurm", "logs", "checkpoints", "tensorboard", "starts", "wandb"}
@@ -26,7 +26,7 @@ def run_folders(folder: Path) -> Iterator[Path]:
     """Folders at or below `folder` that launch or a run has written into."""
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name not in _NOT_RUNS]
-        if {ledger.FILE, "config.yaml"} & set(files):
+        if {job_records.FILE, "config.yaml"} & set(files):
             yield Path(place)
 
 
@@ -42,7 +42,7 @@ def data_folder(reference: str) -> Path:
 
 def refuse_other_data(folder: Path, data: Path) -> None:
     """Raise `Failure` when the data is not what the run's newest start read."""
-    from nano3.data.manifest import load_manifest
+    from nano3.data.dataset.manifest import load_manifest
 
     read = latest_start(folder).get("data", {}).get("fingerprint")
     if read not in (None, load_manifest(data).content):

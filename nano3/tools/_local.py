@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from launch import ledger, local_start, lock
+from launch import job_records, local_job, lock
 from launch.job import AGAIN
 from launch.metrics import last_metrics
-from nano3.errors import INTERRUPTED, Failure
-from nano3.files import read_json
+from nano3.utils.errors import INTERRUPTED, Failure
+from nano3.utils.files import read_json
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class State:
 
 def is_newest(run_dir: Path) -> bool:
     """Whether the newest start of a run was one on this machine, not a job of Slurm."""
-    entries, start = ledger.read(run_dir), local_start.newest(run_dir)
+    entries, start = job_records.read(run_dir), local_job.newest(run_dir)
     if not entries or lock.holder(run_dir):
         return True
     return start is not None and datetime.fromisoformat(start.started) > datetime.fromisoformat(entries[-1].submitted)
@@ -46,7 +46,7 @@ def state_of(run_dir: Path) -> State:
     """How it is with a run whose newest start was here."""
     if holder := lock.holder(run_dir):
         return State("running", holder=holder)
-    start = local_start.newest(run_dir)
+    start = local_job.newest(run_dir)
     code = start.exit_code if start else None
     if (run_dir / "finished.json").exists():
         return State("finished", 0)

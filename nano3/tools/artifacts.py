@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from nano3.artifacts import store
-from nano3.console import say, table
-from nano3.errors import Failure
+from nano3.utils.console import say, table
+from nano3.utils.errors import Failure
 
 HELP = "list artifacts, show one, or follow its lineage"
 

@@ -7,11 +7,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from launch import ledger, lock, slurm
-from nano3.console import say
-from nano3.errors import Failure
+from launch import job_records, lock, slurm
 from nano3.tools import _local
 from nano3.tools._folders import RUNS, run_folder, run_folders
+from nano3.utils.console import say
+from nano3.utils.errors import Failure
 
 HELP = "stop a run or a sweep, on Slurm or here"
 
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     folders = sorted({found for name in args.runs for found in run_folders(run_folder(name))})
     asked, failed = stop_here(folders)
-    entries = [entries[-1] for folder in folders if (entries := ledger.read(folder)) and not entries[-1].state]
+    entries = [entries[-1] for folder in folders if (entries := job_records.read(folder)) and not entries[-1].state]
     ids = [job for entry in entries for job in entry.ids]
     states = slurm.states(entry.id for entry in entries)
     active = [e for e in entries if states[e.id] != slurm.UNKNOWN and not states[e.id].ended]

@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
-from nano3.config.tree import leaves
-from nano3.console import say, table
-from nano3.errors import Failure, UserError
-from nano3.files import read_json
 from nano3.tools._folders import RUNS, run_folder
-from nano3.training.record import newest_start
+from nano3.training.run.record import newest_start
+from nano3.utils.console import say, table
+from nano3.utils.errors import Failure, UserError
+from nano3.utils.files import read_json
+from nano3.utils.tree import leaves
 
 HELP = "what differs between two runs"
 NOTHING = "-"

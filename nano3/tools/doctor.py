@@ -14,13 +14,13 @@ from pathlib import Path
 import nano3
 from launch import slurm
 from nano3.artifacts import store
-from nano3.console import say, table
-from nano3.data.hub_cache import cache_dir
-from nano3.errors import Failure
-from nano3.files import nearest
-from nano3.provenance import commit_of, installed_versions
+from nano3.data.sources.hub_cache import cache_dir
 from nano3.training import backend
-from nano3.training.kernels import cache_home
+from nano3.training.megatron.compile_cache import cache_home
+from nano3.utils.console import say, table
+from nano3.utils.errors import Failure
+from nano3.utils.files import nearest
+from nano3.utils.provenance import commit_of, installed_versions
 
 HELP = "what this machine has, and what to do about what it lacks"
 ROOT = Path(nano3.__file__).resolve().parents[1]

@@ -7,8 +7,8 @@ nano3 export output/nano3/runs/tiny --iteration 1000 --output tiny-hf
 import argparse
 from pathlib import Path
 
-from nano3.console import say
 from nano3.tools._folders import RUNS, run_folder
+from nano3.utils.console import say
 
 HELP = "write a run's checkpoint as a Hugging Face model"
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import nano3
-from nano3.console import say
-from nano3.errors import UserError
-from nano3.files import write_text
 from nano3.tools._folders import RUNS, run_folder, run_folders
 from nano3.tools.diff import facts, not_a_run, shown
-from nano3.training.record import finish_of, newest_start
+from nano3.training.run.record import finish_of, newest_start
+from nano3.utils.console import say
+from nano3.utils.errors import UserError
+from nano3.utils.files import write_text
 
 HELP = "one HTML page about runs: results, curves, what differs"
 END = 20  # lines of the log whose median is the speed told
@@ -77,7 +77,7 @@ def names_of(folders: Sequence[Path]) -> dict[str, Path]:
 
 def make_page(runs: dict[str, Path], command: str) -> str:
     """The page; it needs nothing beside it. Raises `Failure` for a damaged run, `UserError` without matplotlib."""
-    from nano3.training.metrics import read_metrics
+    from nano3.training.run.metrics import read_metrics
 
     lines = {name: read_metrics(folder) for name, folder in runs.items()}
     known = {name: facts(folder) for name, folder in runs.items()}
@@ -113,7 +113,7 @@ def results(runs: dict[str, Path], lines: dict[str, list[dict[str, Any]]], known
 
 def result(folder: Path, lines: list[dict[str, Any]], known: tuple[dict[str, Any], ...]) -> list[str]:
     """State, tokens, losses, speed, hours, data and code of a run."""
-    from nano3.training.summary import end_of
+    from nano3.training.reports.summary import end_of
 
     config, data, code, _ = known
     train = [line for line in lines if "loss" in line]
@@ -148,7 +148,7 @@ def measured(line: dict[str, Any], done: int) -> str:
 
 def usual(train: list[dict[str, Any]], key: str, form: str) -> str:
     """The median of a metric's last lines."""
-    from nano3.training.summary import median
+    from nano3.training.reports.summary import median
 
     values = [line[key] for line in train[-END:] if line.get(key) is not None]
     return form.format(median(values)) if values else ""
@@ -156,7 +156,7 @@ def usual(train: list[dict[str, Any]], key: str, form: str) -> str:
 
 def curves(lines: dict[str, list[dict[str, Any]]]) -> str:
     """Every metric that the runs have, as a picture."""
-    from nano3.training.curves import CURVES, draw
+    from nano3.training.reports.curves import CURVES, draw
 
     try:
         drawn = [picture for curve in CURVES if (picture := draw(curve, lines))]

@@ -16,14 +16,14 @@ from typing import Any
 import yaml
 
 from nano3.artifacts.names import slug
-from nano3.conf_files import member_values
-from nano3.console import say, warn
-from nano3.errors import Failure, UserError
-from nano3.files import write_text
+from nano3.cli.config_file_errors import member_values
 from nano3.tools._folders import RUNS, refuse_other_data, run_folder
 from nano3.tools.diff import facts, not_a_run
-from nano3.training import began
-from nano3.training.record import ROOT, code_version, newest_start
+from nano3.training.run import parent_checkpoint
+from nano3.training.run.record import ROOT, code_version, newest_start
+from nano3.utils.console import say, warn
+from nano3.utils.errors import Failure, UserError
+from nano3.utils.files import write_text
 
 HELP = "start a run again from its record, under another name"
 # Sections that a member of the group of that name gives as a whole. A member of `train` sets keys of several sections;
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     config = read(start / "config.yaml")
     refuse_other_data(folder, Path(config["run"]["data"]))
     config["run"]["data"] = named(data.get("reference"), config["run"]["data"])
-    if parent := began.read(folder):
+    if parent := parent_checkpoint.read(folder):
         config["checkpoint"]["load"] = found_parent(folder, parent, args.changes)
     tell_other_code(folder, start, code)
     name = f"run.name='{slug(folder.absolute().name) or 'run'}-again'"
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         return subprocess.run([sys.executable, "-m", "nano3.pretrain", *words], check=False).returncode
 
 
-def found_parent(folder: Path, parent: began.Began, changes: Sequence[str]) -> str:
+def found_parent(folder: Path, parent: parent_checkpoint.Began, changes: Sequence[str]) -> str:
     """The checkpoint that the old run began with, which the new one is to begin with too. Raises `UserError` when it is
     gone and no other one is given."""
     if not parent.checkpoint.is_dir() and not any(word.startswith("checkpoint.load=") for word in changes):

@@ -10,13 +10,13 @@ import argparse
 import time
 from pathlib import Path
 
-from launch import ledger, local_start, slurm
+from launch import job_records, local_job, slurm
 from launch.follow import INTERRUPTED, LogStream, describe, follow, say, tail_and_size
 from launch.submit import Submitted
-from nano3.errors import UserError
 from nano3.tools import _local
 from nano3.tools._arguments import at_least
 from nano3.tools._folders import RUNS, run_folder, run_folders
+from nano3.utils.errors import UserError
 
 HELP = "show and follow the log of a run"
 _LOOK_S = 0.5
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     refuse_sweep(run_dir)
     if _local.is_newest(run_dir):
         return tail_here(run_dir, args)
-    entry = ledger.read(run_dir)[-1]
+    entry = job_records.read(run_dir)[-1]
     job = Submitted(entry.id, run_dir, Path(entry.log).parent)
     text, size = tail_and_size(job.log(args.rank), args.lines)
     print(text, end="", flush=True)
@@ -70,7 +70,7 @@ def tail_here(run_dir: Path, args: argparse.Namespace) -> int:
 
 def log_here(run_dir: Path, rank: int) -> Path:
     """Where the output of a rank is, or the best there is; says so when that is not the output."""
-    start = local_start.newest(run_dir)
+    start = local_job.newest(run_dir)
     kept = Path(start.log) if start and start.log and rank == 0 else run_dir / "logs" / f"rank_{rank}.log"
     if kept.exists():
         return kept

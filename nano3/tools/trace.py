@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nano3.console import say, table, warn
-from nano3.errors import Failure, UserError
 from nano3.tools._arguments import at_least
 from nano3.tools._folders import RUNS, refuse_other_data, run_folder
+from nano3.utils.console import say, table, warn
+from nano3.utils.errors import Failure, UserError
 
 HELP = "the documents in the batch of one iteration, back to file and row"
 COLUMNS = ["sample", "dataset", "file", "place", "shard", "document", "tokens"]
@@ -45,11 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from nano3.data.manifest import load_manifest
-    from nano3.training import index_cache
-    from nano3.training.data import open_data
-    from nano3.training.order import TrainOrder
-    from nano3.training.record import thaw
+    from nano3.data.dataset.manifest import load_manifest
+    from nano3.training.dataset import open_data
+    from nano3.training.reports.sample_index import TrainOrder
+    from nano3.training.run import index_cache
+    from nano3.training.run.record import thaw
 
     folder = run_folder(args.run)
     config = thaw(folder / "config.yaml")
@@ -81,12 +81,12 @@ def run(args: argparse.Namespace) -> int:
 
 def samples_of(config: Any, folder: Path, iteration: int, only: int | None) -> range:
     """Numbers, in the order of the whole run, of the samples in an iteration's batch."""
-    from nano3.training import began
-    from nano3.training.checkpoints import iteration_of, latest, root_of
-    from nano3.training.metrics import read_metrics
+    from nano3.training.hf.checkpoints import iteration_of, latest, root_of
+    from nano3.training.run import parent_checkpoint
+    from nano3.training.run.metrics import read_metrics
 
     size, last = config.train.global_batch_size, config.train.train_iters
-    parent = began.read(folder)
+    parent = parent_checkpoint.read(folder)
     first = parent.iteration + 1 if parent else 1
     if not first <= iteration <= last:
         before = f"; those before are of the run of {parent.checkpoint}" if parent and iteration < first else ""
@@ -114,7 +114,7 @@ def pieces_of(order: Any, data: Path, samples: range, global_batch_size: int) ->
     """The stretches of documents in these samples of a `TrainOrder`, in turn."""
     import numpy as np
 
-    from nano3.data.indexed import IndexedFile
+    from nano3.data.dataset.indexed import IndexedFile
 
     opened: dict[str, IndexedFile] = {}
     for sample in samples:
@@ -132,7 +132,7 @@ def pieces_of(order: Any, data: Path, samples: range, global_batch_size: int) ->
 
 def origins_of(data: Path, manifest: Any, pieces: list[Piece]) -> dict[tuple[str, int], Any]:
     """Origin of each document by shard and number; what cannot be told is warned of."""
-    from nano3.data.origins import find_origins, plan_of
+    from nano3.data.dataset.source_lookup import find_origins, plan_of
 
     wanted = defaultdict(set)
     for piece in pieces:
@@ -160,8 +160,8 @@ def row(piece: Piece, dataset: str, origin: Any) -> list[str]:
 
 def show_text(data: Path, manifest: Any, pieces: list[Piece]) -> None:
     """The decoded text of each sample; special tokens are shown."""
-    from nano3.data.indexed import IndexedFile
-    from nano3.tools.inspect import load_tokenizer
+    from nano3.data.dataset.indexed import IndexedFile
+    from nano3.tools.inspect_data import load_tokenizer
 
     tokenizer = load_tokenizer(data / manifest.tokenizer["path"] / "tokenizer.json")
     ids: dict[int, list[int]] = defaultdict(list)

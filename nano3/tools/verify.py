@@ -9,9 +9,9 @@ import argparse
 import os
 import sys
 
-from nano3.console import say
 from nano3.tools._arguments import at_least
 from nano3.tools._folders import data_folder
+from nano3.utils.console import say
 
 HELP = "check prepared data against its manifest"
 # What the same preparation puts right without doing the rest anew.
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from nano3.data.verify import verify
+    from nano3.data.dataset.verify import verify
 
     folder = data_folder(args.data)
     looked = 0

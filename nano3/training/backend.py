@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Callable
 
-from nano3.errors import did_you_mean
+from nano3.utils.errors import did_you_mean
 
 # What each backend imports that the core installation does not hold, and how to get it.
 NEEDS = {
@@ -38,7 +38,7 @@ def installed(name: str) -> bool:
 def load(backend: str) -> Callable:
     """The `train` function of a backend. Heavy: imports torch and more."""
     if backend == "megatron":
-        from nano3.training.megatron import train
+        from nano3.training.megatron.backend import train
     else:
-        from nano3.training.transformers import train
+        from nano3.training.hf.backend import train
     return train

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nano3.config.model import ModelConfig
-from nano3.errors import Failure, UserError
-from nano3.files import fsync_dir, read_json, temp_name, unwritable
-from nano3.training.checkpoints import (
+from nano3.training.hf.checkpoints import (
     MARKER,
     CheckpointInfo,
     complete,
@@ -26,8 +24,10 @@ from nano3.training.checkpoints import (
     root_of,
     verify,
 )
-from nano3.training.hf_model import build_model, hf_config, padded_vocab_size
-from nano3.training.owner import owner_of
+from nano3.training.hf.model import build_model, hf_config, padded_vocab_size
+from nano3.training.run.checkpoint_owner import owner_of
+from nano3.utils.errors import Failure, UserError
+from nano3.utils.files import fsync_dir, read_json, temp_name, unwritable
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 # Hugging Face's names of a dense Qwen3's sizes -> Megatron's.
@@ -114,7 +114,7 @@ def _tokenizer(run_dir: Path, checkpoint: Path) -> Path:
 
 def _build(checkpoint: Path, info: CheckpointInfo, tokenizer: Path, output: Path) -> None:
     """A checkpoint of backend=transformers -> `output`: the model it describes, with the weights of its state.pt."""
-    from nano3.training.assemble import export_hf
+    from nano3.training.hf.components import export_hf
 
     names = {f.name for f in fields(ModelConfig)}
     saved = {key.removeprefix("model."): value for key, value in info.fixed.items() if key.startswith("model.")}
@@ -151,7 +151,7 @@ def describe(model: dict[str, Any], eod_id: int | None) -> dict[str, Any]:
         config = hf_config(shape, rows, int(model["seq_length"]), eod_id).to_dict()
         return config | {"torch_dtype": "bfloat16", "use_mamba_kernels": True, "use_cache": True}
     if model.get("qk_layernorm"):
-        base = json.loads((Path(__file__).parent / "hub" / "Qwen--Qwen3-8B.json").read_text())
+        base = json.loads((Path(__file__).parent / "megatron" / "hub" / "Qwen--Qwen3-8B.json").read_text())
         sizes = {hf: model[name] for hf, name in QWEN3.items() if model.get(name) is not None}
         return (
             base
@@ -173,7 +173,7 @@ def _convert(checkpoint: Path, tokenizer: Path, output: Path) -> None:
     from megatron.bridge import AutoBridge
     from transformers import AutoConfig, GenerationConfig
 
-    from nano3.training.megatron import set_environment
+    from nano3.training.megatron.backend import set_environment
 
     set_environment()
     eod_id = _eod_id(tokenizer)

@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from nano3.config import PrepOptions, SourceConfig
-from nano3.data.indexed import IndexedFile
-from nano3.data.manifest import Manifest, load_manifest
-from nano3.data.plan import DatasetPlan, Plan
-from nano3.data.run import prepare
-from nano3.data.tokenizer import TokenizerInfo
-from nano3.data.verify import verify
+from nano3.data.build.run import prepare
+from nano3.data.dataset.indexed import IndexedFile
+from nano3.data.dataset.manifest import Manifest, load_manifest
+from nano3.data.dataset.verify import verify
+from nano3.data.planning.plan import DatasetPlan, Plan
+from nano3.data.tokenization.tokenizer import TokenizerInfo
 
 WORDS = [
     "the",

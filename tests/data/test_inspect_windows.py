@@ -10,9 +10,9 @@ import pytest
 from data_helpers import documents, run, source, texts, write
 from tokenizers import Tokenizer
 
-from nano3.data.manifest import load_manifest
-from nano3.errors import Failure, UserError
-from nano3.tools import inspect, verify
+from nano3.data.dataset.manifest import load_manifest
+from nano3.tools import inspect_data, verify
+from nano3.utils.errors import Failure, UserError
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +49,12 @@ def test_documents_come_in_their_order_over_all_shards(
     assert len(shards) > 1 and len(wanted) > 10
     start = first % len(wanted)
     choice = ["--dataset", dataset] if dataset else []
-    assert tool(inspect, good, "--doc", start, "--count", count, "--chars", 0, "--ids", *choice) == 0
+    assert tool(inspect_data, good, "--doc", start, "--count", count, "--chars", 0, "--ids", *choice) == 0
     lines = capfd.readouterr().out.splitlines()
     shown = [lines[n + 3] for n, line in enumerate(lines) if line == "document"]
     assert shown == [" ".join(map(str, ids)) for ids in wanted[start : start + count]]
     with pytest.raises(UserError, match=f"--doc {len(wanted)}: train has documents 0 to {len(wanted) - 1}"):
-        tool(inspect, good, "--doc", len(wanted), *choice)
+        tool(inspect_data, good, "--doc", len(wanted), *choice)
 
 
 @pytest.mark.parametrize("most", [1, 5, 10**6])
@@ -62,7 +62,7 @@ def test_what_is_cut_is_counted(good: Path, byte_bpe: Path, capfd: pytest.Captur
     tokenizer = Tokenizer.from_file(str(byte_bpe / "tokenizer.json"))
     number, ids = max(enumerate(documents(good, "train")), key=lambda pair: len(pair[1]))
     text = tokenizer.decode(ids, skip_special_tokens=False)
-    tool(inspect, good, "--doc", number, "--chars", most)
+    tool(inspect_data, good, "--doc", number, "--chars", most)
     out = capfd.readouterr().out
     assert f"\n{text[:most]}\n" in out
     assert (f"... {len(text) - most:,} characters more (--chars 0)" in out) == (len(text) > most)
@@ -84,7 +84,7 @@ def test_a_shard_that_cannot_be_read_is_named_by_both(
     if damage != "gone":
         file.mkdir() if damage == "a folder" else file.touch()
     with pytest.raises(Failure) as caught:
-        tool(inspect, spoiled, "--doc", 0)
+        tool(inspect_data, spoiled, "--doc", 0)
     assert str(file) in str(caught.value)
     capfd.readouterr()
     assert tool(verify, spoiled, "--threads", 2) == 1

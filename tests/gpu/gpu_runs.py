@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from nano3.training.metrics import read_metrics
+from nano3.training.run.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 STACK = importlib.util.find_spec("megatron") is not None and importlib.util.find_spec("transformer_engine") is not None

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from gpu_runs import FOLLOW, MARKS, MODEL, ROOT, SPIKE, Runs
 
-from nano3.training import schema
-from nano3.training.metrics import read_metrics
+from nano3.training.megatron import schema
+from nano3.training.run.metrics import read_metrics
 
 pytestmark = MARKS
 
@@ -32,7 +32,7 @@ assert not differing, differing
 
 @pytest.mark.parametrize("recipe", schema.RECIPES)
 def test_the_installed_source_has_the_recorded_recipes(recipe: str) -> None:
-    from nano3.training.recipe_check import recipe_problems
+    from nano3.training.checks.recipe_check import recipe_problems
 
     assert recipe_problems(recipe) == []
     assert recipe_problems(recipe + "x")
@@ -44,7 +44,7 @@ def test_megatron_bridge_counts_the_same_work(undisturbed: Path) -> None:
     from omegaconf import OmegaConf
 
     from nano3.config import ModelConfig, PretrainConfig
-    from nano3.training.architecture import flops_per_token, from_config
+    from nano3.training.checks.model_stats import flops_per_token, from_config
 
     last = [m for m in read_metrics(undisturbed) if "loss" in m][-1]
     told = last["tflops_per_gpu"] * 1e12 * last["seconds_per_iteration"] / (32 * 1024)

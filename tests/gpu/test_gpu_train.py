@@ -7,8 +7,8 @@ import pytest
 from gpu_runs import MARKS, MICRO, MODEL, ROOT, SHORT, SPIKE, Runs, gpus
 
 from nano3.artifacts.store import Artifact
-from nano3.files import read_json
-from nano3.training.checkpoints import complete
+from nano3.training.hf.checkpoints import complete
+from nano3.utils.files import read_json
 
 pytestmark = MARKS
 # Megatron's default kernels are not deterministic, and where the rate is at its height a run may have a spike (its

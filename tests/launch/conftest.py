@@ -13,7 +13,7 @@ import pytest
 from launch_helpers import HERE, ROOT
 
 import launch
-from launch import ledger, slurm
+from launch import job_records, slurm
 from nano3.config.cluster import ClusterConfig
 
 DEVCLUSTER = HERE.parent / "slurm" / "devcluster.sh"
@@ -67,7 +67,9 @@ def slurm_job(slurm_conf: str, make_job: MakeJob, monkeypatch: pytest.MonkeyPatc
         return job
 
     yield make
-    left = [job_id for job in made for entry in ledger.read(job.run_dir) for job_id in entry.ids if not entry.state]
+    left = [
+        job_id for job in made for entry in job_records.read(job.run_dir) for job_id in entry.ids if not entry.state
+    ]
     if left:
         slurm.cancel(left)
 

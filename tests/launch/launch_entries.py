@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from nano3.errors import Failure
-from nano3.files import write_json
+from nano3.utils.errors import Failure
+from nano3.utils.files import write_json
 
 AGAIN = 75
 

@@ -9,7 +9,7 @@ import pytest
 import launch
 from launch.check import check
 from nano3.config.cluster import ClusterConfig
-from nano3.errors import Failure, UserError
+from nano3.utils.errors import Failure, UserError
 
 
 def problems(job: launch.Job) -> list[str]:

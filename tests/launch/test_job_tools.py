@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from launch import ledger, local_start, slurm
+from launch import job_records, local_job, slurm
 from launch.lock import locked
 from launch.metrics import last_metrics, loss_text
-from nano3.errors import Failure, UserError
 from nano3.tools import _folders, cancel, jobs, tail
+from nano3.utils.errors import Failure, UserError
 
 
 @pytest.fixture
@@ -28,7 +28,9 @@ def runs(tmp_path: Path) -> Path:
         log = tmp_path / name / "slurm" / f"{job_id}_0_log.out"
         log.parent.mkdir()
         log.write_text("".join(f"line {i}\n" for i in range(30)))
-        ledger.add(tmp_path / name, ledger.Entry(job_id, name, "2026-01-01T00:00:00+00:00", str(log), "s", **more))
+        job_records.add(
+            tmp_path / name, job_records.Entry(job_id, name, "2026-01-01T00:00:00+00:00", str(log), "s", **more)
+        )
     (tmp_path / "here" / "config.yaml").write_text("")
     (tmp_path / "here" / "finished.json").write_text("{}")
     (tmp_path / "here" / "checkpoints" / "iter_10" / "config.yaml").write_text("")
@@ -129,8 +131,8 @@ def note(run_dir: Path, code: int | None, log: str = "") -> None:
     """What launch leaves of a start on this machine."""
     run_dir.mkdir(exist_ok=True)
     (run_dir / "config.yaml").write_text("")
-    start = local_start.LocalStart(1, "host", "2026-01-01T00:00:00+00:00", log, code)
-    (run_dir / local_start.FILE).write_text(json.dumps(vars(start)))
+    start = local_job.LocalStart(1, "host", "2026-01-01T00:00:00+00:00", log, code)
+    (run_dir / local_job.FILE).write_text(json.dumps(vars(start)))
 
 
 ENDS = {"finished": 0, "stopped": 75, "interrupted": 130, "refused": 2, "failed": 1, "killed": None, "segfault": 139}
@@ -171,7 +173,7 @@ def running(make_job: Any, tmp_path: Path) -> Iterator[tuple[Path, "subprocess.P
         "ClusterConfig())]))"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
-    while not local_start.newest(job.run_dir) or not list(job.run_dir.glob("progress.json")):
+    while not local_job.newest(job.run_dir) or not list(job.run_dir.glob("progress.json")):
         assert process.poll() is None
         time.sleep(0.05)
     (job.run_dir / "config.yaml").write_text("")

@@ -14,7 +14,7 @@ from launch_helpers import eventually, start_attached
 
 import launch
 from launch import sweep
-from nano3.errors import Failure
+from nano3.utils.errors import Failure
 
 
 def test_one_rank_runs_in_this_process(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,9 @@ import pytest
 from launch_helpers import eventually, start_attached
 
 import launch
-from launch import ledger, slurm
+from launch import job_records, slurm
 from launch.lock import holder, locked
-from nano3.errors import UserError
+from nano3.utils.errors import UserError
 
 
 def test_only_one_holds_a_folder(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_run_with_an_active_job_is_not_frozen(
 ) -> None:
     run = Freezing(make_job, kind=kind, label="p")
     run.job.run_dir.mkdir()
-    ledger.add(run.job.run_dir, ledger.Entry("77", "run", "2026-01-01T00:00:00+00:00", "/log", "/script"))
+    job_records.add(run.job.run_dir, job_records.Entry("77", "run", "2026-01-01T00:00:00+00:00", "/log", "/script"))
     monkeypatch.setattr(slurm, "states", lambda ids: dict.fromkeys(ids, slurm.JobState("RUNNING")))
     if kind == "local" and sweep:
         assert launch.run([run.job], sweep=True) == 2
@@ -152,7 +152,9 @@ def test_nothing_is_submitted_before_a_run_whose_next_run_is_active(
 ) -> None:
     following = Freezing(make_job, kind="slurm")
     following.job.run_dir.mkdir()
-    ledger.add(following.job.run_dir, ledger.Entry("77", "run", "2026-01-01T00:00:00+00:00", "/log", "/script"))
+    job_records.add(
+        following.job.run_dir, job_records.Entry("77", "run", "2026-01-01T00:00:00+00:00", "/log", "/script")
+    )
     monkeypatch.setattr(slurm, "states", lambda ids: dict.fromkeys(ids, slurm.JobState("RUNNING")))
     with pytest.raises(UserError, match="job 77 of this run is RUNNING"):
         launch.run_array(

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launch.names import slug, sweep_labels, time_seconds
-from nano3.errors import UserError
+from nano3.utils.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from commands import SMALL, Commands
 
-from launch import ledger
+from launch import job_records
 from nano3.config import PretrainConfig
-from nano3.training import record
+from nano3.training.run import record
 
 SLURM = ["cluster=slurm", "cluster.gpus_per_node=0", "cluster.ntasks_per_node=1"]
 
@@ -64,7 +64,7 @@ def test_a_finished_point_is_not_run_again_whatever_its_place_is(cli: Commands, 
 
 def test_a_refused_start_changes_nothing_that_the_active_job_reads(cli: Commands, again: Path) -> None:
     """The recorder's scontrol says that every job runs."""
-    ledger.add(again, ledger.Entry("1", "one", "2026-01-01T00:00:00+00:00", "/log", "/script"))
+    job_records.add(again, job_records.Entry("1", "one", "2026-01-01T00:00:00+00:00", "/log", "/script"))
     before = files(again)
     try:
         refused = one(cli, "optimizer.lr=1e-4", "train.exit_iteration=2", code=2)
@@ -73,7 +73,7 @@ def test_a_refused_start_changes_nothing_that_the_active_job_reads(cli: Commands
         assert "job 1 of this run is RUNNING" in here.stderr
         assert files(again) == before
     finally:
-        (again / ledger.FILE).unlink()
+        (again / job_records.FILE).unlink()
 
 
 SEED = "is a checkpoint of a different run: train.seed: 1234 in"

@@ -15,7 +15,7 @@ import launch
 from launch import container
 from launch.submit import Batch
 from nano3.config.cluster import ClusterConfig
-from nano3.errors import UserError
+from nano3.utils.errors import UserError
 
 HOSTILE = [
     "plain",

@@ -13,9 +13,9 @@ import pytest
 from launch_helpers import eventually, last_id, log_of, read_until, start_attached, state_of, with_cluster
 
 import launch
-from launch import ledger, slurm
+from launch import job_records, slurm
 from launch.submit import Batch
-from nano3.errors import UserError
+from nano3.utils.errors import UserError
 
 pytestmark = pytest.mark.slurm
 # What is disturbed while it counts must not come to its end before: it does so by `more`, or is cancelled.
@@ -38,7 +38,7 @@ def test_attached_success(slurm_job: Any, capfd: pytest.CaptureFixture[str]) -> 
     assert [r["LOCAL_RANK"] for r in ranks] == ["0", "1", "0", "1"]
     assert {(r["WORLD_SIZE"], r["LOCAL_WORLD_SIZE"], r["HELLO"]) for r in ranks} == {("4", "2", "a 'b'\n$c")}
     assert len({(r["MASTER_ADDR"], r["MASTER_PORT"]) for r in ranks}) == 1 and ranks[0]["MASTER_ADDR"] == "node1"
-    assert [e.state for e in ledger.read(job.run_dir)] == ["COMPLETED"]
+    assert [e.state for e in job_records.read(job.run_dir)] == ["COMPLETED"]
 
 
 def test_one_task_for_each_gpu(slurm_job: Any) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from launch import follow, ledger, slurm
-from launch.dispatch import how_to_follow
+from launch import follow, job_records, slurm
+from launch.api import how_to_follow
 from launch.follow import LogStream, Watch, describe
 from launch.slurm import UNKNOWN, JobState, parse_sacct, parse_scontrol
-from nano3.errors import Failure, UserError
+from nano3.utils.errors import Failure, UserError
 
 
 @pytest.mark.parametrize(
@@ -133,23 +133,23 @@ def test_log_stream(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().out == "one\ntwo\n\ufffd\n"
 
 
-def entry(job_id: str, **more: Any) -> ledger.Entry:
-    return ledger.Entry(job_id, "run", "2026-01-01T00:00:00+00:00", "/log", "/script", **more)
+def entry(job_id: str, **more: Any) -> job_records.Entry:
+    return job_records.Entry(job_id, "run", "2026-01-01T00:00:00+00:00", "/log", "/script", **more)
 
 
 def test_ledger_keeps_what_it_is_given(tmp_path: Path) -> None:
-    assert ledger.read(tmp_path) == []
-    ledger.add(tmp_path, entry("7", parts=("5", "6")))
-    ledger.add(tmp_path, entry("8_1"))
-    ledger.end(tmp_path, "7", JobState("FAILED", 3))
-    assert ledger.read(tmp_path) == [entry("7", parts=("5", "6"), state="FAILED", exit_code=3), entry("8_1")]
-    assert ledger.read(tmp_path)[0].ids == ["5", "6", "7"]
+    assert job_records.read(tmp_path) == []
+    job_records.add(tmp_path, entry("7", parts=("5", "6")))
+    job_records.add(tmp_path, entry("8_1"))
+    job_records.end(tmp_path, "7", JobState("FAILED", 3))
+    assert job_records.read(tmp_path) == [entry("7", parts=("5", "6"), state="FAILED", exit_code=3), entry("8_1")]
+    assert job_records.read(tmp_path)[0].ids == ["5", "6", "7"]
 
 
 def test_ledger_of_another_format(tmp_path: Path) -> None:
     (tmp_path / "jobs.json").write_text(json.dumps({"format": 2}))
     with pytest.raises(UserError, match="has format 2; this nano3 reads format 1"):
-        ledger.read(tmp_path)
+        job_records.read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -159,13 +159,13 @@ def test_ledger_of_another_format(tmp_path: Path) -> None:
 def test_one_job_for_a_run_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: JobState, refused: bool
 ) -> None:
-    ledger.add(tmp_path, entry("7"))
+    job_records.add(tmp_path, entry("7"))
     monkeypatch.setattr(slurm, "states", lambda ids: dict.fromkeys(ids, state))
     if refused:
         with pytest.raises(UserError, match=f"job 7 of this run is {state.state}"):
-            ledger.refuse_if_active([tmp_path])
+            job_records.refuse_if_active([tmp_path])
     else:
-        ledger.refuse_if_active([tmp_path])
+        job_records.refuse_if_active([tmp_path])
 
 
 def test_all_active_runs_are_told_at_once_and_slurm_is_asked_once(
@@ -180,19 +180,19 @@ def test_all_active_runs_are_told_at_once_and_slurm_is_asked_once(
     monkeypatch.setattr(slurm, "states", states)
     folders = [tmp_path / name for name in ("new", "a", "b")]
     for number, folder in enumerate(folders[1:]):
-        ledger.add(folder, entry(f"7_{number}"))
+        job_records.add(folder, entry(f"7_{number}"))
     with pytest.raises(UserError) as caught:
-        ledger.refuse_if_active(folders)
+        job_records.refuse_if_active(folders)
     assert len(caught.value.problems) == 2 and asked == [["7_0", "7_1"]]
 
 
 def test_what_is_to_be_typed_next_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "a; rm -rf y"
     assert how_to_follow(folder) == f"Follow it with `nano3 tail '{folder}'`, end it with `nano3 cancel '{folder}'`."
-    ledger.add(folder, entry("7"))
+    job_records.add(folder, entry("7"))
     monkeypatch.setattr(slurm, "states", lambda ids: dict.fromkeys(ids, JobState("RUNNING")))
     with pytest.raises(UserError, match=re.escape(f"`nano3 cancel '{folder}'`")):
-        ledger.refuse_if_active([folder])
+        job_records.refuse_if_active([folder])
 
 
 @pytest.mark.parametrize("at", ["submitted", "detaching"])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from launch import slurm
 from launch.names import time_seconds
 from launch.slurm import UNKNOWN, JobState, _array_indices, parse_sacct, parse_scontrol
-from nano3.errors import Failure
+from nano3.utils.errors import Failure
 
 INDICES = st.lists(st.integers(0, 4000), min_size=1, max_size=30, unique=True).map(sorted)
 

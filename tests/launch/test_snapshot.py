@@ -23,7 +23,9 @@ def checkout(tmp_path: Path) -> Path:
     git = ["git", "-C", str(root), "-c", "user.name=t", "-c", "user.email=t@example.org"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run([*git, *words], check=True)
-    (root / "nano3" / "files.py").write_text((root / "nano3" / "files.py").read_text() + "EDITED = True\n")
+    (root / "nano3" / "utils" / "files.py").write_text(
+        (root / "nano3" / "utils" / "files.py").read_text() + "EDITED = True\n"
+    )
     (root / "launch" / "new_module.py").write_text("NEW = 1\n")
     (root / "nano3" / "key.secret").write_text("token")
     return root
@@ -47,7 +49,7 @@ print(plan.folder)
 
 def test_working_copy_with_its_edits(checkout: Path, tmp_path: Path) -> None:
     folder = take(checkout, tmp_path, "nano3.x:y", "launch_entries:count")
-    assert (folder / "nano3" / "files.py").read_text().endswith("EDITED = True\n")
+    assert (folder / "nano3" / "utils" / "files.py").read_text().endswith("EDITED = True\n")
     assert (folder / "launch" / "new_module.py").exists() and (folder / "conf" / "pretrain.yaml").exists()
     assert (folder / "launch_entries.py").exists() and (folder / "spare" / "submitit" / "__init__.py").exists()
     assert not (folder / "nano3" / "key.secret").exists(), "ignored files stay out"
@@ -101,7 +103,7 @@ def test_boot_puts_the_snapshot_first(tmp_path: Path, monkeypatch: pytest.Monkey
         "import subprocess, sys, thing\nprint(thing.WORD, sys.argv[1:], flush=True)\n"
         "subprocess.run([sys.executable, '-c', 'import thing; print(thing.WORD)'])\n"
     )
-    shutil.copy(ROOT / "launch" / "boot.py", code)
+    shutil.copy(ROOT / "launch" / "bootstrap.py", code / "boot.py")
     done = subprocess.run(
         [sys.executable, str(code / "boot.py"), "-u", "-m", "start", "a b"], cwd=work, capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": str(work)}, check=True,

@@ -11,7 +11,7 @@ import pytest
 from launch_helpers import eventually
 
 from launch.task import Child, RankTask, check_starts, port, record_failure
-from nano3.errors import Failure, UserError
+from nano3.utils.errors import Failure, UserError
 
 
 @pytest.fixture(autouse=True)
@@ -192,7 +192,7 @@ def test_how_a_rank_ends(words: tuple[str, ...], code: int, says: str) -> None:
 
 
 def test_user_error_has_its_own_code() -> None:
-    program = "from nano3.errors import UserError\ndef f(): raise UserError(['one', 'two'])"
+    program = "from nano3.utils.errors import UserError\ndef f(): raise UserError(['one', 'two'])"
     done = subprocess.run(
         [sys.executable, "-c", f"{program}\nimport __main__, sys\nfrom launch.rank import run_rank\n"
          "sys.exit(run_rank('__main__:f', ()))"], capture_output=True, text=True, check=False,

@@ -14,7 +14,7 @@ from launch_helpers import eventually
 
 from launch import snapshot
 from launch.task import Child, RankTask, check_starts, job_id
-from nano3.errors import Failure
+from nano3.utils.errors import Failure
 
 
 @pytest.fixture

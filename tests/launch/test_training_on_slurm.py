@@ -8,7 +8,7 @@ import pytest
 from commands import SMALL, Commands, losses
 from launch_helpers import eventually, last_id, log_of, state_of
 
-from launch import ledger
+from launch import job_records
 
 pytestmark = pytest.mark.slurm
 SLURM = ["cluster=slurm", "cluster.gpus_per_node=0", "cluster.poll_s=0.5", "cluster.time=10", "cluster.mem=4G"]
@@ -62,7 +62,7 @@ def test_a_lost_task_is_repeated_alone_to_the_same_bytes(cli: Commands, prepared
     words = ["data_blend=sample", "output_dir=lost", "job_dir=jobs", *SLURM, "cluster.tasks=3"]
     cli("-m", "nano3.data_prep", *words, "cluster.mode=detached", "cluster.sbatch_args=[--hold]")
     folder = cli.folder / "jobs" / "prep-sample"
-    array, final = ledger.read(folder)[-1].ids
+    array, final = job_records.read(folder)[-1].ids
     subprocess.run(["scancel", f"{array}_1"], env=cli.env, check=True)
     subprocess.run(["scontrol", "release", array, final], env=cli.env, check=True)
     eventually(lambda: (cli.folder / "lost" / "manifest.json").exists(), seconds=240)

@@ -6,7 +6,7 @@ import pytest
 from training_processes import SAMPLE, tiny_config, train_here
 
 from nano3.config import PrepOptions, SourceConfig
-from nano3.data.run import prepare
+from nano3.data.build.run import prepare
 
 SOURCES = [
     SourceConfig(name="docs", path=str(SAMPLE / "docs.parquet"), weight=0.5),

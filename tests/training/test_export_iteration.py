@@ -7,10 +7,10 @@ import pytest
 from omegaconf import OmegaConf
 from training_processes import Child, tiny_config
 
-from nano3.errors import Failure
-from nano3.files import write_text
-from nano3.training.checkpoints import folder_name
 from nano3.training.export import export
+from nano3.training.hf.checkpoints import folder_name
+from nano3.utils.errors import Failure
+from nano3.utils.files import write_text
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def same_as_state(run: Path, output: Path, iteration: int | None, compare_with: 
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from nano3.training.checkpoints import load_state
+    from nano3.training.hf.checkpoints import load_state
 
     export(run, output, iteration)
     model = AutoModelForCausalLM.from_pretrained(output)

@@ -8,12 +8,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 import launch
-from nano3.cli import set_up
-from nano3.conf import conf_dir
-from nano3.data.manifest import load_manifest
-from nano3.errors import UserError
+from nano3.cli.app import set_up
+from nano3.cli.config_groups import conf_dir
+from nano3.data.dataset.manifest import load_manifest
 from nano3.pretrain import check, checked, find_data, folder, make_job
-from nano3.training.record import latest_start, thaw
+from nano3.training.run.record import latest_start, thaw
+from nano3.utils.errors import UserError
 
 Compose = Callable[..., DictConfig]
 

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 from training_processes import SAMPLE, Child, tiny_config
 
 from nano3.config import PretrainConfig
-from nano3.data.manifest import load_manifest
-from nano3.training.record import Data, freeze
+from nano3.data.dataset.manifest import load_manifest
+from nano3.training.run.record import Data, freeze
 
 SEQ, BATCH, ITERATIONS = 32, 4, 12
 
@@ -76,8 +76,8 @@ def text_of(file: str, place: str) -> str:
 
 def megatrons(data: Path, cache: Path, samples: range, iterations: int = ITERATIONS) -> list[list[int]]:
     """Tokens and last label of these samples, by Megatron's own dataset."""
-    from nano3.training.data import open_data
-    from nano3.training.datasets import DatasetBuilder
+    from nano3.training.dataset import open_data
+    from nano3.training.hf.datasets import DatasetBuilder
 
     config = tiny_config()
     dataset = DatasetBuilder(open_data(data), SEQ, config.train.seed, cache).train(iterations * BATCH)
@@ -143,7 +143,7 @@ def test_sources_that_are_gone(traced: Path, tmp_path: Path) -> None:
 
 def load_from(folder: Path) -> Path:
     """The data folder of a run."""
-    from nano3.training.record import thaw
+    from nano3.training.run.record import thaw
 
     return Path(thaw(folder / "config.yaml").run.data)
 

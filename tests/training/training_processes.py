@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from nano3.config import ModelConfig, PretrainConfig
-from nano3.training.metrics import read_metrics
-from nano3.training.outcome import Outcome
-from nano3.training.transformers import train
+from nano3.training.hf.backend import train
+from nano3.training.run.metrics import read_metrics
+from nano3.training.run.outcome import Outcome
 
 # Read by OpenMP when the server imports torch; without them a busy machine makes two spinning threads crawl.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -34,7 +34,7 @@ SERVER.set_forkserver_preload(
         "transformers.models.nemotron_h.modeling_nemotron_h",
         "accelerate.utils",
         "torch.utils.tensorboard",
-        "nano3.training.assemble",
+        "nano3.training.hf.components",
     ]
 )
 SAMPLE = Path(__file__).parents[2] / "nano3" / "sample"

@@ -1,0 +1,95 @@
+"""How far it is: a bar on a terminal, a line every few seconds otherwise, a table at the end."""
+
+import sys
+import time
+from types import TracebackType
+
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from nano3.data.dataset.manifest import Manifest
+from nano3.utils.console import console, say, table
+
+EVERY_S = 10.0
+
+
+class Meter:
+    """Counts text and finished units."""
+
+    def __init__(self, units: int, done: int) -> None:
+        self.units, self.done = units, done
+        self.text_bytes = 0
+        self.start = self.told = time.monotonic()
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "Meter":
+        if sys.stderr.isatty():
+            columns = (
+                TextColumn("tokenizing"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total} units"),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=console(stderr=True), transient=True)
+            self._task = self._bar.add_task("", total=self.units, completed=self.done, rate="")
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self.start
+
+    def add(self, text_bytes: int = 0, units: int = 0) -> None:
+        """Count, and show it now and then."""
+        self.text_bytes += text_bytes
+        self.done += units
+        rate = f"{self.text_bytes / 1e6 / max(self.seconds, 1e-3):,.1f} MB/s"
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=self.done, rate=rate)
+        elif time.monotonic() - self.told > EVERY_S:
+            self.told = time.monotonic()
+            print(
+                f"data_prep: {self.done}/{self.units} units, {self.text_bytes / 1e6:,.0f} MB of text, {rate}, "
+                f"{self.seconds:,.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def report(manifest: Manifest, meter: Meter | None) -> None:
+    """The table at the end."""
+    names = [name for name, counts in manifest.splits.items() if counts["documents"]]
+    rows = []
+    for d in manifest.datasets:
+        cells = [f"{d['splits'][s]['documents']:,} / {d['splits'][s]['tokens']:,}" for s in names]
+        skipped = ", ".join(f"{n:,} {reason}" for reason, n in d["skipped"].items())
+        rows.append([d["name"], f"{d['documents']:,}", f"{d['tokens']:,}", *cells, skipped or "-"])
+    total = [f"{s['documents']:,} / {s['tokens']:,}" for s in (manifest.splits[n] for n in names)]
+    documents, tokens = (sum(d[k] for d in manifest.datasets) for k in ("documents", "tokens"))
+    if len(rows) > 1:
+        rows.append(["all", f"{documents:,}", f"{tokens:,}", *total, ""])
+    columns = ["dataset", "documents", "tokens", *(f"{s} (documents / tokens)" for s in names), "skipped"]
+    table(f"blend {manifest.blend}", columns, rows, right=columns[1:-1])
+    empty, special = (sum(d[k] for d in manifest.datasets) for k in ("empty", "special_tokens"))
+    if empty:
+        say(f"{empty:,} empty document(s): no tokens, no end-of-document token.")
+    if special:
+        say(
+            f"{special:,} special token(s) stood literally in the text and were encoded as such "
+            f"(split_special_tokens=false)."
+        )
+    if meter and meter.text_bytes:
+        speed = meter.text_bytes / 1e6 / meter.seconds
+        say(
+            f"{len(manifest.shards)} shards in {meter.seconds:.1f} s, {speed:,.1f} MB/s, engine "
+            f"{manifest.versions['engine']}"
+        )

@@ -1,0 +1,214 @@
+"""From what was asked to a plan: check it, find the files, fingerprint them, lay out units and shards."""
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nano3.config import PrepOptions, SourceConfig
+from nano3.data.dataset.indexed import UINT16_VOCAB, smallest_dtype
+from nano3.data.planning.plan import DatasetPlan, Plan, content_hash, lay_out, plan_hash
+from nano3.data.planning.sampling import sample_rows
+from nano3.data.planning.splits import set_bounds
+from nano3.data.sources.discovery import find
+from nano3.data.sources.fingerprint_cache import Memory, load_memory
+from nano3.data.sources.formats import TEXT_PER_BYTE
+from nano3.data.sources.listing import check_name
+from nano3.data.tokenization.tokenizer import TokenizerInfo, find_tokenizer, names_a_place
+from nano3.utils.errors import Failure, Nano3Error, UserError, did_you_mean
+from nano3.utils.gc_pause import uncollected
+
+CHOICES = {
+    "dtype": ("auto", "uint16", "int32"),
+    "engine": ("auto", "strict", "tokenizers"),
+    "bad_rows": ("fail", "skip"),
+    "hf_files": ("stream", "download"),
+}
+COST_BITS = 12
+MAX_SHARDS = 32_766  # Megatron-Core's BlendedDataset numbers them in int16
+
+
+@dataclass
+class Request:
+    """A checked request with its files found and its identity known; cheap enough to make on every run."""
+
+    sources: list[SourceConfig]
+    options: PrepOptions
+    blend: str
+    tokenizer: TokenizerInfo
+    dtype: str
+    datasets: list[DatasetPlan]
+    hash: str
+    memory: Memory
+
+    @property
+    def content(self) -> str:
+        """What `Manifest.content` of the data will be."""
+        return content_hash(self.hash, {s.name: float(s.weight) for s in self.sources})
+
+
+def read_request(sources: list[SourceConfig], options: PrepOptions, blend: str) -> Request:
+    """Check everything, find all files. Raises one error with every problem, as `joined` makes it.
+
+    A network is asked only when nothing else is wrong.
+    """
+    problems = check_options(options) + check_sources(sources)
+    if problems:
+        raise joined([UserError(problems), *problems_here(sources, options)])
+    failures: list[Nano3Error] = []
+    memory = load_memory(Path(options.output_dir))
+    tokenizer, datasets = look_up(sources, options, memory, failures)
+    if failures or tokenizer is None:
+        raise joined(failures)
+    dtype = smallest_dtype(tokenizer.vocab_size) if options.dtype == "auto" else options.dtype
+    if dtype == "uint16" and tokenizer.vocab_size >= UINT16_VOCAB:
+        raise UserError(f"dtype=uint16: the vocabulary of {tokenizer.vocab_size:,} ids does not fit. Set dtype=auto.")
+    identity = plan_hash(datasets, options, tokenizer, dtype)
+    return Request(sources, options, blend, tokenizer, dtype, datasets, identity, memory)
+
+
+def problems_here(sources: list[SourceConfig], options: PrepOptions) -> list[Nano3Error]:
+    """What is wrong with the tokenizer and the datasets that are named on this machine; a network is not asked."""
+    failures: list[Nano3Error] = []
+    here = [source for source in sources if "://" not in source.path]
+    look_up(here, options, load_memory(Path(options.output_dir)), failures, network=False)
+    return failures
+
+
+def joined(failures: list[Nano3Error]) -> Nano3Error:
+    """All of them as one, each problem once: a `UserError`, unless something that nobody mistyped is among them."""
+    kind = next((type(f) for f in failures if not isinstance(f, UserError)), UserError)
+    return kind(dict.fromkeys(problem for f in failures for problem in f.problems))
+
+
+def look_up(
+    sources: list[SourceConfig],
+    options: PrepOptions,
+    memory: Memory,
+    failures: list[Nano3Error],
+    network: bool = True,
+) -> tuple[TokenizerInfo | None, list[DatasetPlan]]:
+    """The tokenizer, unless only the network has it, and the datasets; adds what is wrong to `failures`."""
+    tokenizer, datasets = None, []
+    try:
+        if network or names_a_place(options.tokenizer_model):
+            tokenizer = find_tokenizer(options.tokenizer_model, options.add_bos, options.add_eos)
+    except Nano3Error as error:
+        failures.append(error)
+    with uncollected():  # 10^5 files are a million objects
+        for source in sources:
+            try:
+                datasets.append(find_dataset(source, options, memory))
+            except Nano3Error as error:
+                failures.append(error)
+    return tokenizer, datasets
+
+
+def find_dataset(source: SourceConfig, options: PrepOptions, memory: Memory) -> DatasetPlan:
+    """List and identify the files of one dataset."""
+    found = find(source, options.output_dir, memory, keep_list=options.hf_files == "download")
+    return DatasetPlan(
+        name=source.name,
+        weight=float(source.weight),
+        path=source.path,
+        text_field=source.text_field,
+        root=found.root,
+        revision=found.revision,
+        keys=found.keys,
+        sizes=found.sizes,
+        prints=found.prints,
+        formats=found.formats,
+        costs=[cost_of(size, kind) for size, kind in zip(found.sizes, found.formats, strict=True)],
+        times=found.times,
+    )
+
+
+def cost_of(size: int, kind: str) -> int:
+    """Places of a file: its text, about, in twelve bits and zeros.
+
+    So a row mended in one file leaves the cuts between units where they are, and what is finished can be kept.
+    """
+    cost = size * TEXT_PER_BYTE.get(kind, 1)
+    step = 1 << max(cost.bit_length() - COST_BITS, 0)
+    return -(-cost // step) * step
+
+
+def make_plan(request: Request) -> Plan:
+    """Complete the plan: sample, split bounds, shards, units. Raises one error with the problems of all datasets."""
+    failures: list[Nano3Error] = []
+    for dataset in request.datasets:
+        try:
+            complete(dataset, request.options)
+        except Nano3Error as error:
+            told = [p if p.startswith("dataset ") else f"dataset {dataset.name!r}: {p}" for p in error.problems]
+            failures.append(UserError(told) if isinstance(error, UserError) else Failure(told))
+    if failures:
+        raise joined(failures)
+    lay_out(request.datasets, request.options)
+    return Plan(
+        hash=request.hash,
+        blend=request.blend,
+        output_dir=str(Path(request.options.output_dir).absolute()),
+        options=PrepOptions(
+            **{k: v for k, v in asdict(request.options).items() if k in PrepOptions.__dataclass_fields__}
+        ),
+        tokenizer=request.tokenizer,
+        dtype=request.dtype,
+        datasets=request.datasets,
+    )
+
+
+def complete(dataset: DatasetPlan, options: PrepOptions) -> None:
+    """Take the sample that was asked for, and look at the first documents to bound the splits."""
+    if options.sample is not None:
+        sample_rows(dataset, options.sample)
+    if not dataset.keys or not sum(dataset.costs):
+        raise UserError(f"dataset {dataset.name!r}: path={dataset.path}: no documents in its files.")
+    set_bounds(dataset, options)
+
+
+def check_options(options: PrepOptions) -> list[str]:
+    """One sentence for each option that cannot be right."""
+    problems = []
+    for name, allowed in CHOICES.items():
+        if (value := getattr(options, name)) not in allowed:
+            problems.append(f"{name}={value}:{did_you_mean(str(value), allowed)}")
+    for name in ("num_shards", "sample", "max_doc_tokens", "workers"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            problems.append(f"{name}={value}: must be at least 1.")
+    if options.num_shards > MAX_SHARDS:
+        problems.append(
+            f"num_shards={options.num_shards}: Megatron's blends have at most {MAX_SHARDS:,} shards; give fewer."
+        )
+    for name in ("min_doc_chars", "check_every"):
+        if (value := getattr(options, name)) < 0:
+            problems.append(f"{name}={value}: must not be negative.")
+    try:
+        check_name(str(Path(options.output_dir).absolute()), f"output_dir={options.output_dir}")
+    except UserError as error:
+        problems += error.problems
+    fractions = (options.valid_fraction, options.test_fraction)
+    if not all(0 <= f < 1 for f in fractions) or sum(fractions) >= 1 or not np.isfinite(sum(fractions)):
+        problems.append(
+            f"valid_fraction={fractions[0]}, test_fraction={fractions[1]}: each must be at least 0 and both "
+            f"together less than 1."
+        )
+    return problems
+
+
+def check_sources(sources: list[SourceConfig]) -> list[str]:
+    """One sentence for each dataset that cannot be right."""
+    problems = [] if sources else ["the blend has no dataset."]
+    names = [s.name for s in sources]
+    problems += [
+        f"dataset {name!r} is named {names.count(name)} times; names must be unique."
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    ]
+    for source in sources:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", source.name):
+            problems.append(f"dataset {source.name!r}: a name is made of letters, digits and . _ + -")
+        if not (np.isfinite(source.weight) and source.weight > 0):
+            problems.append(f"dataset {source.name!r}: weight={source.weight} must be a positive number.")
+    return problems

@@ -1,0 +1,113 @@
+"""The learning-rate schedule of both backends: megatron.core's OptimizerParamScheduler, counted in samples."""
+
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from nano3.config.pretrain import PretrainConfig
+from nano3.utils.errors import did_you_mean
+
+if TYPE_CHECKING:
+    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+STYLES = ("WSD", "cosine", "linear", "inverse-square-root", "constant")
+WSD_STYLES = ("minus_sqrt", "linear", "cosine", "exponential")
+
+
+def with_decay(config: PretrainConfig) -> PretrainConfig:
+    """The same with the length of WSD's decay as a number: null means a fifth of the run."""
+    s = config.scheduler
+    if s.lr_decay_style != "WSD" or s.lr_wsd_decay_iters is not None:
+        return config
+    return replace(config, scheduler=replace(s, lr_wsd_decay_iters=max(1, config.train.train_iters // 5)))
+
+
+def last_iteration(config: PretrainConfig) -> int:
+    """Where a command ends if nothing stops it: train.exit_iteration, or the end of the schedule."""
+    train = config.train
+    return min(train.exit_iteration or train.train_iters, train.train_iters)
+
+
+def schedule_sentence(config: PretrainConfig) -> str:
+    """For example "WSD: 32 iterations of warmup, 1,328 stable, 340 of decay (minus_sqrt); 0.001 to 1e-05"."""
+    s, o, iters = config.scheduler, config.optimizer, config.train.train_iters
+    parts = [f"{s.lr_warmup_iters:,} iterations of warmup"]
+    if s.lr_decay_style == "WSD" and s.lr_wsd_decay_iters is not None:
+        parts.append(f"{iters - s.lr_warmup_iters - s.lr_wsd_decay_iters:,} stable")
+        parts.append(f"{s.lr_wsd_decay_iters:,} of decay ({s.lr_wsd_decay_style})")
+    rates = f"{o.lr:g}" if s.lr_decay_style == "constant" else f"{o.lr:g} to {o.min_lr:g}"
+    return f"{s.lr_decay_style}: {', '.join(parts)}; {rates}"
+
+
+def schedule_problems(config: PretrainConfig) -> list[str]:
+    """What is wrong with `scheduler`, `optimizer.lr` and `optimizer.min_lr`; each with what to type instead."""
+    s, o, iters = config.scheduler, config.optimizer, config.train.train_iters
+    problems = []
+    if s.lr_decay_style not in STYLES:
+        problems.append(f"scheduler.lr_decay_style={s.lr_decay_style}:{did_you_mean(s.lr_decay_style, STYLES)}")
+    if 0 <= o.lr < o.min_lr:  # what neither of them can be is told by values.py
+        problems.append(f"optimizer.min_lr={o.min_lr:g} must not be greater than optimizer.lr={o.lr:g}.")
+    if not 0 <= s.lr_warmup_iters < iters:
+        problems.append(
+            f"scheduler.lr_warmup_iters={s.lr_warmup_iters} must be at least 0 and less than train.train_iters={iters}."
+        )
+    if s.lr_decay_style == "WSD":
+        problems += _wsd_problems(config)
+    return problems
+
+
+def _wsd_problems(config: PretrainConfig) -> list[str]:
+    s, iters = config.scheduler, config.train.train_iters
+    problems = []
+    if s.lr_wsd_decay_style not in WSD_STYLES:
+        problems.append(
+            f"scheduler.lr_wsd_decay_style={s.lr_wsd_decay_style}:{did_you_mean(s.lr_wsd_decay_style, WSD_STYLES)}"
+        )
+    room = iters - s.lr_warmup_iters
+    if s.lr_wsd_decay_iters is None:
+        problems.append(
+            "scheduler.lr_decay_style=WSD needs the length of its decay: "
+            f"for example scheduler.lr_wsd_decay_iters={max(1, iters // 5)} (a fifth of train.train_iters)."
+        )
+    elif room >= 1 and not 1 <= s.lr_wsd_decay_iters <= room:  # without room, warmup is what is told
+        problems.append(
+            f"scheduler.lr_wsd_decay_iters={s.lr_wsd_decay_iters} must lie between 1 and {room} "
+            f"(train.train_iters={iters} less scheduler.lr_warmup_iters={s.lr_warmup_iters})."
+        )
+    return problems
+
+
+def make_scheduler(optimizer: Any, config: PretrainConfig) -> "OptimizerParamScheduler":
+    """The scheduler on a torch optimizer. Its steps are samples: call `step(global_batch_size)` once per iteration.
+
+    Iteration k (from 1) runs at the rate of (k - 1) * global_batch_size samples, as in Megatron; with warmup the first
+    is 0. The configuration, not a checkpoint, decides the shape, so a resumed run may be given more iterations.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _make(optimizer, config)
+
+
+def _make(optimizer: Any, config: PretrainConfig) -> "OptimizerParamScheduler":
+    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+    s, o, size = config.scheduler, config.optimizer, config.train.global_batch_size
+    total = config.train.train_iters * size
+    decay = s.lr_wsd_decay_iters
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=o.lr,
+        min_lr=o.min_lr,
+        lr_warmup_steps=s.lr_warmup_iters * size,
+        lr_decay_steps=total,
+        lr_decay_style=s.lr_decay_style,
+        start_wd=o.weight_decay,
+        end_wd=o.weight_decay,
+        wd_incr_steps=total,
+        wd_incr_style="constant",
+        use_checkpoint_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,
+        wsd_decay_steps=None if decay is None else decay * size,
+        lr_wsd_decay_style=s.lr_wsd_decay_style,
+    )

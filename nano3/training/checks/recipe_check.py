@@ -1,0 +1,102 @@
+"""What can be told about a recipe and what is laid over it without importing Megatron-Bridge: its source is read."""
+
+import ast
+import difflib
+import hashlib
+import importlib.util
+from pathlib import Path
+
+from nano3.config.pretrain import PretrainConfig
+from nano3.training.dataset import TrainingData
+from nano3.training.megatron import schema
+from nano3.training.megatron.settings import Setting
+from nano3.utils.errors import did_you_mean, nearest
+
+
+def recipe_problems(target: str) -> list[str]:
+    """Why there is no such recipe in the installed Megatron-Bridge; empty when there is, or when none is installed."""
+    root = _recipes_folder()
+    if root is None:
+        return []
+    module, _, name = target.removeprefix("megatron.bridge.recipes.").rpartition(".")
+    base = root.joinpath(*module.split(".")) if module else root
+    file = next((f for f in (base.with_suffix(".py"), base / "__init__.py") if f.is_file()), None)
+    if file is None:
+        near = nearest(target, _all_recipes(root))
+        meant = f" Did you mean {near!r}?" if near else ""
+        return [f"recipe._target_={target}: there is no module megatron.bridge.recipes.{module}.{meant}"]
+    names = _names(file)
+    if name in names or "*" in names:
+        return []
+    choices = [n for n in names if n.endswith("_config")]
+    return [f"recipe._target_={target}: {module or 'that package'} has no {name!r}.{did_you_mean(name, choices)}"]
+
+
+def near_recipe(target: str) -> str:
+    """' Did you mean X?' for a recorded recipe whose name is close to one that is not recorded."""
+    near = difflib.get_close_matches(target, schema.RECIPES, n=1, cutoff=0.9)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def blend_file_problems(config: PretrainConfig) -> list[str]:
+    """Why recipe.per_split_data_args_path is refused: only run.data says what is trained on."""
+    given, data = Path(config.recipe.per_split_data_args_path), Path(config.run.data)
+    if not data.is_dir() or given.absolute() == (data / "blend.json").absolute():
+        return []
+    if given.exists() and given.samefile(data / "blend.json"):
+        return []
+    return [
+        f"recipe.per_split_data_args_path={given} is not the blend of run.data ({data / 'blend.json'}), and recipes do "
+        "not read it. Leave it out, and choose the data with run.data=FOLDER."
+    ]
+
+
+def tokenizer_problems(free: list[Setting], data: TrainingData) -> list[str]:
+    """The tokenizer follows the data; another one may be named only if it is the same."""
+    problems = []
+    own = hashlib.sha256((data.tokenizer / "tokenizer.json").read_bytes()).hexdigest()
+    for s in free:
+        if s.path != "tokenizer.tokenizer_model":
+            continue
+        file = Path(str(s.value)) / "tokenizer.json"
+        if not file.is_file():
+            problems.append(
+                f"{s.origin}={s.value}: not a folder with a tokenizer.json. Leave it out: the data's own is used."
+            )
+        elif hashlib.sha256(file.read_bytes()).hexdigest() != own:
+            problems.append(
+                f"{s.origin}={s.value}: this is not the tokenizer that made the data in {data.folder}. Leave it "
+                "out, or prepare "
+                "the data with it."
+            )
+    return problems
+
+
+def _recipes_folder() -> Path | None:
+    """Where the installed Megatron-Bridge keeps its recipes. Looks for the folder; imports nothing of it."""
+    found = importlib.util.find_spec("megatron")
+    for place in (found.submodule_search_locations or []) if found else []:
+        if (folder := Path(place) / "bridge" / "recipes").is_dir():
+            return folder
+    return None
+
+
+def _names(file: Path) -> set[str]:
+    """What a module defines or imports at its top level; `*` for a star import."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            names.update(alias.asname or alias.name for alias in node.names)
+        elif isinstance(node, ast.Assign):
+            names.update(t.id for t in node.targets if isinstance(t, ast.Name))
+    return names
+
+
+def _all_recipes(root: Path) -> list[str]:
+    found = []
+    for file in root.rglob("*.py"):
+        module = ".".join(("megatron.bridge.recipes", *file.relative_to(root).with_suffix("").parts))
+        found += [f"{module}.{name}" for name in _names(file) if name.endswith("_config")]
+    return found

@@ -1,0 +1,114 @@
+"""Values of single keys that no run can have, told before anything starts: numbers out of range, unknown choices."""
+
+import math
+from dataclasses import fields
+
+from nano3.artifacts import wandb_mirror
+from nano3.artifacts.names import alias_of, alias_problem
+from nano3.config.model import ModelConfig
+from nano3.config.pretrain import PretrainConfig
+from nano3.training.backend import installed
+from nano3.training.megatron.settings import free_section
+from nano3.utils.errors import did_you_mean
+
+# numpy takes no larger seed.
+LARGEST_SEED = 2**32 - 1
+
+
+def value_problems(config: PretrainConfig) -> list[str]:
+    """One sentence for each number that is out of range."""
+    t, o, c = config.train, config.optimizer, config.checkpoint
+    least: dict[str, tuple[float | None, float]] = {
+        "train.train_iters": (t.train_iters, 1),
+        "train.seq_length": (t.seq_length, 2),
+        "train.eval_interval": (t.eval_interval, 0),
+        "train.eval_iters": (t.eval_iters, 1 if t.eval_interval else 0),
+        "train.threads": (t.threads, 1),
+        "train.exit_iteration": (t.exit_iteration, 1),
+        "train.exit_duration_in_mins": (t.exit_duration_in_mins, 0),
+        "logger.log_interval": (config.logger.log_interval, 1),
+        "checkpoint.save_interval": (c.save_interval, 0 if config.backend == "megatron" else 1),
+        "checkpoint.keep_last": (c.keep_last, 0),
+        "optimizer.lr": (o.lr, 0),
+        "optimizer.min_lr": (o.min_lr, 0),
+        "optimizer.adam_eps": (o.adam_eps, 0),
+        "optimizer.weight_decay": (o.weight_decay, 0),
+        "optimizer.clip_grad": (o.clip_grad, 0),
+    }
+    problems = [
+        f"{name}={value} must be at least {limit:g}."
+        for name, (value, limit) in least.items()
+        if value is not None and not value >= limit
+    ]
+    problems += [
+        f"{name}={value} must be a number, not infinite."
+        for name, (value, _) in least.items()
+        if value == math.inf and name != "optimizer.clip_grad"  # there it is a way to say never
+    ]
+    if not 0 <= t.seed <= LARGEST_SEED:
+        problems.append(f"train.seed={t.seed} must lie between 0 and {LARGEST_SEED}.")
+    betas = {"optimizer.adam_beta1": o.adam_beta1, "optimizer.adam_beta2": o.adam_beta2}
+    return [*problems, *model_value_problems(config.model)] + [
+        f"{name}={beta:g} must be at least 0 and below 1." for name, beta in betas.items() if not 0 <= beta < 1
+    ]
+
+
+def model_value_problems(model: ModelConfig) -> list[str]:
+    """Sizes below 1, and factors that are no number or below 0; what is null is left to others."""
+    problems = []
+    for name, value in ((f.name, getattr(model, f.name)) for f in fields(model)):
+        if type(value) is int and value < 1:
+            problems.append(f"model.{name}={value} must be at least 1.")
+        elif type(value) is float and not 0 <= value < math.inf:
+            problems.append(f"model.{name}={value} must be at least 0, and not infinite.")
+    return problems
+
+
+def vocabulary_problems(config: PretrainConfig, data_vocab_size: int) -> list[str]:
+    """Why model.vocab_size cannot hold the data's ids, or nothing."""
+    size = config.model.vocab_size
+    if size is None or size >= data_vocab_size:
+        return []
+    return [
+        f"model.vocab_size={size} is less than the data's vocabulary of {data_vocab_size}. Leave it null, or give at "
+        f"least {data_vocab_size}."
+    ]
+
+
+def start_problems(config: PretrainConfig) -> list[str]:
+    """Why it is not clear what this run starts from, or nothing."""
+    c, weights = config.checkpoint, free_section(config, "checkpoint").get("pretrained_checkpoint")
+    if c.keep_iteration and c.load in (None, c.save):
+        return [
+            "checkpoint.keep_iteration=true (train=phase2 sets it) goes on with another run's schedule: name its "
+            "checkpoint folder with checkpoint.load=OTHER/checkpoints."
+        ]
+    if weights and c.load and c.load != c.save:
+        return [
+            f"checkpoint.load={c.load} and megatron.checkpoint.pretrained_checkpoint={weights} both name weights to "
+            "start from: give one of them."
+        ]
+    return []
+
+
+def run_problems(config: PretrainConfig, here: bool) -> list[str]:
+    """What is wrong with run.name and run.wandb; `here`: the ranks will use this very Python."""
+    problems = []
+    mode = config.run.wandb.mode
+    if mode not in wandb_mirror.MODES:
+        problems.append(f"run.wandb.mode={mode}: no such mode.{did_you_mean(mode, wandb_mirror.MODES)}")
+    elif mode != "disabled" and here and not installed("wandb"):
+        problems.append(
+            f"run.wandb.mode={mode} needs wandb, not installed in this Python: uv sync --extra wandb, or "
+            "run.wandb.mode=disabled."
+        )
+    return problems + name_problems(config.run.name)
+
+
+def name_problems(name: str) -> list[str]:
+    """Why checkpoints of a run called `name` could not be found by it (`ModelArtifact-pretrain:NAME`), or nothing."""
+    problem = alias_problem(name)
+    if problem is None:
+        return []
+    near, _ = alias_of(name)
+    return [f"run.name names the run's checkpoints, but {problem}. Use for example run.name={near or 'run-1'}."]

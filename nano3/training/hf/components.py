@@ -1,0 +1,147 @@
+"""Puts a run of the transformers backend together, always in the same order, and loads a checkpoint into it."""
+
+import logging
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nano3.config.pretrain import PretrainConfig
+from nano3.training.checks.lr_schedule import make_scheduler
+from nano3.training.dataset import TrainingData
+from nano3.training.hf.batch import BatchPlan
+from nano3.training.hf.checkpoints import CheckpointWriter, load_rng, load_state, verify
+from nano3.training.hf.expert_bias import ExpertBalance
+from nano3.training.hf.loop import Clock, Loop, Parts
+from nano3.training.hf.model import build_model, embedding_rows, parameter_count, value
+from nano3.training.hf.rng import restore_rng, seed_all
+from nano3.training.run import index_cache
+from nano3.training.run.metrics import Metrics
+from nano3.training.run.outcome import SaveHook
+from nano3.training.run.resume import Start, save_root
+from nano3.utils.errors import Failure
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from nano3.training.hf.datasets import Datasets
+
+
+def assemble(
+    config: PretrainConfig, data: TrainingData, plan: BatchPlan, run_dir: Path, start: Start, on_save: SaveHook
+) -> Loop:
+    """The loop, ready to run at the iteration that `start` names."""
+    clock = Clock(elapsed_before=start.info.elapsed_s if start.info and not start.new_phase else 0.0)
+    iteration = start.iteration
+    if start.folder is not None and start.info is not None:
+        verify(start.folder, start.info)
+    accelerator = make_accelerator(start.threads)
+    datasets = _datasets(config, data, run_dir)
+    seed_all(config.train.seed)
+    raw = build_model(config.model, embedding_rows(config.model, data.vocab_size), config.train.seq_length, data.eod_id)
+    rate = value(config.model, "moe_router_bias_update_rate")
+    balance = ExpertBalance(raw, rate, lambda counts: accelerator.reduce(counts, "sum"))
+    model, optimizer = accelerator.prepare(raw, make_optimizer(raw, config))
+    rank, barrier = accelerator.process_index, accelerator.wait_for_everyone
+    writer = CheckpointWriter(save_root(config, run_dir), config.checkpoint.keep_last, rank, barrier)
+    writer.clean()
+    parts = Parts(
+        config=config,
+        plan=plan,
+        accelerator=accelerator,
+        model=model,
+        optimizer=optimizer,
+        scheduler=make_scheduler(optimizer, config),
+        balance=balance,
+        datasets=datasets,
+        metrics=Metrics(run_dir, rank, iteration, config),
+        writer=writer,
+        parameters=parameter_count(raw),
+        fixed=start.fixed,
+        told=start.told,
+        on_save=on_save,
+        export=lambda trained, folder: export_hf(trained, data.tokenizer, folder),
+    )
+    if start.folder is not None:
+        restore(parts, start.folder, start.new_phase)
+    return Loop(parts, iteration, clock, None if start.new_phase else start.folder)
+
+
+def make_accelerator(threads: int) -> "Accelerator":
+    """torch with this many threads, on a GPU when there is one; the libraries quiet."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Waiting threads sleep instead of spinning: on a busy machine two spinning ones are slower than one. OpenMP reads
+    # this when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
+    from accelerate import Accelerator
+    from transformers.utils import logging as hf_logging
+
+    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    torch.set_num_threads(threads)
+    return Accelerator(cpu=not torch.cuda.is_available())
+
+
+def _datasets(config: PretrainConfig, data: TrainingData, run_dir: Path) -> "Datasets":
+    from nano3.training.hf.datasets import DatasetBuilder, Datasets
+
+    t, cache = config.train, index_cache.folder_of(run_dir, data.fingerprint)
+    index_cache.begin(cache)
+    builder = DatasetBuilder(data, t.seq_length, t.seed, cache)
+    valid = builder.valid(t.eval_iters, t.global_batch_size) if t.eval_interval else ()
+    datasets = Datasets(builder.train(t.train_iters * t.global_batch_size), valid)
+    index_cache.done(cache)
+    return datasets
+
+
+def make_optimizer(model: Any, config: PretrainConfig) -> Any:
+    """AdamW in two groups: weight decay on parameters of two or more dimensions only, as in Megatron."""
+    import torch
+
+    o = config.optimizer
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in model.parameters() if p.ndim > 1]},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "wd_mult": 0.0},
+    ]
+    betas = (o.adam_beta1, o.adam_beta2)
+    return torch.optim.AdamW(groups, lr=o.lr, betas=betas, eps=o.adam_eps, weight_decay=o.weight_decay, fused=True)
+
+
+def restore(parts: Parts, folder: Path, new_phase: bool = False) -> None:
+    """Load a verified checkpoint. Every key of the model must match; the configuration decides rates and betas.
+
+    A new phase takes model and optimizer only: its schedule and random numbers begin as those of a fresh start.
+    """
+    state = load_state(folder)
+    try:
+        parts.accelerator.unwrap_model(parts.model).load_state_dict(state["model"], strict=True)
+        parts.optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError) as error:
+        raise Failure(f"{folder}/state.pt does not fit this model or optimizer: {error}") from error
+    o = parts.config.optimizer
+    for group in parts.optimizer.param_groups:
+        group["betas"], group["eps"] = (o.adam_beta1, o.adam_beta2), o.adam_eps
+    if new_phase:
+        parts.scheduler.step(0)  # sets the first rate, which the optimizer's state has overwritten
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Megatron about a rank, when there is one process
+        parts.scheduler.load_state_dict(state["scheduler"])
+    rng = load_rng(folder, parts.accelerator.process_index)
+    if rng is not None:
+        restore_rng(rng)
+
+
+def export_hf(model: Any, tokenizer: Path, folder: Path) -> None:
+    """Write `folder` so that transformers' from_pretrained loads model and tokenizer from it."""
+    # Training runs without a cache; generation wants one, which NemotronH can build only with an attention layer in it.
+    cached = "full_attention" in model.config.layers_block_type
+    model.config.use_cache = model.generation_config.use_cache = cached
+    model.save_pretrained(folder)
+    model.config.use_cache = False
+    for path in sorted(tokenizer.iterdir()):
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)

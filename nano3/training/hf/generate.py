@@ -1,0 +1,53 @@
+"""Text from a trained model, through transformers' own from_pretrained and generate."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nano3.training.hf.checkpoints import latest, root_of
+from nano3.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt and what the model wrote after it."""
+
+    prompt: str
+    text: str
+
+
+def exported_model(run_dir: Path) -> Path:
+    """The hf/ folder of a finished run's last checkpoint; raises `UserError` when there is none."""
+    folder = latest(root_of(run_dir))
+    if folder is None or not (folder / "hf").is_dir():
+        raise UserError(f"{run_dir} has no exported model yet: it is written when the run reaches train.train_iters.")
+    return folder / "hf"
+
+
+def generate(
+    model_dir: Path,
+    prompts: Sequence[str],
+    max_new_tokens: int = 60,
+    temperature: float = 0.8,
+    seed: int = 0,
+) -> list[Sample]:
+    """Continue each prompt; temperature 0 takes the likeliest token each time. The same seed gives the same text."""
+    if temperature < 0:
+        raise UserError(f"temperature={temperature:g} must be 0 (likeliest token) or more; 0.8 is usual.")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    model = AutoModelForCausalLM.from_pretrained(model_dir).eval()
+    choice = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    samples = []
+    for prompt in prompts:
+        torch.manual_seed(seed)
+        ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, **choice)
+        samples.append(Sample(prompt, str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))))
+    return samples

@@ -1,0 +1,213 @@
+"""The training loop of the transformers backend, on accelerate."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nano3.config.pretrain import PretrainConfig
+from nano3.training.hf.batch import BatchPlan
+from nano3.training.hf.checkpoints import CheckpointInfo, CheckpointWriter
+from nano3.training.hf.datasets import Datasets, collate
+from nano3.training.hf.expert_bias import ExpertBalance
+from nano3.training.hf.rng import rng_state
+from nano3.training.run.metrics import Metrics
+from nano3.training.run.outcome import Outcome, SaveHook
+from nano3.training.run.stop import StopRequest
+from nano3.utils.errors import Failure
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+
+@dataclass
+class Parts:
+    """Everything a run is made of. `fixed` and `told` identify it in checkpoints (resume.py)."""
+
+    config: PretrainConfig
+    plan: BatchPlan
+    accelerator: "Accelerator"
+    model: Any
+    optimizer: Any
+    scheduler: Any
+    balance: ExpertBalance
+    datasets: Datasets
+    metrics: Metrics
+    writer: CheckpointWriter
+    parameters: int
+    fixed: dict[str, Any]
+    told: dict[str, Any]
+    on_save: SaveHook
+    export: Callable[[Any, Path], None]
+
+
+@dataclass
+class Step:
+    """One finished iteration: global mean loss in nats per token, gradient norm before clipping, the rate it ran at."""
+
+    loss: float
+    grad_norm: float
+    lr: float
+    expert_imbalance: float | None
+    stop: bool = False
+
+
+@dataclass
+class Clock:
+    """Seconds spent training since the last report, and in the run altogether."""
+
+    elapsed_before: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+    training_s: float = 0.0
+    iterations: int = 0
+
+    def since_start_s(self) -> float:
+        """Seconds since this start."""
+        return time.monotonic() - self.started
+
+    def elapsed_s(self) -> float:
+        """Wall-clock seconds of this run, earlier starts included."""
+        return self.elapsed_before + self.since_start_s()
+
+    def take(self) -> float:
+        """Seconds per iteration since the last call."""
+        mean = self.training_s / max(1, self.iterations)
+        self.training_s, self.iterations = 0.0, 0
+        return mean
+
+
+class Loop:
+    """Runs from `iteration` to the end, a limit or a signal."""
+
+    def __init__(self, parts: Parts, iteration: int, clock: Clock, saved: Path | None) -> None:
+        self.parts, self.iteration, self.clock, self.saved = parts, iteration, clock, saved
+
+    def run(self, stop: StopRequest) -> Outcome:
+        """Train; returns how it ended. Raises `Failure` naming the iteration when loss or gradient is not finite."""
+        t, c = self.parts.config.train, self.parts.config.checkpoint
+        if self.iteration == 0 and t.eval_interval:
+            self.validate()
+        while self.iteration < t.train_iters:
+            started = time.monotonic()
+            step = self.step()
+            self.iteration += 1
+            self.clock.training_s += time.monotonic() - started
+            self.clock.iterations += 1
+            last = self.iteration == t.train_iters
+            reason = "" if last else stop.agreed(self.iteration, self._any_rank)
+            if self.iteration % self.parts.config.logger.log_interval == 0 or last or reason or self.iteration == 1:
+                self.report(step)
+            if t.eval_interval and (last or self.iteration % t.eval_interval == 0):
+                self.validate()
+            if last or reason or self.iteration % c.save_interval == 0:
+                self.save(last)
+            if reason:
+                return Outcome("stopped", self.iteration, self.saved, reason)
+        return Outcome("finished", self.iteration, self.saved)
+
+    def step(self) -> Step:
+        """One optimizer step over `global_batch_size` samples."""
+        import torch
+
+        p = self.parts
+        p.model.train()
+        lr = p.optimizer.param_groups[0]["lr"]
+        total = torch.zeros((), device=p.accelerator.device)
+        for micro_step in range(p.plan.accumulation):
+            last = micro_step == p.plan.accumulation - 1
+            with p.accelerator.no_sync(p.model) if not last else torch.enable_grad():
+                loss = p.model(**self._batch(p.datasets.train, self.iteration, micro_step)).loss / p.plan.accumulation
+                p.accelerator.backward(loss)
+            total += loss.detach()
+        mean = p.accelerator.reduce(total, "mean").item()
+        limit = p.config.optimizer.clip_grad or float("inf")
+        norm = float(torch.nn.utils.clip_grad_norm_(p.model.parameters(), limit))
+        self._must_be_finite(mean, norm)
+        p.optimizer.step()
+        p.optimizer.zero_grad()
+        p.scheduler.step(p.plan.global_batch_size)
+        return Step(mean, norm, lr, p.balance.update())
+
+    def _must_be_finite(self, loss: float, norm: float) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        raise Failure(
+            f"Iteration {self.iteration + 1}: loss is {loss}, gradient norm {norm}; the step was not taken. Newest "
+            f"checkpoint: {self.saved or 'none yet'}. A start from it with the same settings fails at the same place: "
+            f"lower optimizer.lr (now {self.parts.config.optimizer.lr:g}) or lengthen scheduler.lr_warmup_iters."
+        )
+
+    def validate(self) -> None:
+        """Loss on every dataset's validation samples, the same ones each time, and their mean weighted by the blend."""
+        import torch
+
+        p = self.parts
+        p.model.eval()
+        per_dataset: dict[str, float] = {}
+        with torch.no_grad():
+            for part in p.datasets.valid:
+                steps = [(k, j) for k in range(part.batches) for j in range(p.plan.accumulation)]
+                losses = [p.model(**self._batch(part.samples, k, j)).loss for k, j in steps]
+                per_dataset[part.dataset] = p.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+        shares = {part.dataset: part.share for part in p.datasets.valid}
+        p.metrics.log_valid(self.iteration, per_dataset, shares, elapsed_s=round(self.clock.elapsed_s(), 2))
+
+    def report(self, step: Step) -> None:
+        """Write the metrics of the iteration just done."""
+        p, t = self.parts, self.parts.config.train
+        seconds = self.clock.take()
+        samples = self.iteration * t.global_batch_size
+        extra = {"expert_imbalance": round(step.expert_imbalance, 4)} if step.expert_imbalance is not None else {}
+        p.metrics.log(
+            iteration=self.iteration,
+            consumed_samples=samples,
+            consumed_tokens=samples * t.seq_length,
+            loss=step.loss,
+            lr=step.lr,
+            grad_norm=step.grad_norm,
+            tokens_per_s=round(t.global_batch_size * t.seq_length / seconds, 1),
+            seconds_per_iteration=round(seconds, 5),
+            elapsed_s=round(self.clock.elapsed_s(), 2),
+            **extra,
+        )
+
+    def save(self, last: bool) -> None:
+        """A checkpoint of the present state; the last one of a run also holds the exported model."""
+        p, t = self.parts, self.parts.config.train
+        samples = self.iteration * t.global_batch_size
+        model = p.accelerator.unwrap_model(p.model)
+        info = CheckpointInfo(
+            iteration=self.iteration,
+            consumed_samples=samples,
+            consumed_tokens=samples * t.seq_length,
+            elapsed_s=round(self.clock.elapsed_s(), 2),
+            parameters=p.parameters,
+            fixed=p.fixed,
+            told=p.told,
+        )
+        p.metrics.flush()
+        state = {
+            "model": model.state_dict(),
+            "optimizer": p.optimizer.state_dict(),
+            "scheduler": p.scheduler.state_dict(),
+        }
+        self.saved = p.writer.save(
+            info, state, rng_state(), (lambda folder: p.export(model, folder / "hf")) if last else None
+        )
+        if p.accelerator.is_main_process:
+            p.on_save(self.iteration, self.saved)
+
+    def _batch(self, dataset: Any, iteration: int, micro_step: int) -> "dict[str, torch.Tensor]":
+        p = self.parts
+        batch = collate(dataset, p.plan.samples(iteration, micro_step, p.accelerator.process_index))
+        return {name: tensor.to(p.accelerator.device) for name, tensor in batch.items()}
+
+    def _any_rank(self, own: bool) -> bool:
+        import torch
+
+        accelerator = self.parts.accelerator
+        flag = torch.tensor(float(own), device=accelerator.device)
+        return accelerator.reduce(flag, "sum").item() > 0

@@ -1,0 +1,178 @@
+"""`ModelConfig` as a Hugging Face NemotronH: one description for both backends.
+
+Names on the left of `FIELDS` are Megatron's, on the right those of transformers' NemotronHConfig.
+"""
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from nano3.config.model import ModelConfig
+from nano3.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import NemotronHConfig, NemotronHForCausalLM
+
+FIELDS = {
+    "hybrid_layer_pattern": "hybrid_override_pattern",
+    "hidden_size": "hidden_size",
+    "ffn_hidden_size": "intermediate_size",
+    "num_attention_heads": "num_attention_heads",
+    "num_query_groups": "num_key_value_heads",
+    "kv_channels": "head_dim",
+    "mamba_num_heads": "mamba_num_heads",
+    "mamba_head_dim": "mamba_head_dim",
+    "mamba_state_dim": "ssm_state_size",
+    "mamba_num_groups": "n_groups",
+    "mamba_chunk_size": "chunk_size",
+    "num_moe_experts": "n_routed_experts",
+    "moe_router_topk": "num_experts_per_tok",
+    "moe_ffn_hidden_size": "moe_intermediate_size",
+    "moe_shared_expert_intermediate_size": "moe_shared_expert_intermediate_size",
+    "moe_router_topk_scaling_factor": "routed_scaling_factor",
+    "init_method_std": "initializer_range",
+    "layernorm_epsilon": "layer_norm_epsilon",
+    "share_embeddings_and_output_weights": "tie_word_embeddings",
+}
+# Keys without which a layer of that kind has no shape, or no defined result.
+NEEDED = {
+    "M": ("mamba_num_heads", "mamba_head_dim", "mamba_state_dim", "mamba_num_groups"),
+    "E": (
+        "num_moe_experts",
+        "moe_router_topk",
+        "moe_ffn_hidden_size",
+        "moe_shared_expert_intermediate_size",
+        "moe_router_topk_scaling_factor",
+    ),
+    "*": ("num_attention_heads", "num_query_groups", "kv_channels"),
+    "-": ("ffn_hidden_size",),
+}
+# What a null means for the rest: megatron.core's own defaults.
+DEFAULTS = {
+    "mamba_chunk_size": 128,
+    "moe_router_bias_update_rate": 1e-3,
+    "init_method_std": 0.02,
+    "layernorm_epsilon": 1e-5,
+    "share_embeddings_and_output_weights": False,
+}
+PARALLEL = (
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "context_parallel_size",
+    "expert_model_parallel_size",
+)
+# Megatron rounds the rows of the embedding up to a multiple of this times the tensor-parallel size.
+VOCAB_MULTIPLE = 128
+
+
+def padded_vocab_size(vocab_size: int, tensor_parallel_size: int = 1, multiple: int = VOCAB_MULTIPLE) -> int:
+    """Rows of the embedding for `vocab_size` ids, as Megatron pads them; `multiple` is make_vocab_size_divisible_by."""
+    step = multiple * tensor_parallel_size
+    return -(-vocab_size // step) * step
+
+
+def embedding_rows(model: ModelConfig, data_vocab_size: int) -> int:
+    """Rows of the embedding: model.vocab_size as it is, else the data's vocabulary padded; `UserError` if too few."""
+    if model.vocab_size is None:
+        return padded_vocab_size(data_vocab_size, model.tensor_model_parallel_size or 1)
+    if model.vocab_size < data_vocab_size:
+        raise UserError(
+            f"model.vocab_size={model.vocab_size} is less than the data's vocabulary of {data_vocab_size}. Leave it "
+            f"null (then it is {padded_vocab_size(data_vocab_size)}), or give at least {data_vocab_size}."
+        )
+    return model.vocab_size
+
+
+def value(model: ModelConfig, key: str) -> Any:
+    """The value of a key, or the default that stands for null."""
+    own = getattr(model, key)
+    return DEFAULTS.get(key) if own is None else own
+
+
+def model_problems(model: ModelConfig) -> list[str]:
+    """Why `backend=transformers` cannot build this model; empty when it can."""
+    parallel = [f"model.{k}={v}" for k in PARALLEL if (v := getattr(model, k)) not in (None, 1)]
+    problems = []
+    if parallel or model.sequence_parallel:
+        parallel += ["model.sequence_parallel=true"] if model.sequence_parallel else []
+        problems.append(
+            f"backend=transformers is data-parallel only; {', '.join(parallel)} needs backend=megatron (or set 1)."
+        )
+    pattern = model.hybrid_layer_pattern
+    unknown = sorted(set(pattern or "") - set(NEEDED))
+    if unknown:
+        problems.append(
+            f"model.hybrid_layer_pattern={pattern} has {' '.join(unknown)}; allowed: M Mamba-2, E experts, * "
+            f"attention, - dense MLP."
+        )
+    kinds = [k for k in NEEDED if pattern is None or k in pattern]
+    needed = ["hybrid_layer_pattern", "hidden_size", *(key for kind in kinds for key in NEEDED[kind])]
+    missing = [key for key in needed if getattr(model, key) in (None, "")]
+    if missing:
+        names = ", ".join(f"model.{key}" for key in missing)
+        return [
+            *problems,
+            f"backend=transformers needs the whole architecture; not set: {names}. Try model=quickstart.",
+        ]
+    return problems + _shape_problems(model, pattern or "")
+
+
+def _shape_problems(model: ModelConfig, pattern: str) -> list[str]:
+    """Divisibility and ranges between keys that are all set."""
+    rules = [
+        ("*", "num_attention_heads", "num_query_groups", "must be a multiple of"),
+        ("M", "mamba_num_heads", "mamba_num_groups", "must be a multiple of"),
+        ("E", "num_moe_experts", "moe_router_topk", "must not be less than"),
+    ]
+    problems = []
+    for kind, left, right, rule in rules:
+        if kind not in pattern:
+            continue
+        a, b = getattr(model, left), getattr(model, right)
+        if b < 1:  # told by values.py
+            continue
+        if a % b if "multiple" in rule else a < b:
+            problems.append(f"model.{left}={a} {rule} model.{right}={b}.")
+    if "E" in pattern and model.num_moe_experts == 1:
+        problems.append(
+            "model.num_moe_experts=1: the router needs at least 2 experts; use - (dense MLP) layers instead of E."
+        )
+    if model.share_embeddings_and_output_weights:
+        problems.append(
+            "model.share_embeddings_and_output_weights=true: transformers' NemotronH does not tie them; set false."
+        )
+    return problems
+
+
+def hf_config(model: ModelConfig, rows: int, seq_length: int, eod_id: int | None = None) -> "NemotronHConfig":
+    """The NemotronHConfig of a checked `model` with `rows` embedding rows. No position embedding, sigmoid, relu²."""
+    from transformers import NemotronHConfig
+
+    known = {f.name for f in fields(model)}
+    shape = {hf: v for key, hf in FIELDS.items() if key in known and (v := value(model, key)) is not None}
+    return NemotronHConfig(
+        architectures=["NemotronHForCausalLM"],
+        vocab_size=rows,
+        max_position_embeddings=seq_length,
+        bos_token_id=eod_id,
+        eos_token_id=eod_id,
+        pad_token_id=eod_id,
+        use_mamba_kernels=False,
+        use_cache=False,
+        **shape,
+    )
+
+
+def build_model(model: ModelConfig, rows: int, seq_length: int, eod_id: int | None = None) -> "NemotronHForCausalLM":
+    """A freshly initialised fp32 model, drawn from torch's global generator. `UserError` lists every problem."""
+    problems = model_problems(model)
+    if problems:
+        raise UserError(problems)
+    from transformers import NemotronHForCausalLM
+
+    config = hf_config(model, rows, seq_length, eod_id)
+    return NemotronHForCausalLM._from_config(config, attn_implementation="sdpa", experts_implementation="eager")
+
+
+def parameter_count(model: Any) -> int:
+    """Trainable parameters of a torch module."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,298 @@
+"""What nano3 does inside Megatron-Bridge's loop, through its callback events: metrics, stopping, marking checkpoints.
+
+Megatron-Bridge looks the events up by method name, so nothing here needs it to be imported. An event during iteration
+i sees `train_state.step == i - 1` until the step is counted; after it (evaluation, checkpoint) `step == i`.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from nano3.training.hf.checkpoints import MARKER, CheckpointInfo, folder_name
+from nano3.training.megatron.errors import nan_message
+from nano3.training.megatron.start import TRACKER, note_begun
+from nano3.training.run import index_cache
+from nano3.training.run.metrics import Metrics
+from nano3.training.run.outcome import SaveHook
+from nano3.training.run.rank_sync import Pace
+from nano3.training.run.startup_timer import Startup
+from nano3.training.run.stop import StopRequest
+from nano3.utils.console import is_rank_zero, say, warn
+from nano3.utils.errors import Failure
+from nano3.utils.files import write_json
+
+# Dense bf16 peak of one GPU in FLOP/s, from NVIDIA's data sheets, by a part of the device's name.
+PEAK_FLOPS = {
+    "B300": 2.25e15,
+    "GB200": 2.5e15,
+    "B200": 2.25e15,
+    "H200": 989e12,
+    "H100": 989e12,
+    "GH200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+}
+
+# Ranks ask each other about stopping this often: waiting for the GPU in every step costs time, and launchers give two
+# minutes between a signal and the end.
+ASK_EVERY_S = 5.0
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Peak dense bf16 FLOP/s of a GPU, or None for one that is not in the table."""
+    return next((flops for name, flops in PEAK_FLOPS.items() if name in device_name), None)
+
+
+@dataclass
+class Clock:
+    """Seconds of training, validation and saving left out. An interval starts at `mark` and is told in seconds per
+    step."""
+
+    now: Callable[[], float] = time.monotonic
+    busy: float = 0.0
+    steps: int = 0
+    _step_started: float = 0.0
+    _last_end: float | None = None
+
+    def start_step(self) -> None:
+        self._step_started = self.now()
+
+    def end_step(self) -> None:
+        """A step lasts from the end of the one before it, unless something else (`interrupt`) ran in between."""
+        end = self.now()
+        self.busy += end - (self._step_started if self._last_end is None else self._last_end)
+        self.steps += 1
+        self._last_end = end
+
+    def interrupt(self) -> None:
+        """Validation or a checkpoint ran since the last step."""
+        self._last_end = None
+
+    def take(self) -> float:
+        """Mean seconds per step since the last call."""
+        mean = self.busy / max(self.steps, 1)
+        self.busy, self.steps = 0.0, 0
+        return mean
+
+
+class Validation(Protocol):
+    """Measures every dataset's validation loss, given a callback's context; `shares` are their parts of the blend."""
+
+    shares: dict[str, float]
+
+    def __call__(self, context: Any) -> dict[str, float]: ...
+
+
+@dataclass
+class Run:
+    """What the callback knows of the run besides what Megatron-Bridge tells it."""
+
+    metrics: Metrics
+    stop: StopRequest
+    on_save: SaveHook
+    save_folder: Path
+    # Where Megatron has written the order of samples.
+    index_cache: Path
+    log_interval: int
+    global_batch_size: int
+    seq_length: int
+    save_interval: int
+    train_iters: int
+    startup: Startup = field(default_factory=Startup)
+    fixed: dict[str, Any] = field(default_factory=dict)
+    told: dict[str, Any] = field(default_factory=dict)
+    validation: Validation | None = None
+
+
+class TrainingHooks:
+    """The one callback that nano3 registers. `reason` is set once all ranks agreed to stop; `iteration` is the last
+    one done."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.clock = Clock()
+        self.reason = ""
+        self.iteration = 0
+        self.saved: Path | None = None
+        self.first_step_s: float | None = None
+        self._started = time.monotonic()
+        self._flops_per_step = 0.0
+        self._parameters = 0
+        self._validated = -1
+        self._lr: float | None = None
+        alone = os.environ.get("WORLD_SIZE", "1") == "1"  # then a question costs nothing
+        self._pace = Pace(greatest, run.stop.exit_iteration, seconds=0.0 if alone else ASK_EVERY_S)
+
+    def on_train_start(self, context: Any) -> None:
+        from megatron.bridge.training.utils.flop_utils import num_floating_point_operations
+
+        index_cache.done(self.run.index_cache)
+        self.iteration = int(context.state.train_state.step)
+        self._flops_per_step = float(num_floating_point_operations(context.state.cfg, self.run.global_batch_size))
+        self._parameters = sum(p.numel() for chunk in context.model for p in chunk.parameters())
+        self.run.startup.mark("model, data and checkpoint")
+
+    def on_train_step_start(self, context: Any) -> None:
+        """Note the rate that this step runs at: when it ends, the schedule has moved on to the next one's."""
+        self.clock.start_step()
+        if (int(context.state.train_state.step) + 1) % self.run.log_interval == 0:
+            self._lr = _learning_rate(context.optimizer)
+
+    def on_train_step_end(self, context: Any) -> None:
+        """Check, log, and agree on stopping.
+
+        The gradient norm is on the host already, and is no number when the loss is none (Megatron-Bridge also looks
+        at every micro batch's loss itself). The loss is fetched only to be logged: waiting for it in every step would
+        keep the GPU idle.
+        """
+        iteration = int(context.state.train_state.step) + 1
+        self.clock.end_step()
+        if self.first_step_s is None:
+            self.first_step_s = self.clock.take()
+            self.run.startup.mark("first step")
+            say(self.run.startup.sentence())
+        if context.grad_norm is not None and not math.isfinite(context.grad_norm):
+            raise Failure(nan_message(iteration, f"gradient norm {context.grad_norm}"))
+        self.iteration = iteration
+        if iteration % self.run.log_interval == 0:
+            loss = loss_of(context.loss_dict)
+            if loss is not None and not math.isfinite(loss):
+                raise Failure(nan_message(iteration, f"loss {loss}"))
+            self._log(context, iteration, loss)
+        if not self.reason and iteration < self.run.train_iters and self._pace.due(iteration):
+            self.reason = self.run.stop.agreed(iteration, lambda own: self._pace.any_rank(iteration, own))
+        if self.reason:
+            # Megatron-Bridge saves and leaves its loop after an iteration that exit_interval divides.
+            context.state.cfg.train.exit_interval = iteration
+        if is_rank_zero() and self._saves_after(iteration):
+            note_begun(self.run.save_folder, iteration)
+
+    def _saves_after(self, iteration: int) -> bool:
+        """Whether Megatron-Bridge saves next. What it then leaves unfinished is nano3's to remove."""
+        every = self.run.save_interval
+        return every > 0 and (iteration % every == 0 or bool(self.reason) or iteration == self.run.train_iters)
+
+    def on_eval_start(self, context: Any) -> None:
+        self.clock.interrupt()
+
+    def on_eval_end(self, context: Any) -> None:
+        """Megatron-Bridge has validated: measure each dataset, once for an iteration (the end repeats it).
+
+        Its own loss is not recorded: it draws other samples at every validation, and others again for another number
+        of ranks (a "cyclic" loader, whatever dataset.dataloader_type says), so two of them cannot be compared.
+        """
+        self.clock.interrupt()
+        iteration = int(context.state.train_state.step)
+        if iteration == self._validated:
+            return
+        self._validated = iteration
+        if self.run.validation:
+            self.run.metrics.log_valid(iteration, self.run.validation(context), self.run.validation.shares)
+
+    def on_checkpoint_save(self, context: Any) -> None:
+        """A checkpoint is whole: mark it (a folder without the mark is what a killed save left), then tell the
+        caller."""
+        import torch.distributed as dist
+
+        self.clock.interrupt()
+        if dist.get_rank() != 0:
+            return
+        # Asynchronous saves complete later; the tracker file was written a moment ago and names the iteration that is
+        # complete.
+        iteration = int((self.run.save_folder / TRACKER).read_text())
+        folder = self.run.save_folder / folder_name(iteration)
+        if not folder.is_dir():
+            warn(f"{folder} was saved and is gone already: it is not counted as a checkpoint.")
+            return
+        samples = iteration * self.run.global_batch_size
+        info = CheckpointInfo(
+            iteration=iteration,
+            consumed_samples=samples,
+            consumed_tokens=samples * self.run.seq_length,
+            elapsed_s=time.monotonic() - self._started,
+            parameters=self._parameters,
+            fixed=self.run.fixed,
+            told=self.run.told,
+        )
+        self.run.metrics.flush()
+        write_json(folder / MARKER, vars(info))
+        self.saved = folder
+        self.run.on_save(iteration, folder)
+
+    def _log(self, context: Any, iteration: int, loss: float | None) -> None:
+        import torch
+
+        seconds = self.clock.take()
+        if not seconds:
+            seconds = self.first_step_s or math.nan
+        loss = from_last_stage(loss)
+        world = torch.distributed.get_world_size()
+        flops = self._flops_per_step / seconds / world
+        peak = peak_flops(torch.cuda.get_device_name())
+        samples = int(context.state.train_state.consumed_train_samples) + self.run.global_batch_size
+        values: dict[str, Any] = {
+            "iteration": iteration,
+            "consumed_samples": samples,
+            "consumed_tokens": samples * self.run.seq_length,
+            "loss": loss,
+            "lr": self._lr,
+            "grad_norm": context.grad_norm,
+            "tokens_per_s": self.run.global_batch_size * self.run.seq_length / seconds,
+            "seconds_per_iteration": seconds,
+            "tflops_per_gpu": flops / 1e12,
+            "memory_gb": torch.cuda.max_memory_allocated() / 2**30,
+        }
+        if peak:
+            values["mfu"] = flops / peak
+        self.run.metrics.log(**{k: v for k, v in (values | moe_balance(context.state.cfg)).items() if v is not None})
+
+
+def greatest(values: list[float]) -> list[float]:
+    """Element-wise maximum over all ranks; every rank calls it at the same iterations."""
+    import torch
+    import torch.distributed as dist
+
+    if dist.get_world_size() == 1:
+        return values
+    told = torch.tensor(values, device="cuda", dtype=torch.float64)
+    dist.all_reduce(told, op=dist.ReduceOp.MAX)
+    return told.tolist()
+
+
+def moe_balance(cfg: Any) -> dict[str, float]:
+    """The router's load-balancing loss, mean over the MoE layers of this rank: 1 x its coefficient when all experts
+    get the same."""
+    from megatron.core.num_microbatches_calculator import get_num_microbatches
+    from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
+
+    found = {}
+    for name, entry in get_moe_metrics_tracker().metrics.items():
+        layers = entry.values[entry.values != 0]
+        if "load_balancing" in name and layers.numel():
+            found[f"moe_{name}"] = float(layers.mean()) / get_num_microbatches()
+    return found
+
+
+def loss_of(losses: dict[str, Any] | None) -> float | None:
+    """Cross entropy per token from Megatron-Bridge's dict; None on ranks that do not hold the last pipeline stage."""
+    return float(losses["lm loss"]) if losses and "lm loss" in losses else None
+
+
+def from_last_stage(loss: float | None) -> float:
+    """The loss on every rank: with pipeline stages only the last one has it."""
+    import torch
+    import torch.distributed as dist
+
+    if dist.get_world_size() == 1 and loss is not None:
+        return loss
+    told = torch.tensor([-math.inf if loss is None else loss], device="cuda", dtype=torch.float64)
+    dist.all_reduce(told, op=dist.ReduceOp.MAX)
+    return float(told.item())
+
+
+def _learning_rate(optimizer: Any) -> float | None:
+    return next((float(g["lr"]) for g in optimizer.param_groups if g and not g.get("is_decoupled_lr")), None)

@@ -1,0 +1,307 @@
+"""What Megatron-Bridge's ConfigContainer accepts: read from the real dataclasses, or from a recording of them.
+
+Megatron-Bridge imports only where its CUDA extensions are installed, so a login node cannot ask the dataclasses which
+fields exist. `record` asks them once (`python -m nano3.training.megatron.schema`, on a machine that has the stack) and
+the answer ships as JSON. On the training machine the same `record` is run on the live container, and the same check is
+made against that.
+"""
+
+import dataclasses
+import enum
+import importlib.metadata
+import inspect
+import json
+import math
+import sys
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nano3.utils.errors import did_you_mean
+from nano3.utils.files import read_json, write_text
+
+FOLDER = Path(__file__).parent / "schemas"
+RECIPES = (
+    "megatron.bridge.recipes.nemotronh.nemotron_3_nano.nemotron_3_nano_pretrain_config",
+    "megatron.bridge.recipes.qwen.qwen3.qwen3_8b_pretrain_config",
+)
+_PLAIN = {
+    bool: "bool",
+    int: "int",
+    float: "float",
+    str: "str",
+    type(None): "null",
+    list: "list",
+    tuple: "list",
+    dict: "dict",
+}
+DTYPES = {
+    "float32": "float32", "fp32": "float32", "float": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16",
+    "float16": "float16", "fp16": "float16", "half": "float16", "uint8": "uint8", "fp8": "uint8",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Field:
+    """What one configuration field takes. `kinds` empty: anything (its type cannot be told from the annotation)."""
+
+    kinds: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    section: str | None = None
+
+    def problem(self, value: Any) -> str | None:
+        """Why `value` is refused, or None."""
+        if not self.kinds:
+            return None
+        if isinstance(value, str) and self.choices and "str" not in self.kinds:
+            known = {c.lower() for c in self.choices}
+            if value.lower() in known or ("dtype" in self.kinds and dtype_name(value)):
+                return None
+            return f"{value!r} is not allowed.{did_you_mean(value, self.choices)}"
+        if any(_is_kind(value, kind) for kind in self.kinds) or (value is None and self.choices):
+            return None  # null unsets a choice, also where the annotation forgets to say so
+        return f"{value!r} is a {_kind_of(value)}; expected {' or '.join(self.kinds)}."
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Fields of every section of the container that one recipe returns, and the recipe's own plain values."""
+
+    recipe: str
+    versions: Mapping[str, str]
+    container: Mapping[str, Field]
+    classes: Mapping[str, Mapping[str, Field]]
+    values: Mapping[str, Any] = field(default_factory=dict)
+    live: bool = False
+
+    def lookup(self, path: str) -> tuple[Field | None, str | None]:
+        """The field at a dotted path such as `ddp.bucket_size`, or None and the sentence that says what is wrong with
+        the path."""
+        fields: Mapping[str, Field] = self.container
+        where, found = "", Field()
+        for name in path.split("."):
+            if name not in fields:
+                place = f"section {where!r}" if where else "Megatron-Bridge's ConfigContainer"
+                return None, f"there is no {name!r} in {place}.{did_you_mean(name, list(fields))}"
+            found = fields[name]
+            where = f"{where}.{name}" if where else name
+            fields = self.classes.get(found.section or "", {})
+            if not fields:
+                rest = path.removeprefix(where)
+                inside = rest and "dict" not in found.kinds and found.kinds
+                return (None, f"{where!r} has no fields of its own.") if inside else (found, None)
+        return found, None
+
+    def value(self, path: str, default: Any = None) -> Any:
+        """The recipe's own value at a dotted path (architecture, batch sizes), as far as it is plain data."""
+        node: Any = self.values
+        for name in path.split("."):
+            if not isinstance(node, Mapping) or name not in node:
+                return default
+            node = node[name]
+        return node
+
+
+def dtype_name(text: str) -> str | None:
+    """`torch.bfloat16`, `bfloat16` or `bf16` -> `bfloat16`; None when it names no dtype."""
+    return DTYPES.get(text.lower().removeprefix("torch."))
+
+
+def _kind_of(value: Any) -> str:
+    return _PLAIN.get(type(value), type(value).__name__)
+
+
+def _is_kind(value: Any, kind: str) -> bool:
+    match kind:
+        case "bool":
+            return isinstance(value, bool)
+        case "int":
+            return isinstance(value, int) and not isinstance(value, bool)
+        case "float":
+            return isinstance(value, int | float) and not isinstance(value, bool)
+        case "str":
+            return isinstance(value, str)
+        case "null":
+            return value is None
+        case "list":
+            return isinstance(value, list | tuple)
+        case "dict" | "section":
+            return isinstance(value, Mapping)
+        case "dtype":
+            return isinstance(value, str) and dtype_name(value) is not None
+    return False
+
+
+def describe(annotation: Any) -> Field:
+    """The `Field` of a type annotation; unknown parts (callables, classes of the library) make it accept anything."""
+    if annotation is Any:
+        return Field()
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        parts = [describe(a) for a in typing.get_args(annotation)]
+        if any(not p.kinds for p in parts):
+            return Field(section=next((p.section for p in parts if p.section), None))
+        kinds = dict.fromkeys(k for p in parts for k in p.kinds)
+        choices = dict.fromkeys(c for p in parts for c in p.choices)
+        return Field(tuple(kinds), tuple(choices), next((p.section for p in parts if p.section), None))
+    if origin is typing.Literal:
+        options = typing.get_args(annotation)
+        literal = tuple(dict.fromkeys("choice" if isinstance(o, str) else _kind_of(o) for o in options))
+        return Field(literal, tuple(o for o in options if isinstance(o, str)))
+    if origin is not None:
+        annotation = origin
+    if isinstance(annotation, type):
+        if annotation in _PLAIN:
+            return Field((_PLAIN[annotation],))
+        if issubclass(annotation, enum.Enum):
+            return Field(("choice",), tuple(m.name for m in annotation))
+        if dataclasses.is_dataclass(annotation):
+            return Field(("section",), (), annotation.__name__)
+        if annotation.__name__ == "dtype":
+            return Field(("dtype",), ("float32", "bfloat16", "float16", "uint8"))
+    return Field()
+
+
+def _fields_of(cls: type) -> dict[str, Field]:
+    """Public fields of a dataclass; an annotation that cannot be resolved here accepts anything."""
+    found = {}
+    for f in dataclasses.fields(cls):
+        if f.name.startswith("_"):
+            continue
+        owner = next(c for c in cls.__mro__ if f.name in inspect.get_annotations(c))
+        try:
+            hint = typing.get_type_hints(owner)[f.name]
+        except (NameError, TypeError, AttributeError):
+            hint = Any if isinstance(f.type, str) else f.type
+        described = describe(hint)
+        if described.kinds and f.default is None and "null" not in described.kinds:
+            # `x: int = None` is common in these dataclasses.
+            described = dataclasses.replace(described, kinds=(*described.kinds, "null"))
+        found[f.name] = described
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """JSON-able part of a configuration value; everything else becomes its name."""
+    if isinstance(value, enum.Enum):
+        return value.name
+    if isinstance(value, str):
+        return value.removeprefix(f"{Path.cwd()}/")  # recipes put default folders where they are called
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if callable(value):
+        return getattr(value, "__name__", str(value))
+    return str(value)
+
+
+def _classes_within(value: Any, classes: dict[str, dict[str, Field]]) -> None:
+    """Add the fields of the dataclass that `value` is an instance of, and of those inside it."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return
+    classes[type(value).__name__] = _fields_of(type(value))
+    for f in dataclasses.fields(value):
+        _classes_within(getattr(value, f.name, None), classes)
+
+
+def _declared_classes(annotation: Any) -> Iterator[type]:
+    for part in (annotation, *typing.get_args(annotation)):
+        if isinstance(part, type) and dataclasses.is_dataclass(part):
+            yield part
+
+
+def record(container: Any, recipe: str) -> Schema:
+    """The schema of a live ConfigContainer as `recipe` returned it."""
+    hints = typing.get_type_hints(type(container))
+    classes: dict[str, dict[str, Field]] = {}
+    sections: dict[str, Field] = {}
+    values: dict[str, Any] = {}
+    for f in dataclasses.fields(container):
+        if f.name.startswith("_"):
+            continue
+        value = getattr(container, f.name)
+        described = describe(hints[f.name])
+        if dataclasses.is_dataclass(value):
+            classes_here = type(value).__name__
+            _classes_within(value, classes)
+            inner = {
+                g.name: _plain(getattr(value, g.name, None)) for g in dataclasses.fields(value) if g.name[0] != "_"
+            }
+            values[f.name] = inner
+            described = Field(described.kinds, described.choices, classes_here)
+        else:
+            values[f.name] = _plain(value)
+            for cls in _declared_classes(hints[f.name]):
+                classes.setdefault(cls.__name__, _fields_of(cls))
+        sections[f.name] = described
+    return Schema(recipe, versions(), sections, classes, values, live=True)
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the two packages whose dataclasses are described."""
+    return {name: importlib.metadata.version(name) for name in ("megatron-bridge", "megatron-core")}
+
+
+def recorded(recipe: str) -> Schema:
+    """The shipped schema for `recipe`; for a recipe that was not recorded, the first one's without its values."""
+    file = FOLDER / "megatron_bridge.json"
+    raw = read_json(file)
+    known = raw["recipes"]
+    entry = known.get(recipe, next(iter(known.values())))
+    classes = {name: {k: _read(v) for k, v in fields.items()} for name, fields in raw["classes"].items()}
+    container = {name: _read(v) for name, v in entry["container"].items()}
+    if recipe not in known:
+        container["model"] = Field()
+    return Schema(recipe, raw["versions"], container, classes, entry["values"] if recipe in known else {})
+
+
+def is_recorded(recipe: str) -> bool:
+    """Whether the shipped schema knows this recipe's own values."""
+    return recipe in read_json(FOLDER / "megatron_bridge.json")["recipes"]
+
+
+def _read(raw: Mapping[str, Any]) -> Field:
+    return Field(tuple(raw.get("kinds", ())), tuple(raw.get("choices", ())), raw.get("section"))
+
+
+def _write(f: Field) -> dict[str, Any]:
+    return {k: v for k, v in dataclasses.asdict(f).items() if v}
+
+
+def as_json(schemas: list[Schema]) -> str:
+    """The text of the shipped recording: one line per class, so that a diff between releases can be read."""
+    classes = {name: fields for s in schemas for name, fields in s.classes.items()}
+    raw = {
+        "versions": dict(schemas[0].versions),
+        "recipes": {
+            s.recipe: {"container": {k: _write(v) for k, v in s.container.items()}, "values": dict(s.values)}
+            for s in schemas
+        },
+        "classes": {
+            name: {k: _write(v) for k, v in sorted(fields.items())} for name, fields in sorted(classes.items())
+        },
+    }
+    return json.dumps(raw, indent=1, sort_keys=False) + "\n"
+
+
+def main() -> int:
+    """Record the recipes in `RECIPES` from the installed Megatron-Bridge into the shipped file."""
+    import tempfile
+
+    from nano3.training.megatron.recipe import call_recipe, offline_hub
+
+    offline_hub(RECIPES[1], Path(tempfile.mkdtemp()))
+    write_text(FOLDER / "megatron_bridge.json", as_json([record(call_recipe(r), r) for r in RECIPES]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""Curves of several runs over iterations, as SVG text for a page."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nano3.training.reports.plot import BLUE, DATASET_COLOURS, ORANGE, make_plain, smooth
+
+COLOURS = (BLUE, ORANGE, *DATASET_COLOURS)
+Lines = list[dict[str, Any]]  # of metrics.jsonl
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A figure: the metric `key`, its title and unit; noisy ones are smoothed."""
+
+    key: str
+    title: str
+    noisy: bool = False
+    log: bool = False
+
+
+CURVES = (
+    Curve("valid_loss", "validation loss (nats per token)"),
+    Curve("loss", "training loss (nats per token), smoothed", noisy=True),
+    Curve("tokens_per_s", "tokens per second, smoothed", noisy=True),
+    Curve("mfu", "model FLOPs utilization"),
+    Curve("lr", "learning rate"),
+    Curve("grad_norm", "gradient norm before clipping, smoothed", noisy=True, log=True),
+    Curve("memory_gb", "peak memory of a GPU (GB)"),
+    Curve("expert_imbalance", "load of the busiest expert ÷ mean, smoothed", noisy=True),
+)
+
+
+def draw(curve: Curve, runs: Mapping[str, Lines]) -> str | None:
+    """An <svg> element with one line a run; None when no run has this metric. Needs matplotlib."""
+    found = {
+        name: [(line["iteration"], line[curve.key]) for line in lines if line.get(curve.key) is not None]
+        for name, lines in runs.items()
+    }
+    if not any(found.values()):
+        return None
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.subplots()
+    for number, (name, points) in enumerate(found.items()):
+        if points:
+            x, y = zip(*points, strict=True)
+            values = smooth(y) if curve.noisy else y
+            marker = "o" if len(points) < 30 else ""
+            colour = COLOURS[number % len(COLOURS)]
+            axes.plot(x, values, color=colour, linewidth=1.6, marker=marker, markersize=3, label=name)
+    if curve.log and all(value > 0 for points in found.values() for _, value in points):
+        axes.set_yscale("log")
+    axes.set(xlabel="iteration")
+    axes.set_title(curve.title, loc="left", fontsize=11, fontweight="bold")
+    make_plain(axes)
+    if len(found) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    text = io.StringIO()
+    # Text stays text, so that the page can be searched; names within the picture are those of the metric alone.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": curve.key}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]

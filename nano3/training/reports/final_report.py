@@ -1,0 +1,49 @@
+"""What is shown when a run has reached its end: a table, a picture and, for a small model, some of its own text."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from nano3.config import PretrainConfig
+from nano3.training.hf.generate import exported_model, generate
+from nano3.training.reports.plot import plot_losses
+from nano3.training.reports.summary import print_summary
+from nano3.utils.console import say, warn
+from nano3.utils.errors import Nano3Error
+from nano3.utils.files import write_text
+
+
+def conclude(config: PretrainConfig, run_dir: Path) -> None:
+    """Print the summary, draw loss.png, and continue `logger.sample_prompts`. What is there is only shown again.
+
+    The run is finished by now, so what cannot be shown is told and changes nothing about that.
+    """
+    metrics, picture = run_dir / "metrics.jsonl", run_dir / "loss.png"
+    fresh = not picture.exists() or not metrics.exists() or picture.stat().st_mtime < metrics.stat().st_mtime
+    _try("no summary", lambda: print_summary(run_dir))
+    drawn = not fresh or _try("no loss.png", lambda: plot_losses(run_dir))
+    if config.backend == "transformers" and config.logger.sample_prompts:
+        _try("no samples", lambda: _show_samples(config, run_dir, fresh))
+    if drawn:
+        say(f"loss curve: {picture}")
+
+
+def _show_samples(config: PretrainConfig, run_dir: Path, fresh: bool) -> None:
+    samples = run_dir / "samples.txt"
+    if fresh or not samples.exists():
+        written = generate(exported_model(run_dir), config.logger.sample_prompts)
+        write_text(samples, "\n\n".join(f"[{s.prompt}]{s.text}" for s in written) + "\n")
+    say("\nThe model continues [a prompt]:\n")
+    say(samples.read_text())
+
+
+def _try(without: str, show: Callable[[], object]) -> bool:
+    """Whether it could be shown; otherwise says why not."""
+    try:
+        show()
+    except ModuleNotFoundError as error:
+        warn(f"{without}: {error.name} is not installed. The run is finished.")
+    except (Nano3Error, OSError, RuntimeError, ValueError, KeyError) as error:
+        warn(f"{without}: {error} The run is finished.")
+    else:
+        return True
+    return False

@@ -1,0 +1,30 @@
+"""How a run ended, as every backend reports it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nano3.utils.errors import START_AGAIN
+
+# Called on rank 0 with (iteration, checkpoint folder) after a checkpoint is complete.
+SaveHook = Callable[[int, Path], None]
+
+
+def no_hook(iteration: int, folder: Path) -> None:
+    """The default `SaveHook`."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`finished`: train_iters reached. `stopped`: saved after a signal or a limit; `reason` says which one."""
+
+    status: Literal["finished", "stopped"]
+    iteration: int
+    checkpoint: Path | None
+    reason: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        """0 for a finished run, 75 ("start me again") for a stopped one."""
+        return 0 if self.status == "finished" else START_AGAIN

@@ -1,0 +1,135 @@
+"""The GPU benchmark's own arithmetic over a profiler's trace; the trace itself comes from a GPU."""
+
+import gzip
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GPU = Path(__file__).parents[2] / "benchmarks" / "gpu"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "gpu"
+
+
+@pytest.fixture(autouse=True)
+def scripts_on_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(GPU))
+
+
+def event(name: str, start: float, length: float, category: str = "kernel") -> dict:
+    return {"name": name, "ts": start, "dur": length, "cat": category, "ph": "X"}
+
+
+@pytest.mark.parametrize(
+    ("intervals", "total"),
+    [
+        ([], 0),
+        ([(0, 5)], 5),
+        ([(0, 5), (5, 7)], 7),
+        ([(0, 5), (3, 7)], 7),
+        ([(0, 10), (2, 3)], 10),
+        ([(8, 9), (0, 2)], 3),
+        ([(0, 4), (0, 4), (6, 8)], 6),
+    ],
+    ids=["none", "one", "touching", "overlapping", "within", "unsorted", "twice"],
+)
+def test_side_by_side_kernels_are_counted_once(intervals, total) -> None:
+    import profile_table
+
+    assert profile_table.union(intervals) == total
+
+
+@pytest.mark.parametrize("kernel", json.loads((RESULTS / "profile_h100.json").read_text())["kernels"])
+def test_every_large_kernel_of_the_recorded_profile_has_its_kind(kernel) -> None:
+    import profile_table
+
+    assert profile_table.kind_of(kernel["name"]) == kernel["kind"]
+
+
+@pytest.mark.parametrize("name", ["ReduceScatter_Sum_bf16_RING_LL", "AllGather_RING_LL", "SendRecv"])
+def test_what_ranks_exchange_is_no_routing(name: str) -> None:
+    import profile_table
+
+    assert profile_table.kind_of(f"ncclDevKernel_{name}(ncclDevKernelArgsStorage<4096ul>)") == "collectives"
+
+
+def test_a_trace_becomes_milliseconds_a_step(tmp_path: Path) -> None:
+    """Two steps: 3 + 1 ms of products, 2 ms of scan of which 1 ms runs beside a product, a copy, a gap of 3 ms."""
+    events = [
+        event("ProfilerStep#10", 0, 4000, "user_annotation"),
+        event("ProfilerStep#11", 4000, 6000, "user_annotation"),
+        event("nvjet_sm90_tst_128x160", 0, 3000),
+        event("_chunk_scan_fwd_kernel", 2000, 2000),
+        event("Memcpy DtoD (Device -> Device)", 4000, 1000, "gpu_memcpy"),
+        event("nvjet_sm90_tst_128x160", 8000, 1000),
+        event("aten::mm", 0, 9000, "cpu_op"),
+    ]
+    trace, told = tmp_path / "trace.json.gz", tmp_path / "told.json"
+    with gzip.open(trace, "wt") as f:
+        json.dump({"traceEvents": events}, f)
+    script = [sys.executable, str(GPU / "profile_table.py"), str(trace), "--json", str(told)]
+    shown = subprocess.run(script, check=True, capture_output=True, text=True).stdout
+    found = json.loads(told.read_text())
+    assert found["kinds_ms"] == {"matrix products": 2.0, "Mamba": 1.0, "copies": 0.5}
+    assert (found["ms_per_step"], found["busy_ms"], found["idle_ms"], found["launches"]) == (4.5, 3.0, 1.5, 2.0)
+    assert "2 steps, each 4.5 ms" in shown and "GPU busy 3.0 ms, idle 1.5 ms" in shown
+
+
+def test_the_comparison_that_is_shown_is_the_recorded_one() -> None:
+    """The README's steps of both backends against the files, so that neither is renewed alone."""
+    text = (RESULTS / "README.md").read_text()
+    row = {name: text.split(f"\n| {name} |", 1)[1].split("\n", 1)[0] for name in ("step", "Megatron", "transformers")}
+    steps = [int(cell) for cell in row["step"].strip(" |").split("|")]
+    for name in ("Megatron", "transformers"):
+        lines = (RESULTS / f"follow_{name.lower()}.jsonl").read_text().splitlines()
+        losses = {m["iteration"]: m["loss"] for m in map(json.loads, lines) if "loss" in m}
+        shown = [float(cell) for cell in row[name].strip(" |").split("|")]
+        assert shown == [pytest.approx(losses[i], abs=6e-5) for i in steps]
+
+
+def test_a_transcript_holds_commands_in_order_and_nothing_of_megatron(tmp_path, monkeypatch, capsys) -> None:
+    import transcript
+
+    logs, told = tmp_path / "logs", tmp_path / "tests_rest.txt"
+    logs.mkdir()
+    (logs / "100.2_7.txt").write_text(
+        "$ python -m nano3.pretrain two\nINFO:megatron: noise\nerror: no\n[exit code 2]\n"
+    )
+    (logs / "99.5_80.txt").write_text(
+        "$ python one /tmp/nano3-gpu/tests/data\niteration  5/40  loss 7.1\n[exit code 0]\n"
+    )
+    told.write_text(
+        "[gw1] [ 50%] PASSED tests/a\nnoise\nPASSED tests/a\n[gw0] [100%] FAILED tests/b\n=== 1 failed, 1 passed ===\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["transcript.py", str(logs), str(told)])
+    transcript.main()
+    assert capsys.readouterr().out.splitlines() == [
+        "######## tests_rest.txt",
+        "[gw1] [ 50%] PASSED tests/a",
+        "[gw0] [100%] FAILED tests/b",
+        "=== 1 failed, 1 passed ===",
+        "",
+        "$ python one tests/data",
+        "iteration  5/40  loss 7.1",
+        "[exit code 0]",
+        "",
+        "$ python -m nano3.pretrain two",
+        "error: no",
+        "[exit code 2]",
+        "",
+    ]
+
+
+def test_the_last_transcript_has_every_gpu_test_passed() -> None:
+    """Parametrised ones count once; a test that is new must have run on a GPU before its transcript is kept."""
+    text = (RESULTS / "tests_h100_x2.txt").read_text()
+    passed = set(re.findall(r"PASSED tests/gpu/\w+\.py::(\w+)", text))
+    written = {
+        name
+        for path in (Path(__file__).parents[1] / "gpu").glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
+    assert passed == written
+    assert "FAILED" not in text

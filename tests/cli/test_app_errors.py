@@ -1,0 +1,85 @@
+"""Mistakes that once ended in a traceback or in wrong advice, as they are typed: exit code 2 and what to do."""
+
+import json
+from pathlib import Path
+
+import pytest
+from commands import Commands
+
+TOKENIZER = Path(__file__).parents[2] / "nano3/sample/tokenizer"
+
+
+@pytest.fixture(scope="module")
+def cli(tmp_path_factory: pytest.TempPathFactory) -> Commands:
+    """A folder with prepared data in `out`, and a folder `mine` of members of its own."""
+    commands = Commands(tmp_path_factory.mktemp("mistakes"))
+    commands.env.pop("NANO3_CONF", None)
+    commands.env.pop("HYDRA_FULL_ERROR", None)
+    (commands.folder / "t.jsonl").write_text(
+        "".join(f'{{"text": "document {n} of a few words"}}\n' for n in range(300))
+    )
+    (commands.folder / "b.json").write_text(json.dumps({"datasets": [{"name": "a", "path": "t.jsonl"}]}))
+    for name, text in (
+        ("cluster/hopper", "defaults: [slurm, _self_]\npartition: h100\n"),
+        ("cluster/nested", "nodes: {min: 2}\n"),
+        ("experiment/bare", "train: {train_iters: 3}\n"),
+    ):
+        (commands.folder / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (commands.folder / f"mine/{name}.yaml").write_text(text)
+    words = ["blend_path=b.json", f"tokenizer_model={TOKENIZER}", "num_shards=3", "valid_fraction=0.2", "workers=1"]
+    commands("-m", "nano3.data_prep", *words, "output_dir=out")
+    return commands
+
+
+RUN = ["-m", "nano3.pretrain", "+experiment=tiny", "run.data=./out", "dry_run=true"]
+MISTAKES = {
+    "free-sections": (
+        [*RUN, "+megatron.model=x", "+megatron.checkpoint=y"],
+        ["megatron.model=x: 'x' is a str; expected section", "megatron.checkpoint=y: 'y' is a str; expected section"],
+    ),
+    "free-size": ([*RUN, "+megatron.model.num_layers=many"], ["megatron.model.num_layers=many: 'many' is a str"]),
+    "pattern": ([*RUN, "model.hybrid_layer_pattern=mem"], ["model.hybrid_layer_pattern=mem has e m; allowed: M Mamba"]),
+    "member-of-a-given-folder": (
+        ["-m", "nano3.pretrain", "--config-dir=mine", "cluster=hopper", "train.seed=ten"],
+        ["train.seed: Value 'ten'"],
+    ),
+    "keys-for-a-number": (
+        ["-m", "nano3.pretrain", "--config-dir", "mine", "cluster=nested"],
+        ["cluster/nested.yaml: cluster.nodes: Value '{'min': 2}'"],
+    ),
+    "experiment-without-its-first-line": (
+        ["-m", "nano3.pretrain", "--config-dir", "mine", "+experiment=bare"],
+        ["experiment/bare.yaml: an experiment begins with the line '# @package _global_'"],
+    ),
+    "blend-named-twice": (
+        ["-m", "nano3.data_prep", "blend_path=b.json", "data_blend=math", "data_blend.num_shards=4"],
+        ["data_blend=math data_blend.num_shards=4: has no effect beside blend_path=b.json; leave one of the two out"],
+    ),
+    "blend-inside-a-file": (
+        ["-m", "nano3.data_prep", "blend_path=b.json/c.json"],
+        ["blend_path=b.json/c.json: cannot be read: Not a directory"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("words", "told"), MISTAKES.values(), ids=MISTAKES)
+def test_what_was_wrong_and_nothing_else(cli: Commands, words: list[str], told: list[str]) -> None:
+    done = cli(*words, code=2)
+    assert "Traceback" not in done.stderr
+    for text in told:
+        assert text in done.stderr, done.stderr
+    assert done.stderr.count("no cluster=") == 0, "a member that is there is not called missing"
+
+
+def test_a_members_own_defaults_and_folder_are_taken(cli: Commands) -> None:
+    done = cli("-m", "nano3.pretrain", "--cfg", "job", "--config-dir=mine", "cluster=hopper", "train.seed=3")
+    assert "partition: h100" in done.stdout and "gpus_per_node: 8" in done.stdout
+
+
+def test_a_run_folder_with_its_configuration_alone_is_begun_anew(cli: Commands) -> None:
+    """Somebody copied config.yaml to another folder, or tidied starts/ away."""
+    (cli.folder / "alone").mkdir()
+    (cli.folder / "alone/config.yaml").write_text("train: {seed: 1}\n")
+    words = ["run.output_dir=alone", "run.data=./out", "train.seq_length=32", "dry_run=true"]
+    assert "error" not in cli("-m", "nano3.pretrain", "+experiment=quickstart", *words).stderr
+    assert [path.name for path in (cli.folder / "alone").iterdir()] == ["config.yaml"], "a dry run writes nothing"

@@ -1,0 +1,216 @@
+"""What is wrong in a member's file is told with file, key and what may stand there; what is right is not told."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nano3.cli import config_groups
+from nano3.cli.app import set_up
+from nano3.cli.config_file_errors import file_of, file_problems, missing_folder, problems_in, shadowed, yaml_problem
+from nano3.cli.override_errors import parsed
+
+
+@pytest.fixture(autouse=True)
+def _set_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NANO3_CONF", raising=False)
+    set_up()
+
+
+def problems(folder: Path, group: str, text: str, app: str = "pretrain") -> list[str]:
+    """What is told of a member of `group` with this text; each begins with the file, which is taken off."""
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    told = problems_in(path, group, app)
+    assert all(problem.startswith(f"{path}") for problem in told)
+    return [problem.removeprefix(f"{path}: ") for problem in told]
+
+
+RIGHT = {
+    "plain": ("cluster", "kind: slurm\nnodes: 2\n"),
+    "empty": ("cluster", "# nothing yet\n"),
+    "looked-up": ("cluster", "ntasks_per_node: ${cluster.gpus_per_node}\n"),
+    "still-missing": ("cluster", "partition: ???\n"),
+    "other-member-first": ("cluster", "defaults: [slurm, _self_]\npartition: h100\n"),
+    "environment": ("cluster", "env: {NCCL_DEBUG: INFO, OMP_NUM_THREADS: 4}\n"),
+    "rate": ("train", "# @package _global_\noptimizer: {lr: 1e-3}\n"),
+    "hydras-own": ("experiment", "# @package _global_\nhydra: {verbose: true}\ndefaults: [override /train: phase1]\n"),
+    "free": ("experiment", "# @package _global_\nmegatron: {model: {anything: [1]}}\n"),
+    "package-elsewhere": ("experiment", "# @package train\ntrain_iters: 3\nwhatever: 4\n"),
+    "blend": ("data_blend", "name: b\ndatasets: [{name: a, path: x}]\nnum_shards: 3\n"),
+}
+
+
+@pytest.mark.parametrize(("group", "text"), RIGHT.values(), ids=RIGHT)
+def test_nothing_is_told_of_a_right_file(tmp_path: Path, group: str, text: str) -> None:
+    assert problems(tmp_path, group, text) == []
+
+
+WRONG = {
+    "typo": ("cluster", "partitoin: h100\n", "no key 'partitoin' in cluster. Did you mean 'partition'?"),
+    "number-key": ("cluster", "1: x\n", "no key 1 in cluster. Allowed: account, "),
+    "text": ("cluster", "nodes: two\n", "cluster.nodes: Value 'two'"),
+    "keys-for-a-number": ("cluster", "nodes: {min: 1}\n", "cluster.nodes: Value '{'min': 1}'"),
+    "keys-for-a-list": ("cluster", "setup: {module: cuda}\n", "cluster.setup: Invalid value assigned: dict"),
+    "list-in-environment": ("cluster", "env: {A: [1]}\n", "cluster.env: Cannot convert 'list' to string"),
+    "text-for-environment": ("cluster", "env: A=1\n", "cluster.env: Cannot assign str to Dict[str, str]"),
+    "null": ("cluster", "mounts: null\n", "cluster.mounts: field 'cluster.mounts' is not Optional"),
+    "defaults-and-typo": ("cluster", "defaults: [slurm]\nnoodes: 2\n", "no key 'noodes' in cluster. Did you mean"),
+    "section-of-one-value": ("train", "# @package _global_\ntrain: 3\n", "train: Invalid type assigned: int"),
+    "nested-typo": ("train", "# @package _global_\nrun: {wandb: {mod: x}}\n", "no key 'mod' in run.wandb. Did you"),
+    "section": ("train", "# @package _global_\ntrian: {x: 1}\n", "no key 'trian' in it. Did you mean 'train'?"),
+    "list-for-megatron": ("train", "# @package _global_\nmegatron: [a]\n", "megatron: "),
+    "no-package": ("experiment", "train: {train_iters: 3}\n", "begins with the line '# @package _global_'"),
+    "only-a-word": ("cluster", "slurm\n", "it holds 'slurm' and no keys; write one key: value a line."),
+    "a-list": ("cluster", "- kind: slurm\n", "it holds [{'kind': 'slurm'}] and no keys"),
+}
+
+
+@pytest.mark.parametrize(("group", "text", "told"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_is_told_once(tmp_path: Path, group: str, text: str, told: str) -> None:
+    (problem,) = problems(tmp_path, group, text)
+    assert told in problem, problem
+    assert "Allowed: ." not in problem, "an empty list of what is allowed helps nobody"
+
+
+@pytest.mark.parametrize(
+    "member", sorted(Path(config_groups.conf_dir()).glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}"
+)
+def test_nano3s_own_members_are_right(member: Path) -> None:
+    assert problems_in(member, member.parent.name, "pretrain") == []
+
+
+def test_all_mistakes_of_a_file_come_at_once(tmp_path: Path) -> None:
+    told = problems(tmp_path, "cluster", "noodes: 2\nmax_crashes: many\nenv: 3\nkind: slurm\n")
+    assert len(told) == 3
+
+
+@given(
+    st.sampled_from(sorted(config_groups.schema_keys(config_groups.SCHEMAS["pretrain"]))),
+    st.text("abcdefgh_", min_size=1, max_size=6),
+)
+def test_a_key_with_letters_too_many_is_always_found(
+    tmp_path_factory: pytest.TempPathFactory, key: str, extra: str
+) -> None:
+    """Whatever level it is on."""
+    parent, _, leaf = key.rpartition(".")
+    wrong = f"{leaf}{extra}"
+    if f"{parent}.{wrong}".lstrip(".") in config_groups.schema_keys(config_groups.SCHEMAS["pretrain"]):
+        return
+    content: dict[str, object] = {wrong: 1}
+    for name in reversed(parent.split(".") if parent else []):
+        content = {name: content}
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_text(f"# @package _global_\n{yaml.safe_dump(content)}")
+    (problem,) = problems_in(path, "experiment", "pretrain")
+    assert f"no key {wrong!r} in {parent or 'it'}." in problem
+
+
+BROKEN = {
+    "tab": ("a: 1\n\tb: 2\n", "line 2, column 1"),
+    "colon": ("a: b: c\n", "line 1, column 5"),
+    "quote": ('a: "b\n', "line 2, column 1"),
+    "bracket": ("a: [1\n", "line 2, column 1"),
+}
+
+
+@pytest.mark.parametrize(("text", "where"), BROKEN.values(), ids=BROKEN)
+def test_broken_yaml_is_told_with_its_place_in_one_line(tmp_path: Path, text: str, where: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    (problem,) = problems_in(path, "cluster", "pretrain")
+    assert problem.startswith(f"{path}, {where}: not valid YAML: ")
+    assert "\n" not in problem and "Mend the file" in problem
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_bytes(b"kind: \xff\xfe\n")
+    (problem,) = problems_in(path, "cluster", "pretrain")
+    assert problem.startswith(f"{path}: cannot be read: ")
+
+
+def test_a_yaml_error_without_a_place_is_told_too() -> None:
+    assert yaml_problem(yaml.YAMLError("odd\nmore")).startswith("a configuration file: not valid YAML: odd. Mend")
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """A folder given with --config-dir and one of $NANO3_CONF; both have a cluster/slurm, one each a member more."""
+    for name, members in (("given", ("slurm", "one")), ("user", ("slurm", "two"))):
+        for member in members:
+            path = tmp_path / name / "cluster" / f"{member}.yaml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("noodes: 1\n")
+    monkeypatch.setenv("NANO3_CONF", str(tmp_path / "user"))
+    return {"given": tmp_path / "given", "user": tmp_path / "user", "own": Path(config_groups.conf_dir())}
+
+
+FLAGS = {"two-words": ["--config-dir", "{given}"], "short": ["-cd", "{given}"], "one-word": ["--config-dir={given}"]}
+
+
+@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
+@pytest.mark.parametrize(
+    ("member", "where"), [("slurm", "given"), ("one", "given"), ("two", "user"), ("local", "own"), ("none", None)]
+)
+def test_a_member_is_searched_where_hydra_searches_it(
+    folders: dict[str, Path], flags: list[str], member: str, where: str | None
+) -> None:
+    argv = [word.format(**folders) for word in flags] + [f"cluster={member}"]
+    expected = folders[where] / "cluster" / f"{member}.yaml" if where else None
+    assert file_of(f"cluster/{member}", argv) == expected
+    assert (member in config_groups.members("cluster", argv)) is (where is not None)
+
+
+def test_a_flag_without_its_folder_is_left_to_hydra() -> None:
+    assert config_groups.given_conf(["train.seed=1", "--config-dir"]) == []
+
+
+def test_members_that_hydra_names_are_looked_into_as_well(folders: dict[str, Path]) -> None:
+    """A member that another file chooses stands on no command line."""
+    argv = ["cluster=two", "train.seed=1"]
+    told = file_problems(
+        "pretrain",
+        parsed(argv),
+        "In 'cluster/one': Key 'noodes' not in 'ClusterConfig'",
+        [*argv, "-cd", str(folders["given"])],
+    )
+    assert [problem.partition(": ")[0] for problem in told] == [
+        str(folders["user"] / "cluster/two.yaml"),
+        str(folders["given"] / "cluster/one.yaml"),
+    ]
+
+
+def test_a_folder_of_members_is_missed_only_when_it_is_named(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert missing_folder() == []
+    monkeypatch.setenv("NANO3_CONF", "/no/such")
+    (problem,) = missing_folder()
+    assert problem.startswith("NANO3_CONF=/no/such: ") and "unset NANO3_CONF" in problem
+    monkeypatch.setenv("NANO3_CONF", "")
+    assert missing_folder() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["+experiment=tiny", "train=one_hopper"],
+            ["train=one_hopper: experiment=tiny stands above it", "train.train_iters="],
+        ),
+        (["+experiment=tiny", "train=one_hopper", "train.train_iters=5"], ["scheduler.lr_warmup_iters=32"]),
+        (["+experiment=tiny"], []),
+        (["train=one_hopper"], []),
+        (["+experiment=tiny", "train=default"], []),
+        (["+experiment=nowhere", "train=nowhere"], []),
+    ],
+    ids=["both", "one typed", "experiment", "train", "nothing set", "neither there"],
+)
+def test_an_experiment_above_a_member_of_train_is_told(words: list[str], told: list[str]) -> None:
+    found = shadowed(words) or ""
+    assert bool(found) == bool(told)
+    assert all(part in found for part in told)
+    assert "train.train_iters=" not in found or "train.train_iters=5" not in words

@@ -1,0 +1,97 @@
+"""`--help` says of each key what the code has for it: numbers as numbers, truth values as YAML writes them."""
+
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+
+import pytest
+import yaml
+
+from nano3.cli import help
+from nano3.cli.config_groups import SCHEMAS
+from nano3.config import ClusterConfig, DataPrepConfig, PrepOptions
+
+
+def leaves(schema: type, prefix: str = "") -> dict[str, object]:
+    """Every dotted key that holds a value with a default of its own."""
+    found: dict[str, object] = {}
+    for f in fields(schema):
+        if isinstance(f.type, type) and is_dataclass(f.type):
+            found |= leaves(f.type, f"{prefix}{f.name}.")
+        elif f.default is not MISSING:
+            found[prefix + f.name] = f.default
+    return found
+
+
+def shown(app: str) -> dict[str, str]:
+    """The words after `=` for each key of the help text."""
+    lines = [line[2:].partition("=") for line in help.text(app).splitlines() if line[:2] == "  " and line[2] != " "]
+    return {key: value for key, _, value in lines if key in leaves(SCHEMAS[app])}
+
+
+@pytest.mark.parametrize("app", SCHEMAS)
+def test_every_default_reads_back_as_the_value_itself(app: str) -> None:
+    told, have = shown(app), leaves(SCHEMAS[app])
+    assert told.keys() == have.keys()
+    for key, value in have.items():
+        if isinstance(value, float):
+            assert float(told[key]) == value, key
+        elif isinstance(value, str):
+            assert told[key] == value, key
+        else:
+            assert repr(yaml.safe_load(told[key])) == repr(value), key  # by name: True equals 1
+
+
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("cluster.nodes", "=1"),
+        ("cluster.gpus_per_node", "=0"),
+        ("optimizer.clip_grad", "=1.0"),
+        ("checkpoint.keep_iteration", "=false"),
+        ("cluster.account", "=null"),
+        ("scheduler.lr_decay_style", "=WSD"),
+    ],
+)
+def test_one_is_not_true_and_nothing_is_null(key: str, line: str) -> None:
+    assert f"\n  {key}{line}\n" in help.text("pretrain")
+
+
+@pytest.mark.parametrize("schema", [ClusterConfig, PrepOptions, DataPrepConfig], ids=lambda s: s.__name__)
+def test_every_key_has_its_sentence_also_an_inherited_one(schema: type) -> None:
+    told = help.sentences(schema)
+    assert told.keys() >= {f.name for f in fields(schema)}
+    assert all(sentence[-1] in ".)" and not sentence.startswith("#") for sentence in told.values())
+
+
+def test_a_comment_of_several_lines_is_one_sentence() -> None:
+    assert "stream (read in place, stored nowhere) or download" in help.sentences(PrepOptions)["hf_files"]
+    assert "\n" not in help.sentences(PrepOptions)["hf_files"]
+
+
+@dataclass
+class Parent:
+    # What the parent says.
+    first: int = 1
+
+
+@dataclass
+class Child(Parent):
+    # What the child says instead.
+    first: int = 2
+
+
+def test_the_child_has_the_last_word() -> None:
+    assert help.sentences(Child) == {"first": "What the child says instead."}
+
+
+@pytest.mark.parametrize(
+    ("argv", "asked"),
+    [(["--help"], True), (["a=1", "-h"], True), (["--hydra-help"], False), (["help=1"], False), ([], False)],
+    ids=["long", "short at the end", "Hydra's own", "an override", "nothing"],
+)
+def test_when_the_help_is_asked_for(argv: list[str], asked: bool) -> None:
+    assert help.asked(argv) is asked
+
+
+def test_experiments_are_named_only_where_they_may_be_chosen() -> None:
+    assert "\n  experiment " in help.text("pretrain")
+    assert "\n  experiment " not in help.text("data_prep")

@@ -1,0 +1,233 @@
+"""Wrong words of a command line: each is told once, with the nearest right one, and a right word never is."""
+
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException, OverrideParseException
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from omegaconf.errors import InterpolationKeyError
+
+from nano3.cli import config_groups
+from nano3.cli.app import flags_first, set_up
+from nano3.cli.config_groups import SCHEMAS, schema_keys
+from nano3.cli.open_keys import free_key_problems, is_free, is_set, leaves
+from nano3.cli.override_errors import explain, parsed, tidy, wrong_beforehand, wrong_overrides, wrong_values
+from nano3.utils.errors import Failure, UserError
+
+REFUSED = ConfigCompositionException("refused")
+KEYS = {app: sorted(schema_keys(schema)) for app, schema in SCHEMAS.items()}
+
+
+@pytest.fixture(autouse=True)
+def _set_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NANO3_CONF", raising=False)
+    set_up()
+
+
+MEANT = {
+    "leaf-alone": ("pretrain", "lr=1", "Did you mean 'optimizer.lr'?"),
+    "short-leaf": ("pretrain", "seed=3", "Did you mean 'train.seed'?"),
+    "wrong-section": ("pretrain", "model.seq_length=4", "Did you mean 'train.seq_length'?"),
+    "letters-swapped": ("pretrain", "cluster.partiton=a", "Did you mean 'cluster.partition'?"),
+    "section-misspelt": ("pretrain", "clutser.nodes=2", "Did you mean 'cluster.nodes'?"),
+    "deep": ("pretrain", "run.wandb.projct=a", "Did you mean 'run.wandb.project'?"),
+    "below-a-value": (
+        "pretrain",
+        "run.data.path=a",
+        "run.data has no keys of its own; it is set as a whole: run.data=...",
+    ),
+    "nothing-near": ("pretrain", "zzzz=1", "Allowed: backend, checkpoint, cluster"),
+    "preparation": ("data_prep", "worker=3", "Did you mean 'workers'?"),
+    "preparation-tokenizer": ("data_prep", "tokenizer=x", "Did you mean 'tokenizer_model'?"),
+    "removed": ("pretrain", "~train.sed=1", "Did you mean 'train.seed'?"),
+    "added": ("pretrain", "++train.sed=1", "Did you mean 'train.seed'?"),
+}
+
+
+@pytest.mark.parametrize(("app", "word", "told"), MEANT.values(), ids=MEANT)
+def test_what_was_meant(app: str, word: str, told: str) -> None:
+    (problem,) = wrong_overrides(app, [word], choices=True)
+    assert told in problem, problem
+    assert f"python -m nano3.{app} --cfg job" in problem
+
+
+@given(st.sampled_from([(app, key) for app, keys in KEYS.items() for key in keys]))
+def test_no_right_key_is_refused(case: tuple[str, str]) -> None:
+    app, key = case
+    if key in config_groups.GROUPS or (
+        app == "pretrain" and key.partition("data_blend.")[2] in config_groups.OF_PREPARATION
+    ):
+        return
+    assert wrong_overrides(app, [f"{key}=1"], choices=True) == []
+
+
+@given(st.sampled_from(KEYS["pretrain"]), st.integers(0, 30), st.sampled_from("qxz"))
+def test_one_wrong_letter_is_told_with_the_right_key(key: str, place: int, letter: str) -> None:
+    """The advice is itself a key of the application, so that following it helps."""
+    parent, _, leaf = key.rpartition(".")
+    wrong = leaf[: place % len(leaf)] + letter + leaf[place % len(leaf) + 1 :]
+    word = f"{parent}.{wrong}".lstrip(".")
+    if word in (*KEYS["pretrain"], *config_groups.GROUPS) or is_free(word):
+        return
+    (problem,) = wrong_overrides("pretrain", [f"{word}=1"], choices=False)
+    assert problem.startswith(f"no key {word!r} in pretrain.")
+    if "Did you mean" in problem:
+        meant = problem.partition("Did you mean '")[2].partition("'")[0]
+        assert meant in (*KEYS["pretrain"], *config_groups.GROUPS)
+
+
+CHOSEN = {
+    "two-at-once": (
+        "pretrain",
+        ["model=nano", "cluster=slrum"],
+        ["no model=nano", "no cluster=slrum. Did you mean 'slurm'"],
+    ),
+    "sweep": ("pretrain", ["cluster=local,hopper"], ["no cluster=hopper. Allowed: local, slurm."]),
+    "number": ("pretrain", ["train=3"], ["no train=3. Allowed: default"]),
+    "keys": ("pretrain", ["train={a: 1}"], ["no train={'a': 1}. Allowed: default"]),
+    "group-and-key": ("pretrain", ["cluster=slrum", "train.sed=1"], ["no cluster=slrum", "no key 'train.sed'"]),
+    "good": ("pretrain", ["cluster=slurm", "+experiment=tiny", "~data_blend"], []),
+    "deleted": ("pretrain", ["~train=nothing"], []),
+}
+
+
+@pytest.mark.parametrize(("app", "argv", "told"), CHOSEN.values(), ids=CHOSEN)
+def test_members_that_are_not_there(app: str, argv: list[str], told: list[str]) -> None:
+    problems = wrong_overrides(app, argv, choices=True)
+    assert [p.startswith(t) for p, t in zip(problems, told, strict=True)] == [True] * len(told), problems
+
+
+@pytest.fixture
+def given_folder(tmp_path: Path) -> Path:
+    """A folder for --config-dir with a cluster of its own and a train that sets a free key."""
+    for name, text in (
+        ("cluster/hopper", "kind: slurm\n"),
+        ("train/own", "# @package _global_\nmegatron:\n  model:\n    there: 1\n"),
+    ):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / f"{name}.yaml").write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize("flag", [["--config-dir", "{}"], ["--config-dir={}"]], ids=["two words", "one word"])
+def test_members_of_a_given_folder_are_not_called_missing(given_folder: Path, flag: list[str]) -> None:
+    """The mistake is elsewhere on the line; only that one may be told."""
+    argv = [word.format(given_folder) for word in flag]
+    argv += ["cluster=hopper", "train=own", "megatron.model.there=2", "train.seed=ten"]
+    (problem,) = explain(REFUSED, "pretrain", argv).problems
+    assert problem.startswith("train.seed: Value 'ten'")
+    problems = explain(REFUSED, "pretrain", [*argv, "megatron.model.other=2"]).problems
+    assert "+megatron.model.other=2" in problems[1] and len(problems) == 2
+
+
+def test_a_folder_with_an_equals_sign_is_no_override() -> None:
+    argv = ["--config-dir", "runs/lr=1", "train.seed=1", "-m"]
+    assert [o.key_or_group for o in parsed(argv)] == ["train.seed"]
+    assert wrong_beforehand("pretrain", flags_first(argv)) == []
+
+
+def test_a_word_that_cannot_be_read_leaves_the_telling_to_hydra() -> None:
+    argv = ["train.seed=[1", "trian.x=1"]
+    assert parsed(argv) == []
+    with pytest.raises(OverrideParseException) as error:
+        OverridesParser.create().parse_overrides(argv)
+    (problem,) = explain(error.value, "pretrain", argv).problems
+    assert "'key=[a, b]'" in problem
+
+
+TYPES = {
+    "float-for-int": ("train.seed=1e3", "train.seed: Value '1000.0' of type 'float' could not be converted to Integer"),
+    "text-for-float": ("optimizer.lr=fast", "optimizer.lr: Value 'fast' of type 'str' could not be converted to Float"),
+    "number-for-bool": ("dry_run=maybe", "dry_run: Value 'maybe' is not a valid bool"),
+    "keys-for-number": ("cluster.nodes={a: 1}", "cluster.nodes: Value '{'a': 1}'"),
+    "text-for-section": ("megatron=x", "megatron: Cannot assign str to Dict[str, Any]"),
+    "null-for-required": ("train.seed=null", "train.seed: "),
+}
+
+
+@pytest.mark.parametrize(("word", "told"), TYPES.values(), ids=TYPES)
+def test_a_value_of_the_wrong_type(word: str, told: str) -> None:
+    (problem,) = wrong_values("pretrain", [word])
+    assert problem.startswith(told), problem
+    assert "\n" not in problem
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["train.seed=3", "train.threads=null", "~train.seed", "optimizer.lr=1", "cluster.setup=[]", "+megatron.a.b=[1]"],
+)
+def test_a_value_of_the_right_type(word: str) -> None:
+    assert wrong_values("pretrain", [word]) == []
+
+
+def test_a_secret_of_the_wrong_type_is_not_repeated() -> None:
+    (problem,) = wrong_values("pretrain", ["+cluster.env.HF_TOKEN=[hf_abc]"])
+    assert problem.startswith("cluster.env.HF_TOKEN: ") and "hf_abc" not in problem
+
+
+@pytest.mark.parametrize(
+    ("key", "free"),
+    [
+        ("megatron", True), ("megatron.model.x", True), ("cluster.env", True), ("cluster.env.A", True),
+        ("megatrons.x", False), ("cluster", False), ("cluster.environment", False), ("model.megatron.x", False),
+    ],
+)  # fmt: skip
+def test_which_keys_are_free(key: str, free: bool) -> None:
+    assert is_free(key) is free
+
+
+def test_what_is_told_of_a_free_key_can_be_typed() -> None:
+    """Each advice, put into the command line instead, is read by Hydra as the same value."""
+    word = "megatron.model={a: [1, 2], b: null, c: 'x y', d: {e: true, f: 1e-3}}"
+    told = free_key_problems("pretrain", parsed([word]))
+    advice = [problem.rpartition(" plus: ")[2] for problem in told]
+    read = OverridesParser.create().parse_overrides(advice)
+    assert {o.key_or_group.removeprefix("megatron.model."): o.value() for o in read} == {
+        "a": [1, 2], "b": None, "c": "x y", "d.e": True, "d.f": 1e-3,
+    }  # fmt: skip
+    assert all(o.is_add() for o in read)
+
+
+def test_no_plus_is_asked_for_what_has_one_or_is_set() -> None:
+    for words in (["+megatron.model.x=1"], ["++megatron.model.x=1"], ["~megatron.model.x"], ["train.seed=1"]):
+        assert free_key_problems("pretrain", parsed(words)) == []
+    words = ["+megatron.model.x=1", "megatron.model.x=2", "megatron.model.y=3"]
+    (problem,) = free_key_problems("pretrain", parsed(words))
+    assert problem.startswith("megatron.model.y is not set yet")
+
+
+def test_a_dictionary_within_one_is_flattened() -> None:
+    (override,) = parsed(["megatron={a: {b: {c: 1}}, d: 2}"])
+    assert dict(leaves(override)) == {"megatron.a.b.c": "1", "megatron.d": "2"}
+
+
+@pytest.mark.parametrize(
+    ("key", "there"), [("a", True), ("a.b", True), ("a.b.c", False), ("a.x", False), ("n", True), ("n.x", False)]
+)
+def test_a_null_is_set(key: str, there: bool) -> None:
+    assert is_set(OmegaConf.create({"a": {"b": 1}, "n": None}), key) is there
+
+
+def test_an_error_of_nano3_inside_another_is_told_itself() -> None:
+    """OmegaConf wraps what a resolver raises; what was wrong is the resolver's."""
+    own = UserError("run.data=x: there is no such folder")
+    outer = ValueError("wrapped")
+    outer.__cause__ = own
+    assert explain(outer, "pretrain", []) is own
+    assert explain(Failure("disk full"), "pretrain", []).exit_code == 1
+
+
+def test_an_unknown_reference_is_one_line_with_its_key() -> None:
+    with pytest.raises(InterpolationKeyError) as error:
+        _ = OmegaConf.create({"a": "${nothing.here}"}).a
+    told = explain(error.value, "pretrain", ["train.sed=1"])
+    assert told.exit_code == 2
+    assert told.problems == ["Interpolation key 'nothing.here' not found"]
+
+
+def test_advice_of_hydra_that_would_mislead_is_left_out() -> None:
+    text = "Key 'x' is not in struct\nTo append to your config use +x=1\n    full_key: x\n    object_type=dict\nmore"
+    assert tidy(text) == "Key 'x' is not in struct\n  more"

@@ -1,0 +1,290 @@
+"""The same bytes however it is done: by any number of workers, killed anywhere, again, beside others."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from data_helpers import documents, healthy, options, reference, run, source, texts, tree, write
+
+from nano3.data.build.run import finalize, run_part, write_plan
+from nano3.data.dataset.manifest import load_manifest
+from nano3.utils.errors import Failure, UserError
+
+# The same bytes, however it is done
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """Files of several formats with enough text for several units."""
+    for i, kind in enumerate(("jsonl", "parquet", "jsonl.zst")):
+        write(tmp_path / "in" / f"{i}.{kind}", texts(1500, seed=i, longest=900), row_group_size=200)
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many units from little text; the sizes are written into the plan, so workers see them too."""
+    from nano3.data.planning import plan
+
+    monkeypatch.setattr(plan, "MIN_UNIT", 200_000)
+    monkeypatch.setattr(plan, "MAX_UNIT", 200_000)
+
+
+@pytest.mark.usefixtures("small_units")
+def test_any_number_of_workers_and_an_array(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
+    run(many, tmp_path / "1", byte_bpe, workers=1)
+    for workers in (2, 3):
+        run(many, tmp_path / str(workers), byte_bpe, workers=workers)
+    plan = write_plan([source(many)], options(tmp_path / "array", byte_bpe), "test")
+    for part in (2, 0, 1, 1):
+        run_part(plan, part, 3)
+    again = finalize(plan)
+    assert finalize(plan) == again == load_manifest(tmp_path / "array")
+    one = tree(tmp_path / "1")
+    assert len(one) > 8
+    assert all(tree(tmp_path / other) == one for other in ("2", "3", "array"))
+    assert healthy(tmp_path / "array")
+
+
+@pytest.mark.usefixtures("small_units")
+def test_finalize_names_what_is_missing(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
+    plan = write_plan([source(many)], options(tmp_path / "out", byte_bpe), "test")
+    run_part(plan, 1, 3)
+    with pytest.raises(Failure, match=r"units are not done \(the first is unit 0\)"):
+        finalize(plan)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+SCRIPT = """
+import json, sys
+from nano3.config import PrepOptions, SourceConfig
+from nano3.data import plan
+from nano3.data.build.run import prepare
+plan.MIN_UNIT = plan.MAX_UNIT = 200_000
+sources, options = json.loads(sys.argv[1])
+prepare([SourceConfig(**s) for s in sources], PrepOptions(**options), "test")
+"""
+
+
+def start(folder: Path, output: Path, tokenizer: Path, **keys) -> subprocess.Popen:
+    """Prepare in a process of its own."""
+    request = [[vars(source(folder))], vars(options(output, tokenizer, workers=2, **keys))]
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, json.dumps(request)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+def kill_and_rerun(many: Path, tmp_path: Path, tokenizer: Path, moments: list[float]) -> None:
+    """Kill -9 at moments (shares of an undisturbed run's time), rerun, compare."""
+    begun = time.monotonic()
+    assert start(many, tmp_path / "whole", tokenizer).wait() == 0
+    full = time.monotonic() - begun
+    wanted = tree(tmp_path / "whole")
+    for n, moment in enumerate(moments):
+        out = tmp_path / f"killed{n}"
+        process = start(many, out, tokenizer)
+        time.sleep(full * moment)
+        process.kill()
+        process.wait()
+        assert start(many, out, tokenizer).wait() == 0
+        assert tree(out) == wanted, f"killed at {moment:.2f} of the run"
+        assert healthy(out)
+        assert [p.name for p in (out / ".prep").rglob("*.tmp")] == []
+
+
+def test_kill_and_rerun(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
+    kill_and_rerun(many, tmp_path, byte_bpe, [0.5, 0.7, 0.9])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_kill_and_rerun_fifty_times(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
+    import random
+
+    rng = random.Random(3)
+    kill_and_rerun(many, tmp_path, byte_bpe, [rng.uniform(0.2, 1.05) for _ in range(50)])
+
+
+@pytest.mark.usefixtures("small_units")
+@pytest.mark.parametrize("damage", ["empty", "cut", "zeros", "gone"])
+def test_a_part_spoiled_by_a_power_cut_is_made_again(tmp_path: Path, many: Path, byte_bpe: Path, damage: str) -> None:
+    run(many, tmp_path / "whole", byte_bpe)
+    plan = write_plan([source(many)], options(tmp_path / "out", byte_bpe), "test")
+    run_part(plan, 0, 2)
+    victims = sorted((plan.parent / "units").glob("*.valid.*.bin")) + sorted((plan.parent / "units").glob("*.json"))[:1]
+    assert len(victims) > 1
+    for path in victims:
+        size = path.stat().st_size
+        if damage == "gone":
+            path.unlink()
+        else:
+            path.write_bytes({"empty": b"", "cut": path.read_bytes()[: size // 2], "zeros": bytes(size)}[damage])
+    run(many, tmp_path / "out", byte_bpe)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("small_units")
+def test_a_disproved_engine_is_replaced_and_its_work_redone(tmp_path: Path, many: Path, byte_bpe: Path, capfd) -> None:
+    from nano3.data.build.build_state import DISPROVED, State
+    from nano3.data.planning.plan import load_plan
+
+    run(many, tmp_path / "whole", byte_bpe)
+    plan = write_plan([source(many)], options(tmp_path / "out", byte_bpe), "test")
+    run_part(plan, 0, 2)
+    State(load_plan(plan), plan.parent).disprove("seen in a test")
+    assert (plan.parent / DISPROVED).read_text() == "seen in a test\n"
+    manifest = run(many, tmp_path / "out", byte_bpe)
+    assert manifest.versions["engine"] == "tokenizers"
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_an_engine_that_cannot_read_the_tokenizer(tmp_path: Path, unigram: Path, capfd) -> None:
+    wanted = texts(60)
+    path = write(tmp_path / "a.jsonl", wanted)
+    manifest = run(path, tmp_path / "out", unigram)
+    assert manifest.versions["engine"] == "tokenizers"
+    assert "reference engine" in capfd.readouterr().err
+    assert sorted(documents(tmp_path / "out")) == sorted(reference(unigram, wanted))
+    with pytest.raises(Failure, match="engine=strict: fastokens cannot read"):
+        run(path, tmp_path / "strict", unigram, engine="strict")
+    run(path, tmp_path / "asked", unigram, engine="tokenizers")
+    assert tree(tmp_path / "asked") == tree(tmp_path / "out")
+
+
+# Again
+
+
+def changes(folder: Path) -> dict[str, int]:
+    """When each file was last written."""
+    return {str(p): p.stat().st_mtime_ns for p in folder.rglob("*")} | {".": folder.stat().st_mtime_ns}
+
+
+def test_a_complete_run_is_left_alone(tmp_path: Path, byte_bpe: Path, capfd) -> None:
+    path = write(tmp_path / "a.jsonl", texts(100))
+    first = run(path, tmp_path / "out", byte_bpe)
+    before = changes(tmp_path / "out")
+    capfd.readouterr()
+    assert run(path, tmp_path / "out", byte_bpe, workers=2, engine="tokenizers") == first
+    assert changes(tmp_path / "out") == before
+    assert "nothing to do" in capfd.readouterr().out
+
+
+def test_a_new_weight_rewrites_the_blend_only(tmp_path: Path, byte_bpe: Path) -> None:
+    path = write(tmp_path / "a.jsonl", texts(100))
+    run(path, tmp_path / "out", byte_bpe)
+    before = changes(tmp_path / "out")
+    manifest = run([source(path, weight=5.0)], tmp_path / "out", byte_bpe)
+    after = changes(tmp_path / "out")
+    changed = {Path(p).name for p in before if before[p] != after.get(p)}
+    assert changed == {"blend.json", "manifest.json", ""}
+    assert manifest.datasets[0]["weight"] == 5.0 == load_manifest(tmp_path / "out").datasets[0]["weight"]
+    entries = json.loads((tmp_path / "out" / "blend.json").read_text())["train"]
+    assert sum(map(float, entries[::2])) == pytest.approx(5)
+
+
+def test_a_moved_folder_gets_new_prefixes(tmp_path: Path, byte_bpe: Path) -> None:
+    path = write(tmp_path / "a.jsonl", texts(100))
+    run(path, tmp_path / "out", byte_bpe)
+    (tmp_path / "out").rename(tmp_path / "new")
+    assert not healthy(tmp_path / "new")
+    run(path, tmp_path / "new", byte_bpe)
+    assert healthy(tmp_path / "new")
+
+
+def test_other_data_needs_force(tmp_path: Path, byte_bpe: Path) -> None:
+    path = write(tmp_path / "a.jsonl", texts(100))
+    run(path, tmp_path / "out", byte_bpe)
+    before = changes(tmp_path / "out")
+    with pytest.raises(UserError, match=r"Choose another output_dir, or set force=true"):
+        run(path, tmp_path / "out", byte_bpe, num_shards=3)
+    assert changes(tmp_path / "out") == before
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    run(path, tmp_path / "out", byte_bpe, num_shards=3, test_fraction=0.0, force=True)
+    run(path, tmp_path / "fresh", byte_bpe, num_shards=3, test_fraction=0.0)
+    assert not (tmp_path / "out" / "test").exists()
+    (tmp_path / "fresh" / "notes.txt").write_text("mine")
+    assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
+    assert healthy(tmp_path / "out")
+    run(path, tmp_path / "out", byte_bpe, num_shards=3, test_fraction=0.0, force=True)
+    assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
+
+
+def test_the_old_stays_until_the_new_is_whole(tmp_path: Path, byte_bpe: Path) -> None:
+    path = write(tmp_path / "a.jsonl", texts(100))
+    run(path, tmp_path / "out", byte_bpe)
+    old = tree(tmp_path / "out")
+    path.write_bytes(path.read_bytes() + b"broken\n")
+    with pytest.raises(Failure, match=r"a\.jsonl: row 101 "):
+        run(path, tmp_path / "out", byte_bpe, force=True)
+    assert tree(tmp_path / "out") == old
+    assert healthy(tmp_path / "out")
+
+
+@pytest.mark.parametrize("step", [0, 2, 5, 8])
+def test_killed_while_publishing(tmp_path: Path, byte_bpe: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop after each rename in turn; the next run finishes it."""
+    path = write(tmp_path / "a.jsonl", texts(100))
+    run(path, tmp_path / "out", byte_bpe)
+    rename, count = Path.rename, [0]
+
+    def stop_after(self: Path, target: Path) -> Path:
+        if count[0] == step:
+            raise KeyboardInterrupt
+        count[0] += 1
+        return rename(self, target)
+
+    keys = {"num_shards": 3, "force": True}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", stop_after)
+        run(path, tmp_path / "out", byte_bpe, **keys)
+    run(path, tmp_path / "out", byte_bpe, num_shards=3)
+    run(path, tmp_path / "fresh", byte_bpe, num_shards=3)
+    assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
+    assert healthy(tmp_path / "out")
+
+
+def test_lost_shards_are_told(tmp_path: Path, byte_bpe: Path) -> None:
+    path = write(tmp_path / "a.jsonl", texts(100))
+    run(path, tmp_path / "out", byte_bpe)
+    next((tmp_path / "out" / "train").glob("*.idx")).unlink()
+    with pytest.raises(Failure, match="force=true"):
+        run(path, tmp_path / "out", byte_bpe)
+
+
+def test_two_at_once(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
+    from nano3.data.dataset.output_dir import locked
+
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with locked(tmp_path / "out"):
+            held.set()
+            release.wait(250)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(100)
+    try:
+        with pytest.raises(UserError, match="another run is preparing data there"):
+            run(many, tmp_path / "out", byte_bpe)
+    finally:
+        release.set()
+        thread.join()
+
+
+@pytest.mark.usefixtures("small_units")
+def test_a_plan_of_another_layout_starts_over(tmp_path: Path, many: Path, byte_bpe: Path, monkeypatch) -> None:
+    """Another version of nano3 may cut the work elsewhere; its unfinished units must not be mixed in."""
+    from nano3.data.planning import plan as layout
+
+    run(many, tmp_path / "whole", byte_bpe)
+    plan = write_plan([source(many)], options(tmp_path / "out", byte_bpe), "test")
+    run_part(plan, 0, 2)
+    monkeypatch.setattr(layout, "MIN_UNIT", 90_000)
+    monkeypatch.setattr(layout, "MAX_UNIT", 90_000)
+    run(many, tmp_path / "out", byte_bpe)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")

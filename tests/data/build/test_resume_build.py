@@ -1,0 +1,327 @@
+"""What an earlier run left: what of it a new request keeps, and what it throws away rather than trust."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from data_helpers import paper_dataset, paper_plan
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nano3.config import SourceConfig
+from nano3.data.build.receipts import UnitReceipt, shard_receipt, unit_receipt, write_receipt
+from nano3.data.build.resume_build import (
+    adopt,
+    go_on,
+    is_published,
+    read_plan,
+    same_cuts,
+    stale_units,
+    touches,
+    wants_bad_rows_back,
+)
+from nano3.data.dataset.output_dir import build_dir
+from nano3.data.planning.plan import PLAN_FORMAT, DatasetPlan, Plan
+from nano3.data.planning.planner import Request
+from nano3.data.sources.discovery import WHOLE
+from nano3.data.sources.fingerprint_cache import Memory
+
+LARGE = WHOLE + 1
+
+
+def two_datasets() -> list[DatasetPlan]:
+    """Units 0 to 3 are of the first, a small file in each; 4 to 7 of the second, which is one large file."""
+    first = paper_dataset([100] * 4, shards=(2, 2, 0), cells_per_shard=2, times=[1] * 4)
+    second = paper_dataset([LARGE], name="e", shards=(2, 1, 1), cells_per_shard=2, times=[1])
+    return [first, second]
+
+
+def request_for(plan: Plan) -> Request:
+    """The request that would make this plan."""
+    sources = [SourceConfig(name=d.name, path=d.path, weight=d.weight) for d in plan.datasets]
+    datasets = deepcopy(plan.datasets)
+    return Request(sources, plan.options, plan.blend, plan.tokenizer, plan.dtype, datasets, plan.hash, Memory())
+
+
+def changed_options(request: Request, **keys: object) -> None:
+    request.options = replace(request.options, **keys)
+
+
+# Going on with a plan
+
+KEPT: dict[str, Callable[[Request], object]] = {
+    "nothing": lambda r: None,
+    "a_weight": lambda r: setattr(r.datasets[1], "weight", 3.0),
+    "the_blends_name": lambda r: setattr(r, "blend", "other"),
+    "another_place": lambda r: (setattr(r.datasets[0], "root", "/moved"), setattr(r.datasets[0], "path", "/moved")),
+    "a_new_commit": lambda r: setattr(r.datasets[0], "revision", "abc"),
+    "more_workers": lambda r: changed_options(r, workers=9),
+    "bad_rows_may_be_skipped_now": lambda r: changed_options(r, bad_rows="skip"),
+    "a_small_file_was_touched": lambda r: r.datasets[0].times.__setitem__(0, 2),
+    "the_output_has_moved": lambda r: changed_options(r, output_dir="/elsewhere"),
+}
+
+
+@pytest.mark.parametrize("change", KEPT.values(), ids=KEPT.keys())
+def test_a_plan_goes_on_with_what_may_differ_from_run_to_run(tmp_path: Path, change: Callable) -> None:
+    saved = paper_plan(tmp_path, two_datasets())
+    request = request_for(saved)
+    change(request)
+    plan = go_on(deepcopy(saved), request)
+    assert plan is not None
+    assert (plan.blend, plan.options, plan.output_dir) == (request.blend, request.options, request.options.output_dir)
+    for now, asked, before in zip(plan.datasets, request.datasets, saved.datasets, strict=True):
+        assert (now.weight, now.path, now.root, now.revision) == (asked.weight, asked.path, asked.root, asked.revision)
+        assert (now.layout, now.units) == (before.layout, before.units)
+
+
+ANEW: dict[str, Callable[[Request], object]] = {
+    "other_bytes": lambda r: setattr(r, "hash", "0" * 64),
+    "a_large_file_was_touched": lambda r: r.datasets[1].times.__setitem__(0, 2),
+    "a_file_has_gone": lambda r: r.datasets[0].keys.__setitem__(3, "renamed"),
+    "a_file_has_other_content": lambda r: r.datasets[0].prints.__setitem__(2, "other"),
+    "a_file_has_another_format": lambda r: r.datasets[0].formats.__setitem__(2, "gz"),
+}
+
+
+@pytest.mark.parametrize("change", ANEW.values(), ids=ANEW.keys())
+def test_a_plan_is_made_anew_for_other_files(tmp_path: Path, change: Callable) -> None:
+    saved = paper_plan(tmp_path, two_datasets())
+    request = request_for(saved)
+    change(request)
+    assert go_on(deepcopy(saved), request) is None
+
+
+def test_a_samples_plan_goes_on_though_the_request_has_more_files(tmp_path: Path) -> None:
+    """It names only the files that rows are taken from."""
+    saved = paper_plan(tmp_path, two_datasets())
+    request = request_for(saved)
+    for column in ("keys", "sizes", "prints", "formats", "costs", "times"):
+        del getattr(saved.datasets[0], column)[1]
+    saved.datasets[0].rows = [5, 5, 5]
+    plan = go_on(saved, request)
+    assert plan is not None
+    assert plan.datasets[0].keys == ["000000", "000002", "000003"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "wanted"),
+    [("skip", "fail", True), ("skip", "skip", False), ("fail", "fail", False), ("fail", "skip", False)],
+)
+def test_only_who_skipped_and_now_forbids_wants_bad_rows_back(tmp_path: Path, old: str, new: str, wanted: bool) -> None:
+    saved = paper_plan(tmp_path, two_datasets(), bad_rows=old)
+    request = request_for(saved)
+    changed_options(request, bad_rows=new)
+    assert wants_bad_rows_back(saved, request) is wanted
+    assert (go_on(saved, request) is None) is wanted
+
+
+# Cuts
+
+OTHER_CUTS: dict[str, Callable[[Plan], object]] = {
+    "name": lambda p: setattr(p.datasets[0], "name", "x"),
+    "text_field": lambda p: setattr(p.datasets[0], "text_field", "body"),
+    "units": lambda p: setattr(p.datasets[0], "cells_per_unit", 2),
+    "shards": lambda p: setattr(p.datasets[0], "shards", (2, 1, 0)),
+    "order": lambda p: p.datasets.reverse(),
+    "fewer_datasets": lambda p: p.datasets.pop(),
+    "dtype": lambda p: setattr(p, "dtype", "int32"),
+    "eos": lambda p: setattr(p, "options", replace(p.options, add_eos=False)),
+    "limit": lambda p: setattr(p, "options", replace(p.options, max_doc_tokens=7)),
+    "fractions": lambda p: setattr(p, "options", replace(p.options, valid_fraction=0.2)),
+    "tokenizer": lambda p: setattr(p, "tokenizer", replace(p.tokenizer, sha256="1" * 64)),
+    "eod": lambda p: setattr(p, "tokenizer", replace(p.tokenizer, eod_id=0)),
+}
+SAME_CUTS: dict[str, Callable[[Plan], object]] = {
+    "bos_of_a_tokenizer_that_is_not_asked_for_it": lambda p: setattr(p, "tokenizer", replace(p.tokenizer, bos_id=0)),
+    "an_edited_file": lambda p: p.datasets[0].prints.__setitem__(0, "other"),
+    "weight": lambda p: setattr(p.datasets[0], "weight", 2.0),
+    "workers": lambda p: setattr(p, "options", replace(p.options, workers=7)),
+    "bad_rows": lambda p: setattr(p, "options", replace(p.options, bad_rows="skip")),
+}
+
+
+@pytest.mark.parametrize("change", OTHER_CUTS.values(), ids=OTHER_CUTS.keys())
+def test_units_of_another_recipe_or_shape_are_not_taken_over(tmp_path: Path, change: Callable) -> None:
+    old, new = paper_plan(tmp_path, two_datasets()), paper_plan(tmp_path, two_datasets())
+    change(new)
+    assert not same_cuts(old, new)
+    assert not same_cuts(new, old)
+
+
+@pytest.mark.parametrize("change", SAME_CUTS.values(), ids=SAME_CUTS.keys())
+def test_what_decides_no_byte_does_not_hinder_taking_over(tmp_path: Path, change: Callable) -> None:
+    old, new = paper_plan(tmp_path, two_datasets()), paper_plan(tmp_path, two_datasets())
+    change(new)
+    assert same_cuts(old, new)
+
+
+files = st.lists(st.tuples(st.integers(1, 300), st.sampled_from(["jsonl", "gz"])), min_size=1, max_size=8)
+
+
+@settings(max_examples=120, deadline=None)
+@given(files=files, shards=st.integers(1, 4), cells=st.integers(1, 5), data=st.data())
+def test_what_is_kept_reads_no_file_that_was_changed(
+    tmp_path_factory: pytest.TempPathFactory, files: list, shards: int, cells: int, data: st.DataObject
+) -> None:
+    """Units by the files they read, and shards by the units they may have documents of."""
+    costs, formats = map(list, zip(*files, strict=True))
+    keys = {"shards": (shards, 1, 0), "cells_per_shard": cells}
+    base = tmp_path_factory.getbasetemp()
+    old, new = (paper_plan(base, [paper_dataset([9]), paper_dataset(costs, formats, "e", **keys)]) for _ in range(2))
+    changed = data.draw(st.sets(st.integers(0, len(costs) - 1)))
+    for file in changed:
+        new.datasets[1].prints[file] = "other"
+    stale = stale_units(old, new, base)
+    offset = new.first_units[1]
+    reads = {offset + u: {f for f, _ in new.datasets[1].parts(u)} for u in range(new.datasets[1].units)}
+    assert stale == {unit for unit, read in reads.items() if read & changed}
+    for shard in new.shards():
+        first, last = new.datasets[shard[1]].units_of(shard[0], shard[2])
+        sources = {new.first_units[shard[1]] + u for u in range(first, last + 1)}
+        if sources & stale:
+            assert touches(new, shard, stale)
+        if shard[1] == 0:
+            assert not touches(new, shard, stale), "the other dataset has not changed"
+
+
+MOVED: dict[str, Callable[[DatasetPlan], object]] = {
+    "a_file_has_grown": lambda d: setattr(d, "costs", [100, 100, 99, 101]),
+    "other_bounds_of_splits": lambda d: setattr(d, "bounds", (1, 2)),
+    "fewer_rows_of_a_sample": lambda d: setattr(d, "rows", [1, 1, 1, 1]),
+}
+
+
+@pytest.mark.parametrize("change", MOVED.values(), ids=MOVED.keys())
+def test_nothing_of_a_dataset_whose_cuts_have_moved_is_kept(tmp_path: Path, change: Callable) -> None:
+    old, new = paper_plan(tmp_path, two_datasets()), paper_plan(tmp_path, two_datasets())
+    change(new.datasets[0])
+    assert same_cuts(old, new), "units and shards have the same numbers all the same"
+    assert stale_units(old, new, tmp_path) == {0, 1, 2, 3}
+
+
+def test_a_shard_that_is_empty_now_may_have_held_anything_before(tmp_path: Path) -> None:
+    """More shards than places: which of them are empty depends on where the cuts are."""
+    plan = paper_plan(tmp_path, [paper_dataset([9]), paper_dataset([2, 2], name="e", shards=(9, 0, 0))])
+    empty = [shard for shard in plan.shards() if plan.datasets[shard[1]].units_of(shard[0], shard[2]) == (0, -1)]
+    assert len(empty) == 5
+    assert all(touches(plan, shard, {plan.first_units[1]}) for shard in empty)
+    assert not any(touches(plan, shard, {0}) for shard in empty)
+
+
+# Adopting
+
+
+def fill(plan: Plan, build: Path, skipped: dict[int, dict[str, int]] | None = None) -> None:
+    """A build in which everything is done, as far as receipts tell."""
+    for sub in ("units", "shards"):
+        (build / sub).mkdir(parents=True)
+    plan.save(build / "plan.json")
+    for number in range(plan.units):
+        rows = (skipped or {}).get(number, {})
+        write_receipt(unit_receipt(build, number), UnitReceipt(number, "e", 1, 0, rows, 0, 0, 0, 9, []))
+    for shard in plan.shards():
+        write_receipt(shard_receipt(build, plan, *shard), UnitReceipt(0, "e", 1, 0, {}, 0, 0, 0, 9, []))
+
+
+def kept(plan: Plan, build: Path) -> tuple[set[int], set[tuple[int, int, int]]]:
+    """Units and shards that have receipts."""
+    units = {n for n in range(plan.units) if unit_receipt(build, n).exists()}
+    return units, {shard for shard in plan.shards() if shard_receipt(build, plan, *shard).exists()}
+
+
+@pytest.fixture
+def plans(tmp_path: Path) -> tuple[Plan, Plan]:
+    """A plan, and that of an edit in file 1 of the first dataset: unit 1, and the shards of units 0 and 1."""
+    old, new = paper_plan(tmp_path, two_datasets()), paper_plan(tmp_path, two_datasets())
+    new.hash = "a" * 64
+    new.datasets[0].prints[1] = "other"
+    (tmp_path / ".prep").mkdir()
+    return old, new
+
+
+WANTED = ({0, 2, 3, 4, 5, 6, 7}, {(0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 1, 1), (1, 1, 0), (2, 1, 0)})
+
+
+def test_an_unfinished_build_is_the_start_of_the_next(
+    tmp_path: Path, plans: tuple[Plan, Plan], capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = plans
+    fill(old, build_dir(tmp_path, old.hash))
+    build = build_dir(tmp_path, new.hash)
+    adopt(new, build)
+    assert kept(new, build) == WANTED
+    assert not build_dir(tmp_path, old.hash).exists()
+    assert "7 finished units are kept" in capsys.readouterr().out
+    adopt(new, build)  # killed before the new plan was written: the folder still holds the old one
+    assert kept(new, build) == WANTED
+
+
+@pytest.mark.parametrize("removed", range(5))
+def test_a_kill_among_the_removals_does_no_harm(tmp_path: Path, plans: tuple[Plan, Plan], removed: int) -> None:
+    """Receipts of shards go before those of units, so no shard is believed without the units that it is of."""
+    old, new = plans
+    place = build_dir(tmp_path, old.hash)
+    fill(old, place)
+    gone = [shard_receipt(place, new, *shard) for shard in [(0, 0, 0), (1, 0, 0)]] + [unit_receipt(place, 1)]
+    for path in gone[:removed]:
+        path.unlink()
+    build = build_dir(tmp_path, new.hash)
+    if removed == len(gone) + 1:
+        (build / "units").mkdir(parents=True)  # an own build without a plan is worth nothing
+    adopt(new, build)
+    assert kept(new, build) == WANTED
+
+
+def test_the_own_build_comes_before_that_of_another_plan(tmp_path: Path, plans: tuple[Plan, Plan]) -> None:
+    old, new = plans
+    build = build_dir(tmp_path, new.hash)
+    fill(old, build_dir(tmp_path, old.hash))
+    fill(new, build)
+    adopt(new, build)
+    assert kept(new, build) == (set(range(new.units)), set(new.shards()))
+    assert build_dir(tmp_path, old.hash).exists(), "it goes when the data is published"
+
+
+def test_a_build_of_other_cuts_is_left_alone_and_told(
+    tmp_path: Path, plans: tuple[Plan, Plan], capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = plans
+    fill(old, build_dir(tmp_path, old.hash))
+    new.options = replace(new.options, add_eos=False)
+    build = build_dir(tmp_path, new.hash)
+    adopt(new, build)
+    assert not build.exists()
+    assert kept(old, build_dir(tmp_path, old.hash)) == (set(range(old.units)), set(old.shards()))
+    assert "starting over beside it" in capsys.readouterr().out
+
+
+def test_only_units_that_left_out_faults_are_done_again_when_faults_are_forbidden(tmp_path: Path) -> None:
+    """A document that is too short was left out by a filter, which is no fault; `bad_rows` is not in a plan's hash."""
+    old = paper_plan(tmp_path, two_datasets(), bad_rows="skip")
+    new = paper_plan(tmp_path, two_datasets(), bad_rows="fail")
+    build = build_dir(tmp_path, old.hash)
+    fill(old, build, {1: {"null": 2}, 2: {"short": 5}, 6: {"short": 1, "not_utf8": 1}})
+    unit_receipt(build, 7).write_bytes(b"{")
+    adopt(new, build)
+    units, shards = kept(new, build)
+    assert {1, 2, 6} - units == {1, 6}
+    assert (0, 0, 0) not in shards
+    assert (0, 0, 1) in shards
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"[1]", b"\xff", b"null"])
+def test_what_is_no_plan_is_none(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "plan.json").write_bytes(text)
+    assert read_plan(tmp_path) is None
+
+
+def test_a_plan_of_an_older_nano3_is_none(tmp_path: Path) -> None:
+    plan = paper_plan(tmp_path, two_datasets())
+    plan.save(tmp_path / "plan.json")
+    assert read_plan(tmp_path) == plan
+    replace(plan, format=PLAN_FORMAT - 1).save(tmp_path / "plan.json")
+    assert read_plan(tmp_path) is None
+    assert not is_published(plan)

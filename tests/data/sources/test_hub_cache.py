@@ -1,0 +1,212 @@
+"""hf_files=download: files of the hub go into its cache before they are read, and later runs need no hub."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from data_helpers import documents, options, reference, run, source, texts, tree, write
+from hub_server import COMMIT, Hub
+
+from nano3.data.build.run import show_plan
+from nano3.data.sources import hub_cache
+from nano3.data.sources.hub_cache import Listed, fetch, listing_path, load_listing, save_listing, with_formats
+from nano3.utils.errors import Failure, Nano3Error, UserError
+
+ROOT = f"hf://datasets/org/set@{COMMIT}"
+NEXT = "f" * 40
+DOWNLOAD = {"hf_files": "download"}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, bytes]:
+    made = {f"data/train-{i}.jsonl": texts(30, seed=i) for i in range(5)}
+    made |= {"data/train-5.parquet": texts(30, seed=5), "data/validation-0.parquet": texts(9, seed=6)}
+    found = {name: write(tmp_path / "hub" / name, rows).read_bytes() for name, rows in made.items()}
+    return {**found, "README.md": b"# a dataset"}
+
+
+@pytest.fixture
+def hub(files: dict[str, bytes], hub_env) -> Iterator[Hub]:
+    server = Hub({"datasets/org/set": files})
+    hub_env(server)
+    yield server
+    server.close()
+
+
+def in_cache(tmp_path: Path) -> list[str]:
+    """Names of the files of the dataset that are in the cache."""
+    return sorted(p.name for p in (tmp_path / "cache").glob("datasets--org--set/snapshots/*/data/*"))
+
+
+TRAIN = [*(f"train-{i}.jsonl" for i in range(5)), "train-5.parquet"]
+
+
+def test_a_second_preparation_needs_no_hub(
+    tmp_path: Path, hub: Hub, byte_bpe: Path, sentencepiece_bpe: Path, capfd
+) -> None:
+    run([source("hf://org/set")], tmp_path / "one", byte_bpe, workers=2, **DOWNLOAD)
+    assert in_cache(tmp_path) == TRAIN
+    hub.close()
+    capfd.readouterr()
+    run([source("hf://org/set")], tmp_path / "two", sentencepiece_bpe, workers=2, **DOWNLOAD)
+    told = capfd.readouterr().err
+    assert re.search(rf"cannot be reached \(\w+\): its files are taken as .* at commit {COMMIT}\.", told)
+    wanted = reference(sentencepiece_bpe, [t for i in range(6) for t in texts(30, seed=i)])
+    assert sorted(documents(tmp_path / "two")) == sorted(wanted)
+    run([source("hf://org/set")], tmp_path / "streams", byte_bpe)  # what is in the cache serves both
+    assert tree(tmp_path / "streams") == tree(tmp_path / "one")
+
+
+def test_a_pinned_commit_asks_nothing(tmp_path: Path, hub: Hub, byte_bpe: Path, capfd) -> None:
+    pinned = [source("hf://org/set", revision=COMMIT)]
+    run([source("hf://org/set")], tmp_path / "one", byte_bpe, **DOWNLOAD)
+    hub.requests.clear()
+    run(pinned, tmp_path / "two", byte_bpe, **DOWNLOAD)
+    assert hub.requests == []
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+
+
+def test_offline_from_the_command_line(tmp_path: Path, hub: Hub, byte_bpe: Path) -> None:
+    run([source("hf://org/set", split="validation")], tmp_path / "one", byte_bpe, **DOWNLOAD)
+    blend = {"datasets": [{"name": "d", "path": "hf://org/set", "split": "validation"}]}
+    (tmp_path / "b.json").write_text(json.dumps(blend))
+    words = [f"blend_path={tmp_path}/b.json", f"tokenizer_model={byte_bpe}", f"output_dir={tmp_path}/two"]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "NANO3_HOME": str(tmp_path / "artifacts")}
+    command = [sys.executable, "-m", "nano3.data_prep", *words, "num_shards=8", "hf_files=download"]
+    hub.requests.clear()
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "HF_HUB_OFFLINE is set: its files are taken as they were listed before" in done.stderr
+    assert hub.requests == []
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+
+
+def test_only_what_a_sample_needs_is_downloaded(tmp_path: Path, hub: Hub, byte_bpe: Path) -> None:
+    run([source("hf://org/set")], tmp_path / "one", byte_bpe, sample=2, **DOWNLOAD)
+    assert in_cache(tmp_path) == ["train-0.jsonl", "train-3.jsonl"]
+    hub.close()
+    run([source("hf://org/set")], tmp_path / "two", byte_bpe, sample=2, **DOWNLOAD)
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+
+
+def test_streaming_and_dry_runs_store_no_file(tmp_path: Path, hub: Hub, byte_bpe: Path) -> None:
+    run([source("hf://org/set")], tmp_path / "one", byte_bpe)
+    assert not list((tmp_path / "cache").rglob("*"))
+    show_plan([source("hf://org/set")], options(tmp_path / "two", byte_bpe, **DOWNLOAD), "test")
+    assert in_cache(tmp_path) == []
+    assert not (tmp_path / "two").exists()
+    run([source("hf://org/set")], tmp_path / "two", byte_bpe, **DOWNLOAD)
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+
+
+def test_a_private_dataset_is_downloaded_with_the_token(tmp_path: Path, files: dict, hub_env, byte_bpe: Path) -> None:
+    server = Hub({"datasets/org/set": files}, token="secret")
+    hub_env(server)
+    with pytest.raises(UserError, match="private: set HF_TOKEN"):
+        run([source("hf://org/set")], tmp_path / "out", byte_bpe, **DOWNLOAD)
+    hub_env(server, "secret")
+    run([source("hf://org/set", split="validation")], tmp_path / "out", byte_bpe, **DOWNLOAD)
+    assert in_cache(tmp_path) == ["validation-0.parquet"]
+    server.close()
+
+
+def test_a_new_commit_is_downloaded_beside_the_old(tmp_path: Path, hub: Hub, files: dict, byte_bpe: Path) -> None:
+    run([source("hf://org/set", split="validation")], tmp_path / "one", byte_bpe, **DOWNLOAD)
+    hub.commit = NEXT
+    files["data/validation-0.parquet"] = write(tmp_path / "new.parquet", texts(12, seed=9)).read_bytes()
+    manifest = run([source("hf://org/set", split="validation")], tmp_path / "two", byte_bpe, **DOWNLOAD)
+    assert manifest.datasets[0]["revision"] == NEXT
+    assert manifest.datasets[0]["documents"] == 12
+    assert in_cache(tmp_path) == ["validation-0.parquet"] * 2
+    pinned = [source("hf://org/set", split="validation", revision=COMMIT)]
+    run(pinned, tmp_path / "old", byte_bpe, **DOWNLOAD)  # the hub has it no more, the cache has
+    assert tree(tmp_path / "old") == tree(tmp_path / "one")
+
+
+# Broken downloads
+
+
+def test_a_connection_that_breaks_is_taken_up_where_it_broke(tmp_path: Path, hub: Hub, files: dict) -> None:
+    data = files["data/big.txt"] = os.urandom(1 << 20) * 12
+    hub.breaks["big.txt"], hub.whole = 1, 11 << 20
+    fetch([(ROOT, "data/big.txt", len(data))], hub.url)
+    assert hub.ranges == [f"data/big.txt bytes={10 << 20}-"]  # the client takes 10 MB at a time
+    assert (tmp_path / "cache" / "datasets--org--set" / "snapshots" / COMMIT / "data" / "big.txt").read_bytes() == data
+
+
+def test_a_failed_download_names_the_file_and_keeps_the_others(tmp_path: Path, hub: Hub, files: dict) -> None:
+    wanted = [(ROOT, f"data/{name}", len(files[f"data/{name}"])) for name in TRAIN]
+    lost = files.pop("data/train-3.jsonl")
+    with pytest.raises(Failure, match=r"set@0123.*/data/train-3\.jsonl: the download failed: .*Run the same command"):
+        fetch(wanted, hub.url)
+    files["data/train-3.jsonl"] = lost
+    hub.requests.clear()
+    kept = in_cache(tmp_path)
+    fetch(wanted, hub.url)
+    assert in_cache(tmp_path) == TRAIN
+    assert not [request for request in hub.requests if any(name in request for name in kept)]
+    assert not list((tmp_path / "cache").rglob("*.incomplete"))
+
+
+def test_a_file_of_another_size_is_not_taken(tmp_path: Path, hub: Hub, files: dict) -> None:
+    size = len(files["data/train-0.jsonl"])
+    with pytest.raises(
+        Failure, match=rf"train-0\.jsonl: {size:,} bytes in the cache, {size + 1:,} on the hub\. Remove /"
+    ):
+        fetch([(ROOT, "data/train-0.jsonl", size + 1)], hub.url)
+
+
+def test_too_little_room_is_told_before_anything_is_fetched(tmp_path: Path, hub: Hub) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    with pytest.raises(UserError, match=r"to download into .*/cache, where .* GB are free\. .*hf_files=stream"):
+        fetch([(ROOT, "data/train-0.jsonl", free), (ROOT, "data/train-1.jsonl", 1)], hub.url)
+    assert hub.requests == []
+
+
+def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, hub: Hub, files: dict) -> None:
+    (tmp_path / "cache").write_text("in the way")
+    save_listing("org/set", None, Listed(COMMIT, {}, {}))
+    assert load_listing("org/set", None) is None
+    with pytest.raises(Nano3Error, match=r"/cache"):
+        fetch([(ROOT, "data/train-0.jsonl", len(files["data/train-0.jsonl"]))], hub.url)
+
+
+def test_long_downloads_are_told_of(tmp_path: Path, hub: Hub, files: dict, monkeypatch, capfd) -> None:
+    monkeypatch.setattr(hub_cache, "EVERY_S", 0.0)
+    wanted = [(ROOT, f"data/{name}", len(files[f"data/{name}"])) for name in TRAIN]
+    fetch(wanted, hub.url)
+    captured = capfd.readouterr()
+    assert f"downloading 6 files, 0.0 MB, into {tmp_path}/cache" in captured.out
+    assert captured.err.splitlines()[-1].startswith("download: 6/6 files, 0.0/0.0 GB")
+
+
+# The list of files
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"commit": 1}', b"\xff"])
+def test_a_damaged_list_is_none(tmp_path: Path, hub: Hub, damage: bytes) -> None:
+    listed = Listed(COMMIT, {"a": (1, "x")}, {"configs": []}, {"a": "txt", "b": None})
+    save_listing("org/set", "v1/x", listed)
+    assert load_listing("org/set", "v1/x") == load_listing("org/set", COMMIT) == listed
+    assert load_listing("org/set", None) is None
+    listing_path("org/set", "v1/x").write_bytes(damage)
+    assert load_listing("org/set", "v1/x") is None
+
+
+def test_the_format_of_another_file_under_the_same_name_is_not_believed() -> None:
+    before = Listed(COMMIT, {"a": (1, "x"), "b": (1, "y"), "c": (1, "z")}, {}, {"a": "txt", "b": "txt", "c": None})
+    after = with_formats(Listed(NEXT, {"a": (1, "x"), "b": (1, "new"), "c": (2, "z"), "d": (1, "d")}, {}), before)
+    assert after.formats == {"a": "txt"}
+    assert with_formats(Listed(NEXT, {}, {}), None).formats == {}
+
+
+def test_a_wrong_word_is_told(tmp_path: Path, byte_bpe: Path) -> None:
+    path = write(tmp_path / "a.jsonl", ["a"])
+    with pytest.raises(UserError, match="hf_files=downlaod: Did you mean 'download'"):
+        run(path, tmp_path / "out", byte_bpe, hf_files="downlaod")

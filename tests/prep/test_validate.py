@@ -1,0 +1,261 @@
+"""A preparation is checked as a whole before any work, and its tasks register what `nano3.data_prep` asked for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+
+from nano3.artifacts import store, wandb_mirror
+from nano3.cli.app import set_up
+from nano3.cli.config_groups import conf_dir
+from nano3.config import DataPrepConfig, PrepOptions, SourceConfig
+from nano3.config.blend import parse_datasets, read_blend_file
+from nano3.data.build.run import write_plan
+from nano3.prep import slurm_entries
+from nano3.prep.followup_run import check_next, compose_next
+from nano3.prep.run import data_prep
+from nano3.prep.slurm_entries import Registration
+from nano3.prep.validate import (
+    blend_name,
+    checked,
+    output_problems,
+    read_blend,
+    registration_of,
+    spread,
+    submit_problems,
+)
+from nano3.utils.errors import UserError
+
+TOKENIZER = Path(__file__).parents[2] / "nano3/sample/tokenizer"
+DATA = "DataBlendsArtifact-pretrain"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of this test's own with a text, a blend of it, a home folder and an artifact store to be."""
+    for name in ("NANO3_CONF", "HF_HOME", "HF_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NANO3_HOME", str(tmp_path / "store"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.jsonl").write_text("".join(f'{{"text": "document {n}, a few words"}}\n' for n in range(40)))
+    (tmp_path / "b.json").write_text(json.dumps({"datasets": [{"name": "a", "path": str(tmp_path / "text.jsonl")}]}))
+    set_up()
+    return tmp_path
+
+
+def composed(*words: str, app: str = "data_prep") -> DictConfig:
+    own = [f"tokenizer_model={TOKENIZER}", "num_shards=3", "workers=1"] if app == "data_prep" else []
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        return compose(app, [*own, *words])
+
+
+def refused(*words: str) -> list[str]:
+    """What is told of a preparation that cannot be done; each mistake is the user's."""
+    with pytest.raises(UserError) as error:
+        checked(composed(*words))
+    assert error.value.exit_code == 2
+    return error.value.problems
+
+
+def test_checking_writes_nothing(here: Path) -> None:
+    before = sorted(here.rglob("*"))
+    prep = checked(composed("blend_path=b.json", "output_dir=out"))
+    assert (prep.request.blend, prep.following, prep.registration.alias) == ("b", None, "b")
+    assert sorted(here.rglob("*")) == before
+
+
+def test_home_is_home_wherever_a_place_is_given(here: Path) -> None:
+    """A folder that is called ~ is a trap for the next `rm -r`."""
+    (here / "home").mkdir()
+    (here / "b.json").rename(here / "home" / "b.json")
+    prep = checked(composed("blend_path='~/b.json'", "output_dir='~/out'", "job_dir='~/jobs'"))
+    assert prep.config.output_dir == prep.request.options.output_dir == str(here / "home/out")
+    assert prep.config.job_dir == str(here / "home/jobs")
+    assert prep.request.blend == "b"
+
+
+REFUSED = {
+    "numbers": (["num_shards=0", "valid_fraction=2"], ["num_shards=0", "valid_fraction=2"]),
+    "fractions-that-leave-no-training": (["valid_fraction=0.6", "test_fraction=0.6"], ["valid_fraction"]),
+    "choices": (["dtype=int16", "engine=strickt", "hf_files=x"], ["dtype=int16", "'strict'", "hf_files=x"]),
+    "tasks-here": (["cluster.tasks=4"], ["cluster.tasks=4 spreads", "workers=N", "cluster=slurm"]),
+    "slurm-time": (["cluster=slurm", "cluster.time=soon"], ["cluster.time='soon'", "HH:MM:SS"]),
+    "slurm-memory": (["cluster=slurm", "cluster.mem=lots"], ["cluster.mem='lots' is not a size. Write it as 64G"]),
+    "no-text-there": (["blend_path=none.json"], ["blend_path=none.json: there is no such file"]),
+    "blend-in-a-file": (["blend_path=text.jsonl/b.json"], ["text.jsonl/b.json: cannot be read: Not a directory"]),
+    "blend-is-a-folder": (["blend_path=."], ["blend_path=.: this is a folder"]),
+    "blend-is-text": (["blend_path=text.jsonl"], ["blend_path=text.jsonl: not valid JSON: Extra data"]),
+    "alias": (["alias=a b", "artifact=x/y"], ["'a b' cannot be an artifact's alias", "'x/y' cannot be the name"]),
+    "artifact-of-models": (["artifact=ModelArtifact-pretrain"], ["checkpoints are registered under this name"]),
+    "more-shards-than-megatron-takes": (
+        ["num_shards=32767"],
+        ["num_shards=32767: Megatron's blends have at most 32,766"],
+    ),
+    "output-in-a-file": (["output_dir=text.jsonl/x"], ["output_dir=text.jsonl/x: cannot be written: "]),
+    "output-in-a-file-dry": (["output_dir=text.jsonl", "dry_run=true"], ["output_dir=text.jsonl: cannot be written"]),
+    "empty": (["output_dir=", "job_dir="], ["output_dir= is empty", "job_dir= is empty"]),
+    "then-data": (["then=['run.data=x']"], ["then: run.data: leave it out"]),
+    "then-dry-run": (["then=['dry_run=true']"], ["then: dry_run: put it before --then"]),
+    "then-data-forced": (["then=['++run.data=x']"], ["then: run.data: leave it out"]),
+    "then-typo": (["then=['train.sed=1','model=nano']"], ["then: no key 'train.sed'", "then: no model=nano"]),
+    "then-experiment": (["then=['experiment=tiny']"], ["then: an experiment is added with a plus: +experiment=tiny"]),
+    "everything": (
+        ["num_shards=0", "tokenizer_model=/nope", "alias=latest", "cluster.tasks=2", "then=['run.data=x']"],
+        ["num_shards=0", "tokenizer_model=/nope", "'latest' always", "cluster.tasks=2", "then: run.data"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("words", "told"), REFUSED.values(), ids=REFUSED)
+def test_everything_wrong_is_told_at_once_and_once(here: Path, words: list[str], told: list[str]) -> None:
+    problems = refused("blend_path=b.json", "output_dir=out", *words)
+    for text in told:
+        assert sum(text in problem for problem in problems) == 1, problems
+    assert not (here / "out").exists() and not (here / "store").exists()
+
+
+@pytest.mark.parametrize("key", ["split", "text_field", "name", "path"])
+def test_a_null_where_text_is_needed_is_told(key: str) -> None:
+    """Not taken for the default: whoever writes null means something by it."""
+    with pytest.raises(UserError) as error:
+        parse_datasets([{"name": "a", "path": "x", key: None}], "b")
+    (problem,) = error.value.problems
+    assert problem.startswith("b, dataset 1") and key in problem
+
+
+@pytest.mark.parametrize("key", ["subset", "revision"])
+def test_a_null_where_it_is_the_default_is_fine(key: str) -> None:
+    assert parse_datasets([{"name": "a", "path": "x", key: None}], "b") == [SourceConfig(name="a", path="x")]
+
+
+@settings(max_examples=40)
+@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=3), st.lists, max_leaves=4))
+def test_any_json_is_read_or_refused_by_its_name(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    for content in (value, {"datasets": value}, {"datasets": [{"name": value, "path": "x"}]}):
+        path.write_text(json.dumps(content))
+        try:
+            assert all(isinstance(source.name, str) and source.name for source in read_blend_file(path))
+        except UserError as error:
+            assert all(str(path) in problem for problem in error.problems)
+
+
+@pytest.mark.parametrize(
+    ("path", "chosen", "name"), [(None, "math", "math"), ("a/my.json", "math", "my"), ("x.tar.json", "m", "x.tar")]
+)
+def test_what_a_blend_is_called(path: str | None, chosen: str, name: str) -> None:
+    assert blend_name(path, chosen) == name
+
+
+def test_the_group_is_read_when_there_is_no_file() -> None:
+    config: Any = OmegaConf.to_object(composed("data_blend=sample"))
+    name, sources = read_blend(config)
+    assert name == "sample" and {source.name for source in sources} == {"docs", "code", "math"}
+
+
+@pytest.mark.parametrize(
+    ("given_alias", "blend", "alias", "note"),
+    [
+        (None, "math", "math", None),
+        (None, "my blend", "my-blend", None),
+        (None, "v3", None, "to give it one: alias=NAME"),
+        (None, "日本", None, "no letter or digit"),
+        ("mine", "v3", "mine", None),
+        (None, "", None, None),
+    ],
+    ids=["name", "mended", "reserved", "nothing left", "given", "no blend"],
+)
+def test_the_alias_of_the_data(given_alias: str | None, blend: str, alias: str | None, note: str | None) -> None:
+    how = registration_of(DataPrepConfig(alias=given_alias, job_dir="jobs"), blend)
+    assert how.alias == alias
+    assert (how.note is None) if note is None else note.lower() in (how.note or "").lower()
+    assert Path(how.folder).is_absolute() and Path(how.folder).parent == Path("jobs").absolute()
+
+
+def test_one_task_here_is_no_problem() -> None:
+    config = DataPrepConfig()
+    assert submit_problems(config, "b", []) == []
+    config.cluster.tasks = 2
+    assert len(submit_problems(config, "b", [])) == 1
+
+
+def test_points_that_would_share_get_their_own_folder_and_alias(here: Path) -> None:
+    words = [["blend_path=b.json", "output_dir=out", f"num_shards={n}"] for n in (3, 4)]
+    points = [composed(*point) for point in words]
+    spread(points, words)
+    assert [point.output_dir for point in points] == ["out/num_shards=3", "out/num_shards=4"]
+    assert [point.alias for point in points] == ["b-num_shards-3", "b-num_shards-4"]
+    assert len({point.job_dir for point in points}) == 2
+
+
+def test_mistakes_of_all_points_come_together() -> None:
+    words = [["blend_path=b.json", "output_dir=out", f"num_shards={n}"] for n in (0, -1)]
+    with pytest.raises(UserError) as error:
+        spread([composed(*point) for point in words], words)
+    assert [problem.partition(":")[0] for problem in error.value.problems] == ["num_shards=0", "num_shards=-1"]
+
+
+def test_nothing_follows_unless_it_is_asked_for() -> None:
+    assert compose_next(DataPrepConfig()) is None
+
+
+def test_what_follows_is_checked_on_data_that_is_not_there_yet(here: Path) -> None:
+    cfg = check_next(composed("+experiment=quickstart", app="pretrain"), here / "out")
+    assert cfg.run.data == str(here / "out")
+    assert cfg.recipe.per_split_data_args_path == str(here / "out/blend.json")
+    with pytest.raises(UserError, match=r"train\.global_batch_size=3 is no multiple"):
+        check_next(composed("+experiment=quickstart", "train.global_batch_size=3", app="pretrain"), here / "out")
+
+
+texts = st.text(max_size=12)
+mirrors = st.builds(wandb_mirror.Settings, st.sampled_from(wandb_mirror.MODES), texts, st.none() | texts)
+
+
+@given(st.builds(Registration, texts, st.none() | texts, mirrors, st.none() | texts, texts))
+def test_a_registration_survives_a_command_line(how: Registration) -> None:
+    """It is one word of a job script: no line end may be in it, whatever a blend is called."""
+    text = how.to_text()
+    assert Registration.from_text(text) == how
+    assert text.isascii() and "\n" not in text
+
+
+def test_finished_data_may_be_where_nothing_can_be_written(here: Path) -> None:
+    """Somebody else's, for instance: they are only looked at."""
+    (here / "out").mkdir()
+    (here / "out/manifest.json").write_text("{}")
+    assert output_problems(here / "out") == []
+    assert output_problems(here / "out/manifest.json") != []
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(here.rglob("*"))
+    assert data_prep(composed("blend_path=b.json", "output_dir=out", "dry_run=true")) == 0
+    assert "text.jsonl" in capsys.readouterr().out
+    assert sorted(here.rglob("*")) == before
+
+
+def test_tasks_of_an_array_make_and_register_the_data(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The functions that jobs call, in the order in which Slurm calls them; a second finalizer changes nothing."""
+    source = SourceConfig(name="a", path=str(here / "text.jsonl"))
+    options = PrepOptions(str(here / "out"), str(TOKENIZER), num_shards=3, valid_fraction=0.2, workers=1)
+    plan = str(write_plan([source], options, "b"))
+    how = Registration(DATA, "b", note="it will be told").to_text()
+    for index in (1, 0):
+        assert slurm_entries.part(plan, str(here / "out"), how, index, 2) == 0
+    assert slurm_entries.finish(plan, str(here / "out"), how) == 0
+    told = capsys.readouterr()
+    assert f"{DATA}:v1 (also {DATA}:b) is {here / 'out'}" in " ".join(told.out.split())
+    assert "it will be told" in told.err
+    made = store.resolve(f"{DATA}:b")
+    manifest = json.loads((here / "out/manifest.json").read_text())
+    assert made.path == str(here / "out")
+    assert made.metadata["tokens"] == sum(split["tokens"] for split in manifest["splits"].values())
+    assert made.metadata["weights"] == {"a": 1.0}
+    assert slurm_entries.finish(plan, str(here / "out"), how) == 0
+    assert store.versions(DATA) == [1]

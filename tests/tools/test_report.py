@@ -1,0 +1,261 @@
+"""nano3 report: one page about runs, which needs nothing beside it."""
+
+import argparse
+import html
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from nano3.config import PretrainConfig
+from nano3.tools import report
+from nano3.training.reports.curves import CURVES, Curve, draw
+from nano3.training.run.record import Data, freeze
+from nano3.utils.errors import Failure, UserError
+
+
+def make_run(folder: Path, lr: float = 1e-3, end: float = 5.0, iterations: int = 40, **keys: Any) -> Path:
+    """A run folder as a start and its training leave it; the loss falls from 9 to `end`."""
+    config = PretrainConfig()
+    config.run.name, config.run.output_dir, config.run.data = folder.name, str(folder), "/data"
+    config.optimizer.lr, config.train.train_iters = lr, 40
+    config.checkpoint.save = str(folder / "checkpoints")
+    freeze(folder, config, Data("Data:v1", "/data", "content"), [f"optimizer.lr={lr}"])
+    lines: list[dict[str, Any]] = []
+    for i in range(1, iterations + 1):
+        loss = 9 + (end - 9) * i / 40
+        lines.append(
+            {
+                "iteration": i, "consumed_samples": 4 * i, "consumed_tokens": 128 * i, "loss": loss, "lr": lr,
+                "grad_norm": 1 / i, "tokens_per_s": 1000.0 + i, "elapsed_s": 36.0 * i, **keys,
+            }
+        )  # fmt: skip
+        if i % 10 == 0:
+            lines.append({"iteration": i, "valid_loss": loss + 0.5, "valid_loss/math": loss + 0.5})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if iterations == 40:
+        (folder / "finished.json").write_text(json.dumps({"iteration": 40, "checkpoint": None}))
+    return folder
+
+
+def make_report(tmp_path: Path, *runs: Path, output: str | None = None) -> str:
+    """The page's text."""
+    target = Path(output) if output else tmp_path / "page.html"
+    assert report.run(argparse.Namespace(runs=[str(run) for run in runs], output=str(target))) == 0
+    return target.read_text()
+
+
+class Tables(HTMLParser):
+    """The page's tables as lists of rows, and all its tags."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self.tags: list[str] = []
+        self._cell: list[str] | None = None
+        self.open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self._cell = []
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th") and self._cell is not None:
+            self.tables[-1][-1].append("".join(self._cell))
+            self._cell = None
+
+    def handle_data(self, data: str) -> None:
+        if self._cell is not None:
+            self._cell.append(data)
+
+
+def pictures(page: str) -> list[ElementTree.Element]:
+    """The page's pictures, parsed as XML."""
+    return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL)]
+
+
+def words(picture: ElementTree.Element) -> str:
+    return " ".join(text.strip() for text in picture.itertext() if text.strip())
+
+
+def test_one_run(tmp_path: Path) -> None:
+    page = make_report(tmp_path, make_run(tmp_path / "tiny"))
+    assert page.startswith("<!DOCTYPE html>") and page.endswith("</html>\n")
+    results, configuration, *_ = Tables(page).tables
+    assert results[0][:4] == ["run", "state", "tokens", "training loss"]
+    assert results[1][:7] == ["tiny", "finished", "5,120", "5.2000", "5.5000", "1,031", ""]
+    assert results[1][7:9] == ["0.40", "Data:v1"]
+    assert ["optimizer.lr", "0.001"] in configuration
+    titles = [words(picture) for picture in pictures(page)]
+    assert len(titles) == 5
+    wanted = ["validation loss", "training loss", "tokens per second", "learning rate", "gradient norm"]
+    assert all(title in words for title, words in zip(wanted, titles, strict=True))
+
+
+def test_several_runs_are_told_apart_and_compared(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"lr-{lr}", lr, end) for lr, end in ((0.1, 6.0), (0.01, 5.0), (0.001, 7.0))]
+    page = make_report(tmp_path, *runs)
+    results, configuration = Tables(page).tables
+    assert [row[0] for row in results[1:]] == ["lr-0.1", "lr-0.01", "lr-0.001"]
+    best = re.findall(r"<tr class='best'><td>(.*?)</td>", page)
+    assert best == ["lr-0.01"]
+    assert configuration[0] == ["", "lr-0.1", "lr-0.01", "lr-0.001"]
+    assert ["optimizer.lr", "0.1", "0.01", "0.001"] in configuration
+    assert all(len(set(row[1:])) > 1 for row in configuration[1:])
+    assert "lr-0.01" in words(pictures(page)[0])
+
+
+def test_only_losses_that_can_be_compared_make_a_best_run(tmp_path: Path) -> None:
+    """Not those of the untrained model, and not those of other data."""
+
+    def best(*runs: Path) -> list[str]:
+        return re.findall(r"<tr class='best'><td>(.*?)</td>", make_report(tmp_path, *runs))
+
+    runs = [make_run(tmp_path / name, end=end) for name, end in (("a", 6.0), ("b", 5.0))]
+    assert best(*runs) == ["b"]
+    start = json.loads((runs[1] / "starts/0001/start.json").read_text())
+    start["data"]["fingerprint"] = "other"
+    (runs[1] / "starts/0001/start.json").write_text(json.dumps(start))
+    assert best(*runs) == []
+    short = [make_run(tmp_path / name, iterations=5) for name in ("c", "d")]
+    for run in short:
+        path = run / "metrics.jsonl"
+        path.write_text('{"iteration": 0, "valid_loss": 8.3}\n' + path.read_text())
+    assert best(*short) == []
+    assert best(runs[0], *short) == []
+
+
+def test_a_run_that_was_asked_to_stop_is_not_at_its_end(tmp_path: Path) -> None:
+    """And a validation of an earlier iteration is said to be one."""
+    run = make_run(tmp_path / "a", iterations=25)
+    (run / "finished.json").write_text(json.dumps({"iteration": 25, "checkpoint": None}))
+    row = Tables(make_report(tmp_path, run)).tables[0][1]
+    assert row[1] == "at 25 of 40"
+    assert row[4] == "7.5000 (at 20)"
+
+
+def test_a_sweep_by_its_folder(tmp_path: Path) -> None:
+    for lr in (0.1, 0.01):
+        make_run(tmp_path / "sweep" / f"lr-{lr}", lr)
+    (tmp_path / "sweep" / "jobs.json").write_text("[]")
+    page = make_report(tmp_path, tmp_path / "sweep")
+    assert [row[0] for row in Tables(page).tables[0][1:]] == ["lr-0.01", "lr-0.1"]
+
+
+def test_equal_names_get_their_folder(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name / "tiny") for name in "ab"]
+    assert [row[0] for row in Tables(make_report(tmp_path, *runs)).tables[0][1:]] == ["a/tiny", "b/tiny"]
+
+
+def test_the_same_run_twice_is_one(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "tiny")
+    assert len(Tables(make_report(tmp_path, run, run)).tables[0]) == 2
+
+
+def test_runs_that_are_the_same(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "one"), make_run(tmp_path / "two")]
+    table = Tables(make_report(tmp_path, *runs)).tables[1]
+    assert table[1:] == [["run.name", "one", "two"]]
+
+
+@pytest.mark.parametrize(("iterations", "state"), [(0, "not begun"), (10, "at 10 of 40"), (40, "finished")])
+def test_state(tmp_path: Path, iterations: int, state: str) -> None:
+    page = make_report(tmp_path, make_run(tmp_path / "tiny", iterations=iterations))
+    assert Tables(page).tables[0][1][1] == state
+    assert ("There are no metrics yet." in page) == (iterations == 0)
+
+
+def test_what_gpus_tell(tmp_path: Path) -> None:
+    page = make_report(tmp_path, make_run(tmp_path / "tiny", mfu=0.415, memory_gb=61.0))
+    assert Tables(page).tables[0][1][6] == "41.5%"
+    titles = " ".join(words(picture) for picture in pictures(page))
+    assert "model FLOPs utilization" in titles and "peak memory" in titles
+
+
+def test_the_page_needs_nothing_beside_it(tmp_path: Path) -> None:
+    page = make_report(tmp_path, make_run(tmp_path / "tiny"))
+    assert not {"script", "link", "img", "iframe"} & set(Tables(page).tags)
+    assert not re.search(r"(src|href)=[\"'](?!#)", re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL))
+
+
+def test_names_are_text_not_html(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name) for name in ("a<b>&c", "d")]
+    page = make_report(tmp_path, *runs)
+    assert "<b>" not in page and html.escape("a<b>&c") in page
+    assert pictures(page)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_where_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, several: bool) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = [make_run(tmp_path / name) for name in ("a", "b")[: 1 + several]]
+    assert report.run(argparse.Namespace(runs=[str(run) for run in runs], output=None)) == 0
+    assert (tmp_path / ("report.html" if several else "a/report.html")).is_file()
+
+
+def test_a_new_folder_is_made_for_it(tmp_path: Path) -> None:
+    assert make_report(tmp_path, make_run(tmp_path / "a"), output=str(tmp_path / "x" / "y" / "page.html"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "told"),
+    [
+        pytest.param(("metrics.jsonl", "{\n"), Failure, "metrics.jsonl, line 1: damaged", id="metrics"),
+        pytest.param(("finished.json", "{"), Failure, "finished.json: damaged", id="marker"),
+        pytest.param(("starts/0001/start.json", "{"), Failure, "the record of this start is damaged", id="start"),
+    ],
+)
+def test_damage_is_named(tmp_path: Path, damage: tuple[str, str], error: type[Exception], told: str) -> None:
+    run = make_run(tmp_path / "a")
+    (run / damage[0]).write_text(damage[1])
+    with pytest.raises(error, match=told):
+        make_report(tmp_path, run)
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_place_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--output .*/file/page\.html: cannot be written: "):
+        make_report(tmp_path, make_run(tmp_path / "a"), output=str(tmp_path / "file" / "page.html"))
+
+
+def test_wrong_words(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no start is recorded there"):
+        make_report(tmp_path, tmp_path / "empty")
+    with pytest.raises(UserError, match="There is no run 'nowhere'"):
+        make_report(tmp_path, Path("nowhere"))
+    with pytest.raises(UserError, match=r"--output .*empty: is a folder; name a file"):
+        make_report(tmp_path, make_run(tmp_path / "a"), output=str(tmp_path / "empty"))
+
+
+def test_a_typed_command(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "tiny")
+    done = subprocess.run([sys.executable, "-m", "nano3", "report", str(run)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"report of 1 run: {run}/report.html\n")
+
+
+@pytest.mark.parametrize("curve", CURVES, ids=lambda curve: curve.key)
+def test_every_curve_draws(curve: Curve) -> None:
+    lines = [{"iteration": i, curve.key: 1 / i} for i in range(1, 50)]
+    picture = draw(curve, {"a": lines, "b": lines[:3], "c": []})
+    assert picture is not None
+    assert curve.title in words(ElementTree.fromstring(picture))
+    assert draw(curve, {"a": [{"iteration": 1}], "b": []}) is None
+
+
+def test_a_curve_with_zeros_is_not_on_a_logarithmic_axis() -> None:
+    curve = Curve("grad_norm", "norm", log=True)
+    assert draw(curve, {"a": [{"iteration": i, "grad_norm": float(i)} for i in range(3)]})

@@ -1,0 +1,186 @@
+"""Checkpoints under fault: killed while saving, full disk, truncated, changed, missing."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from training_processes import Child, losses, tiny_config, train_here
+
+from nano3.config import PretrainConfig
+from nano3.training.hf import checkpoints
+from nano3.training.hf.backend import train
+from nano3.training.hf.checkpoints import CheckpointInfo, CheckpointWriter
+from nano3.utils.errors import Failure
+
+
+def info(iteration: int) -> CheckpointInfo:
+    return CheckpointInfo(iteration, iteration * 4, iteration * 128, 1.5, 10, {"train.seed": 1}, {"threads": 1})
+
+
+def write(root: Path, iterations: list[int], keep_last: int, die_before: str | None = None) -> None:
+    """Save small checkpoints; with `die_before`, SIGKILL at that call of the last save."""
+    writer = CheckpointWriter(root, keep_last, 0, lambda: None)
+    for iteration in iterations:
+        if die_before and iteration == iterations[-1]:
+            _die_at(die_before)
+        writer.save(info(iteration), {"model": {"step": iteration}}, {"seed": iteration})
+
+
+def _die_at(call: str) -> None:
+    """End the process the moment Python raises the audit event of that operation."""
+    import sys
+
+    def hook(event: str, args: tuple) -> None:
+        name, _, part = call.partition(" ")
+        if event == name and part in str(args[0]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    ["os.mkdir iter_0000003.tmp", "open rng_00000.pt", "open state.pt", "open .checkpoint.json", "os.rename .tmp"],
+)
+def test_kill_while_saving_leaves_the_one_before(tmp_path: Path, moment: str) -> None:
+    """Wherever the save of iteration 3 is killed, iteration 2 is the newest, whole; the next start cleans up and goes
+    on."""
+    root = tmp_path / "checkpoints"
+    child = Child(write, (root, [1, 2, 3], 2, moment), tmp_path / "log.txt")
+    child.process.join(60)
+    assert child.process.exitcode == -signal.SIGKILL
+    newest = checkpoints.latest(root)
+    assert newest is not None
+    assert newest.name == "iter_0000002"
+    checkpoints.verify(newest, checkpoints.read_info(newest))
+    CheckpointWriter(root, 2, 0, lambda: None).clean()
+    assert sorted(p.name for p in root.iterdir()) == ["iter_0000001", "iter_0000002"]
+    Child(write, (root, [3], 2), tmp_path / "log.txt").result()
+    assert [p.name for p in checkpoints.complete(root)] == ["iter_0000002", "iter_0000003"]
+
+
+def test_kill_while_dropping_an_old_one(tmp_path: Path) -> None:
+    """The third save is complete; the removal of the first was killed half way. No half checkpoint is taken for one."""
+    root = tmp_path / "checkpoints"
+    child = Child(write, (root, [1, 2, 3], 1, "os.remove"), tmp_path / "log.txt")
+    child.process.join(60)
+    assert child.process.exitcode == -signal.SIGKILL
+    assert [p.name for p in checkpoints.complete(root)] == ["iter_0000003"]
+    CheckpointWriter(root, 1, 0, lambda: None).clean()
+    assert [p.name for p in root.iterdir()] == ["iter_0000003"]
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=6, unique=True).map(sorted), st.integers(0, 4))
+@settings(max_examples=15, deadline=None)
+def test_retention_keeps_the_newest(tmp_path_factory: pytest.TempPathFactory, iterations: list[int], keep: int) -> None:
+    """`keep_last` newest stay, 0 keeps all; only the renaming and removing is under test, so nothing is serialised."""
+    root = tmp_path_factory.mktemp("keep")
+    writer = CheckpointWriter(root, keep, 0, lambda: None)
+    for iteration in iterations:
+        temp = root / f"{checkpoints.folder_name(iteration)}.tmp"
+        temp.mkdir()
+        (temp / "state.pt").write_bytes(b"x")
+        writer._finish(temp, root / checkpoints.folder_name(iteration), info(iteration))
+    kept = [checkpoints.iteration_of(p) for p in checkpoints.complete(root)]
+    assert kept == (iterations[-keep:] if keep else iterations)
+
+
+def test_saving_an_iteration_again_replaces_it(tmp_path: Path) -> None:
+    for _ in range(2):
+        Child(write, (tmp_path / "c", [5], 2), tmp_path / "log.txt").result()
+    assert [p.name for p in (tmp_path / "c").iterdir()] == ["iter_0000005"]
+
+
+def test_unwritable_folder_is_a_failure_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    with pytest.raises(Failure, match=r"Cannot write checkpoint .*iter_0000001.*Earlier checkpoints are untouched"):
+        write(tmp_path / "checkpoints", [1], 2)
+
+
+def test_scan_ignores_everything_without_a_marker(tmp_path: Path) -> None:
+    for name in ("iter_0000007", "iter_0000009.tmp", "iter_12", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "iter_0000009.tmp" / checkpoints.MARKER).write_text("{}")
+    assert checkpoints.latest(tmp_path) is None
+    assert checkpoints.latest(tmp_path / "missing") is None
+    (tmp_path / "iter_0000007" / checkpoints.MARKER).write_text("{}")
+    assert checkpoints.latest(tmp_path) == tmp_path / "iter_0000007"
+
+
+def test_root_follows_the_frozen_configuration(tmp_path: Path) -> None:
+    assert checkpoints.root_of(tmp_path) == tmp_path / "checkpoints"
+    (tmp_path / "config.yaml").write_text("checkpoint:\n  save: null\n")
+    assert checkpoints.root_of(tmp_path) == tmp_path / "checkpoints"
+    (tmp_path / "config.yaml").write_text("checkpoint:\n  save: /elsewhere\n")
+    assert checkpoints.root_of(tmp_path) == Path("/elsewhere")
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "told"),
+    [
+        ("state.pt", _truncate, "bytes instead of"),
+        ("state.pt", _flip, "has changed"),
+        ("state.pt", Path.unlink, "is missing"),
+        ("rng_00000.pt", _flip, "has changed"),
+        ("checkpoint.json", _truncate, None),
+        ("checkpoint.json", lambda p: p.write_text("{}"), "cannot be read"),
+    ],
+    ids=["truncated", "one bit", "missing", "random state", "marker without newline", "empty marker"],
+)
+def test_damage_is_found_and_named(data: Path, undisturbed: Path, tmp_path: Path, file: str, damage, told) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(undisturbed, run_dir)
+    shutil.rmtree(run_dir / "checkpoints" / "iter_0000012")
+    damage(run_dir / "checkpoints" / "iter_0000008" / file)
+    if told is None:
+        assert train_here(tiny_config(), data, run_dir).status == "finished"
+        return
+    with pytest.raises(Failure, match=rf"Checkpoint damaged: .*iter_0000008/{file} .*{told}.*Remove .*iter_0000008"):
+        train_here(tiny_config(), data, run_dir)
+
+
+def test_newest_without_its_marker_is_passed_over(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """As if iteration 12 had been killed while saving: the run goes on from 8 and ends the same."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(undisturbed, run_dir)
+    (run_dir / "checkpoints" / "iter_0000012" / checkpoints.MARKER).unlink()
+    assert train_here(tiny_config(), data, run_dir).iteration == 12
+    assert "resuming from iteration 8" in (run_dir / "log.txt").read_text()
+    assert losses(run_dir) == losses(undisturbed)
+
+
+def kill_in_save(config: PretrainConfig, data: Path, run_dir: Path) -> None:
+    """Train and die while the second checkpoint's state is opened for writing."""
+    train(config, data, run_dir, on_save=lambda *_: _die_at("open state.pt"))
+
+
+def test_run_killed_while_saving_continues(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    child = Child(kill_in_save, (tiny_config(), data, tmp_path), tmp_path / "log.txt")
+    child.process.join(100)
+    assert child.process.exitcode == -signal.SIGKILL
+    assert sorted(p.name for p in (tmp_path / "checkpoints").glob("iter_*")) == ["iter_0000004", "iter_0000008.tmp"]
+    assert train_here(tiny_config(), data, tmp_path).iteration == 12
+    assert losses(tmp_path) == losses(undisturbed)
+    assert not list((tmp_path / "checkpoints").glob("*.tmp"))
+
+
+def test_marker_is_plain_json(undisturbed: Path) -> None:
+    marker = json.loads((undisturbed / "checkpoints" / "iter_0000012" / checkpoints.MARKER).read_text())
+    assert (marker["iteration"], marker["consumed_samples"], marker["consumed_tokens"]) == (12, 48, 48 * 32)
+    assert marker["told"]["threads per rank"] == 1
+    assert {"state.pt", "rng_00000.pt", "hf/model.safetensors", "hf/tokenizer.json"} <= set(marker["files"])

@@ -1,0 +1,59 @@
+"""What the tests of the Megatron backend share. None of them needs a GPU or Megatron-Bridge: the recorded schema
+stands in."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+from xxhash import xxh3_128
+
+from nano3.config import ModelConfig
+from nano3.training.hf.checkpoints import MARKER, folder_name
+from nano3.training.megatron import schema
+from nano3.utils.files import write_json
+
+ROOT = Path(__file__).resolve().parents[3]
+NANO, QWEN = schema.RECIPES
+
+
+def write_shard(folder: Path, prefix: str, split: str, dataset: str, tokens: int) -> dict:
+    """One .bin/.idx pair of a single document, and its manifest entry."""
+    path = folder / prefix
+    path.parent.mkdir(parents=True, exist_ok=True)
+    body = np.arange(tokens, dtype=np.uint16) % 4096
+    header = struct.pack("<9sQBQQ", b"MMIDIDX\x00\x00", 1, 8, 1, 2)
+    index = header + struct.pack("<i", tokens) + struct.pack("<q", 0) + struct.pack("<qq", 0, 1)
+    path.with_suffix(".bin").write_bytes(body.tobytes())
+    path.with_suffix(".idx").write_bytes(index)
+    return {
+        "split": split, "prefix": prefix, "dataset": dataset, "documents": 1, "sequences": 1, "tokens": tokens,
+        "bin_bytes": 2 * tokens, "bin_xxh128": xxh3_128(body.tobytes()).hexdigest(),
+        "idx_xxh128": xxh3_128(index).hexdigest(),
+    }  # fmt: skip
+
+
+def model(name: str) -> ModelConfig:
+    """A file of conf/model."""
+    from omegaconf import OmegaConf
+
+    return ModelConfig(**OmegaConf.load(ROOT / "conf" / "model" / f"{name}.yaml"))
+
+
+def checkpoint(
+    root: Path,
+    iteration: int,
+    marked: bool = True,
+    bridge: bool = True,
+    told: dict | None = None,
+    fixed: dict | None = None,
+) -> Path:
+    """A checkpoint folder as Megatron-Bridge writes it, with or without nano3's mark."""
+    folder = root / folder_name(iteration)
+    folder.mkdir(parents=True)
+    if bridge:
+        (folder / ".metadata").write_bytes(b"x")
+        (folder / "run_config.yaml").write_text("model: {}\n")
+    if marked:
+        info = {"iteration": iteration, "consumed_samples": 0, "consumed_tokens": 0, "elapsed_s": 0.0, "parameters": 1}
+        write_json(folder / MARKER, info | {"fixed": fixed or {}, "told": told or {}, "files": {}})
+    return folder

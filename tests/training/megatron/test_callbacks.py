@@ -1,0 +1,192 @@
+"""The hooks inside Megatron-Bridge's loop, driven by hand with its order of events."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nano3.training.hf.checkpoints import MARKER, read_info
+from nano3.training.megatron.callbacks import Clock, Run, TrainingHooks, peak_flops
+from nano3.training.megatron.start import TRACKER, begun
+from nano3.utils.errors import Failure
+from nano3.utils.files import read_json
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA GB200", 2.5e15),
+        ("Tesla T4", None),
+    ],
+)
+def test_peaks(name: str, peak: float | None) -> None:
+    assert peak_flops(name) == peak
+
+
+def test_the_clock_leaves_out_validation_and_saving() -> None:
+    times = iter([0.0, 1.0, 1.1, 2.0, 9.0, 10.0])
+    clock = Clock(now=lambda: next(times))
+    clock.start_step(), clock.end_step()
+    clock.start_step(), clock.end_step()
+    clock.interrupt()  # between 2 and 9
+    clock.start_step(), clock.end_step()
+    assert clock.take() == pytest.approx((1.0 + 1.0 + 1.0) / 3)
+    assert clock.take() == 0.0
+
+
+class Recorder:
+    """Stands where Metrics stands, and remembers."""
+
+    def __init__(self) -> None:
+        self.valid: list[tuple] = []
+
+    def log_valid(self, iteration: int, losses: dict[str, float], shares: dict[str, float]) -> None:
+        self.valid.append((iteration, losses, shares))
+
+    def flush(self) -> None:
+        pass
+
+
+class Measured:
+    shares = {"docs": 0.25, "code": 0.75}
+
+    def __call__(self, context: Any) -> dict[str, float]:
+        return {"docs": 2.0, "code": 3.0}
+
+
+def context(step: int, **more: Any) -> SimpleNamespace:
+    cfg = SimpleNamespace(train=SimpleNamespace(exit_interval=None))
+    state = SimpleNamespace(train_state=SimpleNamespace(step=step), cfg=cfg)
+    return SimpleNamespace(
+        state=state, **({"loss_dict": {}, "grad_norm": 1.0, "total_loss_dict": {"lm loss": 2.5}} | more)
+    )
+
+
+def hooks(tmp_path: Path, reasons: dict[int, str] | None = None, saved: list | None = None) -> TrainingHooks:
+    stop = SimpleNamespace(
+        agreed=lambda iteration, any_rank: (any_rank(iteration in (reasons or {})) and reasons[iteration]) or "",
+        exit_iteration=None,
+    )
+    run = Run(
+        Recorder(),
+        stop,
+        lambda i, f: (saved if saved is not None else []).append((i, f)),
+        tmp_path,
+        tmp_path / "index_cache",
+        1000,
+        8,
+        256,
+        save_interval=10,
+        train_iters=45,
+        fixed={"a": 1},
+        told={"b": 2},
+    )
+    return TrainingHooks(run)
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """A process group of one, without a process group."""
+    dist = pytest.importorskip("torch.distributed")
+    monkeypatch.setattr(dist, "get_world_size", lambda: 1)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+
+
+def test_after_the_last_iteration_nobody_is_asked_to_stop(tmp_path: Path, alone) -> None:
+    """The run has finished: Megatron-Bridge validates, and the exit code is 0."""
+    own, last = hooks(tmp_path, {45: "signal SIGTERM"}), context(44)
+    own.on_train_step_end(last)
+    assert (own.iteration, own.reason, last.state.cfg.train.exit_interval) == (45, "", None)
+    assert begun(tmp_path) == {45}
+
+
+def test_an_agreed_stop_ends_the_loop_after_this_iteration(tmp_path: Path, alone) -> None:
+    own = hooks(tmp_path, {7: "signal SIGTERM"})
+    for step in (5, 6):
+        now = context(step)
+        own.on_train_step_start(now)
+        own.on_train_step_end(now)
+    assert (own.iteration, own.reason, now.state.cfg.train.exit_interval) == (7, "signal SIGTERM", 7)
+
+
+def test_the_rate_that_is_told_is_the_one_the_step_ran_at(tmp_path: Path, alone, monkeypatch) -> None:
+    """Megatron-Bridge moves the schedule on within the step; the other backend tells the rate of the step too."""
+    own, told = hooks(tmp_path), []
+    own.run.log_interval = 2
+    monkeypatch.setattr(own, "_log", lambda context, iteration, loss: told.append((iteration, own._lr)))
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.0}])
+    for step in range(4):
+        optimizer.param_groups[0]["lr"] = step * 1e-4
+        own.on_train_step_start(context(step, optimizer=optimizer))
+        optimizer.param_groups[0]["lr"] = (step + 1) * 1e-4
+        own.on_train_step_end(context(step, optimizer=optimizer, loss_dict={"lm loss": 2.0}))
+    assert told == [(2, pytest.approx(1e-4)), (4, pytest.approx(3e-4))]
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_a_gradient_that_is_no_number_fails_with_the_iteration(tmp_path: Path, norm: float) -> None:
+    with pytest.raises(Failure, match=f"iteration 5: gradient norm {norm}"):
+        hooks(tmp_path).on_train_step_end(context(4, grad_norm=norm))
+
+
+def test_a_loss_that_is_no_number_fails_when_it_is_logged(tmp_path: Path) -> None:
+    own = hooks(tmp_path)
+    own.run.log_interval = 1
+    with pytest.raises(Failure, match="iteration 5: loss nan"):
+        own.on_train_step_end(context(4, loss_dict={"lm loss": math.nan}))
+
+
+def test_validation_is_recorded_once_for_an_iteration(tmp_path: Path, alone) -> None:
+    own = hooks(tmp_path)
+    own.run.validation = Measured()
+    own.on_eval_end(context(20))
+    own.on_eval_end(context(20))  # Megatron-Bridge validates again at the end
+    assert own.run.metrics.valid == [(20, {"docs": 2.0, "code": 3.0}, Measured.shares)]
+
+
+def test_without_a_validation_of_its_own_nothing_is_recorded(tmp_path: Path, alone) -> None:
+    own = hooks(tmp_path)
+    own.on_eval_end(context(20))
+    assert own.run.metrics.valid == []
+
+
+def test_a_complete_checkpoint_is_marked_and_told(tmp_path: Path, alone) -> None:
+    folder = tmp_path / "iter_0000040"
+    folder.mkdir()
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("40")
+    saved: list = []
+    own = hooks(tmp_path, saved=saved)
+    own.on_checkpoint_save(context(43))  # an asynchronous save completes some iterations later
+    info = read_info(folder)
+    assert (info.iteration, info.consumed_samples, info.consumed_tokens) == (40, 320, 320 * 256)
+    assert (info.fixed, info.told) == ({"a": 1}, {"b": 2})
+    assert saved == [(40, folder)] and own.saved == folder
+    assert read_json(folder / MARKER)["iteration"] == 40
+
+
+def test_a_save_is_noted_before_it_begins(tmp_path: Path, alone) -> None:
+    """At the interval, at the end and at a stop; a folder that a killed save leaves is then known to be nano3's."""
+    own = hooks(tmp_path, {33: "signal SIGTERM"})
+    for step in (8, 9, 10, 32, 44):
+        own.on_train_step_end(context(step))
+        own.reason = "" if step == 32 else own.reason
+        if begun(tmp_path):
+            folder_of(tmp_path, max(begun(tmp_path)))
+    assert begun(tmp_path) == {10, 33, 45}
+
+
+def folder_of(root: Path, iteration: int) -> None:
+    (root / f"iter_{iteration:07d}").mkdir(exist_ok=True)
+
+
+def test_a_checkpoint_that_is_gone_is_not_marked(tmp_path: Path, alone, capsys) -> None:
+    (tmp_path / TRACKER).write_text("40")
+    saved: list = []
+    hooks(tmp_path, saved=saved).on_checkpoint_save(context(40))
+    assert saved == [] and not (tmp_path / "iter_0000040").exists()
+    assert "is gone already" in capsys.readouterr().err

@@ -1,0 +1,158 @@
+"""Export: which checkpoint, how a model is described to transformers, and that only a whole model is kept."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from megatron_helpers import NANO, QWEN, ROOT, model
+
+from nano3.training import export
+from nano3.training.hf.checkpoints import MARKER, folder_name
+from nano3.training.megatron.schema import recorded
+from nano3.utils.errors import Failure, UserError
+from nano3.utils.files import write_json
+
+TOKENIZER = ROOT / "nano3" / "sample" / "tokenizer"
+
+
+def trained(recipe: str, **changes: object) -> dict:
+    """The model section of run_config.yaml: the recipe's values with a run's on top."""
+    return {**recorded(recipe).values["model"], "vocab_size": 4000, "should_pad_vocab": True} | changes
+
+
+def micro() -> dict:
+    return trained(
+        NANO, **{k: v for k, v in vars(model("nemotron_3_nano_micro")).items() if v is not None}, num_layers=8
+    )
+
+
+def small_qwen() -> dict:
+    return trained(
+        QWEN,
+        hidden_size=64,
+        ffn_hidden_size=128,
+        num_attention_heads=4,
+        num_query_groups=2,
+        kv_channels=16,
+        num_layers=2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "kind"), [(micro(), "nemotron_h"), (small_qwen(), "qwen3")], ids=["hybrid", "dense"]
+)
+def test_description_builds_the_model(section: dict, kind: str) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    described = export.describe(section, eod_id=2)
+    assert described.pop("model_type") == kind
+    assert described["vocab_size"] == 4096, "padded to a multiple of 128, as Megatron did"
+    config = AutoConfig.for_model(kind, **described)
+    assert config.eos_token_id == 2
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(config)
+    assert built.get_input_embeddings().weight.shape == (4096, section["hidden_size"])
+    assert built.config.num_hidden_layers == section["num_layers"]
+
+
+def test_an_unknown_architecture_is_refused() -> None:
+    with pytest.raises(UserError, match="knows hybrid"):
+        export.describe({"vocab_size": 10, "seq_length": 8}, None)
+
+
+def test_the_tokenizers_own_end_of_document() -> None:
+    assert export._eod_id(TOKENIZER) == 2
+
+
+def run_folder(tmp_path: Path, iterations: tuple[int, ...] = (10, 20)) -> Path:
+    """A finished run of backend=transformers, whose last checkpoint has its hf/ folder with a real (tiny) model."""
+    pytest.importorskip("torch")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    for iteration in iterations:
+        folder = tmp_path / "run" / "checkpoints" / folder_name(iteration)
+        folder.mkdir(parents=True)
+        info = {"iteration": iteration, "consumed_samples": 0, "consumed_tokens": 0, "elapsed_s": 0.0, "parameters": 1}
+        write_json(folder / MARKER, info | {"fixed": {"backend": "transformers"}, "told": {}, "files": {}})
+    described = export.describe(small_qwen(), 2)
+    config = AutoConfig.for_model(described.pop("model_type"), **described)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "hf")
+    return tmp_path / "run"
+
+
+def test_a_transformers_run_is_copied_and_loads(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    out = export.export(run_folder(tmp_path), tmp_path / "out" / "hf")
+    assert AutoModelForCausalLM.from_pretrained(out).config.vocab_size == 4096
+    assert [p.name for p in out.parent.iterdir()] == ["hf"], "no temporary folder stays"
+
+
+def test_a_broken_export_leaves_nothing(tmp_path: Path) -> None:
+    run = run_folder(tmp_path)
+    config = run / "checkpoints" / "iter_0000020" / "hf" / "config.json"
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 3, "layer_types": ["full_attention"] * 3})
+    )
+    with pytest.raises(Failure, match="Nothing was kept"):
+        export.export(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_an_existing_output_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="exists already"):
+        export.export(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("output", ["/proc/nope", "file/hf"])
+def test_an_output_that_cannot_be_written(tmp_path: Path, output: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--output=.*: cannot be written: .*Choose another --output"):
+        export.export(run_folder(tmp_path), tmp_path / output)
+
+
+def test_the_right_checkpoint_is_found(tmp_path: Path) -> None:
+    run = run_folder(tmp_path)
+    assert export.find(run, None).name == "iter_0000020"
+    assert export.find(run, 10).name == "iter_0000010"
+    assert export.find(run / "checkpoints" / "iter_0000010", None).name == "iter_0000010"
+    with pytest.raises(UserError, match="no checkpoint of iteration 15; it has 10, 20"):
+        export.find(run, 15)
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        export.find(tmp_path / "nowhere", None)
+
+
+def test_a_megatron_checkpoint_without_its_configuration(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match=r"run_config\.yaml is missing"):
+        export.model_section(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["folder", "name"])
+def test_the_tool_writes_beside_the_run(tmp_path: Path, capsys, monkeypatch, how: str) -> None:
+    run = run_folder(tmp_path / "output/nano3/runs")
+    monkeypatch.chdir(tmp_path)
+    assert command(str(run) if how == "folder" else "run") == 0
+    assert (run / "hf" / "config.json").is_file()
+    assert "from_pretrained" in capsys.readouterr().out
+    shutil.rmtree(run)
+
+
+def test_a_run_that_is_not_there(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="There is no run 'rnu'"):
+        command("rnu")
+
+
+def command(*words: str) -> int:
+    """`nano3 export WORDS`."""
+    import argparse
+
+    from nano3.tools import export as tool
+
+    parser = argparse.ArgumentParser()
+    tool.add_arguments(parser)
+    return tool.run(parser.parse_args(words))

@@ -1,0 +1,51 @@
+"""docs/gpu.md: every override in it is one that nano3 takes, also those in tables and in commands that need a cluster.
+
+The commands that need no GPU are run by tests/test_docs.py.
+"""
+
+import re
+import shlex
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from megatron_helpers import NANO, ROOT
+from omegaconf import OmegaConf
+
+from nano3.artifacts.resolver import register_resolver
+from nano3.cli.app import SCHEMAS
+from nano3.training.megatron.schema import recorded
+from nano3.training.megatron.settings import check, free_settings
+
+PAGE = (ROOT / "docs" / "gpu.md").read_text()
+TYPED = [
+    word
+    for text in re.findall(r"`([^`\n]+)`|^(.*(?:\\|python -m nano3\.pretrain).*)$", PAGE, re.MULTILINE)
+    for word in shlex.split("".join(text).rstrip("\\"))
+]
+FREE = sorted({word for word in TYPED if re.match(r"\+?megatron\.[\w.]+=", word)})
+COMMANDS = re.findall(r"^python -m nano3\.pretrain ((?:.*\\\n)*.*)", PAGE, re.MULTILINE)
+
+
+def composed(words: list[str]):
+    ConfigStore.instance().store(name="pretrain_schema", node=SCHEMAS["pretrain"])
+    register_resolver()
+    OmegaConf.register_new_resolver("sample", lambda file: file, replace=True)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("pretrain", words)
+
+
+def test_there_are_overrides_and_commands_to_check() -> None:
+    assert len(FREE) >= 5 and len(COMMANDS) >= 4
+
+
+@pytest.mark.parametrize("word", FREE)
+def test_a_free_override_is_taken(word: str) -> None:
+    assert word.startswith("+"), "a free key is added with a plus"
+    megatron = OmegaConf.to_container(composed([word]).megatron)
+    assert check(free_settings(megatron, recorded(NANO)), recorded(NANO)) == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_composes(command: str) -> None:
+    assert not OmegaConf.missing_keys(composed([*shlex.split(command.replace("\\\n", " ")), "run.data=/"]))

@@ -1,0 +1,456 @@
+"""Preflight: counts against Hugging Face's own modules and published figures, and every problem at once."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from megatron_helpers import NANO, QWEN, ROOT, checkpoint, model
+
+from nano3.config import ModelConfig, PretrainConfig
+from nano3.training.checks.model_stats import Architecture, flops_per_token, from_config, parameters
+from nano3.training.checks.preflight import Layout, layout_problems, memory_per_gpu, preflight
+from nano3.training.checks.recipe_check import recipe_problems
+from nano3.training.dataset import open_data
+from nano3.training.megatron.backend import fixed_keys
+from nano3.training.megatron.schema import recorded
+from nano3.training.megatron.settings import free_settings
+
+
+def shape(name: str, vocab: int) -> Architecture:
+    found = from_config(PretrainConfig(model=model(name)), recorded(NANO), vocab)
+    assert found is not None
+    return found
+
+
+def test_nano_has_the_published_numbers() -> None:
+    """31.6 B parameters, 3.2 B active without and 3.6 B with embeddings (Nemotron 3 Nano technical report, table 1)."""
+    nano = shape("nemotron_3_nano", 131072)
+    counts = parameters(nano)
+    assert counts.total / 1e9 == pytest.approx(31.6, abs=0.05)
+    assert counts.active / 1e9 == pytest.approx(3.6, abs=0.05)
+    assert (counts.active - nano.vocab_size * nano.hidden_size) / 1e9 == pytest.approx(3.2, abs=0.05)
+
+
+def test_qwen3_8b_has_the_published_number() -> None:
+    config = PretrainConfig()
+    config.recipe._target_ = QWEN
+    counts = parameters(from_config(config, recorded(QWEN), 151936))
+    assert counts.total == counts.active
+    assert counts.total / 1e9 == pytest.approx(8.19, abs=0.005)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "nemotron_3_nano_micro", "nemotron_3_nano"])
+def test_hybrids_equal_transformers_count(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    from nano3.training.hf.model import hf_config
+
+    with torch.device("meta"):
+        hf = AutoModelForCausalLM.from_config(hf_config(model(name), 4096, 256))
+    assert parameters(shape(name, 4096)).total == sum(p.numel() for p in hf.parameters())
+
+
+def test_a_dense_model_equals_transformers_count() -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = PretrainConfig(
+        model=ModelConfig(
+            hidden_size=512, ffn_hidden_size=1536, num_attention_heads=8, num_query_groups=2, kv_channels=64
+        )
+    )
+    config.recipe._target_, config.megatron = QWEN, {"model": {"num_layers": 6}}
+    hf = AutoConfig.for_model("qwen3", vocab_size=4096, hidden_size=512, intermediate_size=1536, num_hidden_layers=6,
+    num_attention_heads=8,
+                              num_key_value_heads=2, head_dim=64, tie_word_embeddings=False)  # fmt: skip
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(hf)
+    assert parameters(from_config(config, recorded(QWEN), 4096)).total == sum(p.numel() for p in built.parameters())
+
+
+@pytest.mark.parametrize("name", ["nemotron_3_nano", "nemotron_3_nano_micro"])
+def test_flops_are_near_six_per_active_parameter(name: str) -> None:
+    """The rule of thumb, without the embedding that is only looked up; scan and attention add to it."""
+    a = shape(name, 131072)
+    matrices = parameters(a).active - a.vocab_size * a.hidden_size
+    assert flops_per_token(a, 512) / (6 * matrices) == pytest.approx(1.04, abs=0.04)
+
+
+@given(st.integers(1, 8), st.integers(1, 64))
+def test_longer_samples_cost_more_and_more_experts_only_memory(scale: int, experts: int) -> None:
+    a = shape("nemotron_3_nano_micro", 4096)
+    assert flops_per_token(a, 1024 * (scale + 1)) > flops_per_token(a, 1024 * scale)
+    more = replace(a, num_moe_experts=a.num_moe_experts + experts)
+    assert parameters(more).total > parameters(a).total
+    router = experts * a.hidden_size * a.layers["E"]
+    assert parameters(more).active == parameters(a).active + router
+
+
+def test_a_good_configuration_has_no_problem_and_a_full_table(config: PretrainConfig) -> None:
+    plan = preflight(config)
+    assert plan.problems == []
+    names = [row[0] for row in plan.rows]
+    for name in (
+        "recipe",
+        "backend",
+        "ranks",
+        "parameters",
+        "FLOPs per token",
+        "memory per GPU",
+        "batch",
+        "iterations",
+        "time",
+        "data",
+        "checkpoints",
+    ):
+        assert name in names
+    assert dict(plan.rows)["  docs"].startswith("75.0% of the samples, 20 k tokens")
+
+
+def test_all_problems_come_at_once(config: PretrainConfig) -> None:
+    config.train.global_batch_size = 6
+    config.scheduler.lr_wsd_decay_iters = None
+    config.megatron = {"trian": {"x": 1}}
+    config.recipe._target_ = "os.system"
+    config.train.seq_length = 100_000
+    words = " ".join(preflight(config).problems)
+    for part in (
+        "train.global_batch_size=6",
+        "lr_wsd_decay_iters",
+        "Did you mean 'train'?",
+        "recipe._target_=os.system",
+        "one sample of train.seq_length=100000",
+    ):
+        assert part in words
+
+
+@pytest.mark.parametrize("backend", ["megatron", "transformers"])
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        pytest.param("logger.log_interval", 0, "logger.log_interval=0 must be at least 1", id="log"),
+        pytest.param("checkpoint.save_interval", -1, "checkpoint.save_interval=-1 must be at least", id="save"),
+        pytest.param("checkpoint.keep_last", -1, "checkpoint.keep_last=-1 must be at least 0", id="keep"),
+        pytest.param("train.eval_iters", -3, "train.eval_iters=-3 must be at least 1", id="eval-iters"),
+        pytest.param("train.eval_interval", -1, "train.eval_interval=-1 must be at least 0", id="eval-interval"),
+        pytest.param("train.train_iters", 0, "train.train_iters=0 must be at least 1", id="length"),
+        pytest.param("train.exit_iteration", 0, "train.exit_iteration=0 must be at least 1", id="exit"),
+        pytest.param(
+            "train.exit_duration_in_mins", -1.0, "exit_duration_in_mins=-1.0 must be at least 0", id="minutes"
+        ),
+        pytest.param("train.seed", -1, "train.seed=-1 must lie between 0 and 4294967295", id="seed"),
+        pytest.param("train.seed", 2**32, "train.seed=4294967296 must lie between", id="large-seed"),
+        pytest.param("model.hidden_size", -96, "model.hidden_size=-96 must be at least 1", id="width"),
+        pytest.param("model.kv_channels", 0, "model.kv_channels=0 must be at least 1", id="head"),
+        pytest.param("model.moe_router_topk", -2, "model.moe_router_topk=-2 must be at least 1", id="topk"),
+        pytest.param("model.init_method_std", -0.02, "init_method_std=-0.02 must be at least 0", id="initial-weights"),
+        pytest.param("model.layernorm_epsilon", float("inf"), "epsilon=inf must be at least 0", id="infinite-epsilon"),
+        pytest.param("optimizer.lr", float("inf"), "optimizer.lr=inf must be a number, not infinite", id="infinite"),
+        pytest.param("optimizer.lr", float("nan"), "optimizer.lr=nan must be at least 0", id="rate-nan"),
+        pytest.param("optimizer.lr", -1.0, "optimizer.lr=-1.0 must be at least 0", id="rate"),
+        pytest.param("optimizer.min_lr", -1.0, "optimizer.min_lr=-1.0 must be at least 0", id="last-rate"),
+        pytest.param("optimizer.min_lr", 5.0, "min_lr=5 must not be greater than optimizer.lr=", id="rates"),
+        pytest.param("optimizer.clip_grad", -1.0, "optimizer.clip_grad=-1.0 must be at least 0", id="clip"),
+        pytest.param("optimizer.weight_decay", float("nan"), "optimizer.weight_decay=nan must be", id="nan"),
+        pytest.param("optimizer.adam_beta2", 1.0, "optimizer.adam_beta2=1 must be at least 0 and below 1", id="beta"),
+        pytest.param("model.vocab_size", 100, "less than the data's vocabulary of 4096", id="vocabulary"),
+        pytest.param(
+            "run.wandb.mode", "ofline", "run.wandb.mode=ofline: no such mode. Did you mean 'offline'?", id="w"
+        ),
+        pytest.param("run.name", "my run", "for example run.name=my-run", id="name-with-space"),
+        pytest.param("run.name", "lr=1e-3", "for example run.name=lr-1e-3", id="name-with-equals"),
+        pytest.param("run.name", "a/b", "for example run.name=a-b", id="name-with-slash"),
+        pytest.param("run.name", "latest", "always means the newest version", id="name-latest"),
+        pytest.param("run.name", "v7", "means version 7", id="name-version"),
+    ],
+)
+def test_values_that_no_run_can_have(config: PretrainConfig, backend: str, key: str, value: object, told: str) -> None:
+    """Known before the job: the rank would end at its first log line, checkpoint or validation."""
+    if backend == "transformers":
+        config.backend, config.model = backend, model("quickstart")
+    parent, _, leaf = key.rpartition(".")
+    node = config
+    for name in parent.split("."):
+        node = getattr(node, name)
+    setattr(node, leaf, value)
+    problems = preflight(config).problems
+    assert sum(told in p for p in problems) == 1, problems
+
+
+def test_megatron_may_run_without_saving(config: PretrainConfig) -> None:
+    config.checkpoint.save_interval = 0
+    assert preflight(config).problems == []
+
+
+def test_wandb_that_is_not_installed_is_told_before_the_job(config: PretrainConfig, monkeypatch) -> None:
+    monkeypatch.setattr("nano3.training.checks.value_checks.installed", lambda name: False)
+    config.run.wandb.mode = "online"
+    assert any("needs wandb, not installed" in p for p in preflight(config).problems)
+    config.cluster.kind, config.cluster.container_runtime = "slurm", "pyxis"
+    assert not any("wandb" in p for p in preflight(config).problems), "the container may have it"
+
+
+def test_two_sources_of_weights_are_refused(config: PretrainConfig) -> None:
+    config.checkpoint.load = "/other/checkpoints"
+    config.megatron = {"checkpoint": {"pretrained_checkpoint": "/hf"}}
+    assert any("both name weights" in p for p in preflight(config).problems)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        pytest.param({"num_attention_heads": 7}, "num_attention_heads=7 must be a multiple of model.num", id="groups"),
+        pytest.param({"mamba_num_heads": 7}, "mamba_num_heads=7 must be a multiple of model.mamba_num", id="mamba"),
+        pytest.param({"moe_router_topk": 9999}, "topk=9999 must not be greater than model.num_moe_e", id="experts"),
+        pytest.param(
+            {"num_attention_heads": 6, "num_query_groups": 2, "tensor_model_parallel_size": 4},
+            "num_attention_heads=6 must be a multiple of model.tensor_model_parallel_size=4",
+            id="ranks",
+        ),
+    ],
+)
+def test_sizes_that_megatron_cannot_divide(config: PretrainConfig, changes: dict, told: str) -> None:
+    for name, value in changes.items():
+        setattr(config.model, name, value)
+    assert sum(told in p for p in preflight(config).problems) == 1, preflight(config).problems
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "num_attention_heads", "moe_router_topk", "num_query_groups"])
+def test_a_size_of_nothing_is_told_once(config: PretrainConfig, name: str) -> None:
+    config.backend, config.model = "transformers", model("quickstart")
+    setattr(config.model, name, 0)
+    assert preflight(config).problems == [f"model.{name}=0 must be at least 1."]
+
+
+def test_a_negative_rate_is_told_once(config: PretrainConfig) -> None:
+    """Not as a smallest rate that must lie between 0 and -1."""
+    config.optimizer.lr, config.optimizer.min_lr = -1.0, 5.0
+    assert preflight(config).problems == ["optimizer.lr=-1.0 must be at least 0."]
+
+
+def test_the_rest_of_a_schedule_needs_the_run_that_began_it(config: PretrainConfig, tmp_path: Path) -> None:
+    """train=phase2 alone would begin its schedule afresh."""
+    data = open_data(Path(config.run.data))
+    config.checkpoint.keep_iteration = True
+    config.checkpoint.save = config.checkpoint.load = "/own"
+    assert any("checkpoint.load=OTHER/checkpoints" in p for p in preflight(config).problems)
+    config.checkpoint.load = str(checkpoint(tmp_path / "other", 5, fixed=fixed_keys(config, data)))
+    assert preflight(config).problems == []
+
+
+def test_finetuning_by_its_megatron_name_is_refused(config: PretrainConfig) -> None:
+    """It would set the iteration back to 0 at every restart."""
+    config.megatron = {"checkpoint": {"finetune": True}}
+    assert any("set by checkpoint.load (another folder" in p for p in preflight(config).problems)
+
+
+def test_another_tokenizer_is_refused_before_the_job(config: PretrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    config.megatron = {"tokenizer": {"tokenizer_model": str(tmp_path)}}
+    assert any("is not the tokenizer that made the data" in p for p in preflight(config).problems)
+
+
+def test_a_blend_elsewhere_is_refused_because_nobody_reads_it(config: PretrainConfig, tmp_path: Path) -> None:
+    config.recipe.per_split_data_args_path = str(tmp_path / "other.json")
+    assert any("is not the blend of run.data" in p and "run.data=FOLDER" in p for p in preflight(config).problems)
+
+
+def test_a_link_to_the_blend_is_the_blend(config: PretrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(config.run.data)
+    config.recipe.per_split_data_args_path = str(tmp_path / "link" / "blend.json")
+    assert preflight(config).problems == []
+
+
+@pytest.fixture
+def bridge(tmp_path: Path, monkeypatch) -> None:
+    """A Megatron-Bridge that is installed: its recipes' source alone."""
+    folder = tmp_path / "recipes" / "nemotronh"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("")
+    (folder / "nemotron_3_nano.py").write_text(
+        "raise SystemExit('imported')\nfrom elsewhere import nemotron_3_nano_pretrain_config, other_config\n"
+    )
+    monkeypatch.setattr("nano3.training.checks.recipe_check._recipes_folder", lambda: tmp_path / "recipes")
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        pytest.param(
+            NANO.replace("pretrain_config", "pretrian_config"), "'nemotron_3_nano_pretrain_config'", id="name"
+        ),
+        pytest.param(NANO.replace("nemotron_3_nano.", "nemotron_3_nanno."), f"Did you mean '{NANO}'?", id="module"),
+        pytest.param(QWEN, "there is no module megatron.bridge.recipes.qwen.qwen3.", id="nothing-near"),
+    ],
+)
+def test_a_recipe_that_the_installed_bridge_lacks(config: PretrainConfig, bridge, target: str, told: str) -> None:
+    assert recipe_problems(NANO) == []
+    config.recipe._target_ = target
+    assert any(told in p for p in preflight(config).problems), preflight(config).problems
+
+
+def test_a_misspelt_recipe_is_told_where_there_is_no_bridge(config: PretrainConfig) -> None:
+    """A login node cannot know every recipe, so it warns with the nearest one it knows."""
+    config.recipe._target_ = NANO.replace("pretrain_config", "pretrian_config")
+    assert any(f"Did you mean '{NANO}'?" in w for w in preflight(config).warnings)
+
+
+def test_the_profile_for_one_hopper_gpu(config: PretrainConfig) -> None:
+    """As it was measured: micro batch 16 of 4,096 tokens, nothing recomputed, the recipe's CUDA graphs; it fits."""
+    from omegaconf import OmegaConf
+
+    config.model, config.data_blend.name = model("nemotron_3_nano_1b"), "test"
+    data = config.run.data
+    profile = OmegaConf.load(ROOT / "conf/train/one_hopper.yaml")
+    merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config), profile))
+    assert isinstance(merged, PretrainConfig)
+    assert merged.train.micro_batch_size == 16 and merged.run.data == data
+    assert not {"cuda_graph_impl", "cuda_graph_modules"} & set(merged.megatron["model"])
+    settings = {s.path: s.value for s in free_settings(merged.megatron, recorded(NANO))}
+    assert settings == {"model.recompute_granularity": None, "model.recompute_modules": None}
+    plan = preflight(merged)
+    assert plan.problems == []
+    assert not any("GB per GPU" in w for w in plan.warnings)
+
+
+LAYOUT = Layout(world=16, tensor=2, pipeline=2, context=1, expert=4)
+
+
+@pytest.mark.parametrize(
+    ("layout", "changes", "words"),
+    [
+        pytest.param(replace(LAYOUT, world=6), {}, "6 ranks cannot be divided into model replicas of 4", id="world"),
+        pytest.param(replace(LAYOUT, expert=16), {}, "does not divide the 8 ranks of a pipeline stage", id="experts"),
+        pytest.param(LAYOUT, {"global_batch_size": 10}, "use 8 or 16", id="batch"),
+        pytest.param(LAYOUT, {"global_batch_size": 3}, "use 16, or another", id="batch-below-one-step"),
+        pytest.param(LAYOUT, {"micro_batch_size": 0}, "train.micro_batch_size=0 must be at least 1", id="zero"),
+        pytest.param(
+            replace(LAYOUT, tensor=1, context=2, expert=1),
+            {"seq_length": 258},
+            "multiple of 2 x model.context",
+            id="context",
+        ),
+    ],
+)
+def test_layouts_that_cannot_work(config: PretrainConfig, layout: Layout, changes: dict, words: str) -> None:
+    config.train.global_batch_size, config.train.micro_batch_size = 16, 4
+    if layout.context == 1 and "global_batch_size" in changes:
+        config.train.micro_batch_size = 2 if changes["global_batch_size"] == 10 else 4
+    for key, value in changes.items():
+        setattr(config.train, key, value)
+    assert any(words in p for p in layout_problems(config, layout)), layout_problems(config, layout)
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 8), st.integers(1, 6), st.integers(1, 4))
+def test_a_layout_without_problems_divides_evenly(
+    tensor: int, pipeline: int, data: int, micro: int, steps: int
+) -> None:
+    config = PretrainConfig()
+    layout = Layout(tensor * pipeline * data, tensor, pipeline, 1, 1)
+    config.train.micro_batch_size, config.train.global_batch_size = micro, micro * data * steps
+    assert layout.data == data
+    assert layout_problems(config, layout) == []
+
+
+def test_memory_falls_with_more_ranks(config: PretrainConfig) -> None:
+    config.train.seq_length = 8192
+    nano = shape("nemotron_3_nano", 131072)
+    needs = [memory_per_gpu(nano, Layout(world, 1, 1, 1, 8), config) for world in (8, 16, 64)]
+    assert needs == sorted(needs, reverse=True)
+    assert needs[0] > 31.6e9 / 8 * 6
+
+
+def bare(layers: dict[str, int]) -> Architecture:
+    return Architecture(layers, 64, 4096, 4, 2, 16, 128, mamba_num_heads=8, mamba_head_dim=16, mamba_state_dim=16,
+                        mamba_num_groups=2)  # fmt: skip
+
+
+def longer(model: Architecture, layout: Layout, config: PretrainConfig) -> float:
+    """Bytes that 1,024 tokens more in a sample take."""
+    config.train.seq_length = 1024
+    first = memory_per_gpu(model, layout, config)
+    config.train.seq_length = 2048
+    return memory_per_gpu(model, layout, config) - first
+
+
+@pytest.mark.parametrize(("tensor", "context"), [(1, 1), (2, 1), (8, 1), (1, 4), (2, 4)])
+def test_logits_are_divided_once(config: PretrainConfig, tensor: int, context: int) -> None:
+    """A rank has its part of the vocabulary for all tokens of its part of the sequence."""
+    config.train.micro_batch_size = 3
+    layout = Layout(tensor * context, tensor, 1, context, 1)
+    assert longer(bare({}), layout, config) == pytest.approx(3 * 1024 / context * 4096 / tensor * 10)
+
+
+@pytest.mark.parametrize(("pipeline", "steps", "held"), [(1, 4, 1), (4, 8, 4), (8, 8, 8), (8, 2, 2), (8, 16, 8)])
+def test_a_stage_keeps_its_layers_for_the_micro_batches_in_flight(
+    config: PretrainConfig, pipeline: int, steps: int, held: int
+) -> None:
+    config.train.micro_batch_size, config.train.global_batch_size = 1, steps
+    layout, layers = Layout(pipeline, 1, pipeline, 1, 1), bare({"*": 8})
+    own = longer(layers, layout, config) - longer(bare({}), layout, config)
+    assert own == pytest.approx(1024 * layers.activation_bytes_per_token / pipeline * held)
+
+
+def test_the_optimizer_is_divided_over_context_ranks_too(config: PretrainConfig) -> None:
+    def need(layout: Layout) -> float:
+        logits = longer(bare({}), layout, config) * config.train.seq_length / 1024
+        return memory_per_gpu(bare({}), layout, config) - logits
+
+    count = parameters(bare({})).total
+    assert need(Layout(8, 1, 1, 1, 1)) == need(Layout(8, 1, 1, 8, 1)) == pytest.approx(count * (6 + 12 / 8))
+
+
+def test_missing_data_is_not_a_problem_of_the_preflight_alone(config: PretrainConfig) -> None:
+    config.run.data = "DataBlendsArtifact-pretrain:math"
+    plan = preflight(
+        config, json.loads((Path(config.recipe.per_split_data_args_path).parent / "manifest.json").read_text())
+    )
+    assert plan.problems == []
+    assert "epochs" in dict(plan.rows)["data"]
+
+
+def test_repetition_is_told(config: PretrainConfig) -> None:
+    config.train.train_iters = 1000
+    config.scheduler.lr_wsd_decay_iters = 200
+    assert any("docs is repeated" in w for w in preflight(config).warnings)
+
+
+def test_the_transformers_backend_refuses_what_it_would_not_use(config: PretrainConfig) -> None:
+    config.backend, config.model = "transformers", model("quickstart")
+    assert preflight(config).problems == []
+    config.megatron = {"model": {}}
+    config.recipe._target_ = "nonsense"
+    config.recipe.per_split_data_args_path = "other.json"
+    first, second, third = preflight(config).problems
+    assert first.startswith("megatron: is used by backend=megatron only")
+    assert second.startswith("recipe._target_=nonsense is used by backend=megatron only")
+    assert third.startswith("recipe.per_split_data_args_path=other.json is not the blend of run.data")
+
+
+def test_the_schedule_is_shown(config: PretrainConfig) -> None:
+    told = dict(preflight(config).rows)["learning rate"]
+    assert told == "WSD: 2 iterations of warmup, 13 stable, 5 of decay (minus_sqrt); 0.001 to 1e-05"
+
+
+def test_an_unknown_recipe_is_told_not_guessed(config: PretrainConfig) -> None:
+    config.recipe._target_, config.model = (
+        "megatron.bridge.recipes.llama.llama3.llama3_8b_pretrain_config",
+        ModelConfig(),
+    )
+    plan = preflight(config)
+    assert any("is not recorded" in w for w in plan.warnings)
+    assert not any("Did you mean" in w for w in plan.warnings), "nothing known is near"
+    assert "parameters" not in dict(plan.rows)
+
+
+def test_it_imports_nothing_heavy() -> None:
+    heavy = ("torch", "transformers", "megatron", "hydra")
+    script = f"import sys, nano3.training.checks.preflight; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"

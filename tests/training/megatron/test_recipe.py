@@ -1,0 +1,181 @@
+"""Recipes: which are allowed, what is adapted to the machine, what comes from the data, and the hub file without
+network."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from megatron_helpers import NANO, QWEN
+
+from nano3.config import PretrainConfig
+from nano3.training.dataset import open_data
+from nano3.training.megatron import recipe
+from nano3.training.megatron.schema import recorded
+from nano3.training.megatron.settings import Setting, check
+from nano3.utils.errors import UserError
+
+FULL = {
+    "model.moe_token_dispatcher_type": "flex",
+    "model.expert_model_parallel_size": 8,
+    "model.gradient_accumulation_fusion": True,
+    "comm_overlap": object(),
+    "dataset.create_attention_mask": True,
+    "dataset.reset_attention_mask": False,
+}
+
+
+def adapted(world: int, installed: set[str], **changes: Any) -> dict[str, Any]:
+    values = FULL | {k.replace("__", "."): v for k, v in changes.items()}
+    return {s.path: s.value for s in recipe.adaptations(values.get, world, installed.__contains__)}
+
+
+def test_nothing_but_the_mask_changes_in_nvidias_container() -> None:
+    assert adapted(8, {"deep_ep", "fused_weight_gradient_mlp_cuda"}) == {"dataset.create_attention_mask": False}
+
+
+def test_one_gpu_without_the_extras() -> None:
+    assert adapted(1, set(), model__expert_model_parallel_size=1) == {
+        "model.moe_token_dispatcher_type": "allgather",
+        "model.moe_flex_dispatcher_backend": None,
+        "model.gradient_accumulation_fusion": False,
+        "comm_overlap": None,
+        "dataset.create_attention_mask": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("installed", "expert", "tensor", "kind"),
+    [
+        pytest.param({"deep_ep"}, 8, 1, None, id="hybridep-possible"),
+        pytest.param({"deep_ep"}, 1, 1, "allgather", id="one-expert-rank"),
+        pytest.param(set(), 1, None, "allgather", id="one-expert-rank, nothing said of tensors"),
+        pytest.param({"deep_ep"}, 1, 2, "alltoall", id="experts cut over tensor ranks"),
+        pytest.param(set(), 8, 1, "alltoall", id="not-installed"),
+    ],
+)
+def test_the_dispatcher(installed: set[str], expert: int, tensor: int | None, kind: str | None) -> None:
+    sizes = {"model__expert_model_parallel_size": expert, "model__tensor_model_parallel_size": tensor}
+    found = adapted(8, installed, **sizes)
+    assert found.get("model.moe_token_dispatcher_type") == kind
+    assert ("model.moe_flex_dispatcher_backend" in found) is (kind is not None)
+
+
+def test_a_mask_that_matters_stays() -> None:
+    assert "dataset.create_attention_mask" not in adapted(8, {"deep_ep"}, dataset__reset_attention_mask=True)
+
+
+def test_every_adaptation_says_why_and_fits_the_schema() -> None:
+    found = recipe.adaptations(FULL.get, 1, lambda module: False)
+    assert all(len(s.origin) > 10 for s in found)
+    assert check(found, recorded(NANO)) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        pytest.param("os.system", "recipes come from megatron.bridge.recipes", id="elsewhere"),
+        pytest.param("megatron.bridge.training.pretrain.pretrain", "recipes come from", id="not-a-recipe-package"),
+        pytest.param("megatron.bridge.recipes; import os", "not a dotted path", id="code"),
+        pytest.param("", "not a dotted path", id="empty"),
+    ],
+)
+def test_only_recipes_may_be_called(target: str, words: str) -> None:
+    assert words in recipe.target_problems(target)[0]
+    with pytest.raises(UserError, match=r"recipe\._target_"):
+        recipe.call_recipe(target)
+
+
+@pytest.mark.parametrize("target", [NANO, QWEN])
+def test_both_recipes_are_allowed(target: str) -> None:
+    assert recipe.target_problems(target) == []
+
+
+def recipe_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None:
+    """A recipe module of this test's own, importable in the allowed package's place."""
+    (tmp_path / "own_recipes.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(recipe, "ALLOWED", "own_recipes")
+    sys.modules.pop("own_recipes", None)
+
+
+def test_a_recipe_is_called_with_or_without_the_data_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    recipe_module(
+        monkeypatch,
+        tmp_path,
+        "def old_config(per_split_data_args_path=None):\n    return per_split_data_args_path\n"
+        "def new_config():\n    return 'new'\n",
+    )
+    assert recipe.call_recipe("own_recipes.old_config", "/blend.json") == "/blend.json"
+    assert recipe.call_recipe("own_recipes.new_config", "/blend.json") == "new"
+
+
+def test_a_misspelt_recipe_names_the_nearest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    recipe_module(monkeypatch, tmp_path, "def new_config(): return 1\n")
+    with pytest.raises(UserError, match="Did you mean 'new_config'"):
+        recipe.call_recipe("own_recipes.new_confg")
+
+
+def test_a_recipe_module_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "ALLOWED", "nowhere_at_all")
+    with pytest.raises(UserError, match="there is no module nowhere_at_all"):
+        recipe.call_recipe("nowhere_at_all.x.some_config")
+
+
+def settings(config: PretrainConfig, data_dir: Path) -> dict[str, Any]:
+    found: list[Setting] = recipe.data_settings(config, open_data(data_dir), Path(config.run.output_dir))
+    assert check(found, recorded(NANO)) == []
+    return {s.path: s.value for s in found}
+
+
+def test_data_and_tokenizer_come_from_the_data(config: PretrainConfig, data_dir: Path) -> None:
+    found = settings(config, data_dir)
+    train, valid, test = found["dataset.blend_per_split"]
+    assert train == ([str(data_dir / "train/data_00000"), str(data_dir / "train/data_00001")], [0.75, 0.25])
+    assert valid[0] == [str(data_dir / "valid/data_00000"), str(data_dir / "valid/data_00001")]
+    assert test is None
+    assert found["dataset.split"] is None and found["dataset.blend"] is None
+    assert found["tokenizer.tokenizer_model"] == str(data_dir / "tokenizer")
+
+
+def test_without_validation_its_data_is_not_opened(config: PretrainConfig, data_dir: Path) -> None:
+    config.train.eval_interval = 0
+    found = settings(config, data_dir)
+    assert found["dataset.blend_per_split"][1:] == [None, None]
+    assert "validation.eval_iters" not in found, "typed_settings has 0 then"
+
+
+def test_megatron_bridge_itself_validates_one_batch(config: PretrainConfig, data_dir: Path) -> None:
+    """The batches of train.eval_iters are measured dataset by dataset, after its own."""
+    config.train.eval_iters = 32
+    assert settings(config, data_dir)["validation.eval_iters"] == 1
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["before-the-hub-library", "after-it"])
+def test_the_qwen3_recipe_finds_its_file_without_network(tmp_path: Path, loaded: bool) -> None:
+    """In a process of its own, since the library reads its environment once."""
+    model, revision = recipe.HUB_FILES[QWEN]
+    script = f"""
+import sys
+from pathlib import Path
+{"import huggingface_hub.constants" if loaded else ""}
+from nano3.training.megatron.recipe import offline_hub
+offline_hub({QWEN!r}, Path({str(tmp_path / "scratch")!r}))
+from huggingface_hub import hf_hub_download
+print(Path(hf_hub_download({model!r}, "config.json", revision={revision!r})).read_text())
+"""
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    environment.pop("HF_HUB_CACHE", None)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert '"hidden_size": 4096' in done.stdout
+    assert (tmp_path / "scratch").exists() is not loaded
+
+
+def test_other_recipes_leave_the_hub_alone(tmp_path: Path) -> None:
+    before = dict(os.environ)
+    recipe.offline_hub(NANO, tmp_path / "scratch")
+    assert os.environ == before and not (tmp_path / "scratch").exists()

@@ -1,0 +1,210 @@
+"""Where a run starts, what it refuses, what it leaves behind: everything of the backend that happens before or "
+"around a GPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from megatron_helpers import checkpoint
+
+from nano3.config import PretrainConfig
+from nano3.training.dataset import open_data
+from nano3.training.megatron import backend
+from nano3.training.megatron.start import Start
+from nano3.training.run import parent_checkpoint
+from nano3.utils.errors import UserError
+
+
+def test_a_finished_run_does_nothing(config: PretrainConfig, data_dir: Path, tmp_path: Path, capsys) -> None:
+    fixed = backend.fixed_keys(config, open_data(data_dir))
+    folder = checkpoint(tmp_path / "run" / "checkpoints", config.train.train_iters, fixed=fixed)
+    outcome = backend.train(config, data_dir, tmp_path / "run")
+    assert (outcome.status, outcome.iteration, outcome.checkpoint, outcome.exit_code) == ("finished", 20, folder, 0)
+    assert capsys.readouterr().out.startswith("finished: iteration 20 of 20")
+
+
+def test_a_run_that_reached_its_exit_iteration_is_finished_too(
+    config: PretrainConfig, data_dir: Path, tmp_path: Path
+) -> None:
+    config.train.exit_iteration = 10
+    checkpoint(tmp_path / "run" / "checkpoints", 10, fixed=backend.fixed_keys(config, open_data(data_dir)))
+    assert backend.train(config, data_dir, tmp_path / "run").status == "finished"
+
+
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        pytest.param(lambda d: (d / "blend.json").unlink(), "blend.json is missing", id="no-blend"),
+        pytest.param(
+            lambda d: (d / "blend.json").write_text('{"train": ["1", "train/data_00000"], "valid": []}'),
+            "valid split",
+            id="no-valid",
+        ),
+        pytest.param(lambda d: (d / "train/data_00000.bin").write_bytes(b""), "has 0 bytes", id="cut-shard"),
+        pytest.param(lambda d: (d / "tokenizer/tokenizer.json").write_text("{}"), "not the tokenizer", id="tokenizer"),
+    ],
+)
+def test_bad_data_is_refused_before_anything_starts(
+    config: PretrainConfig, data_dir: Path, tmp_path: Path, break_it, words: str
+) -> None:
+    break_it(data_dir)
+    with pytest.raises(UserError, match=words):
+        backend.train(config, data_dir, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["same", "other"])
+def test_only_the_datas_own_tokenizer_may_be_named(data_dir: Path, tmp_path: Path, same: bool) -> None:
+    from nano3.training.megatron.settings import Setting
+
+    data, folder = open_data(data_dir), tmp_path / "tokenizer"
+    folder.mkdir()
+    text = (data.tokenizer / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(text if same else text + "\n")
+    found = backend.tokenizer_problems([Setting("tokenizer.tokenizer_model", str(folder), "megatron.x")], data)
+    assert bool(found) is not same
+
+
+def test_a_tokenizer_that_is_no_folder(data_dir: Path) -> None:
+    from nano3.training.megatron.settings import Setting
+
+    setting = Setting("tokenizer.tokenizer_model", "nvidia/some-model", "megatron.tokenizer.tokenizer_model")
+    assert "not a folder with a tokenizer.json" in backend.tokenizer_problems([setting], open_data(data_dir))[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fixed"),
+    [
+        pytest.param("model.hidden_size", 256, True, id="architecture"),
+        pytest.param("model.expert_model_parallel_size", 2, True, id="cut-of-the-optimizer-state"),
+        pytest.param("train.seed", 1, True, id="seed"),
+        pytest.param("train.seq_length", 128, True, id="sample"),
+        pytest.param("recipe._target_", "megatron.bridge.recipes.x.y", True, id="recipe"),
+        pytest.param("train.micro_batch_size", 1, False, id="micro-batch"),
+        pytest.param("train.train_iters", 40, False, id="length"),
+        pytest.param("optimizer.lr", 1e-4, False, id="rate"),
+        pytest.param("model.context_parallel_size", 2, False, id="context-parallel"),
+    ],
+)
+def test_what_a_resume_may_change(config: PretrainConfig, data_dir: Path, key: str, value: object, fixed: bool) -> None:
+    data = open_data(data_dir)
+    before = backend.fixed_keys(config, data), backend.told_keys(config)
+    section, name = key.split(".")
+    setattr(getattr(config, section), name, value)
+    after = backend.fixed_keys(config, data), backend.told_keys(config)
+    assert (before[0] != after[0]) is fixed
+    assert (before[1] != after[1]) is not fixed
+
+
+@pytest.mark.parametrize(("saved", "now", "other"), [(2, "1", True), (2, "2", False), (None, "2", False)])
+def test_another_number_of_ranks_is_noticed(
+    tmp_path: Path, monkeypatch, saved: int | None, now: str, other: bool
+) -> None:
+    told = {} if saved is None else {"world size": saved}
+    monkeypatch.setenv("WORLD_SIZE", now)
+    assert backend.other_world_size(Start(10, checkpoint(tmp_path, 10, told=told), own=True)) is other
+
+
+def test_a_plain_process_becomes_a_run_of_one(monkeypatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    backend.set_environment()
+    assert (os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["MASTER_ADDR"]) == ("0", "1", "127.0.0.1")
+
+
+def test_a_launchers_environment_is_kept(monkeypatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/shared")
+    backend.set_environment()
+    assert (os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["TRITON_CACHE_DIR"]) == ("3", "8", "/shared")
+
+
+def test_the_caches_are_named_before_torch_is_imported() -> None:
+    """Triton and Inductor read them when they are imported."""
+    script = """
+import sys
+from nano3.training import megatron
+megatron.set_environment()
+print([m for m in ("torch", "triton") if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture
+def phase_one(config: PretrainConfig, data_dir: Path, tmp_path: Path) -> Path:
+    """Iteration 20 of a run with `config`, in a folder of another run."""
+    fixed = backend.fixed_keys(config, open_data(data_dir))
+    return checkpoint(tmp_path / "one", 20, fixed=fixed, told=backend.told_keys(config))
+
+
+def decided(config: PretrainConfig, data_dir: Path, phase_one: Path, **checkpoint_keys: object) -> Start:
+    config.checkpoint.load = str(phase_one.parent)
+    for key, value in checkpoint_keys.items():
+        setattr(config.checkpoint, key, value)
+    return backend.decide_start(config, open_data(data_dir), Path(config.run.output_dir) / "checkpoints")
+
+
+def test_a_new_phase_may_change_samples_batch_cut_and_data(
+    config: PretrainConfig, data_dir: Path, phase_one: Path, capsys
+) -> None:
+    """What train=long_context changes; the checkpoint has more iterations than this run wants."""
+    config.train.seq_length, config.train.global_batch_size, config.train.train_iters = 512, 16, 10
+    config.train.seed = 9
+    config.model.tensor_model_parallel_size, config.model.pipeline_model_parallel_size = 2, 2
+    start = decided(config, data_dir, phase_one)
+    assert start == Start(0, phase_one, own=False, new_phase=True)
+    assert start.sentence(None) == f"new phase: iteration 0 with the weights of {phase_one}"
+    assert capsys.readouterr().err == ""
+    run_dir = Path(config.run.output_dir)
+    assert parent_checkpoint.read(run_dir) == parent_checkpoint.Began(phase_one, new_phase=True)
+    own = checkpoint(run_dir / "checkpoints", 5, fixed=backend.fixed_keys(config, open_data(data_dir)))
+    assert decided(config, data_dir, phase_one) == Start(5, own, own=True)
+    assert "is not used" not in capsys.readouterr().err
+    elsewhere = checkpoint(run_dir.parent / "two", 7)
+    assert decided(config, data_dir, elsewhere).folder == own
+    assert f"The run began with {phase_one}" in capsys.readouterr().err
+
+
+def test_a_new_phase_needs_the_same_model(config: PretrainConfig, data_dir: Path, phase_one: Path) -> None:
+    config.model.hidden_size = 256
+    with pytest.raises(UserError, match=r"holds another model: model\.hidden_size: 512 in the checkpoint, now 256"):
+        decided(config, data_dir, phase_one)
+
+
+def test_the_rest_of_a_schedule_keeps_its_iteration(config: PretrainConfig, data_dir: Path, phase_one: Path) -> None:
+    config.train.train_iters = 40
+    assert decided(config, data_dir, phase_one, keep_iteration=True) == Start(20, phase_one, own=False)
+    parent = parent_checkpoint.read(Path(config.run.output_dir))
+    assert parent is not None and parent.iteration == 20
+    config.train.seq_length = 512
+    with pytest.raises(UserError, match=r"train\.seq_length: 256 in the checkpoint, now 512"):
+        decided(config, data_dir, phase_one)
+    config.train.seq_length, config.train.train_iters = 256, 20
+    with pytest.raises(UserError, match="has 20 iterations already"):
+        decided(config, data_dir, phase_one)
+
+
+def test_beside_somebody_elses_checkpoints_none_is_dropped(config: PretrainConfig, data_dir: Path) -> None:
+    save = Path(config.run.output_dir) / "checkpoints"
+    newest = checkpoint(save, 10, marked=False)
+    decide = backend.decide_start
+    assert decide(config, open_data(data_dir), save) == Start(10, newest, own=True, drop_old=False)
+    config.checkpoint.keep_last = 0
+    assert decide(config, open_data(data_dir), save).drop_old
+
+
+def test_megatron_bridge_is_told_where_to_load_from(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    section = SimpleNamespace(load="x", pretrained_checkpoint="/hf", finetune=False, load_rng=True)
+    backend.load_from(section, Start(0, tmp_path, own=False, new_phase=True))
+    assert (section.load, section.pretrained_checkpoint, section.finetune) == (None, str(tmp_path), True)
+    section = SimpleNamespace(load="x", pretrained_checkpoint="/hf", finetune=False, load_rng=True)
+    backend.load_from(section, Start(10, tmp_path, own=True))
+    assert (section.load, section.pretrained_checkpoint, section.finetune) == (str(tmp_path), "/hf", False)
+    backend.load_from(section, Start(0, None, own=True))
+    assert section.load is None

@@ -1,0 +1,178 @@
+"""Typed sections and the free `megatron:` dict as settings of Megatron-Bridge's configuration."""
+
+import dataclasses
+import enum
+from types import SimpleNamespace
+
+import pytest
+from megatron_helpers import NANO, QWEN, model
+
+from nano3.config import ModelConfig, PretrainConfig
+from nano3.training.megatron.schema import Field, Schema, recorded
+from nano3.training.megatron.settings import PLACES, Setting, apply, check, free_settings, layers_in, typed_settings
+from nano3.utils.errors import Failure
+
+
+def as_dict(settings: list[Setting]) -> dict[str, object]:
+    return {s.path: s.value for s in settings}
+
+
+@pytest.mark.parametrize("name", ["nemotron_3_nano", "nemotron_3_nano_micro"])
+def test_every_typed_key_exists_in_the_recipe(config: PretrainConfig, name: str) -> None:
+    config.model = model(name)
+    assert check(typed_settings(config), recorded(NANO)) == []
+
+
+def test_the_tiny_experiments_recipe_takes_the_typed_keys(config: PretrainConfig) -> None:
+    config.model = ModelConfig(hidden_size=512)
+    assert check(typed_settings(config), recorded(QWEN)) == []
+
+
+def test_a_hybrid_key_on_a_dense_recipe_is_refused(config: PretrainConfig) -> None:
+    problems = check(typed_settings(config), recorded(QWEN))
+    assert any(
+        p.startswith("model.hybrid_layer_pattern=MEM*EMEM: there is no") and "leave it null" in p for p in problems
+    )
+
+
+def test_one_key_sets_every_place_that_must_agree(config: PretrainConfig) -> None:
+    config.optimizer.weight_decay = 0.07
+    config.train.seq_length = 512
+    found = as_dict(typed_settings(config))
+    assert (
+        found["scheduler.start_weight_decay"]
+        == found["scheduler.end_weight_decay"]
+        == found["optimizer.weight_decay"]
+        == 0.07
+    )
+    assert found["model.seq_length"] == found["dataset.seq_length"] == 512
+    assert found["scheduler.lr_decay_iters"] == found["train.train_iters"] == 20
+    assert found["rng.seed"] == found["dataset.random_seed"] == 1234
+    assert found["model.num_layers"] == 8
+
+
+def test_what_zero_means(config: PretrainConfig) -> None:
+    config.checkpoint.keep_last = 0
+    config.train.eval_interval = 0
+    found = as_dict(typed_settings(config))
+    assert found["checkpoint.most_recent_k"] == -1
+    assert found["validation.eval_interval"] is None
+    assert found["validation.eval_iters"] == 0
+
+
+def test_a_null_leaves_the_recipes_model(config: PretrainConfig) -> None:
+    config.model = ModelConfig()
+    assert not [s for s in typed_settings(config) if s.path.startswith("model.") and s.path != "model.seq_length"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "layers"),
+    [("MEM*EMEM", 8), ("MEM*|EMEM", 8), ("M-M-*E/*E", 6), ("MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME", 52)],
+)
+def test_layers_of_a_pattern(pattern: str, layers: int) -> None:
+    assert layers_in(pattern) == layers
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        pytest.param({"model": {"recompute_granularityy": "full"}}, "Did you mean 'recompute_granularity'?", id="typo"),
+        pytest.param({"trian": {"x": 1}}, "Did you mean 'train'?", id="section"),
+        pytest.param({"ddp": {"bucket_size": "abc"}}, "'abc' is a str; expected int or null", id="type"),
+        pytest.param({"train": {"train_iters": 5}}, "set by train.train_iters", id="owned-by-a-typed-key"),
+        pytest.param({"model": {"hidden_size": 5}}, "set by model.hidden_size", id="owned-by-the-model-group"),
+        pytest.param({"dataset": {"blend": None}}, "set by run.data", id="owned-by-the-data"),
+        pytest.param({"dataset": {"mock": True}}, "set by run.data", id="no-mock-data"),
+        pytest.param({"checkpoint": {"save": "/x"}}, "set by checkpoint.save", id="owned-by-the-run"),
+        pytest.param({"train": {"manual_gc": "yes"}}, "'yes' is a str; expected bool", id="bool"),
+    ],
+)
+def test_a_wrong_free_setting_is_refused(tree: dict, words: str) -> None:
+    problems = check(free_settings(tree, recorded(NANO)), recorded(NANO))
+    assert len(problems) == 1
+    assert words in problems[0]
+    assert problems[0].startswith("megatron.")
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        pytest.param(
+            {"model": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}},
+            id="recompute",
+        ),
+        pytest.param({"model": {"recompute_modules": None, "cuda_graph_modules": ["attn", "mamba"]}}, id="lists"),
+        pytest.param({"model": {"num_layers": 4}}, id="layers-of-a-dense-model"),
+        pytest.param({"mixed_precision": "bf16_mixed"}, id="precision-by-name"),
+        pytest.param({"mixed_precision": {"fp8": "hybrid"}}, id="precision-field"),
+        pytest.param({"optimizer": {"exp_avg_dtype": "bf16"}}, id="dtype"),
+        pytest.param({"comm_overlap": None}, id="unset-a-section"),
+        pytest.param({"env_vars": {"NCCL_DEBUG": "INFO"}}, id="environment"),
+        pytest.param({"checkpoint": {"async_save": True, "pretrained_checkpoint": "/x"}}, id="checkpoint"),
+    ],
+)
+def test_a_right_free_setting_passes(tree: dict) -> None:
+    assert check(free_settings(tree, recorded(NANO)), recorded(NANO)) == []
+
+
+def test_all_problems_come_at_once() -> None:
+    tree = {"model": {"a": 1, "b": 2}, "ddp": {"bucket_size": "x"}}
+    assert len(check(free_settings(tree, recorded(NANO)), recorded(NANO))) == 3
+
+
+class Mode(enum.Enum):
+    none = 0
+    full = 1
+
+
+@dataclasses.dataclass
+class Part:
+    size: int = 1
+    mode: Mode = Mode.none
+
+
+@dataclasses.dataclass
+class Whole:
+    part: Part = dataclasses.field(default_factory=Part)
+    unset: Part | None = None
+    named: Part | str = "by name"
+
+
+SCHEMA = Schema(
+    "r",
+    {},
+    {k: Field(("section",), (), "Part") for k in ("part", "unset", "named")},
+    {"Part": {"size": Field(("int",)), "mode": Field(("choice",), ("none", "full"))}},
+)
+
+
+def test_apply_sets_fields_and_makes_unset_sections() -> None:
+    whole = Whole()
+    apply(whole, [Setting("part.size", 7, ""), Setting("part.mode", "FULL", ""), Setting("unset.size", 9, "")], SCHEMA)
+    assert (whole.part.size, whole.part.mode, whole.unset) == (7, Mode.full, Part(9))
+    apply(whole, [Setting("unset", None, "")], SCHEMA)
+    assert whole.unset is None
+
+
+def test_a_dict_is_laid_over_the_recipes() -> None:
+    holder = SimpleNamespace(env_vars={"A": "1", "B": "2"})
+    apply(holder, free_settings({"env_vars": {"B": "3"}}, recorded(NANO)), recorded(NANO))
+    assert holder.env_vars == {"A": "1", "B": "3"}
+
+
+def test_a_section_held_by_name_is_not_half_set() -> None:
+    with pytest.raises(Failure, match="holds named by its name"):
+        apply(Whole(), [Setting("named.size", 1, "")], SCHEMA)
+
+
+def test_dtypes_become_torch_dtypes() -> None:
+    torch = pytest.importorskip("torch")
+    holder = SimpleNamespace(optimizer=SimpleNamespace(exp_avg_dtype=torch.float32))
+    apply(holder, [Setting("optimizer.exp_avg_dtype", "bf16", "")], recorded(NANO))
+    assert holder.optimizer.exp_avg_dtype is torch.bfloat16
+
+
+def test_every_place_is_in_the_recorded_schema() -> None:
+    for places in PLACES.values():
+        for place in places:
+            assert recorded(NANO).lookup(place)[1] is None, place

@@ -1,0 +1,156 @@
+"""The order of samples, read from Megatron's index without Megatron: token for token what its dataset gives."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from training_processes import SAMPLE, Child
+
+from nano3.config import PrepOptions, SourceConfig
+from nano3.data.build.run import prepare
+from nano3.data.dataset.indexed import IndexedFile
+from nano3.training.reports.sample_index import DatasetOrder, Stretch, TrainOrder
+from nano3.utils.errors import Failure, UserError
+
+SEQ, SEED, SAMPLES = 32, 1234, 48
+
+
+def megatrons(data: Path, cache: Path, samples: int) -> list[list[int]]:
+    """Input tokens and the last label of every training sample, by Megatron's own dataset."""
+    from nano3.training.dataset import open_data
+    from nano3.training.hf.datasets import DatasetBuilder
+
+    dataset = DatasetBuilder(open_data(data), SEQ, SEED, cache).train(samples)
+    rows = [dataset[i] for i in range(samples)]
+    return [[*row["tokens"].tolist(), int(row["labels"][-1])] for row in rows]
+
+
+def ours(cache: Path, samples: int) -> list[list[int]]:
+    """The same from the index and the shards."""
+    order = TrainOrder(cache, samples)
+    rows = []
+    for sample in range(samples):
+        member, number = order.find(sample)
+        shard = IndexedFile(member.prefix)
+        row: list[int] = []
+        for piece in member.stretches(number, shard.lengths):
+            start = int(shard.offsets[piece.sequence]) // shard.dtype.itemsize
+            assert 0 <= piece.start < piece.stop <= int(shard.lengths[piece.sequence])
+            row += shard.tokens[start + piece.start : start + piece.stop].tolist()
+        rows.append(row)
+    return rows
+
+
+@pytest.fixture
+def child(tmp_path: Path) -> Iterator:
+    yield lambda job, *args: Child(job, args, tmp_path / "log.txt").result()
+
+
+@pytest.fixture(scope="module")
+def one_shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data that is not blended: one dataset, one shard."""
+    folder = tmp_path_factory.mktemp("one") / "prepared"
+    source = SourceConfig(name="code", path=str(SAMPLE / "code.jsonl.zst"), weight=1.0)
+    prepare(
+        [source],
+        PrepOptions(
+            output_dir=str(folder), tokenizer_model=str(SAMPLE / "tokenizer"), num_shards=1, sample=40,
+            valid_fraction=0.0, test_fraction=0.0, workers=1,
+        ),
+        "one",
+    )  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize("samples", [SAMPLES, 3000], ids=["within an epoch", "several epochs"])
+def test_a_blend(data: Path, tmp_path: Path, child, samples: int) -> None:
+    assert child(megatrons, data, tmp_path / "cache", samples) == ours(tmp_path / "cache", samples)
+
+
+@pytest.mark.parametrize("samples", [SAMPLES, 20_000], ids=["within an epoch", "several epochs"])
+def test_a_single_shard(one_shard: Path, tmp_path: Path, child, samples: int) -> None:
+    assert child(megatrons, one_shard, tmp_path / "cache", samples) == ours(tmp_path / "cache", samples)
+
+
+def test_the_order_of_the_length_asked_for_is_taken(data: Path, tmp_path: Path, child) -> None:
+    cache = tmp_path / "cache"
+    for samples in (SAMPLES, 3000, 96):
+        child(megatrons, data, cache, samples)
+    for samples in (SAMPLES, 96, 3000):
+        blend = TrainOrder(cache, samples).blend
+        assert blend is not None
+        assert samples <= len(blend[0]) <= samples + 3
+
+
+def test_another_length_is_told(data: Path, tmp_path: Path, child) -> None:
+    child(megatrons, data, tmp_path / "cache", SAMPLES)
+    with pytest.raises(
+        UserError, match=r"no order of 60 samples .*, but of 49: the run was started with another length"
+    ):
+        TrainOrder(tmp_path / "cache", 60)
+
+
+@pytest.mark.parametrize("made", [False, True], ids=["no folder", "empty folder"])
+def test_a_run_that_has_not_begun(tmp_path: Path, made: bool) -> None:
+    if made:
+        (tmp_path / "cache").mkdir()
+    with pytest.raises(UserError, match="holds no order of samples; the run makes it when it begins to train"):
+        TrainOrder(tmp_path / "cache", 48)
+
+
+@pytest.fixture(scope="module")
+def kept(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache to damage copies of."""
+    folder = tmp_path_factory.mktemp("kept")
+    Child(megatrons, (data, folder / "cache", SAMPLES), folder / "log.txt").result()
+    return folder / "cache"
+
+
+@pytest.mark.parametrize("what", ["dataset_index", "dataset_sample_index", "document_index", "shuffle_index"])
+@pytest.mark.parametrize("how", ["gone", "cut"])
+def test_a_damaged_index_is_named(kept: Path, tmp_path: Path, what: str, how: str) -> None:
+    cache = Path(shutil.copytree(kept, tmp_path / "cache"))
+    for path in cache.glob(f"*-train-{what}.npy"):
+        if how == "gone":
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(Failure, match=rf"{what}\.npy: cannot be read: .*the next start makes it anew"):
+        TrainOrder(cache, SAMPLES).find(0)
+
+
+def test_a_damaged_description_is_named(kept: Path, tmp_path: Path) -> None:
+    cache = Path(shutil.copytree(kept, tmp_path / "cache"))
+    for path in cache.glob("*-train-description.txt"):
+        path.write_text(path.read_text()[:-5])
+    with pytest.raises(Failure, match="a description in it is damaged"):
+        TrainOrder(cache, SAMPLES)
+
+
+def test_the_newest_of_two_orders_of_one_length(kept: Path, tmp_path: Path) -> None:
+    cache = Path(shutil.copytree(kept, tmp_path / "cache"))
+    path = next(cache.glob("*-BlendedDataset-train-description.txt"))
+    other = json.loads(path.read_text())
+    other["weights"] = [0.1, 0.1, 0.8]
+    (cache / "new-BlendedDataset-train-description.txt").write_text(json.dumps(other))
+    assert TrainOrder(cache, SAMPLES).description["weights"] == [0.1, 0.1, 0.8]
+
+
+@pytest.mark.parametrize(
+    ("sample", "stretches"),
+    [
+        pytest.param(0, [(7, 0, 5)], id="inside one document"),
+        pytest.param(1, [(7, 4, 9)], id="to its end"),
+        pytest.param(2, [(7, 8, 9), (3, 0, 3), (5, 0, 1)], id="over three"),
+    ],
+)
+def test_stretches(sample: int, stretches: list[tuple[int, int, int]]) -> None:
+    """Samples of four tokens and a label, over documents 7 (9 tokens), 3 (3) and 5 (6)."""
+    lengths = np.array([0, 0, 0, 3, 0, 6, 0, 9])
+    places = np.array([[0, 0], [0, 4], [0, 8], [2, 0]])
+    order = DatasetOrder(Path("p"), np.array([7, 3, 5]), places, np.array([0, 1, 2]))
+    assert order.stretches(sample, lengths) == [Stretch(Path("p"), *stretch) for stretch in stretches]
+    assert sum(s.stop - s.start for s in order.stretches(sample, lengths)) == 5

@@ -1,0 +1,46 @@
+"""Each content of the data has an order of samples of its own, and one that was not written to its end is made anew."""
+
+from pathlib import Path
+
+import pytest
+
+from nano3.training.run import index_cache
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """One that is whole."""
+    folder = index_cache.folder_of(tmp_path, "f" * 64)
+    index_cache.begin(folder)
+    (folder / "order.npy").write_text("order")
+    index_cache.done(folder)
+    return folder
+
+
+def test_another_content_is_another_folder(tmp_path: Path, cache: Path) -> None:
+    other = index_cache.folder_of(tmp_path, "e" * 64)
+    assert other.parent == cache.parent and other != cache
+    index_cache.begin(other)
+    assert not list(other.iterdir()) and (cache / "order.npy").exists()
+
+
+def test_a_whole_one_is_kept(cache: Path) -> None:
+    index_cache.begin(cache)
+    assert (cache / "order.npy").exists()
+
+
+def test_one_that_was_being_written_is_made_anew(cache: Path) -> None:
+    """Also one that was whole before: a start of another length adds files to it."""
+    index_cache.begin(cache)
+    (cache / "half.npy").write_text("ha")
+    index_cache.begin(cache)
+    assert not list(cache.iterdir())
+
+
+def test_other_ranks_touch_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    index_cache.begin(cache)
+    assert (cache / index_cache.MARK).exists() and (cache / "order.npy").exists()
+    (cache / index_cache.MARK).unlink()
+    index_cache.done(cache)
+    assert not (cache / index_cache.MARK).exists()

@@ -1,0 +1,210 @@
+"""metrics.jsonl, TensorBoard, Weights & Biases, and what is made of them: plot, summary, samples."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from training_processes import Child, tiny_config
+
+from nano3.training.hf.generate import Sample, exported_model, generate
+from nano3.training.reports.plot import plot_losses
+from nano3.training.reports.summary import print_summary, summarize
+from nano3.training.run.metrics import FILE, WANDB_SENT, Metrics, read_metrics, wandb_id
+from nano3.utils.errors import Failure, UserError
+
+
+def write(run_dir: Path, rank: int, start: int, iterations: list[int]) -> None:
+    """What a backend does: open at `start`, log, close."""
+    metrics = Metrics(run_dir, rank, start, train_iters=10)
+    for i in iterations:
+        metrics.log(iteration=i, consumed_tokens=i * 10, loss=1 / i, lr=0.1, grad_norm=0.5, tokens_per_s=5.0)
+        if i % 2 == 0:
+            metrics.log_valid(i, {"docs": 1.0, "math": 3.0}, {"docs": 0.5, "math": 0.5})
+    metrics.close()
+
+
+def iterations(run_dir: Path, key: str = "loss") -> list[int]:
+    return [line["iteration"] for line in read_metrics(run_dir) if key in line]
+
+
+def test_the_loss_of_the_blend_is_the_mean_of_its_datasets_as_they_are_weighted(tmp_path: Path, capsys) -> None:
+    metrics = Metrics(tmp_path, 0, 0, train_iters=10)
+    metrics.log_valid(4, {"docs": 1.0, "math": 3.0}, {"docs": 0.25, "math": 0.75})
+    metrics.close()
+    assert read_metrics(tmp_path)[-1]["valid_loss"] == 2.5
+    assert "validation at iteration 4: loss 2.5000  (docs 1.000  math 3.000)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"), [(3, [1, 2, 3, 4]), (5, [1, 2, 3, 4, 5]), (0, [])], ids=["3", "5", "fresh"]
+)
+def test_lines_beyond_the_start_are_dropped(tmp_path: Path, start: int, expected: list[int]) -> None:
+    """Every iteration stands once, whatever the process wrote before it was killed, a cut line included."""
+    Child(write, (tmp_path, 0, 0, [1, 2, 3, 4, 5]), tmp_path / "log.txt").result()
+    with (tmp_path / FILE).open("a") as f:
+        f.write('{"iteration": 6, "lo')
+    again = [i for i in expected if i > start]
+    Child(write, (tmp_path, 0, start, again), tmp_path / "log.txt").result()
+    assert iterations(tmp_path) == expected
+    assert iterations(tmp_path, "valid_loss") == [i for i in expected if i % 2 == 0]
+    assert (tmp_path / FILE).read_text().endswith("\n") or not expected
+
+
+def test_a_fresh_start_keeps_the_metrics_of_the_training_before_it(tmp_path: Path) -> None:
+    """As one that saves elsewhere, or whose checkpoints were removed."""
+    for number, end in enumerate((2, 4, 6), 1):
+        child = Child(write, (tmp_path, 0, 0, list(range(1, end + 1))), tmp_path / "log.txt")
+        child.result()
+        assert ("is kept as" in child.output()) == (number > 1)
+    assert f"{FILE} of an earlier training in this folder is kept as metrics.2.jsonl" in child.output()
+    ends = {p.name: json.loads(p.read_text().splitlines()[-1])["iteration"] for p in tmp_path.glob("metrics*")}
+    assert ends == {"metrics.1.jsonl": 2, "metrics.2.jsonl": 4, FILE: 6}
+
+
+def scalars(run_dir: Path, tag: str) -> list[int]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(run_dir / "tensorboard"))
+    board.Reload()
+    return [event.step for event in board.Scalars(tag)]
+
+
+def test_tensorboard_shows_every_iteration_once(tmp_path: Path) -> None:
+    Child(write, (tmp_path, 0, 0, [1, 2, 3, 4]), tmp_path / "log.txt").result()
+    Child(write, (tmp_path, 0, 2, [3, 4, 5, 6]), tmp_path / "log.txt").result()
+    assert Child(scalars, (tmp_path, "loss"), tmp_path / "log.txt").result() == [1, 2, 3, 4, 5, 6]
+    assert Child(scalars, (tmp_path, "valid_loss/math"), tmp_path / "log.txt").result() == [2, 4, 6]
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    Child(write, (tmp_path / "run", 1, 0, [1, 2]), tmp_path / "log.txt").result()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("line", ["garbage", "[]", "{}", '{"iteration": 1, "lo', "\0\0", "\xff"])
+def test_a_damaged_line_is_named_with_what_to_do(tmp_path: Path, line: str) -> None:
+    """A resume reads them all, to cut off what is trained again."""
+    good = '{"iteration": 1, "loss": 2.0}'
+    (tmp_path / FILE).write_text("\n".join([good, line, good]) + "\n", encoding="latin-1")
+    with pytest.raises(Failure, match=r"metrics\.jsonl, line 2: damaged .*sed -i 2d"):
+        Metrics(tmp_path, 0, 1)
+
+
+def test_console_lines(tmp_path: Path) -> None:
+    child = Child(write, (tmp_path, 0, 0, [1, 2]), tmp_path / "log.txt")
+    child.result()
+    assert "iteration  1/10  loss 1.0000  lr 1.00e-01  grad norm 0.50  5 tokens/s" in child.output()
+    assert "validation at iteration 2: loss 2.0000  (docs 1.000  math 3.000)" in child.output()
+
+
+def test_wandb_id_is_kept(tmp_path: Path) -> None:
+    assert wandb_id(tmp_path) == wandb_id(tmp_path)
+    assert len(wandb_id(tmp_path)) == 16
+
+
+def test_wandb_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    from nano3.training.run.metrics import Metrics
+
+    with pytest.raises(UserError, match=r"pip install 'nano3\[wandb\]'"):
+        metrics = object.__new__(Metrics)
+        metrics.run_dir = tmp_path
+        metrics._open_wandb(tiny_config())
+
+
+def offline_run(run_dir: Path, start: int) -> None:
+    config = tiny_config(**{"run.wandb.mode": "offline"})
+    metrics = Metrics(run_dir, 0, start, config)
+    for i in (start + 1, start + 2):
+        metrics.log(iteration=i, consumed_tokens=i, loss=1.0)
+    metrics.close()
+
+
+def test_wandb_offline_goes_on_with_the_same_run(tmp_path: Path) -> None:
+    for start in (0, 2):
+        Child(offline_run, (tmp_path, start), tmp_path / "log.txt").result()
+    runs = list((tmp_path / "wandb").glob("offline-run-*"))
+    assert {run.name.rsplit("-", 1)[1] for run in runs} == {wandb_id(tmp_path)}
+
+
+class Mirror:
+    """Takes what a W&B run is given."""
+
+    def __init__(self) -> None:
+        self.had: list[int] = []
+
+    def log(self, values: dict) -> None:
+        self.had.append(values["iteration"])
+
+
+def mirrored(run_dir: Path, start: int, end: int, mirror: Mirror) -> None:
+    """A start that is killed after iteration `end`."""
+    metrics = Metrics(run_dir, 0, start, train_iters=10)
+    wandb_id(run_dir)
+    metrics._wandb = mirror
+    for i in range(start + 1, end + 1):
+        metrics.log(iteration=i, consumed_tokens=i, loss=1.0)
+
+
+def test_wandb_has_every_iteration_once(tmp_path: Path) -> None:
+    """It takes nothing back: what is trained again after a kill is not sent again."""
+    mirror = Mirror()
+    for start, end in ((0, 7), (4, 5), (4, 9), (8, 10)):
+        mirrored(tmp_path, start, end, mirror)
+    assert mirror.had == list(range(1, 11)) == [line["iteration"] for line in read_metrics(tmp_path)]
+
+
+def test_a_fresh_start_in_the_same_folder_is_another_run_for_wandb(tmp_path: Path) -> None:
+    mirrored(tmp_path, 0, 7, Mirror())
+    mirrored(tmp_path, 4, 5, Mirror())
+    before, mirror = wandb_id(tmp_path), Mirror()
+    mirrored(tmp_path, 0, 3, mirror)
+    assert wandb_id(tmp_path) != before and mirror.had == [1, 2, 3]
+    assert not (tmp_path / WANDB_SENT).exists()
+
+
+def test_plot_is_a_picture(undisturbed: Path, tmp_path: Path) -> None:
+    path = plot_losses(undisturbed, tmp_path / "loss.png")
+    content = path.read_bytes()
+    assert content.startswith(b"\x89PNG")
+    assert len(content) > 20_000
+    width, height = int.from_bytes(content[16:20]), int.from_bytes(content[20:24])
+    assert (width, height) == (1296, 864)
+
+
+def test_summary(undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = dict(summarize(undisturbed))
+    lines = read_metrics(undisturbed)
+    valid = [line["valid_loss"] for line in lines if "valid_loss" in line]
+    assert rows["iterations"] == "12"
+    assert rows["tokens"] == "1,536"
+    assert rows["validation loss"] == f"{valid[0]:.2f} → {valid[-1]:.2f}"
+    assert {"parameters", "validation loss, docs", "speed", "wall time"} <= set(rows)
+    print_summary(undisturbed)
+    assert "validation loss, math" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("function", [plot_losses, summarize, exported_model], ids=lambda f: f.__name__)
+def test_nothing_there_yet(tmp_path: Path, function) -> None:
+    with pytest.raises(UserError, match="yet"):
+        function(tmp_path)
+
+
+def test_generation_is_repeatable(undisturbed: Path, tmp_path: Path) -> None:
+    def text(temperature: float, seed: int) -> list[Sample]:
+        args = (exported_model(undisturbed), ["def main", "The"], 8, temperature, seed)
+        return Child(generate, args, tmp_path / "log.txt").result()
+
+    sampled = text(1.0, 1)
+    assert sampled == text(1.0, 1)
+    assert sampled != text(1.0, 2)
+    assert text(0.0, 1) == text(0.0, 2)
+    assert [s.prompt for s in sampled] == ["def main", "The"]
+    with pytest.raises(UserError, match="temperature=-1"):
+        generate(Path("unused"), [], temperature=-1)
+
+
+def test_every_line_is_one_object(undisturbed: Path) -> None:
+    for line in (undisturbed / FILE).read_text().splitlines():
+        assert isinstance(json.loads(line), dict)

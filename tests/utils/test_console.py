@@ -1,0 +1,114 @@
+"""What is printed is what was said: on a terminal, in a pipe, of any name, and on rank 0 only."""
+
+import contextlib
+import io
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nano3.utils.console import is_rank_zero, table
+
+SAY = "from nano3.utils.console import say, table, warn; import sys\n"
+
+
+def written(program: str, terminal: bool, **env: str) -> str:
+    """stdout and stderr of a program, on a terminal of 200 columns or in a pipe."""
+    own = {"TERM": "dumb", "COLUMNS": "200", "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+    words = [sys.executable, "-c", SAY + program]
+    if not terminal:
+        done = subprocess.run(words, capture_output=True, env={**os.environ, **own, **env}, check=True)
+        return (done.stdout + done.stderr).decode(errors="surrogateescape")
+    mine, theirs = pty.openpty()
+    process = subprocess.Popen(words, stdout=theirs, stderr=theirs, env={**os.environ, **own, **env})
+    os.close(theirs)
+    read = bytearray()
+    while True:
+        try:
+            read += (new := os.read(mine, 1 << 16))
+        except OSError:  # EIO: the other end has closed
+            new = b""
+        if not new:
+            break
+    os.close(mine)
+    assert process.wait() == 0, read.decode()
+    return read.decode()
+
+
+# Each means something to rich: a tag, a tag's end (which raises), an escape, an emoji, a link.
+NAMES = ["run[bold]", "x[/]y", "a[/b]", "[a1-a4]", "\\[x]", "conf.yaml:100:5", ":key:", "[link=/x]", "[#ff0000]"]
+
+
+@pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "pipe"])
+def test_names_are_shown_as_they_are(terminal: bool) -> None:
+    program = f"for n in {NAMES!r}: say('said ' + n); warn('warned ' + n)\n"
+    program += f"table('titled [/x]', ['run', 'n'], [(n, 1) for n in {NAMES!r}], right=['n'])"
+    out = written(program, terminal)
+    for name in NAMES:
+        assert f"said {name}" in out and f"warning: warned {name}" in out
+        assert sum(name in line for line in out.splitlines()) >= 3, "in the table as well"
+    assert "titled [/x]" in out
+
+
+@pytest.mark.parametrize(
+    ("env", "speaks"),
+    [
+        pytest.param({}, True, id="no ranks"),
+        pytest.param({"RANK": "0"}, True, id="rank 0"),
+        pytest.param({"RANK": "3"}, False, id="rank 3"),
+        pytest.param({"SLURM_PROCID": "2"}, False, id="task 2 of Slurm"),
+        pytest.param({"RANK": "0", "SLURM_PROCID": "2"}, True, id="torchrun in a task of Slurm"),
+        pytest.param({"RANK": "1", "SLURM_PROCID": "0"}, False, id="its other rank"),
+    ],
+)
+def test_one_rank_speaks(monkeypatch: pytest.MonkeyPatch, capfd, env: dict[str, str], speaks: bool) -> None:
+    for name in ("RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    table("title", ["a"], [["cell"]])
+    assert is_rank_zero() is speaks and ("cell" in capfd.readouterr().out) is speaks
+
+
+CELLS = st.text(st.characters(categories=["L", "N", "P", "S"]), max_size=12)
+
+
+@given(st.lists(st.tuples(CELLS, CELLS, CELLS), max_size=6))
+def test_a_table_in_a_pipe_can_be_cut_into_its_columns(rows: list[tuple[str, str, str]]) -> None:
+    """Every column begins (or, on the right, ends) at the same character in each line."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        table("title", ["one", "two", "three"], rows, right=["two"])
+    title, *lines = out.getvalue().split("\n")[:-1]
+    widths = [max(map(len, column)) for column in zip(("one", "two", "three"), *rows, strict=True)]
+    assert title == "title" and len(lines) == 1 + len(rows)
+    for line, row in zip(lines, [("one", "two", "three"), *rows], strict=True):
+        starts = (0, widths[0] + 2, sum(widths[:2]) + 4)
+        cut = tuple(line.ljust(sum(widths) + 4)[at : at + w] for at, w in zip(starts, widths, strict=True))
+        assert (cut[0].rstrip(), cut[1].lstrip(), cut[2].rstrip()) == row
+
+
+def test_long_lines_are_not_broken_in_a_pipe() -> None:
+    line = "word " * 200 + "/a/path/of/some/length" * 30
+    assert written(f"say({line!r})", terminal=False) == line + "\n"
+
+
+def test_a_tool_shows_folders_of_any_encoding(tmp_path: Path) -> None:
+    """A name of Latin-1 must not take the list with it."""
+    for name in (b"caf\xe9", b"plain"):
+        folder = tmp_path / os.fsdecode(name)
+        folder.mkdir()
+        (folder / "config.yaml").write_text("")
+    done = subprocess.run(
+        [sys.executable, "-m", "nano3", "jobs", str(tmp_path)],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert os.fsencode(tmp_path) + b"/caf\xe9" in done.stdout and b"/plain" in done.stdout

@@ -1,0 +1,70 @@
+"""Holding the collector back: for the block alone, whatever happens in it, and whoever had switched it off."""
+
+import gc
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from nano3.utils.gc_pause import uncollected
+
+
+class Circle:
+    """Garbage that only a collection finds."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+
+@pytest.fixture(autouse=True)
+def as_it_was() -> Iterator[None]:
+    was = gc.isenabled()
+    gc.enable()
+    yield
+    gc.unfreeze()
+    (gc.enable if was else gc.disable)()
+
+
+def made() -> "weakref.ref[Circle]":
+    return weakref.ref(Circle())
+
+
+def many() -> None:
+    """Enough objects for a collection of the youngest."""
+    assert len([[] for _ in range(10 * gc.get_threshold()[0])])
+
+
+def test_nothing_is_collected_in_the_block_and_everything_after_it() -> None:
+    with uncollected():
+        circle = made()
+        many()
+        assert circle() is not None
+    assert gc.isenabled()
+    gc.collect()
+    assert circle() is None
+
+
+def test_what_is_frozen_is_never_looked_at_again() -> None:
+    with uncollected(freeze=True):
+        circle = made()
+    gc.collect()
+    assert circle() is not None
+    gc.unfreeze()
+    gc.collect()
+    assert circle() is None
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_an_error_leaves_the_collector_on_and_freezes_nothing(freeze: bool) -> None:
+    before = gc.get_freeze_count()
+    with pytest.raises(KeyError), uncollected(freeze=freeze):
+        raise KeyError
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == before
+
+
+def test_who_had_switched_it_off_finds_it_off() -> None:
+    gc.disable()
+    with uncollected():
+        pass
+    assert not gc.isenabled()
