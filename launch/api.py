@@ -8,7 +8,7 @@ from launch import sweep as sweeping
 from launch.check import check
 from launch.follow import attached, follow, say
 from launch.job import Job
-from launch.lock import locked
+from launch.lock import hold_run_lock
 from launch.submit import Batch, submit_batch
 from nano3.utils.console import console
 from nano3.utils.errors import UserError
@@ -43,8 +43,8 @@ def run(jobs: list[Job], *, dry_run: bool = False, sweep: bool = False) -> int:
 def _run_here(job: Job) -> int:
     if job.finished:
         return local.run_here(job)  # shows its result and writes nothing
-    with locked(job.run_dir) as lock:
-        job_records.refuse_if_active([job.run_dir])
+    with hold_run_lock(job.run_dir) as lock:
+        job_records.check_not_active([job.run_dir])
         job.prepare()
         return local.run_here(job) if job.ranks == 1 else local.run_torchrun(job, lock)
 

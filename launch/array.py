@@ -22,7 +22,7 @@ from launch import check, job_records, slurm
 from launch.api import how_to_follow, nothing_left, show
 from launch.follow import Watch, attached, follow, say
 from launch.job import Job
-from launch.lock import locked
+from launch.lock import hold_run_lock
 from launch.rank import call
 from launch.submit import Batch, Submitted, rank_task, record, submit_batch
 from nano3.config.cluster import ClusterConfig
@@ -68,7 +68,7 @@ class Array:
         if dry_run:
             return _show(self, then)
         submitted = _submit(self, then)
-        ids = [job_id for one in submitted for job_id in job_records.read(one.run_dir)[-1].ids]
+        ids = [job_id for one in submitted for job_id in job_records.read_records(one.run_dir)[-1].ids]
         told = f"submitted array {ids[0]} of {self.tasks} tasks, finalizer {ids[1]}"
         told += f", then job {ids[2]}" if then else ""
         if cluster.mode == "detached":
@@ -170,8 +170,8 @@ def _show(array: Array, then: Job | None) -> int:
 def _submit(array: Array, then: Job | None) -> list[Submitted]:
     """All or nothing."""
     taken: list[str] = []
-    with locked(array.folder), _cancelling(taken):
-        job_records.refuse_if_active([array.folder, *([then.run_dir] if then else [])])
+    with hold_run_lock(array.folder), _cancelling(taken):
+        job_records.check_not_active([array.folder, *([then.run_dir] if then else [])])
         parts = array.parts()
         taken += parts.submit()[:1]
         array_id = taken[0].partition("_")[0]

@@ -98,7 +98,7 @@ class Watch:
         return all(self._settled(job) for job in self.states)
 
 
-def describe(state: slurm.JobState) -> str:
+def describe_state(state: slurm.JobState) -> str:
     """State, place and reason in a few words."""
     words = [state.state]
     if state.nodes and not state.ended:
@@ -117,13 +117,13 @@ def follow(one: Submitted, rank: int = 0, offset: int = 0) -> int:
     told = ""
     while not watch.ended:
         stream.copy()
-        if watch.look() and (now := describe(watch.states[one.id])) != told:
+        if watch.look() and (now := describe_state(watch.states[one.id])) != told:
             say(f"job {one.id} {now}")
             told = now
         time.sleep(min(_LOG_S, one.poll_s))
     stream.copy()
     state = watch.states[one.id]
-    job_records.end(one.run_dir, one.id, state)
+    job_records.record_end(one.run_dir, one.id, state)
     if state.code:
         report_failure(one, state, rank)
     return state.code
@@ -146,10 +146,10 @@ def report_failure(one: Submitted, state: slurm.JobState, streamed: int) -> None
 
 def tail(log: Path, lines: int = _TAIL_LINES) -> list[str]:
     """The last lines of a log, [] when it is not there."""
-    return tail_and_size(log, lines)[0].splitlines()
+    return read_tail_and_size(log, lines)[0].splitlines()
 
 
-def tail_and_size(log: Path, lines: int) -> tuple[str, int]:
+def read_tail_and_size(log: Path, lines: int) -> tuple[str, int]:
     """The last lines of a log as they are, and the byte where they end: the place to follow it from."""
     try:
         read = log.read_bytes()

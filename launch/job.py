@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # nano3.config loads OmegaConf, which a rank may do without
     from nano3.config.cluster import ClusterConfig
-from nano3.utils.errors import START_AGAIN
+from nano3.utils.errors import RESTART_EXIT_CODE
 
 # Exit code of an entry that saved its state and wants to be started again (EX_TEMPFAIL of sysexits.h).
-AGAIN = START_AGAIN
+AGAIN = RESTART_EXIT_CODE
 
 
 @dataclass(frozen=True)

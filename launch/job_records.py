@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from launch import slurm
-from launch.lock import alone
+from launch.lock import wait_for_lock
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import read_json, write_json
 
@@ -17,7 +17,7 @@ _FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Entry:
+class JobRecord:
     """One submission."""
 
     # "123", or "123_4" for a point of a sweep.
@@ -40,7 +40,7 @@ class Entry:
         return [*self.parts, self.id]
 
 
-def read(run_dir: Path) -> list[Entry]:
+def read_records(run_dir: Path) -> list[JobRecord]:
     """Entries of a run, [] when none was submitted. Raises UserError for a file of another format, Failure for a
     damaged one.
     """
@@ -51,33 +51,37 @@ def read(run_dir: Path) -> list[Entry]:
         value = read_json(path)
         if (found := value.get("format")) != _FORMAT:
             raise UserError(f"{path} has format {found}; this nano3 reads format {_FORMAT}.")
-        return [Entry(**{**entry, "parts": tuple(entry["parts"])}) for entry in value["jobs"]]
+        return [JobRecord(**{**entry, "parts": tuple(entry["parts"])}) for entry in value["jobs"]]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise Failure(
             f"{path}: damaged ({error}). See with squeue that no job of this run waits or runs, then remove the file."
         ) from error
 
 
-def add(run_dir: Path, entry: Entry) -> None:
+def add_record(run_dir: Path, entry: JobRecord) -> None:
     """Append an entry."""
-    with alone(run_dir / LOCK):
-        _write(run_dir, [*read(run_dir), entry])
+    with wait_for_lock(run_dir / LOCK):
+        _write(run_dir, [*read_records(run_dir), entry])
 
 
-def end(run_dir: Path, job_id: str, state: slurm.JobState) -> None:
+def record_end(run_dir: Path, job_id: str, state: slurm.JobState) -> None:
     """Note how a job ended, for the time when Slurm has forgotten it."""
-    with alone(run_dir / LOCK):
-        entries = [replace(e, state=state.state, exit_code=state.code) if e.id == job_id else e for e in read(run_dir)]
+    with wait_for_lock(run_dir / LOCK):
+        entries = [
+            replace(e, state=state.state, exit_code=state.code) if e.id == job_id else e for e in read_records(run_dir)
+        ]
         _write(run_dir, entries)
 
 
-def _write(run_dir: Path, entries: list[Entry]) -> None:
+def _write(run_dir: Path, entries: list[JobRecord]) -> None:
     write_json(run_dir / FILE, {"format": _FORMAT, "jobs": [asdict(entry) for entry in entries]})
 
 
-def refuse_if_active(run_dirs: Iterable[Path]) -> None:
+def check_not_active(run_dirs: Iterable[Path]) -> None:
     """Raise one UserError for all runs of which a job waits or runs: two jobs must not write one run folder."""
-    last = {run_dir: entries[-1].id for run_dir in run_dirs if (entries := read(run_dir)) and not entries[-1].state}
+    last = {
+        run_dir: entries[-1].id for run_dir in run_dirs if (entries := read_records(run_dir)) and not entries[-1].state
+    }
     states = slurm.states(last.values()) if last else {}
     active = {run_dir: job for run_dir, job in last.items() if states[job] != slurm.UNKNOWN and not states[job].ended}
     if active:

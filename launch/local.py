@@ -15,7 +15,7 @@ from typing import IO
 
 from launch.follow import say, tail
 from launch.job import AGAIN, Job
-from launch.local_job import noted
+from launch.local_job import record_local_job
 from launch.lock import RunLock
 from launch.rank import call
 from nano3.utils.console import console
@@ -28,7 +28,7 @@ def run_here(job: Job) -> int:
     os.environ.update(job.cluster.env)
     if job.finished:  # shows its result and writes nothing
         return call(job.entry, job.args)
-    with noted(job.run_dir) as ending:
+    with record_local_job(job.run_dir) as ending:
         ending.code = call(job.entry, job.args)
     return ending.code
 
@@ -85,7 +85,7 @@ def run_process(job: Job, log: Path | None, lock: RunLock) -> End:
     for old in [*logs.glob("*.exit"), *logs.glob("*.pid")]:
         old.unlink()
     with contextlib.ExitStack() as files:
-        ending = files.enter_context(noted(job.run_dir, log))
+        ending = files.enter_context(record_local_job(job.run_dir, log))
         out: IO[bytes] | None = files.enter_context(log.open("ab")) if log else None
         err: IO[bytes] | int | None = subprocess.STDOUT if log else None
         if job.ranks > 1:

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from nano3.utils.errors import INTERRUPTED, Nano3Error
+from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Nano3Error
 from nano3.utils.files import read_json, write_json
 
 FILE = "local.json"
 
 
 @dataclass(frozen=True)
-class LocalStart:
+class LocalJob:
     """One start here."""
 
     pid: int
@@ -29,16 +29,16 @@ class LocalStart:
 
 
 class Ending:
-    """Takes the exit code of the start that `noted` holds."""
+    """Takes the exit code of the start that `record_local_job` holds."""
 
     code = 0
 
 
 @contextlib.contextmanager
-def noted(run_dir: Path, log: Path | None = None) -> Iterator[Ending]:
+def record_local_job(run_dir: Path, log: Path | None = None) -> Iterator[Ending]:
     """Note a start, and at the end of the block the exit code that was put into `Ending`, or that of the exception."""
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    start = LocalStart(os.getpid(), socket.gethostname(), now, str(log.absolute()) if log else "")
+    start = LocalJob(os.getpid(), socket.gethostname(), now, str(log.absolute()) if log else "")
     write_json(run_dir / FILE, asdict(start))
     ending = Ending()
     try:
@@ -54,13 +54,13 @@ def _code_of(error: BaseException) -> int:
     if isinstance(error, Nano3Error):
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED
+        return INTERRUPTED_EXIT_CODE
     return error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
 
 
-def newest(run_dir: Path) -> LocalStart | None:
+def newest_local_job(run_dir: Path) -> LocalJob | None:
     """The newest start here; None when there was none, or its file cannot be read."""
     try:
-        return LocalStart(**read_json(run_dir / FILE))
+        return LocalJob(**read_json(run_dir / FILE))
     except (OSError, ValueError, TypeError):
         return None

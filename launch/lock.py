@@ -35,7 +35,7 @@ class RunLock:
         os.pwrite(self.fd, ", ".join(words).encode(), 0)
 
 
-def holder(run_dir: Path) -> str:
+def lock_holder(run_dir: Path) -> str:
     """Who holds a run folder ("process 12 on host"); "" when nobody does, or it cannot be told."""
     try:
         fd = os.open(run_dir / FILE, os.O_RDONLY)
@@ -53,7 +53,7 @@ def holder(run_dir: Path) -> str:
 
 
 @contextlib.contextmanager
-def locked(run_dir: Path) -> Iterator[RunLock]:
+def hold_run_lock(run_dir: Path) -> Iterator[RunLock]:
     """Hold a run folder. Raises UserError, naming the process and its host, when somebody else does."""
     run_dir.mkdir(parents=True, exist_ok=True)
     fd = os.open(run_dir / FILE, os.O_RDWR | os.O_CREAT, 0o666)
@@ -61,9 +61,9 @@ def locked(run_dir: Path) -> Iterator[RunLock]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(fd, 200, 0).decode(errors="replace") or "another process"
+            lock_holder = os.pread(fd, 200, 0).decode(errors="replace") or "another process"
             raise UserError(
-                f"{run_dir} is in use by {holder}: two must not write one run folder. Wait for it to end, stop it "
+                f"{run_dir} is in use by {lock_holder}: two must not write one run folder. Wait for it to end, stop it "
                 "(Ctrl-C or SIGTERM lets a run save), or give this run another name (run.name=...)."
             ) from None
         except OSError as error:
@@ -78,7 +78,7 @@ def locked(run_dir: Path) -> Iterator[RunLock]:
 
 
 @contextlib.contextmanager
-def alone(file: Path) -> Iterator[None]:
+def wait_for_lock(file: Path) -> Iterator[None]:
     """Wait for one's turn and hold `file`: for a change that takes a moment. Where the file system has no locks,
     nothing is held."""
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from nano3.utils.errors import UserError
 _MAX_LABEL = 120
 
 
-def slug(text: str) -> str:
+def safe_name(text: str) -> str:
     """`text` as a Slurm job name: letters, digits, dot, dash and underscore, at most 100 characters."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:100] or "job"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from launch import container
 from launch.job import Job
-from launch.names import slug
+from launch.names import safe_name
 
 # $state names files that the tasks may leave: see launch.task. SLURM_JOB_ID will not do, because for one task of an
 # array it is the id of the whole array.
@@ -47,7 +47,7 @@ def parameters(job: Job, name: str, folder: Path, binds: list[str]) -> dict[str,
     """Keyword arguments for SlurmExecutor.update_parameters. `folder` is where job files and logs go."""
     cluster = job.cluster
     given = {
-        "job_name": slug(name),
+        "job_name": safe_name(name),
         "account": cluster.account,
         "partition": cluster.partition,
         "qos": cluster.qos,

@@ -12,7 +12,7 @@ from typing import Any
 
 from launch import container, job_records, script, slurm, snapshot
 from launch.job import Job
-from launch.lock import locked
+from launch.lock import hold_run_lock
 from launch.task import RankTask
 from nano3.utils.errors import UserError
 
@@ -116,8 +116,8 @@ def submit_batch(batch: Batch) -> list[Submitted]:
     """Freeze every run and submit, unless one of them is in use; note it in every run folder."""
     with contextlib.ExitStack() as locks:
         for job in batch.jobs:
-            locks.enter_context(locked(job.run_dir))
-        job_records.refuse_if_active(job.run_dir for job in batch.jobs)
+            locks.enter_context(hold_run_lock(job.run_dir))
+        job_records.check_not_active(job.run_dir for job in batch.jobs)
         for job in batch.jobs:
             job.prepare()
         ids = batch.submit()
@@ -128,7 +128,7 @@ def record(batch: Batch, job: Job, job_id: str, parts: tuple[str, ...] = ()) -> 
     """Write a submission into its run's jobs.json."""
     one = Submitted(job_id, job.run_dir, batch.folder, job.cluster.poll_s)
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    job_records.add(
-        job.run_dir, job_records.Entry(job_id, job.name, now, str(one.log()), str(batch.script_file(job_id)), parts)
+    job_records.add_record(
+        job.run_dir, job_records.JobRecord(job_id, job.name, now, str(one.log()), str(batch.script_file(job_id)), parts)
     )
     return one

@@ -17,10 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from launch import job_records, slurm
-from launch.follow import Watch, attached, describe, say, tail
+from launch.follow import Watch, attached, describe_state, say, tail
 from launch.job import AGAIN, Job
 from launch.local import run_process, show
-from launch.lock import locked
+from launch.lock import hold_run_lock
 from launch.metrics import last_metrics, loss_text
 from launch.submit import Batch, Submitted, submit_batch
 from nano3.utils.console import console, table
@@ -137,8 +137,8 @@ def run_local(jobs: list[Job]) -> int:
 def _run_point(row: Row) -> bool:
     """Run one point; True when this command was asked to stop meanwhile."""
     try:
-        with locked(row.job.run_dir) as lock:
-            job_records.refuse_if_active([row.job.run_dir])
+        with hold_run_lock(row.job.run_dir) as lock:
+            job_records.check_not_active([row.job.run_dir])
             row.job.prepare()
             end = run_process(row.job, _local_log(row), lock)
     except UserError as error:
@@ -170,7 +170,7 @@ def batches(jobs: list[Job]) -> list[Batch]:
 def run_slurm(jobs: list[Job]) -> int:
     """Submit the points that have not finished; attached, watch them to their end."""
     rows = _rows(jobs)
-    job_records.refuse_if_active(job.run_dir for job in jobs if not job.finished)
+    job_records.check_not_active(job.run_dir for job in jobs if not job.finished)
     taken: list[Submitted] = []
     try:
         for batch in batches(jobs):
@@ -209,7 +209,7 @@ def _watch(rows: list[Row], taken: dict[Path, Submitted]) -> int:
             if watch.look():
                 for row in open_rows:
                     state = watch.states[row.id]
-                    row.state = describe(state)
+                    row.state = describe_state(state)
                     if state.ended and row.code is None:
                         row.code = state.code
                     if not state.ended:
@@ -217,5 +217,5 @@ def _watch(rows: list[Row], taken: dict[Path, Submitted]) -> int:
                 view.update()
             time.sleep(min(0.25, poll_s))
     for row in open_rows:
-        job_records.end(row.job.run_dir, row.id, watch.states[row.id])
+        job_records.record_end(row.job.run_dir, row.id, watch.states[row.id])
     return _outcome(rows, lambda row: taken[row.job.run_dir].log())

@@ -92,7 +92,7 @@ class RankTask:
                 print(f"error: {error}", file=sys.stderr)
                 record_failure(prefix, error.exit_code)
                 return error.exit_code
-        child = Child(self.command, self.signal_delay_s - _MARGIN_S)
+        child = RankProcess(self.command, self.signal_delay_s - _MARGIN_S)
         code = child.wait()
         if code == 0:
             if self.part:
@@ -149,7 +149,7 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-class Child:
+class RankProcess:
     """The rank's process. Slurm signals only the task itself, so SIGTERM and SIGUSR2 are passed on."""
 
     def __init__(self, command: list[str], grace_s: float) -> None:

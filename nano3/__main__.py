@@ -16,9 +16,9 @@ import textwrap
 from types import ModuleType
 
 from nano3 import __version__, tools
-from nano3.cli.app import begin, leave, leave_quietly
+from nano3.cli.app import exit_on_broken_pipe, exit_with_error, initialize
 from nano3.utils.disk_errors import disk_errors
-from nano3.utils.errors import INTERRUPTED, Nano3Error
+from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Nano3Error
 
 
 def tool_modules() -> dict[str, ModuleType]:
@@ -39,7 +39,7 @@ def description(module: ModuleType) -> str:
 
 
 def main() -> None:
-    begin()
+    initialize()
     parser = argparse.ArgumentParser(prog="nano3", description="Look at data, runs and artifacts.")
     parser.add_argument("--version", action="version", version=f"nano3 {__version__}")
     commands = parser.add_subparsers(dest="tool", required=True, metavar="TOOL")
@@ -57,11 +57,11 @@ def main() -> None:
             sys.stdout.flush()
         sys.exit(code)
     except Nano3Error as error:
-        leave(error)
+        exit_with_error(error)
     except BrokenPipeError:
-        leave_quietly()
+        exit_on_broken_pipe()
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        sys.exit(INTERRUPTED_EXIT_CODE)
 
 
 if __name__ == "__main__":

@@ -16,20 +16,20 @@ import sys
 def main() -> None:
     """Entry point. Little is imported before the tokenizer loads: the rest takes half a second."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no matrices here: its threads would only spin
-    from nano3.prep.preload import load_ahead
-    from nano3.utils.gc_pause import uncollected
+    from nano3.prep.preload import preload_tokenizer
+    from nano3.utils.gc_pause import gc_paused
 
     sys.argv = fold_then(sys.argv)
-    load_ahead(sys.argv[1:])
-    with uncollected(freeze=True):
+    preload_tokenizer(sys.argv[1:])
+    with gc_paused(freeze=True):
         from nano3.cli.app import run_app
-        from nano3.data.build.worker_client import Loader
+        from nano3.data.build.worker_client import WorkerServerClient
         from nano3.prep.run import data_prep
-        from nano3.prep.validate import spread
+        from nano3.prep.validate import separate_sweep_points
     try:
-        run_app("data_prep", data_prep, spread)
+        run_app("data_prep", data_prep, separate_sweep_points)
     finally:
-        Loader.cancel()
+        WorkerServerClient.cancel()
 
 
 def fold_then(argv: list[str]) -> list[str]:

@@ -18,20 +18,28 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 import launch
-from launch.job_records import refuse_if_active
-from launch.lock import locked
-from nano3.artifacts.resolver import find, settings_of
-from nano3.cli.app import run_app, task_overrides, typed
-from nano3.cli.config_file_errors import shadowed
+from launch.job_records import check_not_active
+from launch.lock import hold_run_lock
+from nano3.artifacts.resolver import resolve_reference, wandb_settings_from
+from nano3.cli.app import run_app, task_overrides, to_typed_config
+from nano3.cli.config_file_errors import experiment_override_warning
 from nano3.config import PretrainConfig
 from nano3.training import backend, rank_main
 from nano3.training.checks import mounts
 from nano3.training.checks.lr_schedule import with_decay
 from nano3.training.checks.preflight import Preflight, preflight
-from nano3.training.run.record import Data, changed, freeze, frozen_text, left_behind, lost_checkpoint, unused
+from nano3.training.run.record import (
+    DataReference,
+    changed,
+    left_behind,
+    lost_checkpoint,
+    run_config_text,
+    save_run_config,
+    unused,
+)
 from nano3.utils.console import is_rank_zero, say, table, warn
 from nano3.utils.errors import UserError
-from nano3.utils.files import expanded, plain
+from nano3.utils.files import expand_user, normalize_path
 
 
 def main() -> None:
@@ -52,20 +60,24 @@ def pretrain(cfg: DictConfig) -> int:
 def rank_of_torchrun(cfg: DictConfig, run_dir: Path) -> int:
     """Every rank composes the same configuration and trains with its own copy; rank 0 alone writes it down."""
     data = find_data(cfg)
-    config, preview = checked(cfg, data, run_dir)
+    config, preview = validate(cfg, data, run_dir)
     if config.dry_run:
         say(preview)
         return 0
     with contextlib.ExitStack() as held:
         if is_rank_zero():
-            held.enter_context(locked(run_dir))
-            refuse_if_active([run_dir])
-            freeze(run_dir, config, data, task_overrides())
+            held.enter_context(hold_run_lock(run_dir))
+            check_not_active([run_dir])
+            save_run_config(run_dir, config, data, task_overrides())
         return rank_main.train(config, run_dir)
 
 
 def make_job(
-    cfg: DictConfig, run_dir: Path, label: str, data: Data | None = None, overrides: Sequence[str] | None = None
+    cfg: DictConfig,
+    run_dir: Path,
+    label: str,
+    data: DataReference | None = None,
+    overrides: Sequence[str] | None = None,
 ) -> launch.Job:
     """Check one composed configuration: a job that, once launch has frozen it, any rank can be started from.
 
@@ -73,15 +85,15 @@ def make_job(
     """
     found = data or find_data(cfg)
     words = task_overrides() if overrides is None else list(overrides)
-    config, preview = checked(cfg, found, run_dir, label)
-    if not label and (told := shadowed(words)):
+    config, preview = validate(cfg, found, run_dir, label)
+    if not label and (told := experiment_override_warning(words)):
         warn(told)
 
     def freeze_it() -> None:
         if config.cluster.container_runtime != "none":  # what is mounted must be there
             for place in mounts.written_by(config):
                 Path(place).mkdir(parents=True, exist_ok=True)
-        freeze(run_dir, config, found, words, label)
+        save_run_config(run_dir, config, found, words, label)
 
     return launch.Job(
         name=config.run.name,
@@ -98,27 +110,27 @@ def make_job(
     )
 
 
-def checked(cfg: DictConfig, data: Data, run_dir: Path, label: str = "") -> tuple[PretrainConfig, str]:
+def validate(cfg: DictConfig, data: DataReference, run_dir: Path, label: str = "") -> tuple[PretrainConfig, str]:
     """The typed configuration with its data pinned, and as text; prints the preflight. Raises `UserError`."""
-    config = pin(typed(cfg), data, run_dir, label)
+    config = resolve_paths(to_typed_config(cfg), data, run_dir, label)
     if problems := left_behind(run_dir, config):
         raise UserError(problems)
     late = unused(run_dir, config)
     table("Preflight", ["what", "value"], check(config).rows)
     if late:
         warn(late)
-    return config, frozen_text(config)
+    return config, run_config_text(config)
 
 
-def find_data(cfg: DictConfig) -> Data:
+def find_data(cfg: DictConfig) -> DataReference:
     """Where run.data is and what it is. Raises `UserError` when it is not there."""
     from nano3.data.dataset.manifest import load_manifest  # imports numpy, which --cfg job can do without
 
-    found = find(cfg.run.data, settings_of(cfg))
-    return Data(found.reference, str(found.folder), load_manifest(found.folder).content)
+    found = resolve_reference(cfg.run.data, wandb_settings_from(cfg))
+    return DataReference(found.reference, str(found.folder), load_manifest(found.folder).content)
 
 
-def pin(config: PretrainConfig, data: Data, run_dir: Path, label: str = "") -> PretrainConfig:
+def resolve_paths(config: PretrainConfig, data: DataReference, run_dir: Path, label: str = "") -> PretrainConfig:
     """Replace what could mean something else tomorrow, or to another point of a sweep: the data's alias, a decay
     left to nano3, and folders that are relative or that points share. A point (`label`) has its own folder below those
     that are given, as its run folder is one below run.output_dir."""
@@ -136,7 +148,7 @@ def pin(config: PretrainConfig, data: Data, run_dir: Path, label: str = "") -> P
 
 def folder(place: str | Path) -> Path:
     """Absolute, with ~ for the home folder."""
-    return plain(expanded(place))
+    return normalize_path(expand_user(place))
 
 
 def check(config: PretrainConfig) -> Preflight:

@@ -11,9 +11,9 @@ import pytest
 from commands import ROOT, Commands
 
 from nano3.artifacts import store
-from nano3.data.dataset.output_dir import not_text
+from nano3.data.dataset.output_dir import non_text_names
 from nano3.data.sources.listing import list_local
-from nano3.utils.files import plain
+from nano3.utils.files import normalize_path
 
 SAMPLE = ROOT / "nano3/sample"
 PREP = ["-m", "nano3.data_prep", f"tokenizer_model={SAMPLE}/tokenizer", "num_shards=4", "workers=1"]
@@ -93,7 +93,7 @@ def test_a_pattern_leaves_out_what_was_made(tmp_path: Path, pattern: str, found:
     ids=["a configuration", "a name", "somebody's manifest", "versions", "places"],
 )
 def test_what_only_looks_like_nano3s_is_read(names: list[str]) -> None:
-    assert "a.jsonl" not in not_text(names)
+    assert "a.jsonl" not in non_text_names(names)
 
 
 @pytest.mark.parametrize("way", ["out", "sub/../out", "link", "sub/link"])
@@ -130,7 +130,7 @@ def test_dots_behind_a_link_mean_what_the_system_says(
     monkeypatch.chdir(tmp_path)
     Path("real/deep").mkdir(parents=True)
     Path("link").symlink_to("real/deep")
-    assert plain(place) == Path(os.path.normpath(tmp_path / kept))
+    assert normalize_path(place) == Path(os.path.normpath(tmp_path / kept))
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "| head -c 1", "| true"])

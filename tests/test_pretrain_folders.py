@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from nano3.config import PretrainConfig
-from nano3.pretrain import folder, pin
-from nano3.training.run.record import Data
+from nano3.pretrain import folder, resolve_paths
+from nano3.training.run.record import DataReference
 
-DATA = Data("data", "/data", "f")
+DATA = DataReference("data", "/data", "f")
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_where_checkpoints_are(given: dict, label: str, save: str, load: str) -> None:
     config = PretrainConfig()
-    pinned = pin(replace(config, checkpoint=replace(config.checkpoint, **given)), DATA, Path("/run"), label)
+    pinned = resolve_paths(replace(config, checkpoint=replace(config.checkpoint, **given)), DATA, Path("/run"), label)
     assert (pinned.checkpoint.save, pinned.checkpoint.load) == (save, load)
 
 
@@ -44,7 +44,7 @@ def test_where_checkpoints_are(given: dict, label: str, save: str, load: str) ->
 def test_where_tensorboard_is(given: str | None, label: str, expected: str | None) -> None:
     config = PretrainConfig()
     config.logger.tensorboard_dir = given
-    assert pin(config, DATA, Path("/run"), label).logger.tensorboard_dir == expected
+    assert resolve_paths(config, DATA, Path("/run"), label).logger.tensorboard_dir == expected
 
 
 @pytest.mark.parametrize(("place", "expected"), [("~/x", "/home/me/x"), ("/x", "/x")])

@@ -22,7 +22,7 @@ from nano3.training.megatron.callbacks import Run, TrainingHooks
 from nano3.training.run import index_cache
 from nano3.training.run.outcome import no_hook
 from nano3.training.run.stop import StopRequest
-from nano3.utils.gc_pause import uncollected
+from nano3.utils.gc_pause import gc_paused
 
 BLOCK = 10
 
@@ -70,7 +70,7 @@ def main() -> None:
     run_dir, data_dir, *arguments = sys.argv[1:]
     config, data, folder = build(data_dir, run_dir, arguments), open_data(Path(data_dir)), Path(run_dir)
     set_environment()
-    with uncollected(freeze=True):
+    with gc_paused(freeze=True):
         container = prepare(config, data, folder)
     container.checkpoint.load = None
     cache = index_cache.folder_of(folder, data.fingerprint)

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu/imports.py DATA_DIR RUN_DIR [MODEL.yaml]
 
-Two processes in turn, with and without `nano3.utils.gc_pause.uncollected`, three rounds.
+Two processes in turn, with and without `nano3.utils.gc_pause.gc_paused`, three rounds.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ def measure(held_back: bool, data_dir: str, run_dir: str, model: str) -> None:
     """One process: seconds of `prepare`, which imports the stack, and of one full collection."""
     from nano3.training.dataset import open_data
     from nano3.training.megatron.backend import prepare, set_environment
-    from nano3.utils.gc_pause import uncollected
+    from nano3.utils.gc_pause import gc_paused
 
     set_environment()
     config, data = build(data_dir, run_dir, [model, *SETTINGS]), open_data(Path(data_dir))
     started = time.perf_counter()
-    with uncollected(freeze=True) if held_back else contextlib.nullcontext():
+    with gc_paused(freeze=True) if held_back else contextlib.nullcontext():
         prepare(config, data, Path(run_dir))
     imported = time.perf_counter()
     gc.collect()

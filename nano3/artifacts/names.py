@@ -1,7 +1,7 @@
 """What an artifact or one of its aliases may be called: a plain file name, and nothing that already means something.
 
 Aliases are made of what people choose for other reasons (a blend file's name, a run's name), so a text that is no
-alias becomes one that is (`slug`), and only words that mean something else are left out.
+alias becomes one that is (`slugify`), and only words that mean something else are left out.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ def name_problem(text: str) -> str | None:
 
 
 def alias_problem(text: str) -> str | None:
-    """What is wrong with `text` as an alias, as it stands (`slug` mends some); None when nothing is."""
+    """What is wrong with `text` as an alias, as it stands (`slugify` mends some); None when nothing is."""
     return _problem(text, "an artifact's alias")
 
 
@@ -40,7 +40,7 @@ def reserved_problem(text: str) -> str | None:
     return None
 
 
-def slug(text: str) -> str:
+def slugify(text: str) -> str:
     """`text` as a plain file name: what is not allowed becomes '-'. "" when nothing is left ("日本")."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")
     if len(plain) <= MOST:
@@ -48,9 +48,9 @@ def slug(text: str) -> str:
     return f"{plain[: MOST - 9]}-{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
-def alias_of(text: str) -> tuple[str | None, str | None]:
+def alias_for(text: str) -> tuple[str | None, str | None]:
     """The alias made of `text`, and why there is none."""
-    plain = slug(text)
+    plain = slugify(text)
     if not plain:
         return None, f"{text!r} has no letter or digit that an alias may have (A-Z, a-z, 0-9)"
     problem = reserved_problem(plain)

@@ -9,11 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from nano3.artifacts import store, wandb_mirror
 from nano3.utils.errors import UserError
-from nano3.utils.files import expanded
+from nano3.utils.files import expand_user
 
 
 @dataclass(frozen=True)
-class Found:
+class ResolvedArtifact:
     """What a data reference means now."""
 
     folder: Path
@@ -21,15 +21,17 @@ class Found:
     reference: str
 
 
-def find(reference: str, settings: wandb_mirror.Settings | None = None, key: str = "run.data=") -> Found:
+def resolve_reference(
+    reference: str, settings: wandb_mirror.WandbSettings | None = None, key: str = "run.data="
+) -> ResolvedArtifact:
     """The folder that a data reference means: a folder, an artifact of the store or, when W&B is on, one of W&B.
 
     A folder is anything with a slash or that exists as one. Raises `UserError` when it is none of them; `key` is what
     the reference was given with.
     """
-    folder = expanded(reference)
+    folder = expand_user(reference)
     if folder.is_dir():
-        return Found(folder.absolute(), reference)
+        return ResolvedArtifact(folder.absolute(), reference)
     if "/" in reference or reference.startswith((".", "~")):
         raise UserError(f"{key}{reference}: there is no such folder ({folder.absolute()})")
     try:
@@ -37,21 +39,21 @@ def find(reference: str, settings: wandb_mirror.Settings | None = None, key: str
     except UserError:
         if settings is None or not settings.on:
             raise
-        return Found(*wandb_mirror.find(reference, settings))
-    return Found(Path(artifact.path), artifact.reference)
+        return ResolvedArtifact(*wandb_mirror.find_remote(reference, settings))
+    return ResolvedArtifact(Path(artifact.path), artifact.reference)
 
 
 def locate(reference: str) -> Path:
-    """The folder of `find`, without W&B."""
-    return find(reference).folder
+    """The folder of `resolve_reference`, without W&B."""
+    return resolve_reference(reference).folder
 
 
-def settings_of(cfg: DictConfig) -> wandb_mirror.Settings | None:
+def wandb_settings_from(cfg: DictConfig) -> wandb_mirror.WandbSettings | None:
     """run.wandb of a composed configuration; logger.wandb_* stand above it."""
     found = OmegaConf.select(cfg, "run.wandb")
     if found is None:
         return None
-    return wandb_mirror.Settings(
+    return wandb_mirror.WandbSettings(
         found.mode,
         OmegaConf.select(cfg, "logger.wandb_project") or found.project,
         OmegaConf.select(cfg, "logger.wandb_entity") or found.entity,
@@ -67,7 +69,7 @@ def register_resolver() -> None:
             raise UserError(f"${{art:{key},{attribute}}}: there is no run.{key}")
         if attribute not in ("path", "version", "reference"):
             raise UserError(f"${{art:{key},{attribute}}}: an artifact has path, version and reference")
-        found = find(reference, settings_of(_root_))
+        found = resolve_reference(reference, wandb_settings_from(_root_))
         if attribute == "path":
             return str(found.folder)
         version = re.search(r":v(\d+)$", found.reference)

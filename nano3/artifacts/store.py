@@ -20,11 +20,20 @@ from typing import Any
 
 from nano3.artifacts.names import alias_problem, name_problem
 from nano3.utils.errors import Failure, UserError, did_you_mean
-from nano3.utils.files import expanded, fsync_dir, plain, read_json, temp_name, unwritable, write_json, write_text
+from nano3.utils.files import (
+    expand_user,
+    fsync_dir,
+    normalize_path,
+    read_json,
+    temp_name,
+    unwritable_reason,
+    write_json,
+    write_text,
+)
 from nano3.utils.provenance import user_name
 
 
-class NoSuchTag(UserError):
+class UnknownReference(UserError):
     """There is no such artifact, or it has no such version or alias."""
 
     # What was asked for after the colon.
@@ -54,7 +63,7 @@ class Artifact:
 
 def home() -> Path:
     """The store's folder: $NANO3_HOME or ./artifacts."""
-    return plain(expanded(os.environ.get("NANO3_HOME", "artifacts")))
+    return normalize_path(expand_user(os.environ.get("NANO3_HOME", "artifacts")))
 
 
 def names() -> list[str]:
@@ -105,12 +114,12 @@ def register(
     """Record `path` as the newest version of `name`, or return the version that is this content at this place already.
 
     Only the newest version of a place counts: content that comes back after other content was there is a new version,
-    because the other's version is what `latest` means by then. Raises `UserError` as `problems` has them.
+    because the other's version is what `latest` means by then. Raises `UserError` as `registration_problems` has them.
     """
-    if found := problems(name, alias):
+    if found := registration_problems(name, alias):
         raise UserError(found)
     place = str(Path(path).absolute())
-    version = at(name, place)
+    version = find_by_path(name, place)
     try:
         if version is None or version.fingerprint != fingerprint:
             version = _append(Artifact(name, 0, place, fingerprint, metadata or {}, list(inputs), _now(), _creator()))
@@ -121,10 +130,10 @@ def register(
     return version
 
 
-def problems(name: str, alias: str | None = None, write: bool = False) -> list[str]:
+def registration_problems(name: str, alias: str | None = None, write: bool = False) -> list[str]:
     """Everything that `register` would refuse. With `write` also a store that cannot be written, tried if need be."""
     found = [p for p in (name_problem(name), alias_problem(alias) if alias else None) if p]
-    if write and (why := unwritable(home())):
+    if write and (why := unwritable_reason(home())):
         found.append(
             f"the artifact store {home()} cannot be written: {why}. Set NANO3_HOME to a folder of yours that every "
             f"machine of the run can see."
@@ -132,7 +141,7 @@ def problems(name: str, alias: str | None = None, write: bool = False) -> list[s
     return found
 
 
-def at(name: str, place: str) -> Artifact | None:
+def find_by_path(name: str, place: str) -> Artifact | None:
     """The newest version of `name` at a path; None when there is none."""
     try:
         return load(name, _number_in(_place_file(name, place)) or 0)
@@ -142,12 +151,12 @@ def at(name: str, place: str) -> Artifact | None:
         return newest if newest and newest.path == place else None
 
 
-def made_of(folder: str) -> Artifact | None:
+def find_by_folder(folder: str) -> Artifact | None:
     """The newest version of any artifact that is this folder."""
-    return next((found for name in names() if (found := at(name, folder))), None)
+    return next((found for name in names() if (found := find_by_path(name, folder))), None)
 
 
-def look_up(reference: str) -> Artifact:
+def find_artifact(reference: str) -> Artifact:
     """What is recorded of `name`, `name:latest`, `name:v3` or `name:<alias>`, whatever lies at its path by now.
 
     Raises `UserError` that lists what there is.
@@ -166,8 +175,8 @@ def look_up(reference: str) -> Artifact:
     return load(name, tags[tag])
 
 
-def _no_such(tag: str, text: str) -> NoSuchTag:
-    error = NoSuchTag(text)
+def _no_such(tag: str, text: str) -> UnknownReference:
+    error = UnknownReference(text)
     error.tag = tag
     return error
 
@@ -189,14 +198,14 @@ def _damaged(alias: Path) -> str:
 
 
 def resolve(reference: str) -> Artifact:
-    """`look_up` for use: the artifact is where it was, and still what it was. Raises `UserError`."""
-    artifact = look_up(reference)
+    """`find_artifact` for use: the artifact is where it was, and still what it was. Raises `UserError`."""
+    artifact = find_artifact(reference)
     if not Path(artifact.path).exists():
         raise UserError(
             f"{artifact.reference} was at {artifact.path}, which is gone. "
             "Make it again, or name the folder where it is now."
         )
-    newest = at(artifact.name, artifact.path)
+    newest = find_by_path(artifact.name, artifact.path)
     if newest and newest.version > artifact.version and newest.fingerprint != artifact.fingerprint:
         raise UserError(
             f"{artifact.reference} was at {artifact.path}, which now holds other content: {newest.reference}. "

@@ -23,7 +23,7 @@ MISSING = "wandb is not installed: `pip install 'nano3[wandb]'`, or {key}=disabl
 
 
 @dataclass(frozen=True)
-class Settings:
+class WandbSettings:
     """Where artifacts are mirrored; the same three keys in both applications."""
 
     mode: str = "disabled"
@@ -36,7 +36,7 @@ class Settings:
         return self.mode != "disabled"
 
 
-def problems(settings: Settings, key: str) -> list[str]:
+def settings_problems(settings: WandbSettings, key: str) -> list[str]:
     """What can be known to be wrong before anything is started. `key` is the dotted key of the mode."""
     if settings.mode not in MODES:
         return [f"{key}={settings.mode}:{did_you_mean(settings.mode, MODES)}"]
@@ -45,13 +45,13 @@ def problems(settings: Settings, key: str) -> list[str]:
     return []
 
 
-def start(settings: Settings, *, folder: Path, key: str, **more: Any) -> Any:
+def start_run(settings: WandbSettings, *, folder: Path, key: str, **more: Any) -> Any:
     """A W&B run that keeps its files in `folder`/wandb; None, with a warning, when there cannot be one.
 
     Raises `UserError` when wandb is not installed.
     """
     wandb = _load(settings, key)
-    with harmless("starting a run (not logged in? `wandb login`, or mode=offline)"):
+    with log_failures("starting a run (not logged in? `wandb login`, or mode=offline)"):
         return wandb.init(
             mode=settings.mode,
             project=settings.project,
@@ -64,7 +64,7 @@ def start(settings: Settings, *, folder: Path, key: str, **more: Any) -> Any:
 
 
 @contextlib.contextmanager
-def harmless(what: str) -> Iterator[None]:
+def log_failures(what: str) -> Iterator[None]:
     """Turn whatever goes wrong in W&B into a warning: it must not end a training of weeks."""
     try:
         yield
@@ -72,15 +72,15 @@ def harmless(what: str) -> Iterator[None]:
         warn(f"W&B: {what} failed; going on without: {str(error) or type(error).__name__}")
 
 
-def log(run: Any, artifact: Artifact, alias: str | None) -> None:
+def log_artifact(run: Any, artifact: Artifact, alias: str | None) -> None:
     """Record a local artifact as an output of a W&B run, by reference and with its alias."""
-    with harmless(f"recording {artifact.reference}"):
+    with log_failures(f"recording {artifact.reference}"):
         run.log_artifact(_mirror(artifact), aliases=_aliases(alias))
 
 
-def use(run: Any, artifact: Artifact) -> None:
+def use_artifact(run: Any, artifact: Artifact) -> None:
     """Record a local artifact as an input of a W&B run."""
-    with harmless(f"recording that this run uses {artifact.reference}"):
+    with log_failures(f"recording that this run uses {artifact.reference}"):
         mirror = _mirror(artifact)
         if run.settings.mode == "offline":
             # run.use_artifact refuses to work offline; this is what it does online, and what `wandb sync` sends later.
@@ -91,7 +91,7 @@ def use(run: Any, artifact: Artifact) -> None:
 
 def use_reference(run: Any, reference: str) -> None:
     """Record an artifact that W&B alone knows as an input of a W&B run."""
-    with harmless(f"recording that this run uses {reference}"):
+    with log_failures(f"recording that this run uses {reference}"):
         run.use_artifact(reference)
 
 
@@ -101,7 +101,7 @@ def active_run() -> Any:
 
 
 @cache
-def find(reference: str, settings: Settings) -> tuple[Path, str]:
+def find_remote(reference: str, settings: WandbSettings) -> tuple[Path, str]:
     """Folder and full reference (entity/project/name:vN) of an artifact in W&B. Raises `UserError`."""
     where = f"{reference} is not in the local store, and "
     if settings.mode == "offline":
@@ -125,7 +125,7 @@ def find(reference: str, settings: Settings) -> tuple[Path, str]:
     return Path(folder), str(artifact.qualified_name)
 
 
-def _load(settings: Settings, key: str, before: str = "") -> Any:
+def _load(settings: WandbSettings, key: str, before: str = "") -> Any:
     try:
         import wandb
     except ModuleNotFoundError as error:

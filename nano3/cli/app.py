@@ -25,10 +25,10 @@ from launch.check import cluster_problems
 from nano3.artifacts.resolver import register_resolver
 from nano3.cli import help
 from nano3.cli.config_groups import SCHEMAS, TAKES_A_VALUE, conf_dir
-from nano3.cli.override_errors import FORESEEN, everything_wrong, explain, wrong_beforehand
+from nano3.cli.override_errors import EXPECTED_ERRORS, everything_wrong, explain_error, wrong_beforehand
 from nano3.utils.console import say
 from nano3.utils.disk_errors import disk_errors
-from nano3.utils.errors import INTERRUPTED, Nano3Error, UserError
+from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Nano3Error, UserError
 from nano3.utils.redaction import secret_problems
 
 # Keys where nothing at all (`output_dir=`) would mean the folder one happens to be in.
@@ -45,7 +45,7 @@ def run_app(name: str, task: Task, sweep: Prepare | None = None) -> NoReturn:
     keeps its traceback. A sweep calls `task` once for each point, after `sweep`; its code is the first that is not 0.
     (With a launcher that starts points itself, as nano3.pretrain has, `task` is not called.)
     """
-    begin()
+    initialize()
     sys.argv[1:] = flags_first(sys.argv[1:])
     shown_in_full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
@@ -61,24 +61,24 @@ def run_app(name: str, task: Task, sweep: Prepare | None = None) -> NoReturn:
             code = _run(name, task, sweep, shown_in_full)
             sys.stdout.flush()
         sys.exit(code)
-    except FORESEEN as error:
+    except EXPECTED_ERRORS as error:
         if shown_in_full:
             raise
-        leave(explain(error, name, sys.argv[1:]))
+        exit_with_error(explain_error(error, name, sys.argv[1:]))
     except BrokenPipeError:
-        leave_quietly()
+        exit_on_broken_pipe()
     except (ValueError, OSError) as error:
         if shown_in_full or not (found := everything_wrong(error, name, sys.argv[1:])):
             raise
-        leave(UserError(found))
+        exit_with_error(UserError(found))
     except KeyboardInterrupt:
         if shown_in_full:
             raise
         print("\nstopped; run the same command again to go on", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(INTERRUPTED_EXIT_CODE)
 
 
-def begin() -> None:
+def initialize() -> None:
     """What every entry point does first: a closed stdout or stderr (`>&-`) becomes one that nobody reads, and Ctrl-C
     is taken over."""
     for name in ("stdout", "stderr"):
@@ -140,7 +140,7 @@ def _run(name: str, task: Task, sweep: Prepare | None, shown_in_full: bool) -> i
             return
         try:
             work(cfg)
-        except FORESEEN as error:
+        except EXPECTED_ERRORS as error:
             if shown_in_full:
                 raise
             refused.append(error)  # raised here, Hydra would print all overrides above it
@@ -150,10 +150,10 @@ def _run(name: str, task: Task, sweep: Prepare | None, shown_in_full: bool) -> i
         say(f"# ---- point {number + 1} of {len(points)}: {' '.join(overrides[number])}")
         try:
             work(points[number])
-        except FORESEEN as error:
+        except EXPECTED_ERRORS as error:
             if shown_in_full:
                 raise
-            codes.append(tell(explain(error, name, sys.argv[1:])))
+            codes.append(print_error(explain_error(error, name, sys.argv[1:])))
 
     try:
         _hydra(name, first)
@@ -180,11 +180,11 @@ def show(text: str) -> NoReturn:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        leave_quietly()
+        exit_on_broken_pipe()
     sys.exit(0)
 
 
-def leave_quietly() -> NoReturn:
+def exit_on_broken_pipe() -> NoReturn:
     """Leave because whoever read the output has closed it, as `head` does."""
     to_nobody()
     sys.exit(1)
@@ -195,9 +195,9 @@ def to_nobody() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def leave(error: Nano3Error) -> NoReturn:
+def exit_with_error(error: Nano3Error) -> NoReturn:
     """Print every problem on stderr and exit with the error's code."""
-    code = tell(error)
+    code = print_error(error)
     try:
         sys.stdout.flush()
     except OSError:  # a full disk under it, which Python would meet again while it ends
@@ -205,7 +205,7 @@ def leave(error: Nano3Error) -> NoReturn:
     sys.exit(code)
 
 
-def tell(error: Nano3Error) -> int:
+def print_error(error: Nano3Error) -> int:
     """Print every problem on stderr; gives the exit code. Datasets with one and the same problem share one message."""
     for problem in grouped(error.problems):
         print(f"error: {problem}", file=sys.stderr)
@@ -237,7 +237,7 @@ def task_overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task)
 
 
-def typed(cfg: DictConfig) -> Any:
+def to_typed_config(cfg: DictConfig) -> Any:
     """The composed configuration as its dataclass, interpolations resolved. Raises `UserError` as `value_problems`."""
     if problems := value_problems(cfg):
         raise UserError(problems)

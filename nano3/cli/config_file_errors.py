@@ -39,7 +39,7 @@ def file_of(member: str, argv: list[str]) -> Path | None:
     return next((path for root in roots if (path := Path(root) / f"{member}.yaml").is_file()), None)
 
 
-def shadowed(words: Sequence[str]) -> str | None:
+def experiment_override_warning(words: Sequence[str]) -> str | None:
     """What to tell of overrides that name a member of `train` and an experiment which sets keys of it to other values:
     Hydra puts the experiment above it."""
     typed = dict(word.lstrip("+").partition("=")[::2] for word in words)

@@ -15,7 +15,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from nano3.artifacts.store import NoSuchTag
+from nano3.artifacts.store import UnknownReference
 from nano3.cli.config_file_errors import file_problems, missing_folder, yaml_problem
 from nano3.cli.config_groups import (
     FLAGS,
@@ -34,14 +34,14 @@ from nano3.utils.errors import Nano3Error, UserError, did_you_mean, nearest
 from nano3.utils.redaction import is_secret
 
 # What is told without a traceback.
-FORESEEN = (HydraException, OmegaConfBaseException, yaml.YAMLError, Nano3Error)
+EXPECTED_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, Nano3Error)
 # Of these Hydra does one thing at a time.
 ONE_OF = ("-m", "--multirun", "--run", "-r", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
 # What composing raises; the bare ones of a member's file that holds no keys.
 COMPOSING = (ConfigCompositionException, MissingConfigException, yaml.YAMLError, ValueError, OSError)
 
 
-def explain(error: Exception, name: str, argv: list[str]) -> Nano3Error:
+def explain_error(error: Exception, name: str, argv: list[str]) -> Nano3Error:
     """Turn Hydra's and OmegaConf's exceptions into a `UserError` that lists every wrong override in `argv`."""
     cause: BaseException | None = error
     while cause is not None:
@@ -53,7 +53,7 @@ def explain(error: Exception, name: str, argv: list[str]) -> Nano3Error:
     if isinstance(error, yaml.YAMLError):
         return UserError(yaml_problem(error))
     if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
-        return explain(error.__cause__, name, argv)
+        return explain_error(error.__cause__, name, argv)
     if isinstance(error, OverrideParseException):
         key, equals, value = str(error.override).partition("=")
         quoted = f" Other text goes in quotes twice: '{key}=\"{value}\"'" if equals and is_plain(value) else ""
@@ -71,14 +71,14 @@ def everything_wrong(error: Exception, name: str, argv: list[str]) -> list[str]:
     """All that is wrong with the overrides and the files they choose, when composing them has failed."""
     if not isinstance(error, COMPOSING) or isinstance(error, InterpolationResolutionError):
         return []
-    found = [*wrong_overrides(name, argv, choices=True), *wrong_values(name, argv)]
+    found = [*override_problems(name, argv, choices=True), *wrong_values(name, argv)]
     found += file_problems(name, parsed(argv), str(error), argv)
     return found + free_key_problems(name, parsed(argv), given_conf(argv))
 
 
 def wrong_beforehand(name: str, argv: list[str]) -> list[str]:
     """All that is wrong with the overrides, if one of them names no key: Hydra would tell of one only, and wrongly."""
-    found = [*missing_folder(), *wrong_flags(name, argv), *wrong_overrides(name, argv, choices=False)]
+    found = [*missing_folder(), *wrong_flags(name, argv), *override_problems(name, argv, choices=False)]
     found += rewritten_texts(name, argv)
     if not found:
         return []
@@ -87,7 +87,7 @@ def wrong_beforehand(name: str, argv: list[str]) -> list[str]:
 
 def with_blend(error: Nano3Error) -> Nano3Error:
     """The same error; one about data that is not there also says how to make it, if nano3 knows the blend."""
-    if isinstance(error, NoSuchTag) and error.tag in members("data_blend"):
+    if isinstance(error, UnknownReference) and error.tag in members("data_blend"):
         return UserError(
             [f"{p}\n  To make it: python -m nano3.data_prep data_blend={error.tag}" for p in error.problems]
         )
@@ -112,7 +112,7 @@ def parsed(argv: list[str]) -> list[Override]:
         return []
 
 
-def wrong_overrides(name: str, argv: list[str], choices: bool) -> list[str]:
+def override_problems(name: str, argv: list[str], choices: bool) -> list[str]:
     """One message for each override of application `name` that names no key or, with `choices`, no member of a group.
 
     Members are looked at only once Hydra has refused: it may search more folders (hydra.searchpath).

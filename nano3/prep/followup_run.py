@@ -9,11 +9,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 import launch
-from nano3.cli.app import typed
-from nano3.cli.override_errors import FORESEEN, explain, wrong_overrides
+from nano3.cli.app import to_typed_config
+from nano3.cli.override_errors import EXPECTED_ERRORS, explain_error, override_problems
 from nano3.config import DataPrepConfig
-from nano3.pretrain import check, folder, make_job, pin
-from nano3.training.run.record import Data
+from nano3.pretrain import check, folder, make_job, resolve_paths
+from nano3.training.run.record import DataReference
 from nano3.utils.errors import UserError
 
 # Keys that the words of the run may not set.
@@ -27,16 +27,16 @@ def compose_next(config: DataPrepConfig) -> DictConfig | None:
     """The pretraining run that `then` describes, composed now: a mistake in it is told before any work is done."""
     if not config.then:
         return None
-    problems = wrong_overrides("pretrain", config.then, choices=True)
-    typed = {word.lstrip("+~").partition("=")[0] for word in config.then if "=" in word}
-    problems += [f"{key}: {instead}" for key, instead in NOT_THE_RUNS.items() if key in typed]
+    problems = override_problems("pretrain", config.then, choices=True)
+    given = {word.lstrip("+~").partition("=")[0] for word in config.then if "=" in word}
+    problems += [f"{key}: {instead}" for key, instead in NOT_THE_RUNS.items() if key in given]
     if not problems:
         where = HydraConfig.get().runtime.choices["cluster"]
         try:
             cfg = compose("pretrain", [f"cluster={where}", f"dry_run={config.dry_run}", *config.then])
             return check_next(cfg, Path(config.output_dir).absolute())
-        except FORESEEN as error:
-            problems = explain(error, "pretrain", config.then).problems
+        except EXPECTED_ERRORS as error:
+            problems = explain_error(error, "pretrain", config.then).problems
     raise UserError([f"then: {problem}" for problem in problems])
 
 
@@ -48,7 +48,7 @@ def check_next(cfg: DictConfig, data: Path) -> DictConfig:
     # Set rather than resolved: the folder is not there yet.
     cfg.run.data = str(data)
     cfg.recipe.per_split_data_args_path = f"{data}/blend.json"
-    config = pin(typed(cfg), Data(str(data), str(data), ""), folder(cfg.run.output_dir))
+    config = resolve_paths(to_typed_config(cfg), DataReference(str(data), str(data), ""), folder(cfg.run.output_dir))
     # What lies in the folder now may be other data, about to be replaced.
     check(replace(config, run=replace(config.run, data=os.devnull)))
     return cfg
@@ -60,5 +60,5 @@ def next_job(
     """The job of the next run, on the data of this content and, once registered, artifact `reference`."""
     if cfg is None:
         return None
-    data = Data(reference or cfg.run.data, cfg.run.data, content)
+    data = DataReference(reference or cfg.run.data, cfg.run.data, content)
     return make_job(cfg, folder(cfg.run.output_dir), label="", data=data, overrides=overrides)

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from nano3.data.build.worker_client import Loader
+from nano3.data.build.worker_client import WorkerServerClient
 
 # Words that may mean that nothing is prepared here, or not with the fast engine.
 REFUSED = ("cluster", "dry_run", "engine", "then")
 
 
-def load_ahead(words: Sequence[str]) -> None:
+def preload_tokenizer(words: Sequence[str]) -> None:
     """Start loading the tokenizer that a command line names, if it is likely to be wanted."""
     if file := wanted_tokenizer(words):
-        Loader.begin(file)
+        WorkerServerClient.begin(file)
 
 
 def wanted_tokenizer(words: Sequence[str]) -> str:

@@ -5,19 +5,20 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 import launch
-from nano3.data.build.run import complete, plan_request, prepare_request, show_request
+from nano3.data.build.resume_build import find_complete_data
+from nano3.data.build.run import plan_request, prepare_request, print_plan
 from nano3.data.dataset import output_dir
 from nano3.data.dataset.manifest import Manifest
 from nano3.prep.followup_run import next_job
 from nano3.prep.slurm_entries import register
-from nano3.prep.validate import Prep, checked
+from nano3.prep.validate import Prep, validate
 
 
 def data_prep(cfg: DictConfig) -> int:
     """Read the blend, then show, submit or do the work; returns the exit code."""
-    prep = checked(cfg)
+    prep = validate(cfg)
     if prep.config.dry_run:
-        show_request(prep.request)
+        print_plan(prep.request)
     if prep.config.cluster.kind == "slurm":
         return on_slurm(prep)
     if prep.config.dry_run:
@@ -36,7 +37,7 @@ def on_slurm(prep: Prep) -> int:
     """Spread the plan over a job array; a finalizer joins and registers; the run that follows waits for it."""
     config, request = prep.config, prep.request
     output = Path(config.output_dir).absolute()
-    if not config.force and not config.dry_run and (manifest := complete(request, output)):
+    if not config.force and not config.dry_run and (manifest := find_complete_data(request, output)):
         return finish(prep, manifest)
     planned = output_dir.build_dir(output, request.hash) / "plan.json"
     plan = planned if config.dry_run else plan_request(request)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nano3.artifacts import store, wandb_mirror
 from nano3.artifacts.names import MODEL
-from nano3.data.build.run import finalize, run_part
+from nano3.data.build.run import finalize, run_task
 from nano3.data.dataset.manifest import Manifest
 from nano3.utils.console import say, warn
 from nano3.utils.files import read_json, write_json
@@ -18,7 +18,7 @@ class Registration:
 
     artifact: str
     alias: str | None
-    mirrored: wandb_mirror.Settings = field(default_factory=wandb_mirror.Settings)
+    mirrored: wandb_mirror.WandbSettings = field(default_factory=wandb_mirror.WandbSettings)
     # Why there is no alias.
     note: str | None = None
     # Holds the files of the W&B run.
@@ -26,7 +26,9 @@ class Registration:
 
     def problems(self, write: bool) -> list[str]:
         """Everything that would be refused at the end; `write` also tries whether the store can be written."""
-        found = store.problems(self.artifact, self.alias, write) + wandb_mirror.problems(self.mirrored, "wandb.mode")
+        found = store.registration_problems(self.artifact, self.alias, write) + wandb_mirror.settings_problems(
+            self.mirrored, "wandb.mode"
+        )
         if self.artifact == MODEL:
             found.append(f"artifact={MODEL}: checkpoints are registered under this name; data needs another one")
         return found
@@ -39,12 +41,12 @@ class Registration:
     def from_text(text: str) -> "Registration":
         """What `to_text` gave."""
         values = json.loads(text)
-        return Registration(**{**values, "mirrored": wandb_mirror.Settings(**values["mirrored"])})
+        return Registration(**{**values, "mirrored": wandb_mirror.WandbSettings(**values["mirrored"])})
 
 
 def part(plan: str, output_dir: str, registration: str, index: int, count: int) -> int:
     """Array task `index` of `count`: its share of the plan."""
-    run_part(Path(plan), index, count)
+    run_task(Path(plan), index, count)
     return 0
 
 
@@ -87,12 +89,12 @@ def mirror(how: Registration, made: store.Artifact) -> None:
     name = how.alias or made.reference
     folder = Path(how.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    run = wandb_mirror.start(
+    run = wandb_mirror.start_run(
         how.mirrored, folder=folder, key="wandb.mode", name=f"data {name}", job_type="data_prep", config=made.metadata
     )
     if run is None:
         return
-    wandb_mirror.log(run, made, how.alias)
-    with wandb_mirror.harmless("ending the run"):
+    wandb_mirror.log_artifact(run, made, how.alias)
+    with wandb_mirror.log_failures("ending the run"):
         run.finish()
         write_json(done, now)

@@ -11,17 +11,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from launch.names import sweep_labels
 from nano3.artifacts import wandb_mirror
-from nano3.artifacts.names import alias_of, slug
+from nano3.artifacts.names import alias_for, slugify
 from nano3.cli.app import task_overrides, value_problems
 from nano3.config import DataPrepConfig, PrepOptions, SourceConfig
 from nano3.config.blend import parse_datasets, read_blend_file
-from nano3.data.build.resume_build import refuse_published
-from nano3.data.planning.planner import Request, check_options, joined, problems_here, read_request
+from nano3.data.build.resume_build import check_output_dir
+from nano3.data.planning.planner import PrepRequest, check_options, collect_problems, combine_errors, make_request
 from nano3.prep.followup_run import compose_next
 from nano3.prep.slurm_entries import Registration
 from nano3.training.checks import mounts
 from nano3.utils.errors import Nano3Error, UserError
-from nano3.utils.files import expanded, plain, unwritable
+from nano3.utils.files import expand_user, normalize_path, unwritable_reason
 
 if TYPE_CHECKING:  # submitting takes a tenth of a second to import, which a preparation here can do without
     from launch.array import Array
@@ -32,7 +32,7 @@ class Prep:
     """A checked start: nothing that can be known beforehand is wrong with it."""
 
     config: DataPrepConfig
-    request: Request
+    request: PrepRequest
     registration: Registration
     following: DictConfig | None
 
@@ -43,7 +43,7 @@ class Prep:
         return array_of(self.config, self.request.blend, self.request.sources, args)
 
 
-def checked(cfg: DictConfig) -> Prep:
+def validate(cfg: DictConfig) -> Prep:
     """Everything that can be known before any work: options, tokenizer, files, registration, cluster, the next run.
 
     Raises one error with all problems. A network is asked only when nothing else is wrong.
@@ -64,7 +64,7 @@ def checked(cfg: DictConfig) -> Prep:
     told(value_problems(cfg))
     told(blend_named_twice(cfg))
     told(unnamed_blend(cfg))
-    config = at_home(OmegaConf.to_object(cfg))  # type: ignore[arg-type]
+    config = expand_paths(OmegaConf.to_object(cfg))  # type: ignore[arg-type]
     options = PrepOptions(**{f.name: getattr(config, f.name) for f in fields(PrepOptions)})
     blend, sources = attempt(lambda: read_blend(config)) or ("", list[SourceConfig]())
     registration = registration_of(config, blend)
@@ -73,18 +73,18 @@ def checked(cfg: DictConfig) -> Prep:
     following = attempt(lambda: compose_next(config))
     told(attempt(lambda: submit_problems(config, blend, sources)) or [])
     if failures:
-        raise joined([*failures, UserError(check_options(options)), *problems_here(sources, options)])
-    request = read_request(sources, options, blend)
-    refuse_published(request)
+        raise combine_errors([*failures, UserError(check_options(options)), *collect_problems(sources, options)])
+    request = make_request(sources, options, blend)
+    check_output_dir(request)
     return Prep(config, request, registration, following)
 
 
-def at_home(config: DataPrepConfig) -> DataPrepConfig:
+def expand_paths(config: DataPrepConfig) -> DataPrepConfig:
     """The same with ~ for the home folder in the places that are read and written, as everywhere in nano3, and no ".."
     in those that are kept."""
     named: dict[str, str | None] = {key: getattr(config, key) for key in ("output_dir", "job_dir", "blend_path")}
-    mounts: dict[str, Any] = {key: str(expanded(place)) for key, place in named.items() if place}
-    kept = {key: str(plain(p)) for key, p in mounts.items() if ".." in Path(p).parts and key != "blend_path"}
+    mounts: dict[str, Any] = {key: str(expand_user(place)) for key, place in named.items() if place}
+    kept = {key: str(normalize_path(p)) for key, p in mounts.items() if ".." in Path(p).parts and key != "blend_path"}
     return replace(config, **mounts | kept)
 
 
@@ -120,7 +120,7 @@ def array_of(config: DataPrepConfig, blend: str, sources: list[SourceConfig], ar
 
 def output_problems(output: Path) -> list[str]:
     """Why nothing can be written there; finished data are left alone, so they may be where nothing can."""
-    if (output / "manifest.json").exists() or not (why := unwritable(output)):
+    if (output / "manifest.json").exists() or not (why := unwritable_reason(output)):
         return []
     return [f"output_dir={output}: cannot be written: {why}. Choose another output_dir."]
 
@@ -170,14 +170,14 @@ def registration_of(config: DataPrepConfig, blend: str) -> Registration:
     """How the data will be registered. A blend whose name can be no alias goes without one and is told so."""
     alias, note = config.alias, None
     if alias is None and blend:
-        alias, why = alias_of(blend)
+        alias, why = alias_for(blend)
         note = f"the data has no alias: {why}. To give it one: alias=NAME" if why else None
-    settings = wandb_mirror.Settings(config.wandb.mode, config.wandb.project, config.wandb.entity)
-    folder = Path(config.job_dir, f"prep-{slug(blend) or 'blend'}").absolute()
+    settings = wandb_mirror.WandbSettings(config.wandb.mode, config.wandb.project, config.wandb.entity)
+    folder = Path(config.job_dir, f"prep-{slugify(blend) or 'blend'}").absolute()
     return Registration(config.artifact, alias, settings, note, str(folder))
 
 
-def spread(points: list[DictConfig], overrides: list[list[str]]) -> None:
+def separate_sweep_points(points: list[DictConfig], overrides: list[list[str]]) -> None:
     """Give points of a sweep that would share a folder or an alias their own, and check all before the first works.
 
     Such folders are output_dir/LABEL and job_dir/LABEL, such an alias ALIAS-LABEL; the label is made of the keys that
@@ -193,11 +193,11 @@ def spread(points: list[DictConfig], overrides: list[list[str]]) -> None:
         if point.output_dir and mounts.count(place) > 1:
             point.output_dir = str(Path(point.output_dir, label))
         if names.count(name) > 1:
-            point.alias = slug(f"{name}-{label}")
+            point.alias = slugify(f"{name}-{label}")
             point.job_dir = str(Path(point.job_dir, label))
         try:
-            checked(point)
+            validate(point)
         except Nano3Error as error:
             failures.append(error)
     if failures:
-        raise joined(failures)
+        raise combine_errors(failures)

@@ -8,7 +8,7 @@ from launch import job_records
 from nano3.artifacts import resolver, store
 from nano3.training.run.record import latest_start
 from nano3.utils.errors import Failure, UserError
-from nano3.utils.files import expanded
+from nano3.utils.files import expand_user
 
 RUNS = Path("output/nano3/runs")
 _NOT_RUNS = {"slurm", "logs", "checkpoints", "tensorboard", "starts", "wandb"}
@@ -32,12 +32,12 @@ def run_folders(folder: Path) -> Iterator[Path]:
 
 def data_folder(reference: str) -> Path:
     """Prepared data by its folder or, as in run.data, by its artifact (NAME:ALIAS). Raises `UserError`."""
-    folder = expanded(reference)
+    folder = expand_user(reference)
     if folder.is_file():
         raise UserError(f"{reference} is a file; name the folder that nano3.data_prep made (its output_dir).")
     if folder.is_dir() or (":" not in reference and not store.versions(reference)):
         return folder
-    return resolver.find(reference, key="").folder
+    return resolver.resolve_reference(reference, key="").folder
 
 
 def refuse_other_data(folder: Path, data: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from launch import job_records, local_job, lock
 from launch.job import AGAIN
 from launch.metrics import last_metrics
-from nano3.utils.errors import INTERRUPTED, Failure
+from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Failure
 from nano3.utils.files import read_json
 
 
@@ -36,23 +36,23 @@ class State:
 
 def is_newest(run_dir: Path) -> bool:
     """Whether the newest start of a run was one on this machine, not a job of Slurm."""
-    entries, start = job_records.read(run_dir), local_job.newest(run_dir)
-    if not entries or lock.holder(run_dir):
+    entries, start = job_records.read_records(run_dir), local_job.newest_local_job(run_dir)
+    if not entries or lock.lock_holder(run_dir):
         return True
     return start is not None and datetime.fromisoformat(start.started) > datetime.fromisoformat(entries[-1].submitted)
 
 
 def state_of(run_dir: Path) -> State:
     """How it is with a run whose newest start was here."""
-    if holder := lock.holder(run_dir):
+    if holder := lock.lock_holder(run_dir):
         return State("running", holder=holder)
-    start = local_job.newest(run_dir)
+    start = local_job.newest_local_job(run_dir)
     code = start.exit_code if start else None
     if (run_dir / "finished.json").exists():
         return State("finished", 0)
     if start is None:
         return State("stopped" if _saved_last(run_dir) else "failed")
-    words = {0: "finished", AGAIN: "stopped", INTERRUPTED: "stopped", 2: "refused"}
+    words = {0: "finished", AGAIN: "stopped", INTERRUPTED_EXIT_CODE: "stopped", 2: "refused"}
     return State(words.get(code, "failed") if code is not None else "failed", code)
 
 

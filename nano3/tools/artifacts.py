@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.what == "list":
         return list_all()
-    artifact = store.look_up(args.reference)
+    artifact = store.find_artifact(args.reference)
     if args.what == "show":
         say(json.dumps({"reference": artifact.reference, **asdict(artifact)}, indent=2))
     else:

@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     folders = sorted({found for name in args.runs for found in run_folders(run_folder(name))})
     asked, failed = stop_here(folders)
-    entries = [entries[-1] for folder in folders if (entries := job_records.read(folder)) and not entries[-1].state]
+    entries = [
+        entries[-1] for folder in folders if (entries := job_records.read_records(folder)) and not entries[-1].state
+    ]
     ids = [job for entry in entries for job in entry.ids]
     states = slurm.states(entry.id for entry in entries)
     active = [e for e in entries if states[e.id] != slurm.UNKNOWN and not states[e.id].ended]
@@ -41,7 +43,7 @@ def stop_here(folders: list[Path]) -> tuple[int, int]:
     """Ask every process that works on one of the runs to stop; how many were, and how many could not be."""
     asked = failed = 0
     for folder in folders:
-        if holder := lock.holder(folder):
+        if holder := lock.lock_holder(folder):
             try:
                 say(_local.stop(folder, holder))
                 asked += 1

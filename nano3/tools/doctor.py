@@ -19,7 +19,7 @@ from nano3.training import backend
 from nano3.training.megatron.compile_cache import cache_home
 from nano3.utils.console import say, table
 from nano3.utils.errors import Failure
-from nano3.utils.files import nearest
+from nano3.utils.files import nearest_existing
 from nano3.utils.provenance import commit_of, installed_versions
 
 HELP = "what this machine has, and what to do about what it lacks"
@@ -118,7 +118,7 @@ def fast_tokenizer() -> Line:
 
 def artifacts() -> Line:
     found = store.names()
-    problems = store.problems("doctor", write=True)
+    problems = store.registration_problems("doctor", write=True)
     there = f"{sum(len(store.versions(name)) for name in found)} versions of {len(found)} artifacts in {store.home()}"
     return there, "set NANO3_HOME to a folder of yours that can be written" if problems else ""
 
@@ -150,7 +150,7 @@ def output() -> Line:
 def space(folder: Path, key: str) -> Line:
     """Room and permission at a folder that is, or will be, there."""
     folder = folder.expanduser().absolute()
-    place = nearest(folder)
+    place = nearest_existing(folder)
     free = shutil.disk_usage(place).free
     found = f"{folder}{'' if place == folder else ' (not there yet)'}, {free / 1e9:,.1f} GB free"
     if not os.access(place, os.W_OK | os.X_OK):

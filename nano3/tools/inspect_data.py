@@ -64,7 +64,7 @@ def wrong_choices(args: argparse.Namespace, manifest: Any) -> list[str]:
 
 
 def summary(folder: Path, manifest: Any) -> None:
-    from nano3.data.build.progress import report
+    from nano3.data.build.progress import print_summary
 
     say(f"{folder}: plan {manifest.plan_hash[:16]}, {len(manifest.shards)} shards, {manifest.dtype}")
     token = manifest.tokenizer
@@ -72,7 +72,7 @@ def summary(folder: Path, manifest: Any) -> None:
         f"tokenizer {token['model']}: {token['vocab_size']:,} ids, end of document {token['eod_token']!r} "
         f"({token['eod_id']})"
     )
-    report(manifest, None)
+    print_summary(manifest, None)
 
 
 def show_documents(

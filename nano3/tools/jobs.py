@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from launch import job_records, local_job, slurm
-from launch.follow import describe
+from launch.follow import describe_state
 from launch.metrics import last_metrics, loss_text
 from nano3.tools import _local
 from nano3.tools._folders import RUNS, run_folders
@@ -40,19 +40,19 @@ def run(args: argparse.Namespace) -> int:
     return Failure.exit_code if damaged else 0
 
 
-def _last_jobs(runs: list[Path]) -> tuple[dict[Path, job_records.Entry | None], list[str]]:
+def _last_jobs(runs: list[Path]) -> tuple[dict[Path, job_records.JobRecord | None], list[str]]:
     """The newest job of each run whose jobs can be read, None for one without; and what is wrong with the others."""
-    found: dict[Path, job_records.Entry | None] = {}
+    found: dict[Path, job_records.JobRecord | None] = {}
     damaged: list[str] = []
     for run_dir in runs:
         try:
-            found[run_dir] = next(reversed(job_records.read(run_dir)), None)
+            found[run_dir] = next(reversed(job_records.read_records(run_dir)), None)
         except Nano3Error as error:
             damaged += error.problems
     return found, damaged
 
 
-def _states(entries: list[job_records.Entry]) -> dict[str, slurm.JobState]:
+def _states(entries: list[job_records.JobRecord]) -> dict[str, slurm.JobState]:
     """Slurm is asked only about jobs whose end has not been noted."""
     states = {e.id: slurm.JobState(e.state, e.exit_code or 0) for e in entries if e.state}
     try:
@@ -66,9 +66,9 @@ def _row(run_dir: Path, states: dict[str, slurm.JobState]) -> tuple[object, ...]
     metrics = last_metrics(run_dir)
     progress = (metrics.get("iteration", ""), loss_text(metrics))
     if _local.is_newest(run_dir):
-        here, start = _local.state_of(run_dir), local_job.newest(run_dir)
+        here, start = _local.state_of(run_dir), local_job.newest_local_job(run_dir)
         code = "" if here.code is None else here.code
         return (run_dir, "", here, code, *progress, start.started if start else "")
-    last = job_records.read(run_dir)[-1]
+    last = job_records.read_records(run_dir)[-1]
     state = states.get(last.id, slurm.UNKNOWN)
-    return (run_dir, last.id, describe(state), state.code if state.ended else "", *progress, last.submitted)
+    return (run_dir, last.id, describe_state(state), state.code if state.ended else "", *progress, last.submitted)

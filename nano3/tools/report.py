@@ -16,7 +16,7 @@ from typing import Any
 import nano3
 from nano3.tools._folders import RUNS, run_folder, run_folders
 from nano3.tools.diff import facts, not_a_run, shown
-from nano3.training.run.record import finish_of, newest_start
+from nano3.training.run.record import newest_start, read_finish_record
 from nano3.utils.console import say
 from nano3.utils.errors import UserError
 from nano3.utils.files import write_text
@@ -124,7 +124,7 @@ def result(folder: Path, lines: list[dict[str, Any]], known: tuple[dict[str, Any
         return ["not begun", *[""] * 6, *tail]
     whole = config.get("train.train_iters")
     done = train[-1]["iteration"]
-    finish = finish_of(folder)  # later than the last line when log_interval does not divide it
+    finish = read_finish_record(folder)  # later than the last line when log_interval does not divide it
     ended = finish["iteration"] if finish else None
     state = "finished" if ended is not None and ended >= (whole or 0) else f"at {max(done, ended or 0):,} of {whole:,}"
     elapsed = [line["elapsed_s"] for line in lines if "elapsed_s" in line]

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from nano3.artifacts.names import slug
+from nano3.artifacts.names import slugify
 from nano3.cli.config_file_errors import member_values
 from nano3.tools._folders import RUNS, refuse_other_data, run_folder
 from nano3.tools.diff import facts, not_a_run
@@ -52,10 +52,10 @@ def run(args: argparse.Namespace) -> int:
     config = read(start / "config.yaml")
     refuse_other_data(folder, Path(config["run"]["data"]))
     config["run"]["data"] = named(data.get("reference"), config["run"]["data"])
-    if parent := parent_checkpoint.read(folder):
+    if parent := parent_checkpoint.read_parent(folder):
         config["checkpoint"]["load"] = found_parent(folder, parent, args.changes)
     tell_other_code(folder, start, code)
-    name = f"run.name='{slug(folder.absolute().name) or 'run'}-again'"
+    name = f"run.name='{slugify(folder.absolute().name) or 'run'}-again'"
     changes = args.changes if any(word.startswith("run.name=") for word in args.changes) else [name, *args.changes]
     say(f"starts as {folder} was started ({start.name}), with {' '.join(changes)}")
     with tempfile.TemporaryDirectory(prefix="nano3-rerun-") as made:
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         return subprocess.run([sys.executable, "-m", "nano3.pretrain", *words], check=False).returncode
 
 
-def found_parent(folder: Path, parent: parent_checkpoint.Began, changes: Sequence[str]) -> str:
+def found_parent(folder: Path, parent: parent_checkpoint.ParentCheckpoint, changes: Sequence[str]) -> str:
     """The checkpoint that the old run began with, which the new one is to begin with too. Raises `UserError` when it is
     gone and no other one is given."""
     if not parent.checkpoint.is_dir() and not any(word.startswith("checkpoint.load=") for word in changes):

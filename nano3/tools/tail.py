@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from launch import job_records, local_job, slurm
-from launch.follow import INTERRUPTED, LogStream, describe, follow, say, tail_and_size
+from launch.follow import INTERRUPTED, LogStream, describe_state, follow, read_tail_and_size, say
 from launch.submit import Submitted
 from nano3.tools import _local
 from nano3.tools._arguments import at_least
@@ -34,13 +34,13 @@ def run(args: argparse.Namespace) -> int:
     refuse_sweep(run_dir)
     if _local.is_newest(run_dir):
         return tail_here(run_dir, args)
-    entry = job_records.read(run_dir)[-1]
+    entry = job_records.read_records(run_dir)[-1]
     job = Submitted(entry.id, run_dir, Path(entry.log).parent)
-    text, size = tail_and_size(job.log(args.rank), args.lines)
+    text, size = read_tail_and_size(job.log(args.rank), args.lines)
     print(text, end="", flush=True)
     if args.no_follow or entry.state:
         state = slurm.JobState(entry.state, entry.exit_code or 0) if entry.state else slurm.states([entry.id])[entry.id]
-        say(f"job {entry.id} {describe(state)}; log: {job.log(args.rank)}")
+        say(f"job {entry.id} {describe_state(state)}; log: {job.log(args.rank)}")
         return 0
     try:
         return follow(job, rank=args.rank, offset=size)
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 def tail_here(run_dir: Path, args: argparse.Namespace) -> int:
     """The same for a run on this machine."""
     log = log_here(run_dir, args.rank)
-    text, size = tail_and_size(log, args.lines)
+    text, size = read_tail_and_size(log, args.lines)
     print(text, end="", flush=True)
     stream = LogStream(log, size)
     try:
@@ -70,7 +70,7 @@ def tail_here(run_dir: Path, args: argparse.Namespace) -> int:
 
 def log_here(run_dir: Path, rank: int) -> Path:
     """Where the output of a rank is, or the best there is; says so when that is not the output."""
-    start = local_job.newest(run_dir)
+    start = local_job.newest_local_job(run_dir)
     kept = Path(start.log) if start and start.log and rank == 0 else run_dir / "logs" / f"rank_{rank}.log"
     if kept.exists():
         return kept

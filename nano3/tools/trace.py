@@ -47,18 +47,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from nano3.data.dataset.manifest import load_manifest
     from nano3.training.dataset import open_data
-    from nano3.training.reports.sample_index import TrainOrder
+    from nano3.training.reports.sample_index import SampleIndex
     from nano3.training.run import index_cache
-    from nano3.training.run.record import thaw
+    from nano3.training.run.record import load_run_config
 
     folder = run_folder(args.run)
-    config = thaw(folder / "config.yaml")
+    config = load_run_config(folder / "config.yaml")
     data = Path(config.run.data)
     samples = samples_of(config, folder, args.iteration, args.sample)
     refuse_other_data(folder, data)
     manifest = load_manifest(data)
     cache = index_cache.folder_of(folder, open_data(data).fingerprint)
-    order = TrainOrder(cache, config.train.train_iters * config.train.global_batch_size)
+    order = SampleIndex(cache, config.train.train_iters * config.train.global_batch_size)
     if order.other_sizes:
         sizes = " and ".join(f"{size:,}" for size in order.other_sizes)
         warn(
@@ -86,7 +86,7 @@ def samples_of(config: Any, folder: Path, iteration: int, only: int | None) -> r
     from nano3.training.run.metrics import read_metrics
 
     size, last = config.train.global_batch_size, config.train.train_iters
-    parent = parent_checkpoint.read(folder)
+    parent = parent_checkpoint.read_parent(folder)
     first = parent.iteration + 1 if parent else 1
     if not first <= iteration <= last:
         before = f"; those before are of the run of {parent.checkpoint}" if parent and iteration < first else ""
@@ -132,17 +132,17 @@ def pieces_of(order: Any, data: Path, samples: range, global_batch_size: int) ->
 
 def origins_of(data: Path, manifest: Any, pieces: list[Piece]) -> dict[tuple[str, int], Any]:
     """Origin of each document by shard and number; what cannot be told is warned of."""
-    from nano3.data.dataset.source_lookup import find_origins, plan_of
+    from nano3.data.dataset.source_lookup import find_source_rows, load_build_plan
 
     wanted = defaultdict(set)
     for piece in pieces:
         wanted[piece.shard].add(piece.document)
-    plan = plan_of(data, manifest)
+    plan = load_build_plan(data, manifest)
     found: dict[tuple[str, int], Any] = {}
     for shard, numbers in sorted(wanted.items()):
         split, _, name = shard.partition("/")
         try:
-            origins = find_origins(plan, split, int(name.rpartition("_")[2]), numbers)
+            origins = find_source_rows(plan, split, int(name.rpartition("_")[2]), numbers)
         except (Failure, UserError) as error:
             for problem in error.problems:
                 warn(f"{shard}: {problem}")

@@ -2,7 +2,7 @@
 
 import sys
 
-from nano3.cli.app import leave
+from nano3.cli.app import exit_with_error
 from nano3.training import rank_main
 from nano3.utils.disk_errors import disk_errors
 from nano3.utils.errors import Nano3Error
@@ -14,4 +14,4 @@ if __name__ == "__main__":
         with disk_errors("standard output"):
             sys.exit(rank_main.main(sys.argv[1]))
     except Nano3Error as error:
-        leave(error)
+        exit_with_error(error)

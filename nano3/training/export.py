@@ -27,7 +27,7 @@ from nano3.training.hf.checkpoints import (
 from nano3.training.hf.model import build_model, hf_config, padded_vocab_size
 from nano3.training.run.checkpoint_owner import owner_of
 from nano3.utils.errors import Failure, UserError
-from nano3.utils.files import fsync_dir, read_json, temp_name, unwritable
+from nano3.utils.files import fsync_dir, read_json, temp_name, unwritable_reason
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 # Hugging Face's names of a dense Qwen3's sizes -> Megatron's.
@@ -55,7 +55,7 @@ def export(run_dir: Path, output: Path, iteration: int | None = None) -> Path:
     run_dir, output = Path(run_dir).absolute(), Path(output).absolute()
     if output.exists():
         raise UserError(f"{output} exists already. Choose another --output, or remove it.")
-    if why := unwritable(output):
+    if why := unwritable_reason(output):
         raise UserError(f"--output={output}: cannot be written: {why}. Choose another --output.")
     checkpoint = find(run_dir, iteration)
     info = read_info(checkpoint)

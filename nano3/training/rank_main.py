@@ -13,12 +13,12 @@ from nano3.artifacts.names import MODEL
 from nano3.config import PretrainConfig
 from nano3.training import backend
 from nano3.training.hf.checkpoints import content_of
-from nano3.training.reports.final_report import conclude
+from nano3.training.reports.final_report import write_final_report
 from nano3.training.run import parent_checkpoint
 from nano3.training.run.lineage import data_reference, model_alias
 from nano3.training.run.metrics import wandb_settings
 from nano3.training.run.outcome import Outcome
-from nano3.training.run.record import finished, latest_start, thaw
+from nano3.training.run.record import finished, latest_start, load_run_config
 from nano3.utils.console import is_rank_zero, say, warn
 from nano3.utils.disk_errors import disk_errors
 from nano3.utils.errors import UserError
@@ -31,7 +31,7 @@ def main(config_path: str) -> int:
     Raises `UserError` and `Failure`.
     """
     path = Path(config_path).absolute()
-    config, run_dir = thaw(path), path.parent
+    config, run_dir = load_run_config(path), path.parent
     if done := finished(run_dir):
         if is_rank_zero():
             show(config, run_dir, done)
@@ -44,12 +44,14 @@ def show(config: PretrainConfig, run_dir: Path, done: dict[str, Any]) -> None:
     iteration = done.get("iteration")
     say(f"already finished: iteration {iteration} is in {done.get('checkpoint') or run_dir}; nothing to do")
     if iteration == config.train.train_iters:
-        conclude(config, run_dir)
+        write_final_report(config, run_dir)
 
 
 def train(config: PretrainConfig, run_dir: Path) -> int:
     """The same for a configuration at hand; what a rank that torchrun started runs."""
-    problems = backend.missing_here(config.backend) + wandb_mirror.problems(wandb_settings(config), "run.wandb.mode")
+    problems = backend.missing_here(config.backend) + wandb_mirror.settings_problems(
+        wandb_settings(config), "run.wandb.mode"
+    )
     if problems:
         raise UserError(problems)
 
@@ -76,7 +78,7 @@ def tell(config: PretrainConfig, run_dir: Path, outcome: Outcome, as_asked: bool
         checkpoint = str(outcome.checkpoint) if outcome.checkpoint else None
         write_json(marker, {"iteration": outcome.iteration, "checkpoint": checkpoint})
     if outcome.status == "finished":
-        conclude(config, run_dir)
+        write_final_report(config, run_dir)
 
 
 class SaveRecorder:
@@ -108,8 +110,8 @@ def register_checkpoint(config: PretrainConfig, run_dir: Path, iteration: int, f
     """
     start = latest_start(run_dir)
     reference = data_reference(start)
-    parent = parent_checkpoint.read(run_dir)
-    model = store.made_of(str(parent.checkpoint)) if parent else None
+    parent = parent_checkpoint.read_parent(run_dir)
+    model = store.find_by_folder(str(parent.checkpoint)) if parent else None
     alias = model_alias(config, start)
     made = store.register(
         MODEL,
@@ -127,4 +129,4 @@ def register_checkpoint(config: PretrainConfig, run_dir: Path, iteration: int, f
         alias=alias,
     )
     if run := wandb_mirror.active_run():
-        wandb_mirror.log(run, made, alias)
+        wandb_mirror.log_artifact(run, made, alias)

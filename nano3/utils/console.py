@@ -29,7 +29,7 @@ def console(stderr: bool = False) -> "Console":
 
 
 @contextlib.contextmanager
-def unread() -> Iterator[None]:
+def ignore_broken_pipe() -> Iterator[None]:
     """Go on in silence when whoever read the output has closed it, as `head` does."""
     try:
         yield

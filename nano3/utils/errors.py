@@ -8,9 +8,9 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 # Exit code of a run that saved and stopped before its end: start it again. EX_TEMPFAIL of sysexits.h.
-START_AGAIN = 75
+RESTART_EXIT_CODE = 75
 # Exit code after Ctrl-C, as shells have it.
-INTERRUPTED = 130
+INTERRUPTED_EXIT_CODE = 130
 
 
 class Nano3Error(Exception):

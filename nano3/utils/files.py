@@ -23,12 +23,12 @@ def temp_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
 
 
-def expanded(place: str | Path) -> Path:
+def expand_user(place: str | Path) -> Path:
     """A path with ~ for the home folder; "~nobody" is left as it is, as by a shell (Path.expanduser raises)."""
     return Path(os.path.expanduser(place))  # noqa: PTH111
 
 
-def plain(place: str | Path) -> Path:
+def normalize_path(place: str | Path) -> Path:
     """An absolute path without "..", which would no longer lead there once a folder on the way is gone."""
     place = Path(place).absolute()
     if ".." not in place.parts:
@@ -38,7 +38,7 @@ def plain(place: str | Path) -> Path:
     return Path(short if os.path.realpath(short) == real else real)  # they differ behind a link to a folder
 
 
-def nearest(folder: Path) -> Path:
+def nearest_existing(folder: Path) -> Path:
     """The folder, or the first one above it that is there (Path.exists raises where looking is not allowed)."""
     place = folder.absolute()
     while not os.access(place, os.F_OK):
@@ -46,7 +46,7 @@ def nearest(folder: Path) -> Path:
     return place
 
 
-def unwritable(folder: Path) -> str | None:
+def unwritable_reason(folder: Path) -> str | None:
     """Why nothing can be written in a folder, or None. Leaves nothing behind, also where there is no folder yet: what
     is tried then is making one of a name that nobody else chooses, so that starts at the same time do not disturb
     one another.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def uncollected(*, freeze: bool = False) -> Iterator[None]:
+def gc_paused(*, freeze: bool = False) -> Iterator[None]:
     """No collection while the block runs: each would search all that was made so far, and find nothing.
 
     With `freeze` no later collection looks at what is there when the block has ended. For imports: Megatron-Bridge's

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from nano3.artifacts import store
-from nano3.artifacts.names import MOST, alias_of, alias_problem, name_problem, slug
+from nano3.artifacts.names import MOST, alias_for, alias_problem, name_problem, slugify
 from nano3.artifacts.resolver import locate, register_resolver
 from nano3.utils.errors import Failure, UserError
 from nano3.tools import artifacts as artifacts_tool
@@ -71,10 +71,10 @@ def test_a_user_without_a_name_can_register(folder: Path, monkeypatch: pytest.Mo
 
 
 def test_a_store_that_cannot_be_written_is_told_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert store.problems(DATA, write=True) == []
+    assert store.registration_problems(DATA, write=True) == []
     assert not store.home().exists()
     monkeypatch.setenv("NANO3_HOME", "/proc/nope")
-    assert "NANO3_HOME" in store.problems(DATA, write=True)[0]
+    assert "NANO3_HOME" in store.registration_problems(DATA, write=True)[0]
     with pytest.raises(Failure, match="could not be registered"):
         store.register(DATA, Path("/tmp"), "plan1")
 
@@ -91,14 +91,14 @@ def test_a_store_that_cannot_be_written_is_told_before(monkeypatch: pytest.Monke
     ],
 )
 def test_aliases_made_of_other_names(text: str, alias: str | None, why: str | None) -> None:
-    found, told = alias_of(text)
+    found, told = alias_for(text)
     assert found == alias
     assert (told is None) if why is None else (told is not None and why in told)
     assert alias is None or alias_problem(alias) is None
 
 
 def test_long_aliases_stay_apart() -> None:
-    one, two = (alias_of("x" * 200 + end)[0] for end in "ab")
+    one, two = (alias_for("x" * 200 + end)[0] for end in "ab")
     assert one != two
     assert one is not None
     assert alias_problem(one) is None
@@ -237,10 +237,10 @@ def test_no_fault_leaves_half_an_entry(folder: Path, home: Path, tmp_path: Path,
         have = store.versions("model")
         assert have == list(range(1, len(have) + 1))
         assert all(store.load("model", version).path == str(folder) for version in have)
-        assert store.look_up("model:best").version in have
+        assert store.find_artifact("model:best").version in have
         assert store.resolve("model").version == have[-1]
         again = store.register("model", folder, f"{call}{when}", alias="best")
-        assert store.look_up("model:best") == store.look_up("model") == again
+        assert store.find_artifact("model:best") == store.find_artifact("model") == again
         assert again.fingerprint == f"{call}{when}"
     assert when > 1 or call == "link", "the fault must have come to pass"
 
@@ -252,18 +252,18 @@ ANY = (
 
 @given(ANY)
 def test_an_alias_that_is_made_may_be_used(text: str) -> None:
-    alias, why = alias_of(text)
+    alias, why = alias_for(text)
     assert (alias is None) != (why is None)
     if alias is not None:
         assert alias_problem(alias) is None
-        assert alias_of(alias) == (alias, None), "made once, it stays"
+        assert alias_for(alias) == (alias, None), "made once, it stays"
     if alias_problem(text) is None and alias_problem(text.strip("-._")) is None:  # "v7." is an alias, v7 a version
         assert alias == text.strip("-._")
 
 
 @given(ANY)
 def test_what_may_be_a_name_is_a_plain_file_name(text: str) -> None:
-    plain = slug(text)
+    plain = slugify(text)
     assert len(plain) <= MOST
     assert plain == Path(plain).name
     if name_problem(text) is None:
@@ -293,7 +293,7 @@ def test_a_damaged_file_is_named_and_hides_nothing_else(
     assert str(home / DATA / file) in err and told in err
     assert store.resolve(f"{DATA}:code").version == 2
     with pytest.raises(Failure, match=re.escape(str(home / DATA / file))):
-        store.look_up(f"{DATA}:math")
+        store.find_artifact(f"{DATA}:math")
 
 
 def test_registering_again_mends_what_was_damaged(folder: Path, home: Path) -> None:

@@ -12,7 +12,7 @@ from commands import ROOT
 from omegaconf import OmegaConf
 
 from nano3.artifacts import resolver, store
-from nano3.artifacts.names import slug
+from nano3.artifacts.names import slugify
 from nano3.utils.errors import Failure, UserError
 from nano3.tools import _folders
 from nano3.tools import artifacts as tool
@@ -36,11 +36,11 @@ def test_a_folder_of_any_name_is_an_artifact(tmp_path: Path, name: bytes) -> Non
     place.mkdir()
     one = store.register("Data", place, "plan", alias="mine")
     assert store.register("Data", place, "plan", alias="mine") == one == store.resolve("Data:mine")
-    assert Path(one.path) == place and store.made_of(str(place)) == one
+    assert Path(one.path) == place and store.find_by_folder(str(place)) == one
 
 
 def test_long_names_of_any_encoding_become_different_aliases() -> None:
-    assert len({slug("n" * 200 + os.fsdecode(end)) for end in (b"\xe9", b"\xe8", b"")}) == 3
+    assert len({slugify("n" * 200 + os.fsdecode(end)) for end in (b"\xe9", b"\xe8", b"")}) == 3
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_damaged_version_is_named_with_what_to_do(
     store.register("Model", folder, "run", inputs=["Data:v1"])
     file = home / "Data" / "v1.json"
     file.write_text(content)
-    for look in (lambda: store.look_up("Data"), lambda: tool.lineage(store.look_up("Model"), 0)):
+    for look in (lambda: store.find_artifact("Data"), lambda: tool.lineage(store.find_artifact("Model"), 0)):
         with pytest.raises(Failure) as caught:
             look()
         assert caught.value.problems[0].startswith(f"{file}: damaged (") and "Remove it" in caught.value.problems[0]
@@ -108,7 +108,7 @@ def test_lineage_goes_back_to_the_beginning(folder: Path, capsys: pytest.Capture
     store.register("Data", folder, "plan")
     for name, inputs in (("One", ["Data:v1"]), ("Two", ["One:v1", "Data:v1", "team/project/Data:v3", "Gone:v9"])):
         store.register(name, folder / name, "run", inputs=inputs)
-    tool.lineage(store.look_up("Two"), 0)
+    tool.lineage(store.find_artifact("Two"), 0)
     lines = [line.split("  (")[0].rstrip() for line in capsys.readouterr().out.splitlines()]
     assert lines == [
         f"Two:v1  {folder}/Two", f"  One:v1  {folder}/One", f"    Data:v1  {folder}", f"  Data:v1  {folder}",
@@ -183,7 +183,7 @@ def test_what_a_reference_means(
         assert resolver.locate(reference).is_dir()
         return
     with pytest.raises(UserError) as caught:
-        resolver.find(reference)
+        resolver.resolve_reference(reference)
     (problem,) = caught.value.problems
     assert told.format(here=tmp_path) in problem
     if "folder" in told:

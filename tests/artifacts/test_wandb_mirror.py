@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from wandb_file import records
 
 from nano3.artifacts import store, wandb_mirror
-from nano3.artifacts.resolver import find, register_resolver
+from nano3.artifacts.resolver import resolve_reference, register_resolver
 from nano3.config import PretrainConfig
 from nano3.utils.errors import UserError
 from nano3.utils.files import write_json
@@ -100,7 +100,7 @@ def test_a_failure_of_wandb_is_a_warning(capsys: pytest.CaptureFixture[str]) -> 
         def log_artifact(self, *_: object, **__: object) -> None:
             raise RuntimeError("the service is down")
 
-    wandb_mirror.log(Broken(), store.Artifact(DATA, 1, "/nowhere", "a"), "math")
+    wandb_mirror.log_artifact(Broken(), store.Artifact(DATA, 1, "/nowhere", "a"), "math")
     assert "warning: W&B: recording DataBlendsArtifact-pretrain:v1 failed" in capsys.readouterr().err
 
 
@@ -127,16 +127,16 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setenv("NANO3_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("wandb.Api", lambda: SimpleNamespace(artifact=artifact))
-    wandb_mirror.find.cache_clear()
+    wandb_mirror.find_remote.cache_clear()
     return asked
 
 
-ONLINE = wandb_mirror.Settings("online", "mine", "me")
+ONLINE = wandb_mirror.WandbSettings("online", "mine", "me")
 
 
 def test_the_local_store_comes_first(service: list[str], tmp_path: Path) -> None:
     store.register(DATA, tmp_path, "a", alias="math")
-    assert find(f"{DATA}:math", ONLINE).reference == f"{DATA}:v1"
+    assert resolve_reference(f"{DATA}:math", ONLINE).reference == f"{DATA}:v1"
     assert service == []
 
 
@@ -160,7 +160,7 @@ def test_then_wandb(service: list[str], tmp_path: Path) -> None:
 )
 def test_references_that_nobody_has(service: list[str], tag: str, mode: str, told: str) -> None:
     with pytest.raises(UserError, match=f"(?s){told}"):
-        find(f"{DATA}:{tag}", wandb_mirror.Settings(mode, "mine", "me"))
+        resolve_reference(f"{DATA}:{tag}", wandb_mirror.WandbSettings(mode, "mine", "me"))
 
 
 def test_not_logged_in(service: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,15 +171,15 @@ def test_not_logged_in(service: list[str], monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(package, "Api", api)
     with pytest.raises(UserError, match="log in with `wandb login`"):
-        find(f"{DATA}:math", ONLINE)
+        resolve_reference(f"{DATA}:math", ONLINE)
 
 
 def test_without_the_package(service: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"pip install 'nano3\[wandb\]'"):
-        find(f"{DATA}:math", ONLINE)
+        resolve_reference(f"{DATA}:math", ONLINE)
 
 
 def test_modes_are_checked_before() -> None:
-    assert wandb_mirror.problems(wandb_mirror.Settings("on"), "wandb.mode")
-    assert wandb_mirror.problems(wandb_mirror.Settings("offline"), "wandb.mode") == []
+    assert wandb_mirror.settings_problems(wandb_mirror.WandbSettings("on"), "wandb.mode")
+    assert wandb_mirror.settings_problems(wandb_mirror.WandbSettings("offline"), "wandb.mode") == []

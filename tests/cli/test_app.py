@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from nano3.artifacts import store
 from nano3.cli.app import flags_first, grouped
 from nano3.cli.config_groups import SCHEMAS, groups, members, schema_keys
-from nano3.cli.override_errors import explain
+from nano3.cli.override_errors import explain_error
 from nano3.utils.errors import UserError
 
 PRETRAIN, PREP, TOOL = "nano3.pretrain", "nano3.data_prep", "nano3"
@@ -216,8 +216,8 @@ def test_how_to_make_data_is_told_of_blends_that_there_are(
     monkeypatch.setenv("NANO3_HOME", str(tmp_path))
     store.register("DataBlendsArtifact-pretrain", tmp_path, "content", alias="mine")
     with pytest.raises(UserError) as error:
-        store.look_up(f"DataBlendsArtifact-pretrain:{tag}")
-    told = str(explain(error.value, "pretrain", []))
+        store.find_artifact(f"DataBlendsArtifact-pretrain:{tag}")
+    told = str(explain_error(error.value, "pretrain", []))
     assert f"no version or alias '{tag}'" in told
     assert (f"python -m nano3.data_prep data_blend={tag}" in told) == advised
 
@@ -227,7 +227,7 @@ def test_a_broken_configuration_of_a_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("a: [\n")
     with pytest.raises(yaml.YAMLError) as error:
         OmegaConf.load(tmp_path / "config.yaml")
-    (told,) = explain(error.value, "pretrain", []).problems
+    (told,) = explain_error(error.value, "pretrain", []).problems
     assert told.startswith(f"{tmp_path}/config.yaml, line 2, column 1: not valid YAML: ")
     assert f"Copy the newest {tmp_path}/starts/*/config.yaml over it" in told
 

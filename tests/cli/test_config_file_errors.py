@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from nano3.cli import config_groups
 from nano3.cli.app import set_up
-from nano3.cli.config_file_errors import file_of, file_problems, missing_folder, problems_in, shadowed, yaml_problem
+from nano3.cli.config_file_errors import (
+    experiment_override_warning,
+    file_of,
+    file_problems,
+    missing_folder,
+    problems_in,
+    yaml_problem,
+)
 from nano3.cli.override_errors import parsed
 
 
@@ -210,7 +217,7 @@ def test_a_folder_of_members_is_missed_only_when_it_is_named(
     ids=["both", "one typed", "experiment", "train", "nothing set", "neither there"],
 )
 def test_an_experiment_above_a_member_of_train_is_told(words: list[str], told: list[str]) -> None:
-    found = shadowed(words) or ""
+    found = experiment_override_warning(words) or ""
     assert bool(found) == bool(told)
     assert all(part in found for part in told)
     assert "train.train_iters=" not in found or "train.train_iters=5" not in words

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nano3.utils.errors import INTERRUPTED
+from nano3.utils.errors import INTERRUPTED_EXIT_CODE
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +48,7 @@ def test_while_a_tool_works(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=30)
     assert told == ""
-    assert process.returncode == INTERRUPTED
+    assert process.returncode == INTERRUPTED_EXIT_CODE
 
 
 def test_who_ignores_it_goes_on_ignoring_it() -> None:

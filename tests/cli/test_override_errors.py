@@ -14,7 +14,7 @@ from nano3.cli import config_groups
 from nano3.cli.app import flags_first, set_up
 from nano3.cli.config_groups import SCHEMAS, schema_keys
 from nano3.cli.open_keys import free_key_problems, is_free, is_set, leaves
-from nano3.cli.override_errors import explain, parsed, tidy, wrong_beforehand, wrong_overrides, wrong_values
+from nano3.cli.override_errors import explain_error, override_problems, parsed, tidy, wrong_beforehand, wrong_values
 from nano3.utils.errors import Failure, UserError
 
 REFUSED = ConfigCompositionException("refused")
@@ -49,7 +49,7 @@ MEANT = {
 
 @pytest.mark.parametrize(("app", "word", "told"), MEANT.values(), ids=MEANT)
 def test_what_was_meant(app: str, word: str, told: str) -> None:
-    (problem,) = wrong_overrides(app, [word], choices=True)
+    (problem,) = override_problems(app, [word], choices=True)
     assert told in problem, problem
     assert f"python -m nano3.{app} --cfg job" in problem
 
@@ -61,7 +61,7 @@ def test_no_right_key_is_refused(case: tuple[str, str]) -> None:
         app == "pretrain" and key.partition("data_blend.")[2] in config_groups.OF_PREPARATION
     ):
         return
-    assert wrong_overrides(app, [f"{key}=1"], choices=True) == []
+    assert override_problems(app, [f"{key}=1"], choices=True) == []
 
 
 @given(st.sampled_from(KEYS["pretrain"]), st.integers(0, 30), st.sampled_from("qxz"))
@@ -72,7 +72,7 @@ def test_one_wrong_letter_is_told_with_the_right_key(key: str, place: int, lette
     word = f"{parent}.{wrong}".lstrip(".")
     if word in (*KEYS["pretrain"], *config_groups.GROUPS) or is_free(word):
         return
-    (problem,) = wrong_overrides("pretrain", [f"{word}=1"], choices=False)
+    (problem,) = override_problems("pretrain", [f"{word}=1"], choices=False)
     assert problem.startswith(f"no key {word!r} in pretrain.")
     if "Did you mean" in problem:
         meant = problem.partition("Did you mean '")[2].partition("'")[0]
@@ -96,7 +96,7 @@ CHOSEN = {
 
 @pytest.mark.parametrize(("app", "argv", "told"), CHOSEN.values(), ids=CHOSEN)
 def test_members_that_are_not_there(app: str, argv: list[str], told: list[str]) -> None:
-    problems = wrong_overrides(app, argv, choices=True)
+    problems = override_problems(app, argv, choices=True)
     assert [p.startswith(t) for p, t in zip(problems, told, strict=True)] == [True] * len(told), problems
 
 
@@ -117,9 +117,9 @@ def test_members_of_a_given_folder_are_not_called_missing(given_folder: Path, fl
     """The mistake is elsewhere on the line; only that one may be told."""
     argv = [word.format(given_folder) for word in flag]
     argv += ["cluster=hopper", "train=own", "megatron.model.there=2", "train.seed=ten"]
-    (problem,) = explain(REFUSED, "pretrain", argv).problems
+    (problem,) = explain_error(REFUSED, "pretrain", argv).problems
     assert problem.startswith("train.seed: Value 'ten'")
-    problems = explain(REFUSED, "pretrain", [*argv, "megatron.model.other=2"]).problems
+    problems = explain_error(REFUSED, "pretrain", [*argv, "megatron.model.other=2"]).problems
     assert "+megatron.model.other=2" in problems[1] and len(problems) == 2
 
 
@@ -134,7 +134,7 @@ def test_a_word_that_cannot_be_read_leaves_the_telling_to_hydra() -> None:
     assert parsed(argv) == []
     with pytest.raises(OverrideParseException) as error:
         OverridesParser.create().parse_overrides(argv)
-    (problem,) = explain(error.value, "pretrain", argv).problems
+    (problem,) = explain_error(error.value, "pretrain", argv).problems
     assert "'key=[a, b]'" in problem
 
 
@@ -216,14 +216,14 @@ def test_an_error_of_nano3_inside_another_is_told_itself() -> None:
     own = UserError("run.data=x: there is no such folder")
     outer = ValueError("wrapped")
     outer.__cause__ = own
-    assert explain(outer, "pretrain", []) is own
-    assert explain(Failure("disk full"), "pretrain", []).exit_code == 1
+    assert explain_error(outer, "pretrain", []) is own
+    assert explain_error(Failure("disk full"), "pretrain", []).exit_code == 1
 
 
 def test_an_unknown_reference_is_one_line_with_its_key() -> None:
     with pytest.raises(InterpolationKeyError) as error:
         _ = OmegaConf.create({"a": "${nothing.here}"}).a
-    told = explain(error.value, "pretrain", ["train.sed=1"])
+    told = explain_error(error.value, "pretrain", ["train.sed=1"])
     assert told.exit_code == 2
     assert told.problems == ["Interpolation key 'nothing.here' not found"]
 

@@ -49,7 +49,7 @@ def test_megatron_bridge_counts_the_same_work(undisturbed: Path) -> None:
     last = [m for m in read_metrics(undisturbed) if "loss" in m][-1]
     told = last["tflops_per_gpu"] * 1e12 * last["seconds_per_iteration"] / (32 * 1024)
     model = ModelConfig(**OmegaConf.load(ROOT / MODEL))
-    own = from_config(PretrainConfig(model=model), schema.recorded(schema.RECIPES[0]), 4096)
+    own = from_config(PretrainConfig(model=model), schema.load_bundled(schema.RECIPES[0]), 4096)
     assert own is not None
     assert flops_per_token(own, 1024) == pytest.approx(told, rel=0.1)
 

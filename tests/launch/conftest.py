@@ -68,7 +68,11 @@ def slurm_job(slurm_conf: str, make_job: MakeJob, monkeypatch: pytest.MonkeyPatc
 
     yield make
     left = [
-        job_id for job in made for entry in job_records.read(job.run_dir) for job_id in entry.ids if not entry.state
+        job_id
+        for job in made
+        for entry in job_records.read_records(job.run_dir)
+        for job_id in entry.ids
+        if not entry.state
     ]
     if left:
         slurm.cancel(left)

@@ -17,7 +17,7 @@ ROOT = HERE.parents[1]
 
 def last_id(run_dir: Path) -> str:
     """Id of the newest job of a run."""
-    return job_records.read(run_dir)[-1].id
+    return job_records.read_records(run_dir)[-1].id
 
 
 def state_of(run_dir: Path) -> slurm.JobState:
@@ -38,7 +38,7 @@ def eventually(what: Callable[[], Any], seconds: float = 120) -> Any:
 
 def log_of(run_dir: Path, rank: int = 0) -> str:
     """Log of one rank of the newest job, "" before it exists."""
-    entries = job_records.read(run_dir)
+    entries = job_records.read_records(run_dir)
     path = Path(entries[-1].log.replace("_0_log.out", f"_{rank}_log.out")) if entries else run_dir / "no log"
     return path.read_text() if path.exists() else ""
 

@@ -127,7 +127,7 @@ def test_each_job_of_an_array_waits_for_the_one_before(
     assert "--array=0-2%3" in parts and "--dependency=after:9" in parts
     assert [line for line in final if "dependency" in line] == ["--dependency=afterany:101"]
     assert [line for line in train if "dependency" in line] == ["--dependency=afterok:102,singleton"]
-    (one,), (two,) = job_records.read(tmp_path / "prep"), job_records.read(then.run_dir)
+    (one,), (two,) = job_records.read_records(tmp_path / "prep"), job_records.read_records(then.run_dir)
     assert (one.ids, two.ids) == (["101", "102"], ["103"])
     assert Path(one.script).name == "102_submission.sh" and Path(one.script).exists()
     assert "submitted array 101 of 3 tasks, finalizer 102, then job 103" in capfd.readouterr().err
@@ -142,7 +142,7 @@ def test_an_array_that_is_refused_in_part_leaves_nothing(
         run_array(tmp_path, then)
     asked = slurm / "cancelled"
     assert (asked.read_text() if asked.exists() else None) == cancelled
-    assert job_records.read(then.run_dir) == []
+    assert job_records.read_records(then.run_dir) == []
 
 
 def test_a_sweep_that_is_refused_in_part_leaves_nothing(

@@ -14,7 +14,7 @@ from launch_helpers import ROOT
 
 import launch
 from launch import container, follow, local, slurm, sweep
-from launch.follow import LogStream, report_failure, tail, tail_and_size
+from launch.follow import LogStream, read_tail_and_size, report_failure, tail
 from launch.names import sweep_labels
 from launch.submit import Submitted
 from nano3.config.cluster import ClusterConfig
@@ -30,7 +30,7 @@ def test_the_tail_is_the_end_of_the_log(
     log = tmp_path_factory.mktemp("log") / "log"
     written = "\n".join(lines) + "\n" * (whole and bool(lines))
     log.write_bytes(written.encode())
-    text, size = tail_and_size(log, wanted)
+    text, size = read_tail_and_size(log, wanted)
     assert written.endswith(text) and size == len(written.encode())
     assert len(tail(log, wanted)) <= wanted
 
@@ -76,7 +76,9 @@ def test_following_ends_with_the_code_of_the_job_and_notes_it(
     run_dir = make_job().run_dir
     one = Submitted("7", run_dir, run_dir, poll_s=0.01)
     run_dir.mkdir()
-    launch.job_records.add(run_dir, launch.job_records.Entry("7", "run", "2026-01-01T00:00:00+00:00", "/log", "/s"))
+    launch.job_records.add_record(
+        run_dir, launch.job_records.JobRecord("7", "run", "2026-01-01T00:00:00+00:00", "/log", "/s")
+    )
     answers = [slurm.JobState("PENDING", reason="Priority"), slurm.JobState("RUNNING"), slurm.JobState("TIMEOUT", 124)]
 
     def states(ids: Any) -> dict[str, slurm.JobState]:
@@ -91,7 +93,7 @@ def test_following_ends_with_the_code_of_the_job_and_notes_it(
     assert [line for line in err.splitlines() if line.startswith("launch: job 7 ")][:3] == [
         "launch: job 7 PENDING (Priority)", "launch: job 7 RUNNING", "launch: job 7 TIMEOUT",
     ]  # fmt: skip
-    (noted,) = launch.job_records.read(run_dir)
+    (noted,) = launch.job_records.read_records(run_dir)
     assert (noted.state, noted.exit_code) == ("TIMEOUT", 124)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from launch import job_records, local_job, slurm
-from launch.lock import locked
+from launch.lock import hold_run_lock
 from launch.metrics import last_metrics, loss_text
 from nano3.tools import _folders, cancel, jobs, tail
 from nano3.utils.errors import Failure, UserError
@@ -28,8 +28,8 @@ def runs(tmp_path: Path) -> Path:
         log = tmp_path / name / "slurm" / f"{job_id}_0_log.out"
         log.parent.mkdir()
         log.write_text("".join(f"line {i}\n" for i in range(30)))
-        job_records.add(
-            tmp_path / name, job_records.Entry(job_id, name, "2026-01-01T00:00:00+00:00", str(log), "s", **more)
+        job_records.add_record(
+            tmp_path / name, job_records.JobRecord(job_id, name, "2026-01-01T00:00:00+00:00", str(log), "s", **more)
         )
     (tmp_path / "here" / "config.yaml").write_text("")
     (tmp_path / "here" / "finished.json").write_text("{}")
@@ -131,7 +131,7 @@ def note(run_dir: Path, code: int | None, log: str = "") -> None:
     """What launch leaves of a start on this machine."""
     run_dir.mkdir(exist_ok=True)
     (run_dir / "config.yaml").write_text("")
-    start = local_job.LocalStart(1, "host", "2026-01-01T00:00:00+00:00", log, code)
+    start = local_job.LocalJob(1, "host", "2026-01-01T00:00:00+00:00", log, code)
     (run_dir / local_job.FILE).write_text(json.dumps(vars(start)))
 
 
@@ -173,7 +173,7 @@ def running(make_job: Any, tmp_path: Path) -> Iterator[tuple[Path, "subprocess.P
         "ClusterConfig())]))"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
-    while not local_job.newest(job.run_dir) or not list(job.run_dir.glob("progress.json")):
+    while not local_job.newest_local_job(job.run_dir) or not list(job.run_dir.glob("progress.json")):
         assert process.poll() is None
         time.sleep(0.05)
     (job.run_dir / "config.yaml").write_text("")
@@ -197,7 +197,7 @@ def test_a_run_here_is_seen_and_stopped(running: Any, capfd: pytest.CaptureFixtu
 
 def test_a_run_on_another_machine_is_not_stopped_from_here(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     note(tmp_path, None)
-    with locked(tmp_path) as lock:
+    with hold_run_lock(tmp_path) as lock:
         os.ftruncate(lock.fd, 0)
         os.pwrite(lock.fd, b"process 1 on elsewhere", 0)
         assert cancel.run(argparse.Namespace(runs=[str(tmp_path)])) == 1

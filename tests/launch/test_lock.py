@@ -14,18 +14,18 @@ from launch_helpers import eventually, start_attached
 
 import launch
 from launch import job_records, slurm
-from launch.lock import holder, locked
+from launch.lock import hold_run_lock, lock_holder
 from nano3.utils.errors import UserError
 
 
 def test_only_one_holds_a_folder(tmp_path: Path) -> None:
     with (
-        locked(tmp_path / "run"),
+        hold_run_lock(tmp_path / "run"),
         pytest.raises(UserError, match=f"is in use by process {os.getpid()} on {socket.gethostname()}"),
-        locked(tmp_path / "run"),
+        hold_run_lock(tmp_path / "run"),
     ):
         pass
-    with locked(tmp_path / "run"):
+    with hold_run_lock(tmp_path / "run"):
         pass
 
 
@@ -37,7 +37,7 @@ def test_a_file_system_without_locks(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with locked(tmp_path):
+    with hold_run_lock(tmp_path):
         pass
     assert "this file system has no locks" in capfd.readouterr().err
 
@@ -69,7 +69,7 @@ def test_ranks_of_torchrun_hold_the_folder_as_long_as_they_live(make_job: Any) -
     assert torchrun is not None
     os.kill(int(torchrun[1]), signal.SIGKILL)
     # Its ranks are told of its end by one of its threads; as long as it has another, it holds the folder too.
-    eventually(lambda: all(ended(pid) for pid in (int(torchrun[1]), *ranks)) and not holder(job.run_dir))
+    eventually(lambda: all(ended(pid) for pid in (int(torchrun[1]), *ranks)) and not lock_holder(job.run_dir))
     assert launch.run([job]) == 0
 
 
@@ -83,7 +83,7 @@ def test_a_point_that_somebody_else_runs_is_refused_and_the_others_run(
     make_job: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     jobs = [make_job("steps=1", name=f"s/{i}", label=f"p{i}") for i in range(2)]
-    with locked(jobs[0].run_dir):
+    with hold_run_lock(jobs[0].run_dir):
         assert launch.run(jobs, sweep=True) == 2
     assert [job.finished for job in jobs] == [False, True]
     assert "p0: refused, exit code 2" in capfd.readouterr().err
@@ -105,7 +105,7 @@ def test_a_run_is_frozen_under_its_lock_when_it_starts(make_job: Any, sweep: boo
     run = Freezing(make_job, label="p")
     launch.run([run.job], dry_run=True, sweep=sweep)
     assert run.times == 0
-    with locked(run.job.run_dir):
+    with hold_run_lock(run.job.run_dir):
         if sweep:
             assert launch.run([run.job], sweep=True) == 2
         else:
@@ -123,7 +123,9 @@ def test_a_run_with_an_active_job_is_not_frozen(
 ) -> None:
     run = Freezing(make_job, kind=kind, label="p")
     run.job.run_dir.mkdir()
-    job_records.add(run.job.run_dir, job_records.Entry("77", "run", "2026-01-01T00:00:00+00:00", "/log", "/script"))
+    job_records.add_record(
+        run.job.run_dir, job_records.JobRecord("77", "run", "2026-01-01T00:00:00+00:00", "/log", "/script")
+    )
     monkeypatch.setattr(slurm, "states", lambda ids: dict.fromkeys(ids, slurm.JobState("RUNNING")))
     if kind == "local" and sweep:
         assert launch.run([run.job], sweep=True) == 2
@@ -152,8 +154,8 @@ def test_nothing_is_submitted_before_a_run_whose_next_run_is_active(
 ) -> None:
     following = Freezing(make_job, kind="slurm")
     following.job.run_dir.mkdir()
-    job_records.add(
-        following.job.run_dir, job_records.Entry("77", "run", "2026-01-01T00:00:00+00:00", "/log", "/script")
+    job_records.add_record(
+        following.job.run_dir, job_records.JobRecord("77", "run", "2026-01-01T00:00:00+00:00", "/log", "/script")
     )
     monkeypatch.setattr(slurm, "states", lambda ids: dict.fromkeys(ids, slurm.JobState("RUNNING")))
     with pytest.raises(UserError, match="job 77 of this run is RUNNING"):

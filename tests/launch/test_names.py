@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.names import slug, sweep_labels, time_seconds
+from launch.names import safe_name, sweep_labels, time_seconds
 from nano3.utils.errors import UserError
 
 
@@ -50,13 +50,13 @@ def test_not_a_time_limit(text: str) -> None:
     ],
 )
 def test_slug(text: str, name: str) -> None:
-    assert slug(text) == name
+    assert safe_name(text) == name
 
 
 @given(st.text())
 def test_slug_is_always_safe(text: str) -> None:
-    assert set(slug(text)) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
-    assert slug(text)[0] not in "-."
+    assert set(safe_name(text)) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+    assert safe_name(text)[0] not in "-."
 
 
 @pytest.mark.parametrize(

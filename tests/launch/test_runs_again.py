@@ -64,7 +64,7 @@ def test_a_finished_point_is_not_run_again_whatever_its_place_is(cli: Commands, 
 
 def test_a_refused_start_changes_nothing_that_the_active_job_reads(cli: Commands, again: Path) -> None:
     """The recorder's scontrol says that every job runs."""
-    job_records.add(again, job_records.Entry("1", "one", "2026-01-01T00:00:00+00:00", "/log", "/script"))
+    job_records.add_record(again, job_records.JobRecord("1", "one", "2026-01-01T00:00:00+00:00", "/log", "/script"))
     before = files(again)
     try:
         refused = one(cli, "optimizer.lr=1e-4", "train.exit_iteration=2", code=2)
@@ -135,11 +135,11 @@ def test_points_that_are_given_one_folder_have_one_each_in_it(cli: Commands, aga
 
 
 def test_what_makes_it_another_run(cli: Commands, again: Path) -> None:
-    config = record.thaw(again / "config.yaml")
+    config = record.load_run_config(again / "config.yaml")
     told = json.loads((again / "starts" / "0001" / "start.json").read_text())["data"]
-    data = record.Data(**told)
+    data = record.DataReference(**told)
     assert not record.changed(again, config, data)
-    assert record.changed(again, config, record.Data(data.reference, data.folder, "other data"))
+    assert record.changed(again, config, record.DataReference(data.reference, data.folder, "other data"))
     config.cluster.nodes, config.data_blend.num_shards = 7, 5
     assert not record.changed(again, config, data)
     config.optimizer.lr = 9
@@ -152,5 +152,5 @@ def test_what_makes_it_another_run(cli: Commands, again: Path) -> None:
 def test_uncommitted_edits_of_any_encoding_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "commit_of", lambda root: "1" * 40)
     monkeypatch.setattr(record, "git_bytes", lambda *words: b"+caf\xe9\n")
-    record.freeze(tmp_path, PretrainConfig(), record.Data("d", "/d", "f"), [])
+    record.save_run_config(tmp_path, PretrainConfig(), record.DataReference("d", "/d", "f"), [])
     assert (tmp_path / "starts" / "0001" / "code.diff").read_bytes() == b"+caf\xe9\n"

@@ -38,7 +38,7 @@ def test_attached_success(slurm_job: Any, capfd: pytest.CaptureFixture[str]) -> 
     assert [r["LOCAL_RANK"] for r in ranks] == ["0", "1", "0", "1"]
     assert {(r["WORLD_SIZE"], r["LOCAL_WORLD_SIZE"], r["HELLO"]) for r in ranks} == {("4", "2", "a 'b'\n$c")}
     assert len({(r["MASTER_ADDR"], r["MASTER_PORT"]) for r in ranks}) == 1 and ranks[0]["MASTER_ADDR"] == "node1"
-    assert [e.state for e in job_records.read(job.run_dir)] == ["COMPLETED"]
+    assert [e.state for e in job_records.read_records(job.run_dir)] == ["COMPLETED"]
 
 
 def test_one_task_for_each_gpu(slurm_job: Any) -> None:

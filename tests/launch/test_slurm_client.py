@@ -9,7 +9,7 @@ import pytest
 
 from launch import follow, job_records, slurm
 from launch.api import how_to_follow
-from launch.follow import LogStream, Watch, describe
+from launch.follow import LogStream, Watch, describe_state
 from launch.slurm import UNKNOWN, JobState, parse_sacct, parse_scontrol
 from nano3.utils.errors import Failure, UserError
 
@@ -70,7 +70,7 @@ def test_sacct(line: str, found: dict[str, JobState]) -> None:
     ],
 )
 def test_describe(state: JobState, text: str) -> None:
-    assert describe(state) == text
+    assert describe_state(state) == text
 
 
 def watch_of(monkeypatch: pytest.MonkeyPatch, answers: list[Any]) -> Watch:
@@ -133,23 +133,26 @@ def test_log_stream(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().out == "one\ntwo\n\ufffd\n"
 
 
-def entry(job_id: str, **more: Any) -> job_records.Entry:
-    return job_records.Entry(job_id, "run", "2026-01-01T00:00:00+00:00", "/log", "/script", **more)
+def entry(job_id: str, **more: Any) -> job_records.JobRecord:
+    return job_records.JobRecord(job_id, "run", "2026-01-01T00:00:00+00:00", "/log", "/script", **more)
 
 
 def test_ledger_keeps_what_it_is_given(tmp_path: Path) -> None:
-    assert job_records.read(tmp_path) == []
-    job_records.add(tmp_path, entry("7", parts=("5", "6")))
-    job_records.add(tmp_path, entry("8_1"))
-    job_records.end(tmp_path, "7", JobState("FAILED", 3))
-    assert job_records.read(tmp_path) == [entry("7", parts=("5", "6"), state="FAILED", exit_code=3), entry("8_1")]
-    assert job_records.read(tmp_path)[0].ids == ["5", "6", "7"]
+    assert job_records.read_records(tmp_path) == []
+    job_records.add_record(tmp_path, entry("7", parts=("5", "6")))
+    job_records.add_record(tmp_path, entry("8_1"))
+    job_records.record_end(tmp_path, "7", JobState("FAILED", 3))
+    assert job_records.read_records(tmp_path) == [
+        entry("7", parts=("5", "6"), state="FAILED", exit_code=3),
+        entry("8_1"),
+    ]
+    assert job_records.read_records(tmp_path)[0].ids == ["5", "6", "7"]
 
 
 def test_ledger_of_another_format(tmp_path: Path) -> None:
     (tmp_path / "jobs.json").write_text(json.dumps({"format": 2}))
     with pytest.raises(UserError, match="has format 2; this nano3 reads format 1"):
-        job_records.read(tmp_path)
+        job_records.read_records(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -159,13 +162,13 @@ def test_ledger_of_another_format(tmp_path: Path) -> None:
 def test_one_job_for_a_run_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: JobState, refused: bool
 ) -> None:
-    job_records.add(tmp_path, entry("7"))
+    job_records.add_record(tmp_path, entry("7"))
     monkeypatch.setattr(slurm, "states", lambda ids: dict.fromkeys(ids, state))
     if refused:
         with pytest.raises(UserError, match=f"job 7 of this run is {state.state}"):
-            job_records.refuse_if_active([tmp_path])
+            job_records.check_not_active([tmp_path])
     else:
-        job_records.refuse_if_active([tmp_path])
+        job_records.check_not_active([tmp_path])
 
 
 def test_all_active_runs_are_told_at_once_and_slurm_is_asked_once(
@@ -180,19 +183,19 @@ def test_all_active_runs_are_told_at_once_and_slurm_is_asked_once(
     monkeypatch.setattr(slurm, "states", states)
     folders = [tmp_path / name for name in ("new", "a", "b")]
     for number, folder in enumerate(folders[1:]):
-        job_records.add(folder, entry(f"7_{number}"))
+        job_records.add_record(folder, entry(f"7_{number}"))
     with pytest.raises(UserError) as caught:
-        job_records.refuse_if_active(folders)
+        job_records.check_not_active(folders)
     assert len(caught.value.problems) == 2 and asked == [["7_0", "7_1"]]
 
 
 def test_what_is_to_be_typed_next_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "a; rm -rf y"
     assert how_to_follow(folder) == f"Follow it with `nano3 tail '{folder}'`, end it with `nano3 cancel '{folder}'`."
-    job_records.add(folder, entry("7"))
+    job_records.add_record(folder, entry("7"))
     monkeypatch.setattr(slurm, "states", lambda ids: dict.fromkeys(ids, JobState("RUNNING")))
     with pytest.raises(UserError, match=re.escape(f"`nano3 cancel '{folder}'`")):
-        job_records.refuse_if_active([folder])
+        job_records.check_not_active([folder])
 
 
 @pytest.mark.parametrize("at", ["submitted", "detaching"])
@@ -221,12 +224,12 @@ def test_ctrl_c_while_something_is_said(
 
 def test_following_goes_on_where_the_tail_ended(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     log = tmp_path / "log"
-    assert follow.tail_and_size(log, 2) == ("", 0)
+    assert follow.read_tail_and_size(log, 2) == ("", 0)
     log.write_bytes(b"one\ntwo\nthr")
-    text, size = follow.tail_and_size(log, 2)
+    text, size = follow.read_tail_and_size(log, 2)
     with log.open("ab") as f:
         f.write(b"ee\nfour\n")
     print(text, end="", flush=True)
     LogStream(log, size).copy()
     assert capfd.readouterr().out == "two\nthree\nfour\n"
-    assert follow.tail_and_size(log, 0)[0] == ""
+    assert follow.read_tail_and_size(log, 0)[0] == ""

@@ -40,7 +40,7 @@ def test_sweep_of_four_points_is_one_array(slurm_job: Any, capfd: pytest.Capture
     assert re.search(r"^steps=4\s+\d+_3\s+COMPLETED\s+0.2500\s+0$", out, re.MULTILINE)
     script = next((made[0].run_dir.parent / "slurm").glob("*_submission.sh")).read_text()
     assert "#SBATCH --array=0-3%2" in script
-    assert {e.state for job in made for e in job_records.read(job.run_dir)} == {"COMPLETED"}
+    assert {e.state for job in made for e in job_records.read_records(job.run_dir)} == {"COMPLETED"}
 
 
 def test_failed_point_and_rerun(slurm_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
@@ -51,7 +51,9 @@ def test_failed_point_and_rerun(slurm_job: Any, capfd: pytest.CaptureFixture[str
     assert "2 of 3 points finished, 1 failed" in err and "boom on rank 0" in err
     assert [job.finished for job in made] == [True, False, True]
     assert launch.run(made, sweep=True) == 0
-    assert [len(job_records.read(job.run_dir)) for job in made] == [1, 2, 1], "only what had not finished was run again"
+    assert [len(job_records.read_records(job.run_dir)) for job in made] == [1, 2, 1], (
+        "only what had not finished was run again"
+    )
 
 
 def test_points_with_other_resources_get_their_own_array(slurm_job: Any) -> None:
@@ -120,7 +122,7 @@ def test_array_then_finalizer(slurm_job: Any, tmp_path: Path, tasks: int) -> Non
 def test_failed_task_is_started_again_alone(slurm_job: Any, tmp_path: Path) -> None:
     assert run_array(tmp_path, "once:2") == 0
     assert len((tmp_path / "gathered").read_text().splitlines()) == 4
-    array = job_records.read(tmp_path / "prep")[-1].parts[0]
+    array = job_records.read_records(tmp_path / "prep")[-1].parts[0]
     states = slurm.states(f"{array}_{i}" for i in range(4))
     assert [states[f"{array}_{i}"].restarts for i in range(4)] == [0, 0, 1, 0]
 
@@ -152,7 +154,7 @@ def test_array_detached(slurm_job: Any, tmp_path: Path) -> None:
     assert run_array(tmp_path, "", keys={"mode": "detached", "sbatch_args": ["--hold"]}) == 0
     with pytest.raises(UserError, match="of this run is"):
         run_array(tmp_path, "")
-    subprocess.run(["scontrol", "release", *job_records.read(tmp_path / "prep")[-1].ids], check=True)
+    subprocess.run(["scontrol", "release", *job_records.read_records(tmp_path / "prep")[-1].ids], check=True)
     eventually(lambda: (tmp_path / "gathered").exists())
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from launch_helpers import eventually
 
-from launch.task import Child, RankTask, check_starts, port, record_failure
+from launch.task import RankProcess, RankTask, check_starts, port, record_failure
 from nano3.utils.errors import Failure, UserError
 
 
@@ -38,7 +38,7 @@ def python(program: str) -> list[str]:
     ],
 )
 def test_exit_code_of_the_child(program: str, code: int) -> None:
-    assert Child(python(program), 10).wait() == code
+    assert RankProcess(python(program), 10).wait() == code
 
 
 WAITS = """
@@ -51,7 +51,7 @@ time.sleep(30)
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2"])
 def test_signals_are_passed_on(name: str, capfd: pytest.CaptureFixture[str]) -> None:
-    child = Child(python(WAITS.format(name)), 20)
+    child = RankProcess(python(WAITS.format(name)), 20)
     while "ready" not in capfd.readouterr().out:
         time.sleep(0.05)
     os.kill(os.getpid(), getattr(signal, name))
@@ -68,7 +68,7 @@ worker = subprocess.Popen(["sleep", "60"])
 pathlib.Path({str(pid_file)!r}).write_text(str(worker.pid))
 time.sleep(60)
 """
-    child = Child(python(program), 0.5)
+    child = RankProcess(python(program), 0.5)
     while not pid_file.exists() or not pid_file.read_text():
         time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGUSR2)

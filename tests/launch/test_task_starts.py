@@ -13,7 +13,7 @@ import pytest
 from launch_helpers import eventually
 
 from launch import snapshot
-from launch.task import Child, RankTask, check_starts, job_id
+from launch.task import RankProcess, RankTask, check_starts, job_id
 from nano3.utils.errors import Failure
 
 
@@ -58,7 +58,10 @@ def test_starts_of_other_jobs_and_tasks_do_not_count(tmp_path: Path, monkeypatch
 @pytest.mark.usefixtures("_signals_restored")
 @pytest.mark.parametrize("number", [signal.SIGBUS, signal.SIGRTMIN, signal.SIGRTMIN + 6, signal.SIGRTMAX], ids=int)
 def test_a_rank_may_be_ended_by_any_signal(capfd: pytest.CaptureFixture[str], number: int) -> None:
-    assert Child([sys.executable, "-c", f"import os; os.kill(os.getpid(), {int(number)})"], 10).wait() == 128 + number
+    assert (
+        RankProcess([sys.executable, "-c", f"import os; os.kill(os.getpid(), {int(number)})"], 10).wait()
+        == 128 + number
+    )
     told = capfd.readouterr().err
     assert "the rank was ended by " in told
     assert str(int(number)) in told or told.rstrip().endswith(signal.Signals(number).name)
@@ -102,7 +105,7 @@ def test_a_signal_from_before_the_rank_was_there_is_not_forgotten() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subprocess, "Popen", told_meanwhile)
-        child = Child(["sleep", "600"], 1)
+        child = RankProcess(["sleep", "600"], 1)
     assert child.told_to_stop and child.wait() == 137 and child.killed_late
 
 
@@ -114,7 +117,7 @@ def test_words_of_an_entry_arrive_as_they_are(tmp_path: Path) -> None:
     expected = ["-u", "-m", "launch.rank", "--part", "3", "8", "launch_entries:count", *words]
     assert task.command == [sys.executable, *expected]
     program = "import os, sys; os.write(1, b'\\0'.join(map(os.fsencode, sys.argv[1:])))"
-    child = Child(["sh", "-c", f'exec "$0" -c "$1" "$@" >{tmp_path}/out', sys.executable, program, *words], 10)
+    child = RankProcess(["sh", "-c", f'exec "$0" -c "$1" "$@" >{tmp_path}/out', sys.executable, program, *words], 10)
     assert child.wait() == 0
     assert (tmp_path / "out").read_bytes().split(b"\0")[1:] == [os.fsencode(word) for word in words]
 

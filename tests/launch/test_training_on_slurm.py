@@ -62,7 +62,7 @@ def test_a_lost_task_is_repeated_alone_to_the_same_bytes(cli: Commands, prepared
     words = ["data_blend=sample", "output_dir=lost", "job_dir=jobs", *SLURM, "cluster.tasks=3"]
     cli("-m", "nano3.data_prep", *words, "cluster.mode=detached", "cluster.sbatch_args=[--hold]")
     folder = cli.folder / "jobs" / "prep-sample"
-    array, final = job_records.read(folder)[-1].ids
+    array, final = job_records.read_records(folder)[-1].ids
     subprocess.run(["scancel", f"{array}_1"], env=cli.env, check=True)
     subprocess.run(["scontrol", "release", array, final], env=cli.env, check=True)
     eventually(lambda: (cli.folder / "lost" / "manifest.json").exists(), seconds=240)

@@ -22,12 +22,12 @@ from nano3.prep.run import data_prep
 from nano3.prep.slurm_entries import Registration
 from nano3.prep.validate import (
     blend_name,
-    checked,
     output_problems,
     read_blend,
     registration_of,
-    spread,
+    separate_sweep_points,
     submit_problems,
+    validate,
 )
 from nano3.utils.errors import UserError
 
@@ -58,14 +58,14 @@ def composed(*words: str, app: str = "data_prep") -> DictConfig:
 def refused(*words: str) -> list[str]:
     """What is told of a preparation that cannot be done; each mistake is the user's."""
     with pytest.raises(UserError) as error:
-        checked(composed(*words))
+        validate(composed(*words))
     assert error.value.exit_code == 2
     return error.value.problems
 
 
 def test_checking_writes_nothing(here: Path) -> None:
     before = sorted(here.rglob("*"))
-    prep = checked(composed("blend_path=b.json", "output_dir=out"))
+    prep = validate(composed("blend_path=b.json", "output_dir=out"))
     assert (prep.request.blend, prep.following, prep.registration.alias) == ("b", None, "b")
     assert sorted(here.rglob("*")) == before
 
@@ -74,7 +74,7 @@ def test_home_is_home_wherever_a_place_is_given(here: Path) -> None:
     """A folder that is called ~ is a trap for the next `rm -r`."""
     (here / "home").mkdir()
     (here / "b.json").rename(here / "home" / "b.json")
-    prep = checked(composed("blend_path='~/b.json'", "output_dir='~/out'", "job_dir='~/jobs'"))
+    prep = validate(composed("blend_path='~/b.json'", "output_dir='~/out'", "job_dir='~/jobs'"))
     assert prep.config.output_dir == prep.request.options.output_dir == str(here / "home/out")
     assert prep.config.job_dir == str(here / "home/jobs")
     assert prep.request.blend == "b"
@@ -188,7 +188,7 @@ def test_one_task_here_is_no_problem() -> None:
 def test_points_that_would_share_get_their_own_folder_and_alias(here: Path) -> None:
     words = [["blend_path=b.json", "output_dir=out", f"num_shards={n}"] for n in (3, 4)]
     points = [composed(*point) for point in words]
-    spread(points, words)
+    separate_sweep_points(points, words)
     assert [point.output_dir for point in points] == ["out/num_shards=3", "out/num_shards=4"]
     assert [point.alias for point in points] == ["b-num_shards-3", "b-num_shards-4"]
     assert len({point.job_dir for point in points}) == 2
@@ -197,7 +197,7 @@ def test_points_that_would_share_get_their_own_folder_and_alias(here: Path) -> N
 def test_mistakes_of_all_points_come_together() -> None:
     words = [["blend_path=b.json", "output_dir=out", f"num_shards={n}"] for n in (0, -1)]
     with pytest.raises(UserError) as error:
-        spread([composed(*point) for point in words], words)
+        separate_sweep_points([composed(*point) for point in words], words)
     assert [problem.partition(":")[0] for problem in error.value.problems] == ["num_shards=0", "num_shards=-1"]
 
 
@@ -214,7 +214,7 @@ def test_what_follows_is_checked_on_data_that_is_not_there_yet(here: Path) -> No
 
 
 texts = st.text(max_size=12)
-mirrors = st.builds(wandb_mirror.Settings, st.sampled_from(wandb_mirror.MODES), texts, st.none() | texts)
+mirrors = st.builds(wandb_mirror.WandbSettings, st.sampled_from(wandb_mirror.MODES), texts, st.none() | texts)
 
 
 @given(st.builds(Registration, texts, st.none() | texts, mirrors, st.none() | texts, texts))

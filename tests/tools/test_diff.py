@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from nano3.config import PretrainConfig
 from nano3.tools import diff
-from nano3.training.run.record import Data, freeze
+from nano3.training.run.record import DataReference, save_run_config
 from nano3.utils.errors import Failure, UserError
 
 
@@ -19,7 +19,7 @@ def frozen(folder: Path, lr: float = 1e-3, fingerprint: str = "content") -> Path
     config.run.name, config.run.output_dir = folder.name, str(folder)
     config.run.data, config.optimizer.lr = "/data", lr
     config.checkpoint.save = str(folder / "checkpoints")
-    freeze(folder, config, Data("Data:v1", "/data", fingerprint), [f"optimizer.lr={lr}"])
+    save_run_config(folder, config, DataReference("Data:v1", "/data", fingerprint), [f"optimizer.lr={lr}"])
     return folder
 
 

@@ -16,7 +16,7 @@ import pytest
 from nano3.config import PretrainConfig
 from nano3.tools import report
 from nano3.training.reports.curves import CURVES, Curve, draw
-from nano3.training.run.record import Data, freeze
+from nano3.training.run.record import DataReference, save_run_config
 from nano3.utils.errors import Failure, UserError
 
 
@@ -26,7 +26,7 @@ def make_run(folder: Path, lr: float = 1e-3, end: float = 5.0, iterations: int =
     config.run.name, config.run.output_dir, config.run.data = folder.name, str(folder), "/data"
     config.optimizer.lr, config.train.train_iters = lr, 40
     config.checkpoint.save = str(folder / "checkpoints")
-    freeze(folder, config, Data("Data:v1", "/data", "content"), [f"optimizer.lr={lr}"])
+    save_run_config(folder, config, DataReference("Data:v1", "/data", "content"), [f"optimizer.lr={lr}"])
     lines: list[dict[str, Any]] = []
     for i in range(1, iterations + 1):
         loss = 9 + (end - 9) * i / 40

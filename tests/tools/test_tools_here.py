@@ -65,12 +65,12 @@ def test_the_process_that_holds_the_run_is_stopped(tmp_path: Path) -> None:
         [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None and process.stdout.readline() == "held\n"
-    holder = lock.holder(tmp_path)
+    holder = lock.lock_holder(tmp_path)
     assert holder == f"process {process.pid} on {HOST}"
     gone = f"process {2**22 + 1} on {HOST}, which runs as process {process.pid}"
     assert f"asked process {process.pid}" in _local.stop(tmp_path, gone)
     assert process.wait() == -signal.SIGTERM
-    assert lock.holder(tmp_path) == "", "the kernel lets go of what a dead process held"
+    assert lock.lock_holder(tmp_path) == "", "the kernel lets go of what a dead process held"
 
 
 @pytest.mark.parametrize("holder", ["another process", "", "\ufffd\ufffd", "process on"], ids=repr)
@@ -82,7 +82,7 @@ def test_a_holder_that_cannot_be_read_is_not_guessed(tmp_path: Path, holder: str
 def note(run_dir: Path, code: int | None) -> None:
     run_dir.mkdir(exist_ok=True)
     (run_dir / "config.yaml").write_text("")
-    start = local_job.LocalStart(1, "host", "2026-01-01T00:00:00+00:00", "", code)
+    start = local_job.LocalJob(1, "host", "2026-01-01T00:00:00+00:00", "", code)
     (run_dir / local_job.FILE).write_text(json.dumps(vars(start)))
 
 
@@ -136,16 +136,16 @@ def test_a_run_without_a_noted_end_is_judged_by_what_it_saved(tmp_path: Path, pr
 )
 def test_a_damaged_start_is_none(tmp_path: Path, content: str) -> None:
     (tmp_path / local_job.FILE).write_text(content)
-    assert local_job.newest(tmp_path) is None
+    assert local_job.newest_local_job(tmp_path) is None
     assert _local.is_newest(tmp_path) and _local.state_of(tmp_path).word == "failed"
 
 
 def test_a_start_is_noted_while_it_runs_and_when_it_ends(tmp_path: Path) -> None:
     run_dir = tmp_path / os.fsdecode(b"caf\xe9")
-    with pytest.raises(UserError), local_job.noted(run_dir, run_dir / "log"):
-        begun = local_job.newest(run_dir)
+    with pytest.raises(UserError), local_job.record_local_job(run_dir, run_dir / "log"):
+        begun = local_job.newest_local_job(run_dir)
         raise UserError("no")
-    ended = local_job.newest(run_dir)
+    ended = local_job.newest_local_job(run_dir)
     assert begun is not None and ended is not None
     assert (begun.exit_code, ended.exit_code, begun.pid) == (None, 2, os.getpid())
     assert Path(ended.log) == run_dir / "log"

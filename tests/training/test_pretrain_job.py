@@ -11,8 +11,8 @@ import launch
 from nano3.cli.app import set_up
 from nano3.cli.config_groups import conf_dir
 from nano3.data.dataset.manifest import load_manifest
-from nano3.pretrain import check, checked, find_data, folder, make_job
-from nano3.training.run.record import latest_start, thaw
+from nano3.pretrain import check, find_data, folder, make_job, validate
+from nano3.training.run.record import latest_start, load_run_config
 from nano3.utils.errors import UserError
 
 Compose = Callable[..., DictConfig]
@@ -61,16 +61,16 @@ def test_making_a_job_writes_nothing(composed: Compose, tmp_path: Path) -> None:
 
 def test_what_is_shown_is_what_the_ranks_read(composed: Compose, tmp_path: Path) -> None:
     cfg = composed("cluster.poll_s=7")
-    config, text = checked(cfg, find_data(cfg), tmp_path / "run")
+    config, text = validate(cfg, find_data(cfg), tmp_path / "run")
     start(job(cfg))
     assert (tmp_path / "run/config.yaml").read_text() == text
-    assert thaw(tmp_path / "run/config.yaml") == config
+    assert load_run_config(tmp_path / "run/config.yaml") == config
     assert "${" not in text, "nothing is left to be looked up on another machine"
 
 
 def test_a_dollar_that_was_typed_as_text_reaches_the_ranks(composed: Compose, tmp_path: Path) -> None:
     start(job(composed("cluster=slurm", "cluster.ntasks_per_node=1", r"cluster.setup=['export A=\${HOME}/x']")))
-    assert thaw(tmp_path / "run/config.yaml").cluster.setup == ["export A=${HOME}/x"]
+    assert load_run_config(tmp_path / "run/config.yaml").cluster.setup == ["export A=${HOME}/x"]
 
 
 def test_another_run_in_the_same_folder_is_noticed(composed: Compose, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_point_of_a_sweep_has_its_own_folders(composed: Compose, tmp_path: Pat
     words = ["checkpoint.save=save", "logger.tensorboard_dir=board"]
     for label in ("seed=1", "seed=2"):
         start(job(composed(*words), label))
-        config = thaw(tmp_path / "run" / label / "config.yaml")
+        config = load_run_config(tmp_path / "run" / label / "config.yaml")
         assert config.checkpoint.save == config.checkpoint.load == str(tmp_path / "save" / label)
         assert config.logger.tensorboard_dir == str(tmp_path / "board" / label)
         assert latest_start(tmp_path / "run" / label)["label"] == label
@@ -145,8 +145,8 @@ def test_a_package_is_missed_only_where_the_ranks_will_run(
     monkeypatch.setattr("nano3.training.backend.NEEDS", {"transformers": (("nobody_has_this",), "the remedy")})
     cfg = composed(f"cluster.kind={kind}", f"dry_run={dry_run}")
     if not told:
-        config, _ = checked(cfg, find_data(cfg), tmp_path / "run")
+        config, _ = validate(cfg, find_data(cfg), tmp_path / "run")
         assert check(config).problems == []
         return
     with pytest.raises(UserError, match="needs nobody_has_this, not installed in this Python: the remedy"):
-        checked(cfg, find_data(cfg), tmp_path / "run")
+        validate(cfg, find_data(cfg), tmp_path / "run")

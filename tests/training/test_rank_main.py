@@ -13,7 +13,7 @@ from nano3.artifacts.names import MODEL
 from nano3.training import rank_main
 from nano3.training.hf.checkpoints import MARKER, CheckpointInfo
 from nano3.training.rank_main import SaveRecorder, tell
-from nano3.training.reports.final_report import conclude
+from nano3.training.reports.final_report import write_final_report
 from nano3.training.run import record
 from nano3.training.run.outcome import Outcome
 from nano3.utils.errors import UserError
@@ -83,14 +83,14 @@ def test_only_a_finished_run_never_trains(run_dir: Path, monkeypatch, capsys, th
 
 def test_a_run_whose_checkpoint_is_gone_is_frozen_anew_and_says_so(run_dir: Path, capsys) -> None:
     finished_run(run_dir, with_checkpoint=False)
-    data = record.Data(**read_json(run_dir / "starts/0001/start.json")["data"])
-    config = record.thaw(run_dir / "config.yaml")
-    record.freeze(run_dir, config, data, [])
+    data = record.DataReference(**read_json(run_dir / "starts/0001/start.json")["data"])
+    config = record.load_run_config(run_dir / "config.yaml")
+    record.save_run_config(run_dir, config, data, [])
     assert not (run_dir / "finished.json").exists()
     assert len(list((run_dir / "starts").iterdir())) == 2
     assert "iter_0000012, with which" in capsys.readouterr().out
     finished_run(run_dir, with_checkpoint=True)
-    record.freeze(run_dir, config, data, [])
+    record.save_run_config(run_dir, config, data, [])
     assert len(list((run_dir / "starts").iterdir())) == 2
 
 
@@ -109,7 +109,7 @@ def test_a_broken_configuration_is_told_with_its_file(tmp_path: Path, text: str 
     if text is not None:
         path.write_text(text)
     with pytest.raises(UserError, match=told) as error:
-        record.thaw(path)
+        record.load_run_config(path)
     assert str(path) in str(error.value)
 
 
@@ -153,7 +153,7 @@ def test_without_matplotlib_the_table_is_shown(run_dir: Path, monkeypatch, capsy
     (run_dir / "metrics.jsonl").write_text(line)
     for name in [name for name in sys.modules if name.startswith("matplotlib")] + ["matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
-    conclude(tiny_config(), run_dir)
+    write_final_report(tiny_config(), run_dir)
     out, err = capsys.readouterr()
     assert "training loss" in out and "loss curve" not in out
     assert "no loss.png: matplotlib" in err

@@ -17,7 +17,7 @@ from training_processes import SAMPLE, Child, tiny_config
 
 from nano3.config import PretrainConfig
 from nano3.data.dataset.manifest import load_manifest
-from nano3.training.run.record import Data, freeze
+from nano3.training.run.record import DataReference, save_run_config
 
 SEQ, BATCH, ITERATIONS = 32, 4, 12
 
@@ -28,7 +28,7 @@ def traced(data: Path, undisturbed: Path, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("traced") / "run"
     shutil.copytree(undisturbed, folder, ignore=shutil.ignore_patterns("checkpoints"))
     config = resolved(data)
-    freeze(folder, config, Data(str(data), str(data), load_manifest(data).content), [])
+    save_run_config(folder, config, DataReference(str(data), str(data), load_manifest(data).content), [])
     return folder
 
 
@@ -133,7 +133,7 @@ def test_sources_that_are_gone(traced: Path, tmp_path: Path) -> None:
     shutil.copytree(traced, folder)
     shutil.copytree(load_from(traced), data)
     config = resolved(data)
-    freeze(folder, config, Data(str(data), str(data), load_manifest(data).content), [])
+    save_run_config(folder, config, DataReference(str(data), str(data), load_manifest(data).content), [])
     for plan in (data / ".prep").glob("*/plan.json"):
         plan.write_text(plan.read_text().replace(str(SAMPLE), str(tmp_path / "nowhere")))
     code, output, errors = trace(folder, "--iteration", 2)
@@ -143,9 +143,9 @@ def test_sources_that_are_gone(traced: Path, tmp_path: Path) -> None:
 
 def load_from(folder: Path) -> Path:
     """The data folder of a run."""
-    from nano3.training.run.record import thaw
+    from nano3.training.run.record import load_run_config
 
-    return Path(thaw(folder / "config.yaml").run.data)
+    return Path(load_run_config(folder / "config.yaml").run.data)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from faults import needs_strace, with_fault
 
 from nano3.utils.errors import Failure, UserError, did_you_mean
-from nano3.utils.files import atomic_open, read_json, unwritable, write_json, write_text
+from nano3.utils.files import atomic_open, read_json, unwritable_reason, write_json, write_text
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -119,6 +119,6 @@ def test_where_nothing_can_be_written(tmp_path: Path, place: str, why: str | Non
     (tmp_path / "there").mkdir()
     (tmp_path / "file").write_text("")
     before = sorted(tmp_path.rglob("*"))
-    found = unwritable(tmp_path / place)
+    found = unwritable_reason(tmp_path / place)
     assert found is None if why is None else found and why in found
     assert sorted(tmp_path.rglob("*")) == before

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nano3.utils.files import atomic_open, read_json, unwritable, write_json, write_text
+from nano3.utils.files import atomic_open, read_json, unwritable_reason, write_json, write_text
 from nano3.utils.provenance import commit_of, git, git_bytes, installed_versions
 
 NAMES = st.binary(max_size=20).map(os.fsdecode)
@@ -83,7 +83,7 @@ def test_a_folder_that_is_a_link(tmp_path: Path, link: str, place: str, why: str
     (tmp_path / "disk").mkdir()
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(link)
-    found = unwritable(tmp_path / place)
+    found = unwritable_reason(tmp_path / place)
     assert (found is None) == (why is None)
     if found and why:
         assert found.startswith(why.format(here=tmp_path))
@@ -96,8 +96,8 @@ def test_a_folder_that_is_a_link(tmp_path: Path, link: str, place: str, why: str
 def test_a_relative_place_is_told_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    assert unwritable(Path("file/x")) == f"{tmp_path}/file is a file, not a folder"
-    assert unwritable(Path("new")) is None and not (tmp_path / "new").exists()
+    assert unwritable_reason(Path("file/x")) == f"{tmp_path}/file is a file, not a folder"
+    assert unwritable_reason(Path("new")) is None and not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("mode", [None, 0o644], ids=["no git", "one that must not be run"])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nano3.utils.gc_pause import uncollected
+from nano3.utils.gc_pause import gc_paused
 
 
 class Circle:
@@ -35,7 +35,7 @@ def many() -> None:
 
 
 def test_nothing_is_collected_in_the_block_and_everything_after_it() -> None:
-    with uncollected():
+    with gc_paused():
         circle = made()
         many()
         assert circle() is not None
@@ -45,7 +45,7 @@ def test_nothing_is_collected_in_the_block_and_everything_after_it() -> None:
 
 
 def test_what_is_frozen_is_never_looked_at_again() -> None:
-    with uncollected(freeze=True):
+    with gc_paused(freeze=True):
         circle = made()
     gc.collect()
     assert circle() is not None
@@ -57,7 +57,7 @@ def test_what_is_frozen_is_never_looked_at_again() -> None:
 @pytest.mark.parametrize("freeze", [False, True])
 def test_an_error_leaves_the_collector_on_and_freezes_nothing(freeze: bool) -> None:
     before = gc.get_freeze_count()
-    with pytest.raises(KeyError), uncollected(freeze=freeze):
+    with pytest.raises(KeyError), gc_paused(freeze=freeze):
         raise KeyError
     assert gc.isenabled()
     assert gc.get_freeze_count() == before
@@ -65,6 +65,6 @@ def test_an_error_leaves_the_collector_on_and_freezes_nothing(freeze: bool) -> N
 
 def test_who_had_switched_it_off_finds_it_off() -> None:
     gc.disable()
-    with uncollected():
+    with gc_paused():
         pass
     assert not gc.isenabled()

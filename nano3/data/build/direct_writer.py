@@ -47,7 +47,7 @@ def take_buffer() -> mmap.mmap:
         return mmap.mmap(-1, BUFFER, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
-class Output:
+class DirectWriter:
     """A file being written under a temporary name; `commit` gives it its own.
 
     Raises `Failure` naming the file when the disk is full or refuses; that may come one buffer late, at the latest

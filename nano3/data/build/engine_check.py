@@ -5,7 +5,7 @@ dataset.
 from typing import Any
 
 from nano3.data.build.unit_encoder import Worker
-from nano3.data.sources.readers import read_part
+from nano3.data.sources.readers import read_documents
 from nano3.data.tokenization.edge_cases import edge_cases
 from nano3.data.tokenization.encoders import first_difference
 from nano3.data.tokenization.engines import Engines
@@ -15,7 +15,7 @@ SAMPLE_CHARS = 200_000  # of all datasets together; the reference takes about ha
 LONGEST = 20_000
 
 
-def prove(worker: Worker, engines: Engines) -> str:
+def check_engine(worker: Worker, engines: Engines) -> str:
     """Compare the engines. Gives "" when they agree, else what they disagree about."""
     if worker.fast is None:
         return ""
@@ -31,7 +31,7 @@ def sample(worker: Worker) -> list[str]:
     for dataset in worker.plan.datasets:
         left = SAMPLE_CHARS // len(worker.plan.datasets)
         try:
-            batch: Any = next(iter(read_part(dataset.whole(0))), None)
+            batch: Any = next(iter(read_documents(dataset.whole(0))), None)
         except Nano3Error:
             continue
         for text in batch.texts if batch else ():

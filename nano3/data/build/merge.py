@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nano3.data.build.direct_writer import Output
+from nano3.data.build.direct_writer import DirectWriter
 from nano3.data.build.receipts import (
-    Part,
+    Fragment,
     ShardReceipt,
     UnitReceipt,
     add_suffix,
@@ -34,7 +34,7 @@ def join_shard(plan: Plan, build: Path, split: int, dataset: int, shard: int) ->
         filled = [p for p in parts if p.sequences]
         bin_path = build / f"{name}.bin"
         bin_sum = move_part(build, filled[0], bin_path) if len(filled) == 1 else copy_parts(build, filled, bin_path)
-        index = Output(build / f"{name}.idx")
+        index = DirectWriter(build / f"{name}.idx")
         try:
             documents = sum(p.documents for p in parts)
             write_index(index.write, lambda: lengths_of(build, parts), sequences, documents, plan.dtype)
@@ -64,7 +64,7 @@ def shard_units(plan: Plan, build: Path, split: int, dataset: int, shard: int) -
     return [read_unit(build, base + u) for u in range(first, last + 1) if plan.datasets[dataset].parts(u)]
 
 
-def move_part(build: Path, part: Part, target: Path) -> str:
+def move_part(build: Path, part: Fragment, target: Path) -> str:
     """Give a part its shard's name; done already if a run was killed after it. Gives its checksum."""
     source = add_suffix(build / "units" / part.name, ".bin")
     if source.exists() or not target.exists():
@@ -74,9 +74,9 @@ def move_part(build: Path, part: Part, target: Path) -> str:
     return part.bin_xxh128
 
 
-def copy_parts(build: Path, parts: list[Part], target: Path) -> str:
+def copy_parts(build: Path, parts: list[Fragment], target: Path) -> str:
     """Write parts one after another; gives the checksum."""
-    out = Output(target)
+    out = DirectWriter(target)
     buffer = memoryview(bytearray(COPY))
     try:
         for part in parts:
@@ -92,7 +92,7 @@ def copy_parts(build: Path, parts: list[Part], target: Path) -> str:
         raise
 
 
-def lengths_of(build: Path, parts: list[Part]) -> Iterator[np.ndarray]:
+def lengths_of(build: Path, parts: list[Fragment]) -> Iterator[np.ndarray]:
     """int32 tokens per document of the parts, piece by piece."""
     for part in parts:
         with add_suffix(build / "units" / part.name, ".len").open("rb") as f:

@@ -65,7 +65,7 @@ class Meter:
             )
 
 
-def report(manifest: Manifest, meter: Meter | None) -> None:
+def print_summary(manifest: Manifest, meter: Meter | None) -> None:
     """The table at the end."""
     names = [name for name, counts in manifest.splits.items() if counts["documents"]]
     rows = []

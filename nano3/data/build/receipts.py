@@ -19,7 +19,7 @@ from nano3.utils.disk_errors import disk_error
 from nano3.utils.files import temp_name
 
 
-class Part(msgspec.Struct):
+class Fragment(msgspec.Struct):
     """One unit's documents in one shard. `first` and `last` are (file number, key) of documents."""
 
     split: int
@@ -49,7 +49,7 @@ class UnitReceipt(msgspec.Struct):
     checked: int
     truncated: int
     text_bytes: int
-    parts: list[Part]
+    parts: list[Fragment]
 
 
 class ShardReceipt(msgspec.Struct):

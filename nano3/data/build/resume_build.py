@@ -10,8 +10,8 @@ from nano3.data.build.receipts import UnitReceipt, read_receipt, shard_receipt, 
 from nano3.data.dataset import output_dir
 from nano3.data.dataset.manifest import Manifest, encode_json, load_manifest, make_blend
 from nano3.data.planning.plan import NOT_HASHED, PLAN_FORMAT, SPLITS, DatasetPlan, Plan, load_plan, recipe
-from nano3.data.planning.planner import Request, make_plan
-from nano3.data.sources.discovery import WHOLE
+from nano3.data.planning.planner import PrepRequest, make_plan
+from nano3.data.sources.discovery import WHOLE_FILE_LIMIT
 from nano3.data.tokenization.tokenizer import copy_tokenizer
 from nano3.utils.console import say, warn
 from nano3.utils.errors import Failure, UserError
@@ -20,7 +20,7 @@ from nano3.utils.files import write_text
 FILTERS = ("short",)  # reasons to leave a document out that are not faults of its row
 
 
-def complete(request: Request, output: Path) -> Manifest | None:
+def find_complete_data(request: PrepRequest, output: Path) -> Manifest | None:
     """The published manifest when it is of this plan and its files are there; a new weight or name is written into
     it.
     """
@@ -46,7 +46,7 @@ def complete(request: Request, output: Path) -> Manifest | None:
     moved = not (output / "blend.json").exists() or (output / "blend.json").read_text() != blend
     tokenizer = output / manifest.tokenizer["path"]
     if not (tokenizer / "tokenizer.json").exists():
-        with output_dir.locked(output):
+        with output_dir.hold_output_lock(output):
             copy_tokenizer(request.tokenizer, tokenizer)
         say(f"{tokenizer}: was missing; copied again")
     news = [
@@ -58,7 +58,7 @@ def complete(request: Request, output: Path) -> Manifest | None:
         if old != new
     ]
     if moved or news:
-        with output_dir.locked(output):
+        with output_dir.hold_output_lock(output):
             write_text(output / "blend.json", blend)
             write_text(output / "manifest.json", encode_json(manifest))
         what = " and ".join(news) or "place of the shards"
@@ -69,7 +69,7 @@ def complete(request: Request, output: Path) -> Manifest | None:
     return manifest
 
 
-def refuse_published(request: Request) -> None:
+def check_output_dir(request: PrepRequest) -> None:
     """Raise `UserError` when what lies in the output folder forbids this preparation; changes nothing there."""
     output = Path(request.options.output_dir)
     if request.options.force or output_dir.is_publishing(
@@ -81,7 +81,7 @@ def refuse_published(request: Request) -> None:
         refuse_skipped(request, load_manifest(output))
 
 
-def refuse_other(request: Request, output: Path) -> None:
+def refuse_other(request: PrepRequest, output: Path) -> None:
     """Raise `UserError` when the output folder holds what this request would replace without having been told to."""
     if not (output / "manifest.json").exists():
         if strange := [n for n in output_dir.PUBLISHED if (output / n).exists()]:
@@ -93,7 +93,7 @@ def refuse_other(request: Request, output: Path) -> None:
         raise different(output, found, request)
 
 
-def different(output: Path, there: Manifest, request: Request) -> UserError:
+def different(output: Path, there: Manifest, request: PrepRequest) -> UserError:
     return UserError(
         f"output_dir={output}: holds other data (plan {there.plan_hash[:16]}, now {request.hash[:16]}): "
         f"{differences(there, request)}. Choose another output_dir, or set force=true to replace it once the new data "
@@ -101,7 +101,7 @@ def different(output: Path, there: Manifest, request: Request) -> UserError:
     )
 
 
-def differences(there: Manifest, request: Request) -> str:
+def differences(there: Manifest, request: PrepRequest) -> str:
     """What makes a request another one than that of the data which are there, as far as the manifest tells."""
     options = asdict(request.options)
     found = [
@@ -119,7 +119,7 @@ def differences(there: Manifest, request: Request) -> str:
     return "; ".join(found) or "the text has changed, or which field of it is read"
 
 
-def refuse_skipped(request: Request, manifest: Manifest) -> None:
+def refuse_skipped(request: PrepRequest, manifest: Manifest) -> None:
     """Data from which bad rows were left out is not what somebody asks for who wants them to stop the run."""
     if request.options.bad_rows == "skip":
         return
@@ -137,7 +137,7 @@ def refuse_skipped(request: Request, manifest: Manifest) -> None:
         raise UserError(problems)
 
 
-def warn_of_touched(request: Request, manifest: Manifest) -> None:
+def warn_of_touched(request: PrepRequest, manifest: Manifest) -> None:
     """Name large files whose time differs from that in the manifest: their fingerprints do not cover every byte."""
     entries = {d["name"]: d.get("inputs", []) for d in manifest.datasets}
     for dataset in request.datasets:
@@ -145,7 +145,7 @@ def warn_of_touched(request: Request, manifest: Manifest) -> None:
         touched = [
             file["name"]
             for file in entries[dataset.name]
-            if file["bytes"] > WHOLE and now.get(file["name"], 0) != file["mtime_ns"]
+            if file["bytes"] > WHOLE_FILE_LIMIT and now.get(file["name"], 0) != file["mtime_ns"]
         ]
         if touched:
             more = f" and {len(touched) - 3:,} more" if len(touched) > 3 else ""
@@ -168,7 +168,7 @@ def is_published(plan: Plan) -> bool:
 # Unfinished builds
 
 
-def start_build(request: Request, output: Path) -> Path:
+def start_build(request: PrepRequest, output: Path) -> Path:
     """The path of the plan to work on, in a folder that holds what can be kept of earlier work. Needs the exclusive
     lock.
     """
@@ -176,10 +176,10 @@ def start_build(request: Request, output: Path) -> Path:
     refuse_other(request, output)
     build = output_dir.build_dir(output, request.hash)
     saved = read_plan(build)
-    plan = go_on(saved, request) if saved else None
+    plan = resume_plan(saved, request) if saved else None
     if plan is None:
         plan = make_plan(request)
-        adopt(plan, build)
+        reuse_partial_build(plan, build)
     for sub in ("units", "shards", *SPLITS):
         (build / sub).mkdir(parents=True, exist_ok=True)
     plan.save(build / "plan.json")
@@ -209,7 +209,7 @@ def read_plan(build: Path) -> Plan | None:
     return plan if plan.format == PLAN_FORMAT else None
 
 
-def go_on(saved: Plan, request: Request) -> Plan | None:
+def resume_plan(saved: Plan, request: PrepRequest) -> Plan | None:
     """The saved plan with what may differ from run to run; None when a file has changed. Saves reading for it again."""
     if saved.hash != request.hash or wants_bad_rows_back(saved, request):
         return None
@@ -222,12 +222,12 @@ def go_on(saved: Plan, request: Request) -> Plan | None:
     return replace(saved, blend=request.blend, output_dir=output, options=request.options, tokenizer=request.tokenizer)
 
 
-def wants_bad_rows_back(old: Plan, new: Request | Plan) -> bool:
+def wants_bad_rows_back(old: Plan, new: PrepRequest | Plan) -> bool:
     """Whether bad rows were skipped but are now to stop the run."""
     return old.options.bad_rows == "skip" and new.options.bad_rows == "fail"
 
 
-def adopt(plan: Plan, build: Path) -> None:
+def reuse_partial_build(plan: Plan, build: Path) -> None:
     """Make of an unfinished build, of this plan or of one that differs in some files, the start of this one.
 
     Receipts of what is stale go first and the folder gets its name last, so a kill in between does no harm.

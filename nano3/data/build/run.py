@@ -9,18 +9,18 @@ from pathlib import Path
 from nano3.config import PrepOptions, SourceConfig
 from nano3.data.build.build_state import Shard, State
 from nano3.data.build.merge import join_shard
-from nano3.data.build.progress import Meter, report
+from nano3.data.build.progress import Meter, print_summary
 from nano3.data.build.receipts import ShardReceipt
-from nano3.data.build.resume_build import complete, is_published, start_build
+from nano3.data.build.resume_build import find_complete_data, is_published, start_build
 from nano3.data.build.worker_pool import PROVE, Pool
 from nano3.data.dataset import output_dir
 from nano3.data.dataset.manifest import Manifest, encode_json, load_manifest, make_blend, make_manifest
 from nano3.data.planning.plan import SPLITS, Plan, load_plan
-from nano3.data.planning.planner import Request, make_plan, read_request
-from nano3.data.sources.discovery import changed_since
+from nano3.data.planning.planner import PrepRequest, make_plan, make_request
+from nano3.data.sources.discovery import changed_files
 from nano3.data.tokenization.engines import REFERENCE
 from nano3.data.tokenization.tokenizer import copy_tokenizer
-from nano3.utils.console import say, table, unread, warn
+from nano3.utils.console import ignore_broken_pipe, say, table, warn
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import fsync_dir, write_text
 
@@ -33,18 +33,18 @@ def prepare(sources: list[SourceConfig], options: PrepOptions, blend_name: str) 
 
     Raises `UserError` for what was asked wrongly, `Failure` for damaged input, a full disk or a lost worker.
     """
-    return prepare_request(read_request(sources, options, blend_name))
+    return prepare_request(make_request(sources, options, blend_name))
 
 
-def prepare_request(request: Request) -> Manifest:
+def prepare_request(request: PrepRequest) -> Manifest:
     """`prepare` for a request at hand: finding all files of a blend may take a while."""
     options, output = request.options, Path(request.options.output_dir)
     if output_dir.is_publishing(output):
-        with output_dir.locked(output):
+        with output_dir.hold_output_lock(output):
             output_dir.finish_publishing(output)
-    if not options.force and (done := complete(request, output)):
+    if not options.force and (done := find_complete_data(request, output)):
         return done
-    with output_dir.locked(output):
+    with output_dir.hold_output_lock(output):
         path = start_build(request, output)
         plan = load_plan(path)
         output_dir.clear_temporaries(path.parent)
@@ -55,23 +55,23 @@ def prepare_request(request: Request) -> Manifest:
 
 
 def write_plan(sources: list[SourceConfig], options: PrepOptions, blend_name: str) -> Path:
-    """Make the plan, write it into the output folder, and return its path; for `run_part` and `finalize`."""
-    return plan_request(read_request(sources, options, blend_name))
+    """Make the plan, write it into the output folder, and return its path; for `run_task` and `finalize`."""
+    return plan_request(make_request(sources, options, blend_name))
 
 
-def plan_request(request: Request) -> Path:
+def plan_request(request: PrepRequest) -> Path:
     """`write_plan` for a request at hand."""
     output = Path(request.options.output_dir)
-    with output_dir.locked(output):
+    with output_dir.hold_output_lock(output):
         return start_build(request, output)
 
 
-def run_part(plan_path: Path, part: int, parts: int) -> None:
+def run_task(plan_path: Path, part: int, parts: int) -> None:
     """Do part `part` (from 0) of `parts` of a plan's units, and join the shards that need no other part."""
     if not 0 <= part < parts:
         raise UserError(f"part={part}: must be from 0 to parts-1={parts - 1}.")
     plan = load_plan(plan_path)
-    with output_dir.locked(Path(plan.output_dir), shared=True):
+    with output_dir.hold_output_lock(Path(plan.output_dir), shared=True):
         if is_published(plan):
             return
         low, high = part * plan.units // parts, (part + 1) * plan.units // parts
@@ -87,7 +87,7 @@ def finalize(plan_path: Path) -> Manifest:
     plan_path = Path(plan_path)
     plan = load_plan(plan_path)
     output = Path(plan.output_dir)
-    with output_dir.locked(output):
+    with output_dir.hold_output_lock(output):
         output_dir.finish_publishing(output)
         if is_published(plan):
             return load_manifest(output)
@@ -107,10 +107,10 @@ def finalize(plan_path: Path) -> Manifest:
 
 def show_plan(sources: list[SourceConfig], options: PrepOptions, blend_name: str) -> None:
     """Print what would be done: files, shards, units, disk."""
-    show_request(read_request(sources, options, blend_name))
+    print_plan(make_request(sources, options, blend_name))
 
 
-def show_request(request: Request) -> None:
+def print_plan(request: PrepRequest) -> None:
     """`show_plan` for a request at hand."""
     options, plan = request.options, make_plan(request)
     rows = []
@@ -148,7 +148,7 @@ def do_work(plan: Plan, path: Path, state: State, meter: Meter) -> None:
         workers = max(1, min(wanted, len(state.open_units()) or len(state.open_shards())))
         fast = options.engine != REFERENCE and not state.disproved
         with Pool(path, workers, fast) as pool:
-            why = drain(pool, state, meter, prove=fast and bool(state.open_units() or not state.proven))
+            why = dispatch_units(pool, state, meter, prove=fast and bool(state.open_units() or not state.proven))
         if why and options.engine == "strict":
             raise Failure(
                 f"engine=strict: {why}. Set engine=auto to go on with the reference tokenizer, which is much slower."
@@ -161,7 +161,7 @@ def do_work(plan: Plan, path: Path, state: State, meter: Meter) -> None:
             )
 
 
-def drain(pool: Pool, state: State, meter: Meter, prove: bool) -> str:
+def dispatch_units(pool: Pool, state: State, meter: Meter, prove: bool) -> str:
     """Hand out units in order; join each shard, in a thread here, as soon as its units are done and, with `prove`,
     the engines are proven equal.
 
@@ -221,8 +221,8 @@ def finish(plan: Plan, path: Path, state: State, meter: Meter) -> Manifest:
     write_text(build / "blend.json", encode_json(make_blend(manifest, output)))
     write_text(build / "manifest.json", encode_json(manifest))
     output_dir.publish(output, build)
-    with unread():  # what follows, as registering, is to be done all the same
-        report(manifest, meter)
+    with ignore_broken_pipe():  # what follows, as registering, is to be done all the same
+        print_summary(manifest, meter)
     return manifest
 
 
@@ -230,7 +230,7 @@ def refuse_changed(plan: Plan) -> None:
     """Nothing is published when a file was changed while it was read: part of it may be old, part new."""
     changed: list[str] = []
     for d in plan.datasets:
-        changed += changed_since(d.root, zip(d.keys, d.sizes, d.prints, d.times, strict=True))
+        changed += changed_files(d.root, zip(d.keys, d.sizes, d.prints, d.times, strict=True))
     if changed:
         raise Failure(
             [f"{path}: was changed while the data was made; nothing is published." for path in changed[:20]]

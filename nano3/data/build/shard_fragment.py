@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nano3.data.build.direct_writer import Output
-from nano3.data.build.receipts import Part, add_suffix
+from nano3.data.build.direct_writer import DirectWriter
+from nano3.data.build.receipts import Fragment, add_suffix
 from nano3.data.planning.plan import SPLITS
 
 Where = tuple[int, int]  # file number in the dataset, key of the document in the file
@@ -16,9 +16,9 @@ def open_part(build: Path, unit: int, split: int, shard: int) -> "PartWriter":
     """Start a part in the build's folder."""
     name = f"{unit:06d}.{SPLITS[split]}.{shard:05d}"
     path = build / "units" / name
-    tokens = Output(add_suffix(path, ".bin"))
+    tokens = DirectWriter(add_suffix(path, ".bin"))
     try:
-        return PartWriter(split, shard, name, tokens, Output(add_suffix(path, ".len")))
+        return PartWriter(split, shard, name, tokens, DirectWriter(add_suffix(path, ".len")))
     except BaseException:
         tokens.discard()
         raise
@@ -31,8 +31,8 @@ class PartWriter:
     split: int
     shard: int
     name: str
-    bin: Output
-    len: Output
+    bin: DirectWriter
+    len: DirectWriter
     documents: int = 0
     sequences: int = 0
     tokens: int = 0
@@ -63,9 +63,9 @@ class PartWriter:
         self.bin.discard()
         self.len.discard()
 
-    def commit(self) -> Part:
+    def commit(self) -> Fragment:
         """Give both files their names."""
-        return Part(
+        return Fragment(
             self.split, self.shard, self.name, self.documents, self.sequences, self.tokens, self.bin.size,
             self.bin.commit(sync=False), self.len.commit(sync=False), self.first, self.last,
         )  # fmt: skip

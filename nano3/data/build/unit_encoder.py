@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from nano3.config import PrepOptions
-from nano3.data.build.receipts import Part, UnitReceipt, unit_receipt, write_receipt
+from nano3.data.build.receipts import Fragment, UnitReceipt, unit_receipt, write_receipt
 from nano3.data.build.shard_fragment import PartWriter, open_part
 from nano3.data.planning.plan import SPLITS, DatasetPlan, Plan
-from nano3.data.planning.shard_assignment import long_enough, shards_of
-from nano3.data.planning.splits import document_hash, file_seed, refuse, split_of
-from nano3.data.sources.readers import Batch, FilePart, read_part
+from nano3.data.planning.shard_assignment import assign_shards, drop_short
+from nano3.data.planning.splits import check_bad_rows, document_hash, file_seed, split_of
+from nano3.data.sources.readers import Batch, FileRange, read_documents
 from nano3.data.tokenization.encoders import Encoder, SpecialCounter, first_difference
 from nano3.data.tokenization.engines import FAST, REFERENCE
 from nano3.data.tokenization.long_documents import LONG, encode_pieces
@@ -68,7 +68,7 @@ class UnitEncoder:
         self.encode = worker.fast or worker.reference
         self.framing = Framing.of(worker.plan)
         self.open_parts: dict[int, PartWriter] = {}
-        self.parts: list[Part] = []
+        self.parts: list[Fragment] = []
         self.skipped: Counter[str] = Counter()
         # Texts, and for each its file number, key, place in the dataset and hash.
         self.waiting: list[tuple[list[str], tuple[np.ndarray, ...]]] = []
@@ -80,7 +80,7 @@ class UnitEncoder:
         try:
             for file, part in self.dataset.parts(self.unit):
                 seed = file_seed(self.dataset.name, part.name)
-                for batch in read_part(part):
+                for batch in read_documents(part):
                     self.add(batch, file, part, seed)
             self.flush()
             for split in list(self.open_parts):
@@ -96,11 +96,11 @@ class UnitEncoder:
         write_receipt(unit_receipt(self.worker.build, self.number), receipt)
         return receipt
 
-    def add(self, batch: Batch, file: int, part: FilePart, seed: int) -> None:
+    def add(self, batch: Batch, file: int, part: FileRange, seed: int) -> None:
         """Take in one batch of a file. Documents wait until there are enough: small files would be slow one by one."""
-        refuse(batch, part, self.options, self.dataset.name)
+        check_bad_rows(batch, part, self.options, self.dataset.name)
         self.skipped.update(kind for _, kind, _ in batch.bad)
-        texts, keys, places = long_enough(batch, self.options.min_doc_chars)
+        texts, keys, places = drop_short(batch, self.options.min_doc_chars)
         if len(texts) < len(batch.texts):
             self.skipped["short"] += len(batch.texts) - len(texts)
         columns = (np.full(len(keys), file), keys, places + int(self.dataset.bases[file]), document_hash(seed, keys))
@@ -189,7 +189,7 @@ class UnitEncoder:
         splits: np.ndarray,
     ) -> None:
         """Send runs of documents that go to the same shard to it, in order."""
-        shards = shards_of(self.dataset, splits, places)
+        shards = assign_shards(self.dataset, splits, places)
         route = shards * len(SPLITS) + splits
         starts = [0, *(np.flatnonzero(np.diff(route)) + 1).tolist(), len(route)]
         offsets = np.concatenate([[0], np.cumsum(lengths)])

@@ -25,10 +25,10 @@ ENV = {
 FDS = 100  # sockets sent in one message; Linux takes 253
 
 
-class Loader:
+class WorkerServerClient:
     """A loading process, seen from the one that wants workers."""
 
-    _ahead: "Loader | None" = None
+    _ahead: "WorkerServerClient | None" = None
 
     def __init__(self, file: str = "") -> None:
         """Start a process; it loads the tokenizer.json `file` at once, "" for none."""
@@ -49,7 +49,7 @@ class Loader:
         cls._ahead = cls(file)
 
     @classmethod
-    def take(cls) -> "Loader":
+    def take(cls) -> "WorkerServerClient":
         """The process of `begin`, once; otherwise a new one."""
         ahead, cls._ahead = cls._ahead, None
         return ahead or cls()

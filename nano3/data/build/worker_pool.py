@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
 
-from nano3.data.build.worker_client import Loader
+from nano3.data.build.worker_client import WorkerServerClient
 from nano3.utils.errors import Failure
 
 Task = tuple[Any, ...]  # ("unit", number) or PROVE
@@ -32,7 +32,7 @@ class Pool:
             mine, other = Pipe()
             self._ends.append(mine)
             theirs.append(other)
-        self._loader = Loader.take()
+        self._loader = WorkerServerClient.take()
         self._loader.fork(plan_path, fast, [end.fileno() for end in theirs])
         for end in theirs:
             end.close()

@@ -149,9 +149,9 @@ def do(worker: Any, engines: Engines, task: Task) -> Any:
     """One task; its result is small."""
     if task[0] == "unit":
         return worker.encode_unit(task[1])
-    from nano3.data.build.engine_check import prove
+    from nano3.data.build.engine_check import check_engine
 
-    return engines.why_not or prove(worker, engines)
+    return engines.why_not or check_engine(worker, engines)
 
 
 def give_back_memory() -> None:

@@ -38,12 +38,12 @@ def build_dir(output: Path, plan_hash: str) -> Path:
     return prep_dir(output) / plan_hash[:16]
 
 
-def own_names(output: Path) -> tuple[str, ...]:
+def own_file_names(output: Path) -> tuple[str, ...]:
     """What nano3 has put into the folder: nothing as long as no data was ever published there."""
     return PUBLISHED if (output / "manifest.json").exists() or is_publishing(output) else ()
 
 
-def not_text(names: Collection[str]) -> Collection[str]:
+def non_text_names(names: Collection[str]) -> Collection[str]:
     """Those of a folder's `names` that nano3 has put there in an earlier preparation, a run or an artifact store."""
     if ".prep" in names and "manifest.json" in names:
         return PUBLISHED
@@ -67,7 +67,7 @@ def make_writable(output: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(output: Path, shared: bool = False) -> Iterator[None]:
+def hold_output_lock(output: Path, shared: bool = False) -> Iterator[None]:
     """Hold the output folder. Tasks of one array share it; anybody else gets a `UserError`."""
     make_writable(output)
     path = prep_dir(output) / "lock"

@@ -13,17 +13,17 @@ import numpy as np
 from nano3.data.dataset.manifest import Manifest
 from nano3.data.dataset.output_dir import build_dir
 from nano3.data.planning.plan import SPLITS, DatasetPlan, Plan, load_plan
-from nano3.data.planning.shard_assignment import long_enough, shards_of
+from nano3.data.planning.shard_assignment import assign_shards, drop_short
 from nano3.data.planning.splits import document_hash, file_seed, split_of
-from nano3.data.sources.discovery import changed_since
-from nano3.data.sources.readers import read_part
+from nano3.data.sources.discovery import changed_files
+from nano3.data.sources.readers import read_documents
 from nano3.utils.errors import Failure
 
 BY_ROW = ("parquet", "arrow", "json")
 
 
 @dataclass(frozen=True)
-class Origin:
+class SourceRow:
     """A document's file, and its key in it: a row number from 0, or the byte offset of its line in the uncompressed
     file.
     """
@@ -38,19 +38,19 @@ class Origin:
         return f"row {self.key + 1:,}" if self.is_row else f"byte {self.key:,}"
 
 
-def plan_of(folder: Path, manifest: Manifest) -> Plan:
+def load_build_plan(folder: Path, manifest: Manifest) -> Plan:
     """The plan that prepared data was made by. Raises `Failure` when it is not there."""
     return load_plan(build_dir(folder, manifest.plan_hash) / "plan.json")
 
 
-def find_origins(plan: Plan, split: str, shard: int, numbers: Iterable[int]) -> dict[int, Origin]:
+def find_source_rows(plan: Plan, split: str, shard: int, numbers: Iterable[int]) -> dict[int, SourceRow]:
     """Origins of documents by their number, from 0, in a shard; `shard` is the number in the names of its files.
 
     Reads the shard's sources up to the last of the documents. Raises `Failure` when a source was changed, is gone, or
     holds fewer documents than it did.
     """
     wanted = sorted(set(numbers))
-    found: dict[int, Origin] = {}
+    found: dict[int, SourceRow] = {}
     part = SPLITS.index(split)
     number = next(d for d in range(len(plan.datasets)) if plan.first_shard(part, d + 1) > shard)
     dataset = plan.datasets[number]
@@ -62,7 +62,7 @@ def find_origins(plan: Plan, split: str, shard: int, numbers: Iterable[int]) -> 
             checked = file
         while len(found) < len(wanted) and (n := wanted[len(found)] - count) < len(keys):
             whole = dataset.whole(file)
-            found[wanted[len(found)]] = Origin(whole.path, int(keys[n]), whole.format in BY_ROW)
+            found[wanted[len(found)]] = SourceRow(whole.path, int(keys[n]), whole.format in BY_ROW)
         count += len(keys)
         if len(found) == len(wanted):
             return found
@@ -78,10 +78,10 @@ def documents(plan: Plan, dataset: DatasetPlan, split: int, shard: int) -> Itera
     for unit in range(first, last + 1):
         for file, part in dataset.parts(unit):
             seed = file_seed(dataset.name, part.name)
-            for batch in read_part(part):
-                _, keys, places = long_enough(batch, plan.options.min_doc_chars)
+            for batch in read_documents(part):
+                _, keys, places = drop_short(batch, plan.options.min_doc_chars)
                 splits = split_of(document_hash(seed, keys), dataset.bounds)
-                shards = shards_of(dataset, splits, places + int(dataset.bases[file]))
+                shards = assign_shards(dataset, splits, places + int(dataset.bases[file]))
                 yield file, keys[(splits == split) & (shards == shard)]
 
 
@@ -89,5 +89,5 @@ def refuse_changed(dataset: DatasetPlan, file: int) -> None:
     """Raise `Failure` when a file is no longer what it was."""
     time = dataset.times[file] if dataset.times else 0
     identity = (dataset.keys[file], dataset.sizes[file], dataset.prints[file], time)
-    if changed := changed_since(dataset.root, iter([identity])):
+    if changed := changed_files(dataset.root, iter([identity])):
         raise Failure(f"{changed[0]}: was changed since the data was prepared; its rows cannot be told any more.")

@@ -17,9 +17,9 @@ import msgspec
 import numpy as np
 
 from nano3.config import PrepOptions
-from nano3.data.sources.discovery import WHOLE
+from nano3.data.sources.discovery import WHOLE_FILE_LIMIT
 from nano3.data.sources.formats import SPLITTABLE
-from nano3.data.sources.readers import FilePart
+from nano3.data.sources.readers import FileRange
 from nano3.data.tokenization.tokenizer import TokenizerInfo
 from nano3.utils.errors import Failure
 from nano3.utils.files import write_text
@@ -90,7 +90,7 @@ class DatasetPlan:
         """What tells each file from an edited one. A large file's fingerprint is not of all of it: its time counts."""
         times = self.times or [0] * len(self.keys)
         rows = zip(self.keys, self.sizes, self.prints, self.formats, times, strict=True)
-        return [(key, size, was, kind, time if size > WHOLE else 0) for key, size, was, kind, time in rows]
+        return [(key, size, was, kind, time if size > WHOLE_FILE_LIMIT else 0) for key, size, was, kind, time in rows]
 
     @property
     def layout(self) -> tuple[object, ...]:
@@ -113,7 +113,7 @@ class DatasetPlan:
         """Whether a unit can start inside the file."""
         return self.rows is None and self.formats[file] in SPLITTABLE
 
-    def parts(self, unit: int) -> list[tuple[int, FilePart]]:
+    def parts(self, unit: int) -> list[tuple[int, FileRange]]:
         """(file number, part) of each file that a unit has to open."""
         low, high = int(self.unit_bounds[unit]), int(self.unit_bounds[unit + 1])
         if low >= high:
@@ -129,9 +129,9 @@ class DatasetPlan:
                 parts.append((file, self.part(file, 0, self.costs[file])))
         return parts
 
-    def part(self, file: int, start: int, stop: int) -> FilePart:
+    def part(self, file: int, start: int, stop: int) -> FileRange:
         """A part of a file, in the file's own places."""
-        return FilePart(
+        return FileRange(
             root=self.root,
             name=self.keys[file],
             format=self.formats[file],
@@ -143,7 +143,7 @@ class DatasetPlan:
             rows=self.rows[file] if self.rows else None,
         )
 
-    def whole(self, file: int) -> FilePart:
+    def whole(self, file: int) -> FileRange:
         """All of a file."""
         return self.part(file, 0, self.costs[file])
 

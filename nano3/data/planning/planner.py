@@ -11,13 +11,13 @@ from nano3.data.dataset.indexed import UINT16_VOCAB, smallest_dtype
 from nano3.data.planning.plan import DatasetPlan, Plan, content_hash, lay_out, plan_hash
 from nano3.data.planning.sampling import sample_rows
 from nano3.data.planning.splits import set_bounds
-from nano3.data.sources.discovery import find
-from nano3.data.sources.fingerprint_cache import Memory, load_memory
+from nano3.data.sources.discovery import discover_files
+from nano3.data.sources.fingerprint_cache import FingerprintCache, load_fingerprint_cache
 from nano3.data.sources.formats import TEXT_PER_BYTE
 from nano3.data.sources.listing import check_name
 from nano3.data.tokenization.tokenizer import TokenizerInfo, find_tokenizer, names_a_place
 from nano3.utils.errors import Failure, Nano3Error, UserError, did_you_mean
-from nano3.utils.gc_pause import uncollected
+from nano3.utils.gc_pause import gc_paused
 
 CHOICES = {
     "dtype": ("auto", "uint16", "int32"),
@@ -30,7 +30,7 @@ MAX_SHARDS = 32_766  # Megatron-Core's BlendedDataset numbers them in int16
 
 
 @dataclass
-class Request:
+class PrepRequest:
     """A checked request with its files found and its identity known; cheap enough to make on every run."""
 
     sources: list[SourceConfig]
@@ -40,7 +40,7 @@ class Request:
     dtype: str
     datasets: list[DatasetPlan]
     hash: str
-    memory: Memory
+    memory: FingerprintCache
 
     @property
     def content(self) -> str:
@@ -48,44 +48,44 @@ class Request:
         return content_hash(self.hash, {s.name: float(s.weight) for s in self.sources})
 
 
-def read_request(sources: list[SourceConfig], options: PrepOptions, blend: str) -> Request:
-    """Check everything, find all files. Raises one error with every problem, as `joined` makes it.
+def make_request(sources: list[SourceConfig], options: PrepOptions, blend: str) -> PrepRequest:
+    """Check everything, find all files. Raises one error with every problem, as `combine_errors` makes it.
 
     A network is asked only when nothing else is wrong.
     """
     problems = check_options(options) + check_sources(sources)
     if problems:
-        raise joined([UserError(problems), *problems_here(sources, options)])
+        raise combine_errors([UserError(problems), *collect_problems(sources, options)])
     failures: list[Nano3Error] = []
-    memory = load_memory(Path(options.output_dir))
-    tokenizer, datasets = look_up(sources, options, memory, failures)
+    memory = load_fingerprint_cache(Path(options.output_dir))
+    tokenizer, datasets = discover_datasets(sources, options, memory, failures)
     if failures or tokenizer is None:
-        raise joined(failures)
+        raise combine_errors(failures)
     dtype = smallest_dtype(tokenizer.vocab_size) if options.dtype == "auto" else options.dtype
     if dtype == "uint16" and tokenizer.vocab_size >= UINT16_VOCAB:
         raise UserError(f"dtype=uint16: the vocabulary of {tokenizer.vocab_size:,} ids does not fit. Set dtype=auto.")
     identity = plan_hash(datasets, options, tokenizer, dtype)
-    return Request(sources, options, blend, tokenizer, dtype, datasets, identity, memory)
+    return PrepRequest(sources, options, blend, tokenizer, dtype, datasets, identity, memory)
 
 
-def problems_here(sources: list[SourceConfig], options: PrepOptions) -> list[Nano3Error]:
+def collect_problems(sources: list[SourceConfig], options: PrepOptions) -> list[Nano3Error]:
     """What is wrong with the tokenizer and the datasets that are named on this machine; a network is not asked."""
     failures: list[Nano3Error] = []
     here = [source for source in sources if "://" not in source.path]
-    look_up(here, options, load_memory(Path(options.output_dir)), failures, network=False)
+    discover_datasets(here, options, load_fingerprint_cache(Path(options.output_dir)), failures, network=False)
     return failures
 
 
-def joined(failures: list[Nano3Error]) -> Nano3Error:
+def combine_errors(failures: list[Nano3Error]) -> Nano3Error:
     """All of them as one, each problem once: a `UserError`, unless something that nobody mistyped is among them."""
     kind = next((type(f) for f in failures if not isinstance(f, UserError)), UserError)
     return kind(dict.fromkeys(problem for f in failures for problem in f.problems))
 
 
-def look_up(
+def discover_datasets(
     sources: list[SourceConfig],
     options: PrepOptions,
-    memory: Memory,
+    memory: FingerprintCache,
     failures: list[Nano3Error],
     network: bool = True,
 ) -> tuple[TokenizerInfo | None, list[DatasetPlan]]:
@@ -96,18 +96,18 @@ def look_up(
             tokenizer = find_tokenizer(options.tokenizer_model, options.add_bos, options.add_eos)
     except Nano3Error as error:
         failures.append(error)
-    with uncollected():  # 10^5 files are a million objects
+    with gc_paused():  # 10^5 files are a million objects
         for source in sources:
             try:
-                datasets.append(find_dataset(source, options, memory))
+                datasets.append(discover_dataset(source, options, memory))
             except Nano3Error as error:
                 failures.append(error)
     return tokenizer, datasets
 
 
-def find_dataset(source: SourceConfig, options: PrepOptions, memory: Memory) -> DatasetPlan:
+def discover_dataset(source: SourceConfig, options: PrepOptions, memory: FingerprintCache) -> DatasetPlan:
     """List and identify the files of one dataset."""
-    found = find(source, options.output_dir, memory, keep_list=options.hf_files == "download")
+    found = discover_files(source, options.output_dir, memory, keep_list=options.hf_files == "download")
     return DatasetPlan(
         name=source.name,
         weight=float(source.weight),
@@ -134,7 +134,7 @@ def cost_of(size: int, kind: str) -> int:
     return -(-cost // step) * step
 
 
-def make_plan(request: Request) -> Plan:
+def make_plan(request: PrepRequest) -> Plan:
     """Complete the plan: sample, split bounds, shards, units. Raises one error with the problems of all datasets."""
     failures: list[Nano3Error] = []
     for dataset in request.datasets:
@@ -144,7 +144,7 @@ def make_plan(request: Request) -> Plan:
             told = [p if p.startswith("dataset ") else f"dataset {dataset.name!r}: {p}" for p in error.problems]
             failures.append(UserError(told) if isinstance(error, UserError) else Failure(told))
     if failures:
-        raise joined(failures)
+        raise combine_errors(failures)
     lay_out(request.datasets, request.options)
     return Plan(
         hash=request.hash,

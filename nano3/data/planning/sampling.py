@@ -11,7 +11,7 @@ from nano3.data.planning.plan import DatasetPlan
 from nano3.data.sources import discovery
 from nano3.data.sources.compressed import Decompressor
 from nano3.data.sources.formats import COMPRESSED, HEAD, detect
-from nano3.data.sources.readers import ROW_COST, FilePart, read_part
+from nano3.data.sources.readers import ROW_COST, FileRange, read_documents
 from nano3.utils.errors import Failure
 
 CHUNK = 4 << 20
@@ -79,7 +79,7 @@ def count_rows(dataset: DatasetPlan, file: int, limit: int) -> Count:
     try:
         with discovery.open_file(part.root, part.name) as f:
             if (size := discovery.size_of(f)) != part.size:
-                raise discovery.changed(part.path, part.size, size)
+                raise discovery.changed_error(part.path, part.size, size)
             if part.format == "parquet":
                 return parquet_rows(f, part, limit)
             if part.format == "jsonl":
@@ -92,12 +92,12 @@ def count_rows(dataset: DatasetPlan, file: int, limit: int) -> Count:
     except discovery.read_errors(part.root) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise Failure(f"{part.path}: cannot be read: {reason}") from error
-    limited = FilePart(**{**part.__dict__, "rows": limit})
-    batches = [(len(b.keys) + len(b.bad), sum(map(len, b.texts))) for b in read_part(limited)]
+    limited = FileRange(**{**part.__dict__, "rows": limit})
+    batches = [(len(b.keys) + len(b.bad), sum(map(len, b.texts))) for b in read_documents(limited)]
     return Count(sum(rows for rows, _ in batches), sum(size for _, size in batches))
 
 
-def parquet_rows(f: IO[bytes], part: FilePart, limit: int) -> Count:
+def parquet_rows(f: IO[bytes], part: FileRange, limit: int) -> Count:
     """From the metadata at the file's end."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -8,7 +8,7 @@ from nano3.data.planning.plan import SPLITS, DatasetPlan
 from nano3.data.sources.readers import Batch
 
 
-def long_enough(batch: Batch, least: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+def drop_short(batch: Batch, least: int) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Texts, keys and places of a batch's documents of at least `least` characters."""
     texts, keys, places = batch.texts, batch.keys, batch.places
     if least:
@@ -18,7 +18,7 @@ def long_enough(batch: Batch, least: int) -> tuple[list[str], np.ndarray, np.nda
     return texts, keys, places
 
 
-def shards_of(dataset: DatasetPlan, splits: np.ndarray, places: np.ndarray) -> np.ndarray:
+def assign_shards(dataset: DatasetPlan, splits: np.ndarray, places: np.ndarray) -> np.ndarray:
     """int64 shard, counted in the dataset and split, of documents with these splits and places in the dataset."""
     shards = np.empty(len(places), np.int64)
     for split in range(len(SPLITS)):

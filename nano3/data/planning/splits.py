@@ -13,7 +13,7 @@ import numpy as np
 from nano3.config import PrepOptions
 from nano3.data.planning.plan import SPLITS, DatasetPlan
 from nano3.data.sources.jsonl import BOM, NO_FIELD
-from nano3.data.sources.readers import Batch, FilePart, read_part, row_number
+from nano3.data.sources.readers import Batch, FileRange, read_documents, row_number
 from nano3.utils.errors import Failure, UserError
 
 FULL = 1 << 64
@@ -55,11 +55,11 @@ def set_bounds(dataset: DatasetPlan, options: PrepOptions) -> None:
     for file, key in enumerate(dataset.keys):
         seed = file_seed(dataset.name, key)
         part = dataset.whole(file)
-        for batch in read_part(part):
+        for batch in read_documents(part):
             if read > SCAN_BYTES:
                 note_unmet(dataset, needed - met, sum(map(len, hashes)), read)
                 return
-            refuse(batch, part, options, dataset.name)
+            check_bad_rows(batch, part, options, dataset.name)
             least = max(options.min_doc_chars, 1)
             kept = np.array([len(text) >= least for text in batch.texts], bool)
             found = document_hash(seed, batch.keys[kept])
@@ -96,7 +96,7 @@ def adapt(dataset: DatasetPlan, hashes: np.ndarray, wanted: tuple[float, float])
             )
 
 
-def refuse(batch: Batch, part: FilePart, options: PrepOptions, dataset: str) -> None:
+def check_bad_rows(batch: Batch, part: FileRange, options: PrepOptions, dataset: str) -> None:
     """Raise `Failure` for the first bad row unless bad rows are skipped; `UserError` when a file begins with rows of
     which none has the text field: then it is the field that is wrong.
     """

@@ -12,20 +12,20 @@ from dataclasses import dataclass, field
 from typing import IO, Any, cast
 
 from nano3.config import SourceConfig
-from nano3.data.sources.fingerprint_cache import Look, Memory
+from nano3.data.sources.fingerprint_cache import FingerprintCache, Look
 from nano3.data.sources.formats import ALLOWED, HEAD, JSON_NAMES, NEVER_EMPTY, detect, may_hold_text
 from nano3.data.sources.listing import Entry, Listing, driver_errors, list_local, list_url
 from nano3.utils.console import warn
 from nano3.utils.errors import Failure, Nano3Error, UserError
 
 THREADS = 16
-WHOLE = 2 << 20  # a file up to this size is fingerprinted whole
+WHOLE_FILE_LIMIT = 2 << 20  # a file up to this size is fingerprinted whole
 WINDOWS, WINDOW = 16, 16 << 10  # of a larger one so many pieces are, spread evenly, of so many bytes
 BLOCK = 8 << 20  # read over the network at a time
 
 
 @dataclass
-class Found:
+class DiscoveredFiles:
     """The files of one dataset, sorted by name. Lists of equal length, since there may be many.
 
     `root` is a local folder or a URL; `keys` are paths relative to it; `prints` identify the content; `times` are
@@ -41,14 +41,16 @@ class Found:
     times: list[int] = field(default_factory=list)
 
 
-def find(source: SourceConfig, output: str, memory: Memory | None = None, keep_list: bool = False) -> Found:
+def discover_files(
+    source: SourceConfig, output: str, memory: FingerprintCache | None = None, keep_list: bool = False
+) -> DiscoveredFiles:
     """List and identify the files of a dataset, without those that nano3 has put into `output`. Files that `memory`
     knows are not opened. `keep_list` keeps the list of a hub's files for runs without a network.
 
     Raises `UserError` when there are none, when one cannot be read, or when a named one is of no known format.
     """
     label = f"dataset {source.name!r}: path={source.path}"
-    memory = memory or Memory()
+    memory = memory or FingerprintCache()
     listed = None
     if source.path.startswith("hf://"):
         from nano3.data.sources.hub import list_dataset
@@ -70,7 +72,7 @@ def find(source: SourceConfig, output: str, memory: Memory | None = None, keep_l
     return found
 
 
-def identify(listing: Listing, label: str, dataset: str, memory: Memory) -> Found:
+def identify(listing: Listing, label: str, dataset: str, memory: FingerprintCache) -> DiscoveredFiles:
     """Sort by name, look at each file's bytes, keep the ones that hold text. Empty files have no document and are
     left out.
     """
@@ -102,7 +104,7 @@ def identify(listing: Listing, label: str, dataset: str, memory: Memory) -> Foun
         warn(f"{label}: {len(strange)} file(s) of no known format left out: {', '.join(strange[:3])}{more}")
     left_out = set(wrong)
     good = [(e, look) for e, look in zip(solid, looks, strict=True) if e.key not in left_out]
-    return Found(
+    return DiscoveredFiles(
         listing.root,
         keys=[e.key for e, _ in good],
         sizes=[e.size for e, _ in good],
@@ -160,7 +162,7 @@ def fingerprint_of(data: bytes) -> str:
 def fingerprint(f: IO[bytes], head: bytes, size: int) -> str:
     """Of all bytes of a small file, of pieces of a large one. `head` has been read already."""
     digest = hashlib.blake2b(head, digest_size=16)
-    if size <= WHOLE:
+    if size <= WHOLE_FILE_LIMIT:
         digest.update(f.read())
     else:
         for i in range(1, WINDOWS):
@@ -169,25 +171,25 @@ def fingerprint(f: IO[bytes], head: bytes, size: int) -> str:
     return digest.hexdigest()
 
 
-def changed_since(root: str, files: Iterator[tuple[str, int, str, int]]) -> list[str]:
+def changed_files(root: str, files: Iterator[tuple[str, int, str, int]]) -> list[str]:
     """Paths of the local files (key, size, fingerprint, time) that are no longer what they were.
 
     A small file is changed when its content is; a large one already when its time is, since not all of it is in its
     fingerprint. A file that is gone cannot be compared.
     """
-    changed = []
+    changed_error = []
     for key, size, was, time in files if is_local(root) else ():
         path = join(root, key)
         try:
             info = os.stat(path)  # noqa: PTH116  there may be 10^5
             if (info.st_size, info.st_mtime_ns) == (size, time):
                 continue
-            same = info.st_size == size <= WHOLE and inspect_file(root, Entry(key, size))[0] == was
+            same = info.st_size == size <= WHOLE_FILE_LIMIT and inspect_file(root, Entry(key, size))[0] == was
         except (FileNotFoundError, NotADirectoryError):
             continue
         if not same:
-            changed.append(path)
-    return changed
+            changed_error.append(path)
+    return changed_error
 
 
 def join(root: str, key: str) -> str:
@@ -231,6 +233,6 @@ def size_of(f: IO[Any]) -> int:
     return size
 
 
-def changed(path: str, expected: int, size: int) -> Nano3Error:
+def changed_error(path: str, expected: int, size: int) -> Nano3Error:
     """A file is no longer the one that was planned."""
     return Failure(f"{path}: {size:,} bytes now, {expected:,} when the plan was made. Run the same command again.")

@@ -39,7 +39,7 @@ class Table(msgspec.Struct):
 
 
 @dataclass
-class Memory:
+class FingerprintCache:
     """Looks of earlier runs and of this one, by dataset. `opened` counts the files that had to be looked at."""
 
     before: dict[str, Table] = field(default_factory=dict)
@@ -103,11 +103,11 @@ class Memory:
                 self.save(output)
 
 
-def load_memory(output: Path) -> Memory:
+def load_fingerprint_cache(output: Path) -> FingerprintCache:
     """What earlier runs have left in the output folder."""
     try:
         tables = msgspec.msgpack.decode((prep_dir(output) / NAME).read_bytes(), type=dict[str, Table])
     except (OSError, ValueError, msgspec.MsgspecError):
-        return Memory()
+        return FingerprintCache()
     even = all(len({len(getattr(t, name)) for name in Table.__struct_fields__[1:]}) == 1 for t in tables.values())
-    return Memory(tables if even else {})
+    return FingerprintCache(tables if even else {})

@@ -21,7 +21,7 @@ import msgspec
 from nano3.utils.console import say
 from nano3.utils.disk_errors import FULL, disk_error
 from nano3.utils.errors import Failure, UserError
-from nano3.utils.files import nearest, write_text
+from nano3.utils.files import nearest_existing, write_text
 
 THREADS = 4  # files at a time; each of them is large
 EVERY_S = 10.0
@@ -143,7 +143,7 @@ def fetch(wanted: list[tuple[str, str, int]], endpoint: str) -> None:
 
 def refuse_full(size: int) -> None:
     """Tell now what would be told after hours."""
-    free = shutil.disk_usage(nearest(cache_dir())).free
+    free = shutil.disk_usage(nearest_existing(cache_dir())).free
     if size + SPARE > free:
         raise UserError(
             f"hf_files=download: {size / 1e9:,.1f} GB to download into {cache_dir()}, where {free / 1e9:,.1f} GB are "

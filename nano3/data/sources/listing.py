@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nano3.data.dataset.output_dir import not_text, own_names
+from nano3.data.dataset.output_dir import non_text_names, own_file_names
 from nano3.data.sources.formats import may_hold_text
 from nano3.utils.errors import UserError
 
@@ -113,7 +113,7 @@ def walk(folder: str, output: str, label: str) -> list[Entry]:
             problems.append(f"{label}: {place}: {error.strerror}. Make it readable, or move it away.")
             continue
         here = os.path.realpath(place) == output
-        own = own_names(Path(output)) if here else not_text([item.name for item in items])
+        own = own_file_names(Path(output)) if here else non_text_names([item.name for item in items])
         for item in items:
             name = item.name
             if name[0] in "._" or name in own:
@@ -145,8 +145,8 @@ def list_glob(full: Path, output: Path, label: str) -> Listing:
     fixed = full
     while glob.has_magic(str(fixed)):
         fixed = fixed.parent
-    own = tuple(f"{output}/{name}/" for name in (*own_names(output), ".prep"))
-    names = cache(lambda folder: not_text(os.listdir(folder)))  # noqa: PTH208  names alone
+    own = tuple(f"{output}/{name}/" for name in (*own_file_names(output), ".prep"))
+    names = cache(lambda folder: non_text_names(os.listdir(folder)))  # noqa: PTH208  names alone
     start = len(f"{str(fixed).rstrip('/')}/")
     entries, problems = [], []
     pattern = os.path.relpath(full, fixed)

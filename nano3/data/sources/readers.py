@@ -40,7 +40,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class FilePart:
+class FileRange:
     """What to read of a file: the atoms that start at places `start` <= p < `stop`; with `rows`, only that many
     first rows.
 
@@ -63,7 +63,7 @@ class FilePart:
         return discovery.join(self.root, self.name)
 
 
-def read_part(part: FilePart) -> Iterator[Batch]:
+def read_documents(part: FileRange) -> Iterator[Batch]:
     """Read the documents of a part in order.
 
     Raises `Failure` naming the file when it is damaged or not the planned one, `UserError` when it has no such text
@@ -72,7 +72,7 @@ def read_part(part: FilePart) -> Iterator[Batch]:
     try:
         with discovery.open_file(part.root, part.name) as f:
             if (size := discovery.size_of(f)) != part.size:
-                raise discovery.changed(part.path, part.size, size)
+                raise discovery.changed_error(part.path, part.size, size)
             batches = READERS[part.format](f, part)
             yield from batches if part.rows is None else first_rows(batches, part.rows)
     except discovery.read_errors(part.root) as error:
@@ -97,7 +97,7 @@ def first_rows(batches: Iterator[Batch], rows: int) -> Iterator[Batch]:
 # JSON lines, JSON array, plain text
 
 
-def read_jsonl(f: IO[bytes], part: FilePart) -> Iterator[Batch]:
+def read_jsonl(f: IO[bytes], part: FileRange) -> Iterator[Batch]:
     """Lines that start in [start, stop); a place is a byte offset."""
     rows = JsonRows(part.text_field)
     stop = min(part.stop, part.size)
@@ -108,12 +108,12 @@ def read_jsonl(f: IO[bytes], part: FilePart) -> Iterator[Batch]:
         yield Batch(texts, keys, keys, bad)
 
 
-def read_json(f: IO[bytes], part: FilePart) -> Iterator[Batch]:
+def read_json(f: IO[bytes], part: FileRange) -> Iterator[Batch]:
     """One JSON array of objects."""
     yield from json_array(f.read(MAX_ARRAY + 1), part)
 
 
-def json_array(data: bytes, part: FilePart) -> Iterator[Batch]:
+def json_array(data: bytes, part: FileRange) -> Iterator[Batch]:
     if len(data) > MAX_ARRAY:
         raise UserError(
             f"{part.path}: a JSON array of more than {MAX_ARRAY >> 20} MB. Convert it: jq -c '.[]' OLD > NEW.jsonl"
@@ -122,7 +122,7 @@ def json_array(data: bytes, part: FilePart) -> Iterator[Batch]:
     yield Batch(texts, keys, spread(keys, len(texts) + len(bad), 0, part.cost), bad)
 
 
-def read_txt(f: IO[bytes], part: FilePart) -> Iterator[Batch]:
+def read_txt(f: IO[bytes], part: FileRange) -> Iterator[Batch]:
     """The whole file is one document."""
     yield text_file(f.read())
 
@@ -143,7 +143,7 @@ def spread(keys: np.ndarray, rows: int, low: int, high: int) -> np.ndarray:
 # Compressed streams: read from the start, always
 
 
-def read_compressed(f: IO[bytes], part: FilePart) -> Iterator[Batch]:
+def read_compressed(f: IO[bytes], part: FileRange) -> Iterator[Batch]:
     """A place is the compressed position, spread evenly over the lines of a block."""
     stream = Decompressor(f, part.format, part.path)
     head = stream.read(HEAD)
@@ -161,7 +161,7 @@ def read_compressed(f: IO[bytes], part: FilePart) -> Iterator[Batch]:
         )
 
 
-def compressed_lines(head: bytes, stream: Decompressor, part: FilePart) -> Iterator[Batch]:
+def compressed_lines(head: bytes, stream: Decompressor, part: FileRange) -> Iterator[Batch]:
     rows = JsonRows(part.text_field)
     begun = io.BytesIO(head)
     low = 0
@@ -184,7 +184,7 @@ def compressed_lines(head: bytes, stream: Decompressor, part: FilePart) -> Itera
 # Columns: parquet and Arrow
 
 
-def read_parquet(f: IO[bytes], part: FilePart) -> Iterator[Batch]:
+def read_parquet(f: IO[bytes], part: FileRange) -> Iterator[Batch]:
     """Row groups that start in [start, stop)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -244,7 +244,7 @@ def group_widths(metadata: Any, column: str) -> list[tuple[int, int]]:
     return widths
 
 
-def read_arrow(f: IO[bytes], part: FilePart) -> Iterator[Batch]:
+def read_arrow(f: IO[bytes], part: FileRange) -> Iterator[Batch]:
     """Arrow IPC, file or stream; a place is spread over each record batch."""
     import pyarrow as pa
 
@@ -260,7 +260,7 @@ def read_arrow(f: IO[bytes], part: FilePart) -> Iterator[Batch]:
         raise Failure(f"{part.path}: damaged Arrow file: {error}") from error
 
 
-def arrow_columns(f: IO[bytes], part: FilePart) -> Iterator[tuple[Any, int]]:
+def arrow_columns(f: IO[bytes], part: FileRange) -> Iterator[tuple[Any, int]]:
     """The text column of each record batch, and the place at which the batch ends. Streams may follow one another, as
     `cat` makes them."""
     import pyarrow as pa
@@ -280,7 +280,7 @@ def arrow_columns(f: IO[bytes], part: FilePart) -> Iterator[tuple[Any, int]]:
             yield batch.column(column), min(part.cost - 1, f.tell() * part.cost // part.size)
 
 
-def text_column(names: list[str], part: FilePart) -> str:
+def text_column(names: list[str], part: FileRange) -> str:
     if names.count(part.text_field) == 1:
         return part.text_field
     if part.text_field in names:
@@ -293,7 +293,7 @@ def text_column(names: list[str], part: FilePart) -> str:
     )
 
 
-def column_batch(values: Any, at: int, first: int, rows: int, low: int, high: int, part: FilePart) -> Batch:
+def column_batch(values: Any, at: int, first: int, rows: int, low: int, high: int, part: FileRange) -> Batch:
     """A batch from a column slice whose first row is `at`, in a group of `rows` rows from row `first`, places [low,
     high).
     """
@@ -339,7 +339,7 @@ READERS = {
 }
 
 
-def row_number(part: FilePart, key: int) -> int:
+def row_number(part: FileRange, key: int) -> int:
     """The row, from 1, of the document with this key; for JSON lines its line, which is counted by reading up to it."""
     if part.format in ("parquet", "arrow", "json", "txt"):
         return key + 1

@@ -8,7 +8,7 @@ from pathlib import Path
 from nano3.artifacts import store
 from nano3.config import PrepOptions, PretrainConfig, SourceConfig
 from nano3.training.megatron.settings import free_section
-from nano3.utils.files import unwritable
+from nano3.utils.files import unwritable_reason
 
 # Caches that a user may have put anywhere; without the variable, only nano3's own is worth keeping.
 _CACHES = ("NANO3_CACHE", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "HF_HOME")
@@ -36,7 +36,7 @@ def unwritable_problems(config: PretrainConfig) -> list[str]:
     if config.cluster.kind == "local" or config.cluster.container_runtime != "none":
         named |= {"checkpoint.save": config.checkpoint.save or ""} if config.checkpoint.save_interval else {}
         named |= {"logger.tensorboard_dir": config.logger.tensorboard_dir or ""}
-    found = {key: why for key, place in named.items() if place and (why := unwritable(Path(place)))}
+    found = {key: why for key, place in named.items() if place and (why := unwritable_reason(Path(place)))}
     if "run.output_dir" in found and Path(named.get("checkpoint.save", "/")).is_relative_to(config.run.output_dir):
         found.pop("checkpoint.save", None)
     return [f"{key}={named[key]}: cannot be written: {why}. Choose another {key}." for key, why in found.items()]

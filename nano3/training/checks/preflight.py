@@ -22,7 +22,7 @@ from nano3.training.hf.model import model_problems
 from nano3.training.megatron import recipe, schema, settings
 from nano3.training.run.origin import Origin, find_origin
 from nano3.utils.errors import UserError
-from nano3.utils.files import nearest
+from nano3.utils.files import nearest_existing
 
 # Hours are told for this share of the GPUs' peak: what large hybrid MoE models reach on H100s; metrics.jsonl has the
 # true one.
@@ -83,7 +83,7 @@ def preflight(config: PretrainConfig, manifest: dict[str, Any] | None = None) ->
     """Check a configuration. `manifest` is the data's manifest.json; None reads it in run.data when that is a
     folder."""
     megatron = config.backend == "megatron"
-    known = schema.recorded(config.recipe._target_) if megatron else None
+    known = schema.load_bundled(config.recipe._target_) if megatron else None
     layout = layout_of(config, known)
     plan = Preflight()
     _check_megatron(config, known, plan)
@@ -357,7 +357,7 @@ def _tell_disk(config: PretrainConfig, model: Architecture | None, span: Span, p
     one = parameters(model).total * (14 if config.backend == "megatron" else 12)
     kept = (config.checkpoint.keep_last or span.iterations // max(config.checkpoint.save_interval, 1)) + 1
     plan.rows.append(("checkpoints", f"{one / 2**30:,.2f} GB each, room for {kept}: {kept * one / 2**30:,.1f} GB"))
-    place = nearest(Path(config.checkpoint.save or config.run.output_dir))
+    place = nearest_existing(Path(config.checkpoint.save or config.run.output_dir))
     free = shutil.disk_usage(place).free
     if free < kept * one:
         plan.warnings.append(

@@ -4,7 +4,7 @@ import math
 from dataclasses import fields
 
 from nano3.artifacts import wandb_mirror
-from nano3.artifacts.names import alias_of, alias_problem
+from nano3.artifacts.names import alias_for, alias_problem
 from nano3.config.model import ModelConfig
 from nano3.config.pretrain import PretrainConfig
 from nano3.training.backend import installed
@@ -110,5 +110,5 @@ def name_problems(name: str) -> list[str]:
     problem = alias_problem(name)
     if problem is None:
         return []
-    near, _ = alias_of(name)
+    near, _ = alias_for(name)
     return [f"run.name names the run's checkpoints, but {problem}. Use for example run.name={near or 'run-1'}."]

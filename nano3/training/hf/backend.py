@@ -17,10 +17,10 @@ from nano3.training.hf import checkpoints
 from nano3.training.hf.batch import BatchPlan, plan_batches
 from nano3.training.hf.model import embedding_rows, model_problems
 from nano3.training.run import parent_checkpoint
-from nano3.training.run.checkpoint_owner import claim, owner_problem
-from nano3.training.run.metrics import cut_back
+from nano3.training.run.checkpoint_owner import claim_dir, owner_problem
+from nano3.training.run.metrics import truncate_after
 from nano3.training.run.outcome import Outcome, SaveHook, no_hook
-from nano3.training.run.rank_sync import from_rank_zero
+from nano3.training.run.rank_sync import agree_on_rank0
 from nano3.training.run.resume import (
     Start,
     check_fixed,
@@ -33,7 +33,7 @@ from nano3.training.run.resume import (
 from nano3.training.run.stop import StopRequest
 from nano3.utils.console import say, warn
 from nano3.utils.errors import UserError
-from nano3.utils.gc_pause import uncollected
+from nano3.utils.gc_pause import gc_paused
 
 
 def train(config: PretrainConfig, data_dir: Path, run_dir: Path, on_save: SaveHook = no_hook) -> Outcome:
@@ -53,13 +53,13 @@ def train(config: PretrainConfig, data_dir: Path, run_dir: Path, on_save: SaveHo
         elif start.new_phase:
             say(f"new phase: iteration 0 with the weights and optimizer of {start.folder}")
         elif start.iteration >= config.train.train_iters:
-            cut_back(run_dir, start.iteration)
+            truncate_after(run_dir, start.iteration)
             say(f"already finished: {start.folder} has all {config.train.train_iters} iterations; nothing to do")
             return Outcome("finished", start.iteration, start.folder)
         elif config.train.exit_iteration is not None and start.iteration >= config.train.exit_iteration:
             # Of the reasons to stop only the one that all ranks see alike; a signal is agreed on in the loop.
             reason = f"train.exit_iteration={config.train.exit_iteration}"
-            cut_back(run_dir, start.iteration)
+            truncate_after(run_dir, start.iteration)
             say(f"already at iteration {start.iteration} ({start.folder}); {reason} asks for no more")
             return Outcome("stopped", start.iteration, start.folder, reason)
         else:
@@ -114,18 +114,18 @@ def decide_start(
         found, save = look(config, run_dir, fixed), save_root(config, run_dir)
         if found.folder and found.info and not found.new_phase:
             check_resume(found.info, found.folder, fixed, told, own_folder=found.own)
-        claim(save, run_dir)
+        claim_dir(save, run_dir)
         if found.own and found.folder:
-            parent_checkpoint.tell_unused_load(run_dir, config, found.folder)
+            parent_checkpoint.warn_unused_load(run_dir, config, found.folder)
         else:
-            parent_checkpoint.note(run_dir, found.folder, found.new_phase)
+            parent_checkpoint.record_parent(run_dir, found.folder, found.new_phase)
         return {
             "folder": found.folder and str(found.folder),
             "info": found.info and asdict(found.info),
             "new_phase": found.new_phase,
         }
 
-    seen = from_rank_zero(decide)
+    seen = agree_on_rank0(decide)
     folder = Path(seen["folder"]) if seen["folder"] else None
     info = checkpoints.CheckpointInfo(**seen["info"]) if seen["info"] else None
     return Start(folder, info, fixed, told, threads, seen["new_phase"])
@@ -191,7 +191,7 @@ def _train(
     """The part that needs torch."""
     from nano3.training.hf.components import assemble
 
-    with uncollected():  # imports torch and transformers
+    with gc_paused():  # imports torch and transformers
         loop = assemble(config, data, plan, run_dir, start, on_save)
     wanted = config.train.train_iters * config.train.global_batch_size * config.train.seq_length
     say(

@@ -13,7 +13,7 @@ from nano3.training.dataset import TrainingData
 from nano3.training.hf.batch import BatchPlan
 from nano3.training.hf.checkpoints import CheckpointWriter, load_rng, load_state, verify
 from nano3.training.hf.expert_bias import ExpertBalance
-from nano3.training.hf.loop import Clock, Loop, Parts
+from nano3.training.hf.loop import Clock, Loop, TrainerComponents
 from nano3.training.hf.model import build_model, embedding_rows, parameter_count, value
 from nano3.training.hf.rng import restore_rng, seed_all
 from nano3.training.run import index_cache
@@ -46,7 +46,7 @@ def assemble(
     rank, barrier = accelerator.process_index, accelerator.wait_for_everyone
     writer = CheckpointWriter(save_root(config, run_dir), config.checkpoint.keep_last, rank, barrier)
     writer.clean()
-    parts = Parts(
+    parts = TrainerComponents(
         config=config,
         plan=plan,
         accelerator=accelerator,
@@ -110,7 +110,7 @@ def make_optimizer(model: Any, config: PretrainConfig) -> Any:
     return torch.optim.AdamW(groups, lr=o.lr, betas=betas, eps=o.adam_eps, weight_decay=o.weight_decay, fused=True)
 
 
-def restore(parts: Parts, folder: Path, new_phase: bool = False) -> None:
+def restore(parts: TrainerComponents, folder: Path, new_phase: bool = False) -> None:
     """Load a verified checkpoint. Every key of the model must match; the configuration decides rates and betas.
 
     A new phase takes model and optimizer only: its schedule and random numbers begin as those of a fresh start.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Parts:
+class TrainerComponents:
     """Everything a run is made of. `fixed` and `told` identify it in checkpoints (resume.py)."""
 
     config: PretrainConfig
@@ -82,7 +82,7 @@ class Clock:
 class Loop:
     """Runs from `iteration` to the end, a limit or a signal."""
 
-    def __init__(self, parts: Parts, iteration: int, clock: Clock, saved: Path | None) -> None:
+    def __init__(self, parts: TrainerComponents, iteration: int, clock: Clock, saved: Path | None) -> None:
         self.parts, self.iteration, self.clock, self.saved = parts, iteration, clock, saved
 
     def run(self, stop: StopRequest) -> Outcome:

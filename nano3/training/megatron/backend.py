@@ -20,20 +20,20 @@ from nano3.training.checks.recipe_check import tokenizer_problems
 from nano3.training.dataset import TrainingData, open_data
 from nano3.training.hf.checkpoints import MARKER, read_info
 from nano3.training.megatron import recipe, schema, settings
-from nano3.training.megatron.compile_cache import keep_kernels
-from nano3.training.megatron.errors import quiet, translated
+from nano3.training.megatron.compile_cache import set_compile_cache
+from nano3.training.megatron.errors import quiet, translate_errors
 from nano3.training.megatron.start import Start, find_start, may_drop_old, remove_unfinished
 from nano3.training.run import index_cache, parent_checkpoint
-from nano3.training.run.checkpoint_owner import claim, owner_problem
-from nano3.training.run.metrics import cut_back
+from nano3.training.run.checkpoint_owner import claim_dir, owner_problem
+from nano3.training.run.metrics import truncate_after
 from nano3.training.run.outcome import Outcome, SaveHook, no_hook
-from nano3.training.run.rank_sync import from_rank_zero
+from nano3.training.run.rank_sync import agree_on_rank0
 from nano3.training.run.resume import check_fixed, check_new_phase, check_resume
-from nano3.training.run.startup_timer import Startup
+from nano3.training.run.startup_timer import StartupTimer
 from nano3.training.run.stop import StopRequest
 from nano3.utils.console import is_rank_zero, say
 from nano3.utils.errors import UserError
-from nano3.utils.gc_pause import uncollected
+from nano3.utils.gc_pause import gc_paused
 from nano3.utils.provenance import installed_versions
 
 # How the model is cut. Optimizer state saved for one cut cannot be read for another; ranks may join or leave the
@@ -57,19 +57,19 @@ def train(config: PretrainConfig, data_dir: Path, run_dir: Path, *, on_save: Sav
 
 
 def _train(config: PretrainConfig, data_dir: Path, run_dir: Path, stop: StopRequest, on_save: SaveHook) -> Outcome:
-    startup = Startup()
+    startup = StartupTimer()
     data = open_data(data_dir)
     data.require(config.train.seq_length, ["train"] + (["valid"] if config.train.eval_interval else []))
     set_environment()
     save = recipe.checkpoint_folder(config, run_dir)
     start = decide_start(config, data, save)
     if start.own and start.folder and start.iteration >= last_iteration(config):
-        cut_back(run_dir, start.iteration)
+        truncate_after(run_dir, start.iteration)
         say(f"finished: iteration {start.iteration} of {config.train.train_iters} is in {start.folder}; nothing to do")
         return Outcome("finished", start.iteration, start.folder)
     say(start.sentence(settings.free_section(config, "checkpoint").get("pretrained_checkpoint")))
     startup.mark("checks")
-    with uncollected(freeze=True):  # imports the whole stack
+    with gc_paused(freeze=True):  # imports the whole stack
         container = prepare(config, data, run_dir)
     index_cache.begin(index_cache.folder_of(run_dir, data.fingerprint))
     if is_rank_zero():
@@ -105,15 +105,15 @@ def decide_start(config: PretrainConfig, data: TrainingData, save: Path) -> Star
         check_same_run(config, data, start)
         run_dir = Path(config.run.output_dir).absolute()
         if c.save_interval:
-            claim(save, run_dir)
+            claim_dir(save, run_dir)
         if start.own and start.folder:
-            parent_checkpoint.tell_unused_load(run_dir, config, start.folder)
+            parent_checkpoint.warn_unused_load(run_dir, config, start.folder)
         else:
-            parent_checkpoint.note(run_dir, start.folder, start.new_phase)
+            parent_checkpoint.record_parent(run_dir, start.folder, start.new_phase)
         drop_old = c.keep_last == 0 or may_drop_old(save)
         return vars(start) | {"folder": start.folder and str(start.folder), "drop_old": drop_old}
 
-    told = from_rank_zero(decide)
+    told = agree_on_rank0(decide)
     return Start(**told | {"folder": told["folder"] and Path(told["folder"])})
 
 
@@ -200,7 +200,7 @@ def set_environment() -> None:
         }
         for name, value in alone.items():
             os.environ.setdefault(name, value)
-    keep_kernels()
+    set_compile_cache()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
@@ -212,7 +212,7 @@ def prepare(config: PretrainConfig, data: TrainingData, run_dir: Path) -> Any:
     target = config.recipe._target_
     if problems := recipe.target_problems(target):
         raise UserError(problems)
-    recorded = schema.recorded(target)
+    recorded = schema.load_bundled(target)
     free = settings.free_settings(config.megatron, recorded)
     problems = tokenizer_problems(free, data)
     if schema.is_recorded(target) and schema.versions() == dict(recorded.versions):
@@ -221,7 +221,7 @@ def prepare(config: PretrainConfig, data: TrainingData, run_dir: Path) -> Any:
         raise UserError(problems)
     recipe.offline_hub(target, run_dir / "hub")
     container = recipe.call_recipe(target, config.recipe.per_split_data_args_path)
-    live = schema.record(container, target)
+    live = schema.extract(container, target)
     typed = [*settings.typed_settings(config), *recipe.data_settings(config, data, run_dir)]
     free = settings.free_settings(config.megatron, live)
     if problems := settings.check([*typed, *free], live):
@@ -244,7 +244,7 @@ def _run(
     save: Path,
     data: TrainingData,
     start: Start,
-    startup: Startup,
+    startup: StartupTimer,
     stop: StopRequest,
     on_save: SaveHook,
 ) -> Outcome:
@@ -280,7 +280,7 @@ def _run(
         )
         failed = 1
         try:
-            with translated(hooks, config.train.micro_batch_size):
+            with translate_errors(hooks, config.train.micro_batch_size):
                 pretrain(config=container, forward_step_func=forward_step, callbacks=[hooks])
             failed = 0
         finally:

@@ -18,8 +18,8 @@ from nano3.training.megatron.start import TRACKER, note_begun
 from nano3.training.run import index_cache
 from nano3.training.run.metrics import Metrics
 from nano3.training.run.outcome import SaveHook
-from nano3.training.run.rank_sync import Pace
-from nano3.training.run.startup_timer import Startup
+from nano3.training.run.rank_sync import StopPoller
+from nano3.training.run.startup_timer import StartupTimer
 from nano3.training.run.stop import StopRequest
 from nano3.utils.console import is_rank_zero, say, warn
 from nano3.utils.errors import Failure
@@ -102,7 +102,7 @@ class Run:
     seq_length: int
     save_interval: int
     train_iters: int
-    startup: Startup = field(default_factory=Startup)
+    startup: StartupTimer = field(default_factory=StartupTimer)
     fixed: dict[str, Any] = field(default_factory=dict)
     told: dict[str, Any] = field(default_factory=dict)
     validation: Validation | None = None
@@ -125,7 +125,7 @@ class TrainingHooks:
         self._validated = -1
         self._lr: float | None = None
         alone = os.environ.get("WORLD_SIZE", "1") == "1"  # then a question costs nothing
-        self._pace = Pace(greatest, run.stop.exit_iteration, seconds=0.0 if alone else ASK_EVERY_S)
+        self._pace = StopPoller(greatest, run.stop.exit_iteration, seconds=0.0 if alone else ASK_EVERY_S)
 
     def on_train_start(self, context: Any) -> None:
         from megatron.bridge.training.utils.flop_utils import num_floating_point_operations

@@ -13,7 +13,7 @@ from pathlib import Path
 GPUS = Path("/proc/driver/nvidia/gpus")
 
 
-def keep_kernels() -> Path:
+def set_compile_cache() -> Path:
     """Name the folder to Triton and Inductor, unless the user has named one. Call it before torch is imported."""
     folder = kernel_folder()
     os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))

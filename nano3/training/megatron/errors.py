@@ -47,7 +47,7 @@ def memory_message(iteration: int, micro_batch_size: int, told: str) -> str:
 
 
 @contextlib.contextmanager
-def translated(hooks: Hooks, micro_batch_size: int) -> Iterator[None]:
+def translate_errors(hooks: Hooks, micro_batch_size: int) -> Iterator[None]:
     """An agreed stop is no error; a loss that is no number and a full GPU are a `Failure` that says what to do."""
     try:
         try:

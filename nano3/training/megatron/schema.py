@@ -1,8 +1,8 @@
 """What Megatron-Bridge's ConfigContainer accepts: read from the real dataclasses, or from a recording of them.
 
 Megatron-Bridge imports only where its CUDA extensions are installed, so a login node cannot ask the dataclasses which
-fields exist. `record` asks them once (`python -m nano3.training.megatron.schema`, on a machine that has the stack) and
-the answer ships as JSON. On the training machine the same `record` is run on the live container, and the same check is
+fields exist. `extract` asks them once (`python -m nano3.training.megatron.schema`, on a machine that has the stack) and
+the answer ships as JSON. On the training machine the same `extract` is run on the live container, and the same check is
 made against that.
 """
 
@@ -218,7 +218,7 @@ def _declared_classes(annotation: Any) -> Iterator[type]:
             yield part
 
 
-def record(container: Any, recipe: str) -> Schema:
+def extract(container: Any, recipe: str) -> Schema:
     """The schema of a live ConfigContainer as `recipe` returned it."""
     hints = typing.get_type_hints(type(container))
     classes: dict[str, dict[str, Field]] = {}
@@ -250,7 +250,7 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("megatron-bridge", "megatron-core")}
 
 
-def recorded(recipe: str) -> Schema:
+def load_bundled(recipe: str) -> Schema:
     """The shipped schema for `recipe`; for a recipe that was not recorded, the first one's without its values."""
     file = FOLDER / "megatron_bridge.json"
     raw = read_json(file)
@@ -299,7 +299,7 @@ def main() -> int:
     from nano3.training.megatron.recipe import call_recipe, offline_hub
 
     offline_hub(RECIPES[1], Path(tempfile.mkdtemp()))
-    write_text(FOLDER / "megatron_bridge.json", as_json([record(call_recipe(r), r) for r in RECIPES]))
+    write_text(FOLDER / "megatron_bridge.json", as_json([extract(call_recipe(r), r) for r in RECIPES]))
     return 0
 
 

@@ -12,7 +12,7 @@ from nano3.utils.errors import Nano3Error
 from nano3.utils.files import write_text
 
 
-def conclude(config: PretrainConfig, run_dir: Path) -> None:
+def write_final_report(config: PretrainConfig, run_dir: Path) -> None:
     """Print the summary, draw loss.png, and continue `logger.sample_prompts`. What is there is only shown again.
 
     The run is finished by now, so what cannot be shown is told and changes nothing about that.

@@ -25,7 +25,7 @@ LABEL = 1  # a sample has one token more than seq_length: the last label
 
 
 @dataclass(frozen=True)
-class Stretch:
+class TokenSpan:
     """Tokens [start, stop) of a sequence of a shard; `prefix` is the shard's path without suffix."""
 
     prefix: Path
@@ -43,7 +43,7 @@ class DatasetOrder:
     samples: np.ndarray
     shuffle: np.ndarray
 
-    def stretches(self, sample: int, lengths: np.ndarray) -> list[Stretch]:
+    def stretches(self, sample: int, lengths: np.ndarray) -> list[TokenSpan]:
         """The stretches of a sample, in turn; `lengths` are the tokens of each sequence of the shard."""
         place = int(self.shuffle[sample])
         (first, begin), (last, end) = self.samples[place].tolist(), self.samples[place + 1].tolist()
@@ -51,11 +51,11 @@ class DatasetOrder:
         for entry in range(first, last + 1):
             sequence = int(self.documents[entry])
             stop = end + LABEL if entry == last else int(lengths[sequence])
-            found.append(Stretch(self.prefix, sequence, begin if entry == first else 0, stop))
+            found.append(TokenSpan(self.prefix, sequence, begin if entry == first else 0, stop))
         return found
 
 
-class TrainOrder:
+class SampleIndex:
     """The training samples of a run, in the order in which they are read. `samples` is their number: train_iters x
     global_batch_size. Megatron draws a few more for a blend, since it rounds up for each shard. `other_sizes` are those
     of other orders in the same cache: the run was started with other lengths too.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nano3.training.run.notes import read_note
 from nano3.utils.errors import UserError
-from nano3.utils.files import unwritable, write_json
+from nano3.utils.files import unwritable_reason, write_json
 
 NOTE = "run.json"
 
@@ -36,14 +36,14 @@ def owner_problem(save: Path, run_dir: Path) -> str | None:
     )
 
 
-def claim(save: Path, run_dir: Path) -> None:
+def claim_dir(save: Path, run_dir: Path) -> None:
     """Note that the checkpoints in `save` are those of the run in `run_dir`; on rank 0, before anything is saved.
 
     Raises `UserError` when they are another run's, or when nothing can be written there.
     """
     if problem := owner_problem(save, run_dir):
         raise UserError(problem)
-    if why := unwritable(save):
+    if why := unwritable_reason(save):
         raise UserError(f"checkpoint.save={save}: cannot be written: {why}. Choose another checkpoint.save.")
     if owner_of(save) != run_dir:
         write_json(save / NOTE, {"run_dir": str(run_dir)})

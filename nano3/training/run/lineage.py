@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from nano3.artifacts import store
-from nano3.artifacts.names import alias_of
+from nano3.artifacts.names import alias_for
 from nano3.config import PretrainConfig
 
 
@@ -16,7 +16,7 @@ def shown_name(config: PretrainConfig, start: dict[str, Any]) -> str:
 
 def model_alias(config: PretrainConfig, start: dict[str, Any]) -> str | None:
     """The alias of the run's checkpoints; each point of a sweep has its own."""
-    return alias_of(shown_name(config, start))[0]
+    return alias_for(shown_name(config, start))[0]
 
 
 def data_reference(start: dict[str, Any]) -> str | None:
@@ -26,7 +26,7 @@ def data_reference(start: dict[str, Any]) -> str | None:
     data = start["data"]
     if re.search(r":v\d+$", data["reference"]):
         return str(data["reference"])
-    found = store.made_of(data["folder"])
+    found = store.find_by_folder(data["folder"])
     return found.reference if found and found.fingerprint == data["fingerprint"] else None
 
 

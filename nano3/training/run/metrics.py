@@ -40,7 +40,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [_parsed(path, number, line) for number, line in enumerate(lines, 1)]
 
 
-def cut_back(run_dir: Path, iteration: int) -> None:
+def truncate_after(run_dir: Path, iteration: int) -> None:
     """Drop what metrics.jsonl holds of later iterations, which no checkpoint has; also a line that was cut off.
 
     Rank 0 alone does it. A start with nothing to do needs it too: it may follow a kill after its checkpoint.
@@ -129,7 +129,7 @@ class Metrics:
             self._file.close()
             self._board.close()
             if self._wandb is not None:
-                with wandb_mirror.harmless("ending the run"):
+                with wandb_mirror.log_failures("ending the run"):
                     self._wandb.finish(exit_code=exit_code)
 
     def _record(self, values: dict[str, Any]) -> None:
@@ -139,7 +139,7 @@ class Metrics:
             if name != "iteration":
                 self._board.add_scalar(name, number, values["iteration"])
         if self._wandb is not None and values["iteration"] > self._sent:
-            with wandb_mirror.harmless("recording metrics"):
+            with wandb_mirror.log_failures("recording metrics"):
                 self._wandb.log(values)
                 return
             self._wandb = None  # told once, not at every iteration
@@ -148,7 +148,7 @@ class Metrics:
         """Drop lines of iterations that will be done again."""
         last = max((line["iteration"] for line in read_metrics(self.run_dir)), default=0)
         self._sent = note_sent(self.run_dir, last)
-        cut_back(self.run_dir, iteration)
+        truncate_after(self.run_dir, iteration)
 
     def _move_aside(self) -> None:
         """Keep what an earlier training in this folder has recorded: a fresh start is no part of it."""
@@ -173,7 +173,7 @@ class Metrics:
         None when W&B does not work. Raises `UserError` when it is not installed.
         """
         start = latest_start(self.run_dir)
-        run = wandb_mirror.start(
+        run = wandb_mirror.start_run(
             wandb_settings(config),
             folder=self.run_dir,
             key="run.wandb.mode",
@@ -185,22 +185,22 @@ class Metrics:
         )
         if run is None:
             return None
-        with wandb_mirror.harmless("naming the axis"):
+        with wandb_mirror.log_failures("naming the axis"):
             run.define_metric("iteration")
             run.define_metric("*", step_metric="iteration")
         if start and (reference := data_reference(start)):
             if artifact := stored(reference):
-                wandb_mirror.use(run, artifact)
+                wandb_mirror.use_artifact(run, artifact)
             else:
                 wandb_mirror.use_reference(run, reference)
         return run
 
 
-def wandb_settings(config: PretrainConfig) -> wandb_mirror.Settings:
+def wandb_settings(config: PretrainConfig) -> wandb_mirror.WandbSettings:
     """mode, project and entity; logger.* stand above run.wandb.*."""
     own = config.run.wandb
     project = config.logger.wandb_project or own.project
-    return wandb_mirror.Settings(own.mode, project, config.logger.wandb_entity or own.entity)
+    return wandb_mirror.WandbSettings(own.mode, project, config.logger.wandb_entity or own.entity)
 
 
 def wandb_id(run_dir: Path) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nano3.utils.errors import START_AGAIN
+from nano3.utils.errors import RESTART_EXIT_CODE
 
 # Called on rank 0 with (iteration, checkpoint folder) after a checkpoint is complete.
 SaveHook = Callable[[int, Path], None]
@@ -27,4 +27,4 @@ class Outcome:
     @property
     def exit_code(self) -> int:
         """0 for a finished run, 75 ("start me again") for a stopped one."""
-        return 0 if self.status == "finished" else START_AGAIN
+        return 0 if self.status == "finished" else RESTART_EXIT_CODE

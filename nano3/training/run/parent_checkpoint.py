@@ -16,7 +16,7 @@ NAME = "began.json"
 
 
 @dataclass(frozen=True)
-class Began:
+class ParentCheckpoint:
     """`checkpoint`: the folder of one iteration. `new_phase`: only its weights were taken; iterations began at 1."""
 
     checkpoint: Path
@@ -28,26 +28,26 @@ class Began:
         return 0 if self.new_phase else iteration_of(self.checkpoint)
 
 
-def note(run_dir: Path, checkpoint: Path | None, new_phase: bool) -> None:
+def record_parent(run_dir: Path, checkpoint: Path | None, new_phase: bool) -> None:
     """Write down what a run begins with; on rank 0, at a start that does not go on from a checkpoint of its own."""
     write_json(run_dir / NAME, {"checkpoint": checkpoint and str(checkpoint), "new_phase": new_phase})
 
 
-def read(run_dir: Path) -> Began | None:
+def read_parent(run_dir: Path) -> ParentCheckpoint | None:
     """What a run began with; None for nothing, and for a run that did not write it down. Raises `Failure`."""
     path = Path(run_dir) / NAME
     if not path.is_file():
         return None
     found = read_note(path, "checkpoint", "it is then not known what the run began with")
-    return Began(Path(found["checkpoint"]), bool(found.get("new_phase"))) if found["checkpoint"] else None
+    return ParentCheckpoint(Path(found["checkpoint"]), bool(found.get("new_phase"))) if found["checkpoint"] else None
 
 
-def tell_unused_load(run_dir: Path, config: PretrainConfig, own: Path) -> None:
+def warn_unused_load(run_dir: Path, config: PretrainConfig, own: Path) -> None:
     """Warn when checkpoint.load of a resume is another one than the run began with: its own checkpoint is newer."""
     load, save = config.checkpoint.load, own.parent
     if load is None or Path(load).absolute() == save or not (run_dir / NAME).is_file():
         return
-    began, given = read(run_dir), Path(load).absolute()
+    began, given = read_parent(run_dir), Path(load).absolute()
     if began and given in (began.checkpoint, began.checkpoint.parent):
         return
     if given.parent == save:

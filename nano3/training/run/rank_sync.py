@@ -14,7 +14,7 @@ _KEY, _HEARD = "nano3/start", "nano3/heard"
 _stores: list[Any] = []
 
 
-def from_rank_zero(decide: Callable[[], dict[str, Any]], timeout: timedelta = timedelta(minutes=10)) -> dict[str, Any]:
+def agree_on_rank0(decide: Callable[[], dict[str, Any]], timeout: timedelta = timedelta(minutes=10)) -> dict[str, Any]:
     """What `decide` (values that JSON can hold) returns on rank 0, on every rank; its `UserError` or `Failure` too.
 
     Ranks that each list a shared folder may see different checkpoints, since a file server's answer can be stale. This
@@ -58,7 +58,7 @@ def _raise_told(told: dict[str, Any]) -> None:
         raise (UserError if told["exit_code"] == UserError.exit_code else Failure)(told["problems"])
 
 
-class Pace:
+class StopPoller:
     """How often ranks ask each other whether one of them wants to stop: about every `seconds` (0: every step).
 
     Asking makes the host wait for the GPU. Every rank computes the next iteration to ask at from numbers that all of

@@ -50,7 +50,7 @@ NOT_THE_RUN = ("cluster", "dry_run", "run.env", "run.wandb", "data_blend")
 
 
 @dataclass(frozen=True)
-class Data:
+class DataReference:
     """The data of a run: what was asked for and what it was found to be."""
 
     # As given: an artifact or a folder; pinned to the version when it is an artifact.
@@ -61,14 +61,16 @@ class Data:
     fingerprint: str
 
 
-def freeze(run_dir: Path, config: PretrainConfig, data: Data, overrides: Sequence[str], label: str = "") -> Path:
+def save_run_config(
+    run_dir: Path, config: PretrainConfig, data: DataReference, overrides: Sequence[str], label: str = ""
+) -> Path:
     """Write config.yaml and the record of this start; return the path of config.yaml. Call it on one process only.
 
     A finished run stays as it is when it is the same run, or has all the iterations that it is asked for: its record is
     that of the training that was. With more to train, or without the checkpoint that it ended with, it is no longer
     finished.
     """
-    text = frozen_text(config)
+    text = run_config_text(config)
     frozen, finished = run_dir / "config.yaml", run_dir / "finished.json"
     if finished.exists():
         lost = lost_checkpoint(run_dir)
@@ -101,7 +103,7 @@ def freeze(run_dir: Path, config: PretrainConfig, data: Data, overrides: Sequenc
     return frozen
 
 
-def frozen_text(config: PretrainConfig) -> str:
+def run_config_text(config: PretrainConfig) -> str:
     """The configuration as config.yaml has it. References are resolved by now, so `${` is text, as in a shell line."""
     return OmegaConf.to_yaml(OmegaConf.create(_literal(asdict(config))))
 
@@ -115,7 +117,7 @@ def _literal(value: Any) -> Any:
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
-def changed(run_dir: Path, config: PretrainConfig, data: Data) -> bool:
+def changed(run_dir: Path, config: PretrainConfig, data: DataReference) -> bool:
     """Whether the newest start in this run folder, if there is one, was of another run than this, which has something
     left to train.
 
@@ -140,7 +142,7 @@ def differing(run_dir: Path, config: PretrainConfig) -> list[str]:
 
     Raises `FileNotFoundError` when there is none.
     """
-    before, now = (OmegaConf.load(run_dir / "config.yaml"), OmegaConf.create(frozen_text(config)))
+    before, now = (OmegaConf.load(run_dir / "config.yaml"), OmegaConf.create(run_config_text(config)))
     for one in (before, now):
         for key in NOT_THE_RUN:
             OmegaConf.update(one, key, None)
@@ -167,12 +169,12 @@ def unused(run_dir: Path, config: PretrainConfig) -> str | None:
 def finished(run_dir: Path) -> dict[str, Any] | None:
     """What finished.json says of a run that has reached its end, with the checkpoint that it names still there (or none
     named: none was asked for); else None."""
-    return finish_of(run_dir) if lost_checkpoint(run_dir) is None else None
+    return read_finish_record(run_dir) if lost_checkpoint(run_dir) is None else None
 
 
 def lost_checkpoint(run_dir: Path) -> Path | None:
     """The checkpoint that finished.json names, if it is gone."""
-    done = finish_of(run_dir)
+    done = read_finish_record(run_dir)
     named = done["checkpoint"] if done else None
     if not named or Path(named).is_dir() or (root_of(run_dir) / Path(named).name).is_dir():  # the run was moved
         return None
@@ -194,7 +196,7 @@ def left_behind(run_dir: Path, config: PretrainConfig) -> list[str]:
     ]
 
 
-def finish_of(run_dir: Path) -> dict[str, Any] | None:
+def read_finish_record(run_dir: Path) -> dict[str, Any] | None:
     """What finished.json says, whatever has become of the checkpoint that it names; None without one. Raises
     `Failure`."""
     marker = run_dir / "finished.json"
@@ -204,7 +206,7 @@ def finish_of(run_dir: Path) -> dict[str, Any] | None:
     return {"checkpoint": None} | read_note(marker, "iteration", then)
 
 
-def thaw(path: Path) -> PretrainConfig:
+def load_run_config(path: Path) -> PretrainConfig:
     """Read a frozen config.yaml. Raises `UserError` when it is not one of this version of nano3."""
     try:
         merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), OmegaConf.load(path))

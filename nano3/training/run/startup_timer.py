@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-class Startup:
+class StartupTimer:
     """Marks the ends of the parts of a start; the first part begins with the process."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic, age: Callable[[], float] | None = None) -> None:

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nano3.data.build.build_state import State
-from nano3.data.build.direct_writer import Output
+from nano3.data.build.direct_writer import DirectWriter
 from nano3.data.build.merge import join_shard
 from nano3.data.build.receipts import (
-    Part,
+    Fragment,
     ShardReceipt,
     UnitReceipt,
     read_receipt,
@@ -153,7 +153,7 @@ def test_a_proof_and_what_disproves_it_are_remembered(tmp_path: Path) -> None:
 numbers = st.integers(0, (1 << 63) - 1)
 where = st.tuples(numbers, numbers)
 names = st.text(max_size=9)
-a_part_receipt = st.builds(Part, numbers, numbers, names, *[numbers] * 4, names, names, where, where)
+a_part_receipt = st.builds(Fragment, numbers, numbers, names, *[numbers] * 4, names, names, where, where)
 receipts = st.one_of(
     st.builds(
         UnitReceipt, numbers, names, numbers, numbers, st.dictionaries(names, numbers, max_size=3), *[numbers] * 4,
@@ -234,7 +234,7 @@ def test_a_part_whose_files_cannot_get_their_names_is_discarded(tmp_path: Path, 
 def test_discarding_after_a_failed_commit_closes_no_other_file(tmp_path: Path) -> None:
     """The number of a closed file is given to the next one that is opened, which may be another thread's."""
     (tmp_path / "a.bin" / "in the way").mkdir(parents=True)
-    out = Output(tmp_path / "a.bin")
+    out = DirectWriter(tmp_path / "a.bin")
     with pytest.raises(Failure, match="cannot be written"):
         out.commit(sync=False)
     with (tmp_path / "other").open("w") as other:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from data_helpers import documents, healthy, options, reference, run, source, texts, tree, write
 
-from nano3.data.build.run import finalize, run_part, write_plan
+from nano3.data.build.run import finalize, run_task, write_plan
 from nano3.data.dataset.manifest import load_manifest
-from nano3.data.sources.discovery import WHOLE
+from nano3.data.sources.discovery import WHOLE_FILE_LIMIT
 from nano3.utils.errors import Failure, UserError
 
 
@@ -29,7 +29,9 @@ def many(tmp_path: Path) -> Path:
     """Three files; b.jsonl is too large to be fingerprinted whole."""
     for name, count in (("a.jsonl", 600), ("b.jsonl", 3000), ("c.parquet", 600)):
         write(tmp_path / "in" / name, texts(count, seed=count, longest=500), row_group_size=200)
-    assert (tmp_path / "in" / "b.jsonl").stat().st_size > WHOLE > (tmp_path / "in" / "a.jsonl").stat().st_size
+    assert (
+        (tmp_path / "in" / "b.jsonl").stat().st_size > WHOLE_FILE_LIMIT > (tmp_path / "in" / "a.jsonl").stat().st_size
+    )
     return tmp_path / "in"
 
 
@@ -82,7 +84,7 @@ def test_an_unfinished_build_keeps_nothing_of_an_edited_file(
 ) -> None:
     plan = write_plan([source(many)], options(tmp_path / "out", byte_bpe), "test")
     for part in range(2):
-        run_part(plan, part, 2)
+        run_task(plan, part, 2)
     unseen_edit(many / "b.jsonl")
     run(many, tmp_path / "out", byte_bpe, force=force)
     assert "finished units are kept" in capfd.readouterr().out
@@ -93,7 +95,7 @@ def test_an_unfinished_build_keeps_nothing_of_an_edited_file(
 def test_an_edit_during_the_run_is_not_published(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
     plan = write_plan([source(many)], options(tmp_path / "out", byte_bpe), "test")
     for part in range(2):
-        run_part(plan, part, 2)
+        run_task(plan, part, 2)
     os.utime(many / "a.jsonl", (1, 1))  # a small file is looked at again: its content is the same
     unseen_edit(many / "b.jsonl")
     with pytest.raises(Failure, match=r"b\.jsonl: was changed while the data was made") as caught:
@@ -133,7 +135,7 @@ def test_a_mended_row_costs_its_own_file_only(tmp_path: Path, many: Path, byte_b
 
 def test_other_options_start_over_without_force(tmp_path: Path, many: Path, byte_bpe: Path, capfd) -> None:
     plan = write_plan([source(many)], options(tmp_path / "out", byte_bpe), "test")
-    run_part(plan, 0, 2)
+    run_task(plan, 0, 2)
     run(many, tmp_path / "out", byte_bpe, add_eos=False)
     assert "starting over" in capfd.readouterr().out
     run(many, tmp_path / "fresh", byte_bpe, add_eos=False)
@@ -142,7 +144,7 @@ def test_other_options_start_over_without_force(tmp_path: Path, many: Path, byte
 
 def test_files_that_come_and_go_start_over(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
     plan = write_plan([source(many)], options(tmp_path / "out", byte_bpe), "test")
-    run_part(plan, 0, 2)
+    run_task(plan, 0, 2)
     (many / "a.jsonl").unlink()
     write(many / "e.jsonl", texts(500, seed=4, longest=500))
     run(many, tmp_path / "out", byte_bpe)
@@ -167,7 +169,7 @@ def test_skipped_rows_are_not_forgotten(tmp_path: Path, byte_bpe: Path) -> None:
 def test_an_unfinished_build_does_not_hide_skipped_rows(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
     spoil(many / "a.jsonl", 7)
     plan = write_plan([source(many)], options(tmp_path / "out", byte_bpe, bad_rows="skip"), "test")
-    run_part(plan, 0, 2)
+    run_task(plan, 0, 2)
     with pytest.raises(Failure, match=r"a\.jsonl: row 8 "):
         run(many, tmp_path / "out", byte_bpe)
 
@@ -177,10 +179,10 @@ def test_an_unfinished_build_does_not_hide_skipped_rows(tmp_path: Path, many: Pa
 def test_a_damaged_plan_is_no_plan(tmp_path: Path, many: Path, byte_bpe: Path, damage: bytes, force: bool) -> None:
     path = many / "a.jsonl"
     plan = write_plan([source(path)], options(tmp_path / "out", byte_bpe), "test")
-    run_part(plan, 0, 2)
+    run_task(plan, 0, 2)
     plan.write_bytes(damage)
     with pytest.raises(Failure, match=r"plan\.json: damaged .*Run the same command again"):
-        run_part(plan, 1, 2)
+        run_task(plan, 1, 2)
     run(path, tmp_path / "out", byte_bpe, force=force)
     run(path, tmp_path / "fresh", byte_bpe)
     assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
@@ -192,7 +194,7 @@ def test_a_resumed_run_does_not_read_to_plan_again(tmp_path: Path, many: Path, b
     keys = {"sample": 1500, "workers": 2}
     run(many, tmp_path / "fresh", byte_bpe, **keys)
     plan = write_plan([source(many)], options(tmp_path / "out", byte_bpe, **keys), "test")
-    run_part(plan, 0, 2)
+    run_task(plan, 0, 2)
     monkeypatch.setattr(planner, "sample_rows", None)
     monkeypatch.setattr(planner, "set_bounds", None)
     manifest = run([source(many, weight=3.0)], tmp_path / "out", byte_bpe, **keys)
@@ -293,8 +295,8 @@ def test_the_finalizer_makes_anew_what_a_disproved_engine_made(tmp_path: Path, m
 
     run(many, tmp_path / "whole", byte_bpe)
     plan = write_plan([source(many)], options(tmp_path / "out", byte_bpe), "test")
-    run_part(plan, 0, 2)
+    run_task(plan, 0, 2)
     State(load_plan(plan), plan.parent).disprove("seen in another task")
-    run_part(plan, 1, 2)
+    run_task(plan, 1, 2)
     assert finalize(plan).versions["engine"] == "tokenizers"
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")

@@ -10,7 +10,7 @@ import pytest
 from xxhash import xxh3_128
 
 from nano3.data.build import direct_writer
-from nano3.data.build.direct_writer import BUFFER, Output
+from nano3.data.build.direct_writer import BUFFER, DirectWriter
 from nano3.utils.errors import Failure
 
 SIZES = [0, 1, 4095, 4096, 4097, BUFFER - 1, BUFFER, BUFFER + 1, 3 * BUFFER, 3 * BUFFER + 12345]
@@ -24,7 +24,7 @@ def content(size: int) -> bytes:
 @pytest.mark.parametrize("size", SIZES)
 def test_what_is_written_is_there(tmp_path: Path, size: int, piece: int) -> None:
     data = content(size)
-    out = Output(tmp_path / "a.bin")
+    out = DirectWriter(tmp_path / "a.bin")
     for at in range(0, size, piece):
         out.write(data[at : at + piece])
     assert not (tmp_path / "a.bin").exists(), "never half a file under its name"
@@ -35,7 +35,7 @@ def test_what_is_written_is_there(tmp_path: Path, size: int, piece: int) -> None
 
 
 def test_many_files_at_once(tmp_path: Path) -> None:
-    outs = [Output(tmp_path / str(i)) for i in range(9)]
+    outs = [DirectWriter(tmp_path / str(i)) for i in range(9)]
     data = content(BUFFER // 3 + 5)
     for _ in range(7):
         for out in outs:
@@ -45,7 +45,7 @@ def test_many_files_at_once(tmp_path: Path) -> None:
 
 
 def test_arrays_of_any_dtype(tmp_path: Path) -> None:
-    out = Output(tmp_path / "a")
+    out = DirectWriter(tmp_path / "a")
     out.write(np.arange(5, dtype="<i8").data)
     out.write(np.zeros(0, np.int32).data)
     out.commit(sync=False)
@@ -74,7 +74,7 @@ def test_a_file_system_without_direct_writes(tmp_path: Path, where: str, monkeyp
 
         monkeypatch.setattr(direct_writer.os, "write", refuse_write)
     data = content(2 * BUFFER + 99)
-    out = Output(tmp_path / "a")
+    out = DirectWriter(tmp_path / "a")
     out.write(data)
     out.commit(sync=True)
     assert (tmp_path / "a").read_bytes() == data
@@ -88,7 +88,7 @@ def test_a_full_disk(tmp_path: Path, size: int) -> None:
     if mounted.returncode:
         pytest.skip("may not mount a tmpfs")
     try:
-        out = Output(disk / "a.bin")
+        out = DirectWriter(disk / "a.bin")
         with pytest.raises(Failure, match=r"a\.bin: no space left on the device"):
             for _ in range(3):
                 out.write(content(size))
@@ -100,7 +100,7 @@ def test_a_full_disk(tmp_path: Path, size: int) -> None:
 
 
 def test_discard_leaves_nothing(tmp_path: Path) -> None:
-    out = Output(tmp_path / "a")
+    out = DirectWriter(tmp_path / "a")
     out.write(content(2 * BUFFER))
     out.discard()
     assert list(tmp_path.iterdir()) == []
@@ -108,4 +108,4 @@ def test_discard_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(Failure, match="cannot be written: No such file or directory"):
-        Output(tmp_path / "no" / "a")
+        DirectWriter(tmp_path / "no" / "a")

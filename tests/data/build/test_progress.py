@@ -10,7 +10,7 @@ import pytest
 from data_helpers import options, source, texts, write
 
 from nano3.data.build import engine_check, progress
-from nano3.data.build.progress import Meter, report
+from nano3.data.build.progress import Meter, print_summary
 from nano3.data.build.run import write_plan
 from nano3.data.build.unit_encoder import Worker
 from nano3.data.dataset.manifest import Manifest
@@ -77,7 +77,9 @@ def manifest_of(*datasets: dict[str, Any]) -> Manifest:
 
 
 def test_the_table_has_the_splits_that_have_documents_and_a_sum(capsys: pytest.CaptureFixture[str]) -> None:
-    report(manifest_of(dataset("one", 1000, 20, skipped={"null": 2, "short": 1000}), dataset("two", 30, 0)), None)
+    print_summary(
+        manifest_of(dataset("one", 1000, 20, skipped={"null": 2, "short": 1000}), dataset("two", 30, 0)), None
+    )
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "blend b[/x]"
     assert "valid (documents / tokens)" in lines[1]
@@ -96,7 +98,7 @@ def test_a_table_on_a_terminal_shows_brackets_as_they_are(monkeypatch: pytest.Mo
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
-    report(manifest_of(dataset("one", 5, 0), dataset("two[train]", 6, 0)), None)
+    print_summary(manifest_of(dataset("one", 5, 0), dataset("two[train]", 6, 0)), None)
     assert "blend b[/x]" in screen.getvalue()
     assert "two[train]" in screen.getvalue()
 
@@ -104,7 +106,7 @@ def test_a_table_on_a_terminal_shows_brackets_as_they_are(monkeypatch: pytest.Mo
 def test_one_dataset_needs_no_sum_and_oddities_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     meter = Meter(1, 0)
     meter.add(text_bytes=9)
-    report(manifest_of(dataset("one", 5, 0, empty=1234, special_tokens=7)), meter)
+    print_summary(manifest_of(dataset("one", 5, 0, empty=1234, special_tokens=7)), meter)
     out = capsys.readouterr().out
     assert "\nall" not in out
     assert "1,234 empty document(s)" in out
@@ -141,11 +143,11 @@ def test_the_proof_looks_at_the_start_of_every_dataset(tmp_path: Path, byte_bpe:
         write(tmp_path / f"{n}.jsonl", [*texts(50, seed=n), *(["the needle"] if n == 2 else [])]) for n in range(3)
     ]
     worker, engines = worker_of(tmp_path, byte_bpe, paths)
-    assert engine_check.prove(worker, engines) == ""
+    assert engine_check.check_engine(worker, engines) == ""
     worker.fast = wrong_at("needle", worker.reference)
-    assert engine_check.prove(worker, engines) == "fastokens gives other ids than tokenizers for 'the needle'"
+    assert engine_check.check_engine(worker, engines) == "fastokens gives other ids than tokenizers for 'the needle'"
     worker.fast = None
-    assert engine_check.prove(worker, engines) == "", "without the fast engine there is nothing to prove"
+    assert engine_check.check_engine(worker, engines) == "", "without the fast engine there is nothing to prove"
 
 
 def test_the_proof_takes_no_more_text_than_it_says(
@@ -173,4 +175,4 @@ def test_a_fault_in_the_data_is_not_the_proofs_to_tell(tmp_path: Path, byte_bpe:
     data[12] ^= 0xFF
     paths[1].write_bytes(data)
     assert engine_check.sample(worker) == texts(30)
-    assert engine_check.prove(worker, engines) == ""
+    assert engine_check.check_engine(worker, engines) == ""

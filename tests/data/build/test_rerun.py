@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from data_helpers import documents, healthy, options, reference, run, source, texts, tree, write
 
-from nano3.data.build.run import finalize, run_part, write_plan
+from nano3.data.build.run import finalize, run_task, write_plan
 from nano3.data.dataset.manifest import load_manifest
 from nano3.utils.errors import Failure, UserError
 
@@ -41,7 +41,7 @@ def test_any_number_of_workers_and_an_array(tmp_path: Path, many: Path, byte_bpe
         run(many, tmp_path / str(workers), byte_bpe, workers=workers)
     plan = write_plan([source(many)], options(tmp_path / "array", byte_bpe), "test")
     for part in (2, 0, 1, 1):
-        run_part(plan, part, 3)
+        run_task(plan, part, 3)
     again = finalize(plan)
     assert finalize(plan) == again == load_manifest(tmp_path / "array")
     one = tree(tmp_path / "1")
@@ -53,7 +53,7 @@ def test_any_number_of_workers_and_an_array(tmp_path: Path, many: Path, byte_bpe
 @pytest.mark.usefixtures("small_units")
 def test_finalize_names_what_is_missing(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
     plan = write_plan([source(many)], options(tmp_path / "out", byte_bpe), "test")
-    run_part(plan, 1, 3)
+    run_task(plan, 1, 3)
     with pytest.raises(Failure, match=r"units are not done \(the first is unit 0\)"):
         finalize(plan)
     assert not (tmp_path / "out" / "manifest.json").exists()
@@ -114,7 +114,7 @@ def test_kill_and_rerun_fifty_times(tmp_path: Path, many: Path, byte_bpe: Path) 
 def test_a_part_spoiled_by_a_power_cut_is_made_again(tmp_path: Path, many: Path, byte_bpe: Path, damage: str) -> None:
     run(many, tmp_path / "whole", byte_bpe)
     plan = write_plan([source(many)], options(tmp_path / "out", byte_bpe), "test")
-    run_part(plan, 0, 2)
+    run_task(plan, 0, 2)
     victims = sorted((plan.parent / "units").glob("*.valid.*.bin")) + sorted((plan.parent / "units").glob("*.json"))[:1]
     assert len(victims) > 1
     for path in victims:
@@ -134,7 +134,7 @@ def test_a_disproved_engine_is_replaced_and_its_work_redone(tmp_path: Path, many
 
     run(many, tmp_path / "whole", byte_bpe)
     plan = write_plan([source(many)], options(tmp_path / "out", byte_bpe), "test")
-    run_part(plan, 0, 2)
+    run_task(plan, 0, 2)
     State(load_plan(plan), plan.parent).disprove("seen in a test")
     assert (plan.parent / DISPROVED).read_text() == "seen in a test\n"
     manifest = run(many, tmp_path / "out", byte_bpe)
@@ -256,12 +256,12 @@ def test_lost_shards_are_told(tmp_path: Path, byte_bpe: Path) -> None:
 
 
 def test_two_at_once(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
-    from nano3.data.dataset.output_dir import locked
+    from nano3.data.dataset.output_dir import hold_output_lock
 
     held, release = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with locked(tmp_path / "out"):
+        with hold_output_lock(tmp_path / "out"):
             held.set()
             release.wait(250)
 
@@ -283,7 +283,7 @@ def test_a_plan_of_another_layout_starts_over(tmp_path: Path, many: Path, byte_b
 
     run(many, tmp_path / "whole", byte_bpe)
     plan = write_plan([source(many)], options(tmp_path / "out", byte_bpe), "test")
-    run_part(plan, 0, 2)
+    run_task(plan, 0, 2)
     monkeypatch.setattr(layout, "MIN_UNIT", 90_000)
     monkeypatch.setattr(layout, "MAX_UNIT", 90_000)
     run(many, tmp_path / "out", byte_bpe)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from nano3.config import SourceConfig
 from nano3.data.build.receipts import UnitReceipt, shard_receipt, unit_receipt, write_receipt
 from nano3.data.build.resume_build import (
-    adopt,
-    go_on,
     is_published,
     read_plan,
+    resume_plan,
+    reuse_partial_build,
     same_cuts,
     stale_units,
     touches,
@@ -24,11 +24,11 @@ from nano3.data.build.resume_build import (
 )
 from nano3.data.dataset.output_dir import build_dir
 from nano3.data.planning.plan import PLAN_FORMAT, DatasetPlan, Plan
-from nano3.data.planning.planner import Request
-from nano3.data.sources.discovery import WHOLE
-from nano3.data.sources.fingerprint_cache import Memory
+from nano3.data.planning.planner import PrepRequest
+from nano3.data.sources.discovery import WHOLE_FILE_LIMIT
+from nano3.data.sources.fingerprint_cache import FingerprintCache
 
-LARGE = WHOLE + 1
+LARGE = WHOLE_FILE_LIMIT + 1
 
 
 def two_datasets() -> list[DatasetPlan]:
@@ -38,20 +38,22 @@ def two_datasets() -> list[DatasetPlan]:
     return [first, second]
 
 
-def request_for(plan: Plan) -> Request:
+def request_for(plan: Plan) -> PrepRequest:
     """The request that would make this plan."""
     sources = [SourceConfig(name=d.name, path=d.path, weight=d.weight) for d in plan.datasets]
     datasets = deepcopy(plan.datasets)
-    return Request(sources, plan.options, plan.blend, plan.tokenizer, plan.dtype, datasets, plan.hash, Memory())
+    return PrepRequest(
+        sources, plan.options, plan.blend, plan.tokenizer, plan.dtype, datasets, plan.hash, FingerprintCache()
+    )
 
 
-def changed_options(request: Request, **keys: object) -> None:
+def changed_options(request: PrepRequest, **keys: object) -> None:
     request.options = replace(request.options, **keys)
 
 
 # Going on with a plan
 
-KEPT: dict[str, Callable[[Request], object]] = {
+KEPT: dict[str, Callable[[PrepRequest], object]] = {
     "nothing": lambda r: None,
     "a_weight": lambda r: setattr(r.datasets[1], "weight", 3.0),
     "the_blends_name": lambda r: setattr(r, "blend", "other"),
@@ -69,7 +71,7 @@ def test_a_plan_goes_on_with_what_may_differ_from_run_to_run(tmp_path: Path, cha
     saved = paper_plan(tmp_path, two_datasets())
     request = request_for(saved)
     change(request)
-    plan = go_on(deepcopy(saved), request)
+    plan = resume_plan(deepcopy(saved), request)
     assert plan is not None
     assert (plan.blend, plan.options, plan.output_dir) == (request.blend, request.options, request.options.output_dir)
     for now, asked, before in zip(plan.datasets, request.datasets, saved.datasets, strict=True):
@@ -77,7 +79,7 @@ def test_a_plan_goes_on_with_what_may_differ_from_run_to_run(tmp_path: Path, cha
         assert (now.layout, now.units) == (before.layout, before.units)
 
 
-ANEW: dict[str, Callable[[Request], object]] = {
+ANEW: dict[str, Callable[[PrepRequest], object]] = {
     "other_bytes": lambda r: setattr(r, "hash", "0" * 64),
     "a_large_file_was_touched": lambda r: r.datasets[1].times.__setitem__(0, 2),
     "a_file_has_gone": lambda r: r.datasets[0].keys.__setitem__(3, "renamed"),
@@ -91,7 +93,7 @@ def test_a_plan_is_made_anew_for_other_files(tmp_path: Path, change: Callable) -
     saved = paper_plan(tmp_path, two_datasets())
     request = request_for(saved)
     change(request)
-    assert go_on(deepcopy(saved), request) is None
+    assert resume_plan(deepcopy(saved), request) is None
 
 
 def test_a_samples_plan_goes_on_though_the_request_has_more_files(tmp_path: Path) -> None:
@@ -101,7 +103,7 @@ def test_a_samples_plan_goes_on_though_the_request_has_more_files(tmp_path: Path
     for column in ("keys", "sizes", "prints", "formats", "costs", "times"):
         del getattr(saved.datasets[0], column)[1]
     saved.datasets[0].rows = [5, 5, 5]
-    plan = go_on(saved, request)
+    plan = resume_plan(saved, request)
     assert plan is not None
     assert plan.datasets[0].keys == ["000000", "000002", "000003"]
 
@@ -115,7 +117,7 @@ def test_only_who_skipped_and_now_forbids_wants_bad_rows_back(tmp_path: Path, ol
     request = request_for(saved)
     changed_options(request, bad_rows=new)
     assert wants_bad_rows_back(saved, request) is wanted
-    assert (go_on(saved, request) is None) is wanted
+    assert (resume_plan(saved, request) is None) is wanted
 
 
 # Cuts
@@ -251,11 +253,11 @@ def test_an_unfinished_build_is_the_start_of_the_next(
     old, new = plans
     fill(old, build_dir(tmp_path, old.hash))
     build = build_dir(tmp_path, new.hash)
-    adopt(new, build)
+    reuse_partial_build(new, build)
     assert kept(new, build) == WANTED
     assert not build_dir(tmp_path, old.hash).exists()
     assert "7 finished units are kept" in capsys.readouterr().out
-    adopt(new, build)  # killed before the new plan was written: the folder still holds the old one
+    reuse_partial_build(new, build)  # killed before the new plan was written: the folder still holds the old one
     assert kept(new, build) == WANTED
 
 
@@ -271,7 +273,7 @@ def test_a_kill_among_the_removals_does_no_harm(tmp_path: Path, plans: tuple[Pla
     build = build_dir(tmp_path, new.hash)
     if removed == len(gone) + 1:
         (build / "units").mkdir(parents=True)  # an own build without a plan is worth nothing
-    adopt(new, build)
+    reuse_partial_build(new, build)
     assert kept(new, build) == WANTED
 
 
@@ -280,7 +282,7 @@ def test_the_own_build_comes_before_that_of_another_plan(tmp_path: Path, plans: 
     build = build_dir(tmp_path, new.hash)
     fill(old, build_dir(tmp_path, old.hash))
     fill(new, build)
-    adopt(new, build)
+    reuse_partial_build(new, build)
     assert kept(new, build) == (set(range(new.units)), set(new.shards()))
     assert build_dir(tmp_path, old.hash).exists(), "it goes when the data is published"
 
@@ -292,7 +294,7 @@ def test_a_build_of_other_cuts_is_left_alone_and_told(
     fill(old, build_dir(tmp_path, old.hash))
     new.options = replace(new.options, add_eos=False)
     build = build_dir(tmp_path, new.hash)
-    adopt(new, build)
+    reuse_partial_build(new, build)
     assert not build.exists()
     assert kept(old, build_dir(tmp_path, old.hash)) == (set(range(old.units)), set(old.shards()))
     assert "starting over beside it" in capsys.readouterr().out
@@ -305,7 +307,7 @@ def test_only_units_that_left_out_faults_are_done_again_when_faults_are_forbidde
     build = build_dir(tmp_path, old.hash)
     fill(old, build, {1: {"null": 2}, 2: {"short": 5}, 6: {"short": 1, "not_utf8": 1}})
     unit_receipt(build, 7).write_bytes(b"{")
-    adopt(new, build)
+    reuse_partial_build(new, build)
     units, shards = kept(new, build)
     assert {1, 2, 6} - units == {1, 6}
     assert (0, 0, 0) not in shards

@@ -13,7 +13,7 @@ from data_helpers import options, run, source, texts, tree, write
 
 from nano3.data.build.build_state import State
 from nano3.data.build.run import write_plan
-from nano3.data.build.worker_client import ENV, Loader, receive, send
+from nano3.data.build.worker_client import ENV, WorkerServerClient, receive, send
 from nano3.data.build.worker_pool import PROVE, Pool
 from nano3.data.planning.plan import load_plan
 from nano3.utils.errors import Failure
@@ -116,7 +116,7 @@ def test_a_wrong_proof_throws_the_units_away(
 def ahead():
     """Nobody's process is left behind."""
     yield
-    Loader.cancel()
+    WorkerServerClient.cancel()
 
 
 def proven(plan_path: Path) -> tuple[str, object]:
@@ -129,8 +129,8 @@ def proven(plan_path: Path) -> tuple[str, object]:
 
 @pytest.mark.usefixtures("ahead")
 def test_a_tokenizer_loaded_ahead_is_used_once(plan_path: Path) -> None:
-    Loader.begin(load_plan(plan_path).tokenizer.file)
-    process = Loader._ahead.process
+    WorkerServerClient.begin(load_plan(plan_path).tokenizer.file)
+    process = WorkerServerClient._ahead.process
     with Pool(plan_path, 2, fast=True) as pool:
         assert pool._loader.process is process
         pool.give(1, ("unit", 0))
@@ -142,7 +142,7 @@ def test_a_tokenizer_loaded_ahead_is_used_once(plan_path: Path) -> None:
 
 @pytest.mark.usefixtures("ahead")
 def test_a_plan_without_the_fast_engine_does_not_get_it(plan_path: Path) -> None:
-    Loader.begin(load_plan(plan_path).tokenizer.file)
+    WorkerServerClient.begin(load_plan(plan_path).tokenizer.file)
     with Pool(plan_path, 1, fast=False) as pool:
         pool.give(0, ("unit", 0))
         ((_, _, receipt),) = results(pool)
@@ -155,7 +155,7 @@ def test_a_wrong_guess_does_no_harm(tmp_path: Path, plan_path: Path, unigram: Pa
     """The unigram tokenizer cannot be read by the fast engine: the proof would say so."""
     (tmp_path / "broken.json").write_text("{")
     files = {"other": unigram / "tokenizer.json", "none": tmp_path / "no.json", "broken": tmp_path / "broken.json"}
-    Loader.begin(str(files[fault]))
+    WorkerServerClient.begin(str(files[fault]))
     assert proven(plan_path) == ("done", "")
 
 
@@ -165,18 +165,18 @@ def test_literal_special_tokens_are_split_by_a_tokenizer_loaded_ahead(tmp_path: 
     trees = []
     for name, begin in (("ahead", True), ("later", False)):
         if begin:
-            Loader.begin(str(byte_bpe / "tokenizer.json"))
+            WorkerServerClient.begin(str(byte_bpe / "tokenizer.json"))
         run(path, tmp_path / name, byte_bpe, split_special_tokens=True, check_every=1)
         trees.append(tree(tmp_path / name))
     assert trees[0] == trees[1]
 
 
 def test_cancel_ends_what_nobody_took(plan_path: Path) -> None:
-    Loader.begin(load_plan(plan_path).tokenizer.file)
-    process = Loader._ahead.process
-    Loader.cancel()
+    WorkerServerClient.begin(load_plan(plan_path).tokenizer.file)
+    process = WorkerServerClient._ahead.process
+    WorkerServerClient.cancel()
     assert process.poll() is not None
-    Loader.cancel()
+    WorkerServerClient.cancel()
 
 
 def test_as_many_sockets_as_there_are_workers() -> None:

@@ -16,13 +16,13 @@ from nano3.config import SourceConfig
 from nano3.data.build.run import prepare
 from nano3.data.dataset.indexed import IndexedFile
 from nano3.data.dataset.manifest import load_manifest
-from nano3.data.dataset.source_lookup import Origin, find_origins, plan_of
+from nano3.data.dataset.source_lookup import SourceRow, find_source_rows, load_build_plan
 from nano3.utils.errors import Failure
 
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
-def text_at(origin: Origin) -> str:
+def text_at(origin: SourceRow) -> str:
     """The text that an origin names, read without nano3."""
     path = Path(origin.path)
     kind = path.name.partition(".")[2]
@@ -41,15 +41,15 @@ def text_at(origin: Origin) -> str:
     return json.loads(data[origin.key :].partition(b"\n")[0])["text"]
 
 
-def check(folder: Path, tokenizer: Path, least: int = 0) -> list[Origin]:
+def check(folder: Path, tokenizer: Path, least: int = 0) -> list[SourceRow]:
     """Look up every document of every shard and compare; the origins."""
     manifest = load_manifest(folder)
-    plan = plan_of(folder, manifest)
+    plan = load_build_plan(folder, manifest)
     seen = []
     for entry in manifest.shards:
         split, _, name = entry["prefix"].partition("/")
         data = IndexedFile(folder / entry["prefix"])
-        origins = find_origins(plan, split, int(name.removeprefix("data_")), range(len(data)))
+        origins = find_source_rows(plan, split, int(name.removeprefix("data_")), range(len(data)))
         assert list(origins) == list(range(len(data)))
         found = [text_at(origins[n]) for n in range(len(data))]
         assert all(len(text) >= least for text in found)
@@ -116,8 +116,8 @@ def test_bad_rows_are_not_counted(tmp_path: Path, byte_bpe: Path) -> None:
 
 
 def test_places_in_words() -> None:
-    assert Origin("a.parquet", 1233, True).place == "row 1,234"
-    assert Origin("a.jsonl", 1233, False).place == "byte 1,233"
+    assert SourceRow("a.parquet", 1233, True).place == "row 1,234"
+    assert SourceRow("a.jsonl", 1233, False).place == "byte 1,233"
 
 
 @pytest.fixture
@@ -128,8 +128,8 @@ def prepared(tmp_path: Path, byte_bpe: Path) -> tuple[Path, Path]:
     return tmp_path / "out", path
 
 
-def ask(output: Path, numbers: list[int] | None = None) -> dict[int, Origin]:
-    return find_origins(plan_of(output, load_manifest(output)), "train", 0, numbers or [0])
+def ask(output: Path, numbers: list[int] | None = None) -> dict[int, SourceRow]:
+    return find_source_rows(load_build_plan(output, load_manifest(output)), "train", 0, numbers or [0])
 
 
 def test_an_edited_source_is_told(prepared: tuple[Path, Path]) -> None:

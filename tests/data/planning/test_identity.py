@@ -10,7 +10,7 @@ import pytest
 from data_helpers import documents, healthy, options, reference, run, source, texts, tree, write
 from tokenizers import Tokenizer
 
-from nano3.data.build.run import finalize, run_part, write_plan
+from nano3.data.build.run import finalize, run_task, write_plan
 from nano3.data.dataset.indexed import IndexedFile
 from nano3.data.tokenization.edge_cases import edge_cases
 from nano3.utils.errors import Failure, UserError
@@ -224,7 +224,7 @@ def test_a_wrong_engine_is_found_and_replaced(
     if array:
         planned = write_plan([source(path)], options(tmp_path / "out", byte_bpe, **keys), "test")
         for part in (0, 2, 1):
-            run_part(planned, part, 3)
+            run_task(planned, part, 3)
         manifest = finalize(planned)
     else:
         manifest = run(path, tmp_path / "out", byte_bpe, workers=2, **keys)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from nano3.config import PrepOptions
 from nano3.data.planning.plan import SPLITS, DatasetPlan, lay_out, load_plan, share_out
-from nano3.data.planning.planner import cost_of, make_plan, read_request
+from nano3.data.planning.planner import cost_of, make_plan, make_request
 from nano3.data.planning.splits import FULL, adapt, document_hash, file_seed, split_of
 
 
@@ -175,7 +175,7 @@ def test_small_data_has_every_split(count: int, fractions: tuple[float, float], 
 
 
 def request(folder: Path, tokenizer: Path, **keys):
-    return read_request(
+    return make_request(
         [source(folder, weight=keys.pop("weight", 1.0))], options(folder.parent / "out", tokenizer, **keys), "b"
     )
 
@@ -247,9 +247,9 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
 
     sources = [source(tmp_path / "no1", "a"), source(tmp_path / "no2", "b")]
     with pytest.raises(UserError) as caught:
-        read_request(sources, options(tmp_path / "out", tmp_path / "no_tokenizer"), "b")
+        make_request(sources, options(tmp_path / "out", tmp_path / "no_tokenizer"), "b")
     assert len(caught.value.problems) == 3
     sources = [source("x", "a", weight=-1), source("x", "a"), source("x", "bad/name")]
     with pytest.raises(UserError) as caught:
-        read_request(sources, options(tmp_path / "out", tmp_path / "t", num_shards=0), "b")
+        make_request(sources, options(tmp_path / "out", tmp_path / "t", num_shards=0), "b")
     assert len(caught.value.problems) == 7, "four of options and names, the tokenizer, two paths"

@@ -8,9 +8,9 @@ from data_helpers import documents, options, pack, reference, run, source, texts
 
 from nano3.data.build.run import show_plan
 from nano3.data.planning import sampling
-from nano3.data.planning.planner import make_plan, read_request
+from nano3.data.planning.planner import make_plan, make_request
 from nano3.data.planning.sampling import count_lines, count_rows
-from nano3.data.sources.readers import read_part
+from nano3.data.sources.readers import read_documents
 
 KINDS = ["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "json", "arrow", "arrows"]
 
@@ -29,8 +29,8 @@ def test_a_blank_file_gives_its_share_to_others(tmp_path: Path, byte_bpe: Path, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_are_counted_as_they_are_read(tmp_path: Path, byte_bpe: Path, kind: str) -> None:
     path = write(tmp_path / f"a.{kind}", texts(230))
-    (dataset,) = read_request([source(path)], options(tmp_path / "out", byte_bpe), "b").datasets
-    read = sum(len(b.keys) + len(b.bad) for b in read_part(dataset.whole(0)))
+    (dataset,) = make_request([source(path)], options(tmp_path / "out", byte_bpe), "b").datasets
+    read = sum(len(b.keys) + len(b.bad) for b in read_documents(dataset.whole(0)))
     assert [count_rows(dataset, 0, limit).rows for limit in (1, 229, 230, 231, 10**6)] == [1, 229, 230, 230, 230]
     assert read == 230
 
@@ -51,8 +51,8 @@ def test_odd_lines(tmp_path: Path, byte_bpe: Path, data: bytes, suffix: str, chu
     monkeypatch.setattr(sampling, "CHUNK", chunk)
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(pack(data, suffix))
-    (dataset,) = read_request([source(path)], options(tmp_path / "out", byte_bpe), "b").datasets
-    read = sum(len(b.keys) + len(b.bad) for b in read_part(dataset.whole(0)))
+    (dataset,) = make_request([source(path)], options(tmp_path / "out", byte_bpe), "b").datasets
+    read = sum(len(b.keys) + len(b.bad) for b in read_documents(dataset.whole(0)))
     assert count_rows(dataset, 0, 100).rows == read == 2
 
 
@@ -70,7 +70,7 @@ def test_counting_reads_no_more_than_it_needs() -> None:
 def test_counting_decodes_no_text(tmp_path: Path, byte_bpe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in ("jsonl", "jsonl.gz", "parquet"):
         write(tmp_path / "in" / f"a.{kind}", texts(500))
-    request = read_request(
+    request = make_request(
         [source(tmp_path / "in")], options(tmp_path / "out", byte_bpe, sample=900, valid_fraction=0.0), "b"
     )
     monkeypatch.setattr(sampling, "read_part", None)

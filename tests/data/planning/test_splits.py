@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nano3.data.planning import splits
 from nano3.data.planning.plan import DatasetPlan
-from nano3.data.planning.splits import FULL, adapt, document_hash, file_seed, refuse, set_bounds, split_of
+from nano3.data.planning.splits import FULL, adapt, check_bad_rows, document_hash, file_seed, set_bounds, split_of
 from nano3.data.sources.readers import Batch
 from nano3.utils.errors import Failure, UserError
 
@@ -145,6 +145,6 @@ def test_a_wrong_field_is_told_apart_from_a_wrong_row(
 ) -> None:
     d = dataset_of(tmp_path, {"a.jsonl": b'{"body": "a"}\n{"t": "abcd"}\n{}'})
     with pytest.raises(kind, match=message) as caught:
-        refuse(found, d.whole(0), options(tmp_path, tmp_path), "d")
+        check_bad_rows(found, d.whole(0), options(tmp_path, tmp_path), "d")
     assert "a.jsonl" in str(caught.value)
-    refuse(found, d.whole(0), options(tmp_path, tmp_path, bad_rows="skip"), "d")
+    check_bad_rows(found, d.whole(0), options(tmp_path, tmp_path, bad_rows="skip"), "d")

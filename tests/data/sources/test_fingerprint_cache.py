@@ -16,9 +16,9 @@ from faults import needs_strace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nano3.data.planning.planner import read_request
-from nano3.data.sources.discovery import find
-from nano3.data.sources.fingerprint_cache import FRESH_NS, MANY, NAME, Memory, Table, load_memory
+from nano3.data.planning.planner import make_request
+from nano3.data.sources.discovery import discover_files
+from nano3.data.sources.fingerprint_cache import FRESH_NS, MANY, NAME, FingerprintCache, Table, load_fingerprint_cache
 from nano3.data.sources.formats import PACKED_NAMES, inner_suffix
 from nano3.data.sources.listing import Entry, walk
 from nano3.utils.errors import UserError
@@ -37,16 +37,16 @@ def corpus(tmp_path: Path) -> Path:
 
 def remembered(folder: Path, output: Path) -> None:
     """Look at all files as a run does that comes a few seconds after they were written."""
-    memory = Memory(began=time.time_ns() + LATER)
-    find(source(folder), str(output), memory)
+    memory = FingerprintCache(began=time.time_ns() + LATER)
+    discover_files(source(folder), str(output), memory)
     memory.save(output)
 
 
 def looked_at(folder: Path, output: Path) -> int:
     """How many files a rerun opens; what it finds must be what a first run would find."""
-    memory = load_memory(output)
-    found = find(source(folder), str(output), memory)
-    assert found == find(source(folder), str(output))
+    memory = load_fingerprint_cache(output)
+    found = discover_files(source(folder), str(output), memory)
+    assert found == discover_files(source(folder), str(output))
     return memory.opened
 
 
@@ -120,8 +120,8 @@ def test_a_link_that_breaks_is_told_on_a_rerun(tmp_path: Path, corpus: Path) -> 
 
 def test_files_that_were_just_written_are_looked_at_again(tmp_path: Path, corpus: Path) -> None:
     """They may be edited once more within one tick of the file system's clock."""
-    memory = Memory()
-    find(source(corpus), str(tmp_path / "out"), memory)
+    memory = FingerprintCache()
+    discover_files(source(corpus), str(tmp_path / "out"), memory)
     memory.save(tmp_path / "out")
     assert looked_at(corpus, tmp_path / "out") == 8
 
@@ -147,7 +147,7 @@ DAMAGE = {
 def test_a_damaged_memory_is_none(tmp_path: Path, corpus: Path, data: bytes) -> None:
     (tmp_path / "out" / ".prep").mkdir(parents=True)
     (tmp_path / "out" / ".prep" / NAME).write_bytes(data)
-    assert load_memory(tmp_path / "out").before == {}
+    assert load_fingerprint_cache(tmp_path / "out").before == {}
     assert looked_at(corpus, tmp_path / "out") == 8
 
 
@@ -157,7 +157,7 @@ def test_no_bytes_break_the_memory(tmp_path_factory: pytest.TempPathFactory, dat
     out = tmp_path_factory.mktemp("out")
     (out / ".prep").mkdir()
     (out / ".prep" / NAME).write_bytes(GOOD[:at] + data)
-    memory = load_memory(out)
+    memory = load_fingerprint_cache(out)
     assert len(memory.recall("d", "/in", [Entry("a", 1), Entry("b", 2)])) == 2
 
 
@@ -173,13 +173,13 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize(("entry", "look"), ELSEWHERE.values(), ids=ELSEWHERE.keys())
 def test_a_store_s_own_hash_decides(entry: Entry, look: tuple | None) -> None:
-    memory = Memory({"d": LOOKED})
+    memory = FingerprintCache({"d": LOOKED})
     assert memory.recall("d", "s3://b/in", [entry]) == [look]
     assert memory.recall("d", "s3://b/other", [entry]) == memory.recall("e", "s3://b/in", [entry]) == [None]
 
 
 def test_what_no_hash_and_no_inode_tells_is_not_remembered() -> None:
-    memory = Memory(began=time.time_ns())
+    memory = FingerprintCache(began=time.time_ns())
     entries = [Entry("a", 5, "etag", 7), Entry("b", 5, None, 7), Entry("c", 5, None, 7, 9)]
     memory.keep("d", "s3://b/in", entries, [("etag", "txt"), ("x", "txt"), ("y", None)], opened=3)
     assert memory.tables()["d"] == Table("s3://b/in", ["a", "c"], [5, 5], [7, 7], [0, 9], ["etag", "y"], ["txt", None])
@@ -190,9 +190,9 @@ def test_a_rerun_remembers_many_files_and_writes_nothing_else(tmp_path: Path, by
     (tmp_path / "in").mkdir()
     for i in range(MANY):
         (tmp_path / "in" / f"{i}.txt").write_text(f"document {i}")
-    request = read_request([source(tmp_path / "in")], options(tmp_path / "out", byte_bpe), "test")
+    request = make_request([source(tmp_path / "in")], options(tmp_path / "out", byte_bpe), "test")
     run(tmp_path / "in", tmp_path / "out", byte_bpe)
-    assert load_memory(tmp_path / "out").recall("d", str(tmp_path / "in"), []) == []
+    assert load_fingerprint_cache(tmp_path / "out").recall("d", str(tmp_path / "in"), []) == []
     before = tree(tmp_path / "out")
     late = request.memory
     late.began += LATER

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from data_helpers import documents, pack, reference, run, source, texts, tree, write
 
-from nano3.data.sources.discovery import WHOLE, WINDOW, WINDOWS, find
+from nano3.data.sources.discovery import WHOLE_FILE_LIMIT, WINDOW, WINDOWS, discover_files
 from nano3.data.sources.formats import may_hold_text
 from nano3.data.sources.listing import list_local
 from nano3.utils.errors import Failure, UserError
 
 
 def names(path: Path | str, output: Path | str = "/nowhere") -> list[str]:
-    return find(source(path), str(output)).keys
+    return discover_files(source(path), str(output)).keys
 
 
 def test_links_to_nowhere_are_told(tmp_path: Path, byte_bpe: Path) -> None:
@@ -135,14 +135,14 @@ def test_a_real_folder_with_brackets(tmp_path: Path) -> None:
 
 def test_large_files_are_looked_at_in_many_places(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    data = bytearray(b"x" * 3 * WHOLE)
+    data = bytearray(b"x" * 3 * WHOLE_FILE_LIMIT)
     path.write_bytes(data)
-    before = find(source(path), "").prints
+    before = discover_files(source(path), "").prints
     for place in (0, len(data) - 1, *(i * (len(data) - WINDOW) // (WINDOWS - 1) for i in range(1, WINDOWS - 1))):
         data[place] ^= 1
         path.write_bytes(data)
         data[place] ^= 1
-        assert find(source(path), "").prints != before
+        assert discover_files(source(path), "").prints != before
 
 
 def test_list_local_gives_times_and_sizes(tmp_path: Path) -> None:
@@ -188,16 +188,16 @@ def test_a_lock_that_cannot_be_opened(tmp_path: Path, byte_bpe: Path) -> None:
 def test_a_lock_of_another_user_can_be_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nano3.data.dataset import output_dir
 
-    with output_dir.locked(tmp_path / "out"):
+    with output_dir.hold_output_lock(tmp_path / "out"):
         pass
     lock = tmp_path / "out" / ".prep" / "lock"
     lock.chmod(0o444)
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != lock and access(path, mode))  # root may write
     with (
-        output_dir.locked(tmp_path / "out"),
+        output_dir.hold_output_lock(tmp_path / "out"),
         pytest.raises(UserError, match="another run"),
-        output_dir.locked(tmp_path / "out"),
+        output_dir.hold_output_lock(tmp_path / "out"),
     ):
         pass
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from nano3.data.sources import jsonl
 from nano3.data.sources.formats import TEXT_PER_BYTE, detect
 from nano3.data.sources.jsonl import Block, JsonRows, line_blocks, skip_to_line
-from nano3.data.sources.readers import FilePart, read_part, row_number
+from nano3.data.sources.readers import FileRange, read_documents, row_number
 from nano3.utils.errors import Failure, Nano3Error, UserError
 
 FORMATS = [
@@ -36,19 +36,21 @@ FORMATS = [
 ]
 
 
-def part(path: Path, start: int = 0, stop: int | None = None, field: str = "text", rows: int | None = None) -> FilePart:
+def part(
+    path: Path, start: int = 0, stop: int | None = None, field: str = "text", rows: int | None = None
+) -> FileRange:
     """A part of a file as the plan makes it."""
     kind = detect(path.read_bytes()[:65536], path.name)
     assert kind
     size = path.stat().st_size
     cost = size * TEXT_PER_BYTE.get(kind, 1)
-    return FilePart(str(path.parent), path.name, kind, size, cost, start, cost if stop is None else stop, field, rows)
+    return FileRange(str(path.parent), path.name, kind, size, cost, start, cost if stop is None else stop, field, rows)
 
 
-def read(p: FilePart) -> tuple[list[str], list[int], list[int], list]:
+def read(p: FileRange) -> tuple[list[str], list[int], list[int], list]:
     """Everything of a part."""
     texts, keys, places, bad = [], [], [], []
-    for batch in read_part(p):
+    for batch in read_documents(p):
         assert len(batch.texts) == len(batch.keys) == len(batch.places)
         texts += batch.texts
         keys += batch.keys.tolist()
@@ -421,7 +423,7 @@ def test_a_stream_that_was_cut_or_changed_gives_no_other_text(
         allowed = rows  # a header has bytes that mean nothing
     planned = replace(planned, size=path.stat().st_size)
     try:
-        found = [text for batch in read_part(planned) for text in batch.texts]
+        found = [text for batch in read_documents(planned) for text in batch.texts]
     except (Failure, UserError) as error:
         assert str(path) in str(error)
     else:

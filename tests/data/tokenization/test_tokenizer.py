@@ -10,7 +10,7 @@ from data_helpers import options, source, write
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nano3.data.planning.planner import read_request
+from nano3.data.planning.planner import make_request
 from nano3.data.tokenization.tokenizer import copy_tokenizer, find_tokenizer
 from nano3.utils.errors import UserError
 
@@ -161,6 +161,6 @@ def test_a_name_that_is_not_utf8_is_told_before_anything_is_written(tmp_path: Pa
         folder_of(odd)
     places = {"output_dir": tmp_path / "out", "tokenizer_model": byte_bpe, which: odd}
     with pytest.raises(UserError, match=rf"{which}=.*caf\\xe9.* is not UTF-8\. Rename it") as caught:
-        read_request([source(path)], options(places["output_dir"], places["tokenizer_model"]), "test")
+        make_request([source(path)], options(places["output_dir"], places["tokenizer_model"]), "test")
     assert str(caught.value).encode(), "the message itself is text"
     assert not places["output_dir"].exists()

@@ -26,7 +26,7 @@ def test_the_folder_names_gpu_and_versions(tmp_path: Path, monkeypatch: pytest.M
     describe(tmp_path / "proc", monkeypatch, "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(compile_cache, "version", lambda package: {"torch": "2.11.0+cu130", "triton": "3.6.0"}[package])
     monkeypatch.setenv("NANO3_CACHE", str(tmp_path / "cache"))
-    folder = compile_cache.keep_kernels()
+    folder = compile_cache.set_compile_cache()
     assert folder == tmp_path / "cache/kernels/nvidia-h100-80gb-hbm3_torch-2.11.0_triton-3.6.0"
     assert os.environ["TRITON_CACHE_DIR"] == str(folder / "triton")
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder / "inductor")
@@ -47,5 +47,5 @@ def test_without_a_gpu_or_triton_there_is_a_folder_too(tmp_path: Path, monkeypat
 def test_what_the_user_named_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", "/shared")
     monkeypatch.setenv("TRITON_CACHE_AUTOTUNING", "0")
-    compile_cache.keep_kernels()
+    compile_cache.set_compile_cache()
     assert (os.environ["TRITON_CACHE_DIR"], os.environ["TRITON_CACHE_AUTOTUNING"]) == ("/shared", "0")

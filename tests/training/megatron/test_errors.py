@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from nano3.training.megatron.errors import memory_message, nan_message, quiet, translated
+from nano3.training.megatron.errors import memory_message, nan_message, quiet, translate_errors
 from nano3.utils.errors import Failure
 
 # As torch 2.11 said it on an H100.
@@ -62,15 +62,15 @@ def test_a_message_of_another_form_is_told_without_numbers() -> None:
     ],
 )
 def test_an_early_end_is_a_failure_that_keeps_its_cause(error: BaseException, told: str) -> None:
-    with pytest.raises(Failure, match=told) as caught, translated(hooks(), 1):
+    with pytest.raises(Failure, match=told) as caught, translate_errors(hooks(), 1):
         raise error
     assert caught.value.__cause__ is error
 
 
 def test_an_agreed_stop_is_none() -> None:
-    with translated(hooks(reason="SIGTERM"), 1):
+    with translate_errors(hooks(reason="SIGTERM"), 1):
         raise SystemExit(0)
-    with pytest.raises(Failure, match="exit code 1"), translated(hooks(reason="SIGTERM"), 1):
+    with pytest.raises(Failure, match="exit code 1"), translate_errors(hooks(reason="SIGTERM"), 1):
         raise SystemExit(1)
 
 
@@ -78,7 +78,7 @@ def test_an_agreed_stop_is_none() -> None:
     "error", [RuntimeError("shape '[3]' is invalid"), ValueError("found NaN"), KeyboardInterrupt()]
 )
 def test_anything_else_stays_what_it_is(error: BaseException) -> None:
-    with pytest.raises(type(error)) as caught, translated(hooks(), 1):
+    with pytest.raises(type(error)) as caught, translate_errors(hooks(), 1):
         raise error
     assert caught.value is error
 
@@ -111,7 +111,7 @@ def test_data_loaders_are_let_go_of_at_once(error: BaseException, no_collection:
         next(batches)
         raise error
 
-    with contextlib.suppress(BaseException), quiet(), translated(hooks(reason="SIGTERM"), 1):
+    with contextlib.suppress(BaseException), quiet(), translate_errors(hooks(reason="SIGTERM"), 1):
         train()
     ((batches, workers),) = held
     assert batches() is None

@@ -9,7 +9,7 @@ from megatron_helpers import NANO, QWEN, ROOT, model
 
 from nano3.training import export
 from nano3.training.hf.checkpoints import MARKER, folder_name
-from nano3.training.megatron.schema import recorded
+from nano3.training.megatron.schema import load_bundled
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import write_json
 
@@ -18,7 +18,7 @@ TOKENIZER = ROOT / "nano3" / "sample" / "tokenizer"
 
 def trained(recipe: str, **changes: object) -> dict:
     """The model section of run_config.yaml: the recipe's values with a run's on top."""
-    return {**recorded(recipe).values["model"], "vocab_size": 4000, "should_pad_vocab": True} | changes
+    return {**load_bundled(recipe).values["model"], "vocab_size": 4000, "should_pad_vocab": True} | changes
 
 
 def micro() -> dict:

@@ -17,12 +17,12 @@ from nano3.training.checks.preflight import Layout, layout_problems, memory_per_
 from nano3.training.checks.recipe_check import recipe_problems
 from nano3.training.dataset import open_data
 from nano3.training.megatron.backend import fixed_keys
-from nano3.training.megatron.schema import recorded
+from nano3.training.megatron.schema import load_bundled
 from nano3.training.megatron.settings import free_settings
 
 
 def shape(name: str, vocab: int) -> Architecture:
-    found = from_config(PretrainConfig(model=model(name)), recorded(NANO), vocab)
+    found = from_config(PretrainConfig(model=model(name)), load_bundled(NANO), vocab)
     assert found is not None
     return found
 
@@ -39,7 +39,7 @@ def test_nano_has_the_published_numbers() -> None:
 def test_qwen3_8b_has_the_published_number() -> None:
     config = PretrainConfig()
     config.recipe._target_ = QWEN
-    counts = parameters(from_config(config, recorded(QWEN), 151936))
+    counts = parameters(from_config(config, load_bundled(QWEN), 151936))
     assert counts.total == counts.active
     assert counts.total / 1e9 == pytest.approx(8.19, abs=0.005)
 
@@ -71,7 +71,7 @@ def test_a_dense_model_equals_transformers_count() -> None:
                               num_key_value_heads=2, head_dim=64, tie_word_embeddings=False)  # fmt: skip
     with torch.device("meta"):
         built = AutoModelForCausalLM.from_config(hf)
-    assert parameters(from_config(config, recorded(QWEN), 4096)).total == sum(p.numel() for p in built.parameters())
+    assert parameters(from_config(config, load_bundled(QWEN), 4096)).total == sum(p.numel() for p in built.parameters())
 
 
 @pytest.mark.parametrize("name", ["nemotron_3_nano", "nemotron_3_nano_micro"])
@@ -312,7 +312,7 @@ def test_the_profile_for_one_hopper_gpu(config: PretrainConfig) -> None:
     assert isinstance(merged, PretrainConfig)
     assert merged.train.micro_batch_size == 16 and merged.run.data == data
     assert not {"cuda_graph_impl", "cuda_graph_modules"} & set(merged.megatron["model"])
-    settings = {s.path: s.value for s in free_settings(merged.megatron, recorded(NANO))}
+    settings = {s.path: s.value for s in free_settings(merged.megatron, load_bundled(NANO))}
     assert settings == {"model.recompute_granularity": None, "model.recompute_modules": None}
     plan = preflight(merged)
     assert plan.problems == []

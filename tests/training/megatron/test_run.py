@@ -160,7 +160,7 @@ def test_a_new_phase_may_change_samples_batch_cut_and_data(
     assert start.sentence(None) == f"new phase: iteration 0 with the weights of {phase_one}"
     assert capsys.readouterr().err == ""
     run_dir = Path(config.run.output_dir)
-    assert parent_checkpoint.read(run_dir) == parent_checkpoint.Began(phase_one, new_phase=True)
+    assert parent_checkpoint.read_parent(run_dir) == parent_checkpoint.ParentCheckpoint(phase_one, new_phase=True)
     own = checkpoint(run_dir / "checkpoints", 5, fixed=backend.fixed_keys(config, open_data(data_dir)))
     assert decided(config, data_dir, phase_one) == Start(5, own, own=True)
     assert "is not used" not in capsys.readouterr().err
@@ -178,7 +178,7 @@ def test_a_new_phase_needs_the_same_model(config: PretrainConfig, data_dir: Path
 def test_the_rest_of_a_schedule_keeps_its_iteration(config: PretrainConfig, data_dir: Path, phase_one: Path) -> None:
     config.train.train_iters = 40
     assert decided(config, data_dir, phase_one, keep_iteration=True) == Start(20, phase_one, own=False)
-    parent = parent_checkpoint.read(Path(config.run.output_dir))
+    parent = parent_checkpoint.read_parent(Path(config.run.output_dir))
     assert parent is not None and parent.iteration == 20
     config.train.seq_length = 512
     with pytest.raises(UserError, match=r"train\.seq_length: 256 in the checkpoint, now 512"):

@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from megatron_helpers import NANO, QWEN
 
-from nano3.training.megatron.schema import Field, Schema, as_json, describe, dtype_name, is_recorded, record, recorded
+from nano3.training.megatron.schema import (
+    Field,
+    Schema,
+    as_json,
+    describe,
+    dtype_name,
+    extract,
+    is_recorded,
+    load_bundled,
+)
 
 
 class Colour(enum.Enum):
@@ -106,7 +115,7 @@ def test_dtype_names(text: str) -> None:
 
 def live(monkeypatch: pytest.MonkeyPatch) -> Schema:
     monkeypatch.setattr("nano3.training.megatron.schema.versions", lambda: {"megatron-bridge": "0"})
-    return record(Container(), "some.recipe")
+    return extract(Container(), "some.recipe")
 
 
 def test_record_reads_dataclasses_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +151,7 @@ def test_the_recording_is_read_back_as_it_was_written(monkeypatch: pytest.Monkey
     schema = live(monkeypatch)
     (tmp_path / "megatron_bridge.json").write_text(as_json([schema]))
     monkeypatch.setattr("nano3.training.megatron.schema.FOLDER", tmp_path)
-    again = recorded("some.recipe")
+    again = load_bundled("some.recipe")
     assert dict(again.classes) == dict(schema.classes)
     assert dict(again.container) == dict(schema.container)
     assert again.values == schema.values
@@ -150,7 +159,7 @@ def test_the_recording_is_read_back_as_it_was_written(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("recipe", [NANO, QWEN])
 def test_both_recipes_are_recorded(recipe: str) -> None:
-    schema = recorded(recipe)
+    schema = load_bundled(recipe)
     assert is_recorded(recipe)
     assert schema.versions["megatron-bridge"] == "0.6.2"
     assert schema.value("model.num_attention_heads") == 32
@@ -165,7 +174,7 @@ def test_both_recipes_are_recorded(recipe: str) -> None:
 
 
 def test_an_unrecorded_recipe_has_no_values_and_an_open_model() -> None:
-    schema = recorded("megatron.bridge.recipes.llama.llama3.some_config")
+    schema = load_bundled("megatron.bridge.recipes.llama.llama3.some_config")
     assert schema.value("model.num_layers") is None
     assert schema.lookup("model.anything")[1] is None
     assert schema.lookup("trian.x")[1] is not None

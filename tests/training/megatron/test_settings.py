@@ -8,7 +8,7 @@ import pytest
 from megatron_helpers import NANO, QWEN, model
 
 from nano3.config import ModelConfig, PretrainConfig
-from nano3.training.megatron.schema import Field, Schema, recorded
+from nano3.training.megatron.schema import Field, Schema, load_bundled
 from nano3.training.megatron.settings import PLACES, Setting, apply, check, free_settings, layers_in, typed_settings
 from nano3.utils.errors import Failure
 
@@ -20,16 +20,16 @@ def as_dict(settings: list[Setting]) -> dict[str, object]:
 @pytest.mark.parametrize("name", ["nemotron_3_nano", "nemotron_3_nano_micro"])
 def test_every_typed_key_exists_in_the_recipe(config: PretrainConfig, name: str) -> None:
     config.model = model(name)
-    assert check(typed_settings(config), recorded(NANO)) == []
+    assert check(typed_settings(config), load_bundled(NANO)) == []
 
 
 def test_the_tiny_experiments_recipe_takes_the_typed_keys(config: PretrainConfig) -> None:
     config.model = ModelConfig(hidden_size=512)
-    assert check(typed_settings(config), recorded(QWEN)) == []
+    assert check(typed_settings(config), load_bundled(QWEN)) == []
 
 
 def test_a_hybrid_key_on_a_dense_recipe_is_refused(config: PretrainConfig) -> None:
-    problems = check(typed_settings(config), recorded(QWEN))
+    problems = check(typed_settings(config), load_bundled(QWEN))
     assert any(
         p.startswith("model.hybrid_layer_pattern=MEM*EMEM: there is no") and "leave it null" in p for p in problems
     )
@@ -88,7 +88,7 @@ def test_layers_of_a_pattern(pattern: str, layers: int) -> None:
     ],
 )
 def test_a_wrong_free_setting_is_refused(tree: dict, words: str) -> None:
-    problems = check(free_settings(tree, recorded(NANO)), recorded(NANO))
+    problems = check(free_settings(tree, load_bundled(NANO)), load_bundled(NANO))
     assert len(problems) == 1
     assert words in problems[0]
     assert problems[0].startswith("megatron.")
@@ -112,12 +112,12 @@ def test_a_wrong_free_setting_is_refused(tree: dict, words: str) -> None:
     ],
 )
 def test_a_right_free_setting_passes(tree: dict) -> None:
-    assert check(free_settings(tree, recorded(NANO)), recorded(NANO)) == []
+    assert check(free_settings(tree, load_bundled(NANO)), load_bundled(NANO)) == []
 
 
 def test_all_problems_come_at_once() -> None:
     tree = {"model": {"a": 1, "b": 2}, "ddp": {"bucket_size": "x"}}
-    assert len(check(free_settings(tree, recorded(NANO)), recorded(NANO))) == 3
+    assert len(check(free_settings(tree, load_bundled(NANO)), load_bundled(NANO))) == 3
 
 
 class Mode(enum.Enum):
@@ -156,7 +156,7 @@ def test_apply_sets_fields_and_makes_unset_sections() -> None:
 
 def test_a_dict_is_laid_over_the_recipes() -> None:
     holder = SimpleNamespace(env_vars={"A": "1", "B": "2"})
-    apply(holder, free_settings({"env_vars": {"B": "3"}}, recorded(NANO)), recorded(NANO))
+    apply(holder, free_settings({"env_vars": {"B": "3"}}, load_bundled(NANO)), load_bundled(NANO))
     assert holder.env_vars == {"A": "1", "B": "3"}
 
 
@@ -168,11 +168,11 @@ def test_a_section_held_by_name_is_not_half_set() -> None:
 def test_dtypes_become_torch_dtypes() -> None:
     torch = pytest.importorskip("torch")
     holder = SimpleNamespace(optimizer=SimpleNamespace(exp_avg_dtype=torch.float32))
-    apply(holder, [Setting("optimizer.exp_avg_dtype", "bf16", "")], recorded(NANO))
+    apply(holder, [Setting("optimizer.exp_avg_dtype", "bf16", "")], load_bundled(NANO))
     assert holder.optimizer.exp_avg_dtype is torch.bfloat16
 
 
 def test_every_place_is_in_the_recorded_schema() -> None:
     for places in PLACES.values():
         for place in places:
-            assert recorded(NANO).lookup(place)[1] is None, place
+            assert load_bundled(NANO).lookup(place)[1] is None, place

@@ -21,7 +21,7 @@ from nano3.training.checks.model_stats import (
 )
 from nano3.training.checks.preflight import Layout, Span, _si, layout_of, layout_problems, preflight
 from nano3.training.checks.value_checks import start_problems
-from nano3.training.megatron.schema import recorded
+from nano3.training.megatron.schema import load_bundled
 from nano3.training.megatron.settings import free_section, layers_in, pattern_problems
 
 # Small odd numbers, so that no two of them can be mixed up.
@@ -112,7 +112,7 @@ def test_one_layer_more_costs_the_same_wherever_it_is_added(layers: dict[str, in
 
 @pytest.mark.parametrize("target", [NANO, QWEN], ids=["hybrid", "dense"])
 def test_a_typed_key_stands_above_a_free_one_above_the_recipe(target: str) -> None:
-    config, known = PretrainConfig(), recorded(target)
+    config, known = PretrainConfig(), load_bundled(target)
     config.recipe._target_ = target
     own = known.value("model.num_attention_heads")
     for typed, free, expected in ((None, None, own), (None, 64, 64), (16, 64, 16), (16, None, 16)):
@@ -137,7 +137,7 @@ def test_what_is_left_out_follows_from_the_rest() -> None:
 @given(st.integers(1, 300_000), st.sampled_from([None, 1, 2, 3, 8]), st.sampled_from([None, NANO, QWEN]))
 def test_an_embedding_has_room_for_every_id_and_little_more(size: int, tensor: int | None, recipe: str | None) -> None:
     config = PretrainConfig(model=ModelConfig(tensor_model_parallel_size=tensor))
-    rows = padded_vocabulary(config, recorded(recipe) if recipe else None, size)
+    rows = padded_vocabulary(config, load_bundled(recipe) if recipe else None, size)
     assert size <= rows
     assert rows % (tensor or 1) == 0 or recipe is None
     config.model.vocab_size = size
@@ -172,8 +172,8 @@ def test_experts_and_scans_are_refused_exactly_when_megatron_asserts(
 def test_the_models_of_conf_can_be_divided_as_they_say(name: str) -> None:
     config = nowhere("megatron", NANO)
     config.model = model(name)
-    layout = layout_of(config, recorded(NANO))
-    found = from_config(config, recorded(NANO), 131072)
+    layout = layout_of(config, load_bundled(NANO))
+    found = from_config(config, load_bundled(NANO), 131072)
     assert found is not None and split_problems(found, layout.tensor, layout.expert) == []
 
 

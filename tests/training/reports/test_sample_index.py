@@ -12,7 +12,7 @@ from training_processes import SAMPLE, Child
 from nano3.config import PrepOptions, SourceConfig
 from nano3.data.build.run import prepare
 from nano3.data.dataset.indexed import IndexedFile
-from nano3.training.reports.sample_index import DatasetOrder, Stretch, TrainOrder
+from nano3.training.reports.sample_index import DatasetOrder, SampleIndex, TokenSpan
 from nano3.utils.errors import Failure, UserError
 
 SEQ, SEED, SAMPLES = 32, 1234, 48
@@ -30,7 +30,7 @@ def megatrons(data: Path, cache: Path, samples: int) -> list[list[int]]:
 
 def ours(cache: Path, samples: int) -> list[list[int]]:
     """The same from the index and the shards."""
-    order = TrainOrder(cache, samples)
+    order = SampleIndex(cache, samples)
     rows = []
     for sample in range(samples):
         member, number = order.find(sample)
@@ -80,7 +80,7 @@ def test_the_order_of_the_length_asked_for_is_taken(data: Path, tmp_path: Path, 
     for samples in (SAMPLES, 3000, 96):
         child(megatrons, data, cache, samples)
     for samples in (SAMPLES, 96, 3000):
-        blend = TrainOrder(cache, samples).blend
+        blend = SampleIndex(cache, samples).blend
         assert blend is not None
         assert samples <= len(blend[0]) <= samples + 3
 
@@ -90,7 +90,7 @@ def test_another_length_is_told(data: Path, tmp_path: Path, child) -> None:
     with pytest.raises(
         UserError, match=r"no order of 60 samples .*, but of 49: the run was started with another length"
     ):
-        TrainOrder(tmp_path / "cache", 60)
+        SampleIndex(tmp_path / "cache", 60)
 
 
 @pytest.mark.parametrize("made", [False, True], ids=["no folder", "empty folder"])
@@ -98,7 +98,7 @@ def test_a_run_that_has_not_begun(tmp_path: Path, made: bool) -> None:
     if made:
         (tmp_path / "cache").mkdir()
     with pytest.raises(UserError, match="holds no order of samples; the run makes it when it begins to train"):
-        TrainOrder(tmp_path / "cache", 48)
+        SampleIndex(tmp_path / "cache", 48)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_a_damaged_index_is_named(kept: Path, tmp_path: Path, what: str, how: st
         else:
             path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(Failure, match=rf"{what}\.npy: cannot be read: .*the next start makes it anew"):
-        TrainOrder(cache, SAMPLES).find(0)
+        SampleIndex(cache, SAMPLES).find(0)
 
 
 def test_a_damaged_description_is_named(kept: Path, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_damaged_description_is_named(kept: Path, tmp_path: Path) -> None:
     for path in cache.glob("*-train-description.txt"):
         path.write_text(path.read_text()[:-5])
     with pytest.raises(Failure, match="a description in it is damaged"):
-        TrainOrder(cache, SAMPLES)
+        SampleIndex(cache, SAMPLES)
 
 
 def test_the_newest_of_two_orders_of_one_length(kept: Path, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_the_newest_of_two_orders_of_one_length(kept: Path, tmp_path: Path) -> N
     other = json.loads(path.read_text())
     other["weights"] = [0.1, 0.1, 0.8]
     (cache / "new-BlendedDataset-train-description.txt").write_text(json.dumps(other))
-    assert TrainOrder(cache, SAMPLES).description["weights"] == [0.1, 0.1, 0.8]
+    assert SampleIndex(cache, SAMPLES).description["weights"] == [0.1, 0.1, 0.8]
 
 
 @pytest.mark.parametrize(
@@ -152,5 +152,5 @@ def test_stretches(sample: int, stretches: list[tuple[int, int, int]]) -> None:
     lengths = np.array([0, 0, 0, 3, 0, 6, 0, 9])
     places = np.array([[0, 0], [0, 4], [0, 8], [2, 0]])
     order = DatasetOrder(Path("p"), np.array([7, 3, 5]), places, np.array([0, 1, 2]))
-    assert order.stretches(sample, lengths) == [Stretch(Path("p"), *stretch) for stretch in stretches]
+    assert order.stretches(sample, lengths) == [TokenSpan(Path("p"), *stretch) for stretch in stretches]
     assert sum(s.stop - s.start for s in order.stretches(sample, lengths)) == 5

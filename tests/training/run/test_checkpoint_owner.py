@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nano3.training.run.checkpoint_owner import NOTE, claim, owner_of, owner_problem
+from nano3.training.run.checkpoint_owner import NOTE, claim_dir, owner_of, owner_problem
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import write_json
 
@@ -32,28 +32,28 @@ def test_whose_checkpoints(tmp_path: Path, owner: str | None, save: str, refused
         assert f"checkpoint.save={folder} holds the checkpoints of another run, {tmp_path / 'other'}" in problem
         assert f"checkpoint.load={folder}" in problem and str(folder / NOTE) in problem
         with pytest.raises(UserError):
-            claim(folder, run)
+            claim_dir(folder, run)
         assert owner_of(folder) == tmp_path / "other"
     else:
-        claim(folder, run)
+        claim_dir(folder, run)
         assert owner_of(folder) == run
 
 
 def test_claiming_again_writes_nothing(tmp_path: Path) -> None:
-    claim(tmp_path / "save", tmp_path / "run")
+    claim_dir(tmp_path / "save", tmp_path / "run")
     before = (tmp_path / "save" / NOTE).stat().st_mtime_ns
-    claim(tmp_path / "save", tmp_path / "run")
+    claim_dir(tmp_path / "save", tmp_path / "run")
     assert (tmp_path / "save" / NOTE).stat().st_mtime_ns == before
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"checkpoint\.save=.*cannot be written: .*file is a file, not a folder"):
-        claim(tmp_path / "file" / "save", tmp_path / "run")
+        claim_dir(tmp_path / "file" / "save", tmp_path / "run")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"run": 1}'])
 def test_a_damaged_note_is_named_with_what_to_do(tmp_path: Path, content: str) -> None:
     (tmp_path / NOTE).write_text(content)
     with pytest.raises(Failure, match=r"run\.json: damaged \(.*\)\. Remove it: the next start"):
-        claim(tmp_path, tmp_path / "run")
+        claim_dir(tmp_path, tmp_path / "run")

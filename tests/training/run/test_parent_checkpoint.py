@@ -38,11 +38,11 @@ def pretrain(cli: Commands, name: str, load: str | Path, *words: str) -> str:
 
 
 def test_it_is_written_down(cli: Commands) -> None:
-    parent = parent_checkpoint.read(cli.run_dir("b"))
-    assert parent == parent_checkpoint.Began(cli.run_dir("a") / "checkpoints/iter_0000006", new_phase=True)
+    parent = parent_checkpoint.read_parent(cli.run_dir("b"))
+    assert parent == parent_checkpoint.ParentCheckpoint(cli.run_dir("a") / "checkpoints/iter_0000006", new_phase=True)
     assert parent.iteration == 0
     assert json.loads((cli.run_dir("a") / "began.json").read_text())["checkpoint"] is None
-    assert parent_checkpoint.read(cli.run_dir("a")) is None
+    assert parent_checkpoint.read_parent(cli.run_dir("a")) is None
 
 
 def test_lineage_goes_back_to_the_first_model(cli: Commands) -> None:
@@ -80,9 +80,9 @@ def test_which_checkpoints_are_told_to_be_unused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], began_with: str | None, load: str | None, told: str
 ) -> None:
     if began_with != "not noted":
-        parent_checkpoint.note(tmp_path, Path(began_with) if began_with else None, new_phase=True)
+        parent_checkpoint.record_parent(tmp_path, Path(began_with) if began_with else None, new_phase=True)
     config = PretrainConfig(checkpoint=CheckpointConfig(load=load))
-    parent_checkpoint.tell_unused_load(tmp_path, config, Path("/run/checkpoints/iter_0000004"))
+    parent_checkpoint.warn_unused_load(tmp_path, config, Path("/run/checkpoints/iter_0000004"))
     shown = capsys.readouterr().err
     assert told in shown and bool(shown) == bool(told)
 
@@ -99,7 +99,7 @@ def test_a_rerun_begins_with_the_same_checkpoint(cli: Commands) -> None:
 
 
 def test_a_rerun_of_a_run_whose_beginning_is_gone() -> None:
-    parent = parent_checkpoint.Began(Path("/gone/iter_0000006"), new_phase=True)
+    parent = parent_checkpoint.ParentCheckpoint(Path("/gone/iter_0000006"), new_phase=True)
     with pytest.raises(UserError, match="began with /gone/iter_0000006, which is not there any more"):
         found_parent(Path("b"), parent, [])
     assert found_parent(Path("b"), parent, ["checkpoint.load=null"])
@@ -119,7 +119,7 @@ def test_trace_knows_where_a_run_began(cli: Commands) -> None:
 def test_a_damaged_note_is_told(tmp_path: Path) -> None:
     (tmp_path / parent_checkpoint.NAME).write_text("{")
     with pytest.raises(Failure, match=r"began.json: damaged .*Remove it"):
-        parent_checkpoint.read(tmp_path)
+        parent_checkpoint.read_parent(tmp_path)
 
 
 @pytest.mark.parametrize(

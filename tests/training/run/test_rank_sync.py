@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from training_processes import start_ranks, tiny_config
 
 from nano3.config import PretrainConfig
-from nano3.training.run.rank_sync import Pace, from_rank_zero
+from nano3.training.run.rank_sync import StopPoller, agree_on_rank0
 from nano3.utils.errors import Failure, UserError
 
 WORKER = """
@@ -40,8 +40,8 @@ def own_sight(config: PretrainConfig, data: Path, run_dir: Path) -> dict:
         def refuse() -> dict:
             raise (UserError if config.train.seed else Failure)(["no", f"not rank {os.environ['RANK']} either"])
 
-        return from_rank_zero(refuse)
-    told = from_rank_zero(lambda: {"folder": f"seen by {os.environ['RANK']}"})
+        return agree_on_rank0(refuse)
+    told = agree_on_rank0(lambda: {"folder": f"seen by {os.environ['RANK']}"})
     dist.init_process_group("gloo")
     total = torch.ones(1)
     dist.all_reduce(total)
@@ -75,7 +75,7 @@ def test_the_same_under_torchrun(tmp_path: Path) -> None:
 
 def test_alone_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert from_rank_zero(lambda: json.loads('{"a": 1}')) == {"a": 1}
+    assert agree_on_rank0(lambda: json.loads('{"a": 1}')) == {"a": 1}
 
 
 class Ranks:
@@ -84,7 +84,7 @@ class Ranks:
     def __init__(self, step_s: list[float], **options: float) -> None:
         self.step_s, self.now = step_s, [0.0] * len(step_s)
         self.asked: list[list[float]] = []
-        self.paces = [Pace(self.exchange, None, now=self.clock(r), **options) for r in range(len(step_s))]
+        self.paces = [StopPoller(self.exchange, None, now=self.clock(r), **options) for r in range(len(step_s))]
 
     def clock(self, rank: int):
         return lambda: self.now[rank]
@@ -145,6 +145,6 @@ def test_fast_steps_are_not_interrupted_every_time() -> None:
 
 
 def test_the_iteration_to_stop_at_is_never_passed_over() -> None:
-    pace = Pace(lambda values: values, exit_iteration=7)
+    pace = StopPoller(lambda values: values, exit_iteration=7)
     assert pace.due(1) and not pace.any_rank(1, False)
     assert [i for i in range(2, 10) if pace.due(i)] == [7, 8, 9]

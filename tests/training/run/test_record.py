@@ -15,22 +15,22 @@ from training_processes import tiny_config
 from nano3.config import PretrainConfig
 from nano3.training.run.record import (
     ROOT,
-    Data,
+    DataReference,
     changed,
     code_version,
     finished,
-    freeze,
-    frozen_text,
     latest_start,
+    load_run_config,
     lost_checkpoint,
     newest_start,
-    thaw,
+    run_config_text,
+    save_run_config,
     unused,
 )
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import write_json
 
-DATA = Data("DataBlendsArtifact-pretrain:v1", "/data", "f" * 64)
+DATA = DataReference("DataBlendsArtifact-pretrain:v1", "/data", "f" * 64)
 
 
 def whole(**changes: Any) -> PretrainConfig:
@@ -42,8 +42,8 @@ def whole(**changes: Any) -> PretrainConfig:
     return replace(config, **{key: value for key, value in changes.items() if "." not in key})
 
 
-def start(run_dir: Path, config: PretrainConfig | None = None, data: Data = DATA, **more: Any) -> Path:
-    return freeze(run_dir, config or whole(), data, more.get("words", ["train.seed=1"]), more.get("label", ""))
+def start(run_dir: Path, config: PretrainConfig | None = None, data: DataReference = DATA, **more: Any) -> Path:
+    return save_run_config(run_dir, config or whole(), data, more.get("words", ["train.seed=1"]), more.get("label", ""))
 
 
 def end(run_dir: Path, checkpoint: Path | None) -> None:
@@ -80,7 +80,7 @@ def test_starts_are_numbered_and_none_is_overwritten(tmp_path: Path) -> None:
     seeds = {p.parent.name: OmegaConf.load(p).train.seed for p in (tmp_path / "starts").glob("*/config.yaml")}
     assert seeds == {"0001": 1, "0003": 3, "0004": 4}
     assert newest_start(tmp_path) == tmp_path / "starts/0004"
-    assert thaw(tmp_path / "config.yaml").train.seed == 4
+    assert load_run_config(tmp_path / "config.yaml").train.seed == 4
 
 
 CHANGES = {
@@ -101,7 +101,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize(("changes", "data", "other"), CHANGES.values(), ids=CHANGES)
-def test_what_makes_another_run(tmp_path: Path, changes: dict[str, Any], data: Data, other: bool) -> None:
+def test_what_makes_another_run(tmp_path: Path, changes: dict[str, Any], data: DataReference, other: bool) -> None:
     start(tmp_path)
     assert changed(tmp_path, whole(**changes), data) is other
 
@@ -148,7 +148,7 @@ def test_a_finished_run_goes_on_when_it_is_another_run(tmp_path: Path) -> None:
     assert finished(tmp_path) is not None, "a run that was to save nothing has lost nothing"
     start(tmp_path, whole(**{"train.train_iters": 24}))
     assert finished(tmp_path) is None
-    assert thaw(tmp_path / "config.yaml").train.train_iters == 24
+    assert load_run_config(tmp_path / "config.yaml").train.train_iters == 24
 
 
 @pytest.mark.parametrize(
@@ -233,8 +233,8 @@ def test_a_frozen_configuration_reads_back_as_it_was(
     config.megatron = free
     config.cluster.setup = [prompt]
     path = tmp_path_factory.getbasetemp() / "frozen.yaml"
-    path.write_text(frozen_text(config))
-    assert thaw(path) == config
+    path.write_text(run_config_text(config))
+    assert load_run_config(path) == config
 
 
 LINES = ["export A=${HOME}/x", "export A=$HOME/x", "${", "\\${A}", "echo \\\\${A} '${B:-c}'", "${oc.env:HOME}", "a\\"]
@@ -245,7 +245,7 @@ def test_a_shell_line_is_text_to_the_ranks(tmp_path: Path, line: str) -> None:
     """Typed as \\${HOME}: what is still ${HOME} when the run starts is the shell's to look up."""
     config = whole(**{"cluster.setup": [line], "megatron": {"env_vars": {"A": line}}})
     start(tmp_path, config)
-    assert thaw(tmp_path / "config.yaml") == config
+    assert load_run_config(tmp_path / "config.yaml") == config
     assert not changed(tmp_path, config, DATA)
     assert changed(tmp_path, replace(config, megatron={"env_vars": {"A": f"{line} "}}), DATA)
 
@@ -264,7 +264,7 @@ def test_a_configuration_that_is_none_is_told_with_its_file(tmp_path: Path, text
     if text is not None:
         path.write_text(text)
     with pytest.raises(UserError) as error:
-        thaw(path)
+        load_run_config(path)
     assert str(error.value).startswith(str(path)) and told in str(error.value)
     assert "\n" not in str(error.value)
 

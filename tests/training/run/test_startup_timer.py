@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from nano3.training.run.startup_timer import Startup, process_age
+from nano3.training.run.startup_timer import StartupTimer, process_age
 
 
 class Ticks:
@@ -20,7 +20,7 @@ class Ticks:
 
 def test_parts_are_told_in_order_and_add_up() -> None:
     clock = Ticks()
-    startup = Startup(clock, age=lambda: 2.5)
+    startup = StartupTimer(clock, age=lambda: 2.5)
     for part, seconds in (("checks", 0.5), ("imports", 17.0), ("first step", 10.25)):
         clock.at += seconds
         startup.mark(part)
@@ -30,7 +30,7 @@ def test_parts_are_told_in_order_and_add_up() -> None:
 
 def test_a_part_ends_once() -> None:
     clock = Ticks()
-    startup = Startup(clock, age=lambda: 0.0)
+    startup = StartupTimer(clock, age=lambda: 0.0)
     clock.at += 1
     startup.mark("checks")
     clock.at += 50
