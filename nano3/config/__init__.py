@@ -1,4 +1,7 @@
-"""Typed configuration: plain dataclasses that every room may read; nothing here imports another room."""
+"""Typed configuration: plain dataclasses that any package may import.
+
+The comment above each field documents the key: `--help` and the configuration reference show it.
+"""
 
 from nano3.config.blend import BlendConfig, SourceConfig
 from nano3.config.cluster import ClusterConfig

@@ -1,4 +1,4 @@
-"""Group `data_blend`: which text is mixed, in which proportion. Plain dataclasses; sources are read by `nano3.data`."""
+"""Group `data_blend`: the datasets of a blend and their weights."""
 
 import json
 import re
@@ -8,118 +8,141 @@ from typing import Any
 
 from nano3.utils.errors import UserError, did_you_mean
 
-MISSING: Any = "???"  # omegaconf's own; importing that takes a tenth of a second, which worker processes can do without
-
-
-# What to do about another key of a blend file.
-ELSEWHERE = "A blend file has `datasets` alone; options are given on the command line: {key}=..."
+# Equal to omegaconf.MISSING. Importing omegaconf takes 0.1 s, which worker processes avoid.
+MISSING: Any = "???"
 
 
 @dataclass
 class SourceConfig:
-    """One dataset of a blend, as written in a blend file or in `conf/data_blend/*.yaml`."""
+    """One dataset of a blend, from a blend file or `conf/data_blend/*.yaml`."""
 
-    # Unique name; names the source in receipts, accounting and `valid_loss/<name>`.
+    # Unique name of the dataset, used in receipts, token counts and the metric valid_loss/<name>.
     name: str = MISSING
-    # hf://org/name, a file, a folder (searched recursively), a glob, or any fsspec URL (s3://, gs://, https://).
+    # Where the data is: hf://org/name, a file, a folder (searched recursively), a glob pattern, or any
+    # fsspec URL (s3://, gs://, https://).
     path: str = MISSING
-    # Relative weight in the blend; any positive number, normalised over the datasets.
+    # Relative weight in the blend; any positive number. Weights are normalized over all datasets.
     weight: float = 1.0
-    # hf:// only: which split of the dataset on the hub.
+    # Split of the dataset on the Hugging Face hub (hf:// only).
     split: str = "train"
-    # hf:// only: which configuration ("subset") of the dataset on the hub.
+    # Configuration ("subset") of the dataset on the Hugging Face hub (hf:// only); null uses the dataset's default.
     subset: str | None = None
-    # hf:// only: branch, tag or commit; the commit it resolves to is pinned in the manifest.
+    # Branch, tag or commit of the dataset on the Hugging Face hub (hf:// only); null uses the default branch. The
+    # resolved commit is recorded in the manifest.
     revision: str | None = None
-    # Column (parquet, Arrow) or key (jsonl) that holds the document's text. Plain .txt files are one document each.
+    # Parquet or Arrow column, or JSONL key, that holds the document text. A .txt
+    # file is one document and has no field.
     text_field: str = "text"
 
 
 @dataclass
 class BlendConfig:
-    """A named blend."""
+    """A named blend of datasets. The other values are defaults for the options of the same names in PrepOptions."""
 
-    # Short name; also the alias under which the prepared data is registered (DataBlendsArtifact-pretrain:<name>).
+    # Short name of the blend, and the alias under which the prepared data is registered
+    # (DataBlendsArtifact-pretrain:<name>).
     name: str = MISSING
-    # Each entry has the keys of SourceConfig; a list of plain dicts so that entries can be given on the command line.
+    # Datasets of the blend, each with the keys of SourceConfig: name, path, weight,
+    # split, subset, revision, text_field.
     datasets: list[Any] = field(default_factory=list)
-    # What data preparation takes for this blend unless its own keys of the same names say otherwise; see PrepOptions.
+    # Default of tokenizer_model for this blend.
     tokenizer_model: str = "nvidia/NVIDIA-Nemotron-Nano-9B-v2"
-    # As PrepOptions.num_shards.
+    # Default of num_shards for this blend.
     num_shards: int = 128
-    # As PrepOptions.valid_fraction.
+    # Default of valid_fraction for this blend.
     valid_fraction: float = 0.005
-    # As PrepOptions.test_fraction.
+    # Default of test_fraction for this blend.
     test_fraction: float = 0.005
 
 
 def parse_datasets(entries: list[Any], where: str) -> list[SourceConfig]:
-    """Turn the `datasets` of a blend into `SourceConfig`s. `where` names the blend in messages.
+    """Check the `datasets` of a blend and return them as `SourceConfig`s.
 
-    Raises `UserError` with every problem of every entry: unknown, missing and mistyped keys, weights that are
-    no positive number, names used twice.
+    Args:
+        entries: The list as read from JSON, YAML or the command line.
+        where: Name of the blend in messages.
+
+    Raises:
+        UserError: With every problem of every entry: unknown, missing and mistyped keys, weights that are not
+            positive numbers, names used more than once.
     """
-    known = {f.name: f for f in fields(SourceConfig)}
-    problems, sources = [], []
+    problems: list[str] = []
+    sources: list[SourceConfig] = []
     if not entries:
-        problems.append(f"{where}: no datasets; give at least one: {{name, path, weight}}")
+        problems.append(f"{where}: no datasets. Give at least one: {{name, path, weight}}")
     for number, entry in enumerate(entries, 1):
-        at = f"{where}, dataset {number}"
+        label = f"{where}, dataset {number}"
         if not isinstance(entry, dict):
-            problems.append(f"{at}: expected keys and values, found {entry!r}")
+            problems.append(f"{label}: expected keys and values, found {entry!r}")
             continue
-        at += f" ({entry['name']})" if isinstance(entry.get("name"), str) else ""
-        found = [f"{at}: no key {key!r}.{did_you_mean(str(key), list(known))}" for key in entry if key not in known]
-        found += [f"{at}: {key} is missing" for key in ("name", "path") if not entry.get(key)]
-        found += [
-            f"{at}: {key} must be text, found {value!r}; write it in quotes"
-            for key, value in entry.items()
-            if key in known and key != "weight" and not isinstance(value, str)
-            if value is not None or known[key].default not in (None, MISSING)  # a missing one is told above
-        ]
-        if isinstance(field := entry.get("text_field"), str) and re.search(r'["\\\x00-\x1f]', field):
-            found.append(f"{at}: text_field must not hold quotes, backslashes or control characters, found {field!r}")
-        weight = entry.get("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
-            found.append(f"{at}: weight must be a number above 0, found {weight!r}")
-        problems += found
-        if not found:
-            sources.append(SourceConfig(**{**entry, "weight": float(weight)}))
+        label += f" ({entry['name']})" if isinstance(entry.get("name"), str) else ""
+        if found := _entry_problems(entry):
+            problems += [f"{label}: {problem}" for problem in found]
+        else:
+            sources.append(SourceConfig(**{**entry, "weight": float(entry.get("weight", 1.0))}))
     names = [s.name for s in sources]
     problems += [
-        f"{where}: the name {n!r} is used {names.count(n)} times" for n in sorted(set(names)) if names.count(n) > 1
+        f"{where}: the name {name!r} is used {names.count(name)} times. Give each dataset its own name."
+        for name in sorted(set(names))
+        if names.count(name) > 1
     ]
     if problems:
         raise UserError(problems)
     return sources
 
 
-def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object as a dict; of a key given twice one would be lost."""
+def _entry_problems(entry: dict[Any, Any]) -> list[str]:
+    """Return one message for each problem of one entry of `datasets`."""
+    known = {f.name: f for f in fields(SourceConfig)}
+    found = [f"no key {key!r}.{did_you_mean(str(key), list(known))}" for key in entry if key not in known]
+    found += [f"{key} is missing" for key in ("name", "path") if not entry.get(key)]
+    found += [
+        f"{key} must be text, found {value!r}; write it in quotes"
+        for key, value in entry.items()
+        if key in known and key != "weight" and not isinstance(value, str)
+        if value is not None or known[key].default not in (None, MISSING)  # a missing name or path is reported above
+    ]
+    if isinstance(column := entry.get("text_field"), str) and re.search(r'["\\\x00-\x1f]', column):
+        found.append(f"text_field must not contain quotes, backslashes or control characters, found {column!r}")
+    weight = entry.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+        found.append(f"weight must be a number above 0, found {weight!r}")
+    return found
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object as a dict. Raise ValueError if a key is given twice, since one value would be lost."""
     keys = [key for key, _ in pairs]
-    if twice := sorted({key for key in keys if keys.count(key) > 1}):
-        raise ValueError(f"{', '.join(map(repr, twice))} is given more than once in one object")
+    if repeated := sorted({key for key in keys if keys.count(key) > 1}):
+        raise ValueError(f"{', '.join(map(repr, repeated))} is given more than once in one object")
     return dict(pairs)
 
 
 def read_blend_file(path: Path) -> list[SourceConfig]:
     """Read a blend file: `{"datasets": [{"name", "path", "weight", ...}, ...]}`.
 
-    Raises `UserError` with everything that is wrong with it.
+    Raises:
+        UserError: With everything that is wrong with the file.
     """
     try:
-        content = json.loads(path.read_bytes(), object_pairs_hook=each_once)
+        content = json.loads(path.read_bytes(), object_pairs_hook=_unique_keys)
     except FileNotFoundError:
         raise UserError(f"blend_path={path}: there is no such file") from None
     except IsADirectoryError:
-        raise UserError(f"blend_path={path}: this is a folder; a blend file is JSON with a list `datasets`") from None
+        raise UserError(
+            f"blend_path={path}: this is a folder. A blend file is a JSON file with a list `datasets`."
+        ) from None
     except OSError as error:
         raise UserError(f"blend_path={path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"blend_path={path}: not valid JSON: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("datasets"), list):
         raise UserError(f'blend_path={path}: expected {{"datasets": [{{"name", "path", "weight"}}, ...]}}')
-    problems = [f"{path}: no key {key!r}. {ELSEWHERE.format(key=key)}" for key in content if key != "datasets"]
+    problems = [
+        f"{path}: no key {key!r}. A blend file has the key `datasets` only; set options on the command line: {key}=..."
+        for key in content
+        if key != "datasets"
+    ]
     try:
         sources = parse_datasets(content["datasets"], str(path))
     except UserError as error:

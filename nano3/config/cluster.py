@@ -1,66 +1,74 @@
-"""Group `cluster`: where a job runs. A profile describes a machine, never an experiment: no image, no batch size."""
+"""Group `cluster`: where jobs run.
+
+A profile describes a machine, not an experiment: it has no container image and no batch size.
+"""
 
 from dataclasses import dataclass, field
 
 
 @dataclass
 class ClusterConfig:
-    """`cluster=local` runs here; `cluster=slurm` submits.
+    """Where jobs run: `cluster=local` on this machine, `cluster=slurm` on a Slurm cluster.
 
-    Add your own profile as `conf/cluster/<name>.yaml`, or as `$NANO3_CONF/cluster/<name>.yaml`.
+    Add a profile of your own as `conf/cluster/<name>.yaml` or `$NANO3_CONF/cluster/<name>.yaml`.
     """
 
-    # local or slurm.
+    # Where jobs run: local (this machine) or slurm (submit to Slurm).
     kind: str = "local"
-    # Ranks to start on this machine (cluster=local); more than one starts torchrun.
+    # Number of ranks to start on this machine (kind=local). More than one rank is started with torchrun.
     nproc_per_node: int = 1
 
-    # attached: stream the log and exit with the job's code. detached: submit, print how to follow, exit 0.
+    # What to do after submitting to Slurm: attached (stream the log and exit with the job's exit code) or detached
+    # (print how to follow the job and exit with code 0).
     mode: str = "attached"
-    # Slurm account to charge; null takes the user's default.
+    # Slurm account to charge; null uses your default account.
     account: str | None = None
-    # Slurm partition; null takes the cluster's default.
+    # Slurm partition; null uses the cluster's default partition.
     partition: str | None = None
-    # Slurm quality of service.
+    # Slurm quality of service; null uses the cluster's default.
     qos: str | None = None
-    # Number of nodes.
+    # Number of nodes per job.
     nodes: int = 1
-    # Ranks on each node; one per GPU.
+    # Number of ranks per node, usually one per GPU.
     ntasks_per_node: int = 1
-    # GPUs on each node; 0 asks for none.
+    # Number of GPUs per node; 0 requests none.
     gpus_per_node: int = 0
-    # CPUs for each rank; null takes the partition's default.
+    # Number of CPU cores per rank; null uses the partition's default.
     cpus_per_task: int | None = None
-    # Memory per node as Slurm writes it ("64G"); null takes the partition's default, "0" all of it.
+    # Memory per node in Slurm notation, for example "64G". null uses the partition's default;
+    # "0" requests all memory of the node.
     mem: str | None = None
-    # Wall-clock limit as Slurm writes it: "HH:MM:SS", "D-HH:MM:SS" or minutes.
+    # Wall-clock limit in Slurm notation: "HH:MM:SS", "D-HH:MM:SS" or minutes.
     time: str = "04:00:00"
-    # Seconds before the time limit at which a run is told to save and requeue.
+    # Seconds before the time limit at which a run is signaled to save a checkpoint and requeue.
     signal_delay_s: int = 120
-    # How often a run that was told to stop (preemption, time limit) may requeue itself before it is given up.
+    # How many times a run stopped by preemption or the time limit may requeue itself before it is given up.
     max_requeues: int = 20
-    # Give up when this many starts in a row end without a new checkpoint.
+    # Give up after this many consecutive starts that end without a new checkpoint.
     max_crashes: int = 3
-    # At most this many jobs of a sweep or array at a time; null leaves it to Slurm.
+    # Maximum number of jobs of a sweep or job array that run at the same time; null leaves it to Slurm.
     array_parallelism: int | None = None
-    # Data preparation: number of array tasks the plan is spread over.
+    # Number of Slurm array tasks that share the work of a data preparation.
     tasks: int = 1
-    # Seconds between looks at the queue while attached.
+    # Seconds between queries of the Slurm queue while attached.
     poll_s: float = 2.0
 
-    # Container runtime: none, pyxis or apptainer. The image comes from run.env.container (data preparation: container).
+    # Container runtime: none, pyxis or apptainer. The image is set with run.env.container, or
+    # with container for data preparation.
     container_runtime: str = "none"
-    # Further mounts, "host:container[:flags]"; what nano3 itself reads and writes is always mounted.
+    # Additional container mounts, each "host:container[:flags]". The folders that nano3 itself
+    # reads and writes are always mounted.
     mounts: list[str] = field(default_factory=list)
-    # Environment variables for every rank.
+    # Environment variables to set for every rank, as NAME: value. Do not put secrets here.
     env: dict[str, str] = field(default_factory=dict)
-    # Shell lines run once per node before the ranks start (module load ...). Written into the job script as they are.
+    # Shell lines to run once per node before the ranks start, such as module load commands. They are
+    # copied verbatim into the job script.
     setup: list[str] = field(default_factory=list)
-    # Python that runs the ranks; null takes this one, or "python" inside a container.
+    # Python executable that runs the ranks; null uses the current one, or "python" inside a container.
     python: str | None = None
-    # srun --mpi=...; null leaves it out.
+    # Value of srun --mpi; null omits the option.
     mpi: str | None = None
-    # Further sbatch arguments, each one word: ["--constraint=h100", "--exclusive"].
+    # Additional sbatch arguments, one list entry per argument: ["--constraint=h100", "--exclusive"].
     sbatch_args: list[str] = field(default_factory=list)
-    # Further srun arguments, each one word.
+    # Additional srun arguments, one list entry per argument.
     srun_args: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The configuration of `python -m nano3.data_prep`: flat keys, each documented where it is declared."""
+"""Configuration of `python -m nano3.data_prep`."""
 
 from dataclasses import dataclass, field
 
@@ -9,44 +9,50 @@ from nano3.config.pretrain import WandbConfig
 
 @dataclass
 class PrepOptions:
-    """What decides the bytes of the prepared data, and how the work is done. Plain values, no Hydra needed."""
+    """Options that determine the prepared data and how the work is done. They can be used without Hydra."""
 
-    # Where train/, valid/, test/, blend.json and manifest.json go.
+    # Output folder of the prepared data: train/, valid/, test/, blend.json and manifest.json.
     output_dir: str = "output/nano3/stage0_pretrain"
-    # Hugging Face hub id, a local folder with tokenizer.json, or a tokenizer.json file.
+    # Tokenizer: a Hugging Face hub id, a local folder with tokenizer.json, or a tokenizer.json file.
     tokenizer_model: str = "nvidia/NVIDIA-Nemotron-Nano-9B-v2"
-    # Put the beginning-of-sequence token before each document.
+    # Add the beginning-of-sequence token before each document.
     add_bos: bool = False
-    # Put the end-of-document token after each document (Megatron packs documents, so keep this on).
+    # Add the end-of-document token after each document. Keep this on: Megatron
+    # packs several documents into one sample.
     add_eos: bool = True
-    # Encode special-token text inside documents ("</s>") as plain text instead of as the special token.
+    # Encode the text of special tokens inside documents, such as "</s>", as plain
+    # text instead of as the special token.
     split_special_tokens: bool = False
-    # Number of shards over all datasets and splits; each is about equal in tokens.
+    # Total number of shards over all datasets and splits. Shards have about the same number of tokens.
     num_shards: int = 128
-    # Take only N documents of each dataset, spread over its files. null takes all.
+    # Use only this many documents of each dataset, spread over its files; null uses all documents.
     sample: int | None = None
-    # Skip documents with fewer characters than this (counted in the manifest).
+    # Skip documents with fewer characters than this; 0 skips none. Skipped documents are counted in the manifest.
     min_doc_chars: int = 0
-    # Cut documents after this many tokens; the end-of-document token stays. null never cuts.
+    # Truncate documents after this many tokens and keep the end-of-document token; null never truncates.
     max_doc_tokens: int | None = None
-    # Share of documents in the validation split, 0 to 1 (chosen by a hash of dataset, file and row).
+    # Fraction of documents in the validation split, from 0 to 1. Documents are assigned
+    # by a hash of dataset, file and row.
     valid_fraction: float = 0.005
-    # Share of documents in the test split, 0 to 1.
+    # Fraction of documents in the test split, from 0 to 1.
     test_fraction: float = 0.005
-    # Token dtype on disk: auto (uint16 when the vocabulary fits, else int32), uint16 or int32.
+    # Token type on disk: auto (uint16 if the vocabulary fits, else int32), uint16 or int32.
     dtype: str = "auto"
-    # Tokenizer engine: auto (fastest proven exact), strict (stop instead of falling back), tokenizers (the reference).
+    # Tokenizer engine: auto (the fastest engine verified to be exact), strict (like auto, but fail instead of falling
+    # back) or tokenizers (the reference).
     engine: str = "auto"
-    # Re-check one document in this many, or a stretch of a long one, against the reference tokenizer; 0 never.
+    # Compare one document in this many, or a section of a long one, with the
+    # reference tokenizer; 0 disables the check.
     check_every: int = 10000
-    # A row that cannot be read (no text field, not UTF-8, null): fail, or skip (skip and count).
+    # How to handle rows that cannot be read (text field missing or null, not UTF-8):
+    # fail, or skip (skip and count them).
     bad_rows: str = "fail"
-    # Files of hf:// datasets: stream (read in place, stored nowhere) or download (the files that the plan needs go into
-    # the hub's cache first; the next preparation takes them from there, without a network too).
+    # How to read the files of hf:// datasets: stream (read remotely, store nothing) or download (download the files of
+    # the plan into the hub cache first; later preparations read them from there, even offline).
     hf_files: str = "stream"
-    # Do everything again and replace the old data once the new is whole.
+    # Prepare everything from scratch, and replace existing data once the new data is complete.
     force: bool = False
-    # Worker processes on this machine; null takes the number of cores.
+    # Number of worker processes on this machine; null uses the number of CPU cores.
     workers: int | None = None
 
 
@@ -54,23 +60,25 @@ class PrepOptions:
 class DataPrepConfig(PrepOptions):
     """All keys of `python -m nano3.data_prep`."""
 
-    # A blend file (JSON); when set it takes the place of the data_blend group.
+    # Blend file (JSON) to use instead of the data_blend group; null uses data_blend.
     blend_path: str | None = None
-    # Group: which blend.
+    # Group: the datasets to prepare and their weights.
     data_blend: BlendConfig = field(default_factory=BlendConfig)
     # Group: where the work runs.
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    # Overrides of a pretraining run to start when the data is there; `--then WORDS...` at the end of the line fills it.
+    # Overrides of a pretraining run to start once the data is prepared. Usually set with --then
+    # WORDS... at the end of the command line.
     then: list[str] = field(default_factory=list)
-    # Show the plan (files, rows, shards, disk) and the job script; write and submit nothing.
+    # Show the plan (files, rows, shards, disk space) and the job script; write and submit nothing.
     dry_run: bool = False
-    # Where the job files and logs of a preparation on Slurm go, as <job_dir>/prep-<blend>.
+    # Parent folder of the job files and logs of a preparation on Slurm, which are in <job_dir>/prep-<blend>.
     job_dir: str = "output/nano3/runs"
-    # Container image of the tasks on Slurm, used when cluster.container_runtime is not none; null: without a container.
+    # Container image of the Slurm tasks, used unless cluster.container_runtime is none; null uses no container.
     container: str | None = None
-    # Name of the artifact that is registered at the end.
+    # Name of the artifact under which the finished data is registered.
     artifact: str = "DataBlendsArtifact-pretrain"
-    # Its alias; null takes the blend's name, with '-' for what an alias may not have.
+    # Alias of the registered artifact; null uses the blend's name, with '-' for
+    # characters that are not allowed in an alias.
     alias: str | None = None
-    # Weights & Biases: whether the artifact is recorded there too, by reference.
+    # Weights & Biases: whether to record the artifact there too, by reference.
     wandb: WandbConfig = field(default_factory=WandbConfig)

@@ -1,65 +1,67 @@
-"""Group `model`: architecture and parallelism, named as in Megatron-Bridge's model provider.
-
-A value of null leaves a field to the recipe (backend=megatron); backend=transformers needs all of the architecture.
-"""
+"""Group `model`: architecture and parallelism, named as in Megatron-Bridge's model provider."""
 
 from dataclasses import dataclass
 
 
 @dataclass
 class ModelConfig:
-    """One description for both backends; the mapping to Hugging Face names is in nano3/training/hf/model.py."""
+    """Architecture and parallelism of the model, for both backends.
 
-    # Layer kinds in order: M Mamba-2, E mixture of experts, * attention, - dense MLP.
+    With backend=megatron, null keeps the recipe's value. With backend=transformers, the whole architecture must be set.
+    nano3/training/hf/model.py maps the names to those of Hugging Face.
+    """
+
+    # Layer types in order, one character per layer: M Mamba-2, E mixture of experts, * attention, - dense MLP.
     hybrid_layer_pattern: str | None = None
     # Width of the residual stream.
     hidden_size: int | None = None
-    # Width of a dense MLP layer.
+    # Hidden width of a dense MLP layer.
     ffn_hidden_size: int | None = None
-    # Attention: query heads.
+    # Number of query heads of an attention layer.
     num_attention_heads: int | None = None
-    # Attention: groups of key/value heads.
+    # Number of key/value heads of an attention layer (grouped-query attention).
     num_query_groups: int | None = None
-    # Attention: width of one head.
+    # Width of one attention head.
     kv_channels: int | None = None
-    # Mamba-2: heads.
+    # Number of heads of a Mamba-2 layer.
     mamba_num_heads: int | None = None
-    # Mamba-2: width of one head.
+    # Width of one Mamba-2 head.
     mamba_head_dim: int | None = None
-    # Mamba-2: size of the state.
+    # Size of the Mamba-2 state.
     mamba_state_dim: int | None = None
-    # Mamba-2: groups that share B and C.
+    # Number of Mamba-2 groups that share B and C.
     mamba_num_groups: int | None = None
-    # Mamba-2: tokens of one chunk of the scan; speed only, same results.
+    # Chunk length of the Mamba-2 scan in tokens. It affects speed only, not results.
     mamba_chunk_size: int | None = None
-    # Mixture of experts: routed experts of a layer.
+    # Number of routed experts per mixture-of-experts layer.
     num_moe_experts: int | None = None
-    # Routed experts that each token visits.
+    # Number of routed experts per token.
     moe_router_topk: int | None = None
-    # Width of a routed expert.
+    # Hidden width of a routed expert.
     moe_ffn_hidden_size: int | None = None
-    # Width of the shared expert that every token visits.
+    # Hidden width of the shared expert, which processes every token.
     moe_shared_expert_intermediate_size: int | None = None
-    # Factor on the routed experts' output.
+    # Scaling factor of the routed experts' output.
     moe_router_topk_scaling_factor: float | None = None
-    # Step of the bias that balances the experts' load without an auxiliary loss.
+    # Step size of the router bias that balances the load of the experts without an auxiliary loss.
     moe_router_bias_update_rate: float | None = None
     # Standard deviation of the initial weights.
     init_method_std: float | None = None
     # Epsilon of RMSNorm.
     layernorm_epsilon: float | None = None
-    # Use one matrix for embedding and output.
+    # Use one matrix for the embedding and the output layer.
     share_embeddings_and_output_weights: bool | None = None
-    # Rows of the embedding; null takes the data's vocabulary, padded as Megatron pads it.
+    # Number of embedding rows; null uses the vocabulary size of the data, padded the way Megatron pads it.
     vocab_size: int | None = None
 
-    # Parallelism (backend=megatron): ranks that share each weight matrix.
+    # Tensor parallelism (backend=megatron): number of ranks that split each weight matrix.
     tensor_model_parallel_size: int | None = None
-    # Ranks that share the layers.
+    # Pipeline parallelism (backend=megatron): number of ranks that split the layers.
     pipeline_model_parallel_size: int | None = None
-    # Ranks that share each sequence.
+    # Context parallelism (backend=megatron): number of ranks that split each sequence.
     context_parallel_size: int | None = None
-    # Ranks that share the experts.
+    # Expert parallelism (backend=megatron): number of ranks that split the experts.
     expert_model_parallel_size: int | None = None
-    # Split the sequence dimension of norms and dropout over the tensor-parallel ranks.
+    # Sequence parallelism (backend=megatron): split the sequence dimension of norms and
+    # dropout over the tensor-parallel ranks.
     sequence_parallel: bool | None = None

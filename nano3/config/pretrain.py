@@ -1,4 +1,4 @@
-"""The configuration of `python -m nano3.pretrain`."""
+"""Configuration of `python -m nano3.pretrain`."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,47 +11,48 @@ from nano3.config.train import CheckpointConfig, LoggerConfig, OptimizerConfig, 
 
 @dataclass
 class EnvConfig:
-    """What the run needs around it; belongs to the experiment, not to the cluster."""
+    """Environment of a run. It belongs to the experiment, not to the cluster."""
 
-    # Container image (registry URL, .sqsh or .sif file); used when cluster.container_runtime is not none.
+    # Container image of the run (registry URL, .sqsh or .sif file), used unless
+    # cluster.container_runtime is none; null uses no image.
     container: str | None = None
 
 
 @dataclass
 class WandbConfig:
-    """Weights & Biases. Needs the extra `wandb`; everything works without it."""
+    """Weights & Biases logging. Optional; it requires the extra `wandb`."""
 
-    # online, offline or disabled.
+    # Weights & Biases mode: online, offline or disabled.
     mode: str = "disabled"
-    # Project to log into.
+    # Project to log to.
     project: str = "nano3"
-    # User or team that owns the project; null takes your default.
+    # User or team that owns the project; null uses your default entity.
     entity: str | None = None
 
 
 @dataclass
 class RunConfig:
-    """Name, data and place of one run."""
+    """Name, data and folder of a run."""
 
-    # Names the run folder; starting the same name again goes on where it stopped.
+    # Name of the run and of its folder. Starting a run with an existing name resumes it.
     name: str = "pretrain"
-    # An artifact (name:alias) or a folder that holds blend.json and manifest.json.
+    # Data to train on: an artifact (name:alias), or a folder with blend.json and manifest.json.
     data: str = "DataBlendsArtifact-pretrain:${data_blend.name}"
-    # Run folder: frozen config, log, metrics.jsonl, checkpoints.
+    # Run folder: resolved configuration, log, metrics.jsonl and checkpoints.
     output_dir: str = "output/nano3/runs/${run.name}"
-    # What the run needs around it.
+    # Environment of the run.
     env: EnvConfig = field(default_factory=EnvConfig)
-    # Weights & Biases.
+    # Weights & Biases logging.
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
 
 @dataclass
 class RecipeConfig:
-    """backend=megatron: the Megatron-Bridge recipe that everything else is applied onto."""
+    """Megatron-Bridge recipe to which all other settings are applied (backend=megatron)."""
 
-    # Dotted path of a recipe function; packages allowed: megatron.bridge.recipes.
+    # Dotted path of the recipe function, which must be in megatron.bridge.recipes.
     _target_: str = "megatron.bridge.recipes.nemotronh.nemotron_3_nano.nemotron_3_nano_pretrain_config"
-    # The blend file; its path comes from run.data.
+    # Path of the blend file; by default the blend.json of run.data.
     per_split_data_args_path: str = "${art:data,path}/blend.json"
 
 
@@ -59,29 +60,29 @@ class RecipeConfig:
 class PretrainConfig:
     """All keys of `python -m nano3.pretrain`."""
 
-    # Name, data and place.
+    # Name, data and folder of the run.
     run: RunConfig = field(default_factory=RunConfig)
-    # megatron (GPU, Megatron-Bridge) or transformers (CPU or one GPU, reference).
+    # Training backend: megatron (Megatron-Bridge on GPUs) or transformers (the reference, on CPU or one GPU).
     backend: str = "megatron"
-    # backend=megatron: the recipe to start from.
+    # Megatron-Bridge recipe to start from (backend=megatron).
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
-    # Group: which blend; names the data artifact.
+    # Group: the blend to train on. Its name selects the data artifact.
     data_blend: BlendConfig = field(default_factory=BlendConfig)
     # Group: architecture and parallelism.
     model: ModelConfig = field(default_factory=ModelConfig)
-    # Group: length, batch, sequence.
+    # Group: length of the run, batch sizes and sequence length.
     train: TrainConfig = field(default_factory=TrainConfig)
-    # AdamW: rates, decay, clipping.
+    # AdamW: learning rates, weight decay and gradient clipping.
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    # Learning rate over iterations.
+    # Learning-rate schedule.
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
-    # What is told and where.
+    # What is logged, and where.
     logger: LoggerConfig = field(default_factory=LoggerConfig)
-    # What is kept, and what a start goes on from.
+    # Which checkpoints are saved, and which one a run starts from.
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    # backend=megatron: any other field of Megatron-Bridge's ConfigContainer, checked against its dataclasses.
+    # Any other field of Megatron-Bridge's ConfigContainer (backend=megatron), checked against its dataclasses.
     megatron: dict[str, Any] = field(default_factory=dict)
-    # Group: where it runs.
+    # Group: where the run is executed.
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    # Show the resolved config, the preflight table and the job script; start and submit nothing.
+    # Show the resolved configuration, the preflight table and the job script; start and submit nothing.
     dry_run: bool = False

@@ -1,95 +1,100 @@
-"""Groups `train`, `optimizer`, `scheduler`, `logger`, `checkpoint`: how long, how fast, what is kept."""
+"""Sections `train`, `optimizer`, `scheduler`, `logger` and `checkpoint` of a run."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass
 class TrainConfig:
-    """Batch arithmetic and length of a run. A sample is one sequence of `seq_length` tokens."""
+    """Length of a run and its batch sizes. A sample is one sequence of `seq_length` tokens."""
 
-    # Optimizer steps.
+    # Number of iterations (optimizer steps).
     train_iters: int = 1700
-    # Samples per optimizer step over all ranks.
+    # Samples per iteration, summed over all ranks.
     global_batch_size: int = 32
-    # Samples per forward pass of one rank; accumulation = global / (micro x data-parallel size).
+    # Samples per forward pass of one rank. Gradients are accumulated over global_batch_size /
+    # (micro_batch_size x data-parallel size) passes.
     micro_batch_size: int = 1
     # Tokens per sample.
     seq_length: int = 4096
-    # Seed of initial weights, data order and dropout.
+    # Random seed of initial weights, data order and dropout.
     seed: int = 1234
-    # Validate every this many iterations; 0 never does.
+    # Run validation every this many iterations; 0 disables validation.
     eval_interval: int = 100
-    # Global batches of one validation.
+    # Number of global batches per validation.
     eval_iters: int = 8
-    # CPU threads of one rank (backend=transformers); null takes half the cores, shared by the ranks of this machine.
+    # CPU threads per rank (backend=transformers); null uses half the CPU cores,
+    # divided among the ranks of this machine.
     threads: int | None = None
-    # Stop after this many minutes with a checkpoint; null runs to the end.
+    # Save a checkpoint and stop after this many minutes; null sets no time limit.
     exit_duration_in_mins: float | None = None
-    # Stop with a checkpoint after this iteration, without changing the schedule; null runs to train_iters.
+    # Save a checkpoint and stop after this iteration without changing the schedule; null runs to train_iters.
     exit_iteration: int | None = None
 
 
 @dataclass
 class OptimizerConfig:
-    """AdamW; weight decay on parameters of two or more dimensions."""
+    """AdamW. Weight decay applies to parameters with two or more dimensions."""
 
-    # Highest learning rate.
+    # Maximum learning rate.
     lr: float = 1e-3
     # Learning rate at the end of the schedule.
     min_lr: float = 1e-5
-    # Decay of AdamW's mean of the gradient.
+    # Decay rate of AdamW's first moment.
     adam_beta1: float = 0.9
-    # Decay of AdamW's mean of the squared gradient.
+    # Decay rate of AdamW's second moment.
     adam_beta2: float = 0.95
-    # Added to the root of the squared mean before dividing by it.
+    # Term added to AdamW's denominator for numerical stability.
     adam_eps: float = 1e-8
-    # Decoupled weight decay, relative to the learning rate.
+    # Decoupled weight decay coefficient, multiplied by the learning rate.
     weight_decay: float = 0.1
-    # Largest global norm of the gradient; 0 never clips.
+    # Maximum global norm of the gradient; 0 disables clipping.
     clip_grad: float = 1.0
 
 
 @dataclass
 class SchedulerConfig:
-    """Learning rate over iterations, as megatron.core.optimizer_param_scheduler computes it."""
+    """Learning-rate schedule, as computed by megatron.core.optimizer_param_scheduler."""
 
-    # WSD (warmup, stable, decay), cosine, linear, inverse-square-root or constant.
+    # Shape of the schedule: WSD (warmup, stable, decay), cosine, linear, inverse-square-root or constant.
     lr_decay_style: str = "WSD"
-    # Iterations of linear warmup from 0.
+    # Iterations of linear warmup from 0 to the maximum learning rate.
     lr_warmup_iters: int = 32
-    # WSD only: iterations of the decay at the end; null takes a fifth of train.train_iters.
+    # Iterations of the decay at the end of a WSD schedule; null uses a fifth of train.train_iters.
     lr_wsd_decay_iters: int | None = None
-    # WSD only: shape of the decay (minus_sqrt, linear, cosine, exponential).
+    # Shape of the decay of a WSD schedule: minus_sqrt, linear, cosine or exponential.
     lr_wsd_decay_style: str = "minus_sqrt"
 
 
 @dataclass
 class LoggerConfig:
-    """What is told and where. metrics.jsonl is always written."""
+    """What is logged, and where. metrics.jsonl is always written."""
 
     # Print and record metrics every this many iterations.
     log_interval: int = 10
-    # TensorBoard folder; null: <run folder>/tensorboard.
+    # TensorBoard folder; null uses <run folder>/tensorboard.
     tensorboard_dir: str | None = None
-    # backend=transformers: prompts that the finished model continues, shown and kept in <run folder>/samples.txt.
+    # Prompts for the finished model to complete (backend=transformers). The completions are printed
+    # and saved to <run folder>/samples.txt.
     sample_prompts: list[str] = field(default_factory=list)
-    # Takes the place of run.wandb.project.
+    # Weights & Biases project; null uses run.wandb.project.
     wandb_project: str | None = None
-    # Takes the place of run.wandb.entity.
+    # Weights & Biases user or team; null uses run.wandb.entity.
     wandb_entity: str | None = None
 
 
 @dataclass
 class CheckpointConfig:
-    """Checkpoints. A run that finds one in `load` goes on from it."""
+    """Which checkpoints are saved and loaded. A run resumes from the newest checkpoint in `load`."""
 
-    # Folder to save in; null: <run folder>/checkpoints.
+    # Folder to save checkpoints in; null uses <run folder>/checkpoints.
     save: str | None = None
-    # Folder to start from; null: the same as save. Another folder begins a new phase at iteration 0 with its weights.
+    # Folder to load a checkpoint from; null uses the same folder as save. A different folder starts a new
+    # phase at iteration 0 from its weights.
     load: str | None = None
-    # A start from another folder goes on at its iteration, in the same schedule, instead of beginning a new phase.
+    # When load is a different folder, continue at its iteration and in the same
+    # schedule instead of starting a new phase.
     keep_iteration: bool = False
-    # Save every this many iterations, and at the end; 0 never saves (backend=megatron).
+    # Save a checkpoint every this many iterations, and at the end; 0 never saves (backend=megatron).
     save_interval: int = 100
-    # Keep this many of the newest; 0 keeps all.
+    # Keep only this many of the newest checkpoints; 0 keeps all.
     keep_last: int = 2

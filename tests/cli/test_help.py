@@ -63,7 +63,7 @@ def test_every_key_has_its_sentence_also_an_inherited_one(schema: type) -> None:
 
 
 def test_a_comment_of_several_lines_is_one_sentence() -> None:
-    assert "stream (read in place, stored nowhere) or download" in help.sentences(PrepOptions)["hf_files"]
+    assert "stream (read remotely, store nothing) or download" in help.sentences(PrepOptions)["hf_files"]
     assert "\n" not in help.sentences(PrepOptions)["hf_files"]
 
 

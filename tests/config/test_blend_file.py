@@ -90,8 +90,8 @@ def test_one_wrong_key_is_one_problem(entries: list[dict], data: st.DataObject) 
     [
         ('{"datasets": [], "datasets": [{"name": "a", "path": "x"}]}', "'datasets' is given more than once"),
         ('{"datasets": [{"name": "a", "path": "x", "weight": 1, "weight": 2}]}', "'weight' is given more than once"),
-        ('{"datasets": [{"name": "a", "path": "x", "text_field": "q\\"o"}]}', "text_field must not hold quotes"),
-        ('{"datasets": [{"name": "a", "path": "x", "text_field": "a\\nb"}]}', "text_field must not hold quotes"),
+        ('{"datasets": [{"name": "a", "path": "x", "text_field": "q\\"o"}]}', "text_field must not contain quotes"),
+        ('{"datasets": [{"name": "a", "path": "x", "text_field": "a\\nb"}]}', "text_field must not contain quotes"),
     ],
     ids=["list twice", "key twice", "quote", "newline"],
 )
