@@ -9,8 +9,9 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
 
 from nano3.config import ModelConfig
+from nano3.training.checks.model_stats import padded_vocab_size
 from nano3.training.dataset import open_data
-from nano3.training.hf.model import hf_config, padded_vocab_size
+from nano3.training.hf.model import hf_config
 
 
 def main() -> None:

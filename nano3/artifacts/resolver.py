@@ -49,15 +49,9 @@ def locate(reference: str) -> Path:
 
 
 def wandb_settings_from(cfg: DictConfig) -> wandb_mirror.WandbSettings | None:
-    """run.wandb of a composed configuration; logger.wandb_* stand above it."""
+    """Return the W&B settings of a composed configuration, or None if it has no `run.wandb`."""
     found = OmegaConf.select(cfg, "run.wandb")
-    if found is None:
-        return None
-    return wandb_mirror.WandbSettings(
-        found.mode,
-        OmegaConf.select(cfg, "logger.wandb_project") or found.project,
-        OmegaConf.select(cfg, "logger.wandb_entity") or found.entity,
-    )
+    return None if found is None else wandb_mirror.wandb_settings(found, OmegaConf.select(cfg, "logger"))
 
 
 def register_resolver() -> None:

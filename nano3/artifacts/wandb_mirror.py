@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from nano3.artifacts.store import Artifact
 from nano3.utils.console import warn
@@ -34,6 +34,32 @@ class WandbSettings:
     def on(self) -> bool:
         """Whether anything is mirrored."""
         return self.mode != "disabled"
+
+
+class WandbKeys(Protocol):
+    """The keys of `run.wandb`."""
+
+    mode: str
+    project: str
+    entity: str | None
+
+
+class LoggerKeys(Protocol):
+    """The keys of `logger` that override those of `run.wandb`."""
+
+    wandb_project: str | None
+    wandb_entity: str | None
+
+
+def wandb_settings(wandb: WandbKeys, logger: LoggerKeys | None) -> WandbSettings:
+    """Return the W&B settings of a configuration. A value in `logger` overrides the one in `run.wandb`.
+
+    Args:
+        wandb: The section `run.wandb`.
+        logger: The section `logger`; None in a configuration without one.
+    """
+    project, entity = (logger.wandb_project, logger.wandb_entity) if logger is not None else (None, None)
+    return WandbSettings(wandb.mode, project or wandb.project, entity or wandb.entity)
 
 
 def settings_problems(settings: WandbSettings, key: str) -> list[str]:

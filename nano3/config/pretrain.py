@@ -1,5 +1,6 @@
 """Configuration of `python -m nano3.pretrain`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,3 +87,9 @@ class PretrainConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     # Show the resolved configuration, the preflight table and the job script; start and submit nothing.
     dry_run: bool = False
+
+
+def megatron_section(config: PretrainConfig, name: str) -> Mapping[str, Any]:
+    """Return section `name` of the `megatron:` dict, or an empty mapping if it is absent or not a mapping."""
+    section = config.megatron.get(name)
+    return section if isinstance(section, Mapping) else {}

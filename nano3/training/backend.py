@@ -1,9 +1,9 @@
 """Picks the backend and says, before anything heavy is imported, whether it can run here."""
 
-import importlib.util
 from collections.abc import Callable
 
 from nano3.utils.errors import did_you_mean
+from nano3.utils.provenance import is_installed
 
 # What each backend imports that the core installation does not hold, and how to get it.
 NEEDS = {
@@ -20,19 +20,11 @@ def name_problems(backend: str) -> list[str]:
 def missing_here(backend: str) -> list[str]:
     """Empty, or one message that names the packages `backend` lacks in this Python. Imports none of them."""
     packages, remedy = NEEDS[backend]
-    absent = [name for name in packages if not installed(name)]
+    absent = [name for name in packages if not is_installed(name)]
     if not absent:
         return []
     other = "\n  Without a GPU: +experiment=quickstart. On a cluster: cluster=slurm." if backend == "megatron" else ""
     return [f"backend={backend} needs {', '.join(absent)}, not installed in this Python: {remedy}{other}"]
-
-
-def installed(name: str) -> bool:
-    """True if module `name` can be found; imports at most its (empty) parent."""
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def load(backend: str) -> Callable:

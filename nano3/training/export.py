@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nano3.config.model import ModelConfig
+from nano3.training.checks.model_stats import padded_vocab_size
 from nano3.training.hf.checkpoints import (
     MARKER,
     CheckpointInfo,
@@ -24,7 +25,7 @@ from nano3.training.hf.checkpoints import (
     root_of,
     verify,
 )
-from nano3.training.hf.model import build_model, hf_config, padded_vocab_size
+from nano3.training.hf.model import build_model, hf_config
 from nano3.training.run.checkpoint_owner import owner_of
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import fsync_dir, read_json, temp_name, unwritable_reason

@@ -16,7 +16,6 @@ from nano3.training.hf.checkpoints import content_of
 from nano3.training.reports.final_report import write_final_report
 from nano3.training.run import parent_checkpoint
 from nano3.training.run.lineage import data_reference, model_alias
-from nano3.training.run.metrics import wandb_settings
 from nano3.training.run.outcome import Outcome
 from nano3.training.run.record import finished, latest_start, load_run_config
 from nano3.utils.console import is_rank_zero, say, warn
@@ -50,7 +49,7 @@ def show(config: PretrainConfig, run_dir: Path, done: dict[str, Any]) -> None:
 def train(config: PretrainConfig, run_dir: Path) -> int:
     """The same for a configuration at hand; what a rank that torchrun started runs."""
     problems = backend.missing_here(config.backend) + wandb_mirror.settings_problems(
-        wandb_settings(config), "run.wandb.mode"
+        wandb_mirror.wandb_settings(config.run.wandb, config.logger), "run.wandb.mode"
     )
     if problems:
         raise UserError(problems)

@@ -1,6 +1,7 @@
 """Which code runs: the Git commit and edits of a working copy, and the versions of installed packages; and for whom."""
 
 import getpass
+import importlib.util
 import os
 import subprocess
 from collections.abc import Iterable
@@ -41,6 +42,14 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def is_installed(name: str) -> bool:
+    """Return whether module `name` can be imported, without importing more than its parent packages."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def user_name() -> str:

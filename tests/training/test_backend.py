@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from nano3.training import backend
-from nano3.training.backend import NEEDS, installed, missing_here, name_problems
+from nano3.training.backend import NEEDS, missing_here, name_problems
+from nano3.utils.provenance import is_installed
 
 
 @pytest.fixture
@@ -22,8 +23,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_looking_imports_nothing(package: str) -> None:
-    assert installed(f"{package}.core") and installed("heavier_of_this_test")
-    assert not installed(f"{package}.other") and not installed("nobody_has_this.core")
+    assert is_installed(f"{package}.core") and is_installed("heavier_of_this_test")
+    assert not is_installed(f"{package}.other") and not is_installed("nobody_has_this.core")
     assert f"{package}.core" not in sys.modules and "heavier_of_this_test" not in sys.modules
 
 

@@ -22,12 +22,6 @@ def with_decay(config: PretrainConfig) -> PretrainConfig:
     return replace(config, scheduler=replace(s, lr_wsd_decay_iters=max(1, config.train.train_iters // 5)))
 
 
-def last_iteration(config: PretrainConfig) -> int:
-    """Where a command ends if nothing stops it: train.exit_iteration, or the end of the schedule."""
-    train = config.train
-    return min(train.exit_iteration or train.train_iters, train.train_iters)
-
-
 def schedule_sentence(config: PretrainConfig) -> str:
     """For example "WSD: 32 iterations of warmup, 1,328 stable, 340 of decay (minus_sqrt); 0.001 to 1e-05"."""
     s, o, iters = config.scheduler, config.optimizer, config.train.train_iters

@@ -6,13 +6,21 @@ as one attention and one MLP layer per block. All linear layers have no bias, no
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from nano3.config import PretrainConfig
-from nano3.training.hf.model import VOCAB_MULTIPLE, padded_vocab_size
-from nano3.training.megatron.schema import Schema
-from nano3.training.megatron.settings import free_section
+from nano3.config.pretrain import megatron_section
 
+# Megatron rounds the rows of the embedding up to a multiple of this times the tensor-parallel size.
+VOCAB_MULTIPLE = 128
 CONVOLUTION = 4  # width of Mamba-2's causal convolution
+
+
+class RecipeValues(Protocol):
+    """The values of a recipe by dotted path; `megatron.schema.Schema` is one."""
+
+    def value(self, path: str, default: Any = None) -> Any:
+        """Return the recipe's value of a field, or `default`."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ class Parameters:
     routed_experts: int
 
 
-def from_config(config: PretrainConfig, known: Schema | None, vocab_size: int) -> Architecture | None:
+def from_config(config: PretrainConfig, known: RecipeValues | None, vocab_size: int) -> Architecture | None:
     """The architecture of a run, or None when the recipe's values are needed and not recorded.
 
     `vocab_size` is the tokenizer's; the embedding is padded as Megatron pads it.
@@ -81,7 +89,7 @@ def from_config(config: PretrainConfig, known: Schema | None, vocab_size: int) -
         typed = getattr(config.model, name, None)
         if typed is not None:
             return typed
-        free = free_section(config, "model").get(name)
+        free = megatron_section(config, "model").get(name)
         if isinstance(free, bool | int):  # anything else is told by `overrides.check`
             return free
         return known.value(f"model.{name}", default) if known else default
@@ -148,7 +156,7 @@ def split_problems(model: Architecture, tensor: int, expert: int = 1) -> list[st
     return problems
 
 
-def padded_vocabulary(config: PretrainConfig, known: Schema | None, vocab_size: int) -> int:
+def padded_vocabulary(config: PretrainConfig, known: RecipeValues | None, vocab_size: int) -> int:
     """Rows of the embedding: model.vocab_size as given, else the tokenizer's size up to the next multiple of
     Megatron's divisor."""
     if config.model.vocab_size is not None:
@@ -158,6 +166,18 @@ def padded_vocabulary(config: PretrainConfig, known: Schema | None, vocab_size: 
     tensor = config.model.tensor_model_parallel_size or known.value("model.tensor_model_parallel_size", 1)
     multiple = known.value("model.make_vocab_size_divisible_by", VOCAB_MULTIPLE)
     return padded_vocab_size(vocab_size, int(tensor), int(multiple))
+
+
+def padded_vocab_size(vocab_size: int, tensor_parallel_size: int = 1, multiple: int = VOCAB_MULTIPLE) -> int:
+    """Return the embedding rows for `vocab_size` ids, padded as Megatron pads them.
+
+    Args:
+        vocab_size: Ids of the tokenizer.
+        tensor_parallel_size: Ranks that share the embedding.
+        multiple: Megatron's make_vocab_size_divisible_by.
+    """
+    step = multiple * tensor_parallel_size
+    return -(-vocab_size // step) * step
 
 
 def parameters(a: Architecture) -> Parameters:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nano3.artifacts import store
 from nano3.config import PrepOptions, PretrainConfig, SourceConfig
-from nano3.training.megatron.settings import free_section
+from nano3.config.pretrain import megatron_section
 from nano3.utils.files import unwritable_reason
 
 # Caches that a user may have put anywhere; without the variable, only nano3's own is worth keeping.
@@ -17,7 +17,7 @@ _DEFAULT_CACHE = "~/.cache/nano3"
 
 def read_by(config: PretrainConfig) -> list[str]:
     """What a run reads: prepared data, the checkpoint it starts from, weights of another model."""
-    weights = free_section(config, "checkpoint").get("pretrained_checkpoint")
+    weights = megatron_section(config, "checkpoint").get("pretrained_checkpoint")
     return [str(Path(place).absolute()) for place in (config.run.data, config.checkpoint.load, weights) if place]
 
 

@@ -6,10 +6,9 @@ from dataclasses import fields
 from nano3.artifacts import wandb_mirror
 from nano3.artifacts.names import alias_for, alias_problem
 from nano3.config.model import ModelConfig
-from nano3.config.pretrain import PretrainConfig
-from nano3.training.backend import installed
-from nano3.training.megatron.settings import free_section
+from nano3.config.pretrain import PretrainConfig, megatron_section
 from nano3.utils.errors import did_you_mean
+from nano3.utils.provenance import is_installed
 
 # numpy takes no larger seed.
 LARGEST_SEED = 2**32 - 1
@@ -77,7 +76,7 @@ def vocabulary_problems(config: PretrainConfig, data_vocab_size: int) -> list[st
 
 def start_problems(config: PretrainConfig) -> list[str]:
     """Why it is not clear what this run starts from, or nothing."""
-    c, weights = config.checkpoint, free_section(config, "checkpoint").get("pretrained_checkpoint")
+    c, weights = config.checkpoint, megatron_section(config, "checkpoint").get("pretrained_checkpoint")
     if c.keep_iteration and c.load in (None, c.save):
         return [
             "checkpoint.keep_iteration=true (train=phase2 sets it) goes on with another run's schedule: name its "
@@ -97,7 +96,7 @@ def run_problems(config: PretrainConfig, here: bool) -> list[str]:
     mode = config.run.wandb.mode
     if mode not in wandb_mirror.MODES:
         problems.append(f"run.wandb.mode={mode}: no such mode.{did_you_mean(mode, wandb_mirror.MODES)}")
-    elif mode != "disabled" and here and not installed("wandb"):
+    elif mode != "disabled" and here and not is_installed("wandb"):
         problems.append(
             f"run.wandb.mode={mode} needs wandb, not installed in this Python: uv sync --extra wandb, or "
             "run.wandb.mode=disabled."

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from nano3.config.model import ModelConfig
+from nano3.training.checks.model_stats import padded_vocab_size
 from nano3.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,14 +61,6 @@ PARALLEL = (
     "context_parallel_size",
     "expert_model_parallel_size",
 )
-# Megatron rounds the rows of the embedding up to a multiple of this times the tensor-parallel size.
-VOCAB_MULTIPLE = 128
-
-
-def padded_vocab_size(vocab_size: int, tensor_parallel_size: int = 1, multiple: int = VOCAB_MULTIPLE) -> int:
-    """Rows of the embedding for `vocab_size` ids, as Megatron pads them; `multiple` is make_vocab_size_divisible_by."""
-    step = multiple * tensor_parallel_size
-    return -(-vocab_size // step) * step
 
 
 def embedding_rows(model: ModelConfig, data_vocab_size: int) -> int:

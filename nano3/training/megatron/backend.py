@@ -15,7 +15,7 @@ from typing import Any
 
 from nano3.config import PretrainConfig
 from nano3.config.model import ModelConfig
-from nano3.training.checks.lr_schedule import last_iteration
+from nano3.config.pretrain import megatron_section
 from nano3.training.checks.recipe_check import tokenizer_problems
 from nano3.training.dataset import TrainingData, open_data
 from nano3.training.hf.checkpoints import MARKER, read_info
@@ -30,11 +30,11 @@ from nano3.training.run.outcome import Outcome, SaveHook, no_hook
 from nano3.training.run.rank_sync import agree_on_rank0
 from nano3.training.run.resume import check_fixed, check_new_phase, check_resume
 from nano3.training.run.startup_timer import StartupTimer
-from nano3.training.run.stop import StopRequest
+from nano3.training.run.stop import StopRequest, last_iteration
 from nano3.utils.console import is_rank_zero, say
 from nano3.utils.errors import UserError
 from nano3.utils.gc_pause import gc_paused
-from nano3.utils.provenance import installed_versions
+from nano3.utils.provenance import installed_versions, is_installed
 
 # How the model is cut. Optimizer state saved for one cut cannot be read for another; ranks may join or leave the
 # data-parallel group, and context parallelism and sequence parallelism cut no parameters.
@@ -67,7 +67,7 @@ def _train(config: PretrainConfig, data_dir: Path, run_dir: Path, stop: StopRequ
         truncate_after(run_dir, start.iteration)
         say(f"finished: iteration {start.iteration} of {config.train.train_iters} is in {start.folder}; nothing to do")
         return Outcome("finished", start.iteration, start.folder)
-    say(start.sentence(settings.free_section(config, "checkpoint").get("pretrained_checkpoint")))
+    say(start.sentence(megatron_section(config, "checkpoint").get("pretrained_checkpoint")))
     startup.mark("checks")
     with gc_paused(freeze=True):  # imports the whole stack
         container = prepare(config, data, run_dir)
@@ -227,7 +227,7 @@ def prepare(config: PretrainConfig, data: TrainingData, run_dir: Path) -> Any:
     if problems := settings.check([*typed, *free], live):
         raise UserError(problems)
     settings.apply(container, typed, live)
-    adapted = recipe.adaptations(recipe.reader(container), world_size(), recipe.can_import)
+    adapted = recipe.adaptations(recipe.reader(container), world_size(), is_installed)
     settings.apply(container, adapted, live)
     settings.apply(container, free, live)
     chosen = {s.path for s in free}

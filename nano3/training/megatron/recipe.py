@@ -5,7 +5,6 @@ logged.
 """
 
 import importlib
-import importlib.util
 import inspect
 import os
 import re
@@ -156,11 +155,6 @@ def _dispatcher(expert: int | None, tensor: int | None, has: Callable[[str], boo
         Setting("model.moe_token_dispatcher_type", kind, why),
         Setting("model.moe_flex_dispatcher_backend", None, why),
     ]
-
-
-def can_import(module: str) -> bool:
-    """Whether a top-level module is installed (it is not imported)."""
-    return importlib.util.find_spec(module) is not None
 
 
 def reader(container: Any) -> Callable[[str], Any]:

@@ -116,12 +116,6 @@ def pattern_problems(pattern: str | None) -> list[str]:
     return [] if layers_in(pattern) else [f"model.hybrid_layer_pattern={pattern} has no layer; {allowed}."]
 
 
-def free_section(config: PretrainConfig, name: str) -> Mapping[str, Any]:
-    """Section `name` of the `megatron:` dict; empty when it is not there, or, told by `check`, no section."""
-    section = config.megatron.get(name)
-    return section if isinstance(section, Mapping) else {}
-
-
 def free_settings(tree: Mapping[str, Any], schema: Schema) -> list[Setting]:
     """The `megatron:` dict flattened to fields of the container; values inside a field that is itself a dict stay
     together."""

@@ -96,7 +96,7 @@ class Metrics:
             self._move_aside()
         self._file = (self.run_dir / FILE).open("a", encoding="utf-8")
         self._board = self._open_board(config, start_iteration)
-        if config is not None and wandb_settings(config).on:
+        if config is not None and wandb_mirror.wandb_settings(config.run.wandb, config.logger).on:
             self._wandb = self._open_wandb(config)
 
     def log(self, **values: Any) -> None:
@@ -174,7 +174,7 @@ class Metrics:
         """
         start = latest_start(self.run_dir)
         run = wandb_mirror.start_run(
-            wandb_settings(config),
+            wandb_mirror.wandb_settings(config.run.wandb, config.logger),
             folder=self.run_dir,
             key="run.wandb.mode",
             id=wandb_id(self.run_dir),
@@ -194,13 +194,6 @@ class Metrics:
             else:
                 wandb_mirror.use_reference(run, reference)
         return run
-
-
-def wandb_settings(config: PretrainConfig) -> wandb_mirror.WandbSettings:
-    """mode, project and entity; logger.* stand above run.wandb.*."""
-    own = config.run.wandb
-    project = config.logger.wandb_project or own.project
-    return wandb_mirror.WandbSettings(own.mode, project, config.logger.wandb_entity or own.entity)
 
 
 def wandb_id(run_dir: Path) -> str:

@@ -19,9 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 import nano3
 from nano3.config import PretrainConfig
-from nano3.training.checks.lr_schedule import last_iteration
 from nano3.training.hf.checkpoints import latest, root_of
 from nano3.training.run.notes import read_note
+from nano3.training.run.stop import last_iteration
 from nano3.utils.console import say
 from nano3.utils.errors import UserError
 from nano3.utils.files import atomic_open, read_json, write_json, write_text

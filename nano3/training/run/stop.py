@@ -6,7 +6,15 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from nano3.config import PretrainConfig
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+
+
+def last_iteration(config: PretrainConfig) -> int:
+    """Return the iteration at which this command ends if nothing stops it earlier."""
+    train = config.train
+    return min(train.exit_iteration or train.train_iters, train.train_iters)
 
 
 class StopRequest:

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from megatron_helpers import NANO
 
 from nano3.config import PretrainConfig
-from nano3.training.megatron.recipe import adaptations, can_import, reader
+from nano3.training.megatron.recipe import adaptations, reader
 from nano3.training.megatron.schema import load_bundled
 from nano3.training.megatron.settings import PLACES, Setting, apply, check, free_settings, typed_settings
+from nano3.utils.provenance import is_installed
 
 MODULES = ("deep_ep", "fused_weight_gradient_mlp_cuda")
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
@@ -49,7 +50,7 @@ def test_a_field_is_read_from_a_live_container_or_is_none() -> None:
 
 
 def test_only_what_is_installed_can_be_imported() -> None:
-    assert can_import("json") and not can_import("deep_ep_of_nobody")
+    assert is_installed("json") and not is_installed("deep_ep_of_nobody")
 
 
 @given(st.fixed_dictionaries({}, optional={"seed": st.integers(0, 9), "train_iters": st.integers(1, 99)}))

@@ -189,7 +189,7 @@ def test_megatron_may_run_without_saving(config: PretrainConfig) -> None:
 
 
 def test_wandb_that_is_not_installed_is_told_before_the_job(config: PretrainConfig, monkeypatch) -> None:
-    monkeypatch.setattr("nano3.training.checks.value_checks.installed", lambda name: False)
+    monkeypatch.setattr("nano3.training.checks.value_checks.is_installed", lambda name: False)
     config.run.wandb.mode = "online"
     assert any("needs wandb, not installed" in p for p in preflight(config).problems)
     config.cluster.kind, config.cluster.container_runtime = "slurm", "pyxis"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from megatron_helpers import NANO, QWEN, ROOT, model
 
 from nano3.config import ModelConfig, PretrainConfig
+from nano3.config.pretrain import megatron_section
 from nano3.training.checks.model_stats import (
     Architecture,
     flops_per_token,
@@ -22,7 +23,7 @@ from nano3.training.checks.model_stats import (
 from nano3.training.checks.preflight import Layout, Span, _si, layout_of, layout_problems, preflight
 from nano3.training.checks.value_checks import start_problems
 from nano3.training.megatron.schema import load_bundled
-from nano3.training.megatron.settings import free_section, layers_in, pattern_problems
+from nano3.training.megatron.settings import layers_in, pattern_problems
 
 # Small odd numbers, so that no two of them can be mixed up.
 SMALL = Architecture(
@@ -257,7 +258,9 @@ FREE = st.dictionaries(st.sampled_from([f.name for f in dataclasses.fields(Archi
 
 
 @given(st.sampled_from([NANO, QWEN]), st.one_of(ODD, FREE), st.one_of(ODD, st.just({"pretrained_checkpoint": "x"})))
-def test_a_preflight_answers_whatever_stands_in_the_free_section(target: str, of_model: Any, checkpoint: Any) -> None:
+def test_a_preflight_answers_whatever_stands_in_the_megatron_section(
+    target: str, of_model: Any, checkpoint: Any
+) -> None:
     """`+megatron.model=x` and `+megatron.model.num_layers=abc` are told, not met with a traceback."""
     config = nowhere("megatron", target)
     config.megatron = {"model": of_model, "checkpoint": checkpoint}
@@ -280,7 +283,7 @@ def test_a_size_of_the_wrong_type_is_told_and_not_used(value: Any) -> None:
 @pytest.mark.parametrize("section", ["x", None, 3, [], {}], ids=str)
 def test_a_section_that_is_none_is_empty(section: Any) -> None:
     config = PretrainConfig(megatron={"checkpoint": section})
-    assert free_section(config, "checkpoint") == free_section(config, "model") == {}
+    assert megatron_section(config, "checkpoint") == megatron_section(config, "model") == {}
     assert start_problems(config) == []
 
 
