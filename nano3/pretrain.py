@@ -25,9 +25,9 @@ from nano3.cli.app import run_app, task_overrides, to_typed_config
 from nano3.cli.config_file_errors import experiment_override_warning
 from nano3.config import PretrainConfig
 from nano3.training import backend, rank_main
-from nano3.training.checks import mounts
+from nano3.training.checks import run_folders
 from nano3.training.checks.lr_schedule import with_decay
-from nano3.training.checks.preflight import Preflight, preflight
+from nano3.training.preflight import Preflight, preflight
 from nano3.training.run.record import (
     DataReference,
     changed,
@@ -91,7 +91,7 @@ def make_job(
 
     def freeze_it() -> None:
         if config.cluster.container_runtime != "none":  # what is mounted must be there
-            for place in mounts.written_by(config):
+            for place in run_folders.written_by(config):
                 Path(place).mkdir(parents=True, exist_ok=True)
         save_run_config(run_dir, config, found, words, label)
 
@@ -102,7 +102,7 @@ def make_job(
         args=(str(run_dir / "config.yaml"),),
         cluster=config.cluster,
         container=config.run.env.container,
-        folders=(*mounts.read_by(config), *mounts.written_by(config)),
+        folders=(*run_folders.read_by(config), *run_folders.written_by(config)),
         preview=preview,
         label=label,
         changed=changed(run_dir, config, found) or lost_checkpoint(run_dir) is not None,
@@ -158,7 +158,7 @@ def check(config: PretrainConfig) -> Preflight:
         raise UserError(problems)
     if config.cluster.kind == "local" and not config.dry_run:
         problems += backend.missing_here(config.backend)
-    problems += mounts.unwritable_problems(config)
+    problems += run_folders.unwritable_problems(config)
     plan = preflight(config)
     problems += plan.problems
     if problems:

@@ -19,7 +19,7 @@ from nano3.data.build.resume_build import check_output_dir
 from nano3.data.planning.planner import PrepRequest, check_options, collect_problems, combine_errors, make_request
 from nano3.prep.followup_run import compose_next
 from nano3.prep.slurm_entries import Registration
-from nano3.training.checks import mounts
+from nano3.training.checks import run_folders
 from nano3.utils.errors import Nano3Error, UserError
 from nano3.utils.files import expand_user, normalize_path, unwritable_reason
 
@@ -114,7 +114,7 @@ def array_of(config: DataPrepConfig, blend: str, sources: list[SourceConfig], ar
         finalize="nano3.prep.slurm_entries:finish",
         cluster=config.cluster,
         container=config.container,
-        folders=mounts.of_preparation(config, sources),
+        folders=run_folders.of_preparation(config, sources),
     )
 
 

@@ -19,9 +19,9 @@ pytestmark = MARKS
 def test_the_recorded_schema_is_what_is_installed(recipe: str, tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
-from nano3.training import recipe, schema
+from nano3.training.megatron import recipe, schema
 recipe.offline_hub({recipe!r}, Path({str(tmp_path)!r}))
-live, recorded = schema.record(recipe.call_recipe({recipe!r}), {recipe!r}), schema.recorded({recipe!r})
+live, recorded = schema.extract(recipe.call_recipe({recipe!r}), {recipe!r}), schema.load_bundled({recipe!r})
 assert schema.versions() == dict(recorded.versions), (schema.versions(), recorded.versions)
 assert dict(live.container) == dict(recorded.container)
 differing = [name for name, fields in live.classes.items() if dict(fields) != dict(recorded.classes[name])]
@@ -32,7 +32,7 @@ assert not differing, differing
 
 @pytest.mark.parametrize("recipe", schema.RECIPES)
 def test_the_installed_source_has_the_recorded_recipes(recipe: str) -> None:
-    from nano3.training.checks.recipe_check import recipe_problems
+    from nano3.training.megatron.recipe_check import recipe_problems
 
     assert recipe_problems(recipe) == []
     assert recipe_problems(recipe + "x")

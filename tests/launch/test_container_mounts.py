@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nano3.config import PrepOptions, PretrainConfig, SourceConfig
-from nano3.training.checks import mounts
+from nano3.training.checks import run_folders
 
 
 @pytest.fixture(autouse=True)
@@ -19,15 +19,15 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_run_reads_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = PretrainConfig(megatron={"checkpoint": {"pretrained_checkpoint": "weights"}})
     config.run.data, config.checkpoint.save, config.checkpoint.load = "/lustre/data", "/lustre/save", "/old/run"
-    assert mounts.read_by(config) == ["/lustre/data", "/old/run", f"{tmp_path}/weights"]
-    assert mounts.written_by(config) == ["/lustre/save", f"{tmp_path}/artifacts", "/home/me/.cache/nano3"]
+    assert run_folders.read_by(config) == ["/lustre/data", "/old/run", f"{tmp_path}/weights"]
+    assert run_folders.written_by(config) == ["/lustre/save", f"{tmp_path}/artifacts", "/home/me/.cache/nano3"]
     monkeypatch.setenv("NANO3_CACHE", "/lustre/cache")
     monkeypatch.setenv("NANO3_HOME", "/lustre/artifacts")
     monkeypatch.setenv("HF_HOME", "~/hub")
-    assert mounts.written_by(config)[1:] == ["/lustre/artifacts", "/lustre/cache", "/home/me/hub"]
+    assert run_folders.written_by(config)[1:] == ["/lustre/artifacts", "/lustre/cache", "/home/me/hub"]
     config.backend, config.checkpoint.save = "transformers", None
     monkeypatch.delenv("NANO3_CACHE")
-    assert mounts.written_by(config) == ["/lustre/artifacts", "/home/me/hub"]
+    assert run_folders.written_by(config) == ["/lustre/artifacts", "/home/me/hub"]
 
 
 def test_what_a_preparation_reads_and_writes(tmp_path: Path) -> None:
@@ -42,20 +42,20 @@ def test_what_a_preparation_reads_and_writes(tmp_path: Path) -> None:
     ]
     sources = [SourceConfig(name=str(i), path=path, weight=1) for i, path in enumerate(paths)]
     options = PrepOptions(output_dir="out", tokenizer_model="tokenizer")
-    assert mounts.of_preparation(options, sources) == tuple(
+    assert run_folders.of_preparation(options, sources) == tuple(
         f"{tmp_path}/{name}" for name in ("raw", "one", "tokenizer", "out", "artifacts")
     )
-    assert f"{tmp_path}/nvidia" not in mounts.of_preparation(PrepOptions(), sources), "a hub id is no folder"
+    assert f"{tmp_path}/nvidia" not in run_folders.of_preparation(PrepOptions(), sources), "a hub id is no folder"
 
 
 def test_a_cache_that_is_filled_is_mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     streams, downloads = PrepOptions(), PrepOptions(hf_files="download")
-    assert "/home/me/.cache/huggingface" in mounts.of_preparation(downloads, [])
-    assert "/home/me/.cache/huggingface" not in mounts.of_preparation(streams, [])
+    assert "/home/me/.cache/huggingface" in run_folders.of_preparation(downloads, [])
+    assert "/home/me/.cache/huggingface" not in run_folders.of_preparation(streams, [])
     monkeypatch.setenv("HF_HUB_CACHE", "/lustre/hub")
     for options in (streams, downloads):
-        assert "/lustre/hub" in mounts.of_preparation(options, [])
-        assert "/home/me/.cache/huggingface" not in mounts.of_preparation(options, [])
+        assert "/lustre/hub" in run_folders.of_preparation(options, [])
+        assert "/home/me/.cache/huggingface" not in run_folders.of_preparation(options, [])
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_folders_in_which_a_run_could_write_nothing(tmp_path: Path, kind: str, r
     config.run.output_dir = str(tmp_path / "run")
     config.checkpoint.save = config.logger.tensorboard_dir = "/proc/nope"
     config.cluster.kind, config.cluster.container_runtime = kind, runtime
-    problems = mounts.unwritable_problems(config)
+    problems = run_folders.unwritable_problems(config)
     assert [p.partition("=")[0] for p in problems] == told
     assert all("=/proc/nope: cannot be written: " in p and "Choose another " in p for p in problems)
     assert not (tmp_path / "run").exists()
@@ -81,5 +81,5 @@ def test_a_run_folder_that_is_a_file_is_told_once(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     config = PretrainConfig()
     config.run.output_dir, config.checkpoint.save = str(tmp_path / "run"), str(tmp_path / "run/checkpoints")
-    (problem,) = mounts.unwritable_problems(config)
+    (problem,) = run_folders.unwritable_problems(config)
     assert problem.startswith(f"run.output_dir={tmp_path}/run: cannot be written: ") and "is a file" in problem

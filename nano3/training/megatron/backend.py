@@ -16,12 +16,12 @@ from typing import Any
 from nano3.config import PretrainConfig
 from nano3.config.model import ModelConfig
 from nano3.config.pretrain import megatron_section
-from nano3.training.checks.recipe_check import tokenizer_problems
 from nano3.training.dataset import TrainingData, open_data
 from nano3.training.hf.checkpoints import MARKER, read_info
 from nano3.training.megatron import recipe, schema, settings
 from nano3.training.megatron.compile_cache import set_compile_cache
 from nano3.training.megatron.errors import quiet, translate_errors
+from nano3.training.megatron.recipe_check import tokenizer_problems
 from nano3.training.megatron.start import Start, find_start, may_drop_old, remove_unfinished
 from nano3.training.run import index_cache, parent_checkpoint
 from nano3.training.run.checkpoint_owner import claim_dir, owner_problem

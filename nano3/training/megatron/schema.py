@@ -1,7 +1,7 @@
 """What Megatron-Bridge's ConfigContainer accepts: read from the real dataclasses, or from a recording of them.
 
 Megatron-Bridge imports only where its CUDA extensions are installed, so a login node cannot ask the dataclasses which
-fields exist. `extract` asks them once (`python -m nano3.training.megatron.schema`, on a machine that has the stack) and
+fields exist. `extract` asks them once (`python -m nano3.training.megatron.record_schema`, on a machine that has the stack) and
 the answer ships as JSON. On the training machine the same `extract` is run on the live container, and the same check is
 made against that.
 """
@@ -10,9 +10,7 @@ import dataclasses
 import enum
 import importlib.metadata
 import inspect
-import json
 import math
-import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -21,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from nano3.utils.errors import did_you_mean
-from nano3.utils.files import read_json, write_text
+from nano3.utils.files import read_json
 
-FOLDER = Path(__file__).parent / "schemas"
+SCHEMA_FILE = Path(__file__).parent / "schemas" / "megatron_bridge.json"
 RECIPES = (
     "megatron.bridge.recipes.nemotronh.nemotron_3_nano.nemotron_3_nano_pretrain_config",
     "megatron.bridge.recipes.qwen.qwen3.qwen3_8b_pretrain_config",
@@ -252,8 +250,7 @@ def versions() -> dict[str, str]:
 
 def load_bundled(recipe: str) -> Schema:
     """The shipped schema for `recipe`; for a recipe that was not recorded, the first one's without its values."""
-    file = FOLDER / "megatron_bridge.json"
-    raw = read_json(file)
+    raw = read_json(SCHEMA_FILE)
     known = raw["recipes"]
     entry = known.get(recipe, next(iter(known.values())))
     classes = {name: {k: _read(v) for k, v in fields.items()} for name, fields in raw["classes"].items()}
@@ -265,43 +262,8 @@ def load_bundled(recipe: str) -> Schema:
 
 def is_recorded(recipe: str) -> bool:
     """Whether the shipped schema knows this recipe's own values."""
-    return recipe in read_json(FOLDER / "megatron_bridge.json")["recipes"]
+    return recipe in read_json(SCHEMA_FILE)["recipes"]
 
 
 def _read(raw: Mapping[str, Any]) -> Field:
     return Field(tuple(raw.get("kinds", ())), tuple(raw.get("choices", ())), raw.get("section"))
-
-
-def _write(f: Field) -> dict[str, Any]:
-    return {k: v for k, v in dataclasses.asdict(f).items() if v}
-
-
-def as_json(schemas: list[Schema]) -> str:
-    """The text of the shipped recording: one line per class, so that a diff between releases can be read."""
-    classes = {name: fields for s in schemas for name, fields in s.classes.items()}
-    raw = {
-        "versions": dict(schemas[0].versions),
-        "recipes": {
-            s.recipe: {"container": {k: _write(v) for k, v in s.container.items()}, "values": dict(s.values)}
-            for s in schemas
-        },
-        "classes": {
-            name: {k: _write(v) for k, v in sorted(fields.items())} for name, fields in sorted(classes.items())
-        },
-    }
-    return json.dumps(raw, indent=1, sort_keys=False) + "\n"
-
-
-def main() -> int:
-    """Record the recipes in `RECIPES` from the installed Megatron-Bridge into the shipped file."""
-    import tempfile
-
-    from nano3.training.megatron.recipe import call_recipe, offline_hub
-
-    offline_hub(RECIPES[1], Path(tempfile.mkdtemp()))
-    write_text(FOLDER / "megatron_bridge.json", as_json([extract(call_recipe(r), r) for r in RECIPES]))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

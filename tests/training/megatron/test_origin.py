@@ -6,9 +6,9 @@ import pytest
 from megatron_helpers import checkpoint, model
 
 from nano3.config import PretrainConfig
-from nano3.training.checks.preflight import preflight
 from nano3.training.dataset import open_data
 from nano3.training.megatron import backend
+from nano3.training.preflight import preflight
 from nano3.training.run import resume
 from nano3.training.run.checkpoint_owner import NOTE
 from nano3.training.run.origin import Origin, find_origin

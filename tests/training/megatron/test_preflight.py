@@ -13,12 +13,12 @@ from megatron_helpers import NANO, QWEN, ROOT, checkpoint, model
 
 from nano3.config import ModelConfig, PretrainConfig
 from nano3.training.checks.model_stats import Architecture, flops_per_token, from_config, parameters
-from nano3.training.checks.preflight import Layout, layout_problems, memory_per_gpu, preflight
-from nano3.training.checks.recipe_check import recipe_problems
 from nano3.training.dataset import open_data
 from nano3.training.megatron.backend import fixed_keys
+from nano3.training.megatron.recipe_check import recipe_problems
 from nano3.training.megatron.schema import load_bundled
 from nano3.training.megatron.settings import free_settings
+from nano3.training.preflight import Layout, layout_problems, memory_per_gpu, preflight
 
 
 def shape(name: str, vocab: int) -> Architecture:
@@ -276,7 +276,7 @@ def bridge(tmp_path: Path, monkeypatch) -> None:
     (folder / "nemotron_3_nano.py").write_text(
         "raise SystemExit('imported')\nfrom elsewhere import nemotron_3_nano_pretrain_config, other_config\n"
     )
-    monkeypatch.setattr("nano3.training.checks.recipe_check._recipes_folder", lambda: tmp_path / "recipes")
+    monkeypatch.setattr("nano3.training.megatron.recipe_check._recipes_folder", lambda: tmp_path / "recipes")
 
 
 @pytest.mark.parametrize(
@@ -451,6 +451,6 @@ def test_an_unknown_recipe_is_told_not_guessed(config: PretrainConfig) -> None:
 
 def test_it_imports_nothing_heavy() -> None:
     heavy = ("torch", "transformers", "megatron", "hydra")
-    script = f"import sys, nano3.training.checks.preflight; print([m for m in {heavy} if m in sys.modules])"
+    script = f"import sys, nano3.training.preflight; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"

@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from megatron_helpers import NANO, QWEN
 
+from nano3.training.megatron.record_schema import schemas_to_json
 from nano3.training.megatron.schema import (
+    RECIPES,
+    SCHEMA_FILE,
     Field,
     Schema,
-    as_json,
     describe,
     dtype_name,
     extract,
@@ -149,12 +151,19 @@ def test_a_dict_takes_any_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_recording_is_read_back_as_it_was_written(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     schema = live(monkeypatch)
-    (tmp_path / "megatron_bridge.json").write_text(as_json([schema]))
-    monkeypatch.setattr("nano3.training.megatron.schema.FOLDER", tmp_path)
+    (tmp_path / "recording.json").write_text(schemas_to_json([schema]))
+    monkeypatch.setattr("nano3.training.megatron.schema.SCHEMA_FILE", tmp_path / "recording.json")
     again = load_bundled("some.recipe")
     assert dict(again.classes) == dict(schema.classes)
     assert dict(again.container) == dict(schema.container)
     assert again.values == schema.values
+
+
+def test_the_bundled_recording_is_what_the_script_writes() -> None:
+    """One class a line, so that the diff between two releases can be read."""
+    text = SCHEMA_FILE.read_text()
+    assert schemas_to_json([load_bundled(recipe) for recipe in RECIPES]) == text
+    assert text.count("\n") < 200
 
 
 @pytest.mark.parametrize("recipe", [NANO, QWEN])

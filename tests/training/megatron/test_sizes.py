@@ -20,10 +20,10 @@ from nano3.training.checks.model_stats import (
     parameters,
     split_problems,
 )
-from nano3.training.checks.preflight import Layout, Span, _si, layout_of, layout_problems, preflight
 from nano3.training.checks.value_checks import start_problems
 from nano3.training.megatron.schema import load_bundled
 from nano3.training.megatron.settings import layers_in, pattern_problems
+from nano3.training.preflight import Layout, Span, _si, layout_of, layout_problems, preflight
 
 # Small odd numbers, so that no two of them can be mixed up.
 SMALL = Architecture(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nano3.config import PrepOptions, PretrainConfig
-from nano3.training.checks import mounts
+from nano3.training.checks import run_folders
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PretrainConfig:
 
 def told(config: PretrainConfig) -> list[str]:
     """The keys of the problems; each says why and what to choose."""
-    problems = mounts.unwritable_problems(config)
+    problems = run_folders.unwritable_problems(config)
     assert all(": cannot be written: " in p and p.endswith(f"Choose another {p.partition('=')[0]}.") for p in problems)
     return [problem.partition("=")[0] for problem in problems]
 
@@ -70,12 +70,12 @@ def test_what_only_the_nodes_have_is_left_to_them(
 def test_a_section_that_is_none_names_no_weights(config: PretrainConfig, section: object) -> None:
     """It is refused by the preflight, which must not be kept from it."""
     config.megatron, config.run.data = {"checkpoint": section}, "/data"
-    assert mounts.read_by(config) == ["/data"]
+    assert run_folders.read_by(config) == ["/data"]
 
 
 def test_a_tokenizer_in_the_home_folder_is_mounted(config: PretrainConfig, tmp_path: Path) -> None:
     (tmp_path / "home/tokenizer").mkdir(parents=True)
     options = PrepOptions(output_dir="~/out", tokenizer_model="~/tokenizer")
-    assert mounts.of_preparation(options, []) == tuple(
+    assert run_folders.of_preparation(options, []) == tuple(
         str(tmp_path / name) for name in ("home/tokenizer", "home/out", "artifacts")
     )

@@ -14,12 +14,12 @@ from nano3.config import PretrainConfig
 from nano3.config.pretrain import RecipeConfig
 from nano3.training.checks.lr_schedule import schedule_problems, schedule_sentence
 from nano3.training.checks.model_stats import Architecture, flops_per_token, from_config, parameters, split_problems
-from nano3.training.checks.recipe_check import blend_file_problems, near_recipe, recipe_problems, tokenizer_problems
 from nano3.training.checks.value_checks import run_problems, start_problems, value_problems, vocabulary_problems
 from nano3.training.dataset import TrainingData, open_data
 from nano3.training.hf.batch import multiples_around
 from nano3.training.hf.model import model_problems
 from nano3.training.megatron import recipe, schema, settings
+from nano3.training.megatron.recipe_check import blend_file_problems, near_recipe, recipe_problems, tokenizer_problems
 from nano3.training.run.origin import Origin, find_origin
 from nano3.training.run.stop import last_iteration
 from nano3.utils.errors import UserError
