@@ -11,8 +11,8 @@ import pytest
 from commands import ROOT, Commands
 
 from nano3.artifacts import store
-from nano3.data.dataset.output_dir import non_text_names
 from nano3.data.sources.listing import list_local
+from nano3.data.sources.own_files import non_text_names
 from nano3.utils.files import normalize_path
 
 SAMPLE = ROOT / "nano3/sample"

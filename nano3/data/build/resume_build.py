@@ -12,6 +12,7 @@ from nano3.data.dataset.manifest import Manifest, encode_json, load_manifest, ma
 from nano3.data.planning.plan import NOT_HASHED, PLAN_FORMAT, SPLITS, DatasetPlan, Plan, load_plan, recipe
 from nano3.data.planning.planner import PrepRequest, make_plan
 from nano3.data.sources.discovery import WHOLE_FILE_LIMIT
+from nano3.data.sources.own_files import PUBLISHED, is_publishing
 from nano3.data.tokenization.tokenizer import copy_tokenizer
 from nano3.utils.console import say, warn
 from nano3.utils.errors import Failure, UserError
@@ -72,9 +73,7 @@ def find_complete_data(request: PrepRequest, output: Path) -> Manifest | None:
 def check_output_dir(request: PrepRequest) -> None:
     """Raise `UserError` when what lies in the output folder forbids this preparation; changes nothing there."""
     output = Path(request.options.output_dir)
-    if request.options.force or output_dir.is_publishing(
-        output
-    ):  # the start that follows finishes the publishing first
+    if request.options.force or is_publishing(output):  # the start that follows finishes the publishing first
         return
     refuse_other(request, output)
     if (output / "manifest.json").exists():
@@ -84,7 +83,7 @@ def check_output_dir(request: PrepRequest) -> None:
 def refuse_other(request: PrepRequest, output: Path) -> None:
     """Raise `UserError` when the output folder holds what this request would replace without having been told to."""
     if not (output / "manifest.json").exists():
-        if strange := [n for n in output_dir.PUBLISHED if (output / n).exists()]:
+        if strange := [n for n in PUBLISHED if (output / n).exists()]:
             raise UserError(
                 f"output_dir={output}: has {', '.join(strange)} but no manifest.json, so nano3 did not make it, or "
                 f"cannot tell what it is. Choose another output_dir, or remove them if they are of no use."
@@ -195,9 +194,11 @@ def fetch_files(plan: Plan) -> None:
     remote = [d for d in plan.datasets if d.root.startswith("hf://")]
     if plan.options.hf_files == "download" and remote:
         from nano3.data.sources.hub import endpoint
-        from nano3.data.sources.hub_cache import fetch
+        from nano3.data.sources.hub_cache import download_files
 
-        fetch([(d.root, key, size) for d in remote for key, size in zip(d.keys, d.sizes, strict=True)], endpoint())
+        download_files(
+            [(d.root, key, size) for d in remote for key, size in zip(d.keys, d.sizes, strict=True)], endpoint()
+        )
 
 
 def read_plan(build: Path) -> Plan | None:

@@ -17,7 +17,8 @@ from nano3.data.dataset import output_dir
 from nano3.data.dataset.manifest import Manifest, encode_json, load_manifest, make_blend, make_manifest
 from nano3.data.planning.plan import SPLITS, Plan, load_plan
 from nano3.data.planning.planner import PrepRequest, make_plan, make_request
-from nano3.data.sources.discovery import changed_files
+from nano3.data.sources.discovery import find_changed_files
+from nano3.data.sources.own_files import is_publishing
 from nano3.data.tokenization.engines import REFERENCE
 from nano3.data.tokenization.tokenizer import copy_tokenizer
 from nano3.utils.console import ignore_broken_pipe, say, table, warn
@@ -39,7 +40,7 @@ def prepare(sources: list[SourceConfig], options: PrepOptions, blend_name: str) 
 def prepare_request(request: PrepRequest) -> Manifest:
     """`prepare` for a request at hand: finding all files of a blend may take a while."""
     options, output = request.options, Path(request.options.output_dir)
-    if output_dir.is_publishing(output):
+    if is_publishing(output):
         with output_dir.hold_output_lock(output):
             output_dir.finish_publishing(output)
     if not options.force and (done := find_complete_data(request, output)):
@@ -230,7 +231,7 @@ def refuse_changed(plan: Plan) -> None:
     """Nothing is published when a file was changed while it was read: part of it may be old, part new."""
     changed: list[str] = []
     for d in plan.datasets:
-        changed += changed_files(d.root, zip(d.keys, d.sizes, d.prints, d.times, strict=True))
+        changed += find_changed_files(d.root, zip(d.keys, d.sizes, d.prints, d.times, strict=True))
     if changed:
         raise Failure(
             [f"{path}: was changed while the data was made; nothing is published." for path in changed[:20]]

@@ -13,43 +13,23 @@ import contextlib
 import errno
 import fcntl
 import os
-import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from nano3.data.sources.own_files import PUBLISHED, is_publishing, prep_dir
 from nano3.utils.console import warn
 from nano3.utils.disk_errors import disk_error, disk_errors
 from nano3.utils.errors import UserError
 from nano3.utils.files import fsync_dir, write_text
 
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-PUBLISHED = ("train", "valid", "test", "tokenizer", "blend.json", "manifest.json")
-
-
-def prep_dir(output: Path) -> Path:
-    """Where everything unfinished is."""
-    return output / ".prep"
 
 
 def build_dir(output: Path, plan_hash: str) -> Path:
     """The folder of one build."""
     return prep_dir(output) / plan_hash[:16]
-
-
-def own_file_names(output: Path) -> tuple[str, ...]:
-    """What nano3 has put into the folder: nothing as long as no data was ever published there."""
-    return PUBLISHED if (output / "manifest.json").exists() or is_publishing(output) else ()
-
-
-def non_text_names(names: Collection[str]) -> Collection[str]:
-    """Those of a folder's `names` that nano3 has put there in an earlier preparation, a run or an artifact store."""
-    if ".prep" in names and "manifest.json" in names:
-        return PUBLISHED
-    is_run = "starts" in names and "config.yaml" in names
-    is_store = "places" in names and any(re.fullmatch(r"v[1-9]\d*\.json", name) for name in names)
-    return names if is_run or is_store else ()
 
 
 def make_writable(output: Path) -> None:
@@ -110,11 +90,6 @@ def publish(output: Path, build: Path) -> None:
     remove(prep_dir(output) / "old")
     write_text(prep_dir(output) / "publish", build.name)
     finish_publishing(output)
-
-
-def is_publishing(output: Path) -> bool:
-    """Whether a run was killed while it moved its build into place."""
-    return (prep_dir(output) / "publish").is_file()
 
 
 def finish_publishing(output: Path) -> None:

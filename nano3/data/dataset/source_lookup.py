@@ -15,7 +15,7 @@ from nano3.data.dataset.output_dir import build_dir
 from nano3.data.planning.plan import SPLITS, DatasetPlan, Plan, load_plan
 from nano3.data.planning.shard_assignment import assign_shards, drop_short
 from nano3.data.planning.splits import document_hash, file_seed, split_of
-from nano3.data.sources.discovery import changed_files
+from nano3.data.sources.discovery import find_changed_files
 from nano3.data.sources.readers import read_documents
 from nano3.utils.errors import Failure
 
@@ -89,5 +89,5 @@ def refuse_changed(dataset: DatasetPlan, file: int) -> None:
     """Raise `Failure` when a file is no longer what it was."""
     time = dataset.times[file] if dataset.times else 0
     identity = (dataset.keys[file], dataset.sizes[file], dataset.prints[file], time)
-    if changed := changed_files(dataset.root, iter([identity])):
+    if changed := find_changed_files(dataset.root, iter([identity])):
         raise Failure(f"{changed[0]}: was changed since the data was prepared; its rows cannot be told any more.")

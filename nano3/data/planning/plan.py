@@ -18,7 +18,7 @@ import numpy as np
 
 from nano3.config import PrepOptions
 from nano3.data.sources.discovery import WHOLE_FILE_LIMIT
-from nano3.data.sources.formats import SPLITTABLE
+from nano3.data.sources.formats import FORMATS
 from nano3.data.sources.readers import FileRange
 from nano3.data.tokenization.tokenizer import TokenizerInfo
 from nano3.utils.errors import Failure
@@ -111,7 +111,7 @@ class DatasetPlan:
 
     def splittable(self, file: int) -> bool:
         """Whether a unit can start inside the file."""
-        return self.rows is None and self.formats[file] in SPLITTABLE
+        return self.rows is None and FORMATS[self.formats[file]].splittable
 
     def parts(self, unit: int) -> list[tuple[int, FileRange]]:
         """(file number, part) of each file that a unit has to open."""
@@ -136,7 +136,7 @@ class DatasetPlan:
             name=self.keys[file],
             format=self.formats[file],
             size=self.sizes[file],
-            cost=self.costs[file],
+            estimated_bytes=self.costs[file],
             start=start,
             stop=stop,
             text_field=self.text_field,

@@ -13,7 +13,7 @@ from nano3.data.planning.sampling import sample_rows
 from nano3.data.planning.splits import set_bounds
 from nano3.data.sources.discovery import discover_files
 from nano3.data.sources.fingerprint_cache import FingerprintCache, load_fingerprint_cache
-from nano3.data.sources.formats import TEXT_PER_BYTE
+from nano3.data.sources.formats import FORMATS
 from nano3.data.sources.listing import check_name
 from nano3.data.tokenization.tokenizer import TokenizerInfo, find_tokenizer, names_a_place
 from nano3.utils.errors import Failure, Nano3Error, UserError, did_you_mean
@@ -107,7 +107,7 @@ def discover_datasets(
 
 def discover_dataset(source: SourceConfig, options: PrepOptions, memory: FingerprintCache) -> DatasetPlan:
     """List and identify the files of one dataset."""
-    found = discover_files(source, options.output_dir, memory, keep_list=options.hf_files == "download")
+    found = discover_files(source, options.output_dir, memory, save_list=options.hf_files == "download")
     return DatasetPlan(
         name=source.name,
         weight=float(source.weight),
@@ -117,10 +117,10 @@ def discover_dataset(source: SourceConfig, options: PrepOptions, memory: Fingerp
         revision=found.revision,
         keys=found.keys,
         sizes=found.sizes,
-        prints=found.prints,
+        prints=found.fingerprints,
         formats=found.formats,
         costs=[cost_of(size, kind) for size, kind in zip(found.sizes, found.formats, strict=True)],
-        times=found.times,
+        times=found.mtimes,
     )
 
 
@@ -129,7 +129,7 @@ def cost_of(size: int, kind: str) -> int:
 
     So a row mended in one file leaves the cuts between units where they are, and what is finished can be kept.
     """
-    cost = size * TEXT_PER_BYTE.get(kind, 1)
+    cost = size * FORMATS[kind].text_per_byte
     step = 1 << max(cost.bit_length() - COST_BITS, 0)
     return -(-cost // step) * step
 

@@ -10,8 +10,8 @@ import numpy as np
 from nano3.data.planning.plan import DatasetPlan
 from nano3.data.sources import discovery
 from nano3.data.sources.compressed import Decompressor
-from nano3.data.sources.formats import COMPRESSED, HEAD, detect
-from nano3.data.sources.readers import ROW_COST, FileRange, read_documents
+from nano3.data.sources.formats import FORMATS, HEAD_SIZE, detect_format
+from nano3.data.sources.readers import ROW_WIDTH, FileRange, read_documents
 from nano3.utils.errors import Failure
 
 CHUNK = 4 << 20
@@ -69,7 +69,7 @@ def keep_rows(dataset: DatasetPlan, have: dict[int, Count], wanted: int) -> None
         values = getattr(dataset, name)
         setattr(dataset, name, [values[i] for i in kept])
     dataset.rows = [rows[i] for i in kept]
-    dataset.costs = [n * ROW_COST for n in dataset.rows]
+    dataset.costs = [n * ROW_WIDTH for n in dataset.rows]
     dataset.sampled_bytes = sum(have[i].text_bytes * rows[i] // have[i].rows for i in kept)
 
 
@@ -79,15 +79,15 @@ def count_rows(dataset: DatasetPlan, file: int, limit: int) -> Count:
     try:
         with discovery.open_file(part.root, part.name) as f:
             if (size := discovery.size_of(f)) != part.size:
-                raise discovery.changed_error(part.path, part.size, size)
+                raise discovery.size_changed_error(part.path, part.size, size)
             if part.format == "parquet":
                 return parquet_rows(f, part, limit)
             if part.format == "jsonl":
                 return count_lines(f.read, limit)
-            if part.format in COMPRESSED:
+            if FORMATS[part.format].compressed:
                 stream = Decompressor(f, part.format, part.path)
-                head = stream.read(HEAD)
-                if detect(head, part.name, unpacked=True) == "jsonl":
+                head = stream.read(HEAD_SIZE)
+                if detect_format(head, part.name, unpacked=True) == "jsonl":
                     return count_lines(stream.read, limit, head)
     except discovery.read_errors(part.root) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__

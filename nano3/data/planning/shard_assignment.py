@@ -10,7 +10,7 @@ from nano3.data.sources.readers import Batch
 
 def drop_short(batch: Batch, least: int) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Texts, keys and places of a batch's documents of at least `least` characters."""
-    texts, keys, places = batch.texts, batch.keys, batch.places
+    texts, keys, places = batch.texts, batch.keys, batch.offsets
     if least:
         long = [i for i, text in enumerate(texts) if len(text) >= least]
         if len(long) < len(texts):

@@ -11,11 +11,11 @@ from typing import IO, Any
 
 from nano3.utils.errors import Failure, UserError
 
-PIECE = 64 << 10  # compressed bytes handed to a decompressor at a time: `position` then depends on nothing else
-FED = 8 << 10  # the same for bzip2 and xz; places of rows come of it, so it may not change
+READ_SIZE = 64 << 10  # compressed bytes handed to a decompressor at a time: `position` then depends on nothing else
+FEED_SIZE = 8 << 10  # the same for bzip2 and xz; places of rows come of it, so it may not change
 
 
-class Counted:
+class CountingReader:
     """A file object that hands out small pieces and knows how many bytes it gave."""
 
     closed = False
@@ -26,7 +26,7 @@ class Counted:
 
     def read(self, size: int = -1) -> bytes:
         """At most PIECE bytes."""
-        data = self._f.read(PIECE if size < 0 else min(size, PIECE))
+        data = self._f.read(READ_SIZE if size < 0 else min(size, READ_SIZE))
         self.position += len(data)
         return data
 
@@ -42,12 +42,12 @@ class Counted:
         """The file belongs to the caller."""
 
 
-class Streams:
+class ConcatenatedStreams:
     """bzip2 or xz streams, one after another. What follows a stream and begins none is damage, unless it is padding
     (NUL bytes); Python's `BZ2File` and `LZMAFile` take it for the end, and so would lose the text after it.
     """
 
-    def __init__(self, raw: Counted, make: Callable[[], Any]) -> None:
+    def __init__(self, raw: CountingReader, make: Callable[[], Any]) -> None:
         self._raw = raw
         self._make = make
         self._decoder = make()
@@ -58,12 +58,12 @@ class Streams:
             if self._decoder.eof:
                 rest = self._decoder.unused_data.lstrip(b"\0")
                 while not rest:
-                    if not (data := self._raw.read(FED)):
+                    if not (data := self._raw.read(FEED_SIZE)):
                         return b""
                     rest = data.lstrip(b"\0")
                 self._decoder = self._make()
             else:
-                rest = self._raw.read(FED) if self._decoder.needs_input else b""
+                rest = self._raw.read(FEED_SIZE) if self._decoder.needs_input else b""
                 if self._decoder.needs_input and not rest:
                     raise EOFError("it ends before its end-of-stream marker")
             if found := self._decoder.decompress(rest, size):
@@ -76,7 +76,7 @@ class Decompressor:
     """
 
     def __init__(self, f: IO[bytes], kind: str, path: str) -> None:
-        self._raw = Counted(f)
+        self._raw = CountingReader(f)
         self._path = path
         self._kind = kind
         self._given = 0
@@ -85,9 +85,9 @@ class Decompressor:
         if kind == "gz":
             self._stream = gzip.GzipFile(fileobj=raw, mode="rb")
         elif kind == "bz2":
-            self._stream = Streams(self._raw, bz2.BZ2Decompressor)
+            self._stream = ConcatenatedStreams(self._raw, bz2.BZ2Decompressor)
         elif kind == "xz":
-            self._stream = Streams(self._raw, lzma.LZMADecompressor)
+            self._stream = ConcatenatedStreams(self._raw, lzma.LZMADecompressor)
         else:
             import pyarrow as pa
 

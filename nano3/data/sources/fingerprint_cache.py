@@ -13,20 +13,20 @@ from pathlib import Path
 
 import msgspec
 
-from nano3.data.dataset.output_dir import prep_dir
-from nano3.data.sources.listing import Entry
+from nano3.data.sources.listing import FileEntry
+from nano3.data.sources.own_files import prep_dir
 from nano3.utils.files import atomic_open
 
 # The number changes whenever the same file would get another fingerprint or format.
-NAME = "looked.1.msgpack"
+FILE_NAME = "looked.1.msgpack"
 # A file changed so shortly before is looked at again: it may be changed once more before the file system's clock ticks.
-FRESH_NS = 2_000_000_000
-MANY = 1000  # files that are worth a write although the data is complete
+TIMESTAMP_MARGIN_NS = 2_000_000_000
+WORTH_SAVING = 1000  # files that are worth a write although the data is complete
 
-Look = tuple[str, str | None]  # fingerprint; format, None for a file without text
+FileIdentity = tuple[str, str | None]  # fingerprint; format, None for a file without text
 
 
-class Table(msgspec.Struct):
+class DatasetTable(msgspec.Struct):
     """Looks at the files of one dataset. Lists of equal length."""
 
     root: str
@@ -34,7 +34,7 @@ class Table(msgspec.Struct):
     sizes: list[int] = []
     times: list[int] = []
     inode_times: list[int] = []
-    prints: list[str] = []
+    fingerprints: list[str] = msgspec.field(name="prints", default_factory=list)
     formats: list[str | None] = []
 
 
@@ -42,26 +42,26 @@ class Table(msgspec.Struct):
 class FingerprintCache:
     """Looks of earlier runs and of this one, by dataset. `opened` counts the files that had to be looked at."""
 
-    before: dict[str, Table] = field(default_factory=dict)
-    now: dict[str, tuple[str, list[Entry], list[Look]]] = field(default_factory=dict)
+    before: dict[str, DatasetTable] = field(default_factory=dict)
+    now: dict[str, tuple[str, list[FileEntry], list[FileIdentity]]] = field(default_factory=dict)
     opened: int = 0
-    began: int = field(default_factory=time.time_ns)
+    started: int = field(default_factory=time.time_ns)
 
-    def recall(self, dataset: str, root: str, entries: list[Entry]) -> list[Look | None]:
+    def get(self, dataset: str, root: str, entries: list[FileEntry]) -> list[FileIdentity | None]:
         """For each file what was seen in it, None when it has to be looked at."""
         table = self.before.get(dataset)
         if table is None or table.root != root:
             return [None] * len(entries)
-        columns = (table.sizes, table.times, table.inode_times, table.prints, table.formats)
+        columns = (table.sizes, table.times, table.inode_times, table.fingerprints, table.formats)
         known = dict(zip(table.keys, zip(*columns, strict=True), strict=True))
-        found: list[Look | None] = []
+        found: list[FileIdentity | None] = []
         for key, size, tag, changed, inode_time in entries:
             was = known.get(key)
             same = was is not None and was[:3] == (size, changed, inode_time) and tag in (None, was[3])
             found.append((was[3], was[4]) if was and same else None)
         return found
 
-    def keep(self, dataset: str, root: str, entries: list[Entry], looks: list[Look], opened: int) -> None:
+    def put(self, dataset: str, root: str, entries: list[FileEntry], looks: list[FileIdentity], opened: int) -> None:
         """Take note of what was seen in files, so that `save` can write it."""
         self.now[dataset] = (root, entries, looks)
         self.opened += opened
@@ -71,34 +71,34 @@ class FingerprintCache:
         _, entries, looks = self.now[dataset]
         return {entry.key: kind for entry, (_, kind) in zip(entries, looks, strict=True)}
 
-    def tables(self) -> dict[str, Table]:
+    def tables(self) -> dict[str, DatasetTable]:
         """What to write: files that will be known again, by the store's hash or by an inode's time."""
-        latest = self.began - FRESH_NS
+        latest = self.started - TIMESTAMP_MARGIN_NS
         made = {}
         for dataset, (root, entries, looks) in self.now.items():
             pairs = zip(entries, looks, strict=True)
             kept = [(e, look) for e, look in pairs if e.tag or 0 < e.inode_time < latest]
-            made[dataset] = Table(
+            made[dataset] = DatasetTable(
                 root,
                 keys=[e.key for e, _ in kept],
                 sizes=[e.size for e, _ in kept],
                 times=[e.time for e, _ in kept],
                 inode_times=[e.inode_time for e, _ in kept],
-                prints=[fingerprint for _, (fingerprint, _) in kept],
+                fingerprints=[fingerprint for _, (fingerprint, _) in kept],
                 formats=[kind for _, (_, kind) in kept],
             )
         return made
 
     def save(self, output: Path) -> None:
         """Write it into the output folder."""
-        with atomic_open(prep_dir(output) / NAME) as f:
+        with atomic_open(prep_dir(output) / FILE_NAME) as f:
             f.write(msgspec.msgpack.encode(self.tables()))
 
     def save_if_many(self, output: Path) -> None:
         """Write it although there was nothing to do, if that spares the next run a long look. Needs no lock, and may
         fail: the folder may be another user's.
         """
-        if self.opened >= MANY:
+        if self.opened >= WORTH_SAVING:
             with contextlib.suppress(OSError):
                 self.save(output)
 
@@ -106,8 +106,10 @@ class FingerprintCache:
 def load_fingerprint_cache(output: Path) -> FingerprintCache:
     """What earlier runs have left in the output folder."""
     try:
-        tables = msgspec.msgpack.decode((prep_dir(output) / NAME).read_bytes(), type=dict[str, Table])
+        tables = msgspec.msgpack.decode((prep_dir(output) / FILE_NAME).read_bytes(), type=dict[str, DatasetTable])
     except (OSError, ValueError, msgspec.MsgspecError):
         return FingerprintCache()
-    even = all(len({len(getattr(t, name)) for name in Table.__struct_fields__[1:]}) == 1 for t in tables.values())
+    even = all(
+        len({len(getattr(t, name)) for name in DatasetTable.__struct_fields__[1:]}) == 1 for t in tables.values()
+    )
     return FingerprintCache(tables if even else {})

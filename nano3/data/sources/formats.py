@@ -1,67 +1,108 @@
-"""What a file is. The name decides whether a file found in a folder may hold text at all, and whether text that looks
-like JSON is text; everything else is seen from the first bytes.
+"""The file formats that documents are read from, and how a file's format is detected.
+
+A file's first bytes decide its format. Its name decides only whether a file found in a folder may hold text at all,
+whether unmarked text is plain text or JSON, and what a compressed stream holds.
+
+To add a format:
+
+1. Add it to `FORMATS` below.
+2. Write its reader in `readers.py` and add it to `READERS` there.
+3. Name it in `SUPPORTED`, and add a file of it to `FILE_NAMES` in `tests/data/sources/test_readers.py`.
 """
 
-HEAD = 64 << 10  # bytes that are looked at
+from dataclasses import dataclass
 
-MAGIC = (
-    (b"PAR1", "parquet"),
-    (b"ARROW1\x00\x00", "arrow"),
-    (b"\xff\xff\xff\xff", "arrow"),  # IPC stream: continuation marker
-    (b"\x1f\x8b", "gz"),
-    (b"\x28\xb5\x2f\xfd", "zst"),
-    *((bytes([kind]) + b"\x2a\x4d\x18", "zst") for kind in range(0x50, 0x60)),  # a skippable frame: pzstd begins so
-    (b"BZh", "bz2"),
-    (b"\xfd7zXZ\x00", "xz"),
-)
-COMPRESSED = ("gz", "zst", "bz2", "xz")
-# Formats of which a part can be read without reading all before it.
-SPLITTABLE = ("jsonl", "parquet")
-# Bytes of text in one byte of file, roughly: makes shards of unlike files about equal.
-TEXT_PER_BYTE = {"parquet": 3, "gz": 4, "zst": 4, "bz2": 4, "xz": 4}
-TEXT_NAMES = (".txt", ".text")
-JSON_NAMES = (".jsonl", ".json", ".ndjson")
-COLUMN_NAMES = (".parquet", ".arrow", ".arrows", ".feather", ".ipc")
-PACKED_NAMES = (".gz", ".gzip", ".zst", ".zstd", ".bz2", ".bzip2", ".xz", ".lzma")
-NEVER_EMPTY = (*COLUMN_NAMES, *PACKED_NAMES)  # formats of which every file has a beginning that tells it
-KNOWN_NAMES = (*TEXT_NAMES, *JSON_NAMES, *COLUMN_NAMES)
-ALLOWED = "parquet, Arrow, JSON lines, a JSON array, .txt; also compressed with gzip, zstd, bzip2 or xz"
+HEAD_SIZE = 64 << 10  # bytes read to detect a format
+UTF8_BOM = b"\xef\xbb\xbf"
 
 
-def detect(head: bytes, name: str, unpacked: bool = False) -> str | None:
-    """parquet, arrow, jsonl, json (an array), txt, gz, zst, bz2 or xz; None when the file is none of these.
+@dataclass(frozen=True)
+class FileFormat:
+    """How a format is detected and planned.
 
-    `head` is the start of the file, or (`unpacked`) of what was compressed in it.
+    Attributes:
+        suffixes: Lowercase suffixes of its files. Files in a folder with an unknown suffix are not read.
+        magic: Byte strings; a file of the format starts with one of them. Empty for text.
+        compressed: Whether the file is a compressed stream of text or JSON.
+        splittable: Whether a part of the file can be read without reading everything before it.
+        text_per_byte: Estimated bytes of text in one byte of the file, so that shards of mixed formats are about equal.
+    """
+
+    suffixes: tuple[str, ...]
+    magic: tuple[bytes, ...] = ()
+    compressed: bool = False
+    splittable: bool = False
+    text_per_byte: int = 1
+
+
+FORMATS = {
+    "jsonl": FileFormat((".jsonl", ".json", ".ndjson"), splittable=True),
+    "json": FileFormat((".json",)),  # one array of objects
+    "txt": FileFormat((".txt", ".text")),  # one document
+    "parquet": FileFormat((".parquet",), (b"PAR1",), splittable=True, text_per_byte=3),
+    "arrow": FileFormat(
+        (".arrow", ".arrows", ".feather", ".ipc"),
+        (b"ARROW1\x00\x00", b"\xff\xff\xff\xff"),  # IPC file; IPC stream (its continuation marker)
+    ),
+    "gz": FileFormat((".gz", ".gzip"), (b"\x1f\x8b",), compressed=True, text_per_byte=4),
+    "zst": FileFormat(
+        (".zst", ".zstd"),
+        # A frame, or one of the skippable frames that pzstd starts files with (RFC 8878, section 3.1.2).
+        (b"\x28\xb5\x2f\xfd", *(bytes([first]) + b"\x2a\x4d\x18" for first in range(0x50, 0x60))),
+        compressed=True,
+        text_per_byte=4,
+    ),
+    "bz2": FileFormat((".bz2", ".bzip2"), (b"BZh",), compressed=True, text_per_byte=4),
+    # .lzma files have no magic bytes and cannot be read; the suffix is here so that they are reported.
+    "xz": FileFormat((".xz", ".lzma"), (b"\xfd7zXZ\x00",), compressed=True, text_per_byte=4),
+}
+SUPPORTED = "parquet, Arrow, JSON lines, a JSON array, .txt; also compressed with gzip, zstd, bzip2 or xz"
+
+MAGIC = tuple((magic, name) for name, f in FORMATS.items() for magic in f.magic)
+TEXT_SUFFIXES = FORMATS["txt"].suffixes
+JSON_SUFFIXES = FORMATS["jsonl"].suffixes
+COMPRESSED_SUFFIXES = tuple(suffix for f in FORMATS.values() if f.compressed for suffix in f.suffixes)
+KNOWN_SUFFIXES = tuple(dict.fromkeys(suffix for f in FORMATS.values() if not f.compressed for suffix in f.suffixes))
+NEVER_EMPTY = tuple(suffix for f in FORMATS.values() if f.magic for suffix in f.suffixes)
+
+
+def detect_format(head: bytes, name: str, unpacked: bool = False) -> str | None:
+    """Return a key of `FORMATS`, or None if the file has none of these formats.
+
+    Args:
+        head: The first bytes of the file.
+        name: Name of the file; only its suffixes matter.
+        unpacked: Whether `head` was decompressed, so that the suffix below the compression counts.
     """
     for magic, kind in MAGIC:
         if head.startswith(magic):
             return kind
-    # Of a file that is compressed in a way unknown here the name says nothing about its bytes.
-    suffix = inner_suffix(name) if unpacked or not name.lower().endswith(PACKED_NAMES) else ""
-    if suffix in TEXT_NAMES:
+    # A compressed file without known magic bytes: the suffix below the compression does not describe these bytes.
+    suffix = inner_suffix(name) if unpacked or not name.lower().endswith(COMPRESSED_SUFFIXES) else ""
+    if suffix in TEXT_SUFFIXES:
         return "txt"
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    start = head.removeprefix(UTF8_BOM).lstrip()
     if start.startswith(b"["):
         return "json"
-    if start.startswith(b"{") or suffix in JSON_NAMES:
+    if start.startswith(b"{") or suffix in JSON_SUFFIXES:
         return "jsonl"
     return None
 
 
 def inner_suffix(name: str) -> str:
-    """The suffix below those of compression, in small letters; "" when there is none."""
+    """Return the lowercase suffix below the suffixes of compression, or "" if there is none."""
     last = name.rpartition("/")[2].lower()
     if last.endswith("."):
         return ""
     _, *suffixes = last.lstrip(".").split(".")
-    while suffixes and f".{suffixes[-1]}" in PACKED_NAMES:
+    while suffixes and f".{suffixes[-1]}" in COMPRESSED_SUFFIXES:
         suffixes.pop()
     return f".{suffixes[-1]}" if suffixes else ""
 
 
 def may_hold_text(name: str) -> bool:
-    """Whether a file found in a folder is looked into: a known suffix, a number, or none at all (`part-00000`)."""
-    if name.endswith(KNOWN_NAMES):  # nearly all, and there may be 10^5
+    """Return whether a file found in a folder has a known suffix, a number as its suffix, or none (`part-00000`)."""
+    if name.endswith(KNOWN_SUFFIXES):  # the fast path: there may be 10^5 files
         return True
     suffix = inner_suffix(name)
-    return not suffix or suffix[1:].isdigit() or suffix in KNOWN_NAMES
+    return not suffix or suffix[1:].isdigit() or suffix in KNOWN_SUFFIXES

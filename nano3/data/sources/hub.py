@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from nano3.config import SourceConfig
-from nano3.data.sources.hub_cache import Listed, load_listing, save_listing, with_formats
-from nano3.data.sources.listing import Entry, Listing
+from nano3.data.sources.hub_cache import HubSnapshot, carry_over_formats, load_snapshot, save_snapshot
+from nano3.data.sources.listing import FileEntry, Listing
 from nano3.utils.console import warn
 from nano3.utils.errors import UserError
 
@@ -21,7 +21,7 @@ SPLIT_WORDS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".ndjson", ".txt", ".arrow")
-PACKED = (".gz", ".zst", ".bz2", ".xz")
+COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 
 
 def endpoint() -> str:
@@ -29,63 +29,63 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
-def unreachable() -> tuple[type[Exception], ...]:
+def network_errors() -> tuple[type[Exception], ...]:
     """What the hub's client raises when the network fails."""
     from httpx import HTTPError
 
     return (OSError, HTTPError)
 
 
-def api() -> Any:
+def hub_client() -> Any:
     """A client; the token comes from HF_TOKEN or the login."""
     from huggingface_hub import HfApi
 
     return HfApi(endpoint=endpoint())
 
 
-def list_dataset(source: SourceConfig) -> tuple[Listed, Listing]:
+def list_dataset(source: SourceConfig) -> tuple[HubSnapshot, Listing]:
     """A dataset repository, and of it the files of one split and subset of `hf://org/name`.
 
     When it was listed before (`hub_cache`), a commit needs no hub, and any other revision none that answers.
     """
-    repo = repo_of(source)
+    repo = repo_name(source)
     label = f"dataset {source.name!r}: path={source.path}"
     if repo.count("/") > 1 or not repo:
         raise UserError(f"{label}: write hf://org/name, and choose files with split and subset.")
-    kept = load_listing(repo, source.revision)
+    kept = load_snapshot(repo, source.revision)
     if kept and kept.commit == source.revision:
         listed = kept
     else:
         try:
-            listed = with_formats(describe(api(), repo, source.revision, label), kept)
-        except NoHub as error:
+            listed = carry_over_formats(fetch_snapshot(hub_client(), repo, source.revision, label), kept)
+        except HubUnreachableError as error:
             if kept is None:
                 raise
             why = error.problems[0].partition(". ")[0].rstrip(".")
             warn(f"{why}: its files are taken as they were listed before, at commit {kept.commit}.")
             listed = kept
-    chosen = choose(listed.files, listed.card, source, label)
-    entries = [Entry(path, *listed.files[path]) for path in chosen]
+    chosen = select_files(listed.files, listed.card, source, label)
+    entries = [FileEntry(path, *listed.files[path]) for path in chosen]
     formats = {path: listed.formats[path] for path in chosen if path in listed.formats}
     return listed, Listing(f"hf://datasets/{repo}@{listed.commit}", entries, strict=False, formats=formats)
 
 
-def repo_of(source: SourceConfig) -> str:
+def repo_name(source: SourceConfig) -> str:
     """`org/name`."""
     return source.path.removeprefix("hf://").removeprefix("datasets/").strip("/")
 
 
-def keep_list_of(source: SourceConfig, listed: Listed, formats: dict[str, str | None]) -> None:
+def save_listing(source: SourceConfig, listed: HubSnapshot, formats: dict[str, str | None]) -> None:
     """Keep the list of a dataset's files, with the formats that are known now."""
     listed.formats.update(formats)
-    save_listing(repo_of(source), source.revision, listed)
+    save_snapshot(repo_name(source), source.revision, listed)
 
 
-class NoHub(UserError):
+class HubUnreachableError(UserError):
     """The hub does not answer, or must not be asked."""
 
 
-def describe(client: Any, repo: str, revision: str | None, label: str) -> Listed:
+def fetch_snapshot(client: Any, repo: str, revision: str | None, label: str) -> HubSnapshot:
     """Commit, files and the card's metadata, from the hub."""
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -111,19 +111,21 @@ def describe(client: Any, repo: str, revision: str | None, label: str) -> Listed
     except RevisionNotFoundError as error:
         raise UserError(f"{label}: no revision {revision!r}. Name a branch, tag or commit of the dataset.") from error
     except OfflineModeIsEnabled as error:
-        raise NoHub(f"{label}: HF_HUB_OFFLINE is set. Unset it, or point path at local files.") from error
+        raise HubUnreachableError(f"{label}: HF_HUB_OFFLINE is set. Unset it, or point path at local files.") from error
     except HfHubHTTPError as error:
         raise UserError(f"{label}: the hub refused: {str(error).splitlines()[0]}") from error
-    except unreachable() as error:
-        raise NoHub(f"{label}: the hub at {endpoint()} cannot be reached ({type(error).__name__}).") from error
-    return Listed(info.sha, files, card)
+    except network_errors() as error:
+        raise HubUnreachableError(
+            f"{label}: the hub at {endpoint()} cannot be reached ({type(error).__name__})."
+        ) from error
+    return HubSnapshot(info.sha, files, card)
 
 
-def choose(
+def select_files(
     files: dict[str, tuple[int, str | None]], card: dict[str, Any], source: SourceConfig, label: str
 ) -> list[str]:
     """Paths of the files of a split and subset: as the card's `configs` say, else by folder and file names."""
-    data = sorted(path for path in files if is_data(path))
+    data = sorted(path for path in files if may_hold_documents(path))
     configs = {c.get("config_name", "default"): c for c in card.get("configs") or [] if isinstance(c, dict)}
     if configs:
         wanted = source.subset or ("default" if "default" in configs else None)
@@ -136,7 +138,7 @@ def choose(
         if patterns:
             if source.split not in patterns:
                 raise UserError(f"{label}: split={source.split} is not one of its splits: {', '.join(patterns)}.")
-            return [path for path in data if any(matches(path, p) for p in patterns[source.split])]
+            return [path for path in data if any(matches_pattern(path, p) for p in patterns[source.split])]
         folder = configs[wanted].get("data_dir")
         data = [path for path in data if not folder or path.startswith(f"{folder.strip('/')}/")]
     elif source.subset:
@@ -147,13 +149,13 @@ def choose(
                 f"{label}: subset={source.subset}: no such folder. Folders: {', '.join(folders) or 'none'}."
             )
         data = inside
-    return by_name(data, source, label)
+    return select_by_name(data, source, label)
 
 
-def is_data(path: str) -> bool:
+def may_hold_documents(path: str) -> bool:
     """Whether a file of a dataset repository may hold documents."""
     name = path.lower()
-    for packed in PACKED:
+    for packed in COMPRESSED_SUFFIXES:
         name = name.removesuffix(packed)
     hidden = any(part[0] in "._" for part in path.split("/"))
     return name.endswith(DATA_SUFFIXES) and not hidden and PurePosixPath(path).name != "dataset_infos.json"
@@ -173,7 +175,7 @@ def split_patterns(config: dict[str, Any]) -> dict[str, list[str]]:
     return found
 
 
-def matches(path: str, pattern: str) -> bool:
+def matches_pattern(path: str, pattern: str) -> bool:
     """Whether a path fits a card's pattern; `*` stays inside a folder, `**` does not."""
     pattern = pattern.removeprefix("./").strip("/")
     if not any(c in pattern for c in "*?["):
@@ -194,7 +196,7 @@ def glob_match(path: str, pattern: str) -> bool:
     return fits(path.split("/"), pattern.split("/"))
 
 
-def by_name(data: list[str], source: SourceConfig, label: str) -> list[str]:
+def select_by_name(data: list[str], source: SourceConfig, label: str) -> list[str]:
     """The files whose path names the split; when no path names any split, all of them are `train`."""
     named: dict[str, list[str]] = {}
     for path in data:

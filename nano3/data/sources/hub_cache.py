@@ -24,13 +24,13 @@ from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import nearest_existing, write_text
 
 THREADS = 4  # files at a time; each of them is large
-EVERY_S = 10.0
-MAIN = "main"  # what no revision means
-SPARE = 64 << 20  # bytes to leave free
+REPORT_INTERVAL_S = 10.0
+DEFAULT_REVISION = "main"  # what no revision means
+RESERVED_BYTES = 64 << 20  # bytes to leave free
 
 
 @dataclass
-class Listed:
+class HubSnapshot:
     """A dataset repository at one commit: {path: (bytes, hash)}, its card's metadata, and what of the formats of its
     files is known, {path: format, None for no text}.
     """
@@ -48,30 +48,35 @@ def cache_dir() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def listing_path(repo: str, revision: str | None) -> Path:
+def snapshot_path(repo: str, revision: str | None) -> Path:
     """Where the list of a repository's files is kept."""
-    return cache_dir() / f"datasets--{repo.replace('/', '--')}" / "nano3" / f"{quote(revision or MAIN, safe='')}.json"
+    return (
+        cache_dir()
+        / f"datasets--{repo.replace('/', '--')}"
+        / "nano3"
+        / f"{quote(revision or DEFAULT_REVISION, safe='')}.json"
+    )
 
 
-def load_listing(repo: str, revision: str | None) -> Listed | None:
+def load_snapshot(repo: str, revision: str | None) -> HubSnapshot | None:
     """The list that was kept; None when there is none, or none that can be read."""
     try:
-        return msgspec.json.decode(listing_path(repo, revision).read_bytes(), type=Listed)
+        return msgspec.json.decode(snapshot_path(repo, revision).read_bytes(), type=HubSnapshot)
     except (OSError, ValueError, msgspec.MsgspecError):
         return None
 
 
-def save_listing(repo: str, revision: str | None, listed: Listed) -> None:
+def save_snapshot(repo: str, revision: str | None, listed: HubSnapshot) -> None:
     """Keep the list, under the revision's name and under its commit's. A cache that cannot be written is told when
     files are fetched into it.
     """
     text = msgspec.json.encode(listed).decode() + "\n"
-    for name in {revision or MAIN, listed.commit}:
+    for name in {revision or DEFAULT_REVISION, listed.commit}:
         with contextlib.suppress(OSError):
-            write_text(listing_path(repo, name), text)
+            write_text(snapshot_path(repo, name), text)
 
 
-def with_formats(listed: Listed, before: Listed | None) -> Listed:
+def carry_over_formats(listed: HubSnapshot, before: HubSnapshot | None) -> HubSnapshot:
     """What was known of files that are the same still."""
     if before:
         same = [path for path in before.formats if before.files.get(path) == listed.files.get(path)]
@@ -93,7 +98,7 @@ def is_cached(root: str, key: str) -> bool:
     return isinstance(try_to_load_from_cache(repo, key, revision=commit, repo_type="dataset"), str)
 
 
-class Told:
+class DownloadProgress:
     """How far the download is: a line now and then, on stderr."""
 
     def __init__(self, files: int, size: int) -> None:
@@ -106,7 +111,7 @@ class Told:
         self.got += int(size)
         self.done += files
         now = time.monotonic()
-        if now - self.told > EVERY_S:
+        if now - self.told > REPORT_INTERVAL_S:
             self.told = now
             rate = self.got / 1e6 / (now - self.start)
             print(
@@ -117,7 +122,7 @@ class Told:
             )
 
 
-def fetch(wanted: list[tuple[str, str, int]], endpoint: str) -> None:
+def download_files(wanted: list[tuple[str, str, int]], endpoint: str) -> None:
     """Download what is not in the cache of files (root, key, bytes). Whole files are kept when another one fails.
 
     A connection that breaks inside a file is taken up again where it broke, a few times. Raises `Failure` naming the
@@ -127,11 +132,11 @@ def fetch(wanted: list[tuple[str, str, int]], endpoint: str) -> None:
     if not missing:
         return
     size = sum(file[2] for file in missing)
-    refuse_full(size)
+    check_free_space(size)
     say(f"downloading {len(missing):,} files, {size / 1e6:,.1f} MB, into {cache_dir()}")
-    told = Told(len(missing), size)
+    told = DownloadProgress(len(missing), size)
     with ThreadPoolExecutor(THREADS) as pool:
-        jobs = [pool.submit(fetch_file, root, key, size, endpoint, told.add) for root, key, size in missing]
+        jobs = [pool.submit(download_file, root, key, size, endpoint, told.add) for root, key, size in missing]
         try:
             for job in jobs:
                 job.result()
@@ -141,10 +146,10 @@ def fetch(wanted: list[tuple[str, str, int]], endpoint: str) -> None:
             raise
 
 
-def refuse_full(size: int) -> None:
+def check_free_space(size: int) -> None:
     """Tell now what would be told after hours."""
     free = shutil.disk_usage(nearest_existing(cache_dir())).free
-    if size + SPARE > free:
+    if size + RESERVED_BYTES > free:
         raise UserError(
             f"hf_files=download: {size / 1e9:,.1f} GB to download into {cache_dir()}, where {free / 1e9:,.1f} GB are "
             f"free. Free some, set HF_HUB_CACHE to a folder with more, or set hf_files=stream to read the files in "
@@ -152,7 +157,7 @@ def refuse_full(size: int) -> None:
         )
 
 
-def fetch_file(root: str, key: str, size: int, endpoint: str, add: Callable[[float], None]) -> None:
+def download_file(root: str, key: str, size: int, endpoint: str, add: Callable[[float], None]) -> None:
     """Download one file of `size` bytes."""
     from httpx import HTTPError
     from huggingface_hub import hf_hub_download

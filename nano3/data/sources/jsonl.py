@@ -13,9 +13,9 @@ import numpy as np
 from nano3.utils.errors import Failure
 
 BLOCK = 4 << 20
-SAMPLE, SHORT_LINE = 64 << 10, 350  # bytes at a block's start that tell how long lines are; bytes of a short line
+LINE_SAMPLE, SHORT_LINE = 64 << 10, 350  # bytes at a block's start that tell how long lines are; bytes of a short line
 BOM = b"\xef\xbb\xbf"
-Bad = tuple[int, str, str]  # key, kind of fault, what is wrong
+BadRow = tuple[int, str, str]  # key, kind of fault, what is wrong
 NO_FIELD = "no field"  # so begins what is wrong with a row that has no such key
 Fill = Callable[[memoryview], int]  # like `readinto`: bytes put into the memory, 0 at the end
 
@@ -92,7 +92,7 @@ def line_starts(block: Block) -> np.ndarray:
     are short.
     """
     data, size = block.data, block.size
-    if data.count(b"\n", 0, min(SAMPLE, size)) > SAMPLE // SHORT_LINE:
+    if data.count(b"\n", 0, min(LINE_SAMPLE, size)) > LINE_SAMPLE // SHORT_LINE:
         ends = np.flatnonzero(np.frombuffer(data, np.uint8, size) == ord("\n"))
     else:
         found = []
@@ -105,7 +105,7 @@ def line_starts(block: Block) -> np.ndarray:
     return starts[:-1] if starts[-1] == size else starts
 
 
-def one_object_each(data: np.ndarray, starts: np.ndarray) -> bool:
+def has_one_object_per_line(data: np.ndarray, starts: np.ndarray) -> bool:
     """Whether every line begins with { and ends with }. Then none is blank, and no object goes on in the next line:
     after a } in it there could not come a {. So if there are as many objects as lines, each line is one.
     """
@@ -116,7 +116,7 @@ def one_object_each(data: np.ndarray, starts: np.ndarray) -> bool:
     return bool((data[starts] == ord("{")).all() and (data[lasts] == ord("}")).all())
 
 
-def python_array(data: bytes, path: str) -> Iterator[bytes]:
+def parse_array_with_json(data: bytes, path: str) -> Iterator[bytes]:
     """The elements of an array that Python's json module reads and msgspec does not, for one of them has a NaN or half
     of a surrogate pair: each again as JSON, to be read like a line."""
     try:
@@ -148,14 +148,14 @@ class JsonRows:
         self._field = field
         self._decoder = row_decoder(field)
 
-    def of_lines(self, block: Block) -> tuple[list[str], np.ndarray, list[Bad]]:
+    def of_lines(self, block: Block) -> tuple[list[str], np.ndarray, list[BadRow]]:
         """Texts, keys (int64 offset of each line) and faults of a block. Blank lines are not rows."""
         if block.offset == 0 and block.data.startswith(BOM) and block.size >= len(BOM):
             block = Block(len(BOM), block.data[len(BOM) : block.size], block.size - len(BOM))
         starts = line_starts(block)
         rows: list[Any] = []
         view = memoryview(block.data)[: block.size]
-        if one_object_each(np.frombuffer(view, np.uint8), starts):
+        if has_one_object_per_line(np.frombuffer(view, np.uint8), starts):
             with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 rows = self._decoder.decode_lines(view)
         if len(rows) == len(starts):
@@ -164,23 +164,23 @@ class JsonRows:
         lines = ((block.offset + a, bytes(view[a:b]).strip()) for a, b in zip(starts.tolist(), ends, strict=True))
         return self._one_by_one((key, line) for key, line in lines if line)
 
-    def of_array(self, data: bytes, path: str) -> tuple[list[str], np.ndarray, list[Bad]]:
+    def of_array(self, data: bytes, path: str) -> tuple[list[str], np.ndarray, list[BadRow]]:
         """The same for one JSON array; a key is the element's number from 0."""
         try:
             items = msgspec.json.decode(data.removeprefix(BOM), type=list[msgspec.Raw])
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return self._one_by_one(enumerate(python_array(data.removeprefix(BOM), path)))
+            return self._one_by_one(enumerate(parse_array_with_json(data.removeprefix(BOM), path)))
         return self._one_by_one((number, bytes(item)) for number, item in enumerate(items))
 
-    def _one_by_one(self, rows: Iterator[tuple[int, bytes]]) -> tuple[list[str], np.ndarray, list[Bad]]:
+    def _one_by_one(self, rows: Iterator[tuple[int, bytes]]) -> tuple[list[str], np.ndarray, list[BadRow]]:
         texts: list[str] = []
         keys: list[int] = []
-        bad: list[Bad] = []
+        bad: list[BadRow] = []
         for key, line in rows:
             try:
                 texts.append(self._text(line))
                 keys.append(key)
-            except Fault as fault:
+            except BadRowError as fault:
                 bad.append((key, fault.kind, fault.detail))
         return texts, np.array(keys, np.int64), bad
 
@@ -192,26 +192,28 @@ class JsonRows:
         try:
             row = json.loads(line.decode(errors="surrogateescape"))
         except (ValueError, RecursionError) as error:
-            raise Fault("not_json", f"not valid JSON: {error}") from error
+            raise BadRowError("not_json", f"not valid JSON: {error}") from error
         if not isinstance(row, dict):
-            raise Fault("not_json", f"a JSON {type(row).__name__}, not an object")
+            raise BadRowError("not_json", f"a JSON {type(row).__name__}, not an object")
         if self._field not in row:
-            raise Fault("no_text", f"{NO_FIELD} {self._field!r}; its fields: {', '.join(map(str, row)) or 'none'}")
+            raise BadRowError(
+                "no_text", f"{NO_FIELD} {self._field!r}; its fields: {', '.join(map(str, row)) or 'none'}"
+            )
         text = row[self._field]
         if text is None:
-            raise Fault("null", f"{self._field!r} is null")
+            raise BadRowError("null", f"{self._field!r} is null")
         if not isinstance(text, str):
-            raise Fault("no_text", f"{self._field!r} is a {type(text).__name__}, not a string")
+            raise BadRowError("no_text", f"{self._field!r} is a {type(text).__name__}, not a string")
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raw = "\udc80" <= text[error.start] <= "\udcff" and not is_utf8(line)
             what = "bytes that are not UTF-8" if raw else "half of a surrogate pair (\\ud800 to \\udfff)"
-            raise Fault("not_utf8", f"{self._field!r} holds {what} at character {error.start:,}") from error
+            raise BadRowError("not_utf8", f"{self._field!r} holds {what} at character {error.start:,}") from error
         return text
 
 
-class Fault(Exception):
+class BadRowError(Exception):
     """A row without a usable text."""
 
     def __init__(self, kind: str, detail: str) -> None:

@@ -9,15 +9,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nano3.data.dataset.output_dir import non_text_names, own_file_names
 from nano3.data.sources.formats import may_hold_text
+from nano3.data.sources.own_files import non_text_names, own_file_names
 from nano3.utils.errors import UserError
 
-TOLD = 20  # files named in one error
-HIDDEN = ("/.", "/_")  # names that begin so are bookkeeping of other tools
+MAX_REPORTED = 20  # files named in one error
+HIDDEN_PREFIXES = ("/.", "/_")  # names that begin so are bookkeeping of other tools
 
 
-class Entry(NamedTuple):
+class FileEntry(NamedTuple):
     """A file: its path relative to the root, bytes, the store's own fingerprint if it has one, and when it was changed.
 
     `time` is when its content was changed, as anybody may set it, `inode_time` when anything about it was, as the
@@ -37,7 +37,7 @@ class Listing(NamedTuple):
     """
 
     root: str
-    entries: list[Entry]
+    entries: list[FileEntry]
     strict: bool
     formats: dict[str, str | None] = {}
 
@@ -47,9 +47,9 @@ def list_local(path: str, output: str, label: str) -> Listing:
     full = Path(path).expanduser().absolute()
     check_name(str(full.parent if full.is_file() else full), label)
     if full.is_file():
-        listing = Listing(str(full.parent), [entry_of(full.name, full.stat())], True)
+        listing = Listing(str(full.parent), [local_entry(full.name, full.stat())], True)
     elif full.is_dir():
-        listing = Listing(str(full), walk(str(full), os.path.realpath(output), label), False)
+        listing = Listing(str(full), walk_folder(str(full), os.path.realpath(output), label), False)
     elif glob.has_magic(path):
         listing = list_glob(full, Path(output).absolute(), label)
     else:
@@ -67,15 +67,15 @@ def list_local(path: str, output: str, label: str) -> Listing:
     return listing
 
 
-def entry_of(key: str, info: os.stat_result) -> Entry:
-    return Entry(key, info.st_size, None, info.st_mtime_ns, info.st_ctime_ns)
+def local_entry(key: str, info: os.stat_result) -> FileEntry:
+    return FileEntry(key, info.st_size, None, info.st_mtime_ns, info.st_ctime_ns)
 
 
 def is_hidden(key: str, pattern: str = "") -> bool:
     """Whether a file is to be left out for its name, or a folder's on the way to it; not if the pattern has such names
     in it.
     """
-    return any(sign in f"/{key}" and sign not in f"/{pattern}" for sign in HIDDEN)
+    return any(sign in f"/{key}" and sign not in f"/{pattern}" for sign in HIDDEN_PREFIXES)
 
 
 def check_name(name: str, label: str) -> None:
@@ -87,13 +87,13 @@ def check_name(name: str, label: str) -> None:
         raise UserError(f"{where}: the name {os.fsencode(name)!r} is not UTF-8. Rename it.") from error
 
 
-def walk(folder: str, output: str, label: str) -> list[Entry]:
+def walk_folder(folder: str, output: str, label: str) -> list[FileEntry]:
     """All visible files under a folder; names that begin with "." or "_" are bookkeeping of other tools.
 
     Links to folders are followed, but each real folder is read once; real paths win over links to them. What cannot
     be read is an error: text that is silently missing would be noticed months later, if ever.
     """
-    entries: list[Entry] = []
+    entries: list[FileEntry] = []
     problems: list[str] = []
     seen: set[tuple[int, int]] = set()
     # Folders as the text before their files' names, relative to `folder`: there may be 10^5 files, so nothing is done
@@ -122,18 +122,18 @@ def walk(folder: str, output: str, label: str) -> list[Entry]:
                 status = item.stat()
             except OSError as error:
                 if may_hold_text(name):
-                    problems.append(unreadable(item.path, error, label))
+                    problems.append(unreadable_message(item.path, error, label))
                 continue
             if stat.S_ISREG(status.st_mode):
-                entries.append(entry_of(prefix + name, status))
+                entries.append(local_entry(prefix + name, status))
             elif stat.S_ISDIR(status.st_mode):
                 (links if item.is_symlink() else folders).append(f"{prefix}{name}/")
     if problems:
-        raise UserError(problems[:TOLD])
+        raise UserError(problems[:MAX_REPORTED])
     return entries
 
 
-def unreadable(path: str, error: OSError, label: str) -> str:
+def unreadable_message(path: str, error: OSError, label: str) -> str:
     """What is wrong with an entry that cannot be looked at; mostly a link to nowhere."""
     if Path(path).is_symlink():
         return f"{label}: {path} is a broken link to {Path(path).readlink()} ({error.strerror}). Mend or remove it."
@@ -151,23 +151,23 @@ def list_glob(full: Path, output: Path, label: str) -> Listing:
     entries, problems = [], []
     pattern = os.path.relpath(full, fixed)
     for path in map(str, fixed.glob(pattern)):
-        if f"{path}/".startswith(own) or is_hidden(path[start:], pattern) or is_own(path, start, names):
+        if f"{path}/".startswith(own) or is_hidden(path[start:], pattern) or is_written_by_nano3(path, start, names):
             continue
         try:
             info = os.stat(path)  # noqa: PTH116  a Path again for each of 10^5 files takes a second
         except OSError as error:
-            problems.append(unreadable(path, error, label))
+            problems.append(unreadable_message(path, error, label))
             continue
         if stat.S_ISREG(info.st_mode):
-            entries.append(entry_of(path[start:], info))
+            entries.append(local_entry(path[start:], info))
     if problems:
-        raise UserError(problems[:TOLD])
+        raise UserError(problems[:MAX_REPORTED])
     if not entries:
         raise UserError(f"{label}: no file matches (looked under {fixed}).{bracket_hint(full)}")
     return Listing(str(fixed), entries, True)
 
 
-def is_own(path: str, start: int, names: Callable[[str], Collection[str]]) -> bool:
+def is_written_by_nano3(path: str, start: int, names: Callable[[str], Collection[str]]) -> bool:
     """Whether nano3 has put a file, or a folder on the way to it, where it is; `names` are those of a folder's."""
     place = path[: start - 1] or "/"
     for part in path[start:].split("/"):
@@ -211,14 +211,14 @@ def list_url(url: str, label: str) -> Listing:
         named = path[len(root) :].lstrip("/") if strict else ""
         entries = [entry for entry in entries if entry.key and not is_hidden(entry.key, named)]
         if not entries:
-            why_nothing(fs, path)
+            raise_hidden_error(fs, path)
     except ImportError as error:
         extra = " Install it with: pip install 'nano3[s3]'" if url.startswith("s3:") else ""
         raise UserError(f"{label}: {error}.{extra}") from error
     except ValueError as error:
-        raise UserError(f"{label}: {told(error)}") from error
+        raise UserError(f"{label}: {describe_driver_error(error)}") from error
     except driver_errors() as error:
-        raise UserError(f"{label}: {told(error)}") from error
+        raise UserError(f"{label}: {describe_driver_error(error)}") from error
     if not entries:
         raise UserError(f"{label}: nothing there.")
     return Listing(fs.unstrip_protocol(root), entries, strict)
@@ -228,14 +228,14 @@ def is_file(info: dict[str, Any]) -> bool:
     return bool(info.get("type", "file") == "file")
 
 
-def remote_entry(key: str, info: dict[str, Any]) -> Entry:
+def remote_entry(key: str, info: dict[str, Any]) -> FileEntry:
     tag = info.get("ETag") or info.get("etag") or info.get("md5Hash") or info.get("checksum")
     time = info.get("mtime")
     nanoseconds = int(time * 1e9) if isinstance(time, int | float) else 0
-    return Entry(key, int(info["size"] or 0), str(tag).strip('"') if tag else None, nanoseconds)
+    return FileEntry(key, int(info["size"] or 0), str(tag).strip('"') if tag else None, nanoseconds)
 
 
-def why_nothing(fs: Any, path: str) -> None:
+def raise_hidden_error(fs: Any, path: str) -> None:
     """Raise what the network said: file systems turn it into "no such file" when they are asked for a list."""
     try:
         fs.info(path)
@@ -258,7 +258,7 @@ def driver_errors() -> tuple[type[Exception], ...]:
     return (OSError, *loaded)
 
 
-def told(error: Exception) -> str:
+def describe_driver_error(error: Exception) -> str:
     """An error of a driver in words, with what helps."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     hint = ""

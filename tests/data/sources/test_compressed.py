@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nano3.data.sources import compressed
-from nano3.data.sources.compressed import FED, PIECE, Counted, Decompressor
+from nano3.data.sources.compressed import FEED_SIZE, READ_SIZE, CountingReader, Decompressor
 from nano3.utils.errors import Failure
 
 KINDS = ["gz", "bz2", "xz", "zst"]
@@ -58,7 +58,7 @@ def test_what_follows_a_stream_and_is_none_is_told(kind: str, behind: Callable[[
         opened(packed(ONE, kind) + behind(kind), kind).read_all()
 
 
-@pytest.mark.parametrize("size", [4, 512, PIECE, 3 * PIECE], ids=["word", "tape", "a_piece", "pieces"])
+@pytest.mark.parametrize("size", [4, 512, READ_SIZE, 3 * READ_SIZE], ids=["word", "tape", "a_piece", "pieces"])
 @pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
 def test_padding_is_no_damage(kind: str, size: int) -> None:
     """NUL bytes, as tar and tapes leave them behind a stream; for xz between streams too, by its own definition."""
@@ -111,24 +111,24 @@ def test_text_before_the_damage_is_given_before_it_is_told(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_how_far_it_is_depends_on_what_was_read_and_nothing_else(kind: str) -> None:
     """Places of rows come of it, and so the shard of every document."""
-    data = packed(random.Random(0).randbytes(5 * PIECE), kind)
+    data = packed(random.Random(0).randbytes(5 * READ_SIZE), kind)
     one, other = opened(data, kind), opened(data, kind)
     for _ in range(10):
-        one.read(PIECE // 2)
+        one.read(READ_SIZE // 2)
         for _ in range(4):
-            other.read(PIECE // 8)
+            other.read(READ_SIZE // 8)
         assert one.position == other.position
     one.read_all()
     assert one.position == len(data)
 
 
-@pytest.mark.skipif(io.DEFAULT_BUFFER_SIZE != FED, reason="Python's readers take other pieces since 3.14")
+@pytest.mark.skipif(io.DEFAULT_BUFFER_SIZE != FEED_SIZE, reason="Python's readers take other pieces since 3.14")
 @pytest.mark.parametrize(("kind", "reader"), [("bz2", bz2.BZ2File), ("xz", lzma.LZMAFile)])
-@pytest.mark.parametrize("size", [100, PIECE, 1 << 20])
+@pytest.mark.parametrize("size", [100, READ_SIZE, 1 << 20])
 def test_bytes_are_taken_as_pythons_readers_take_them(kind: str, reader: Callable[..., Any], size: int) -> None:
     """Data of earlier versions was made with those; else the same plan would send documents to other shards."""
-    data = b"".join(packed(random.Random(n).randbytes(PIECE) + b"text " * PIECE, kind) for n in range(2))
-    raw = Counted(io.BytesIO(data))
+    data = b"".join(packed(random.Random(n).randbytes(READ_SIZE) + b"text " * READ_SIZE, kind) for n in range(2))
+    raw = CountingReader(io.BytesIO(data))
     stream, theirs = opened(data, kind), reader(raw)
     while found := theirs.read1(size):
         while len(found) < size and (more := theirs.read1(size - len(found))):
@@ -142,5 +142,5 @@ def test_a_limit_stops_reading_soon_after_it(kind: str, monkeypatch: pytest.Monk
     """A small file may unpack to more than memory holds."""
     bomb = packed(bytes(20 << 20), kind)
     assert 1 << 20 <= len(opened(bomb, kind).read_all(limit=1 << 20)) <= 2 << 20
-    monkeypatch.setattr(compressed, "PIECE", 100)
+    monkeypatch.setattr(compressed, "READ_SIZE", 100)
     assert len(opened(bomb, kind).read_all()) == 20 << 20

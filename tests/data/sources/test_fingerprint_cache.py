@@ -18,12 +18,19 @@ from hypothesis import strategies as st
 
 from nano3.data.planning.planner import make_request
 from nano3.data.sources.discovery import discover_files
-from nano3.data.sources.fingerprint_cache import FRESH_NS, MANY, NAME, FingerprintCache, Table, load_fingerprint_cache
-from nano3.data.sources.formats import PACKED_NAMES, inner_suffix
-from nano3.data.sources.listing import Entry, walk
+from nano3.data.sources.fingerprint_cache import (
+    FILE_NAME,
+    TIMESTAMP_MARGIN_NS,
+    WORTH_SAVING,
+    DatasetTable,
+    FingerprintCache,
+    load_fingerprint_cache,
+)
+from nano3.data.sources.formats import COMPRESSED_SUFFIXES, inner_suffix
+from nano3.data.sources.listing import FileEntry, walk_folder
 from nano3.utils.errors import UserError
 
-LATER = FRESH_NS + 1_000_000_000
+LATER = TIMESTAMP_MARGIN_NS + 1_000_000_000
 
 
 @pytest.fixture
@@ -37,7 +44,7 @@ def corpus(tmp_path: Path) -> Path:
 
 def remembered(folder: Path, output: Path) -> None:
     """Look at all files as a run does that comes a few seconds after they were written."""
-    memory = FingerprintCache(began=time.time_ns() + LATER)
+    memory = FingerprintCache(started=time.time_ns() + LATER)
     discover_files(source(folder), str(output), memory)
     memory.save(output)
 
@@ -132,13 +139,13 @@ def test_another_folder_under_the_same_name_is_looked_at(tmp_path: Path, corpus:
     assert looked_at(tmp_path / "moved", tmp_path / "out") == 8
 
 
-GOOD = msgspec.msgpack.encode({"d": Table("/in", ["a"], [1], [1], [1], ["x"], ["txt"])})
+GOOD = msgspec.msgpack.encode({"d": DatasetTable("/in", ["a"], [1], [1], [1], ["x"], ["txt"])})
 DAMAGE = {
     "empty": b"",
     "cut": GOOD[:-3],
     "no_msgpack": b"\xc1" * 40,
     "another_thing": msgspec.msgpack.encode([1, 2, 3]),
-    "uneven": msgspec.msgpack.encode({"d": Table("/in", ["a", "b"], [1], [1], [1], ["x"], ["txt"])}),
+    "uneven": msgspec.msgpack.encode({"d": DatasetTable("/in", ["a", "b"], [1], [1], [1], ["x"], ["txt"])}),
     "wrong_types": GOOD.replace(b"\xa1x", b"\x01"),
 }
 
@@ -146,7 +153,7 @@ DAMAGE = {
 @pytest.mark.parametrize("data", DAMAGE.values(), ids=DAMAGE.keys())
 def test_a_damaged_memory_is_none(tmp_path: Path, corpus: Path, data: bytes) -> None:
     (tmp_path / "out" / ".prep").mkdir(parents=True)
-    (tmp_path / "out" / ".prep" / NAME).write_bytes(data)
+    (tmp_path / "out" / ".prep" / FILE_NAME).write_bytes(data)
     assert load_fingerprint_cache(tmp_path / "out").before == {}
     assert looked_at(corpus, tmp_path / "out") == 8
 
@@ -156,46 +163,48 @@ def test_a_damaged_memory_is_none(tmp_path: Path, corpus: Path, data: bytes) -> 
 def test_no_bytes_break_the_memory(tmp_path_factory: pytest.TempPathFactory, data: bytes, at: int) -> None:
     out = tmp_path_factory.mktemp("out")
     (out / ".prep").mkdir()
-    (out / ".prep" / NAME).write_bytes(GOOD[:at] + data)
+    (out / ".prep" / FILE_NAME).write_bytes(GOOD[:at] + data)
     memory = load_fingerprint_cache(out)
-    assert len(memory.recall("d", "/in", [Entry("a", 1), Entry("b", 2)])) == 2
+    assert len(memory.get("d", "/in", [FileEntry("a", 1), FileEntry("b", 2)])) == 2
 
 
-LOOKED = Table("s3://b/in", ["a"], [5], [7], [0], ["etag"], ["jsonl"])
+LOOKED = DatasetTable("s3://b/in", ["a"], [5], [7], [0], ["etag"], ["jsonl"])
 ELSEWHERE = {
-    "same": (Entry("a", 5, "etag", 7), ("etag", "jsonl")),
-    "other_content": (Entry("a", 5, "other", 7), None),
-    "other_size": (Entry("a", 6, "etag", 7), None),
-    "other_time": (Entry("a", 5, "etag", 8), None),
-    "other_name": (Entry("b", 5, "etag", 7), None),
+    "same": (FileEntry("a", 5, "etag", 7), ("etag", "jsonl")),
+    "other_content": (FileEntry("a", 5, "other", 7), None),
+    "other_size": (FileEntry("a", 6, "etag", 7), None),
+    "other_time": (FileEntry("a", 5, "etag", 8), None),
+    "other_name": (FileEntry("b", 5, "etag", 7), None),
 }
 
 
 @pytest.mark.parametrize(("entry", "look"), ELSEWHERE.values(), ids=ELSEWHERE.keys())
-def test_a_store_s_own_hash_decides(entry: Entry, look: tuple | None) -> None:
+def test_a_store_s_own_hash_decides(entry: FileEntry, look: tuple | None) -> None:
     memory = FingerprintCache({"d": LOOKED})
-    assert memory.recall("d", "s3://b/in", [entry]) == [look]
-    assert memory.recall("d", "s3://b/other", [entry]) == memory.recall("e", "s3://b/in", [entry]) == [None]
+    assert memory.get("d", "s3://b/in", [entry]) == [look]
+    assert memory.get("d", "s3://b/other", [entry]) == memory.get("e", "s3://b/in", [entry]) == [None]
 
 
 def test_what_no_hash_and_no_inode_tells_is_not_remembered() -> None:
-    memory = FingerprintCache(began=time.time_ns())
-    entries = [Entry("a", 5, "etag", 7), Entry("b", 5, None, 7), Entry("c", 5, None, 7, 9)]
-    memory.keep("d", "s3://b/in", entries, [("etag", "txt"), ("x", "txt"), ("y", None)], opened=3)
-    assert memory.tables()["d"] == Table("s3://b/in", ["a", "c"], [5, 5], [7, 7], [0, 9], ["etag", "y"], ["txt", None])
+    memory = FingerprintCache(started=time.time_ns())
+    entries = [FileEntry("a", 5, "etag", 7), FileEntry("b", 5, None, 7), FileEntry("c", 5, None, 7, 9)]
+    memory.put("d", "s3://b/in", entries, [("etag", "txt"), ("x", "txt"), ("y", None)], opened=3)
+    assert memory.tables()["d"] == DatasetTable(
+        "s3://b/in", ["a", "c"], [5, 5], [7, 7], [0, 9], ["etag", "y"], ["txt", None]
+    )
 
 
 def test_a_rerun_remembers_many_files_and_writes_nothing_else(tmp_path: Path, byte_bpe: Path) -> None:
     """Files as fresh as these are not trusted at first; a later run over many of them is worth a note."""
     (tmp_path / "in").mkdir()
-    for i in range(MANY):
+    for i in range(WORTH_SAVING):
         (tmp_path / "in" / f"{i}.txt").write_text(f"document {i}")
     request = make_request([source(tmp_path / "in")], options(tmp_path / "out", byte_bpe), "test")
     run(tmp_path / "in", tmp_path / "out", byte_bpe)
-    assert load_fingerprint_cache(tmp_path / "out").recall("d", str(tmp_path / "in"), []) == []
+    assert load_fingerprint_cache(tmp_path / "out").get("d", str(tmp_path / "in"), []) == []
     before = tree(tmp_path / "out")
     late = request.memory
-    late.began += LATER
+    late.started += LATER
     late.save_if_many(tmp_path / "out")
     assert looked_at(tmp_path / "in", tmp_path / "out") == 0
     assert tree(tmp_path / "out") == before
@@ -209,7 +218,7 @@ def test_a_rerun_remembers_many_files_and_writes_nothing_else(tmp_path: Path, by
 def test_inner_suffix_is_that_of_pathlib(start: str, end: str) -> None:
     name = (start + end).rstrip("/")
     suffixes = [s.lower() for s in PurePosixPath(name).suffixes]
-    while suffixes and suffixes[-1] in PACKED_NAMES:
+    while suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
         suffixes.pop()
     last = name.rpartition("/")[2]
     if last != ".":  # pathlib drops it
@@ -242,7 +251,7 @@ def test_walk_finds_what_os_walk_finds(tmp_path_factory: pytest.TempPathFactory,
         for name in (f for f in files if f[0] not in "._"):
             path = Path(place, name)
             wanted.add((str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns))
-    found = walk(str(root), "/nowhere", "label")
+    found = walk_folder(str(root), "/nowhere", "label")
     assert {(e.key, e.size, e.time) for e in found} == wanted
     assert len(found) == len(wanted)
 

@@ -15,7 +15,14 @@ from hub_server import COMMIT, Hub
 
 from nano3.data.build.run import show_plan
 from nano3.data.sources import hub_cache
-from nano3.data.sources.hub_cache import Listed, fetch, listing_path, load_listing, save_listing, with_formats
+from nano3.data.sources.hub_cache import (
+    HubSnapshot,
+    carry_over_formats,
+    download_files,
+    load_snapshot,
+    save_snapshot,
+    snapshot_path,
+)
 from nano3.utils.errors import Failure, Nano3Error, UserError
 
 ROOT = f"hf://datasets/org/set@{COMMIT}"
@@ -135,7 +142,7 @@ def test_a_new_commit_is_downloaded_beside_the_old(tmp_path: Path, hub: Hub, fil
 def test_a_connection_that_breaks_is_taken_up_where_it_broke(tmp_path: Path, hub: Hub, files: dict) -> None:
     data = files["data/big.txt"] = os.urandom(1 << 20) * 12
     hub.breaks["big.txt"], hub.whole = 1, 11 << 20
-    fetch([(ROOT, "data/big.txt", len(data))], hub.url)
+    download_files([(ROOT, "data/big.txt", len(data))], hub.url)
     assert hub.ranges == [f"data/big.txt bytes={10 << 20}-"]  # the client takes 10 MB at a time
     assert (tmp_path / "cache" / "datasets--org--set" / "snapshots" / COMMIT / "data" / "big.txt").read_bytes() == data
 
@@ -144,11 +151,11 @@ def test_a_failed_download_names_the_file_and_keeps_the_others(tmp_path: Path, h
     wanted = [(ROOT, f"data/{name}", len(files[f"data/{name}"])) for name in TRAIN]
     lost = files.pop("data/train-3.jsonl")
     with pytest.raises(Failure, match=r"set@0123.*/data/train-3\.jsonl: the download failed: .*Run the same command"):
-        fetch(wanted, hub.url)
+        download_files(wanted, hub.url)
     files["data/train-3.jsonl"] = lost
     hub.requests.clear()
     kept = in_cache(tmp_path)
-    fetch(wanted, hub.url)
+    download_files(wanted, hub.url)
     assert in_cache(tmp_path) == TRAIN
     assert not [request for request in hub.requests if any(name in request for name in kept)]
     assert not list((tmp_path / "cache").rglob("*.incomplete"))
@@ -159,28 +166,28 @@ def test_a_file_of_another_size_is_not_taken(tmp_path: Path, hub: Hub, files: di
     with pytest.raises(
         Failure, match=rf"train-0\.jsonl: {size:,} bytes in the cache, {size + 1:,} on the hub\. Remove /"
     ):
-        fetch([(ROOT, "data/train-0.jsonl", size + 1)], hub.url)
+        download_files([(ROOT, "data/train-0.jsonl", size + 1)], hub.url)
 
 
 def test_too_little_room_is_told_before_anything_is_fetched(tmp_path: Path, hub: Hub) -> None:
     free = shutil.disk_usage(tmp_path).free
     with pytest.raises(UserError, match=r"to download into .*/cache, where .* GB are free\. .*hf_files=stream"):
-        fetch([(ROOT, "data/train-0.jsonl", free), (ROOT, "data/train-1.jsonl", 1)], hub.url)
+        download_files([(ROOT, "data/train-0.jsonl", free), (ROOT, "data/train-1.jsonl", 1)], hub.url)
     assert hub.requests == []
 
 
 def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, hub: Hub, files: dict) -> None:
     (tmp_path / "cache").write_text("in the way")
-    save_listing("org/set", None, Listed(COMMIT, {}, {}))
-    assert load_listing("org/set", None) is None
+    save_snapshot("org/set", None, HubSnapshot(COMMIT, {}, {}))
+    assert load_snapshot("org/set", None) is None
     with pytest.raises(Nano3Error, match=r"/cache"):
-        fetch([(ROOT, "data/train-0.jsonl", len(files["data/train-0.jsonl"]))], hub.url)
+        download_files([(ROOT, "data/train-0.jsonl", len(files["data/train-0.jsonl"]))], hub.url)
 
 
 def test_long_downloads_are_told_of(tmp_path: Path, hub: Hub, files: dict, monkeypatch, capfd) -> None:
-    monkeypatch.setattr(hub_cache, "EVERY_S", 0.0)
+    monkeypatch.setattr(hub_cache, "REPORT_INTERVAL_S", 0.0)
     wanted = [(ROOT, f"data/{name}", len(files[f"data/{name}"])) for name in TRAIN]
-    fetch(wanted, hub.url)
+    download_files(wanted, hub.url)
     captured = capfd.readouterr()
     assert f"downloading 6 files, 0.0 MB, into {tmp_path}/cache" in captured.out
     assert captured.err.splitlines()[-1].startswith("download: 6/6 files, 0.0/0.0 GB")
@@ -191,19 +198,21 @@ def test_long_downloads_are_told_of(tmp_path: Path, hub: Hub, files: dict, monke
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"commit": 1}', b"\xff"])
 def test_a_damaged_list_is_none(tmp_path: Path, hub: Hub, damage: bytes) -> None:
-    listed = Listed(COMMIT, {"a": (1, "x")}, {"configs": []}, {"a": "txt", "b": None})
-    save_listing("org/set", "v1/x", listed)
-    assert load_listing("org/set", "v1/x") == load_listing("org/set", COMMIT) == listed
-    assert load_listing("org/set", None) is None
-    listing_path("org/set", "v1/x").write_bytes(damage)
-    assert load_listing("org/set", "v1/x") is None
+    listed = HubSnapshot(COMMIT, {"a": (1, "x")}, {"configs": []}, {"a": "txt", "b": None})
+    save_snapshot("org/set", "v1/x", listed)
+    assert load_snapshot("org/set", "v1/x") == load_snapshot("org/set", COMMIT) == listed
+    assert load_snapshot("org/set", None) is None
+    snapshot_path("org/set", "v1/x").write_bytes(damage)
+    assert load_snapshot("org/set", "v1/x") is None
 
 
 def test_the_format_of_another_file_under_the_same_name_is_not_believed() -> None:
-    before = Listed(COMMIT, {"a": (1, "x"), "b": (1, "y"), "c": (1, "z")}, {}, {"a": "txt", "b": "txt", "c": None})
-    after = with_formats(Listed(NEXT, {"a": (1, "x"), "b": (1, "new"), "c": (2, "z"), "d": (1, "d")}, {}), before)
+    before = HubSnapshot(COMMIT, {"a": (1, "x"), "b": (1, "y"), "c": (1, "z")}, {}, {"a": "txt", "b": "txt", "c": None})
+    after = carry_over_formats(
+        HubSnapshot(NEXT, {"a": (1, "x"), "b": (1, "new"), "c": (2, "z"), "d": (1, "d")}, {}), before
+    )
     assert after.formats == {"a": "txt"}
-    assert with_formats(Listed(NEXT, {}, {}), None).formats == {}
+    assert carry_over_formats(HubSnapshot(NEXT, {}, {}), None).formats == {}
 
 
 def test_a_wrong_word_is_told(tmp_path: Path, byte_bpe: Path) -> None:

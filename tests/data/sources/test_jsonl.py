@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nano3.data.sources import jsonl
-from nano3.data.sources.jsonl import Block, JsonRows, line_blocks, line_starts, one_object_each, skip_to_line
+from nano3.data.sources.jsonl import Block, JsonRows, has_one_object_per_line, line_blocks, line_starts, skip_to_line
 
 SMALL = 32
 
@@ -119,7 +119,7 @@ def test_both_ways_of_finding_lines_find_the_same(lines: list[bytes], last: bool
     with pytest.MonkeyPatch.context() as patch:
         for short in (1 << 30, 1):  # no line is counted as short; nearly all are
             patch.setattr(jsonl, "SHORT_LINE", short)
-            patch.setattr(jsonl, "SAMPLE", 8)
+            patch.setattr(jsonl, "LINE_SAMPLE", 8)
             found.append(line_starts(block).tolist())
     wanted = np.cumsum([0, *(len(line) for line in data.splitlines(keepends=True))])[:-1].tolist()
     assert found == [wanted, wanted]
@@ -207,7 +207,7 @@ def test_rows_that_json_wrote_come_back(rows: list[dict[str, Any]], ascii: bool,
 def test_plain_rows_are_decoded_all_at_once(end: bytes, last: bool) -> None:
     """It is several times as fast; a file of Windows must not lose that."""
     data = end.join([b'{"text": "a"}'] * 3) + (end if last else b"")
-    assert one_object_each(np.frombuffer(data, np.uint8), line_starts(Block(0, data, len(data))))
+    assert has_one_object_per_line(np.frombuffer(data, np.uint8), line_starts(Block(0, data, len(data))))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from data_helpers import documents, pack, reference, run, source, texts, tree, write
 
-from nano3.data.sources.discovery import WHOLE_FILE_LIMIT, WINDOW, WINDOWS, discover_files
+from nano3.data.sources.discovery import WHOLE_FILE_LIMIT, WINDOW_COUNT, WINDOW_SIZE, discover_files
 from nano3.data.sources.formats import may_hold_text
 from nano3.data.sources.listing import list_local
 from nano3.utils.errors import Failure, UserError
@@ -137,12 +137,16 @@ def test_large_files_are_looked_at_in_many_places(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     data = bytearray(b"x" * 3 * WHOLE_FILE_LIMIT)
     path.write_bytes(data)
-    before = discover_files(source(path), "").prints
-    for place in (0, len(data) - 1, *(i * (len(data) - WINDOW) // (WINDOWS - 1) for i in range(1, WINDOWS - 1))):
+    before = discover_files(source(path), "").fingerprints
+    for place in (
+        0,
+        len(data) - 1,
+        *(i * (len(data) - WINDOW_SIZE) // (WINDOW_COUNT - 1) for i in range(1, WINDOW_COUNT - 1)),
+    ):
         data[place] ^= 1
         path.write_bytes(data)
         data[place] ^= 1
-        assert discover_files(source(path), "").prints != before
+        assert discover_files(source(path), "").fingerprints != before
 
 
 def test_list_local_gives_times_and_sizes(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Bytes to texts: every format, every place a file can be cut, every kind of bad row."""
+"""Bytes to texts: every format, every offset a file can be cut, every kind of bad row."""
 
 import gzip
 import json
@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nano3.data.sources import jsonl
-from nano3.data.sources.formats import TEXT_PER_BYTE, detect
+from nano3.data.sources.formats import FORMATS, detect_format
 from nano3.data.sources.jsonl import Block, JsonRows, line_blocks, skip_to_line
 from nano3.data.sources.readers import FileRange, read_documents, row_number
 from nano3.utils.errors import Failure, Nano3Error, UserError
 
-FORMATS = [
+FILE_NAMES = [
     "a.parquet",
     "a.arrow",
     "a.arrows",
@@ -40,52 +40,52 @@ def part(
     path: Path, start: int = 0, stop: int | None = None, field: str = "text", rows: int | None = None
 ) -> FileRange:
     """A part of a file as the plan makes it."""
-    kind = detect(path.read_bytes()[:65536], path.name)
+    kind = detect_format(path.read_bytes()[:65536], path.name)
     assert kind
     size = path.stat().st_size
-    cost = size * TEXT_PER_BYTE.get(kind, 1)
+    cost = size * FORMATS[kind].text_per_byte
     return FileRange(str(path.parent), path.name, kind, size, cost, start, cost if stop is None else stop, field, rows)
 
 
 def read(p: FileRange) -> tuple[list[str], list[int], list[int], list]:
     """Everything of a part."""
-    texts, keys, places, bad = [], [], [], []
+    texts, keys, offsets, bad = [], [], [], []
     for batch in read_documents(p):
-        assert len(batch.texts) == len(batch.keys) == len(batch.places)
+        assert len(batch.texts) == len(batch.keys) == len(batch.offsets)
         texts += batch.texts
         keys += batch.keys.tolist()
-        places += batch.places.tolist()
+        offsets += batch.offsets.tolist()
         bad += batch.bad
-    return texts, keys, places, bad
+    return texts, keys, offsets, bad
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", FILE_NAMES)
 def test_every_format_gives_the_texts(tmp_path: Path, name: str) -> None:
     wanted = helpers.texts(100)
     path = helpers.write(tmp_path / name, wanted, row_group_size=30)
-    got, keys, places, bad = read(part(path))
+    got, keys, offsets, bad = read(part(path))
     assert got == wanted
     assert not bad
     assert keys == sorted(set(keys))
-    assert places == sorted(places)
-    assert 0 <= places[0] <= places[-1] < part(path).cost
+    assert offsets == sorted(offsets)
+    assert 0 <= offsets[0] <= offsets[-1] < part(path).estimated_bytes
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", FILE_NAMES)
 def test_the_name_does_not_matter(tmp_path: Path, name: str) -> None:
     path = helpers.write(tmp_path / name, ["one", "two"])
     other = path.rename(tmp_path / "data.bin")
     assert read(part(other))[0] == ["one", "two"]
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", FILE_NAMES)
 @pytest.mark.parametrize("rows", [1, 8, 31, 500])
 def test_first_rows(tmp_path: Path, name: str, rows: int) -> None:
     wanted = helpers.texts(100)
     path = helpers.write(tmp_path / name, wanted, row_group_size=30)
-    got, _, places, _ = read(part(path, rows=rows))
+    got, _, offsets, _ = read(part(path, rows=rows))
     assert got == wanted[:rows]
-    assert places == [4096 * i for i in range(min(rows, 100))]
+    assert offsets == [4096 * i for i in range(min(rows, 100))]
 
 
 @pytest.mark.parametrize("text", ["plain", "{ not json", "[link](x)\n", "a\r\nb\x00\n", "é日本😀"])
@@ -141,7 +141,7 @@ def test_a_long_line_crosses_many_blocks(tmp_path: Path) -> None:
 def test_row_groups_belong_to_the_part_they_start_in(tmp_path: Path) -> None:
     wanted = helpers.texts(1000)
     path = helpers.write(tmp_path / "a.parquet", wanted, row_group_size=90)
-    cost = part(path).cost
+    cost = part(path).estimated_bytes
     edges = [0, 1, cost // 3, cost // 2, cost // 2 + 1, cost - 1, cost]
     got = [read(part(path, a, b)) for a, b in pairwise(edges)]
     assert [t for texts, *_ in got for t in texts] == wanted
@@ -286,9 +286,9 @@ def test_concatenated_arrow_streams_are_one(tmp_path: Path) -> None:
         out.write_table(table)
     path = tmp_path / "a.arrows"
     path.write_bytes(one + (tmp_path / "two.arrows").read_bytes())
-    texts, keys, places, _ = read(part(path))
+    texts, keys, offsets, _ = read(part(path))
     assert (texts, keys) == (["a", "b", "c"], [0, 1, 2])
-    assert places == sorted(places)
+    assert offsets == sorted(offsets)
     path.write_bytes(one + b"garbage after the end of a stream")
     with pytest.raises(Failure, match="damaged Arrow file"):
         read(part(path))
@@ -338,7 +338,7 @@ def test_a_zst_that_begins_with_a_skippable_frame(tmp_path: Path) -> None:
     ids=["lzma", "lzma text", "plain after all", "no magic", "bad line"],
 )
 def test_a_name_of_compression_says_nothing_of_the_bytes(head: bytes, name: str, kind: str | None) -> None:
-    assert detect(head, name) == kind
+    assert detect_format(head, name) == kind
 
 
 @pytest.mark.skipif(not shutil.which("zstd"), reason="zstd is not installed")
@@ -397,8 +397,8 @@ def test_row_number_of_a_compressed_line(tmp_path: Path) -> None:
 def test_places_of_compressed_lines_spread_over_the_file(tmp_path: Path) -> None:
     path = helpers.write(tmp_path / "a.jsonl.zst", helpers.texts(20_000))
     p = part(path)
-    _, _, places, _ = read(p)
-    quarters = np.bincount(np.array(places) * 4 // p.cost, minlength=4)
+    _, _, offsets, _ = read(p)
+    quarters = np.bincount(np.array(offsets) * 4 // p.estimated_bytes, minlength=4)
     assert quarters.min() > 0.7 * quarters.max()
 
 

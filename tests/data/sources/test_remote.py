@@ -18,7 +18,7 @@ from hub_server import COMMIT, Hub
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nano3.data.sources.hub import choose, matches
+from nano3.data.sources.hub import matches_pattern, select_files
 from nano3.utils.errors import UserError
 
 
@@ -153,16 +153,16 @@ CHOICES = {
 
 @pytest.mark.parametrize(("card", "keys", "wanted"), CHOICES.values(), ids=CHOICES.keys())
 def test_files_of_a_split(card: dict, keys: dict, wanted: list[str]) -> None:
-    assert choose(dict.fromkeys(PATHS, (1, "x")), card, source("hf://a/b", **keys), "label") == wanted
+    assert select_files(dict.fromkeys(PATHS, (1, "x")), card, source("hf://a/b", **keys), "label") == wanted
 
 
 def test_files_without_any_split_are_train() -> None:
-    assert choose({"a.jsonl": (1, "x"), "b/c.parquet": (1, "y")}, {}, source("hf://a/b"), "label") == [
+    assert select_files({"a.jsonl": (1, "x"), "b/c.parquet": (1, "y")}, {}, source("hf://a/b"), "label") == [
         "a.jsonl",
         "b/c.parquet",
     ]
     with pytest.raises(UserError, match="subsets: all, en, folder, fr"):
-        choose(dict.fromkeys(PATHS, (1, "x")), CARD, source("hf://a/b"), "label")
+        select_files(dict.fromkeys(PATHS, (1, "x")), CARD, source("hf://a/b"), "label")
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_files_without_any_split_are_train() -> None:
     ],
 )
 def test_patterns(path: str, pattern: str, fits: bool) -> None:
-    assert matches(path, pattern) == fits
+    assert matches_pattern(path, pattern) == fits
 
 
 PARTS = st.lists(st.sampled_from(["a", "b", "ab", "a.x", "b.x"]), min_size=1, max_size=4).map("/".join)
@@ -192,8 +192,8 @@ def test_patterns_are_those_of_a_shell(path: str, wanted: list[str]) -> None:
     pattern = "/".join(wanted)
     plain = not any(c in pattern for c in "*?[")
     expected = re.fullmatch(text + ("(?:[^/]+/)*" if plain else ""), f"{path}/")
-    assert matches(path, pattern) == bool(expected)
-    assert matches(path, f"./{pattern}") == bool(expected)
+    assert matches_pattern(path, pattern) == bool(expected)
+    assert matches_pattern(path, f"./{pattern}") == bool(expected)
 
 
 def test_any_fsspec_url_gives_the_same_data_as_local_files(tmp_path: Path, byte_bpe: Path) -> None:
