@@ -27,7 +27,7 @@ def main() -> int:
 
     from nano3.training.dataset import open_data
     from nano3.training.export import export
-    from nano3.training.hf.checkpoints import latest
+    from nano3.training.run.checkpoints import latest_checkpoint
 
     started = time.monotonic()
     export(run_dir, hf_dir)
@@ -62,7 +62,7 @@ def main() -> int:
     del model
     results["trained"] = {"hf bf16": hf(hf_dir, torch.bfloat16), "hf fp32": hf(hf_dir, torch.float32)}
     results["trained"]["megatron bf16"] = megatron(
-        bridge.load_megatron_model(str(latest(run_dir / "checkpoints")), wrap_with_ddp=False)
+        bridge.load_megatron_model(str(latest_checkpoint(run_dir / "checkpoints")), wrap_with_ddp=False)
     )
     print("COMPARE " + json.dumps(results), flush=True)
     destroy()

@@ -81,8 +81,8 @@ def run(args: argparse.Namespace) -> int:
 
 def samples_of(config: Any, folder: Path, iteration: int, only: int | None) -> range:
     """Numbers, in the order of the whole run, of the samples in an iteration's batch."""
-    from nano3.training.hf.checkpoints import iteration_of, latest, root_of
     from nano3.training.run import parent_checkpoint
+    from nano3.training.run.checkpoints import iteration_of, latest_checkpoint, recorded_checkpoint_dir
     from nano3.training.run.metrics import read_metrics
 
     size, last = config.train.global_batch_size, config.train.train_iters
@@ -94,7 +94,7 @@ def samples_of(config: Any, folder: Path, iteration: int, only: int | None) -> r
     if only is not None and only >= size:
         raise UserError(f"--sample {only}: a global batch of this run has samples 0 to {size - 1}.")
     lines = read_metrics(folder)
-    saved = latest(root_of(folder))
+    saved = latest_checkpoint(recorded_checkpoint_dir(folder))
     done = max([line["iteration"] for line in lines] + [iteration_of(saved) if saved else 0])
     if done < iteration:
         warn(

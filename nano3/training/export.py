@@ -15,18 +15,18 @@ from typing import Any
 
 from nano3.config.model import ModelConfig
 from nano3.training.checks.model_stats import padded_vocab_size
-from nano3.training.hf.checkpoints import (
-    MARKER,
-    CheckpointInfo,
-    complete,
-    iteration_of,
-    load_state,
-    read_info,
-    root_of,
-    verify,
-)
+from nano3.training.hf.checkpoints import load_state
 from nano3.training.hf.model import build_model, hf_config
 from nano3.training.run.checkpoint_owner import owner_of
+from nano3.training.run.checkpoints import (
+    MARKER,
+    CheckpointInfo,
+    complete_checkpoints,
+    iteration_of,
+    read_checkpoint_info,
+    recorded_checkpoint_dir,
+    verify_checkpoint,
+)
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import fsync_dir, read_json, temp_name, unwritable_reason
 
@@ -59,12 +59,12 @@ def export(run_dir: Path, output: Path, iteration: int | None = None) -> Path:
     if why := unwritable_reason(output):
         raise UserError(f"--output={output}: cannot be written: {why}. Choose another --output.")
     checkpoint = find(run_dir, iteration)
-    info = read_info(checkpoint)
-    verify(checkpoint, info)
+    info = read_checkpoint_info(checkpoint)
+    verify_checkpoint(checkpoint, info)
     output.parent.mkdir(parents=True, exist_ok=True)
     temp = temp_name(output)
     try:
-        if info.fixed.get("backend") == "megatron":
+        if info.run_identity.get("backend") == "megatron":
             _convert(checkpoint, _tokenizer(run_dir, checkpoint), temp)
         elif (checkpoint / "hf").is_dir():
             shutil.copytree(checkpoint / "hf", temp)
@@ -82,7 +82,7 @@ def find(run_dir: Path, iteration: int | None) -> Path:
     """The checkpoint folder that is meant; `run_dir` may also be one itself."""
     if (run_dir / MARKER).is_file():
         return run_dir
-    found = complete(root_of(run_dir))
+    found = complete_checkpoints(recorded_checkpoint_dir(run_dir))
     if not found:
         raise UserError(f"{run_dir} holds no complete checkpoint. Give the folder of a run, as in run.output_dir.")
     chosen = [p for p in found if iteration in (None, iteration_of(p))]
@@ -118,11 +118,13 @@ def _build(checkpoint: Path, info: CheckpointInfo, tokenizer: Path, output: Path
     from nano3.training.hf.components import export_hf
 
     names = {f.name for f in fields(ModelConfig)}
-    saved = {key.removeprefix("model."): value for key, value in info.fixed.items() if key.startswith("model.")}
+    saved = {key.removeprefix("model."): value for key, value in info.run_identity.items() if key.startswith("model.")}
     shape = ModelConfig(**{name: value for name, value in saved.items() if name in names})
-    shape.mamba_chunk_size = info.told.get("model.mamba_chunk_size")
+    shape.mamba_chunk_size = info.mutable_settings.get("model.mamba_chunk_size")
     try:
-        model = build_model(shape, int(saved["vocab_size"]), int(info.fixed["train.seq_length"]), _data_eod(tokenizer))
+        model = build_model(
+            shape, int(saved["vocab_size"]), int(info.run_identity["train.seq_length"]), _data_eod(tokenizer)
+        )
         model.load_state_dict(load_state(checkpoint)["model"], strict=True)
     except (KeyError, RuntimeError, UserError) as error:
         raise Failure(f"{checkpoint}: {MARKER} and state.pt do not describe one model: {error}") from error

@@ -12,9 +12,9 @@ from nano3.artifacts import store, wandb_mirror
 from nano3.artifacts.names import MODEL
 from nano3.config import PretrainConfig
 from nano3.training import backend
-from nano3.training.hf.checkpoints import content_of
 from nano3.training.reports.final_report import write_final_report
 from nano3.training.run import parent_checkpoint
+from nano3.training.run.checkpoints import checkpoint_fingerprint
 from nano3.training.run.lineage import data_reference, model_alias
 from nano3.training.run.outcome import Outcome
 from nano3.training.run.record import finished, latest_start, load_run_config
@@ -115,7 +115,7 @@ def register_checkpoint(config: PretrainConfig, run_dir: Path, iteration: int, f
     made = store.register(
         MODEL,
         folder,
-        fingerprint=f"{start['data']['fingerprint']}/{run_dir}/{iteration}/{content_of(folder)}",
+        fingerprint=f"{start['data']['fingerprint']}/{run_dir}/{iteration}/{checkpoint_fingerprint(folder)}",
         metadata={
             "run": config.run.name,
             "run_dir": str(run_dir),

@@ -7,7 +7,7 @@ import pytest
 from gpu_runs import MARKS, MICRO, MODEL, ROOT, SHORT, SPIKE, Runs, gpus
 
 from nano3.artifacts.store import Artifact
-from nano3.training.hf.checkpoints import complete
+from nano3.training.run.checkpoints import complete_checkpoints
 from nano3.utils.files import read_json
 
 pytestmark = MARKS
@@ -22,7 +22,7 @@ def test_it_learns_and_leaves_everything_that_it_was(runs: Runs, undisturbed: Pa
     losses = runs.losses("undisturbed")
     assert sorted(losses) == list(range(5, 41, 5))
     assert losses[40] < 5.5 < losses[5]
-    assert [p.name for p in complete(undisturbed / "checkpoints")] == ["iter_0000030", "iter_0000040"]
+    assert [p.name for p in complete_checkpoints(undisturbed / "checkpoints")] == ["iter_0000030", "iter_0000040"]
     assert runs.checkpoints("undisturbed") == ["iter_0000030", "iter_0000040"]
     start = read_json(undisturbed / "starts/0001/start.json")
     assert "megatron-bridge" in start["packages"]
@@ -106,7 +106,9 @@ def test_a_full_gpu_is_told_in_one_message(runs: Runs) -> None:
 def test_asynchronous_saves_are_marked_and_old_ones_go(runs: Runs) -> None:
     runs.train("async", "+megatron.checkpoint.async_save=true")
     folder = runs.dir("async") / "checkpoints"
-    assert [p.name for p in complete(folder)] == runs.checkpoints("async") == ["iter_0000030", "iter_0000040"]
+    assert (
+        [p.name for p in complete_checkpoints(folder)] == runs.checkpoints("async") == ["iter_0000030", "iter_0000040"]
+    )
     assert "nothing to do" in runs.train("async", "+megatron.checkpoint.async_save=true")
 
 
@@ -129,7 +131,7 @@ def test_a_folder_of_plain_megatron_bridge_is_gone_on_from(runs: Runs, undisturb
     assert f"resuming from iteration 40 of {foreign}" in text
     assert "holds checkpoints that nano3 did not write for this run" in text
     assert set(before) < set(foreign.glob("iter_*"))
-    assert [p.name for p in complete(foreign)][-1] == "iter_0000070"
+    assert [p.name for p in complete_checkpoints(foreign)][-1] == "iter_0000070"
 
 
 def test_it_starts_from_hugging_face_weights(runs: Runs, undisturbed: Path) -> None:
@@ -188,7 +190,7 @@ def test_two_ranks_are_stopped_together_and_one_goes_on(runs: Runs) -> None:
     runs.wait_for("stopped", 20, process)
     process.send_signal(signal.SIGTERM)
     runs.finish(process, code=75)
-    (saved,) = complete(runs.dir("stopped") / "checkpoints")
+    (saved,) = complete_checkpoints(runs.dir("stopped") / "checkpoints")
     iteration = int(saved.name.removeprefix("iter_"))
     assert 20 <= iteration < 400
     text = runs.train("stopped", *words, f"train.exit_iteration={iteration + 5}")

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from training_processes import Child, tiny_config
 
 from nano3.training.export import export
-from nano3.training.hf.checkpoints import folder_name
+from nano3.training.run.checkpoints import folder_name
 from nano3.utils.errors import Failure
 from nano3.utils.files import write_text
 

@@ -11,10 +11,10 @@ from training_processes import tiny_config
 from nano3.artifacts import store
 from nano3.artifacts.names import MODEL
 from nano3.training import rank_main
-from nano3.training.hf.checkpoints import MARKER, CheckpointInfo
 from nano3.training.rank_main import SaveRecorder, tell
 from nano3.training.reports.final_report import write_final_report
 from nano3.training.run import record
+from nano3.training.run.checkpoints import MARKER, CheckpointInfo
 from nano3.training.run.outcome import Outcome
 from nano3.utils.errors import UserError
 from nano3.utils.files import read_json, write_json, write_text

@@ -13,11 +13,17 @@ from nano3.config.pretrain import PretrainConfig
 from nano3.training.checks.lr_schedule import schedule_problems
 from nano3.training.checks.value_checks import value_problems
 from nano3.training.dataset import TrainingData, open_data
-from nano3.training.hf import checkpoints
 from nano3.training.hf.batch import BatchPlan, plan_batches
 from nano3.training.hf.model import embedding_rows, model_problems
 from nano3.training.run import parent_checkpoint
 from nano3.training.run.checkpoint_owner import claim_dir, owner_problem
+from nano3.training.run.checkpoints import (
+    MARKER,
+    CheckpointInfo,
+    checkpoint_dir,
+    latest_checkpoint,
+    read_checkpoint_info,
+)
 from nano3.training.run.metrics import truncate_after
 from nano3.training.run.outcome import Outcome, SaveHook, no_hook
 from nano3.training.run.rank_sync import agree_on_rank0
@@ -27,7 +33,6 @@ from nano3.training.run.resume import (
     check_new_phase,
     check_resume,
     fixed_keys,
-    save_root,
     told_keys,
 )
 from nano3.training.run.stop import StopRequest
@@ -72,7 +77,7 @@ class Found:
     """The checkpoint that a run starts from, or none; `own`: this run has saved it itself."""
 
     folder: Path | None = None
-    info: checkpoints.CheckpointInfo | None = None
+    info: CheckpointInfo | None = None
     own: bool = True
     new_phase: bool = False
 
@@ -85,13 +90,13 @@ class Found:
 def look(config: PretrainConfig, run_dir: Path, fixed: dict[str, Any] | None) -> Found:
     """Where this run starts. Raises `UserError` when it may not start there, as far as `fixed` (None: the data is not
     known yet) tells."""
-    save = save_root(config, run_dir)
+    save = checkpoint_dir(config, run_dir)
     if problem := owner_problem(save, run_dir):
         raise UserError(problem)
     folder = find_checkpoint(config, run_dir)
     if folder is None:
         return Found()
-    info, own = checkpoints.read_info(folder), folder.parent == save
+    info, own = read_checkpoint_info(folder), folder.parent == save
     new_phase = not own and not config.checkpoint.keep_iteration
     if fixed is not None and new_phase:
         check_new_phase(info, folder, fixed)
@@ -111,7 +116,7 @@ def decide_start(
     """Where this run starts, as rank 0 sees it. Raises `UserError`, on every rank, when it may not start there."""
 
     def decide() -> dict[str, Any]:
-        found, save = look(config, run_dir, fixed), save_root(config, run_dir)
+        found, save = look(config, run_dir, fixed), checkpoint_dir(config, run_dir)
         if found.folder and found.info and not found.new_phase:
             check_resume(found.info, found.folder, fixed, told, own_folder=found.own)
         claim_dir(save, run_dir)
@@ -127,7 +132,7 @@ def decide_start(
 
     seen = agree_on_rank0(decide)
     folder = Path(seen["folder"]) if seen["folder"] else None
-    info = checkpoints.CheckpointInfo(**seen["info"]) if seen["info"] else None
+    info = CheckpointInfo(**seen["info"]) if seen["info"] else None
     return Start(folder, info, fixed, told, threads, seen["new_phase"])
 
 
@@ -165,17 +170,15 @@ def thread_count(config: PretrainConfig) -> int:
 
 def find_checkpoint(config: PretrainConfig, run_dir: Path) -> Path | None:
     """This run's newest checkpoint, else what checkpoint.load names: a folder of checkpoints, or one of them."""
-    own = checkpoints.latest(save_root(config, run_dir))
+    own = latest_checkpoint(checkpoint_dir(config, run_dir))
     if own is not None or config.checkpoint.load is None:
         return own
     load = Path(config.checkpoint.load).absolute()
-    if (load / checkpoints.MARKER).is_file():
+    if (load / MARKER).is_file():
         return load
-    found = checkpoints.latest(load)
-    if found is None and load != save_root(config, run_dir):
-        raise UserError(
-            f"checkpoint.load={load} holds no complete checkpoint (iter_0000100 with {checkpoints.MARKER} in it)."
-        )
+    found = latest_checkpoint(load)
+    if found is None and load != checkpoint_dir(config, run_dir):
+        raise UserError(f"checkpoint.load={load} holds no complete checkpoint (iter_0000100 with {MARKER} in it).")
     return found
 
 

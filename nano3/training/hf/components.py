@@ -11,15 +11,16 @@ from nano3.config.pretrain import PretrainConfig
 from nano3.training.checks.lr_schedule import make_scheduler
 from nano3.training.dataset import TrainingData
 from nano3.training.hf.batch import BatchPlan
-from nano3.training.hf.checkpoints import CheckpointWriter, load_rng, load_state, verify
+from nano3.training.hf.checkpoints import CheckpointWriter, load_rng, load_state
 from nano3.training.hf.expert_bias import ExpertBalance
 from nano3.training.hf.loop import Clock, Loop, TrainerComponents
 from nano3.training.hf.model import build_model, embedding_rows, parameter_count, value
 from nano3.training.hf.rng import restore_rng, seed_all
 from nano3.training.run import index_cache
+from nano3.training.run.checkpoints import checkpoint_dir, verify_checkpoint
 from nano3.training.run.metrics import Metrics
 from nano3.training.run.outcome import SaveHook
-from nano3.training.run.resume import Start, save_root
+from nano3.training.run.resume import Start
 from nano3.utils.errors import Failure
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def assemble(
     clock = Clock(elapsed_before=start.info.elapsed_s if start.info and not start.new_phase else 0.0)
     iteration = start.iteration
     if start.folder is not None and start.info is not None:
-        verify(start.folder, start.info)
+        verify_checkpoint(start.folder, start.info)
     accelerator = make_accelerator(start.threads)
     datasets = _datasets(config, data, run_dir)
     seed_all(config.train.seed)
@@ -44,7 +45,7 @@ def assemble(
     balance = ExpertBalance(raw, rate, lambda counts: accelerator.reduce(counts, "sum"))
     model, optimizer = accelerator.prepare(raw, make_optimizer(raw, config))
     rank, barrier = accelerator.process_index, accelerator.wait_for_everyone
-    writer = CheckpointWriter(save_root(config, run_dir), config.checkpoint.keep_last, rank, barrier)
+    writer = CheckpointWriter(checkpoint_dir(config, run_dir), config.checkpoint.keep_last, rank, barrier)
     writer.clean()
     parts = TrainerComponents(
         config=config,
@@ -58,8 +59,8 @@ def assemble(
         metrics=Metrics(run_dir, rank, iteration, config),
         writer=writer,
         parameters=parameter_count(raw),
-        fixed=start.fixed,
-        told=start.told,
+        run_identity=start.run_identity,
+        mutable_settings=start.mutable_settings,
         on_save=on_save,
         export=lambda trained, folder: export_hf(trained, data.tokenizer, folder),
     )

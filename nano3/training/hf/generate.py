@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nano3.training.hf.checkpoints import latest, root_of
+from nano3.training.run.checkpoints import latest_checkpoint, recorded_checkpoint_dir
 from nano3.utils.errors import UserError
 
 
@@ -18,7 +18,7 @@ class Sample:
 
 def exported_model(run_dir: Path) -> Path:
     """The hf/ folder of a finished run's last checkpoint; raises `UserError` when there is none."""
-    folder = latest(root_of(run_dir))
+    folder = latest_checkpoint(recorded_checkpoint_dir(run_dir))
     if folder is None or not (folder / "hf").is_dir():
         raise UserError(f"{run_dir} has no exported model yet: it is written when the run reaches train.train_iters.")
     return folder / "hf"

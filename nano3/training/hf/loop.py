@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from nano3.config.pretrain import PretrainConfig
 from nano3.training.hf.batch import BatchPlan
-from nano3.training.hf.checkpoints import CheckpointInfo, CheckpointWriter
+from nano3.training.hf.checkpoints import CheckpointWriter
 from nano3.training.hf.datasets import Datasets, collate
 from nano3.training.hf.expert_bias import ExpertBalance
 from nano3.training.hf.rng import rng_state
+from nano3.training.run.checkpoints import CheckpointInfo
 from nano3.training.run.metrics import Metrics
 from nano3.training.run.outcome import Outcome, SaveHook
 from nano3.training.run.stop import StopRequest
@@ -38,8 +39,8 @@ class TrainerComponents:
     metrics: Metrics
     writer: CheckpointWriter
     parameters: int
-    fixed: dict[str, Any]
-    told: dict[str, Any]
+    run_identity: dict[str, Any]
+    mutable_settings: dict[str, Any]
     on_save: SaveHook
     export: Callable[[Any, Path], None]
 
@@ -185,8 +186,8 @@ class Loop:
             consumed_tokens=samples * t.seq_length,
             elapsed_s=round(self.clock.elapsed_s(), 2),
             parameters=p.parameters,
-            fixed=p.fixed,
-            told=p.told,
+            run_identity=p.run_identity,
+            mutable_settings=p.mutable_settings,
         )
         p.metrics.flush()
         state = {

@@ -17,7 +17,6 @@ from nano3.config import PretrainConfig
 from nano3.config.model import ModelConfig
 from nano3.config.pretrain import megatron_section
 from nano3.training.dataset import TrainingData, open_data
-from nano3.training.hf.checkpoints import MARKER, read_info
 from nano3.training.megatron import recipe, schema, settings
 from nano3.training.megatron.compile_cache import set_compile_cache
 from nano3.training.megatron.errors import quiet, translate_errors
@@ -25,6 +24,7 @@ from nano3.training.megatron.recipe_check import tokenizer_problems
 from nano3.training.megatron.start import Start, find_start, may_drop_old, remove_unfinished
 from nano3.training.run import index_cache, parent_checkpoint
 from nano3.training.run.checkpoint_owner import claim_dir, owner_problem
+from nano3.training.run.checkpoints import MARKER, checkpoint_dir, read_checkpoint_info
 from nano3.training.run.metrics import truncate_after
 from nano3.training.run.outcome import Outcome, SaveHook, no_hook
 from nano3.training.run.rank_sync import agree_on_rank0
@@ -61,7 +61,7 @@ def _train(config: PretrainConfig, data_dir: Path, run_dir: Path, stop: StopRequ
     data = open_data(data_dir)
     data.require(config.train.seq_length, ["train"] + (["valid"] if config.train.eval_interval else []))
     set_environment()
-    save = recipe.checkpoint_folder(config, run_dir)
+    save = checkpoint_dir(config, run_dir)
     start = decide_start(config, data, save)
     if start.own and start.folder and start.iteration >= last_iteration(config):
         truncate_after(run_dir, start.iteration)
@@ -135,7 +135,7 @@ def check_same_run(config: PretrainConfig, data: TrainingData, start: Start, qui
     """Refuse to go on from a checkpoint of another model or other data; tell (unless `quiet`) what else changed."""
     if not start.folder or not (start.folder / MARKER).is_file():
         return
-    info, fixed = read_info(start.folder), fixed_keys(config, data)
+    info, fixed = read_checkpoint_info(start.folder), fixed_keys(config, data)
     if start.new_phase:
         check_new_phase(info, start.folder, fixed, free=CUT)
     elif quiet:
@@ -148,7 +148,7 @@ def other_world_size(start: Start) -> bool:
     """Whether the checkpoint was written by another number of ranks; False when that is not known."""
     if not start.folder or not (start.folder / MARKER).is_file():
         return False
-    return read_info(start.folder).told.get("world size") not in (None, world_size())
+    return read_checkpoint_info(start.folder).mutable_settings.get("world size") not in (None, world_size())
 
 
 def world_size() -> int:
@@ -273,8 +273,8 @@ def _run(
                 save_interval=config.checkpoint.save_interval,
                 train_iters=train.train_iters,
                 startup=startup,
-                fixed=fixed_keys(config, data),
-                told=told_keys(config),
+                run_identity=fixed_keys(config, data),
+                mutable_settings=told_keys(config),
                 validation=SourceValidation(data, train.eval_iters, forward_step) if train.eval_interval else None,
             )
         )

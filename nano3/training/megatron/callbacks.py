@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from nano3.training.hf.checkpoints import MARKER, CheckpointInfo, folder_name
 from nano3.training.megatron.errors import nan_message
 from nano3.training.megatron.start import TRACKER, note_begun
 from nano3.training.run import index_cache
+from nano3.training.run.checkpoints import MARKER, CheckpointInfo, folder_name
 from nano3.training.run.metrics import Metrics
 from nano3.training.run.outcome import SaveHook
 from nano3.training.run.rank_sync import StopPoller
@@ -103,8 +103,8 @@ class Run:
     save_interval: int
     train_iters: int
     startup: StartupTimer = field(default_factory=StartupTimer)
-    fixed: dict[str, Any] = field(default_factory=dict)
-    told: dict[str, Any] = field(default_factory=dict)
+    run_identity: dict[str, Any] = field(default_factory=dict)
+    mutable_settings: dict[str, Any] = field(default_factory=dict)
     validation: Validation | None = None
 
 
@@ -215,8 +215,8 @@ class TrainingHooks:
             consumed_tokens=samples * self.run.seq_length,
             elapsed_s=time.monotonic() - self._started,
             parameters=self._parameters,
-            fixed=self.run.fixed,
-            told=self.run.told,
+            run_identity=self.run.run_identity,
+            mutable_settings=self.run.mutable_settings,
         )
         self.run.metrics.flush()
         write_json(folder / MARKER, vars(info))

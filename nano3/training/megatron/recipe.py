@@ -17,6 +17,7 @@ from nano3.config import PretrainConfig
 from nano3.training.dataset import TrainingData
 from nano3.training.megatron.settings import Setting
 from nano3.training.run import index_cache
+from nano3.training.run.checkpoints import checkpoint_dir
 from nano3.utils.errors import UserError, did_you_mean
 from nano3.utils.files import write_text
 
@@ -97,7 +98,7 @@ def data_settings(config: PretrainConfig, data: TrainingData, run_dir: Path) -> 
     # evaluation.
     blends = [train, valid if config.train.eval_interval else None, None]
     tensorboard = config.logger.tensorboard_dir or str(run_dir / "tensorboard")
-    save = str(checkpoint_folder(config, run_dir)) if config.checkpoint.save_interval else None
+    save = str(checkpoint_dir(config, run_dir)) if config.checkpoint.save_interval else None
     # Megatron-Bridge's own validation is only the occasion for nano3's, which measures train.eval_iters batches.
     validation = [Setting("validation.eval_iters", 1, "train.eval_iters")] if config.train.eval_interval else []
     return [
@@ -113,11 +114,6 @@ def data_settings(config: PretrainConfig, data: TrainingData, run_dir: Path) -> 
         Setting("logger.wandb_project", None, "run.wandb"),
         Setting("checkpoint.save", save, "checkpoint.save"),
     ]
-
-
-def checkpoint_folder(config: PretrainConfig, run_dir: Path) -> Path:
-    """Where this run saves."""
-    return Path(config.checkpoint.save or run_dir / "checkpoints").absolute()
 
 
 def adaptations(get: Callable[[str], Any], world_size: int, has: Callable[[str], bool]) -> list[Setting]:

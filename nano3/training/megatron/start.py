@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
 
-from nano3.training.hf.checkpoints import MARKER, complete, iteration_folders, iteration_of, latest
+from nano3.training.run.checkpoints import (
+    MARKER,
+    complete_checkpoints,
+    iteration_folders,
+    iteration_of,
+    latest_checkpoint,
+)
 from nano3.training.run.notes import read_note
 from nano3.utils.console import say, warn
 from nano3.utils.errors import UserError
@@ -68,7 +74,7 @@ def find_start(save: Path, load: str | None, keep_iteration: bool = False) -> St
 
 def _own_start(save: Path) -> Start | None:
     """The newest checkpoint in `save`: nano3's, or a whole one that Megatron-Bridge wrote there without nano3."""
-    marked, others = latest(save), foreign(save)
+    marked, others = latest_checkpoint(save), foreign(save)
     whole = [p for p in others if _is_whole(p)]
     if marked is not None:
         if whole and iteration_of(whole[-1]) > iteration_of(marked):
@@ -92,7 +98,7 @@ def _source(load: Path) -> Path:
     """The folder of one iteration that `load` means."""
     if (load / MARKER).is_file() or (load / "run_config.yaml").is_file():
         return load
-    if found := latest(load):
+    if found := latest_checkpoint(load):
         return found
     whole = [p for p in iteration_folders(load) if _is_whole(p)]
     if not whole:
@@ -137,7 +143,7 @@ def foreign(save: Path) -> list[Path]:
 
 def remove_unfinished(save: Path) -> None:
     """Remove what a save left that nano3 began and that was killed: it would count as one of the kept checkpoints."""
-    marked, own = complete(save), begun(save)
+    marked, own = complete_checkpoints(save), begun(save)
     newest = iteration_of(marked[-1]) if marked else -1
     for folder in iteration_folders(save):
         iteration = iteration_of(folder)

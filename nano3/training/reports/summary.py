@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from nano3.training.hf.checkpoints import latest, read_info, root_of
+from nano3.training.run.checkpoints import latest_checkpoint, read_checkpoint_info, recorded_checkpoint_dir
 from nano3.training.run.metrics import FILE, read_metrics
 from nano3.utils.console import table
 from nano3.utils.errors import UserError
@@ -23,9 +23,9 @@ def summarize(run_dir: Path) -> list[tuple[str, str]]:
         raise UserError(f"{Path(run_dir) / FILE} has no training lines yet: nothing to sum up.")
     last = train[-1]
     rows = [("iterations", f"{last['iteration']:,}"), ("tokens", f"{last['consumed_tokens']:,}")]
-    checkpoint = latest(root_of(run_dir))
+    checkpoint = latest_checkpoint(recorded_checkpoint_dir(run_dir))
     if checkpoint is not None:
-        rows.insert(0, ("parameters", f"{read_info(checkpoint).parameters:,}"))
+        rows.insert(0, ("parameters", f"{read_checkpoint_info(checkpoint).parameters:,}"))
     rows.append((f"training loss, last {len(train[-END:])} lines", f"{train[0]['loss']:.2f} → {end_of(train):.2f}"))
     names = [key for key in (valid[-1] if valid else {}) if key.startswith("valid_loss")]
     for name in names:

@@ -14,7 +14,8 @@ from nano3.training.dataset import TrainingData
 from nano3.training.hf import backend as hf_backend
 from nano3.training.megatron import backend as megatron_backend
 from nano3.training.run.checkpoint_owner import owner_problem
-from nano3.training.run.resume import fixed_keys, save_root
+from nano3.training.run.checkpoints import checkpoint_dir
+from nano3.training.run.resume import fixed_keys
 from nano3.utils.errors import UserError
 
 
@@ -33,7 +34,7 @@ def find_origin(config: PretrainConfig, data: TrainingData | None) -> Origin:
     """The start that the ranks will find. Without `data`, which may still be in preparation, whether a checkpoint is of
     the same run is left to them. Raises `Failure` for a damaged checkpoint."""
     run_dir = Path(config.run.output_dir).absolute()
-    save = save_root(config, run_dir)
+    save = checkpoint_dir(config, run_dir)
     if problem := owner_problem(save, run_dir):
         return Origin(problems=(problem,))
     warnings: tuple[str, ...] = ()

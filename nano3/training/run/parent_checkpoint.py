@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nano3.config import PretrainConfig
-from nano3.training.hf.checkpoints import iteration_of
+from nano3.training.run.checkpoints import iteration_of
 from nano3.training.run.notes import read_note
 from nano3.utils.console import warn
 from nano3.utils.files import write_json

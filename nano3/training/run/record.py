@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import nano3
 from nano3.config import PretrainConfig
-from nano3.training.hf.checkpoints import latest, root_of
+from nano3.training.run.checkpoints import latest_checkpoint, recorded_checkpoint_dir
 from nano3.training.run.notes import read_note
 from nano3.training.run.stop import last_iteration
 from nano3.utils.console import say
@@ -176,7 +176,9 @@ def lost_checkpoint(run_dir: Path) -> Path | None:
     """The checkpoint that finished.json names, if it is gone."""
     done = read_finish_record(run_dir)
     named = done["checkpoint"] if done else None
-    if not named or Path(named).is_dir() or (root_of(run_dir) / Path(named).name).is_dir():  # the run was moved
+    if (
+        not named or Path(named).is_dir() or (recorded_checkpoint_dir(run_dir) / Path(named).name).is_dir()
+    ):  # the run was moved
         return None
     return Path(named)
 
@@ -185,10 +187,10 @@ def left_behind(run_dir: Path, config: PretrainConfig) -> list[str]:
     """Told when a run that has saved is started with another checkpoint.save: it would begin again at iteration 0."""
     if not (run_dir / "config.yaml").is_file() or not config.checkpoint.save:
         return []
-    old, new = root_of(run_dir), Path(config.checkpoint.save)
+    old, new = recorded_checkpoint_dir(run_dir), Path(config.checkpoint.save)
     given = Path(config.checkpoint.load or new)
-    newest = latest(old) if old != new else None
-    if newest is None or latest(new) or given.is_relative_to(old):
+    newest = latest_checkpoint(old) if old != new else None
+    if newest is None or latest_checkpoint(new) or given.is_relative_to(old):
         return []
     return [
         f"checkpoint.save={new}: this run has saved {newest} and would begin again at iteration 0. To go on from there "

@@ -10,8 +10,8 @@ from typing import Any
 from nano3.config.model import ModelConfig
 from nano3.config.pretrain import PretrainConfig
 from nano3.training.dataset import TrainingData
-from nano3.training.hf.checkpoints import CheckpointInfo
 from nano3.training.hf.model import PARALLEL, embedding_rows, value
+from nano3.training.run.checkpoints import CheckpointInfo
 from nano3.utils.console import warn
 from nano3.utils.errors import UserError
 
@@ -40,11 +40,6 @@ class Start:
     def iteration(self) -> int:
         """Iterations of this run that are done."""
         return self.info.iteration if self.info and not self.new_phase else 0
-
-
-def save_root(config: PretrainConfig, run_dir: Path) -> Path:
-    """Where this run's checkpoints go."""
-    return Path(config.checkpoint.save or run_dir / "checkpoints").absolute()
 
 
 def fixed_keys(config: PretrainConfig, data: TrainingData) -> dict[str, Any]:
@@ -79,7 +74,7 @@ def check_fixed(info: CheckpointInfo, folder: Path, fixed: dict[str, Any], own_f
     A run that goes on at the iteration of another run's checkpoint (checkpoint.keep_iteration; `own_folder` false) may
     bring other data and another seed: that is how the rest of one schedule is trained on other data.
     """
-    changed = _differences(info.fixed, fixed)
+    changed = _differences(info.run_identity, fixed)
     if not own_folder:
         changed = {key: values for key, values in changed.items() if key not in _FREE_OF_ANOTHER_RUN}
     if changed:
@@ -98,9 +93,9 @@ def check_resume(
     """`check_fixed`, and warn of everything else that has changed."""
     check_fixed(info, folder, fixed, own_folder)
     for key in _FREE_OF_ANOTHER_RUN:
-        if info.fixed.get(key) != fixed.get(key):
+        if info.run_identity.get(key) != fixed.get(key):
             warn(f"{folder} was trained with another value of {key}; going on with the new one.")
-    for key, (old, new) in _differences(info.told, told).items():
+    for key, (old, new) in _differences(info.mutable_settings, told).items():
         warn(f"{key} was {_show(old)} when {folder.name} was saved and is {_show(new)} now: {_effect(key)}")
 
 
@@ -108,9 +103,11 @@ def check_new_phase(info: CheckpointInfo, folder: Path, fixed: dict[str, Any], f
     """Raise `UserError` unless the checkpoint's weights fit this run's model; everything else is this run's own."""
     skipped = {"backend", "data", "recipe", *free}
     changed = {
-        k: v for k, v in _differences(info.fixed, fixed).items() if k not in skipped and not k.startswith("train.")
+        k: v
+        for k, v in _differences(info.run_identity, fixed).items()
+        if k not in skipped and not k.startswith("train.")
     }
-    if info.fixed.get("backend") != fixed.get("backend"):
+    if info.run_identity.get("backend") != fixed.get("backend"):
         raise UserError(
             f"{folder} was written by the other backend. Export it (nano3 export) and start from that folder: "
             "+megatron.checkpoint.pretrained_checkpoint=FOLDER."

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from training_processes import Child, losses, tiny_config, train_here
 
 from nano3.config import PretrainConfig
-from nano3.training.hf import checkpoints
 from nano3.training.hf.backend import train
-from nano3.training.hf.checkpoints import CheckpointInfo, CheckpointWriter
+from nano3.training.hf.checkpoints import CheckpointWriter
+from nano3.training.run import checkpoints
+from nano3.training.run.checkpoints import CheckpointInfo
 from nano3.utils.errors import Failure
 
 
@@ -54,14 +55,14 @@ def test_kill_while_saving_leaves_the_one_before(tmp_path: Path, moment: str) ->
     child = Child(write, (root, [1, 2, 3], 2, moment), tmp_path / "log.txt")
     child.process.join(60)
     assert child.process.exitcode == -signal.SIGKILL
-    newest = checkpoints.latest(root)
+    newest = checkpoints.latest_checkpoint(root)
     assert newest is not None
     assert newest.name == "iter_0000002"
-    checkpoints.verify(newest, checkpoints.read_info(newest))
+    checkpoints.verify_checkpoint(newest, checkpoints.read_checkpoint_info(newest))
     CheckpointWriter(root, 2, 0, lambda: None).clean()
     assert sorted(p.name for p in root.iterdir()) == ["iter_0000001", "iter_0000002"]
     Child(write, (root, [3], 2), tmp_path / "log.txt").result()
-    assert [p.name for p in checkpoints.complete(root)] == ["iter_0000002", "iter_0000003"]
+    assert [p.name for p in checkpoints.complete_checkpoints(root)] == ["iter_0000002", "iter_0000003"]
 
 
 def test_kill_while_dropping_an_old_one(tmp_path: Path) -> None:
@@ -70,7 +71,7 @@ def test_kill_while_dropping_an_old_one(tmp_path: Path) -> None:
     child = Child(write, (root, [1, 2, 3], 1, "os.remove"), tmp_path / "log.txt")
     child.process.join(60)
     assert child.process.exitcode == -signal.SIGKILL
-    assert [p.name for p in checkpoints.complete(root)] == ["iter_0000003"]
+    assert [p.name for p in checkpoints.complete_checkpoints(root)] == ["iter_0000003"]
     CheckpointWriter(root, 1, 0, lambda: None).clean()
     assert [p.name for p in root.iterdir()] == ["iter_0000003"]
 
@@ -86,7 +87,7 @@ def test_retention_keeps_the_newest(tmp_path_factory: pytest.TempPathFactory, it
         temp.mkdir()
         (temp / "state.pt").write_bytes(b"x")
         writer._finish(temp, root / checkpoints.folder_name(iteration), info(iteration))
-    kept = [checkpoints.iteration_of(p) for p in checkpoints.complete(root)]
+    kept = [checkpoints.iteration_of(p) for p in checkpoints.complete_checkpoints(root)]
     assert kept == (iterations[-keep:] if keep else iterations)
 
 
@@ -106,18 +107,18 @@ def test_scan_ignores_everything_without_a_marker(tmp_path: Path) -> None:
     for name in ("iter_0000007", "iter_0000009.tmp", "iter_12", "other"):
         (tmp_path / name).mkdir()
     (tmp_path / "iter_0000009.tmp" / checkpoints.MARKER).write_text("{}")
-    assert checkpoints.latest(tmp_path) is None
-    assert checkpoints.latest(tmp_path / "missing") is None
+    assert checkpoints.latest_checkpoint(tmp_path) is None
+    assert checkpoints.latest_checkpoint(tmp_path / "missing") is None
     (tmp_path / "iter_0000007" / checkpoints.MARKER).write_text("{}")
-    assert checkpoints.latest(tmp_path) == tmp_path / "iter_0000007"
+    assert checkpoints.latest_checkpoint(tmp_path) == tmp_path / "iter_0000007"
 
 
 def test_root_follows_the_frozen_configuration(tmp_path: Path) -> None:
-    assert checkpoints.root_of(tmp_path) == tmp_path / "checkpoints"
+    assert checkpoints.recorded_checkpoint_dir(tmp_path) == tmp_path / "checkpoints"
     (tmp_path / "config.yaml").write_text("checkpoint:\n  save: null\n")
-    assert checkpoints.root_of(tmp_path) == tmp_path / "checkpoints"
+    assert checkpoints.recorded_checkpoint_dir(tmp_path) == tmp_path / "checkpoints"
     (tmp_path / "config.yaml").write_text("checkpoint:\n  save: /elsewhere\n")
-    assert checkpoints.root_of(tmp_path) == Path("/elsewhere")
+    assert checkpoints.recorded_checkpoint_dir(tmp_path) == Path("/elsewhere")
 
 
 def _truncate(path: Path) -> None:
@@ -182,5 +183,5 @@ def test_run_killed_while_saving_continues(data: Path, undisturbed: Path, tmp_pa
 def test_marker_is_plain_json(undisturbed: Path) -> None:
     marker = json.loads((undisturbed / "checkpoints" / "iter_0000012" / checkpoints.MARKER).read_text())
     assert (marker["iteration"], marker["consumed_samples"], marker["consumed_tokens"]) == (12, 48, 48 * 32)
-    assert marker["told"]["threads per rank"] == 1
+    assert marker["mutable_settings"]["threads per rank"] == 1
     assert {"state.pt", "rng_00000.pt", "hf/model.safetensors", "hf/tokenizer.json"} <= set(marker["files"])

@@ -17,6 +17,7 @@ from training_processes import Child, losses, start, start_ranks, tiny_config, t
 from nano3.config import PretrainConfig
 from nano3.training.hf import checkpoints
 from nano3.training.hf.backend import train
+from nano3.training.run.checkpoints import complete_checkpoints, latest_checkpoint
 from nano3.training.run.metrics import Metrics, read_metrics
 from nano3.training.run.outcome import Outcome
 from nano3.utils.errors import Failure, UserError
@@ -40,7 +41,7 @@ def _equal(a: object, b: object) -> bool:
 
 
 def last(run_dir: Path) -> Path:
-    folder = checkpoints.latest(run_dir / "checkpoints")
+    folder = latest_checkpoint(run_dir / "checkpoints")
     assert folder is not None
     return folder
 
@@ -65,7 +66,7 @@ def test_loss_falls_and_everything_is_recorded(undisturbed: Path) -> None:
     assert steps[-1]["consumed_tokens"] == 48 * 32
     assert {"lr", "grad_norm", "tokens_per_s", "expert_imbalance"} <= set(steps[0])
     assert list((undisturbed / "tensorboard").glob("events.*"))
-    assert [p.name for p in checkpoints.complete(undisturbed / "checkpoints")] == ["iter_0000008", "iter_0000012"]
+    assert [p.name for p in complete_checkpoints(undisturbed / "checkpoints")] == ["iter_0000008", "iter_0000012"]
     log = (undisturbed / "log.txt").read_text()
     assert log.splitlines()[0] == "fresh start"
     assert "Warning" not in log

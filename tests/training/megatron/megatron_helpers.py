@@ -8,8 +8,8 @@ import numpy as np
 from xxhash import xxh3_128
 
 from nano3.config import ModelConfig
-from nano3.training.hf.checkpoints import MARKER, folder_name
 from nano3.training.megatron import schema
+from nano3.training.run.checkpoints import MARKER, folder_name
 from nano3.utils.files import write_json
 
 ROOT = Path(__file__).resolve().parents[3]

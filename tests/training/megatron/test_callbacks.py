@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from nano3.training.hf.checkpoints import MARKER, read_info
 from nano3.training.megatron.callbacks import Clock, Run, TrainingHooks, peak_flops
 from nano3.training.megatron.start import TRACKER, begun
+from nano3.training.run.checkpoints import MARKER, read_checkpoint_info
 from nano3.utils.errors import Failure
 from nano3.utils.files import read_json
 
@@ -83,8 +83,8 @@ def hooks(tmp_path: Path, reasons: dict[int, str] | None = None, saved: list | N
         256,
         save_interval=10,
         train_iters=45,
-        fixed={"a": 1},
-        told={"b": 2},
+        run_identity={"a": 1},
+        mutable_settings={"b": 2},
     )
     return TrainingHooks(run)
 
@@ -162,9 +162,9 @@ def test_a_complete_checkpoint_is_marked_and_told(tmp_path: Path, alone) -> None
     saved: list = []
     own = hooks(tmp_path, saved=saved)
     own.on_checkpoint_save(context(43))  # an asynchronous save completes some iterations later
-    info = read_info(folder)
+    info = read_checkpoint_info(folder)
     assert (info.iteration, info.consumed_samples, info.consumed_tokens) == (40, 320, 320 * 256)
-    assert (info.fixed, info.told) == ({"a": 1}, {"b": 2})
+    assert (info.run_identity, info.mutable_settings) == ({"a": 1}, {"b": 2})
     assert saved == [(40, folder)] and own.saved == folder
     assert read_json(folder / MARKER)["iteration"] == 40
 

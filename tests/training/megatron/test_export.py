@@ -8,8 +8,8 @@ import pytest
 from megatron_helpers import NANO, QWEN, ROOT, model
 
 from nano3.training import export
-from nano3.training.hf.checkpoints import MARKER, folder_name
 from nano3.training.megatron.schema import load_bundled
+from nano3.training.run.checkpoints import MARKER, folder_name
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import write_json
 

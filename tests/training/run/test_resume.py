@@ -7,9 +7,9 @@ import pytest
 from training_processes import tiny_config
 
 from nano3.training.dataset import open_data
-from nano3.training.hf import checkpoints
 from nano3.training.hf.backend import check, find_checkpoint, thread_count
-from nano3.training.hf.checkpoints import CheckpointInfo
+from nano3.training.run import checkpoints
+from nano3.training.run.checkpoints import CheckpointInfo
 from nano3.training.run.outcome import Outcome
 from nano3.training.run.resume import check_resume, fixed_keys, told_keys
 from nano3.utils.errors import UserError
@@ -89,18 +89,18 @@ def test_free_keys_are_not_even_told(data: Path, capsys: pytest.CaptureFixture[s
 
 def test_another_version_is_told(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     info = saved(data)
-    old = replace(info, told={**info.told, "version of torch": "2.0"})
-    check_resume(old, FOLDER, info.fixed, info.told, True)
+    old = replace(info, mutable_settings={**info.mutable_settings, "version of torch": "2.0"})
+    check_resume(old, FOLDER, info.run_identity, info.mutable_settings, True)
     assert "version of torch was 2.0" in capsys.readouterr().err
 
 
 def test_another_runs_checkpoint_may_bring_other_data(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     info = saved(data)
-    other = {**info.fixed, "data": "f" * 64, "train.seed": 9}
-    check_resume(info, FOLDER, other, info.told, own_folder=False)
+    other = {**info.run_identity, "data": "f" * 64, "train.seed": 9}
+    check_resume(info, FOLDER, other, info.mutable_settings, own_folder=False)
     assert "another value of data" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"data: \w{12}… in the checkpoint, now f{12}…"):
-        check_resume(info, FOLDER, other, info.told, own_folder=True)
+        check_resume(info, FOLDER, other, info.mutable_settings, own_folder=True)
 
 
 def make(root: Path, iteration: int) -> Path:
