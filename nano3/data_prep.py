@@ -1,4 +1,4 @@
-"""Turn raw text into Megatron .bin/.idx, here or on a cluster.
+"""Turn raw text into Megatron .bin/.idx, on this machine or on a cluster.
 
     python -m nano3.data_prep data_blend=sample                               # the bundled corpus
     python -m nano3.data_prep blend_path=my.json tokenizer_model=path/to/tokenizer
@@ -6,7 +6,7 @@
     python -m nano3.data_prep data_blend=nemotron cluster=slurm cluster.tasks=64
     python -m nano3.data_prep data_blend=math cluster=slurm --then +experiment=tiny     # prepare, then train
 
-A rerun goes on where a stopped one was; a complete one is left alone.
+Run the same command again to resume an interrupted preparation; a complete one is left untouched.
 """
 
 import os
@@ -14,8 +14,8 @@ import sys
 
 
 def main() -> None:
-    """Entry point. Little is imported before the tokenizer loads: the rest takes half a second."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no matrices here: its threads would only spin
+    """Run the command line. Start loading the tokenizer first, as the other imports take half a second."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no linear algebra here: its threads would only spin
     from nano3.prep.preload import preload_tokenizer
     from nano3.utils.gc_pause import gc_paused
 
@@ -29,16 +29,16 @@ def main() -> None:
     try:
         run_app("data_prep", data_prep, separate_sweep_points)
     finally:
-        WorkerServerClient.cancel()
+        WorkerServerClient.cancel_preload()
 
 
 def fold_then(argv: list[str]) -> list[str]:
-    """Turn `... --then WORD WORD` into Hydra's `then=['WORD','WORD']`, so that nobody has to quote twice."""
+    """Turn `... --then WORD WORD` into Hydra's `then=['WORD','WORD']`, so users need not quote twice."""
     if "--then" not in argv:
         return argv
     at = argv.index("--then")
     if at == len(argv) - 1:
-        return argv  # told as a mistake
+        return argv  # a later check reports it
     words = [word.replace("\\", "\\\\").replace("'", "\\'") for word in argv[at + 1 :]]
     return [*argv[:at], "then=[" + ",".join(f"'{word}'" for word in words) + "]"]
 

@@ -201,6 +201,6 @@ def test_other_keys_of_a_blend_file_are_refused(cli: Commands, monkeypatch: pyte
 def test_datasets_of_a_command_line_take_no_blends_name(cli: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(cli.folder)
     own = [*PREP, "data_blend.datasets=[{name: d, path: text}]", "output_dir=out"]
-    assert "Give them one: data_blend.name=NAME" in cli(*own, code=2).stderr
+    assert "Set data_blend.name=NAME" in cli(*own, code=2).stderr
     cli(*own, "alias=mine")
     assert set(store.aliases("DataBlendsArtifact-pretrain")) == {"mine", "latest"}

@@ -1,4 +1,7 @@
-"""The pretraining run that follows a preparation (`--then`): composed and checked before, started after."""
+"""Compose, check, and submit the pretraining run that follows a preparation (`--then`).
+
+Imports `nano3.pretrain` and with it `nano3.training`; import this module only if `then` is set.
+"""
 
 import os
 from dataclasses import replace
@@ -16,49 +19,68 @@ from nano3.pretrain import check, folder, make_job, resolve_paths
 from nano3.training.run.record import DataReference
 from nano3.utils.errors import UserError
 
-# Keys that the words of the run may not set.
-NOT_THE_RUNS = {
+# Keys that may not follow --then, and what to do instead.
+RESERVED_KEYS = {
     "run.data": "leave it out; the run trains on the data that is prepared here",
     "dry_run": "put it before --then; preparation and run are then both shown, and nothing is done",
 }
 
 
-def compose_next(config: DataPrepConfig) -> DictConfig | None:
-    """The pretraining run that `then` describes, composed now: a mistake in it is told before any work is done."""
-    if not config.then:
-        return None
+def compose_followup(config: DataPrepConfig) -> DictConfig:
+    """Compose and check the pretraining run that `config.then` describes.
+
+    Args:
+        config: The preparation; `then` is not empty.
+
+    Returns:
+        The configuration of the run.
+
+    Raises:
+        UserError: With all problems of the overrides and of the run's configuration.
+    """
     problems = override_problems("pretrain", config.then, choices=True)
     given = {word.lstrip("+~").partition("=")[0] for word in config.then if "=" in word}
-    problems += [f"{key}: {instead}" for key, instead in NOT_THE_RUNS.items() if key in given]
+    problems += [f"{key}: {instead}" for key, instead in RESERVED_KEYS.items() if key in given]
     if not problems:
-        where = HydraConfig.get().runtime.choices["cluster"]
+        cluster = HydraConfig.get().runtime.choices["cluster"]
         try:
-            cfg = compose("pretrain", [f"cluster={where}", f"dry_run={config.dry_run}", *config.then])
-            return check_next(cfg, Path(config.output_dir).absolute())
+            cfg = compose("pretrain", [f"cluster={cluster}", f"dry_run={config.dry_run}", *config.then])
+            return check_followup(cfg, Path(config.output_dir).absolute())
         except EXPECTED_ERRORS as error:
             problems = explain_error(error, "pretrain", config.then).problems
     raise UserError([f"then: {problem}" for problem in problems])
 
 
-def check_next(cfg: DictConfig, data: Path) -> DictConfig:
-    """The next run's configuration on data that is not there yet, and whatever of its preflight needs no data.
+def check_followup(cfg: DictConfig, data: Path) -> DictConfig:
+    """Point a run at data that does not exist yet and run all preflight checks that need no data.
 
-    Raises `UserError`.
+    Args:
+        cfg: Composed configuration of the run; changed in place.
+        data: Absolute path of the output folder of the preparation.
+
+    Returns:
+        `cfg`.
+
+    Raises:
+        UserError: With all problems.
     """
-    # Set rather than resolved: the folder is not there yet.
+    # Set instead of resolved, as the folder may not exist yet.
     cfg.run.data = str(data)
     cfg.recipe.per_split_data_args_path = f"{data}/blend.json"
     config = resolve_paths(to_typed_config(cfg), DataReference(str(data), str(data), ""), folder(cfg.run.output_dir))
-    # What lies in the folder now may be other data, about to be replaced.
+    # The folder may hold other data that this preparation replaces, so check without data.
     check(replace(config, run=replace(config.run, data=os.devnull)))
     return cfg
 
 
-def next_job(
-    cfg: DictConfig | None, overrides: list[str], content: str, reference: str | None = None
-) -> launch.Job | None:
-    """The job of the next run, on the data of this content and, once registered, artifact `reference`."""
-    if cfg is None:
-        return None
+def make_followup_job(cfg: DictConfig, overrides: list[str], content: str, reference: str | None) -> launch.Job:
+    """Return the job of the follow-up run.
+
+    Args:
+        cfg: Result of `compose_followup`.
+        overrides: The words after --then.
+        content: Content fingerprint of the data.
+        reference: Artifact reference of the data; None while it is not registered.
+    """
     data = DataReference(reference or cfg.run.data, cfg.run.data, content)
     return make_job(cfg, folder(cfg.run.output_dir), label="", data=data, overrides=overrides)

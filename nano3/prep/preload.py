@@ -1,29 +1,32 @@
-"""What can be started before the configuration is composed: loading the tokenizer takes longer than that."""
+"""Start loading the tokenizer before the configuration is composed, because loading takes longer than composing."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from nano3.data.build.worker_client import WorkerServerClient
 
-# Words that may mean that nothing is prepared here, or not with the fast engine.
-REFUSED = ("cluster", "dry_run", "engine", "then")
+# Keys after which this process may prepare nothing, or may not use the fast engine.
+NO_PRELOAD_KEYS = ("cluster", "dry_run", "engine", "then")
 
 
 def preload_tokenizer(words: Sequence[str]) -> None:
-    """Start loading the tokenizer that a command line names, if it is likely to be wanted."""
-    if file := wanted_tokenizer(words):
-        WorkerServerClient.begin(file)
+    """Start loading the tokenizer that a command line names, if the preparation will probably need it."""
+    if file := find_tokenizer_file(words):
+        WorkerServerClient.preload(file)
 
 
-def wanted_tokenizer(words: Sequence[str]) -> str:
-    """The tokenizer.json that a run with these words will load; "" when that cannot be told from them.
+def find_tokenizer_file(words: Sequence[str]) -> str:
+    """Return the path of the tokenizer.json that a command line will load, or "" if it is uncertain.
 
-    It can when each word is KEY=VALUE, `tokenizer_model` is a file or folder here, and `output_dir` holds no finished
-    data. A guess that turns out wrong costs a second of one core.
+    It is certain enough if each word is KEY=VALUE, `tokenizer_model` is a local file or folder, and `output_dir` holds
+    no finished data. A wrong guess costs one core one second.
+
+    Args:
+        words: Command-line arguments without the program's name.
     """
     values = dict(word.lstrip("+").partition("=")[::2] for word in words)
     plain = all("=" in word and word.lstrip("+")[0].isalpha() for word in words)
-    if not plain or any(key.partition(".")[0] in REFUSED for key in values):
+    if not plain or any(key.partition(".")[0] in NO_PRELOAD_KEYS for key in values):
         return ""
     output, model = values.get("output_dir"), values.get("tokenizer_model")
     if not output or not model:

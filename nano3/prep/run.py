@@ -1,4 +1,4 @@
-"""A preparation whose configuration is composed: shown, done here, or submitted."""
+"""Run a data preparation on this machine or submit it to Slurm."""
 
 from pathlib import Path
 
@@ -6,40 +6,64 @@ from omegaconf import DictConfig
 
 import launch
 from nano3.data.build.resume_build import find_complete_data
-from nano3.data.build.run import plan_request, prepare_request, print_plan
+from nano3.data.build.run import prepare_request, print_plan, write_plan
 from nano3.data.dataset import output_dir
 from nano3.data.dataset.manifest import Manifest
-from nano3.prep.followup_run import next_job
-from nano3.prep.slurm_entries import register
-from nano3.prep.validate import Prep, validate
+from nano3.prep.registration import register
+from nano3.prep.validate import Preparation, validate
 
 
 def data_prep(cfg: DictConfig) -> int:
-    """Read the blend, then show, submit or do the work; returns the exit code."""
+    """Validate the configuration, then show, submit, or run the preparation.
+
+    Args:
+        cfg: Composed configuration of `nano3.data_prep`.
+
+    Returns:
+        Exit code.
+    """
     prep = validate(cfg)
     if prep.config.dry_run:
         print_plan(prep.request)
     if prep.config.cluster.kind == "slurm":
-        return on_slurm(prep)
+        return submit_to_slurm(prep)
     if prep.config.dry_run:
         return 0
-    return finish(prep, prepare_request(prep.request))
+    manifest = prepare_request(prep.request)
+    return register_and_follow(prep, manifest)
 
 
-def finish(prep: Prep, manifest: Manifest) -> int:
-    """Register what has been made, and go on with the run that follows."""
-    made = register(prep.registration, Path(prep.config.output_dir).absolute(), manifest)
-    job = next_job(prep.following, prep.config.then, made.fingerprint, made.reference)
-    return launch.run([job]) if job else 0
+def submit_to_slurm(prep: Preparation) -> int:
+    """Submit a job array for the plan, a finalizer, and the follow-up run; show them in a dry run.
 
-
-def on_slurm(prep: Prep) -> int:
-    """Spread the plan over a job array; a finalizer joins and registers; the run that follows waits for it."""
+    If the output folder already holds complete data, register it and submit only the follow-up run.
+    """
     config, request = prep.config, prep.request
     output = Path(config.output_dir).absolute()
     if not config.force and not config.dry_run and (manifest := find_complete_data(request, output)):
-        return finish(prep, manifest)
+        return register_and_follow(prep, manifest)
     planned = output_dir.build_dir(output, request.hash) / "plan.json"
-    plan = planned if config.dry_run else plan_request(request)
-    then = next_job(prep.following, config.then, request.content)
-    return prep.array(str(plan.absolute())).run(then, config.dry_run)
+    plan = planned if config.dry_run else write_plan(request)
+    return prep.array(str(plan.absolute())).run(followup_job(prep, request.content), config.dry_run)
+
+
+def register_and_follow(prep: Preparation, manifest: Manifest) -> int:
+    """Register the prepared data and start the follow-up run, if any. Return the exit code."""
+    artifact = register(prep.registration, Path(prep.config.output_dir).absolute(), manifest)
+    job = followup_job(prep, artifact.fingerprint, artifact.reference)
+    return launch.run([job]) if job else 0
+
+
+def followup_job(prep: Preparation, content: str, reference: str | None = None) -> launch.Job | None:
+    """Return the job of the follow-up run, or None without `--then`.
+
+    Args:
+        prep: The validated preparation.
+        content: Content fingerprint of the data.
+        reference: Artifact reference of the data; None while it is not registered.
+    """
+    if prep.followup is None:
+        return None
+    from nano3.prep.followup_run import make_followup_job  # imports nano3.training
+
+    return make_followup_job(prep.followup, prep.config.then, content, reference)

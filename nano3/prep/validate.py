@@ -1,52 +1,68 @@
-"""A data preparation as it was asked for, checked before any work is done; and what makes a sweep's points differ."""
+"""Validate a data preparation before any work is done, and separate the points of a sweep."""
 
+import glob
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from launch.names import sweep_labels
-from nano3.artifacts import wandb_mirror
+from nano3.artifacts import store, wandb_mirror
 from nano3.artifacts.names import alias_for, slugify
 from nano3.cli.app import task_overrides, value_problems
 from nano3.config import DataPrepConfig, PrepOptions, SourceConfig
 from nano3.config.blend import parse_datasets, read_blend_file
 from nano3.data.build.resume_build import check_output_dir
 from nano3.data.planning.planner import PrepRequest, check_options, collect_problems, combine_errors, make_request
-from nano3.prep.followup_run import compose_next
-from nano3.prep.slurm_entries import Registration
-from nano3.training.checks import run_folders
+from nano3.prep.registration import Registration
 from nano3.utils.errors import Nano3Error, UserError
 from nano3.utils.files import expand_user, normalize_path, unwritable_reason
 
-if TYPE_CHECKING:  # submitting takes a tenth of a second to import, which a preparation here can do without
+if TYPE_CHECKING:  # launch.array takes a tenth of a second to import and a local preparation does not need it
     from launch.array import Array
 
 
 @dataclass(frozen=True)
-class Prep:
-    """A checked start: nothing that can be known beforehand is wrong with it."""
+class Preparation:
+    """A validated preparation.
+
+    Attributes:
+        config: The typed configuration, with ~ expanded.
+        request: Sources, options, and fingerprints of the files.
+        registration: How to register the data.
+        followup: Configuration of the run after `--then`, or None.
+    """
 
     config: DataPrepConfig
     request: PrepRequest
     registration: Registration
-    following: DictConfig | None
+    followup: DictConfig | None
 
     def array(self, plan: str) -> "Array":
-        """The jobs of this preparation on Slurm, which work on the plan of this path."""
+        """Return the Slurm jobs that work on the plan at path `plan`."""
         output = str(Path(self.config.output_dir).absolute())
         args = (plan, output, self.registration.to_text())
-        return array_of(self.config, self.request.blend, self.request.sources, args)
+        return make_array(self.config, self.request.blend, self.request.sources, args)
 
 
-def validate(cfg: DictConfig) -> Prep:
-    """Everything that can be known before any work: options, tokenizer, files, registration, cluster, the next run.
+def validate(cfg: DictConfig) -> Preparation:
+    """Check options, tokenizer, files, registration, cluster, and the follow-up run before any work is done.
 
-    Raises one error with all problems. A network is asked only when nothing else is wrong.
+    The network is used only if nothing else is wrong.
+
+    Args:
+        cfg: Composed configuration of `nano3.data_prep`.
+
+    Returns:
+        The validated preparation.
+
+    Raises:
+        Nano3Error: With all problems, as `combine_errors` makes it.
     """
     failures: list[Nano3Error] = []
 
@@ -57,42 +73,69 @@ def validate(cfg: DictConfig) -> Prep:
             failures.append(error)
         return None
 
-    def told(problems: list[str]) -> None:
+    def add(problems: list[str]) -> None:
         if problems:
             failures.append(UserError(problems))
 
-    told(value_problems(cfg))
-    told(blend_named_twice(cfg))
-    told(unnamed_blend(cfg))
-    config = expand_paths(OmegaConf.to_object(cfg))  # type: ignore[arg-type]
+    add(value_problems(cfg))
+    add(duplicate_blend_problems(cfg))
+    add(unnamed_blend_problems(cfg))
+    config = expand_paths(cast(DataPrepConfig, OmegaConf.to_object(cfg)))
     options = PrepOptions(**{f.name: getattr(config, f.name) for f in fields(PrepOptions)})
     blend, sources = attempt(lambda: read_blend(config)) or ("", list[SourceConfig]())
-    registration = registration_of(config, blend)
-    told(registration.problems(write=not config.dry_run))
-    told(output_problems(Path(config.output_dir)))
-    following = attempt(lambda: compose_next(config))
-    told(attempt(lambda: submit_problems(config, blend, sources)) or [])
+    registration = make_registration(config, blend)
+    add(registration.problems(write=not config.dry_run))
+    add(output_problems(Path(config.output_dir)))
+    followup = attempt(lambda: compose_followup_if_any(config))
+    add(attempt(lambda: submit_problems(config, blend, sources)) or [])
     if failures:
         raise combine_errors([*failures, UserError(check_options(options)), *collect_problems(sources, options)])
     request = make_request(sources, options, blend)
     check_output_dir(request)
-    return Prep(config, request, registration, following)
+    return Preparation(config, request, registration, followup)
+
+
+def compose_followup_if_any(config: DataPrepConfig) -> DictConfig | None:
+    """Return the checked configuration of the follow-up run, or None without `--then`."""
+    if not config.then:
+        return None
+    from nano3.prep.followup_run import compose_followup  # imports nano3.training
+
+    return compose_followup(config)
 
 
 def expand_paths(config: DataPrepConfig) -> DataPrepConfig:
-    """The same with ~ for the home folder in the places that are read and written, as everywhere in nano3, and no ".."
-    in those that are kept."""
-    named: dict[str, str | None] = {key: getattr(config, key) for key in ("output_dir", "job_dir", "blend_path")}
-    mounts: dict[str, Any] = {key: str(expand_user(place)) for key, place in named.items() if place}
-    kept = {key: str(normalize_path(p)) for key, p in mounts.items() if ".." in Path(p).parts and key != "blend_path"}
-    return replace(config, **mounts | kept)
+    """Return a copy with ~ expanded in output_dir, job_dir, and blend_path, and ".." resolved in the first two."""
+    paths: dict[str, str | None] = {key: getattr(config, key) for key in ("output_dir", "job_dir", "blend_path")}
+    expanded = {key: str(expand_user(path)) for key, path in paths.items() if path}
+    for key in ("output_dir", "job_dir"):
+        if key in expanded and ".." in Path(expanded[key]).parts:
+            expanded[key] = str(normalize_path(expanded[key]))
+    return replace(
+        config,
+        output_dir=expanded.get("output_dir", config.output_dir),
+        job_dir=expanded.get("job_dir", config.job_dir),
+        blend_path=expanded.get("blend_path", config.blend_path),
+    )
+
+
+# Cluster
 
 
 def submit_problems(config: DataPrepConfig, blend: str, sources: list[SourceConfig]) -> list[str]:
-    """Why this cannot be submitted, or cannot be spread. Raises `Failure` when Slurm does not answer."""
+    """Return why the preparation cannot run on `config.cluster`.
+
+    Args:
+        config: The preparation.
+        blend: Name of the blend.
+        sources: Datasets of the blend.
+
+    Raises:
+        Failure: If Slurm does not answer.
+    """
     cluster = config.cluster
     if cluster.kind == "slurm":
-        return array_of(config, blend, sources, ()).problems()
+        return make_array(config, blend, sources, ()).problems()
     if cluster.kind == "local" and cluster.tasks > 1:
         return [
             f"cluster.tasks={cluster.tasks} spreads the work over jobs of Slurm, and cluster.kind=local has none. "
@@ -101,73 +144,116 @@ def submit_problems(config: DataPrepConfig, blend: str, sources: list[SourceConf
     return []
 
 
-def array_of(config: DataPrepConfig, blend: str, sources: list[SourceConfig], args: tuple[str, ...]) -> "Array":
-    """The job array of a preparation and its finalizer."""
+def make_array(config: DataPrepConfig, blend: str, sources: list[SourceConfig], args: tuple[str, ...]) -> "Array":
+    """Return the job array of a preparation and its finalizer.
+
+    Args:
+        config: The preparation.
+        blend: Name of the blend.
+        sources: Datasets of the blend.
+        args: First arguments of the functions in `nano3.prep.slurm_entries`.
+    """
     from launch.array import Array
 
     return Array(
         f"prep-{blend}",
         Path(config.job_dir, f"prep-{blend}"),
-        entry="nano3.prep.slurm_entries:part",
+        entry="nano3.prep.slurm_entries:run_array_task",
         args=args,
         tasks=config.cluster.tasks,
-        finalize="nano3.prep.slurm_entries:finish",
+        finalize="nano3.prep.slurm_entries:run_finalizer",
         cluster=config.cluster,
         container=config.container,
-        folders=run_folders.of_preparation(config, sources),
+        folders=container_folders(config, sources),
     )
 
 
+def container_folders(options: PrepOptions, sources: Iterable[SourceConfig]) -> tuple[str, ...]:
+    """Return the absolute local folders that a preparation reads or writes, for a container to mount.
+
+    Args:
+        options: Options of the preparation.
+        sources: Datasets; those with a URL need no folder.
+    """
+    inputs = [source.path for source in sources if "://" not in source.path]
+    if Path(options.tokenizer_model).expanduser().exists():
+        inputs.append(options.tokenizer_model)
+    caches = [path for name in ("HF_HOME", "HF_HUB_CACHE") if (path := os.environ.get(name))]
+    if options.hf_files == "download" and not caches:
+        caches = ["~/.cache/huggingface"]
+    outputs = [Path(path).expanduser() for path in [options.output_dir, *caches]]
+    folders = [*map(containing_folder, inputs), *outputs, store.home()]
+    return tuple(dict.fromkeys(str(folder.absolute()) for folder in folders))
+
+
+def containing_folder(pattern: str) -> Path:
+    """Return the folder of a file, or the folder above everything that a glob pattern can match."""
+    path = Path(pattern).expanduser()
+    while glob.has_magic(str(path)):
+        path = path.parent
+    return path if path.is_dir() else path.parent
+
+
+# Output folder, blend, and registration
+
+
 def output_problems(output: Path) -> list[str]:
-    """Why nothing can be written there; finished data are left alone, so they may be where nothing can."""
+    """Return why the output folder cannot be written. Finished data is only read, so it may be read-only."""
     if (output / "manifest.json").exists() or not (why := unwritable_reason(output)):
         return []
     return [f"output_dir={output}: cannot be written: {why}. Choose another output_dir."]
 
 
-def words_given() -> list[str]:
-    """The overrides of this command line; none where a preparation is checked without Hydra."""
+def given_overrides() -> list[str]:
+    """Return the overrides of this command line; none if Hydra did not compose the configuration."""
     return task_overrides() if HydraConfig.initialized() else []
 
 
-def blend_named_twice(cfg: DictConfig) -> list[str]:
-    """Told when a command line gives blend_path and something of the group data_blend, of which blend_path takes the
-    place."""
-    twice = [word for word in words_given() if re.match(r"[+~]*data_blend[.=]", word)]
-    if not cfg.blend_path or not twice:
+def duplicate_blend_problems(cfg: DictConfig) -> list[str]:
+    """Return a problem if the command line sets both blend_path and a key of the group data_blend."""
+    duplicates = [word for word in given_overrides() if re.match(r"[+~]*data_blend[.=]", word)]
+    if not cfg.blend_path or not duplicates:
         return []
-    return [f"{' '.join(twice)}: has no effect beside blend_path={cfg.blend_path}; leave one of the two out."]
+    return [f"{' '.join(duplicates)}: has no effect beside blend_path={cfg.blend_path}; leave one of the two out."]
 
 
-def unnamed_blend(cfg: DictConfig) -> list[str]:
-    """Told when a command line gives datasets of its own, which would take the alias of a blend that it did not
-    choose."""
-    words = words_given()
+def unnamed_blend_problems(cfg: DictConfig) -> list[str]:
+    """Return a problem if the command line sets datasets without a name, so the default blend's alias would move."""
+    words = given_overrides()
     own = any(re.match(r"[+~]*data_blend\.datasets\b", word) for word in words)
     named = any(re.match(r"[+~]*data_blend(\.name)?=", word) for word in words)
     if not own or named or cfg.alias:
         return []
     return [
-        f"data_blend.datasets: these are not the blend {cfg.data_blend.name!r}, whose name they would get. "
-        "Give them one: data_blend.name=NAME"
+        f"data_blend.datasets: these datasets would be registered as {cfg.data_blend.name!r}. Set data_blend.name=NAME."
     ]
 
 
 def read_blend(config: DataPrepConfig) -> tuple[str, list[SourceConfig]]:
-    """Name and datasets of the blend: blend_path when given, else the group data_blend."""
+    """Return the name and the datasets of the blend: from blend_path if set, else from the group data_blend."""
     name = blend_name(config.blend_path, config.data_blend.name)
     if config.blend_path:
         return name, read_blend_file(Path(config.blend_path))
     return name, parse_datasets(config.data_blend.datasets, f"data_blend={name}")
 
 
-def blend_name(blend_path: str | None, chosen: str) -> str:
-    """What the blend is called."""
-    return Path(blend_path).stem if blend_path else chosen
+def blend_name(blend_path: str | None, group_name: str) -> str:
+    """Return the name of the blend.
+
+    Args:
+        blend_path: Blend file, or None.
+        group_name: `data_blend.name`.
+    """
+    return Path(blend_path).stem if blend_path else group_name
 
 
-def registration_of(config: DataPrepConfig, blend: str) -> Registration:
-    """How the data will be registered. A blend whose name can be no alias goes without one and is told so."""
+def make_registration(config: DataPrepConfig, blend: str) -> Registration:
+    """Return how to register the data. If the blend's name cannot be an alias, use none and note why.
+
+    Args:
+        config: The preparation.
+        blend: Name of the blend.
+    """
     alias, note = config.alias, None
     if alias is None and blend:
         alias, why = alias_for(blend)
@@ -177,20 +263,29 @@ def registration_of(config: DataPrepConfig, blend: str) -> Registration:
     return Registration(config.artifact, alias, settings, note, str(folder))
 
 
-def separate_sweep_points(points: list[DictConfig], overrides: list[list[str]]) -> None:
-    """Give points of a sweep that would share a folder or an alias their own, and check all before the first works.
+# Sweeps
 
-    Such folders are output_dir/LABEL and job_dir/LABEL, such an alias ALIAS-LABEL; the label is made of the keys that
-    vary.
+
+def separate_sweep_points(points: list[DictConfig], overrides: list[list[str]]) -> None:
+    """Give each sweep point its own folder and alias if they would collide, and validate all points.
+
+    Folders become output_dir/LABEL and job_dir/LABEL, aliases ALIAS-LABEL. The label names the keys that vary.
+
+    Args:
+        points: Composed configurations; changed in place.
+        overrides: The overrides of each point.
+
+    Raises:
+        Nano3Error: With the problems of all points.
     """
     if any(point.then for point in points):
         raise UserError("--then follows one preparation, not a sweep: sweep nano3.pretrain over the prepared data")
     labels = sweep_labels(overrides)
-    mounts = [str(Path(point.output_dir).absolute()) for point in points]
+    folders = [str(Path(point.output_dir).absolute()) for point in points]
     names = [point.alias or blend_name(point.blend_path, point.data_blend.name) for point in points]
     failures: list[Nano3Error] = []
-    for point, label, place, name in zip(points, labels, mounts, names, strict=True):
-        if point.output_dir and mounts.count(place) > 1:
+    for point, label, folder, name in zip(points, labels, folders, names, strict=True):
+        if point.output_dir and folders.count(folder) > 1:
             point.output_dir = str(Path(point.output_dir, label))
         if names.count(name) > 1:
             point.alias = slugify(f"{name}-{label}")

@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from nano3.config import PrepOptions, SourceConfig
-from nano3.data.build.run import prepare
+from nano3.data.build.run import prepare, write_plan
 from nano3.data.dataset.indexed import IndexedFile
 from nano3.data.dataset.manifest import Manifest, load_manifest
 from nano3.data.dataset.verify import verify
 from nano3.data.planning.plan import DatasetPlan, Plan
+from nano3.data.planning.planner import make_request
 from nano3.data.tokenization.tokenizer import TokenizerInfo
 
 WORDS = [
@@ -112,6 +113,11 @@ def run(path: Path | list[SourceConfig], output: Path, tokenizer: Path, **keys: 
     """Prepare."""
     sources = path if isinstance(path, list) else [source(path)]
     return prepare(sources, options(output, tokenizer, **keys), "test")
+
+
+def plan_build(sources: list[SourceConfig], options: PrepOptions, blend: str) -> Path:
+    """Write a plan; gives its path."""
+    return write_plan(make_request(sources, options, blend))
 
 
 def documents(folder: Path, split: str | None = None, dataset: str | None = None) -> list[list[int]]:

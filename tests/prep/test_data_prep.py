@@ -137,6 +137,17 @@ def test_the_run_that_follows_is_checked_before_any_work(cli: Commands) -> None:
     assert not (cli.folder / "out").exists()
 
 
+@pytest.mark.parametrize("words", [["data_blend=sample", "dry_run=true"], ["data_blend=sample", "sample=20"]])
+def test_a_preparation_without_then_imports_no_training(cli: Commands, words: list[str]) -> None:
+    """`-X importtime` lists every imported module on stderr."""
+    done = cli("-X", "importtime", *PREP, "output_dir=out", *words)
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if "|" in line}
+    assert "nano3.prep.validate" in imported
+    assert (cli.folder / "out/manifest.json").exists() is ("dry_run=true" not in words)
+    training = ("nano3.training", "nano3.pretrain", "nano3.prep.followup_run")
+    assert not {name for name in imported if name.startswith(training)}
+
+
 def test_the_data_of_a_run_is_found_by_its_folder(cli: Commands, tmp_path: Path) -> None:
     """A run that follows its data on Slurm was frozen before the data was registered."""
     start = {"data": {"reference": str(tmp_path), "folder": str(tmp_path), "fingerprint": "content"}}

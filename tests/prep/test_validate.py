@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_helpers import plan_build
 from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,16 +16,17 @@ from nano3.cli.app import set_up
 from nano3.cli.config_groups import conf_dir
 from nano3.config import DataPrepConfig, PrepOptions, SourceConfig
 from nano3.config.blend import parse_datasets, read_blend_file
-from nano3.data.build.run import write_plan
 from nano3.prep import slurm_entries
-from nano3.prep.followup_run import check_next, compose_next
+from nano3.prep.followup_run import check_followup
+from nano3.prep.registration import Registration
 from nano3.prep.run import data_prep
-from nano3.prep.slurm_entries import Registration
 from nano3.prep.validate import (
     blend_name,
+    compose_followup_if_any,
+    container_folders,
+    make_registration,
     output_problems,
     read_blend,
-    registration_of,
     separate_sweep_points,
     submit_problems,
     validate,
@@ -66,7 +68,7 @@ def refused(*words: str) -> list[str]:
 def test_checking_writes_nothing(here: Path) -> None:
     before = sorted(here.rglob("*"))
     prep = validate(composed("blend_path=b.json", "output_dir=out"))
-    assert (prep.request.blend, prep.following, prep.registration.alias) == ("b", None, "b")
+    assert (prep.request.blend, prep.followup, prep.registration.alias) == ("b", None, "b")
     assert sorted(here.rglob("*")) == before
 
 
@@ -172,7 +174,7 @@ def test_the_group_is_read_when_there_is_no_file() -> None:
     ids=["name", "mended", "reserved", "nothing left", "given", "no blend"],
 )
 def test_the_alias_of_the_data(given_alias: str | None, blend: str, alias: str | None, note: str | None) -> None:
-    how = registration_of(DataPrepConfig(alias=given_alias, job_dir="jobs"), blend)
+    how = make_registration(DataPrepConfig(alias=given_alias, job_dir="jobs"), blend)
     assert how.alias == alias
     assert (how.note is None) if note is None else note.lower() in (how.note or "").lower()
     assert Path(how.folder).is_absolute() and Path(how.folder).parent == Path("jobs").absolute()
@@ -183,6 +185,12 @@ def test_one_task_here_is_no_problem() -> None:
     assert submit_problems(config, "b", []) == []
     config.cluster.tasks = 2
     assert len(submit_problems(config, "b", [])) == 1
+
+
+def test_a_container_mounts_a_tokenizer_in_the_home_folder(here: Path) -> None:
+    (here / "home/tokenizer").mkdir(parents=True)
+    options = PrepOptions(output_dir="~/out", tokenizer_model="~/tokenizer")
+    assert container_folders(options, []) == tuple(str(here / name) for name in ("home/tokenizer", "home/out", "store"))
 
 
 def test_points_that_would_share_get_their_own_folder_and_alias(here: Path) -> None:
@@ -201,16 +209,16 @@ def test_mistakes_of_all_points_come_together() -> None:
     assert [problem.partition(":")[0] for problem in error.value.problems] == ["num_shards=0", "num_shards=-1"]
 
 
-def test_nothing_follows_unless_it_is_asked_for() -> None:
-    assert compose_next(DataPrepConfig()) is None
+def test_no_followup_without_then() -> None:
+    assert compose_followup_if_any(DataPrepConfig()) is None
 
 
 def test_what_follows_is_checked_on_data_that_is_not_there_yet(here: Path) -> None:
-    cfg = check_next(composed("+experiment=quickstart", app="pretrain"), here / "out")
+    cfg = check_followup(composed("+experiment=quickstart", app="pretrain"), here / "out")
     assert cfg.run.data == str(here / "out")
     assert cfg.recipe.per_split_data_args_path == str(here / "out/blend.json")
     with pytest.raises(UserError, match=r"train\.global_batch_size=3 is no multiple"):
-        check_next(composed("+experiment=quickstart", "train.global_batch_size=3", app="pretrain"), here / "out")
+        check_followup(composed("+experiment=quickstart", "train.global_batch_size=3", app="pretrain"), here / "out")
 
 
 texts = st.text(max_size=12)
@@ -244,11 +252,11 @@ def test_tasks_of_an_array_make_and_register_the_data(here: Path, capsys: pytest
     """The functions that jobs call, in the order in which Slurm calls them; a second finalizer changes nothing."""
     source = SourceConfig(name="a", path=str(here / "text.jsonl"))
     options = PrepOptions(str(here / "out"), str(TOKENIZER), num_shards=3, valid_fraction=0.2, workers=1)
-    plan = str(write_plan([source], options, "b"))
+    plan = str(plan_build([source], options, "b"))
     how = Registration(DATA, "b", note="it will be told").to_text()
     for index in (1, 0):
-        assert slurm_entries.part(plan, str(here / "out"), how, index, 2) == 0
-    assert slurm_entries.finish(plan, str(here / "out"), how) == 0
+        assert slurm_entries.run_array_task(plan, str(here / "out"), how, index, 2) == 0
+    assert slurm_entries.run_finalizer(plan, str(here / "out"), how) == 0
     told = capsys.readouterr()
     assert f"{DATA}:v1 (also {DATA}:b) is {here / 'out'}" in " ".join(told.out.split())
     assert "it will be told" in told.err
@@ -257,5 +265,5 @@ def test_tasks_of_an_array_make_and_register_the_data(here: Path, capsys: pytest
     assert made.path == str(here / "out")
     assert made.metadata["tokens"] == sum(split["tokens"] for split in manifest["splits"].values())
     assert made.metadata["weights"] == {"a": 1.0}
-    assert slurm_entries.finish(plan, str(here / "out"), how) == 0
+    assert slurm_entries.run_finalizer(plan, str(here / "out"), how) == 0
     assert store.versions(DATA) == [1]

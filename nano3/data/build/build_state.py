@@ -14,11 +14,11 @@ from nano3.utils.checksum import checksum
 from nano3.utils.files import write_text
 
 Shard = tuple[int, int, int]  # split, dataset, shard in it
-DISPROVED = "fastokens-disproved"
-PROVEN = "fastokens-proven"
+MISMATCH_MARKER = "fastokens-disproved"
+VERIFIED_MARKER = "fastokens-proven"
 
 
-class State:
+class BuildState:
     """The units and shards of a plan that are done, and those to do. `units` and `shards` hold the receipts."""
 
     def __init__(self, plan: Plan, build: Path, units: range | None = None) -> None:
@@ -57,34 +57,34 @@ class State:
                 continue
             path = self.build / "units" / part.name
             moved = self.build / f"{self.plan.shard_name(part.split, dataset, part.shard)}.bin"
-            here = part.bin_xxh128 in (sum_of(add_suffix(path, ".bin")), sum_of(moved))
-            if not here or sum_of(add_suffix(path, ".len")) != part.len_xxh128:
+            here = part.bin_xxh128 in (file_checksum(add_suffix(path, ".bin")), file_checksum(moved))
+            if not here or file_checksum(add_suffix(path, ".len")) != part.len_xxh128:
                 return None
         return receipt
 
     @property
     def disproved(self) -> bool:
         """Whether the fast engine was seen to be wrong in this build."""
-        return (self.build / DISPROVED).exists()
+        return (self.build / MISMATCH_MARKER).exists()
 
     @property
     def why_disproved(self) -> str:
         """What was wrong with it."""
-        return (self.build / DISPROVED).read_text().strip()
+        return (self.build / MISMATCH_MARKER).read_text().strip()
 
     @property
     def proven(self) -> bool:
         """Whether the engines were compared in this build, and agreed."""
-        return (self.build / PROVEN).exists()
+        return (self.build / VERIFIED_MARKER).exists()
 
     def prove(self, wrong: str) -> None:
         """Note the outcome of the comparison; one that failed is for `disprove` to note."""
         if not wrong:
-            write_text(self.build / PROVEN, "")
+            write_text(self.build / VERIFIED_MARKER, "")
 
     def disprove(self, why: str) -> None:
         """Distrust everything the fast engine made in this build."""
-        write_text(self.build / DISPROVED, why + "\n")
+        write_text(self.build / MISMATCH_MARKER, why + "\n")
         self.units = {n: r for n, r in self.units.items() if r.engine != FAST}
         self.shards = {k: r for k, r in self.shards.items() if r.engine != FAST}
 
@@ -121,7 +121,7 @@ def file_size(path: Path) -> int:
         return -1
 
 
-def sum_of(path: Path) -> str:
+def file_checksum(path: Path) -> str:
     """Checksum of a file, "" when there is none."""
     try:
         return checksum(path)

@@ -24,7 +24,7 @@ BUFFER = 4 << 20
 BLOCK = 4096  # what O_DIRECT wants addresses, lengths and offsets to be multiples of
 THREADS = 4  # of one process; a file has one buffer on its way at most
 DIRECT = getattr(os, "O_DIRECT", 0)  # Linux only
-REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)
+NO_DIRECT_ERRNOS = (errno.EINVAL, errno.EOPNOTSUPP)
 
 
 @cache
@@ -151,7 +151,7 @@ class DirectWriter:
             try:
                 done += os.write(self._fd, memoryview(buffer)[done:size])
             except OSError as error:
-                if not self._direct or error.errno not in REFUSED:
+                if not self._direct or error.errno not in NO_DIRECT_ERRNOS:
                     raise
                 self._plain()
 

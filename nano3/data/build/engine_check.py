@@ -12,20 +12,20 @@ from nano3.data.tokenization.engines import Engines
 from nano3.utils.errors import Nano3Error
 
 SAMPLE_CHARS = 200_000  # of all datasets together; the reference takes about half a second for a million
-LONGEST = 20_000
+MAX_TEXT_CHARS = 20_000
 
 
-def check_engine(worker: Worker, engines: Engines) -> str:
+def compare_engines(worker: Worker, engines: Engines) -> str:
     """Compare the engines. Gives "" when they agree, else what they disagree about."""
     if worker.fast is None:
         return ""
     special = [token.content for token in engines.reference.get_added_tokens_decoder().values()][:64]
-    texts = [*edge_cases(special), *sample(worker)]
+    texts = [*edge_cases(special), *sample_texts(worker)]
     wrong = first_difference(worker.fast, worker.reference, texts)
     return "" if wrong is None else f"fastokens gives other ids than tokenizers for {texts[wrong][:60]!r}"
 
 
-def sample(worker: Worker) -> list[str]:
+def sample_texts(worker: Worker) -> list[str]:
     """The start of every dataset. A fault in the data is left to the run, which tells it with its row."""
     texts: list[str] = []
     for dataset in worker.plan.datasets:
@@ -35,7 +35,7 @@ def sample(worker: Worker) -> list[str]:
         except Nano3Error:
             continue
         for text in batch.texts if batch else ():
-            texts.append(text[: min(left, LONGEST)])
+            texts.append(text[: min(left, MAX_TEXT_CHARS)])
             left -= len(texts[-1])
             if left <= 0:
                 break

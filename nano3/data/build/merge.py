@@ -20,12 +20,12 @@ from nano3.data.dataset.indexed import write_index
 from nano3.data.planning.plan import Plan
 from nano3.data.tokenization.engines import FAST, REFERENCE
 
-COPY = 4 << 20
+COPY_BYTES = 4 << 20
 
 
-def join_shard(plan: Plan, build: Path, split: int, dataset: int, shard: int) -> ShardReceipt:
+def merge_shard(plan: Plan, build: Path, split: int, dataset: int, shard: int) -> ShardReceipt:
     """Make .bin and .idx of the parts, then the receipt. A single part is moved, several are copied in order."""
-    receipts = shard_units(plan, build, split, dataset, shard)
+    receipts = read_shard_units(plan, build, split, dataset, shard)
     parts = [p for r in receipts for p in r.parts if (p.split, p.shard) == (split, shard)]
     name = plan.shard_name(split, dataset, shard)
     sequences, tokens = sum(p.sequences for p in parts), sum(p.tokens for p in parts)
@@ -33,11 +33,15 @@ def join_shard(plan: Plan, build: Path, split: int, dataset: int, shard: int) ->
     if sequences:
         filled = [p for p in parts if p.sequences]
         bin_path = build / f"{name}.bin"
-        bin_sum = move_part(build, filled[0], bin_path) if len(filled) == 1 else copy_parts(build, filled, bin_path)
+        bin_sum = (
+            move_fragment(build, filled[0], bin_path)
+            if len(filled) == 1
+            else concatenate_fragments(build, filled, bin_path)
+        )
         index = DirectWriter(build / f"{name}.idx")
         try:
             documents = sum(p.documents for p in parts)
-            write_index(index.write, lambda: lengths_of(build, parts), sequences, documents, plan.dtype)
+            write_index(index.write, lambda: read_lengths(build, parts), sequences, documents, plan.dtype)
             idx_sum = index.commit(sync=True)
         except BaseException:
             index.discard()
@@ -57,14 +61,14 @@ def join_shard(plan: Plan, build: Path, split: int, dataset: int, shard: int) ->
     return receipt
 
 
-def shard_units(plan: Plan, build: Path, split: int, dataset: int, shard: int) -> list[UnitReceipt]:
+def read_shard_units(plan: Plan, build: Path, split: int, dataset: int, shard: int) -> list[UnitReceipt]:
     """Receipts of the units that a shard can have parts of, in order."""
     first, last = plan.datasets[dataset].units_of(split, shard)
     base = plan.first_units[dataset]
     return [read_unit(build, base + u) for u in range(first, last + 1) if plan.datasets[dataset].parts(u)]
 
 
-def move_part(build: Path, part: Fragment, target: Path) -> str:
+def move_fragment(build: Path, part: Fragment, target: Path) -> str:
     """Give a part its shard's name; done already if a run was killed after it. Gives its checksum."""
     source = add_suffix(build / "units" / part.name, ".bin")
     if source.exists() or not target.exists():
@@ -74,10 +78,10 @@ def move_part(build: Path, part: Fragment, target: Path) -> str:
     return part.bin_xxh128
 
 
-def copy_parts(build: Path, parts: list[Fragment], target: Path) -> str:
+def concatenate_fragments(build: Path, parts: list[Fragment], target: Path) -> str:
     """Write parts one after another; gives the checksum."""
     out = DirectWriter(target)
-    buffer = memoryview(bytearray(COPY))
+    buffer = memoryview(bytearray(COPY_BYTES))
     try:
         for part in parts:
             source = add_suffix(build / "units" / part.name, ".bin")
@@ -92,9 +96,9 @@ def copy_parts(build: Path, parts: list[Fragment], target: Path) -> str:
         raise
 
 
-def lengths_of(build: Path, parts: list[Fragment]) -> Iterator[np.ndarray]:
+def read_lengths(build: Path, parts: list[Fragment]) -> Iterator[np.ndarray]:
     """int32 tokens per document of the parts, piece by piece."""
     for part in parts:
         with add_suffix(build / "units" / part.name, ".len").open("rb") as f:
-            while data := f.read(COPY):
+            while data := f.read(COPY_BYTES):
                 yield np.frombuffer(data, np.int32)

@@ -12,7 +12,7 @@ from nano3.utils.console import console, say, table
 EVERY_S = 10.0
 
 
-class Meter:
+class ProgressMeter:
     """Counts text and finished units."""
 
     def __init__(self, units: int, done: int) -> None:
@@ -22,7 +22,7 @@ class Meter:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
-    def __enter__(self) -> "Meter":
+    def __enter__(self) -> "ProgressMeter":
         if sys.stderr.isatty():
             columns = (
                 TextColumn("tokenizing"),
@@ -65,7 +65,7 @@ class Meter:
             )
 
 
-def print_summary(manifest: Manifest, meter: Meter | None) -> None:
+def print_summary(manifest: Manifest, meter: ProgressMeter | None) -> None:
     """The table at the end."""
     names = [name for name, counts in manifest.splits.items() if counts["documents"]]
     rows = []

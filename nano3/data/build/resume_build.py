@@ -29,15 +29,15 @@ def find_complete_data(request: PrepRequest, output: Path) -> Manifest | None:
         return None
     manifest = load_manifest(output)
     if manifest.plan_hash != request.hash:
-        raise different(output, manifest, request)
-    refuse_skipped(request, manifest)
+        raise other_data_error(output, manifest, request)
+    check_skipped_rows(request, manifest)
     for shard in manifest.shards:
         path = output / f"{shard['prefix']}.bin"
         if not path.exists() or path.stat().st_size != shard["bin_bytes"] or not path.with_suffix(".idx").exists():
             raise Failure(
                 f"{path.with_suffix('')}: .bin or .idx missing or cut short. Run again with force=true to make it anew."
             )
-    warn_of_touched(request, manifest)
+    warn_of_modified_inputs(request, manifest)
     weights = {s.name: s.weight for s in request.sources}
     before = (manifest.blend, [d["weight"] for d in manifest.datasets])
     manifest.blend = request.blend
@@ -75,12 +75,12 @@ def check_output_dir(request: PrepRequest) -> None:
     output = Path(request.options.output_dir)
     if request.options.force or is_publishing(output):  # the start that follows finishes the publishing first
         return
-    refuse_other(request, output)
+    check_replaceable(request, output)
     if (output / "manifest.json").exists():
-        refuse_skipped(request, load_manifest(output))
+        check_skipped_rows(request, load_manifest(output))
 
 
-def refuse_other(request: PrepRequest, output: Path) -> None:
+def check_replaceable(request: PrepRequest, output: Path) -> None:
     """Raise `UserError` when the output folder holds what this request would replace without having been told to."""
     if not (output / "manifest.json").exists():
         if strange := [n for n in PUBLISHED if (output / n).exists()]:
@@ -89,18 +89,18 @@ def refuse_other(request: PrepRequest, output: Path) -> None:
                 f"cannot tell what it is. Choose another output_dir, or remove them if they are of no use."
             )
     elif not request.options.force and (found := load_manifest(output)).plan_hash != request.hash:
-        raise different(output, found, request)
+        raise other_data_error(output, found, request)
 
 
-def different(output: Path, there: Manifest, request: PrepRequest) -> UserError:
+def other_data_error(output: Path, there: Manifest, request: PrepRequest) -> UserError:
     return UserError(
         f"output_dir={output}: holds other data (plan {there.plan_hash[:16]}, now {request.hash[:16]}): "
-        f"{differences(there, request)}. Choose another output_dir, or set force=true to replace it once the new data "
+        f"{list_differences(there, request)}. Choose another output_dir, or set force=true to replace it once the new data "
         f"is whole."
     )
 
 
-def differences(there: Manifest, request: PrepRequest) -> str:
+def list_differences(there: Manifest, request: PrepRequest) -> str:
     """What makes a request another one than that of the data which are there, as far as the manifest tells."""
     options = asdict(request.options)
     found = [
@@ -118,7 +118,7 @@ def differences(there: Manifest, request: PrepRequest) -> str:
     return "; ".join(found) or "the text has changed, or which field of it is read"
 
 
-def refuse_skipped(request: PrepRequest, manifest: Manifest) -> None:
+def check_skipped_rows(request: PrepRequest, manifest: Manifest) -> None:
     """Data from which bad rows were left out is not what somebody asks for who wants them to stop the run."""
     if request.options.bad_rows == "skip":
         return
@@ -136,7 +136,7 @@ def refuse_skipped(request: PrepRequest, manifest: Manifest) -> None:
         raise UserError(problems)
 
 
-def warn_of_touched(request: PrepRequest, manifest: Manifest) -> None:
+def warn_of_modified_inputs(request: PrepRequest, manifest: Manifest) -> None:
     """Name large files whose time differs from that in the manifest: their fingerprints do not cover every byte."""
     entries = {d["name"]: d.get("inputs", []) for d in manifest.datasets}
     for dataset in request.datasets:
@@ -167,12 +167,12 @@ def is_published(plan: Plan) -> bool:
 # Unfinished builds
 
 
-def start_build(request: PrepRequest, output: Path) -> Path:
+def set_up_build(request: PrepRequest, output: Path) -> Path:
     """The path of the plan to work on, in a folder that holds what can be kept of earlier work. Needs the exclusive
     lock.
     """
     output_dir.finish_publishing(output)
-    refuse_other(request, output)
+    check_replaceable(request, output)
     build = output_dir.build_dir(output, request.hash)
     saved = read_plan(build)
     plan = resume_plan(saved, request) if saved else None
@@ -183,13 +183,13 @@ def start_build(request: PrepRequest, output: Path) -> Path:
         (build / sub).mkdir(parents=True, exist_ok=True)
     plan.save(build / "plan.json")
     request.memory.save(output)
-    fetch_files(plan)
+    download_files(plan)
     for note in [note for d in plan.datasets for note in d.notes]:
         warn(note)
     return build / "plan.json"
 
 
-def fetch_files(plan: Plan) -> None:
+def download_files(plan: Plan) -> None:
     """Before any task runs, download what is to be downloaded; tasks may run where there is no network."""
     remote = [d for d in plan.datasets if d.root.startswith("hf://")]
     if plan.options.hf_files == "download" and remote:
@@ -212,7 +212,7 @@ def read_plan(build: Path) -> Plan | None:
 
 def resume_plan(saved: Plan, request: PrepRequest) -> Plan | None:
     """The saved plan with what may differ from run to run; None when a file has changed. Saves reading for it again."""
-    if saved.hash != request.hash or wants_bad_rows_back(saved, request):
+    if saved.hash != request.hash or needs_skipped_rows(saved, request):
         return None
     for old, new in zip(saved.datasets, request.datasets, strict=True):
         now = {identity[0]: identity for identity in new.identities}  # a sample's plan has fewer files
@@ -223,7 +223,7 @@ def resume_plan(saved: Plan, request: PrepRequest) -> Plan | None:
     return replace(saved, blend=request.blend, output_dir=output, options=request.options, tokenizer=request.tokenizer)
 
 
-def wants_bad_rows_back(old: Plan, new: PrepRequest | Plan) -> bool:
+def needs_skipped_rows(old: Plan, new: PrepRequest | Plan) -> bool:
     """Whether bad rows were skipped but are now to stop the run."""
     return old.options.bad_rows == "skip" and new.options.bad_rows == "fail"
 
@@ -236,11 +236,11 @@ def reuse_partial_build(plan: Plan, build: Path) -> None:
     folders = [p for p in build.parent.iterdir() if (p / "units").is_dir() and p != build]
     for place in [build, *sorted(folders)]:
         old = read_plan(place)
-        if old is None or not same_cuts(old, plan):
+        if old is None or not same_layout(old, plan):
             continue
         units = stale_units(old, plan, place)
         for shard in plan.shards():
-            if touches(plan, shard, units):
+            if may_hold_documents(plan, shard, units):
                 shard_receipt(place, plan, *shard).unlink(missing_ok=True)
         for number in units:
             unit_receipt(place, number).unlink(missing_ok=True)
@@ -259,7 +259,7 @@ def reuse_partial_build(plan: Plan, build: Path) -> None:
     output_dir.remove(build)
 
 
-def same_cuts(old: Plan, new: Plan) -> bool:
+def same_layout(old: Plan, new: Plan) -> bool:
     """Whether units and shards of both plans have the same numbers and are made by the same recipe."""
 
     def shape(plan: Plan) -> list[tuple[object, ...]]:
@@ -275,7 +275,7 @@ def stale_units(old: Plan, new: Plan, place: Path) -> set[int]:
     for number, (before, after) in enumerate(zip(old.datasets, new.datasets, strict=True)):
         base = new.first_units[number]
         stale.update(base + unit for unit in stale_in_dataset(before, after))
-    if wants_bad_rows_back(old, new):
+    if needs_skipped_rows(old, new):
         for unit in set(range(new.units)) - stale:
             receipt = read_receipt(unit_receipt(place, unit), UnitReceipt)
             if receipt and set(receipt.skipped) - set(FILTERS):
@@ -294,7 +294,7 @@ def stale_in_dataset(before: DatasetPlan, after: DatasetPlan) -> set[int]:
     return {u for u in range(after.units) if any(file in changed for file, _ in after.parts(u))}
 
 
-def touches(plan: Plan, shard: tuple[int, int, int], units: set[int]) -> bool:
+def may_hold_documents(plan: Plan, shard: tuple[int, int, int], units: set[int]) -> bool:
     """Whether a shard may hold documents of any of these units."""
     split, dataset, number = shard
     first, last = plan.datasets[dataset].units_of(split, number)

@@ -7,12 +7,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from nano3.config import PrepOptions, SourceConfig
-from nano3.data.build.build_state import Shard, State
-from nano3.data.build.merge import join_shard
-from nano3.data.build.progress import Meter, print_summary
+from nano3.data.build.build_state import BuildState, Shard
+from nano3.data.build.merge import merge_shard
+from nano3.data.build.progress import ProgressMeter, print_summary
 from nano3.data.build.receipts import ShardReceipt
-from nano3.data.build.resume_build import find_complete_data, is_published, start_build
-from nano3.data.build.worker_pool import PROVE, Pool
+from nano3.data.build.resume_build import find_complete_data, is_published, set_up_build
+from nano3.data.build.worker_pool import COMPARE_ENGINES, WorkerPool
 from nano3.data.dataset import output_dir
 from nano3.data.dataset.manifest import Manifest, encode_json, load_manifest, make_blend, make_manifest
 from nano3.data.planning.plan import SPLITS, Plan, load_plan
@@ -25,7 +25,7 @@ from nano3.utils.console import ignore_broken_pipe, say, table, warn
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import fsync_dir, write_text
 
-JOIN_THREADS = 4
+MERGE_THREADS = 4
 
 
 def prepare(sources: list[SourceConfig], options: PrepOptions, blend_name: str) -> Manifest:
@@ -46,25 +46,20 @@ def prepare_request(request: PrepRequest) -> Manifest:
     if not options.force and (done := find_complete_data(request, output)):
         return done
     with output_dir.hold_output_lock(output):
-        path = start_build(request, output)
+        path = set_up_build(request, output)
         plan = load_plan(path)
         output_dir.clear_temporaries(path.parent)
-        state = State(plan, path.parent)
-        with Meter(plan.units, plan.units - len(state.open_units())) as meter:
-            do_work(plan, path, state, meter)
-        return finish(plan, path, state, meter)
+        state = BuildState(plan, path.parent)
+        with ProgressMeter(plan.units, plan.units - len(state.open_units())) as meter:
+            run_workers(plan, path, state, meter)
+        return finish_build(plan, path, state, meter)
 
 
-def write_plan(sources: list[SourceConfig], options: PrepOptions, blend_name: str) -> Path:
-    """Make the plan, write it into the output folder, and return its path; for `run_task` and `finalize`."""
-    return plan_request(make_request(sources, options, blend_name))
-
-
-def plan_request(request: PrepRequest) -> Path:
-    """`write_plan` for a request at hand."""
+def write_plan(request: PrepRequest) -> Path:
+    """Write the plan of a request into its output folder and return the plan's path, for `run_task` and `finalize`."""
     output = Path(request.options.output_dir)
     with output_dir.hold_output_lock(output):
-        return start_build(request, output)
+        return set_up_build(request, output)
 
 
 def run_task(plan_path: Path, part: int, parts: int) -> None:
@@ -76,9 +71,9 @@ def run_task(plan_path: Path, part: int, parts: int) -> None:
         if is_published(plan):
             return
         low, high = part * plan.units // parts, (part + 1) * plan.units // parts
-        state = State(plan, plan_path.parent, range(low, high))
-        with Meter(high - low, high - low - len(state.open_units())) as meter:
-            do_work(plan, plan_path, state, meter)
+        state = BuildState(plan, plan_path.parent, range(low, high))
+        with ProgressMeter(high - low, high - low - len(state.open_units())) as meter:
+            run_workers(plan, plan_path, state, meter)
 
 
 def finalize(plan_path: Path) -> Manifest:
@@ -92,7 +87,7 @@ def finalize(plan_path: Path) -> Manifest:
         output_dir.finish_publishing(output)
         if is_published(plan):
             return load_manifest(output)
-        state = State(plan, plan_path.parent)
+        state = BuildState(plan, plan_path.parent)
         # What a disproved engine made is missing too, though no part failed; it is made anew below.
         if (missing := state.open_units()) and not state.disproved:
             raise Failure(
@@ -101,18 +96,13 @@ def finalize(plan_path: Path) -> Manifest:
             )
         if missing:
             warn(f"{len(missing):,} units of the disproved fast engine are made anew with the reference engine")
-        with Meter(plan.units, plan.units - len(missing)) as meter:
-            do_work(plan, plan_path, state, meter)
-        return finish(plan, plan_path, state, meter)
-
-
-def show_plan(sources: list[SourceConfig], options: PrepOptions, blend_name: str) -> None:
-    """Print what would be done: files, shards, units, disk."""
-    print_plan(make_request(sources, options, blend_name))
+        with ProgressMeter(plan.units, plan.units - len(missing)) as meter:
+            run_workers(plan, plan_path, state, meter)
+        return finish_build(plan, plan_path, state, meter)
 
 
 def print_plan(request: PrepRequest) -> None:
-    """`show_plan` for a request at hand."""
+    """Print the files, shards, units, and disk space of a preparation."""
     options, plan = request.options, make_plan(request)
     rows = []
     for d in plan.datasets:
@@ -136,7 +126,7 @@ def print_plan(request: PrepRequest) -> None:
 # The steps
 
 
-def do_work(plan: Plan, path: Path, state: State, meter: Meter) -> None:
+def run_workers(plan: Plan, path: Path, state: BuildState, meter: ProgressMeter) -> None:
     """Do every open unit and shard of `state`; starts over without the fast engine if that is seen to be wrong."""
     options = plan.options
     if state.disproved and options.engine == "strict":
@@ -148,7 +138,7 @@ def do_work(plan: Plan, path: Path, state: State, meter: Meter) -> None:
         wanted = options.workers or len(os.sched_getaffinity(0))
         workers = max(1, min(wanted, len(state.open_units()) or len(state.open_shards())))
         fast = options.engine != REFERENCE and not state.disproved
-        with Pool(path, workers, fast) as pool:
+        with WorkerPool(path, workers, fast) as pool:
             why = dispatch_units(pool, state, meter, prove=fast and bool(state.open_units() or not state.proven))
         if why and options.engine == "strict":
             raise Failure(
@@ -162,7 +152,7 @@ def do_work(plan: Plan, path: Path, state: State, meter: Meter) -> None:
             )
 
 
-def dispatch_units(pool: Pool, state: State, meter: Meter, prove: bool) -> str:
+def dispatch_units(pool: WorkerPool, state: BuildState, meter: ProgressMeter, prove: bool) -> str:
     """Hand out units in order; join each shard, in a thread here, as soon as its units are done and, with `prove`,
     the engines are proven equal.
 
@@ -175,7 +165,7 @@ def dispatch_units(pool: Pool, state: State, meter: Meter, prove: bool) -> str:
     wrong = ""
     if prove:
         pool.prove()
-    with ThreadPoolExecutor(JOIN_THREADS) as threads:
+    with ThreadPoolExecutor(MERGE_THREADS) as threads:
         while pool.busy or joins or ((units or shards) and not wrong):
             for worker in pool.idle() if not wrong else ():
                 if units:
@@ -183,13 +173,13 @@ def dispatch_units(pool: Pool, state: State, meter: Meter, prove: bool) -> str:
             frontier = min(waiting, default=state.range.stop)
             while shards and shards[-1][2] < frontier and not wrong and not prove:
                 shard = shards.pop()[0]
-                joins[shard] = threads.submit(join_shard, state.plan, state.build, *shard)
+                joins[shard] = threads.submit(merge_shard, state.plan, state.build, *shard)
             for task, kind, value in pool.results(timeout=0.02 if joins else None):
                 if kind == "tick":
                     meter.add(text_bytes=value)
                 elif kind == "mismatch":
                     wrong = f"fastokens gave other ids than tokenizers: {value}"
-                elif task == PROVE:
+                elif task == COMPARE_ENGINES:
                     prove = False
                     wrong = wrong or value
                     state.prove(value)
@@ -202,10 +192,10 @@ def dispatch_units(pool: Pool, state: State, meter: Meter, prove: bool) -> str:
     return wrong
 
 
-def finish(plan: Plan, path: Path, state: State, meter: Meter) -> Manifest:
+def finish_build(plan: Plan, path: Path, state: BuildState, meter: ProgressMeter) -> Manifest:
     """Check the whole, write what describes it, and publish."""
     build, output = path.parent, Path(plan.output_dir)
-    refuse_changed(plan)
+    check_inputs_unchanged(plan)
     manifest = make_manifest(plan, list(state.shards.values()), list(state.units.values()))
     check_counts(manifest)
     warn_of_empty_splits(plan, manifest)
@@ -227,7 +217,7 @@ def finish(plan: Plan, path: Path, state: State, meter: Meter) -> Manifest:
     return manifest
 
 
-def refuse_changed(plan: Plan) -> None:
+def check_inputs_unchanged(plan: Plan) -> None:
     """Nothing is published when a file was changed while it was read: part of it may be old, part new."""
     changed: list[str] = []
     for d in plan.datasets:

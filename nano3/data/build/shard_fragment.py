@@ -9,23 +9,23 @@ from nano3.data.build.direct_writer import DirectWriter
 from nano3.data.build.receipts import Fragment, add_suffix
 from nano3.data.planning.plan import SPLITS
 
-Where = tuple[int, int]  # file number in the dataset, key of the document in the file
+DocumentRef = tuple[int, int]  # file number in the dataset, key of the document in the file
 
 
-def open_part(build: Path, unit: int, split: int, shard: int) -> "PartWriter":
+def open_fragment(build: Path, unit: int, split: int, shard: int) -> "FragmentWriter":
     """Start a part in the build's folder."""
     name = f"{unit:06d}.{SPLITS[split]}.{shard:05d}"
     path = build / "units" / name
     tokens = DirectWriter(add_suffix(path, ".bin"))
     try:
-        return PartWriter(split, shard, name, tokens, DirectWriter(add_suffix(path, ".len")))
+        return FragmentWriter(split, shard, name, tokens, DirectWriter(add_suffix(path, ".len")))
     except BaseException:
         tokens.discard()
         raise
 
 
 @dataclass
-class PartWriter:
+class FragmentWriter:
     """Collects one part."""
 
     split: int
@@ -36,10 +36,10 @@ class PartWriter:
     documents: int = 0
     sequences: int = 0
     tokens: int = 0
-    first: Where = (0, 0)
-    last: Where = (0, 0)
+    first: DocumentRef = (0, 0)
+    last: DocumentRef = (0, 0)
 
-    def add(self, tokens: np.ndarray, lengths: np.ndarray, first: Where, last: Where) -> None:
+    def add(self, tokens: np.ndarray, lengths: np.ndarray, first: DocumentRef, last: DocumentRef) -> None:
         """Append documents: their tokens back to back and their lengths (int32, 0 for an empty one)."""
         self.add_tokens(tokens)
         self.end_documents(lengths, first, last)
@@ -49,7 +49,7 @@ class PartWriter:
         self.tokens += len(tokens)
         self.bin.write(tokens.data)
 
-    def end_documents(self, lengths: np.ndarray, first: Where, last: Where) -> None:
+    def end_documents(self, lengths: np.ndarray, first: DocumentRef, last: DocumentRef) -> None:
         """Tell the lengths (int32) of documents whose tokens have been appended."""
         if not self.documents:
             self.first = first

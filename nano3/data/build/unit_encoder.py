@@ -10,7 +10,7 @@ import numpy as np
 
 from nano3.config import PrepOptions
 from nano3.data.build.receipts import Fragment, UnitReceipt, unit_receipt, write_receipt
-from nano3.data.build.shard_fragment import PartWriter, open_part
+from nano3.data.build.shard_fragment import FragmentWriter, open_fragment
 from nano3.data.planning.plan import SPLITS, DatasetPlan, Plan
 from nano3.data.planning.shard_assignment import assign_shards, drop_short
 from nano3.data.planning.splits import check_bad_rows, document_hash, file_seed, split_of
@@ -20,11 +20,11 @@ from nano3.data.tokenization.engines import FAST, REFERENCE
 from nano3.data.tokenization.long_documents import LONG, encode_pieces
 from nano3.data.tokenization.special_tokens import Framing
 
-ENOUGH = 1 << 20  # characters that are worth a call of the engine
-CHECKED = 50_000  # characters of a document that are compared with the reference
+BATCH_CHARS = 1 << 20  # characters that are worth a call of the engine
+CHECK_CHARS = 50_000  # characters of a document that are compared with the reference
 
 
-class EngineMismatch(Exception):
+class EngineMismatchError(Exception):
     """The fast engine gave other ids than the reference."""
 
 
@@ -50,7 +50,7 @@ class Worker:
     def encode_unit(self, number: int) -> UnitReceipt:
         """Tokenize a unit and write its parts and receipt.
 
-        Raises `EngineMismatch` when a re-check fails, `Failure` or `UserError` naming file and row for bad input or
+        Raises `EngineMismatchError` when a re-check fails, `Failure` or `UserError` naming file and row for bad input or
         a full disk.
         """
         return UnitEncoder(self, number).run()
@@ -67,7 +67,7 @@ class UnitEncoder:
         self.dataset: DatasetPlan = worker.plan.datasets[self.dataset_number]
         self.encode = worker.fast or worker.reference
         self.framing = Framing.of(worker.plan)
-        self.open_parts: dict[int, PartWriter] = {}
+        self.open_parts: dict[int, FragmentWriter] = {}
         self.parts: list[Fragment] = []
         self.skipped: Counter[str] = Counter()
         # Texts, and for each its file number, key, place in the dataset and hash.
@@ -119,7 +119,7 @@ class UnitEncoder:
             return
         self.waiting.append((texts, columns))
         self.waiting_chars += sum(map(len, texts))
-        if self.waiting_chars >= ENOUGH:
+        if self.waiting_chars >= BATCH_CHARS:
             self.flush()
 
     def flush(self) -> None:
@@ -173,11 +173,11 @@ class UnitEncoder:
             return
         chosen = np.flatnonzero(hashes % np.uint64(every) == 0).tolist()
         self.checked += len(chosen)
-        stretches = [stretch(texts[i], int(hashes[i])) for i in chosen]
+        stretches = [check_window(texts[i], int(hashes[i])) for i in chosen]
         wrong = first_difference(self.worker.fast, self.worker.reference, stretches)
         if wrong is not None:
             i = chosen[wrong]
-            raise EngineMismatch(f"{self.dataset.whole(int(files[i])).path}, document with key {int(keys[i])}")
+            raise EngineMismatchError(f"{self.dataset.whole(int(files[i])).path}, document with key {int(keys[i])}")
 
     def write(
         self,
@@ -199,7 +199,7 @@ class UnitEncoder:
             first, last = (int(files[a]), int(keys[a])), (int(files[b - 1]), int(keys[b - 1]))
             writer.add(run, lengths[a:b].astype(np.int32), first, last)
 
-    def writer(self, split: int, shard: int) -> PartWriter:
+    def writer(self, split: int, shard: int) -> FragmentWriter:
         """The part being written for a split; places only grow, so an earlier shard's part is complete and is
         closed.
         """
@@ -208,14 +208,14 @@ class UnitEncoder:
             return writer
         if writer:
             self.parts.append(writer.commit())
-        writer = self.open_parts[split] = open_part(self.worker.build, self.number, split, shard)
+        writer = self.open_parts[split] = open_fragment(self.worker.build, self.number, split, shard)
         return writer
 
 
-def stretch(text: str, number: int) -> str:
+def check_window(text: str, number: int) -> str:
     """A text, or CHECKED characters of it from a place that the number gives."""
-    start = number % (len(text) - CHECKED + 1) if len(text) > CHECKED else 0
-    return text[start : start + CHECKED]
+    start = number % (len(text) - CHECK_CHARS + 1) if len(text) > CHECK_CHARS else 0
+    return text[start : start + CHECK_CHARS]
 
 
 def utf8_size(text: str) -> int:

@@ -18,10 +18,10 @@ from nano3.data.build.worker_client import WorkerServerClient
 from nano3.utils.errors import Failure
 
 Task = tuple[Any, ...]  # ("unit", number) or PROVE
-PROVE: Task = ("prove",)
+COMPARE_ENGINES: Task = ("prove",)
 
 
-class Pool:
+class WorkerPool:
     """N workers on one plan, and a prover. Use as a context manager; leaving it ends them."""
 
     def __init__(self, plan_path: Path, workers: int, fast: bool) -> None:
@@ -32,13 +32,13 @@ class Pool:
             mine, other = Pipe()
             self._ends.append(mine)
             theirs.append(other)
-        self._loader = WorkerServerClient.take()
+        self._loader = WorkerServerClient.acquire()
         self._loader.fork(plan_path, fast, [end.fileno() for end in theirs])
         for end in theirs:
             end.close()
         self._busy: dict[int, Task] = {}
 
-    def __enter__(self) -> "Pool":
+    def __enter__(self) -> "WorkerPool":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -47,8 +47,8 @@ class Pool:
         self._loader.end(5 if kind is None else 0)
 
     def prove(self) -> None:
-        """Have the prover compare the engines: a result of the task `PROVE` says what is wrong, or ""."""
-        self.give(self._workers, PROVE)
+        """Have the prover compare the engines: a result of the task `COMPARE_ENGINES` says what is wrong, or ""."""
+        self.give(self._workers, COMPARE_ENGINES)
 
     def idle(self) -> list[int]:
         """Numbers of the workers without a task."""

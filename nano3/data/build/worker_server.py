@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from nano3.data.build.worker_client import receive
+from nano3.data.build.worker_client import receive_plan
 from nano3.data.tokenization.engines import Engines, load_engines
 from nano3.utils.errors import Failure, Nano3Error
 
@@ -25,7 +25,7 @@ Task = tuple[Any, ...]  # of workers.Pool
 
 
 @dataclass
-class Ahead:
+class PreloadedEngines:
     """Engines that were loaded before the plan was known, and the SHA-256 of what they were loaded from."""
 
     engines: Engines
@@ -35,21 +35,21 @@ class Ahead:
 def main() -> None:
     """Load, wait for the plan, fork a worker for each socket that comes with it, wait for them."""
     control, file = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
-    die_with_parent()
+    exit_with_parent()
     gc.disable()  # a load makes many objects and no garbage
-    ahead = load_ahead(file) if file else None
+    ahead = preload_engines(file) if file else None
     try:
-        plan_path, fast, sockets = receive(control)
+        plan_path, fast, sockets = receive_plan(control)
     except (EOFError, ConnectionResetError):
         os._exit(0)  # nobody wants it
     control.close()
     engines: Engines | Nano3Error
     try:
-        engines = load(plan_path, fast, ahead)
+        engines = load_plan_engines(plan_path, fast, ahead)
     except Nano3Error as error:
         engines = error
     del ahead
-    give_back_memory()
+    trim_heap()
     parent = os.getpid()
     for fd in sockets:
         if os.fork() == 0:
@@ -57,10 +57,10 @@ def main() -> None:
                 if other != fd:
                     os.close(other)
             gc.enable()
-            die_with_parent()
+            exit_with_parent()
             if os.getppid() != parent:
                 os._exit(1)
-            serve(Connection(fd), plan_path, engines)
+            serve_tasks(Connection(fd), plan_path, engines)
             os._exit(0)
     for fd in sockets:
         os.close(fd)
@@ -69,18 +69,18 @@ def main() -> None:
     os._exit(0)  # there is nothing to tidy, and letting go of a large tokenizer takes time
 
 
-def load_ahead(file: str) -> Ahead | None:
+def preload_engines(file: str) -> PreloadedEngines | None:
     """The engines of a tokenizer that the plan will probably name; None when it cannot be loaded: if the plan does name
-    it, `load` tells why.
+    it, `load_plan_engines` tells why.
     """
     try:
         sha256 = hashlib.sha256(Path(file).read_bytes()).hexdigest()
-        return Ahead(load_engines(file, False, True, meanwhile=import_worker), sha256)
+        return PreloadedEngines(load_engines(file, False, True, meanwhile=import_worker), sha256)
     except Exception:  # tokenizers raises bare Exception for a file it cannot read
         return None
 
 
-def load(plan_path: Path, fast: bool, ahead: Ahead | None = None) -> Engines:
+def load_plan_engines(plan_path: Path, fast: bool, ahead: PreloadedEngines | None = None) -> Engines:
     """The engines for a plan, and a worker's modules. Leaves one thread: pyarrow, which starts one, comes later."""
     import msgspec
 
@@ -101,15 +101,15 @@ def import_worker() -> None:
     importlib.import_module("nano3.data.build.unit_encoder")
 
 
-def serve(end: Connection, plan_path: Path, engines: Engines | Nano3Error) -> None:
+def serve_tasks(end: Connection, plan_path: Path, engines: Engines | Nano3Error) -> None:
     """Do tasks until the socket closes, or is reset because the other side died with messages unread."""
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        answer(end, plan_path, engines)
+        run_tasks(end, plan_path, engines)
 
 
-def answer(end: Connection, plan_path: Path, engines: Engines | Nano3Error) -> None:
+def run_tasks(end: Connection, plan_path: Path, engines: Engines | Nano3Error) -> None:
     """Do tasks for ever. Raises what the socket raises."""
-    from nano3.data.build.unit_encoder import EngineMismatch
+    from nano3.data.build.unit_encoder import EngineMismatchError
 
     worker: Any = None
     while True:
@@ -119,8 +119,8 @@ def answer(end: Connection, plan_path: Path, engines: Engines | Nano3Error) -> N
                 raise engines
             if worker is None:
                 worker = make_worker(end, plan_path, engines)
-            end.send(("done", do(worker, engines, task)))
-        except EngineMismatch as mismatch:
+            end.send(("done", run_task(worker, engines, task)))
+        except EngineMismatchError as mismatch:
             end.send(("mismatch", str(mismatch)))
         except Nano3Error as error:
             end.send(("error", error))
@@ -145,16 +145,16 @@ def make_worker(end: Connection, plan_path: Path, engines: Engines) -> Any:
     return Worker(plan, plan_path.parent, reference, fast, lambda size: end.send(("tick", size)))
 
 
-def do(worker: Any, engines: Engines, task: Task) -> Any:
+def run_task(worker: Any, engines: Engines, task: Task) -> Any:
     """One task; its result is small."""
     if task[0] == "unit":
         return worker.encode_unit(task[1])
-    from nano3.data.build.engine_check import check_engine
+    from nano3.data.build.engine_check import compare_engines
 
-    return engines.why_not or check_engine(worker, engines)
+    return engines.why_not or compare_engines(worker, engines)
 
 
-def give_back_memory() -> None:
+def trim_heap() -> None:
     """Return what loading has freed to the system, where the C library can (glibc): up to 150 MB in every worker."""
     if sys.platform == "linux":
         import ctypes
@@ -163,7 +163,7 @@ def give_back_memory() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def die_with_parent() -> None:
+def exit_with_parent() -> None:
     """Ask Linux to kill this process when its parent ends, however that ends. Elsewhere the closed socket does it,
     later.
     """

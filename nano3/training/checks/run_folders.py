@@ -1,12 +1,10 @@
 """Folders outside the run folder that a job's ranks read or write: what a container must have mounted."""
 
-import glob
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 from nano3.artifacts import store
-from nano3.config import PrepOptions, PretrainConfig, SourceConfig
+from nano3.config import PretrainConfig
 from nano3.config.pretrain import megatron_section
 from nano3.utils.files import unwritable_reason
 
@@ -40,23 +38,3 @@ def unwritable_problems(config: PretrainConfig) -> list[str]:
     if "run.output_dir" in found and Path(named.get("checkpoint.save", "/")).is_relative_to(config.run.output_dir):
         found.pop("checkpoint.save", None)
     return [f"{key}={named[key]}: cannot be written: {why}. Choose another {key}." for key, why in found.items()]
-
-
-def of_preparation(options: PrepOptions, sources: Iterable[SourceConfig]) -> tuple[str, ...]:
-    """What preparing data reads and writes on this file system."""
-    named = [source.path for source in sources if "://" not in source.path]
-    if Path(options.tokenizer_model).expanduser().exists():
-        named.append(options.tokenizer_model)
-    caches = [place for name in ("HF_HOME", "HF_HUB_CACHE") if (place := os.environ.get(name))]
-    if options.hf_files == "download" and not caches:
-        caches = ["~/.cache/huggingface"]
-    folders = [*map(_folder_of, named), *(Path(p).expanduser() for p in [options.output_dir, *caches]), store.home()]
-    return tuple(dict.fromkeys(str(folder.absolute()) for folder in folders))
-
-
-def _folder_of(path: str) -> Path:
-    """The folder that holds a file, or everything a pattern can match."""
-    place = Path(path).expanduser()
-    while glob.has_magic(str(place)):
-        place = place.parent
-    return place if place.is_dir() else place.parent

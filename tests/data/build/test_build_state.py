@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_helpers import options, paper_dataset, paper_plan, source, texts, write
+from data_helpers import options, paper_dataset, paper_plan, plan_build, source, texts, write
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nano3.data.build.build_state import State
+from nano3.data.build.build_state import BuildState
 from nano3.data.build.direct_writer import DirectWriter
-from nano3.data.build.merge import join_shard
+from nano3.data.build.merge import merge_shard
 from nano3.data.build.receipts import (
     Fragment,
     ShardReceipt,
@@ -23,8 +23,7 @@ from nano3.data.build.receipts import (
     unit_receipt,
     write_receipt,
 )
-from nano3.data.build.run import write_plan
-from nano3.data.build.shard_fragment import open_part
+from nano3.data.build.shard_fragment import open_fragment
 from nano3.data.build.unit_encoder import Worker
 from nano3.data.planning.plan import load_plan
 from nano3.data.tokenization.encoders import reference_encoder
@@ -33,7 +32,7 @@ from nano3.utils.errors import Failure
 
 
 @pytest.fixture
-def made(tmp_path: Path, byte_bpe: Path, monkeypatch: pytest.MonkeyPatch) -> State:
+def made(tmp_path: Path, byte_bpe: Path, monkeypatch: pytest.MonkeyPatch) -> BuildState:
     """A build with all units done and one shard joined, by the reference; small units."""
     from nano3.data.planning import plan as plans
 
@@ -41,21 +40,21 @@ def made(tmp_path: Path, byte_bpe: Path, monkeypatch: pytest.MonkeyPatch) -> Sta
     monkeypatch.setattr(plans, "MAX_UNIT", 20_000)
     path = write(tmp_path / "a.jsonl", texts(500))
     keys = {"num_shards": 4, "valid_fraction": 0.1, "test_fraction": 0.1}
-    plan_path = write_plan([source(path)], options(tmp_path / "out", byte_bpe, **keys), "test")
+    plan_path = plan_build([source(path)], options(tmp_path / "out", byte_bpe, **keys), "test")
     plan = load_plan(plan_path)
     encoder = reference_encoder(load_engines(plan.tokenizer.file, False, fast=False).reference)
     worker = Worker(plan, plan_path.parent, encoder, None)
     for number in range(plan.units):
         worker.encode_unit(number)
-    join_shard(plan, plan_path.parent, 0, 0, 0)
-    state = State(plan, plan_path.parent)
+    merge_shard(plan, plan_path.parent, 0, 0, 0)
+    state = BuildState(plan, plan_path.parent)
     assert plan.units >= 4
     assert list(state.shards) == [(0, 0, 0)]
     assert state.open_units() == []
     return state
 
 
-def a_part(state: State, suffix: str) -> Path:
+def a_part(state: BuildState, suffix: str) -> Path:
     """A file of a part that no shard has taken yet."""
     return min((state.build / "units").glob(f"*.valid.*{suffix}"))
 
@@ -67,7 +66,7 @@ def spoil(path: Path) -> None:
     path.write_bytes(data)
 
 
-UNIT_DAMAGE: dict[str, Callable[[State], object]] = {
+UNIT_DAMAGE: dict[str, Callable[[BuildState], object]] = {
     "a_byte_of_tokens": lambda s: spoil(a_part(s, ".bin")),
     "a_byte_of_lengths": lambda s: spoil(a_part(s, ".len")),
     "no_lengths": lambda s: a_part(s, ".len").unlink(),
@@ -78,10 +77,10 @@ UNIT_DAMAGE: dict[str, Callable[[State], object]] = {
 
 
 @pytest.mark.parametrize("damage", UNIT_DAMAGE.values(), ids=UNIT_DAMAGE.keys())
-def test_a_damaged_unit_and_no_other_is_done_again(made: State, damage: Callable[[State], object]) -> None:
+def test_a_damaged_unit_and_no_other_is_done_again(made: BuildState, damage: Callable[[BuildState], object]) -> None:
     number = int(a_part(made, ".bin").name[:6])
     damage(made)
-    again = State(made.plan, made.build)
+    again = BuildState(made.plan, made.build)
     assert again.open_units() == [number]
     assert again.shards == made.shards, "what is joined does not need the unit's parts"
 
@@ -98,11 +97,11 @@ SHARD_DAMAGE: dict[str, Callable[[Path, Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", SHARD_DAMAGE.values(), ids=SHARD_DAMAGE.keys())
-def test_a_damaged_shard_is_done_again_from_its_units(made: State, damage: Callable[[Path, Path], object]) -> None:
+def test_a_damaged_shard_is_done_again_from_its_units(made: BuildState, damage: Callable[[Path, Path], object]) -> None:
     """Its parts are gone, so they are made again too: those units, and no other."""
     first, last = made.plan.datasets[0].units_of(0, 0)
     damage(made.build / made.plan.shard_name(0, 0, 0), shard_receipt(made.build, made.plan, 0, 0, 0))
-    again = State(made.plan, made.build)
+    again = BuildState(made.plan, made.build)
     assert again.shards == {}
     assert again.open_units()
     assert set(again.open_units()) <= set(range(first, last + 1))
@@ -110,11 +109,13 @@ def test_a_damaged_shard_is_done_again_from_its_units(made: State, damage: Calla
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 7])
-def test_tasks_of_an_array_together_do_every_unit_and_join_no_shard_twice(made: State, parts: int) -> None:
+def test_tasks_of_an_array_together_do_every_unit_and_join_no_shard_twice(made: BuildState, parts: int) -> None:
     units = made.plan.units
     for number in range(units):
         unit_receipt(made.build, number).unlink()
-    tasks = [State(made.plan, made.build, range(i * units // parts, (i + 1) * units // parts)) for i in range(parts)]
+    tasks = [
+        BuildState(made.plan, made.build, range(i * units // parts, (i + 1) * units // parts)) for i in range(parts)
+    ]
     opened = [number for task in tasks for number in task.open_units()]
     assert opened == [n for n in range(units) if made.holds(n)]
     shards = [shard for task in tasks for shard, _, _ in task.open_shards()]
@@ -129,7 +130,7 @@ def test_tasks_of_an_array_together_do_every_unit_and_join_no_shard_twice(made: 
 def test_an_empty_shard_waits_for_nobody_and_is_left_to_the_whole(tmp_path: Path) -> None:
     """There are more shards than places."""
     plan = paper_plan(tmp_path, [paper_dataset([2], shards=(5, 0, 0), cells_per_shard=1)])
-    whole, half = State(plan, tmp_path), State(plan, tmp_path, range(plan.units // 2))
+    whole, half = BuildState(plan, tmp_path), BuildState(plan, tmp_path, range(plan.units // 2))
     assert sorted(shard[2] for shard, _, _ in whole.open_shards()) == [0, 1, 2, 3, 4]
     lows = {s for s in range(5) if plan.datasets[0].units_of(0, s) == (0, -1)}
     assert len(lows) == 3
@@ -138,13 +139,13 @@ def test_an_empty_shard_waits_for_nobody_and_is_left_to_the_whole(tmp_path: Path
 
 def test_a_proof_and_what_disproves_it_are_remembered(tmp_path: Path) -> None:
     plan = paper_plan(tmp_path, [paper_dataset([2])])
-    state = State(plan, tmp_path)
+    state = BuildState(plan, tmp_path)
     assert (state.proven, state.disproved) == (False, False)
     state.prove("other ids for 'x'")
-    assert not State(plan, tmp_path).proven, "a comparison that failed is no proof"
+    assert not BuildState(plan, tmp_path).proven, "a comparison that failed is no proof"
     state.prove("")
     state.disprove("other ids for 'é'")
-    again = State(plan, tmp_path)
+    again = BuildState(plan, tmp_path)
     assert (again.proven, again.disproved, again.why_disproved) == (True, True, "other ids for 'é'")
 
 
@@ -192,7 +193,7 @@ def test_a_receipt_that_cannot_be_written_is_told_and_leaves_nothing(tmp_path: P
 
 def test_a_part_counts_what_it_was_given(tmp_path: Path) -> None:
     (tmp_path / "units").mkdir()
-    writer = open_part(tmp_path, 12, 1, 3)
+    writer = open_fragment(tmp_path, 12, 1, 3)
     writer.add(np.arange(5, dtype=np.uint16), np.array([2, 0, 3], np.int32), (0, 7), (1, 2))
     writer.add_tokens(np.arange(4, dtype=np.uint16))
     writer.add_tokens(np.array([], np.uint16))
@@ -212,7 +213,7 @@ def test_no_handle_and_no_file_is_left_when_only_one_of_two_files_opens(tmp_path
     resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))
     try:
         with pytest.raises(Failure, match=r"\.len: cannot be written: Too many open files"):
-            open_part(tmp_path, 0, 0, 0)
+            open_fragment(tmp_path, 0, 0, 0)
         with (tmp_path / "probe").open() as probe:
             assert probe.fileno() == free, "the first file was closed"
     finally:
@@ -223,7 +224,7 @@ def test_no_handle_and_no_file_is_left_when_only_one_of_two_files_opens(tmp_path
 @pytest.mark.parametrize("suffix", [".bin", ".len"])
 def test_a_part_whose_files_cannot_get_their_names_is_discarded(tmp_path: Path, suffix: str) -> None:
     (tmp_path / "units" / f"000000.train.00000{suffix}" / "in the way").mkdir(parents=True)
-    writer = open_part(tmp_path, 0, 0, 0)
+    writer = open_fragment(tmp_path, 0, 0, 0)
     writer.add(np.ones(2, np.uint16), np.array([2], np.int32), (0, 0), (0, 0))
     with pytest.raises(Failure, match=rf"000000\.train\.00000\{suffix}: cannot be written"):
         writer.commit()

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from data_helpers import documents, healthy, options, reference, run, source, texts, tree, write
+from data_helpers import documents, healthy, options, plan_build, reference, run, source, texts, tree, write
 
-from nano3.data.build.run import finalize, run_task, write_plan
+from nano3.data.build.run import finalize, run_task
 from nano3.data.dataset.manifest import load_manifest
 from nano3.data.sources.discovery import WHOLE_FILE_LIMIT
 from nano3.utils.errors import Failure, UserError
@@ -82,7 +82,7 @@ def test_a_touched_small_file_is_no_news(tmp_path: Path, many: Path, byte_bpe: P
 def test_an_unfinished_build_keeps_nothing_of_an_edited_file(
     tmp_path: Path, many: Path, byte_bpe: Path, force: bool, capfd
 ) -> None:
-    plan = write_plan([source(many)], options(tmp_path / "out", byte_bpe), "test")
+    plan = plan_build([source(many)], options(tmp_path / "out", byte_bpe), "test")
     for part in range(2):
         run_task(plan, part, 2)
     unseen_edit(many / "b.jsonl")
@@ -93,7 +93,7 @@ def test_an_unfinished_build_keeps_nothing_of_an_edited_file(
 
 
 def test_an_edit_during_the_run_is_not_published(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
-    plan = write_plan([source(many)], options(tmp_path / "out", byte_bpe), "test")
+    plan = plan_build([source(many)], options(tmp_path / "out", byte_bpe), "test")
     for part in range(2):
         run_task(plan, part, 2)
     os.utime(many / "a.jsonl", (1, 1))  # a small file is looked at again: its content is the same
@@ -134,7 +134,7 @@ def test_a_mended_row_costs_its_own_file_only(tmp_path: Path, many: Path, byte_b
 
 
 def test_other_options_start_over_without_force(tmp_path: Path, many: Path, byte_bpe: Path, capfd) -> None:
-    plan = write_plan([source(many)], options(tmp_path / "out", byte_bpe), "test")
+    plan = plan_build([source(many)], options(tmp_path / "out", byte_bpe), "test")
     run_task(plan, 0, 2)
     run(many, tmp_path / "out", byte_bpe, add_eos=False)
     assert "starting over" in capfd.readouterr().out
@@ -143,7 +143,7 @@ def test_other_options_start_over_without_force(tmp_path: Path, many: Path, byte
 
 
 def test_files_that_come_and_go_start_over(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
-    plan = write_plan([source(many)], options(tmp_path / "out", byte_bpe), "test")
+    plan = plan_build([source(many)], options(tmp_path / "out", byte_bpe), "test")
     run_task(plan, 0, 2)
     (many / "a.jsonl").unlink()
     write(many / "e.jsonl", texts(500, seed=4, longest=500))
@@ -168,7 +168,7 @@ def test_skipped_rows_are_not_forgotten(tmp_path: Path, byte_bpe: Path) -> None:
 
 def test_an_unfinished_build_does_not_hide_skipped_rows(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
     spoil(many / "a.jsonl", 7)
-    plan = write_plan([source(many)], options(tmp_path / "out", byte_bpe, bad_rows="skip"), "test")
+    plan = plan_build([source(many)], options(tmp_path / "out", byte_bpe, bad_rows="skip"), "test")
     run_task(plan, 0, 2)
     with pytest.raises(Failure, match=r"a\.jsonl: row 8 "):
         run(many, tmp_path / "out", byte_bpe)
@@ -178,7 +178,7 @@ def test_an_unfinished_build_does_not_hide_skipped_rows(tmp_path: Path, many: Pa
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"hash": "x"}', b"\xff\xfe"])
 def test_a_damaged_plan_is_no_plan(tmp_path: Path, many: Path, byte_bpe: Path, damage: bytes, force: bool) -> None:
     path = many / "a.jsonl"
-    plan = write_plan([source(path)], options(tmp_path / "out", byte_bpe), "test")
+    plan = plan_build([source(path)], options(tmp_path / "out", byte_bpe), "test")
     run_task(plan, 0, 2)
     plan.write_bytes(damage)
     with pytest.raises(Failure, match=r"plan\.json: damaged .*Run the same command again"):
@@ -193,7 +193,7 @@ def test_a_resumed_run_does_not_read_to_plan_again(tmp_path: Path, many: Path, b
 
     keys = {"sample": 1500, "workers": 2}
     run(many, tmp_path / "fresh", byte_bpe, **keys)
-    plan = write_plan([source(many)], options(tmp_path / "out", byte_bpe, **keys), "test")
+    plan = plan_build([source(many)], options(tmp_path / "out", byte_bpe, **keys), "test")
     run_task(plan, 0, 2)
     monkeypatch.setattr(planner, "sample_rows", None)
     monkeypatch.setattr(planner, "set_bounds", None)
@@ -277,12 +277,12 @@ def test_a_split_that_stayed_empty_is_told(tmp_path: Path, byte_bpe: Path, monke
 
 
 def test_strict_stops_on_a_build_that_is_disproved_already(tmp_path: Path, byte_bpe: Path) -> None:
-    from nano3.data.build.build_state import State
+    from nano3.data.build.build_state import BuildState
     from nano3.data.planning.plan import load_plan
 
     path = write(tmp_path / "a.jsonl", texts(100))
-    plan = write_plan([source(path)], options(tmp_path / "out", byte_bpe), "test")
-    State(load_plan(plan), plan.parent).disprove("seen in a test")
+    plan = plan_build([source(path)], options(tmp_path / "out", byte_bpe), "test")
+    BuildState(load_plan(plan), plan.parent).disprove("seen in a test")
     with pytest.raises(Failure, match=r"engine=strict: .*seen in a test"):
         run(path, tmp_path / "out", byte_bpe, engine="strict")
     run(path, tmp_path / "out", byte_bpe)
@@ -290,13 +290,13 @@ def test_strict_stops_on_a_build_that_is_disproved_already(tmp_path: Path, byte_
 
 
 def test_the_finalizer_makes_anew_what_a_disproved_engine_made(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
-    from nano3.data.build.build_state import State
+    from nano3.data.build.build_state import BuildState
     from nano3.data.planning.plan import load_plan
 
     run(many, tmp_path / "whole", byte_bpe)
-    plan = write_plan([source(many)], options(tmp_path / "out", byte_bpe), "test")
+    plan = plan_build([source(many)], options(tmp_path / "out", byte_bpe), "test")
     run_task(plan, 0, 2)
-    State(load_plan(plan), plan.parent).disprove("seen in another task")
+    BuildState(load_plan(plan), plan.parent).disprove("seen in another task")
     run_task(plan, 1, 2)
     assert finalize(plan).versions["engine"] == "tokenizers"
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")

@@ -8,10 +8,10 @@ from data_helpers import paper_dataset, paper_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nano3.data.build.build_state import State
-from nano3.data.build.merge import join_shard
+from nano3.data.build.build_state import BuildState
+from nano3.data.build.merge import merge_shard
 from nano3.data.build.receipts import UnitReceipt, unit_receipt, write_receipt
-from nano3.data.build.shard_fragment import open_part
+from nano3.data.build.shard_fragment import open_fragment
 from nano3.data.dataset.indexed import IndexedFile
 from nano3.data.planning.plan import SPLITS, Plan
 from nano3.utils.checksum import checksum
@@ -25,7 +25,7 @@ def make_unit(build: Path, number: int, documents: Documents | None, engine: str
     """A unit's part in the one shard and its receipt; None for a unit without any document."""
     parts = []
     if documents is not None:
-        writer = open_part(build, number, 0, 0)
+        writer = open_fragment(build, number, 0, 0)
         for key, ids in enumerate(documents):
             writer.add(np.array(ids, np.uint16), np.array([len(ids)], np.int32), (number, key), (number, key))
         parts.append(writer.commit())
@@ -63,7 +63,7 @@ def test_a_shard_is_its_units_documents_in_order(
     tmp_path_factory: pytest.TempPathFactory, units: list[Documents | None]
 ) -> None:
     plan, build = build_of(tmp_path_factory.mktemp("join"), units)
-    receipt = join_shard(plan, build, *SHARD)
+    receipt = merge_shard(plan, build, *SHARD)
     wanted = [ids for documents in units for ids in documents or []]
     assert (receipt.documents, receipt.tokens) == (len(wanted), sum(map(len, wanted)))
     assert receipt.sequences == sum(bool(ids) for ids in wanted)
@@ -78,8 +78,8 @@ def test_a_shard_is_its_units_documents_in_order(
         assert receipt.name is None
         assert names(build / "train") == [], "no files for a shard without a token"
     assert names(build / "units") == [f"{n:06d}.json" for n in range(len(units))], "parts go once they are in a shard"
-    assert State(plan, build).shards == {SHARD: receipt}
-    assert State(plan, build).open_units() == []
+    assert BuildState(plan, build).shards == {SHARD: receipt}
+    assert BuildState(plan, build).open_units() == []
 
 
 # A disk that refuses in the middle. A folder with the name of the file to be written is such a disk.
@@ -100,16 +100,16 @@ def test_a_join_that_was_refused_is_done_by_the_next_run(
     plan, build = build_of(tmp_path, units)
     (build / refused / "in the way").mkdir(parents=True)
     with pytest.raises(Failure, match=rf"{refused}: cannot be written: "):
-        join_shard(plan, build, *SHARD)
+        merge_shard(plan, build, *SHARD)
     assert not list(build.rglob(".*")), "nothing half-written stays"
     (build / refused / "in the way").rmdir()
     (build / refused).rmdir()
-    state = State(plan, build)
+    state = BuildState(plan, build)
     assert state.open_units() == [], "no unit has to be done again"
     assert [shard for shard, _, _ in state.open_shards()] == [SHARD]
-    again = join_shard(plan, build, *SHARD)
+    again = merge_shard(plan, build, *SHARD)
     assert joined(build) == [ids for documents in units for ids in documents or []]
-    assert State(plan, build).shards == {SHARD: again}
+    assert BuildState(plan, build).shards == {SHARD: again}
 
 
 @pytest.mark.parametrize("after", [True, False], ids=["a_later_file", "an_earlier_file"])
@@ -121,36 +121,36 @@ def test_a_part_that_was_moved_is_found_when_another_unit_has_documents_now(tmp_
     plan, build = build_of(tmp_path, [None if n == empty else [[1, 2], [3]] for n in range(2)])
     (build / REFUSALS[0]).mkdir()
     with pytest.raises(Failure):
-        join_shard(plan, build, *SHARD)
+        merge_shard(plan, build, *SHARD)
     (build / REFUSALS[0]).rmdir()
     unit_receipt(build, empty).unlink()
-    assert State(plan, build).open_units() == [empty]
+    assert BuildState(plan, build).open_units() == [empty]
     make_unit(build, empty, [[7, 8, 9]])
-    receipt = join_shard(plan, build, *SHARD)
+    receipt = merge_shard(plan, build, *SHARD)
     assert joined(build) == ([[1, 2], [3], [7, 8, 9]] if after else [[7, 8, 9], [1, 2], [3]])
     assert receipt.bin_xxh128 == checksum(build / "train" / "data_00000.bin")
-    assert full not in State(plan, build).open_units()
+    assert full not in BuildState(plan, build).open_units()
 
 
 def test_a_moved_part_that_was_made_anew_takes_the_place_of_the_old(tmp_path: Path) -> None:
     plan, build = build_of(tmp_path, [[[1, 2], [3]]])
     (build / REFUSALS[0]).mkdir()
     with pytest.raises(Failure):
-        join_shard(plan, build, *SHARD)
+        merge_shard(plan, build, *SHARD)
     (build / REFUSALS[0]).rmdir()
     make_unit(build, 0, [[4], [5, 6]])
-    join_shard(plan, build, *SHARD)
+    merge_shard(plan, build, *SHARD)
     assert joined(build) == [[4], [5, 6]]
 
 
 def test_a_shard_that_lost_all_its_tokens_has_no_files(tmp_path: Path) -> None:
     """Its old ones are left to `finish`, which removes what no receipt names."""
     plan, build = build_of(tmp_path, [[[1, 2]], [[3]]])
-    join_shard(plan, build, *SHARD)
+    merge_shard(plan, build, *SHARD)
     for number in range(2):
         make_unit(build, number, [[]])
     (build / REFUSALS[1]).unlink()
-    receipt = join_shard(plan, build, *SHARD)
+    receipt = merge_shard(plan, build, *SHARD)
     assert (receipt.name, receipt.documents, receipt.bin_xxh128) == (None, 2, "")
 
 
@@ -164,8 +164,8 @@ def test_a_shard_is_as_doubtful_as_the_most_doubtful_unit(tmp_path: Path, engine
     plan, build = build_of(tmp_path, [None, None])
     for number, engine in enumerate(engines):
         make_unit(build, number, [[number + 1]], engine)
-    assert join_shard(plan, build, *SHARD).engine == wanted
-    state = State(plan, build)
+    assert merge_shard(plan, build, *SHARD).engine == wanted
+    state = BuildState(plan, build)
     state.disprove("seen in a test")
-    assert bool(state.shards) == bool(State(plan, build).shards) == (wanted == "tokenizers")
-    assert State(plan, build).open_units() == ([0, 1] if wanted == "fastokens" else [])
+    assert bool(state.shards) == bool(BuildState(plan, build).shards) == (wanted == "tokenizers")
+    assert BuildState(plan, build).open_units() == ([0, 1] if wanted == "fastokens" else [])

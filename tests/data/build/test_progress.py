@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_helpers import options, source, texts, write
+from data_helpers import options, plan_build, source, texts, write
 
 from nano3.data.build import engine_check, progress
-from nano3.data.build.progress import Meter, print_summary
-from nano3.data.build.run import write_plan
+from nano3.data.build.progress import ProgressMeter, print_summary
 from nano3.data.build.unit_encoder import Worker
 from nano3.data.dataset.manifest import Manifest
 from nano3.data.planning.plan import load_plan
@@ -31,7 +30,7 @@ def test_a_job_log_gets_a_line_when_one_is_due(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], every: float, lines: int
 ) -> None:
     monkeypatch.setattr(progress, "EVERY_S", every)
-    with Meter(units=10, done=4) as meter:
+    with ProgressMeter(units=10, done=4) as meter:
         meter.add(text_bytes=3_000_000)
         meter.add(units=1)
         meter.add(text_bytes=2_000_000, units=2)
@@ -47,7 +46,7 @@ def test_a_terminal_gets_a_bar_that_goes_also_when_the_run_fails(monkeypatch: py
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm")
-    with pytest.raises(KeyError), Meter(units=10, done=4) as meter:
+    with pytest.raises(KeyError), ProgressMeter(units=10, done=4) as meter:
         meter.add(text_bytes=3_000_000, units=1)
         assert meter._bar is not None
         meter._bar.refresh()
@@ -104,7 +103,7 @@ def test_a_table_on_a_terminal_shows_brackets_as_they_are(monkeypatch: pytest.Mo
 
 
 def test_one_dataset_needs_no_sum_and_oddities_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    meter = Meter(1, 0)
+    meter = ProgressMeter(1, 0)
     meter.add(text_bytes=9)
     print_summary(manifest_of(dataset("one", 5, 0, empty=1234, special_tokens=7)), meter)
     out = capsys.readouterr().out
@@ -121,7 +120,7 @@ def test_one_dataset_needs_no_sum_and_oddities_are_told(capsys: pytest.CaptureFi
 def worker_of(folder: Path, tokenizer: Path, paths: list[Path], **keys: Any) -> tuple[Worker, Engines]:
     """A worker for datasets, one of each path."""
     sources = [source(path, name=f"d{number}") for number, path in enumerate(paths)]
-    plan_path = write_plan(sources, options(folder / "out", tokenizer, **keys), "test")
+    plan_path = plan_build(sources, options(folder / "out", tokenizer, **keys), "test")
     plan = load_plan(plan_path)
     engines = load_engines(plan.tokenizer.file, False, fast=True)
     encoders = reference_encoder(engines.reference), fast_encoder(engines.fast, False)
@@ -143,11 +142,11 @@ def test_the_proof_looks_at_the_start_of_every_dataset(tmp_path: Path, byte_bpe:
         write(tmp_path / f"{n}.jsonl", [*texts(50, seed=n), *(["the needle"] if n == 2 else [])]) for n in range(3)
     ]
     worker, engines = worker_of(tmp_path, byte_bpe, paths)
-    assert engine_check.check_engine(worker, engines) == ""
+    assert engine_check.compare_engines(worker, engines) == ""
     worker.fast = wrong_at("needle", worker.reference)
-    assert engine_check.check_engine(worker, engines) == "fastokens gives other ids than tokenizers for 'the needle'"
+    assert engine_check.compare_engines(worker, engines) == "fastokens gives other ids than tokenizers for 'the needle'"
     worker.fast = None
-    assert engine_check.check_engine(worker, engines) == "", "without the fast engine there is nothing to prove"
+    assert engine_check.compare_engines(worker, engines) == "", "without the fast engine there is nothing to prove"
 
 
 def test_the_proof_takes_no_more_text_than_it_says(
@@ -155,12 +154,12 @@ def test_the_proof_takes_no_more_text_than_it_says(
 ) -> None:
     """One long document, many short ones, and a large dataset beside a small one."""
     monkeypatch.setattr(engine_check, "SAMPLE_CHARS", 3000)
-    monkeypatch.setattr(engine_check, "LONGEST", 400)
+    monkeypatch.setattr(engine_check, "MAX_TEXT_CHARS", 400)
     long = write(tmp_path / "long.jsonl", ["x" * 5000, "y" * 300, "", "z" * 5000])
     short = write(tmp_path / "short.jsonl", ["short text"] * 500)
     small = write(tmp_path / "small.jsonl", ["a", "b", "c"])
     worker, _ = worker_of(tmp_path, byte_bpe, [long, short, small])
-    found = engine_check.sample(worker)
+    found = engine_check.sample_texts(worker)
     assert found[:4] == ["x" * 400, "y" * 300, "", "z" * 300]
     assert found[4:104] == ["short text"] * 100
     assert found[104:] == ["a", "b", "c"]
@@ -174,5 +173,5 @@ def test_a_fault_in_the_data_is_not_the_proofs_to_tell(tmp_path: Path, byte_bpe:
     data = bytearray(paths[1].read_bytes())
     data[12] ^= 0xFF
     paths[1].write_bytes(data)
-    assert engine_check.sample(worker) == texts(30)
-    assert engine_check.check_engine(worker, engines) == ""
+    assert engine_check.sample_texts(worker) == texts(30)
+    assert engine_check.compare_engines(worker, engines) == ""

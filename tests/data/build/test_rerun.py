@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from data_helpers import documents, healthy, options, reference, run, source, texts, tree, write
+from data_helpers import documents, healthy, options, plan_build, reference, run, source, texts, tree, write
 
-from nano3.data.build.run import finalize, run_task, write_plan
+from nano3.data.build.run import finalize, run_task
 from nano3.data.dataset.manifest import load_manifest
 from nano3.utils.errors import Failure, UserError
 
@@ -39,7 +39,7 @@ def test_any_number_of_workers_and_an_array(tmp_path: Path, many: Path, byte_bpe
     run(many, tmp_path / "1", byte_bpe, workers=1)
     for workers in (2, 3):
         run(many, tmp_path / str(workers), byte_bpe, workers=workers)
-    plan = write_plan([source(many)], options(tmp_path / "array", byte_bpe), "test")
+    plan = plan_build([source(many)], options(tmp_path / "array", byte_bpe), "test")
     for part in (2, 0, 1, 1):
         run_task(plan, part, 3)
     again = finalize(plan)
@@ -52,7 +52,7 @@ def test_any_number_of_workers_and_an_array(tmp_path: Path, many: Path, byte_bpe
 
 @pytest.mark.usefixtures("small_units")
 def test_finalize_names_what_is_missing(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
-    plan = write_plan([source(many)], options(tmp_path / "out", byte_bpe), "test")
+    plan = plan_build([source(many)], options(tmp_path / "out", byte_bpe), "test")
     run_task(plan, 1, 3)
     with pytest.raises(Failure, match=r"units are not done \(the first is unit 0\)"):
         finalize(plan)
@@ -113,7 +113,7 @@ def test_kill_and_rerun_fifty_times(tmp_path: Path, many: Path, byte_bpe: Path) 
 @pytest.mark.parametrize("damage", ["empty", "cut", "zeros", "gone"])
 def test_a_part_spoiled_by_a_power_cut_is_made_again(tmp_path: Path, many: Path, byte_bpe: Path, damage: str) -> None:
     run(many, tmp_path / "whole", byte_bpe)
-    plan = write_plan([source(many)], options(tmp_path / "out", byte_bpe), "test")
+    plan = plan_build([source(many)], options(tmp_path / "out", byte_bpe), "test")
     run_task(plan, 0, 2)
     victims = sorted((plan.parent / "units").glob("*.valid.*.bin")) + sorted((plan.parent / "units").glob("*.json"))[:1]
     assert len(victims) > 1
@@ -129,14 +129,14 @@ def test_a_part_spoiled_by_a_power_cut_is_made_again(tmp_path: Path, many: Path,
 
 @pytest.mark.usefixtures("small_units")
 def test_a_disproved_engine_is_replaced_and_its_work_redone(tmp_path: Path, many: Path, byte_bpe: Path, capfd) -> None:
-    from nano3.data.build.build_state import DISPROVED, State
+    from nano3.data.build.build_state import MISMATCH_MARKER, BuildState
     from nano3.data.planning.plan import load_plan
 
     run(many, tmp_path / "whole", byte_bpe)
-    plan = write_plan([source(many)], options(tmp_path / "out", byte_bpe), "test")
+    plan = plan_build([source(many)], options(tmp_path / "out", byte_bpe), "test")
     run_task(plan, 0, 2)
-    State(load_plan(plan), plan.parent).disprove("seen in a test")
-    assert (plan.parent / DISPROVED).read_text() == "seen in a test\n"
+    BuildState(load_plan(plan), plan.parent).disprove("seen in a test")
+    assert (plan.parent / MISMATCH_MARKER).read_text() == "seen in a test\n"
     manifest = run(many, tmp_path / "out", byte_bpe)
     assert manifest.versions["engine"] == "tokenizers"
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
@@ -282,7 +282,7 @@ def test_a_plan_of_another_layout_starts_over(tmp_path: Path, many: Path, byte_b
     from nano3.data.planning import plan as layout
 
     run(many, tmp_path / "whole", byte_bpe)
-    plan = write_plan([source(many)], options(tmp_path / "out", byte_bpe), "test")
+    plan = plan_build([source(many)], options(tmp_path / "out", byte_bpe), "test")
     run_task(plan, 0, 2)
     monkeypatch.setattr(layout, "MIN_UNIT", 90_000)
     monkeypatch.setattr(layout, "MAX_UNIT", 90_000)

@@ -14,13 +14,13 @@ from nano3.config import SourceConfig
 from nano3.data.build.receipts import UnitReceipt, shard_receipt, unit_receipt, write_receipt
 from nano3.data.build.resume_build import (
     is_published,
+    may_hold_documents,
+    needs_skipped_rows,
     read_plan,
     resume_plan,
     reuse_partial_build,
-    same_cuts,
+    same_layout,
     stale_units,
-    touches,
-    wants_bad_rows_back,
 )
 from nano3.data.dataset.output_dir import build_dir
 from nano3.data.planning.plan import PLAN_FORMAT, DatasetPlan, Plan
@@ -116,7 +116,7 @@ def test_only_who_skipped_and_now_forbids_wants_bad_rows_back(tmp_path: Path, ol
     saved = paper_plan(tmp_path, two_datasets(), bad_rows=old)
     request = request_for(saved)
     changed_options(request, bad_rows=new)
-    assert wants_bad_rows_back(saved, request) is wanted
+    assert needs_skipped_rows(saved, request) is wanted
     assert (resume_plan(saved, request) is None) is wanted
 
 
@@ -149,15 +149,15 @@ SAME_CUTS: dict[str, Callable[[Plan], object]] = {
 def test_units_of_another_recipe_or_shape_are_not_taken_over(tmp_path: Path, change: Callable) -> None:
     old, new = paper_plan(tmp_path, two_datasets()), paper_plan(tmp_path, two_datasets())
     change(new)
-    assert not same_cuts(old, new)
-    assert not same_cuts(new, old)
+    assert not same_layout(old, new)
+    assert not same_layout(new, old)
 
 
 @pytest.mark.parametrize("change", SAME_CUTS.values(), ids=SAME_CUTS.keys())
 def test_what_decides_no_byte_does_not_hinder_taking_over(tmp_path: Path, change: Callable) -> None:
     old, new = paper_plan(tmp_path, two_datasets()), paper_plan(tmp_path, two_datasets())
     change(new)
-    assert same_cuts(old, new)
+    assert same_layout(old, new)
 
 
 files = st.lists(st.tuples(st.integers(1, 300), st.sampled_from(["jsonl", "gz"])), min_size=1, max_size=8)
@@ -184,9 +184,9 @@ def test_what_is_kept_reads_no_file_that_was_changed(
         first, last = new.datasets[shard[1]].units_of(shard[0], shard[2])
         sources = {new.first_units[shard[1]] + u for u in range(first, last + 1)}
         if sources & stale:
-            assert touches(new, shard, stale)
+            assert may_hold_documents(new, shard, stale)
         if shard[1] == 0:
-            assert not touches(new, shard, stale), "the other dataset has not changed"
+            assert not may_hold_documents(new, shard, stale), "the other dataset has not changed"
 
 
 MOVED: dict[str, Callable[[DatasetPlan], object]] = {
@@ -200,7 +200,7 @@ MOVED: dict[str, Callable[[DatasetPlan], object]] = {
 def test_nothing_of_a_dataset_whose_cuts_have_moved_is_kept(tmp_path: Path, change: Callable) -> None:
     old, new = paper_plan(tmp_path, two_datasets()), paper_plan(tmp_path, two_datasets())
     change(new.datasets[0])
-    assert same_cuts(old, new), "units and shards have the same numbers all the same"
+    assert same_layout(old, new), "units and shards have the same numbers all the same"
     assert stale_units(old, new, tmp_path) == {0, 1, 2, 3}
 
 
@@ -209,8 +209,8 @@ def test_a_shard_that_is_empty_now_may_have_held_anything_before(tmp_path: Path)
     plan = paper_plan(tmp_path, [paper_dataset([9]), paper_dataset([2, 2], name="e", shards=(9, 0, 0))])
     empty = [shard for shard in plan.shards() if plan.datasets[shard[1]].units_of(shard[0], shard[2]) == (0, -1)]
     assert len(empty) == 5
-    assert all(touches(plan, shard, {plan.first_units[1]}) for shard in empty)
-    assert not any(touches(plan, shard, {0}) for shard in empty)
+    assert all(may_hold_documents(plan, shard, {plan.first_units[1]}) for shard in empty)
+    assert not any(may_hold_documents(plan, shard, {0}) for shard in empty)
 
 
 # Adopting

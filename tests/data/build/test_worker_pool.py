@@ -9,12 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from data_helpers import options, run, source, texts, tree, write
+from data_helpers import options, plan_build, run, source, texts, tree, write
 
-from nano3.data.build.build_state import State
-from nano3.data.build.run import write_plan
-from nano3.data.build.worker_client import ENV, WorkerServerClient, receive, send
-from nano3.data.build.worker_pool import PROVE, Pool
+from nano3.data.build.build_state import BuildState
+from nano3.data.build.worker_client import WORKER_ENV, WorkerServerClient, receive_plan, send_plan
+from nano3.data.build.worker_pool import COMPARE_ENGINES, WorkerPool
 from nano3.data.planning.plan import load_plan
 from nano3.utils.errors import Failure
 
@@ -22,10 +21,10 @@ from nano3.utils.errors import Failure
 @pytest.fixture
 def plan_path(tmp_path: Path, byte_bpe: Path) -> Path:
     path = write(tmp_path / "a.jsonl", texts(200))
-    return write_plan([source(path)], options(tmp_path / "out", byte_bpe), "test")
+    return plan_build([source(path)], options(tmp_path / "out", byte_bpe), "test")
 
 
-def results(pool: Pool) -> list[tuple[tuple, str, object]]:
+def results(pool: WorkerPool) -> list[tuple[tuple, str, object]]:
     """Everything until the pool is idle, ticks left out."""
     found = []
     while pool.busy:
@@ -37,37 +36,37 @@ def results(pool: Pool) -> list[tuple[tuple, str, object]]:
 def test_one_thread_is_left_when_the_workers_are_forked(plan_path: Path) -> None:
     """A thread would not be in the worker, but the locks that it held would."""
     program = (
-        "import os, sys; from pathlib import Path; from nano3.data.build.worker_server import load;"
-        "load(Path(sys.argv[1]), True); print(len(os.listdir('/proc/self/task')))"
+        "import os, sys; from pathlib import Path; from nano3.data.build.worker_server import load_plan_engines;"
+        "load_plan_engines(Path(sys.argv[1]), True); print(len(os.listdir('/proc/self/task')))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, plan_path], env={**os.environ, **ENV}, capture_output=True, text=True,
+        [sys.executable, "-c", program, plan_path], env={**os.environ, **WORKER_ENV}, capture_output=True, text=True,
         check=True,
     )  # fmt: skip
     assert done.stdout.strip() == "1"
 
 
 def test_units_and_the_proof(plan_path: Path) -> None:
-    with Pool(plan_path, 1, fast=True) as pool:
+    with WorkerPool(plan_path, 1, fast=True) as pool:
         pool.prove()
         pool.give(0, ("unit", 0))
         found = {task: (kind, value) for task, kind, value in results(pool)}
-    assert found[PROVE] == ("done", "")
+    assert found[COMPARE_ENGINES] == ("done", "")
     kind, receipt = found[("unit", 0)]
     assert (kind, receipt.engine) == ("done", "fastokens")
 
 
 def test_the_proof_names_an_engine_that_cannot_read_the_tokenizer(tmp_path: Path, unigram: Path) -> None:
     path = write(tmp_path / "a.jsonl", texts(20))
-    plan_path = write_plan([source(path)], options(tmp_path / "out", unigram), "test")
-    with Pool(plan_path, 1, fast=True) as pool:
+    plan_path = plan_build([source(path)], options(tmp_path / "out", unigram), "test")
+    with WorkerPool(plan_path, 1, fast=True) as pool:
         pool.prove()
         ((_, kind, why),) = results(pool)
     assert kind == "done" and str(why).startswith("fastokens cannot read this tokenizer")
 
 
 def test_a_worker_that_dies_is_told(plan_path: Path) -> None:
-    with Pool(plan_path, 1, fast=True) as pool:
+    with WorkerPool(plan_path, 1, fast=True) as pool:
         pool._loader.process.kill()  # first: a quick worker could be done before
         pool._loader.process.wait()
         pool.give(0, ("unit", 0))
@@ -78,11 +77,11 @@ def test_a_worker_that_dies_is_told(plan_path: Path) -> None:
 def test_nothing_is_joined_before_the_proof(tmp_path: Path, byte_bpe: Path, plan_path: Path) -> None:
     """Units of a run that was killed before the proof had ended are proven by the next one."""
     plan = load_plan(plan_path)
-    with Pool(plan_path, 1, fast=True) as pool:
-        for unit in State(plan, plan_path.parent).open_units():
+    with WorkerPool(plan_path, 1, fast=True) as pool:
+        for unit in BuildState(plan, plan_path.parent).open_units():
             pool.give(0, ("unit", unit))
             results(pool)
-    state = State(plan, plan_path.parent)
+    state = BuildState(plan, plan_path.parent)
     assert state.open_units() == [] and not state.proven
     run(tmp_path / "a.jsonl", tmp_path / "out", byte_bpe)
     assert state.proven or (tmp_path / "out" / "manifest.json").exists()
@@ -92,13 +91,13 @@ def test_a_wrong_proof_throws_the_units_away(
     tmp_path: Path, byte_bpe: Path, plan_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:
     """The workers have made units by the time the proof fails: the reference makes them anew."""
-    real = Pool.results
+    real = WorkerPool.results
 
-    def wrong_proof(self: Pool, timeout: float | None = None):
+    def wrong_proof(self: WorkerPool, timeout: float | None = None):
         for task, kind, value in real(self, timeout):
-            yield task, kind, "fastokens gives other ids than tokenizers for 'x'" if task == PROVE else value
+            yield task, kind, "fastokens gives other ids than tokenizers for 'x'" if task == COMPARE_ENGINES else value
 
-    monkeypatch.setattr(Pool, "results", wrong_proof)
+    monkeypatch.setattr(WorkerPool, "results", wrong_proof)
     manifest = run(tmp_path / "a.jsonl", tmp_path / "out", byte_bpe)
     assert manifest.versions["engine"] == "tokenizers"
     assert "Going on with the reference engine" in capfd.readouterr().err
@@ -106,7 +105,7 @@ def test_a_wrong_proof_throws_the_units_away(
     run(tmp_path / "a.jsonl", tmp_path / "right", byte_bpe)
     assert tree(tmp_path / "right") == tree(tmp_path / "out")
     with pytest.raises(Failure, match="engine=strict"), monkeypatch.context() as patch:
-        patch.setattr(Pool, "results", wrong_proof)
+        patch.setattr(WorkerPool, "results", wrong_proof)
         run(tmp_path / "a.jsonl", tmp_path / "strict", byte_bpe, engine="strict")
     receipts = (tmp_path / "strict" / ".prep").rglob("shards/*.json")
     assert [json.loads(p.read_text()) for p in receipts] == []
@@ -116,12 +115,12 @@ def test_a_wrong_proof_throws_the_units_away(
 def ahead():
     """Nobody's process is left behind."""
     yield
-    WorkerServerClient.cancel()
+    WorkerServerClient.cancel_preload()
 
 
 def proven(plan_path: Path) -> tuple[str, object]:
     """Result of the proof in a new pool."""
-    with Pool(plan_path, 1, fast=True) as pool:
+    with WorkerPool(plan_path, 1, fast=True) as pool:
         pool.prove()
         ((_, kind, why),) = results(pool)
     return kind, why
@@ -129,21 +128,21 @@ def proven(plan_path: Path) -> tuple[str, object]:
 
 @pytest.mark.usefixtures("ahead")
 def test_a_tokenizer_loaded_ahead_is_used_once(plan_path: Path) -> None:
-    WorkerServerClient.begin(load_plan(plan_path).tokenizer.file)
-    process = WorkerServerClient._ahead.process
-    with Pool(plan_path, 2, fast=True) as pool:
+    WorkerServerClient.preload(load_plan(plan_path).tokenizer.file)
+    process = WorkerServerClient._preloaded.process
+    with WorkerPool(plan_path, 2, fast=True) as pool:
         assert pool._loader.process is process
         pool.give(1, ("unit", 0))
         ((_, kind, receipt),) = results(pool)
     assert (kind, receipt.engine) == ("done", "fastokens")
-    with Pool(plan_path, 1, fast=True) as pool:
+    with WorkerPool(plan_path, 1, fast=True) as pool:
         assert pool._loader.process is not process
 
 
 @pytest.mark.usefixtures("ahead")
 def test_a_plan_without_the_fast_engine_does_not_get_it(plan_path: Path) -> None:
-    WorkerServerClient.begin(load_plan(plan_path).tokenizer.file)
-    with Pool(plan_path, 1, fast=False) as pool:
+    WorkerServerClient.preload(load_plan(plan_path).tokenizer.file)
+    with WorkerPool(plan_path, 1, fast=False) as pool:
         pool.give(0, ("unit", 0))
         ((_, _, receipt),) = results(pool)
     assert receipt.engine == "tokenizers"
@@ -155,7 +154,7 @@ def test_a_wrong_guess_does_no_harm(tmp_path: Path, plan_path: Path, unigram: Pa
     """The unigram tokenizer cannot be read by the fast engine: the proof would say so."""
     (tmp_path / "broken.json").write_text("{")
     files = {"other": unigram / "tokenizer.json", "none": tmp_path / "no.json", "broken": tmp_path / "broken.json"}
-    WorkerServerClient.begin(str(files[fault]))
+    WorkerServerClient.preload(str(files[fault]))
     assert proven(plan_path) == ("done", "")
 
 
@@ -165,18 +164,18 @@ def test_literal_special_tokens_are_split_by_a_tokenizer_loaded_ahead(tmp_path: 
     trees = []
     for name, begin in (("ahead", True), ("later", False)):
         if begin:
-            WorkerServerClient.begin(str(byte_bpe / "tokenizer.json"))
+            WorkerServerClient.preload(str(byte_bpe / "tokenizer.json"))
         run(path, tmp_path / name, byte_bpe, split_special_tokens=True, check_every=1)
         trees.append(tree(tmp_path / name))
     assert trees[0] == trees[1]
 
 
 def test_cancel_ends_what_nobody_took(plan_path: Path) -> None:
-    WorkerServerClient.begin(load_plan(plan_path).tokenizer.file)
-    process = WorkerServerClient._ahead.process
-    WorkerServerClient.cancel()
+    WorkerServerClient.preload(load_plan(plan_path).tokenizer.file)
+    process = WorkerServerClient._preloaded.process
+    WorkerServerClient.cancel_preload()
     assert process.poll() is not None
-    WorkerServerClient.cancel()
+    WorkerServerClient.cancel_preload()
 
 
 def test_as_many_sockets_as_there_are_workers() -> None:
@@ -184,14 +183,14 @@ def test_as_many_sockets_as_there_are_workers() -> None:
     with contextlib.ExitStack() as stack:
         here, there = (stack.enter_context(end) for end in socket.socketpair())
         files = [stack.enter_context(Path(os.devnull).open()) for _ in range(301)]
-        send(here, Path("/a/plan.json"), True, [file.fileno() for file in files])
-        plan, fast, fds = receive(there)
+        send_plan(here, Path("/a/plan.json"), True, [file.fileno() for file in files])
+        plan, fast, fds = receive_plan(there)
         for fd in fds:
             os.close(fd)
         assert (plan, fast, len(set(fds))) == (Path("/a/plan.json"), True, 301)
         here.close()
         with pytest.raises(EOFError):
-            receive(there)
+            receive_plan(there)
 
 
 def test_the_loading_process_imports_little() -> None:

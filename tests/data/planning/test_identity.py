@@ -7,10 +7,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from data_helpers import documents, healthy, options, reference, run, source, texts, tree, write
+from data_helpers import documents, healthy, options, plan_build, reference, run, source, texts, tree, write
 from tokenizers import Tokenizer
 
-from nano3.data.build.run import finalize, run_task, write_plan
+from nano3.data.build.run import finalize, run_task
 from nano3.data.dataset.indexed import IndexedFile
 from nano3.data.tokenization.edge_cases import edge_cases
 from nano3.utils.errors import Failure, UserError
@@ -222,7 +222,7 @@ def test_a_wrong_engine_is_found_and_replaced(
     path = write(tmp_path / "a.jsonl", wanted)
     keys = {"check_every": 1, **ONE_SPLIT}
     if array:
-        planned = write_plan([source(path)], options(tmp_path / "out", byte_bpe, **keys), "test")
+        planned = plan_build([source(path)], options(tmp_path / "out", byte_bpe, **keys), "test")
         for part in (0, 2, 1):
             run_task(planned, part, 3)
         manifest = finalize(planned)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from data_helpers import documents, options, pack, reference, run, source, texts, write
 
-from nano3.data.build.run import show_plan
+from nano3.data.build.run import print_plan
 from nano3.data.planning import sampling
 from nano3.data.planning.planner import make_plan, make_request
 from nano3.data.planning.sampling import count_lines, count_rows
@@ -83,7 +83,7 @@ def test_the_estimate_of_a_sample_comes_from_the_data(tmp_path: Path, byte_bpe: 
     wanted = ["word " * 2000] * 400
     path = write(tmp_path / f"a.{kind}", wanted, use_dictionary=False) if kind == "parquet" else None
     path = path or write(tmp_path / f"a.{kind}", wanted)
-    show_plan([source(path)], options(tmp_path / "out", byte_bpe, sample=300), "b")
+    print_plan(make_request([source(path)], options(tmp_path / "out", byte_bpe, sample=300), "b"))
     told = re.search(r"about ([\d.]+) MB of text", capfd.readouterr().out)
     assert told
     assert 2.5 < float(told[1]) < 3.5

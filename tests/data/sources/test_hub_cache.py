@@ -13,7 +13,8 @@ import pytest
 from data_helpers import documents, options, reference, run, source, texts, tree, write
 from hub_server import COMMIT, Hub
 
-from nano3.data.build.run import show_plan
+from nano3.data.build.run import print_plan
+from nano3.data.planning.planner import make_request
 from nano3.data.sources import hub_cache
 from nano3.data.sources.hub_cache import (
     HubSnapshot,
@@ -105,7 +106,7 @@ def test_only_what_a_sample_needs_is_downloaded(tmp_path: Path, hub: Hub, byte_b
 def test_streaming_and_dry_runs_store_no_file(tmp_path: Path, hub: Hub, byte_bpe: Path) -> None:
     run([source("hf://org/set")], tmp_path / "one", byte_bpe)
     assert not list((tmp_path / "cache").rglob("*"))
-    show_plan([source("hf://org/set")], options(tmp_path / "two", byte_bpe, **DOWNLOAD), "test")
+    print_plan(make_request([source("hf://org/set")], options(tmp_path / "two", byte_bpe, **DOWNLOAD), "test"))
     assert in_cache(tmp_path) == []
     assert not (tmp_path / "two").exists()
     run([source("hf://org/set")], tmp_path / "two", byte_bpe, **DOWNLOAD)

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_helpers import options, source, texts, write
+from data_helpers import options, plan_build, source, texts, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nano3.data.build.run import write_plan
-from nano3.data.build.unit_encoder import EngineMismatch, Worker
+from nano3.data.build.unit_encoder import EngineMismatchError, Worker
 from nano3.data.planning.plan import SPLITS, load_plan
 from nano3.data.tokenization.edge_cases import edge_cases
 from nano3.data.tokenization.encoders import SpecialCounter, fast_encoder, first_difference, reference_encoder
@@ -127,12 +126,12 @@ def broken(engines: Engines, word: str):
 def test_a_re_check_that_fails_stops_the_unit_and_leaves_nothing(tmp_path: Path, byte_bpe: Path, loaded) -> None:
     documents = [*texts(300), "the needle", *texts(100, seed=1)]
     path = write(tmp_path / "a.jsonl", documents)
-    plan_path = write_plan([source(path)], options(tmp_path / "out", byte_bpe, check_every=1, num_shards=1), "t")
+    plan_path = plan_build([source(path)], options(tmp_path / "out", byte_bpe, check_every=1, num_shards=1), "t")
     engines = loaded("byte_bpe")
     worker = Worker(
         load_plan(plan_path), plan_path.parent, reference_encoder(engines.reference), broken(engines, "needle")
     )
-    with pytest.raises(EngineMismatch, match=r"a\.jsonl, document with key"):
+    with pytest.raises(EngineMismatchError, match=r"a\.jsonl, document with key"):
         worker.encode_unit(0)
     assert not list((plan_path.parent / "units").iterdir())
     worker.fast = None

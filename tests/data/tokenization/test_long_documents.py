@@ -108,12 +108,12 @@ def test_long_and_short_documents_together(tmp_path: Path, byte_bpe: Path, name:
 
 def prepare_here(path: Path, output: Path, tokenizer: Path, **keys) -> dict:
     """Prepare with the worker in this process, so that patched sizes hold in it; what the manifest counts."""
-    from data_helpers import options, source
+    from data_helpers import options, plan_build, source
 
-    from nano3.data.build.run import finalize, write_plan
+    from nano3.data.build.run import finalize
     from nano3.data.planning.plan import load_plan
 
-    plan_path = write_plan([source(path)], options(output, tokenizer, **keys), "test")
+    plan_path = plan_build([source(path)], options(output, tokenizer, **keys), "test")
     plan = load_plan(plan_path)
     engines = load_engines(plan.tokenizer.file, False, fast=True)
     worker = unit_encoder.Worker(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nano3.config import PrepOptions, PretrainConfig
+from nano3.config import PretrainConfig
 from nano3.training.checks import run_folders
 
 
@@ -71,11 +71,3 @@ def test_a_section_that_is_none_names_no_weights(config: PretrainConfig, section
     """It is refused by the preflight, which must not be kept from it."""
     config.megatron, config.run.data = {"checkpoint": section}, "/data"
     assert run_folders.read_by(config) == ["/data"]
-
-
-def test_a_tokenizer_in_the_home_folder_is_mounted(config: PretrainConfig, tmp_path: Path) -> None:
-    (tmp_path / "home/tokenizer").mkdir(parents=True)
-    options = PrepOptions(output_dir="~/out", tokenizer_model="~/tokenizer")
-    assert run_folders.of_preparation(options, []) == tuple(
-        str(tmp_path / name) for name in ("home/tokenizer", "home/out", "artifacts")
-    )
