@@ -14,7 +14,8 @@ _IMAGE_FILES = (".sif", ".sqsh", ".img")
 
 def places(job: Job) -> list[Path]:
     """Absolute folders that the ranks of `job` use, and where they really are: a link to elsewhere ends in the
-    container."""
+    container.
+    """
     named = [Path.cwd(), job.run_dir.absolute(), *(Path(folder).absolute() for folder in job.folders)]
     return list(dict.fromkeys(place for folder in named for place in (folder, folder.resolve())))
 

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from launch import slurm
-from launch.lock import wait_for_lock
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import read_json, write_json
+from nano3.utils.locks import wait_for_lock
 
 FILE = "jobs.json"
 # Held while it is rewritten: who follows one job may note its end while another command submits the next.

@@ -58,7 +58,8 @@ def show(job: Job) -> int:
 
 def run_torchrun(job: Job, lock: RunLock) -> int:
     """Start the ranks under torchrun; the exit code of the rank that failed first, 75 when they stopped with their
-    state saved."""
+    state saved.
+    """
     end = run_process(job, None, lock)
     if end.reason:
         say(end.reason)
@@ -94,7 +95,7 @@ def run_process(job: Job, log: Path | None, lock: RunLock) -> End:
             rank_command(job), stdout=out, stderr=err, env={**os.environ, **job.cluster.env}, start_new_session=True,
             pass_fds=(lock.fd,),
         )  # fmt: skip
-        lock.tell(process.pid)
+        lock.write_holder(process.pid)
         with _passing_on(process, lambda: _rank_pids(process, job, logs)) as passed:
             code = process.wait()
         if code < 0:  # told to stop before launch.rank could handle that: nothing is lost
@@ -143,7 +144,7 @@ def _passing_on(process: "subprocess.Popen[bytes]", targets: Callable[[], list[i
 
 
 def _torchrun_outcome(job: Job, logs: Path, code: int) -> tuple[int, str]:
-    """torchrun ends with 1 whatever the rank's code was: the ranks left theirs in files, oldest first."""
+    """Torchrun ends with 1 whatever the rank's code was: the ranks left theirs in files, oldest first."""
     ends = sorted(logs.glob("*.exit"), key=lambda path: path.stat().st_mtime_ns)
     codes = {path.stem: int(text) for path in ends if (text := path.read_text())}  # "": ended while writing it
     if code == 0:

@@ -28,7 +28,7 @@ class Submitted:
     poll_s: float = 2.0
 
     def log(self, rank: int = 0) -> Path:
-        """stdout and stderr of one rank; rank 0's has what Slurm and the job script say as well."""
+        """Stdout and stderr of one rank; rank 0's has what Slurm and the job script say as well."""
         return self.folder / f"{self.id}_{rank}_log.out"
 
 
@@ -103,7 +103,8 @@ def rank_task(job: Job, folder: Path, **more: Any) -> RankTask:
 
 def kept_variables(job: Job) -> list[str]:
     """A user's own sbatch defaults hold where the profile says nothing; they would otherwise win over the job
-    script."""
+    script.
+    """
     defaults = {
         "SBATCH_ACCOUNT": job.cluster.account,
         "SBATCH_PARTITION": job.cluster.partition,

@@ -93,7 +93,8 @@ def _rows(jobs: list[Job]) -> list[Row]:
 
 def _outcome(rows: list[Row], log: Callable[[Row], Path]) -> int:
     """Tell how the points ended. The exit code is that of the first that failed; without one, 75 when a point stopped
-    or was not started: the same command goes on with those."""
+    or was not started: the same command goes on with those.
+    """
     failed = [row for row in rows if row.code not in (None, 0, AGAIN)]
     for row in failed:
         say(f"{row.job.label}: exit code {row.code}; end of {log(row)}:")

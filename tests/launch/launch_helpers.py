@@ -52,7 +52,7 @@ from launch import follow
 follow._DETACH_S = {detach_s}
 from pathlib import Path, PosixPath
 from nano3.config.cluster import ClusterConfig
-from nano3.errors import Nano3Error
+from nano3.utils.errors import Nano3Error
 Job = launch.Job
 try:
     sys.exit(launch.run([{job!r}]))

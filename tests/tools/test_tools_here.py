@@ -51,9 +51,9 @@ def test_a_process_that_does_not_hold_the_run_is_not_stopped(
 HOLD = """
 import sys
 from pathlib import Path
-from launch.lock import locked
-with locked(Path(sys.argv[1])) as held:
-    held.tell(int(sys.argv[2]) if len(sys.argv) > 2 else None)
+from launch.lock import hold_run_lock
+with hold_run_lock(Path(sys.argv[1])) as held:
+    held.write_holder(int(sys.argv[2]) if len(sys.argv) > 2 else None)
     print("held", flush=True)
     input()
 """

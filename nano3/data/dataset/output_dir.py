@@ -11,7 +11,6 @@ names the build, so that a run that was killed between two renames is finished b
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -23,8 +22,7 @@ from nano3.utils.console import warn
 from nano3.utils.disk_errors import disk_error, disk_errors
 from nano3.utils.errors import UserError
 from nano3.utils.files import fsync_dir, write_text
-
-NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+from nano3.utils.locks import lock_fd
 
 
 def build_dir(output: Path, plan_hash: str) -> Path:
@@ -53,16 +51,16 @@ def hold_output_lock(output: Path, shared: bool = False) -> Iterator[None]:
     path = prep_dir(output) / "lock"
     with open_lock(path, output) as f:
         try:
-            fcntl.flock(f, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            no_locks = lock_fd(f.fileno(), shared=shared)
         except BlockingIOError as error:
             raise UserError(
                 f"output_dir={output}: another run is preparing data there (lock {path}). Wait for it, or "
                 f"choose another output_dir."
             ) from error
         except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise disk_error(error, str(path)) from error
-            warn(f"output_dir={output}: no locks on this file system ({error.strerror}). Start only one run on it.")
+            raise disk_error(error, str(path)) from error
+        if no_locks:
+            warn(f"output_dir={output}: no locks on this file system ({no_locks}). Start only one run on it.")
         with disk_errors(str(output)):
             yield
 
