@@ -14,7 +14,7 @@ from pathlib import Path
 import hydra
 import launch
 from nano3.config.cluster import ClusterConfig
-from nano3.errors import UserError
+from nano3.utils.errors import UserError
 
 def make_job(cfg, run_dir, label):
     assert "hydra" not in cfg
