@@ -1,6 +1,6 @@
-# nano3: `make quickstart` and `make test` are all that a fresh machine needs (Linux, Python 3.12, PyPI).
+# nano3: `make quickstart` and `make test` are all that a fresh machine needs (Linux, Python 3.12 or later, PyPI).
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-slurm lint prep-small docs bench bench-data bench-launch slurm-up slurm-down
+.PHONY: help setup quickstart test test-slow test-slurm test-installs lint prep-small docs site bench bench-data bench-launch slurm-up slurm-down
 
 # uv: the one on the PATH when it runs, else a private one from PyPI in .uv/.
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
@@ -33,8 +33,14 @@ test-slow: setup ## What takes minutes: kills, large files, other worlds
 test-slurm: setup slurm-up ## Launching, on the Slurm that slurm-up starts
 	@. .slurm/env.sh && $(RUN) pytest -m 'slurm and not gpu'
 
+test-installs: $(filter .uv/%,$(UV)) ## The wheel without the lock: oldest and newest dependencies, Python 3.12 and 3.13
+	@.ci/installs
+
 lint: setup ## Ruff and mypy
 	@$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) mypy
+
+site: setup ## Build the documentation site into output/site
+	@NO_MKDOCS_2_WARNING=1 $(UV) run --frozen --isolated --only-group docs mkdocs build --quiet
 
 docs: setup ## Run every command of README.md and docs/
 	@$(RUN) pytest -m '' tests/test_docs.py
