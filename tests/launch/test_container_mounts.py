@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from nano3.config import PrepOptions, PretrainConfig, SourceConfig
+from nano3.prep.validate import container_folders
 from nano3.training.checks import run_folders
 
 
@@ -42,20 +43,20 @@ def test_what_a_preparation_reads_and_writes(tmp_path: Path) -> None:
     ]
     sources = [SourceConfig(name=str(i), path=path, weight=1) for i, path in enumerate(paths)]
     options = PrepOptions(output_dir="out", tokenizer_model="tokenizer")
-    assert run_folders.of_preparation(options, sources) == tuple(
+    assert container_folders(options, sources) == tuple(
         f"{tmp_path}/{name}" for name in ("raw", "one", "tokenizer", "out", "artifacts")
     )
-    assert f"{tmp_path}/nvidia" not in run_folders.of_preparation(PrepOptions(), sources), "a hub id is no folder"
+    assert f"{tmp_path}/nvidia" not in container_folders(PrepOptions(), sources), "a hub id is no folder"
 
 
 def test_a_cache_that_is_filled_is_mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     streams, downloads = PrepOptions(), PrepOptions(hf_files="download")
-    assert "/home/me/.cache/huggingface" in run_folders.of_preparation(downloads, [])
-    assert "/home/me/.cache/huggingface" not in run_folders.of_preparation(streams, [])
+    assert "/home/me/.cache/huggingface" in container_folders(downloads, [])
+    assert "/home/me/.cache/huggingface" not in container_folders(streams, [])
     monkeypatch.setenv("HF_HUB_CACHE", "/lustre/hub")
     for options in (streams, downloads):
-        assert "/lustre/hub" in run_folders.of_preparation(options, [])
-        assert "/home/me/.cache/huggingface" not in run_folders.of_preparation(options, [])
+        assert "/lustre/hub" in container_folders(options, [])
+        assert "/home/me/.cache/huggingface" not in container_folders(options, [])
 
 
 @pytest.mark.parametrize(
