@@ -26,7 +26,7 @@ from nano3.cli.config_file_errors import experiment_override_warning
 from nano3.config import PretrainConfig
 from nano3.training import backend, rank_main
 from nano3.training.checks import run_folders
-from nano3.training.checks.lr_schedule import with_decay
+from nano3.training.checks.lr_schedule import with_default_decay
 from nano3.training.preflight import Preflight, preflight
 from nano3.training.run.record import (
     DataReference,
@@ -91,7 +91,7 @@ def make_job(
 
     def freeze_it() -> None:
         if config.cluster.container_runtime != "none":  # what is mounted must be there
-            for place in run_folders.written_by(config):
+            for place in run_folders.folders_written(config):
                 Path(place).mkdir(parents=True, exist_ok=True)
         save_run_config(run_dir, config, found, words, label)
 
@@ -102,7 +102,7 @@ def make_job(
         args=(str(run_dir / "config.yaml"),),
         cluster=config.cluster,
         container=config.run.env.container,
-        folders=(*run_folders.read_by(config), *run_folders.written_by(config)),
+        folders=(*run_folders.folders_read(config), *run_folders.folders_written(config)),
         preview=preview,
         label=label,
         changed=changed(run_dir, config, found) or lost_checkpoint(run_dir) is not None,
@@ -139,7 +139,7 @@ def resolve_paths(config: PretrainConfig, data: DataReference, run_dir: Path, la
     load = folder(given.load) if given.load else save
     own = save / label if given.save else save
     return replace(
-        with_decay(config),
+        with_default_decay(config),
         run=replace(config.run, data=data.folder, output_dir=str(run_dir)),
         checkpoint=replace(given, save=str(own), load=str(own if load == save else load)),
         logger=replace(config.logger, tensorboard_dir=str(folder(board) / label) if board else None),

@@ -18,7 +18,7 @@ from train import build
 
 from nano3.training.dataset import open_data
 from nano3.training.megatron.backend import prepare, set_environment
-from nano3.training.megatron.callbacks import Run, TrainingHooks
+from nano3.training.megatron.callbacks import RunContext, TrainingHooks
 from nano3.training.run import index_cache
 from nano3.training.run.outcome import no_hook
 from nano3.training.run.stop import StopRequest
@@ -81,7 +81,7 @@ def main() -> None:
     from nano3.training.run.metrics import Metrics
 
     train = config.train
-    run = Run(
+    run = RunContext(
         metrics=Metrics(folder, 0, 0, config, train.train_iters),
         stop=StopRequest(),
         on_save=no_hook,

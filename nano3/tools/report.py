@@ -113,7 +113,7 @@ def results(runs: dict[str, Path], lines: dict[str, list[dict[str, Any]]], known
 
 def result(folder: Path, lines: list[dict[str, Any]], known: tuple[dict[str, Any], ...]) -> list[str]:
     """State, tokens, losses, speed, hours, data and code of a run."""
-    from nano3.training.reports.summary import end_of
+    from nano3.training.reports.summary import final_loss
 
     config, data, code, _ = known
     train = [line for line in lines if "loss" in line]
@@ -131,7 +131,7 @@ def result(folder: Path, lines: list[dict[str, Any]], known: tuple[dict[str, Any
     return [
         state,
         f"{train[-1]['consumed_tokens']:,}",
-        f"{end_of(train):.4f}",
+        f"{final_loss(train):.4f}",
         measured(valid[-1], done) if valid else "",
         usual(train, "tokens_per_s", "{:,.0f}"),
         usual(train, "mfu", "{:.1%}"),
@@ -156,10 +156,10 @@ def usual(train: list[dict[str, Any]], key: str, form: str) -> str:
 
 def curves(lines: dict[str, list[dict[str, Any]]]) -> str:
     """Every metric that the runs have, as a picture."""
-    from nano3.training.reports.curves import CURVES, draw
+    from nano3.training.reports.curves import CURVES, draw_curve
 
     try:
-        drawn = [picture for curve in CURVES if (picture := draw(curve, lines))]
+        drawn = [picture for curve in CURVES if (picture := draw_curve(curve, lines))]
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed, and it draws the curves: pip install 'nano3[train]'") from None
     return f"<div class='curves'>{''.join(drawn)}</div>" if drawn else "<p>There are no metrics yet.</p>"

@@ -12,14 +12,30 @@ from typing import Any
 
 from nano3.config import PretrainConfig
 from nano3.config.pretrain import RecipeConfig
-from nano3.training.checks.lr_schedule import schedule_problems, schedule_sentence
-from nano3.training.checks.model_stats import Architecture, flops_per_token, from_config, parameters, split_problems
-from nano3.training.checks.value_checks import run_problems, start_problems, value_problems, vocabulary_problems
+from nano3.training.checks.lr_schedule import schedule_problems, schedule_summary
+from nano3.training.checks.model_stats import (
+    Architecture,
+    architecture_from_config,
+    count_parameters,
+    divisibility_problems,
+    flops_per_token,
+)
+from nano3.training.checks.value_checks import (
+    initial_weights_problems,
+    run_section_problems,
+    value_problems,
+    vocabulary_problems,
+)
 from nano3.training.dataset import TrainingData, open_data
 from nano3.training.hf.batch import multiples_around
 from nano3.training.hf.model import model_problems
 from nano3.training.megatron import recipe, schema, settings
-from nano3.training.megatron.recipe_check import blend_file_problems, near_recipe, recipe_problems, tokenizer_problems
+from nano3.training.megatron.recipe_check import (
+    blend_file_problems,
+    recipe_problems,
+    similar_recipe_hint,
+    tokenizer_problems,
+)
 from nano3.training.run.origin import Origin, find_origin
 from nano3.training.run.stop import last_iteration
 from nano3.utils.errors import UserError
@@ -42,7 +58,7 @@ class Preflight:
 
 
 @dataclass(frozen=True)
-class Span:
+class IterationRange:
     """The iterations of a schedule of `total` that one command trains: those after `done`, up to `end`. `seen` of them
     were done by this run on the same data."""
 
@@ -62,7 +78,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ParallelLayout:
     """How the ranks are divided. data = world / (tensor x pipeline x context)."""
 
     world: int
@@ -85,29 +101,29 @@ def preflight(config: PretrainConfig, manifest: dict[str, Any] | None = None) ->
     folder."""
     megatron = config.backend == "megatron"
     known = schema.load_bundled(config.recipe._target_) if megatron else None
-    layout = layout_of(config, known)
+    layout = parallel_layout(config, known)
     plan = Preflight()
     _check_megatron(config, known, plan)
-    plan.problems.extend([*value_problems(config), *start_problems(config)])
-    plan.problems.extend(run_problems(config, here=uses_this_python(config) and not config.dry_run))
+    plan.problems.extend([*value_problems(config), *initial_weights_problems(config)])
+    plan.problems.extend(run_section_problems(config, here=uses_this_python(config) and not config.dry_run))
     plan.problems.extend(schedule_problems(config))
     if not megatron:
         plan.problems.extend(model_problems(config.model))
     plan.problems.extend(layout_problems(config, layout))
     data = _data(config, plan)
-    model = from_config(config, known, data.vocab_size if data else _vocabulary(config, manifest, known))
+    model = architecture_from_config(config, known, data.vocab_size if data else _vocabulary(config, manifest, known))
     if megatron and model:
-        plan.problems.extend(split_problems(model, layout.tensor, layout.expert))
+        plan.problems.extend(divisibility_problems(model, layout.tensor, layout.expert))
     _tell_shape(config, layout, model, plan)
     begin = find_origin(config, data)
     plan.problems.extend(begin.problems)
     plan.warnings.extend(begin.warnings)
-    span = span_of(config, begin)
+    span = iteration_range(config, begin)
     _tell_length(config, layout, model, span, plan)
     if data:
         plan.problems.extend(vocabulary_problems(config, data.vocab_size))
         if known:
-            plan.problems.extend(tokenizer_problems(settings.free_settings(config.megatron, known), data))
+            plan.problems.extend(tokenizer_problems(settings.override_settings(config.megatron, known), data))
         _tell_data(config, data, span, plan)
     elif manifest:
         _tell_manifest(config, manifest, span, plan)
@@ -122,12 +138,14 @@ def uses_this_python(config: PretrainConfig) -> bool:
     return c.kind == "local" or (c.container_runtime == "none" and c.python is None)
 
 
-def span_of(config: PretrainConfig, begin: Origin) -> Span:
+def iteration_range(config: PretrainConfig, begin: Origin) -> IterationRange:
     """What this command trains: from where it starts to train.exit_iteration or the end of the schedule."""
-    return Span(begin.iteration, last_iteration(config), config.train.train_iters, begin.iteration if begin.own else 0)
+    return IterationRange(
+        begin.iteration, last_iteration(config), config.train.train_iters, begin.iteration if begin.own else 0
+    )
 
 
-def layout_of(config: PretrainConfig, known: schema.Schema | None) -> Layout:
+def parallel_layout(config: PretrainConfig, known: schema.Schema | None) -> ParallelLayout:
     """Ranks and parallel sizes; a null takes the recipe's."""
     cluster = config.cluster
     here = int(os.environ.get("WORLD_SIZE", cluster.nproc_per_node))  # torchrun may have started the ranks already
@@ -139,7 +157,7 @@ def layout_of(config: PretrainConfig, known: schema.Schema | None) -> Layout:
             value = known.value(f"model.{name}")
         return int(value or 1) if config.backend == "megatron" else 1
 
-    return Layout(
+    return ParallelLayout(
         world,
         size("tensor_model_parallel_size"),
         size("pipeline_model_parallel_size"),
@@ -148,7 +166,7 @@ def layout_of(config: PretrainConfig, known: schema.Schema | None) -> Layout:
     )
 
 
-def layout_problems(config: PretrainConfig, layout: Layout) -> list[str]:
+def layout_problems(config: PretrainConfig, layout: ParallelLayout) -> list[str]:
     """World size against parallel sizes and batch sizes."""
     train, problems = config.train, []
     for name in ("global_batch_size", "micro_batch_size"):
@@ -188,13 +206,13 @@ def layout_problems(config: PretrainConfig, layout: Layout) -> list[str]:
     return problems
 
 
-def memory_per_gpu(model: Architecture, layout: Layout, config: PretrainConfig) -> float:
+def estimate_memory_per_gpu(model: Architecture, layout: ParallelLayout, config: PretrainConfig) -> float:
     """Estimated bytes on one GPU: bf16 weights, fp32 or bf16 gradients, fp32 master weights and two Adam moments
     divided over the data-parallel ranks (distributed optimizer), activations kept for the backward pass without
     recomputation, and the loss: logits in bf16, as fp32, and once more with their maximum taken off (seen in an
     out-of-memory of Megatron-Core 0.19 on an H100).
     """
-    counts = parameters(model)
+    counts = count_parameters(model)
     experts, rest = counts.routed_experts, counts.total - counts.routed_experts
     own_rest = rest / (layout.tensor * layout.pipeline)
     own_experts = experts / (layout.expert * layout.pipeline)
@@ -226,14 +244,14 @@ def _check_megatron(config: PretrainConfig, known: schema.Schema | None, plan: P
     target = config.recipe._target_
     plan.problems.extend(recipe.target_problems(target) or recipe_problems(target))
     plan.problems.extend(blend_file_problems(config))
-    chosen = [*settings.typed_settings(config), *settings.free_settings(config.megatron, known)]
-    plan.problems.extend(settings.check(chosen, known))
+    chosen = [*settings.typed_settings(config), *settings.override_settings(config.megatron, known)]
+    plan.problems.extend(settings.setting_problems(chosen, known))
     plan.problems.extend(settings.pattern_problems(config.model.hybrid_layer_pattern))
     plan.rows.append(("recipe", target.rpartition(".")[2]))
-    if not schema.is_recorded(target):
+    if not schema.is_bundled(target):
         plan.warnings.append(
             f"recipe._target_={target} is not recorded: sizes are estimated without its values; it is checked when "
-            f"the run starts.{near_recipe(target)}"
+            f"the run starts.{similar_recipe_hint(target)}"
         )
 
 
@@ -258,7 +276,7 @@ def _vocabulary(config: PretrainConfig, manifest: dict[str, Any] | None, known: 
     return int(config.model.vocab_size or (known and known.value("model.vocab_size")) or 131072)
 
 
-def _tell_shape(config: PretrainConfig, layout: Layout, model: Architecture | None, plan: Preflight) -> None:
+def _tell_shape(config: PretrainConfig, layout: ParallelLayout, model: Architecture | None, plan: Preflight) -> None:
     plan.rows.append(("backend", config.backend))
     parts = [f"{layout.data} data"]
     parts += [
@@ -271,14 +289,14 @@ def _tell_shape(config: PretrainConfig, layout: Layout, model: Architecture | No
     if model is None:
         plan.warnings.append("the architecture is not known here, so parameters, memory and time are not estimated.")
         return
-    counts = parameters(model)
-    active = f", {_si(counts.active)} active" if counts.active != counts.total else ""
-    plan.rows.append(("parameters", f"{_si(counts.total)}{active} (vocabulary {model.vocab_size:,})"))
+    counts = count_parameters(model)
+    active = f", {short_number(counts.active)} active" if counts.active != counts.total else ""
+    plan.rows.append(("parameters", f"{short_number(counts.total)}{active} (vocabulary {model.vocab_size:,})"))
     plan.rows.append(
-        ("FLOPs per token", f"{_si(flops_per_token(model, config.train.seq_length))} (forward and backward)")
+        ("FLOPs per token", f"{short_number(flops_per_token(model, config.train.seq_length))} (forward and backward)")
     )
     if config.backend == "megatron":
-        need = memory_per_gpu(model, layout, config)
+        need = estimate_memory_per_gpu(model, layout, config)
         plan.rows.append(("memory per GPU", f"about {need / 2**30:,.0f} GB, activations not recomputed"))
         if need > H100_BYTES:
             plan.warnings.append(
@@ -289,7 +307,7 @@ def _tell_shape(config: PretrainConfig, layout: Layout, model: Architecture | No
 
 
 def _tell_length(
-    config: PretrainConfig, layout: Layout, model: Architecture | None, span: Span, plan: Preflight
+    config: PretrainConfig, layout: ParallelLayout, model: Architecture | None, span: IterationRange, plan: Preflight
 ) -> None:
     train = config.train
     tokens = train.global_batch_size * train.seq_length
@@ -297,12 +315,12 @@ def _tell_length(
     plan.rows.append(
         (
             "batch",
-            f"{train.global_batch_size} x {train.seq_length:,} = {_si(tokens)} tokens; {accumulation} micro "
+            f"{train.global_batch_size} x {train.seq_length:,} = {short_number(tokens)} tokens; {accumulation} micro "
             "batches a rank",
         )
     )
-    plan.rows.append(("iterations", f"{span} = {_si(tokens * span.iterations)} tokens"))
-    plan.rows.append(("learning rate", schedule_sentence(config)))
+    plan.rows.append(("iterations", f"{span} = {short_number(tokens * span.iterations)} tokens"))
+    plan.rows.append(("learning rate", schedule_summary(config)))
     if train.exit_iteration is not None and train.exit_iteration > train.train_iters:
         plan.problems.append(
             f"train.exit_iteration={train.exit_iteration} lies beyond train.train_iters={train.train_iters}."
@@ -320,7 +338,7 @@ def _tell_length(
     )
 
 
-def _tell_data(config: PretrainConfig, data: TrainingData, span: Span, plan: Preflight) -> None:
+def _tell_data(config: PretrainConfig, data: TrainingData, span: IterationRange, plan: Preflight) -> None:
     """Epochs of every dataset: how often each of its tokens is seen by this command; warned of is what the run sees of
     it altogether."""
     step = config.train.global_batch_size * config.train.seq_length
@@ -328,7 +346,7 @@ def _tell_data(config: PretrainConfig, data: TrainingData, span: Span, plan: Pre
     plan.rows.append(
         (
             "data",
-            f"{data.folder}: {_si(data.tokens('train'))} tokens to train on, {_si(data.tokens('valid'))} to validate",
+            f"{data.folder}: {short_number(data.tokens('train'))} tokens to train on, {short_number(data.tokens('valid'))} to validate",
         )
     )
     for name, shards in data.datasets("train").items():
@@ -336,7 +354,7 @@ def _tell_data(config: PretrainConfig, data: TrainingData, span: Span, plan: Pre
         own = sum(s.tokens for s in shards)
         epochs = step * span.iterations * share / own
         in_all = step * (span.iterations + span.seen) * share / own
-        plan.rows.append((f"  {name}", f"{share:.1%} of the samples, {_si(own)} tokens, {epochs:,.2f} epochs"))
+        plan.rows.append((f"  {name}", f"{share:.1%} of the samples, {short_number(own)} tokens, {epochs:,.2f} epochs"))
         if in_all > 4:
             plan.warnings.append(
                 f"{name} is repeated {in_all:,.1f} times; beyond about four, repetition teaches little "
@@ -344,18 +362,18 @@ def _tell_data(config: PretrainConfig, data: TrainingData, span: Span, plan: Pre
             )
 
 
-def _tell_manifest(config: PretrainConfig, manifest: dict[str, Any], span: Span, plan: Preflight) -> None:
+def _tell_manifest(config: PretrainConfig, manifest: dict[str, Any], span: IterationRange, plan: Preflight) -> None:
     tokens = int(manifest["splits"]["train"]["tokens"])
     wanted = config.train.global_batch_size * config.train.seq_length * span.iterations
-    plan.rows.append(("data", f"{_si(tokens)} tokens to train on, {wanted / max(tokens, 1):,.2f} epochs"))
+    plan.rows.append(("data", f"{short_number(tokens)} tokens to train on, {wanted / max(tokens, 1):,.2f} epochs"))
 
 
-def _tell_disk(config: PretrainConfig, model: Architecture | None, span: Span, plan: Preflight) -> None:
+def _tell_disk(config: PretrainConfig, model: Architecture | None, span: IterationRange, plan: Preflight) -> None:
     """A checkpoint holds weights (bf16 or fp32 with the optimizer's copy) and Adam's moments: about 14 bytes a
     parameter."""
     if model is None:
         return
-    one = parameters(model).total * (14 if config.backend == "megatron" else 12)
+    one = count_parameters(model).total * (14 if config.backend == "megatron" else 12)
     kept = (config.checkpoint.keep_last or span.iterations // max(config.checkpoint.save_interval, 1)) + 1
     plan.rows.append(("checkpoints", f"{one / 2**30:,.2f} GB each, room for {kept}: {kept * one / 2**30:,.1f} GB"))
     place = nearest_existing(Path(config.checkpoint.save or config.run.output_dir))
@@ -366,7 +384,7 @@ def _tell_disk(config: PretrainConfig, model: Architecture | None, span: Span, p
         )
 
 
-def _si(number: float) -> str:
+def short_number(number: float) -> str:
     """1.24 B, 31.6 B, 25.2 M: three digits and a unit."""
     for limit, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= 0.9995 * limit:  # 999,999 is 1 M, not 1e+03 k

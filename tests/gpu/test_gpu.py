@@ -44,12 +44,12 @@ def test_megatron_bridge_counts_the_same_work(undisturbed: Path) -> None:
     from omegaconf import OmegaConf
 
     from nano3.config import ModelConfig, PretrainConfig
-    from nano3.training.checks.model_stats import flops_per_token, from_config
+    from nano3.training.checks.model_stats import architecture_from_config, flops_per_token
 
     last = [m for m in read_metrics(undisturbed) if "loss" in m][-1]
     told = last["tflops_per_gpu"] * 1e12 * last["seconds_per_iteration"] / (32 * 1024)
     model = ModelConfig(**OmegaConf.load(ROOT / MODEL))
-    own = from_config(PretrainConfig(model=model), schema.load_bundled(schema.RECIPES[0]), 4096)
+    own = architecture_from_config(PretrainConfig(model=model), schema.load_bundled(schema.RECIPES[0]), 4096)
     assert own is not None
     assert flops_per_token(own, 1024) == pytest.approx(told, rel=0.1)
 

@@ -20,15 +20,15 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_run_reads_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = PretrainConfig(megatron={"checkpoint": {"pretrained_checkpoint": "weights"}})
     config.run.data, config.checkpoint.save, config.checkpoint.load = "/lustre/data", "/lustre/save", "/old/run"
-    assert run_folders.read_by(config) == ["/lustre/data", "/old/run", f"{tmp_path}/weights"]
-    assert run_folders.written_by(config) == ["/lustre/save", f"{tmp_path}/artifacts", "/home/me/.cache/nano3"]
+    assert run_folders.folders_read(config) == ["/lustre/data", "/old/run", f"{tmp_path}/weights"]
+    assert run_folders.folders_written(config) == ["/lustre/save", f"{tmp_path}/artifacts", "/home/me/.cache/nano3"]
     monkeypatch.setenv("NANO3_CACHE", "/lustre/cache")
     monkeypatch.setenv("NANO3_HOME", "/lustre/artifacts")
     monkeypatch.setenv("HF_HOME", "~/hub")
-    assert run_folders.written_by(config)[1:] == ["/lustre/artifacts", "/lustre/cache", "/home/me/hub"]
+    assert run_folders.folders_written(config)[1:] == ["/lustre/artifacts", "/lustre/cache", "/home/me/hub"]
     config.backend, config.checkpoint.save = "transformers", None
     monkeypatch.delenv("NANO3_CACHE")
-    assert run_folders.written_by(config) == ["/lustre/artifacts", "/home/me/hub"]
+    assert run_folders.folders_written(config) == ["/lustre/artifacts", "/home/me/hub"]
 
 
 def test_what_a_preparation_reads_and_writes(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from nano3.config import PretrainConfig
 from nano3.tools import report
-from nano3.training.reports.curves import CURVES, Curve, draw
+from nano3.training.reports.curves import CURVES, Curve, draw_curve
 from nano3.training.run.record import DataReference, save_run_config
 from nano3.utils.errors import Failure, UserError
 
@@ -250,12 +250,12 @@ def test_a_typed_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize("curve", CURVES, ids=lambda curve: curve.key)
 def test_every_curve_draws(curve: Curve) -> None:
     lines = [{"iteration": i, curve.key: 1 / i} for i in range(1, 50)]
-    picture = draw(curve, {"a": lines, "b": lines[:3], "c": []})
+    picture = draw_curve(curve, {"a": lines, "b": lines[:3], "c": []})
     assert picture is not None
     assert curve.title in words(ElementTree.fromstring(picture))
-    assert draw(curve, {"a": [{"iteration": 1}], "b": []}) is None
+    assert draw_curve(curve, {"a": [{"iteration": 1}], "b": []}) is None
 
 
 def test_a_curve_with_zeros_is_not_on_a_logarithmic_axis() -> None:
     curve = Curve("grad_norm", "norm", log=True)
-    assert draw(curve, {"a": [{"iteration": i, "grad_norm": float(i)} for i in range(3)]})
+    assert draw_curve(curve, {"a": [{"iteration": i, "grad_norm": float(i)} for i in range(3)]})

@@ -10,11 +10,11 @@ from nano3.utils.errors import did_you_mean
 if TYPE_CHECKING:
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-STYLES = ("WSD", "cosine", "linear", "inverse-square-root", "constant")
-WSD_STYLES = ("minus_sqrt", "linear", "cosine", "exponential")
+DECAY_STYLES = ("WSD", "cosine", "linear", "inverse-square-root", "constant")
+WSD_DECAY_STYLES = ("minus_sqrt", "linear", "cosine", "exponential")
 
 
-def with_decay(config: PretrainConfig) -> PretrainConfig:
+def with_default_decay(config: PretrainConfig) -> PretrainConfig:
     """The same with the length of WSD's decay as a number: null means a fifth of the run."""
     s = config.scheduler
     if s.lr_decay_style != "WSD" or s.lr_wsd_decay_iters is not None:
@@ -22,7 +22,7 @@ def with_decay(config: PretrainConfig) -> PretrainConfig:
     return replace(config, scheduler=replace(s, lr_wsd_decay_iters=max(1, config.train.train_iters // 5)))
 
 
-def schedule_sentence(config: PretrainConfig) -> str:
+def schedule_summary(config: PretrainConfig) -> str:
     """For example "WSD: 32 iterations of warmup, 1,328 stable, 340 of decay (minus_sqrt); 0.001 to 1e-05"."""
     s, o, iters = config.scheduler, config.optimizer, config.train.train_iters
     parts = [f"{s.lr_warmup_iters:,} iterations of warmup"]
@@ -37,8 +37,8 @@ def schedule_problems(config: PretrainConfig) -> list[str]:
     """What is wrong with `scheduler`, `optimizer.lr` and `optimizer.min_lr`; each with what to type instead."""
     s, o, iters = config.scheduler, config.optimizer, config.train.train_iters
     problems = []
-    if s.lr_decay_style not in STYLES:
-        problems.append(f"scheduler.lr_decay_style={s.lr_decay_style}:{did_you_mean(s.lr_decay_style, STYLES)}")
+    if s.lr_decay_style not in DECAY_STYLES:
+        problems.append(f"scheduler.lr_decay_style={s.lr_decay_style}:{did_you_mean(s.lr_decay_style, DECAY_STYLES)}")
     if 0 <= o.lr < o.min_lr:  # what neither of them can be is told by values.py
         problems.append(f"optimizer.min_lr={o.min_lr:g} must not be greater than optimizer.lr={o.lr:g}.")
     if not 0 <= s.lr_warmup_iters < iters:
@@ -53,9 +53,9 @@ def schedule_problems(config: PretrainConfig) -> list[str]:
 def _wsd_problems(config: PretrainConfig) -> list[str]:
     s, iters = config.scheduler, config.train.train_iters
     problems = []
-    if s.lr_wsd_decay_style not in WSD_STYLES:
+    if s.lr_wsd_decay_style not in WSD_DECAY_STYLES:
         problems.append(
-            f"scheduler.lr_wsd_decay_style={s.lr_wsd_decay_style}:{did_you_mean(s.lr_wsd_decay_style, WSD_STYLES)}"
+            f"scheduler.lr_wsd_decay_style={s.lr_wsd_decay_style}:{did_you_mean(s.lr_wsd_decay_style, WSD_DECAY_STYLES)}"
         )
     room = iters - s.lr_warmup_iters
     if s.lr_wsd_decay_iters is None:

@@ -71,7 +71,7 @@ class Architecture:
 
 
 @dataclass(frozen=True)
-class Parameters:
+class ParameterCounts:
     """Counts. `active` are those that one token passes through, embedding and output matrix included."""
 
     total: int
@@ -79,7 +79,9 @@ class Parameters:
     routed_experts: int
 
 
-def from_config(config: PretrainConfig, known: RecipeValues | None, vocab_size: int) -> Architecture | None:
+def architecture_from_config(
+    config: PretrainConfig, known: RecipeValues | None, vocab_size: int
+) -> Architecture | None:
     """The architecture of a run, or None when the recipe's values are needed and not recorded.
 
     `vocab_size` is the tokenizer's; the embedding is padded as Megatron pads it.
@@ -107,7 +109,7 @@ def from_config(config: PretrainConfig, known: RecipeValues | None, vocab_size: 
     return Architecture(
         layers=layers,
         hidden_size=hidden,
-        vocab_size=padded_vocabulary(config, known, vocab_size),
+        vocab_size=embedding_rows_for(config, known, vocab_size),
         num_attention_heads=heads,
         num_query_groups=value("num_query_groups") or heads,
         kv_channels=value("kv_channels") or hidden // max(heads, 1),
@@ -127,7 +129,7 @@ def from_config(config: PretrainConfig, known: RecipeValues | None, vocab_size: 
     )
 
 
-def split_problems(model: Architecture, tensor: int, expert: int = 1) -> list[str]:
+def divisibility_problems(model: Architecture, tensor: int, expert: int = 1) -> list[str]:
     """Sizes that Megatron cannot divide among groups, or `tensor` or `expert` ranks, the recipe's values included."""
     rules = [
         ("*", "num_attention_heads", "model.num_query_groups", model.num_query_groups),
@@ -156,7 +158,7 @@ def split_problems(model: Architecture, tensor: int, expert: int = 1) -> list[st
     return problems
 
 
-def padded_vocabulary(config: PretrainConfig, known: RecipeValues | None, vocab_size: int) -> int:
+def embedding_rows_for(config: PretrainConfig, known: RecipeValues | None, vocab_size: int) -> int:
     """Rows of the embedding: model.vocab_size as given, else the tokenizer's size up to the next multiple of
     Megatron's divisor."""
     if config.model.vocab_size is not None:
@@ -180,7 +182,7 @@ def padded_vocab_size(vocab_size: int, tensor_parallel_size: int = 1, multiple: 
     return -(-vocab_size // step) * step
 
 
-def parameters(a: Architecture) -> Parameters:
+def count_parameters(a: Architecture) -> ParameterCounts:
     """Exact counts of Megatron's and Hugging Face's modules of these kinds."""
     h = a.hidden_size
     attention = h * a.kv_channels * (2 * a.num_attention_heads + 2 * a.num_query_groups) + 2 * a.kv_channels * a.qk_norm
@@ -198,7 +200,7 @@ def parameters(a: Architecture) -> Parameters:
     experts = n.get("E", 0) * a.num_moe_experts * expert
     used = n.get("E", 0) * a.moe_router_topk * expert
     rest = embeddings + norms + fixed
-    return Parameters(rest + experts, rest + used, experts)
+    return ParameterCounts(rest + experts, rest + used, experts)
 
 
 def flops_per_token(a: Architecture, seq_length: int) -> float:

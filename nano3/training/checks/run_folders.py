@@ -13,13 +13,13 @@ _CACHES = ("NANO3_CACHE", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "HF_HOM
 _DEFAULT_CACHE = "~/.cache/nano3"
 
 
-def read_by(config: PretrainConfig) -> list[str]:
+def folders_read(config: PretrainConfig) -> list[str]:
     """What a run reads: prepared data, the checkpoint it starts from, weights of another model."""
     weights = megatron_section(config, "checkpoint").get("pretrained_checkpoint")
     return [str(Path(place).absolute()) for place in (config.run.data, config.checkpoint.load, weights) if place]
 
 
-def written_by(config: PretrainConfig) -> list[str]:
+def folders_written(config: PretrainConfig) -> list[str]:
     """What a run writes besides its run folder: checkpoints, the artifact store, compiled kernels."""
     caches = [os.environ.get(name) for name in _CACHES]
     kernels = [] if os.environ.get("NANO3_CACHE") or config.backend != "megatron" else [_DEFAULT_CACHE]

@@ -74,7 +74,7 @@ def vocabulary_problems(config: PretrainConfig, data_vocab_size: int) -> list[st
     ]
 
 
-def start_problems(config: PretrainConfig) -> list[str]:
+def initial_weights_problems(config: PretrainConfig) -> list[str]:
     """Why it is not clear what this run starts from, or nothing."""
     c, weights = config.checkpoint, megatron_section(config, "checkpoint").get("pretrained_checkpoint")
     if c.keep_iteration and c.load in (None, c.save):
@@ -90,7 +90,7 @@ def start_problems(config: PretrainConfig) -> list[str]:
     return []
 
 
-def run_problems(config: PretrainConfig, here: bool) -> list[str]:
+def run_section_problems(config: PretrainConfig, here: bool) -> list[str]:
     """What is wrong with run.name and run.wandb; `here`: the ranks will use this very Python."""
     problems = []
     mode = config.run.wandb.mode
@@ -101,10 +101,10 @@ def run_problems(config: PretrainConfig, here: bool) -> list[str]:
             f"run.wandb.mode={mode} needs wandb, not installed in this Python: uv sync --extra wandb, or "
             "run.wandb.mode=disabled."
         )
-    return problems + name_problems(config.run.name)
+    return problems + run_name_problems(config.run.name)
 
 
-def name_problems(name: str) -> list[str]:
+def run_name_problems(name: str) -> list[str]:
     """Why checkpoints of a run called `name` could not be found by it (`ModelArtifact-pretrain:NAME`), or nothing."""
     problem = alias_problem(name)
     if problem is None:

@@ -19,7 +19,7 @@ from nano3.config.pretrain import megatron_section
 from nano3.training.dataset import TrainingData, open_data
 from nano3.training.megatron import recipe, schema, settings
 from nano3.training.megatron.compile_cache import set_compile_cache
-from nano3.training.megatron.errors import quiet, translate_errors
+from nano3.training.megatron.errors import hide_expected_tracebacks, translate_errors
 from nano3.training.megatron.recipe_check import tokenizer_problems
 from nano3.training.megatron.start import Start, find_start, may_drop_old, remove_unfinished
 from nano3.training.run import index_cache, parent_checkpoint
@@ -213,23 +213,23 @@ def prepare(config: PretrainConfig, data: TrainingData, run_dir: Path) -> Any:
     if problems := recipe.target_problems(target):
         raise UserError(problems)
     recorded = schema.load_bundled(target)
-    free = settings.free_settings(config.megatron, recorded)
+    free = settings.override_settings(config.megatron, recorded)
     problems = tokenizer_problems(free, data)
-    if schema.is_recorded(target) and schema.versions() == dict(recorded.versions):
-        problems += settings.check([*settings.typed_settings(config), *free], recorded)
+    if schema.is_bundled(target) and schema.versions() == dict(recorded.versions):
+        problems += settings.setting_problems([*settings.typed_settings(config), *free], recorded)
     if problems:
         raise UserError(problems)
     recipe.offline_hub(target, run_dir / "hub")
     container = recipe.call_recipe(target, config.recipe.per_split_data_args_path)
     live = schema.extract(container, target)
     typed = [*settings.typed_settings(config), *recipe.data_settings(config, data, run_dir)]
-    free = settings.free_settings(config.megatron, live)
-    if problems := settings.check([*typed, *free], live):
+    free = settings.override_settings(config.megatron, live)
+    if problems := settings.setting_problems([*typed, *free], live):
         raise UserError(problems)
-    settings.apply(container, typed, live)
-    adapted = recipe.adaptations(recipe.reader(container), world_size(), is_installed)
-    settings.apply(container, adapted, live)
-    settings.apply(container, free, live)
+    settings.apply_settings(container, typed, live)
+    adapted = recipe.adaptations(recipe.field_getter(container), world_size(), is_installed)
+    settings.apply_settings(container, adapted, live)
+    settings.apply_settings(container, free, live)
     chosen = {s.path for s in free}
     for s in adapted:
         if s.path not in chosen:
@@ -252,16 +252,16 @@ def _run(
     from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain
 
-    from nano3.training.megatron.callbacks import Run, TrainingHooks
-    from nano3.training.megatron.per_dataset_eval import SourceValidation
+    from nano3.training.megatron.callbacks import RunContext, TrainingHooks
+    from nano3.training.megatron.per_dataset_eval import PerDatasetEval
     from nano3.training.run.metrics import Metrics
 
     startup.mark("imports and recipe")
     train = config.train
     metrics = Metrics(run_dir, int(os.environ["RANK"]), start.iteration, config, train.train_iters)
-    with stop, quiet():
+    with stop, hide_expected_tracebacks():
         hooks = TrainingHooks(
-            Run(
+            RunContext(
                 metrics=metrics,
                 stop=stop,
                 on_save=on_save,
@@ -275,7 +275,7 @@ def _run(
                 startup=startup,
                 run_identity=fixed_keys(config, data),
                 mutable_settings=told_keys(config),
-                validation=SourceValidation(data, train.eval_iters, forward_step) if train.eval_interval else None,
+                validation=PerDatasetEval(data, train.eval_iters, forward_step) if train.eval_interval else None,
             )
         )
         failed = 1

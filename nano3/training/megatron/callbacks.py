@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from nano3.training.megatron.errors import nan_message
+from nano3.training.megatron.errors import divergence_message
 from nano3.training.megatron.start import TRACKER, note_begun
 from nano3.training.run import index_cache
 from nano3.training.run.checkpoints import MARKER, CheckpointInfo, folder_name
@@ -48,7 +48,7 @@ def peak_flops(device_name: str) -> float | None:
 
 
 @dataclass
-class Clock:
+class StepTimer:
     """Seconds of training, validation and saving left out. An interval starts at `mark` and is told in seconds per
     step."""
 
@@ -79,7 +79,7 @@ class Clock:
         return mean
 
 
-class Validation(Protocol):
+class DatasetEval(Protocol):
     """Measures every dataset's validation loss, given a callback's context; `shares` are their parts of the blend."""
 
     shares: dict[str, float]
@@ -88,7 +88,7 @@ class Validation(Protocol):
 
 
 @dataclass
-class Run:
+class RunContext:
     """What the callback knows of the run besides what Megatron-Bridge tells it."""
 
     metrics: Metrics
@@ -105,16 +105,16 @@ class Run:
     startup: StartupTimer = field(default_factory=StartupTimer)
     run_identity: dict[str, Any] = field(default_factory=dict)
     mutable_settings: dict[str, Any] = field(default_factory=dict)
-    validation: Validation | None = None
+    validation: DatasetEval | None = None
 
 
 class TrainingHooks:
     """The one callback that nano3 registers. `reason` is set once all ranks agreed to stop; `iteration` is the last
     one done."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunContext) -> None:
         self.run = run
-        self.clock = Clock()
+        self.clock = StepTimer()
         self.reason = ""
         self.iteration = 0
         self.saved: Path | None = None
@@ -125,7 +125,7 @@ class TrainingHooks:
         self._validated = -1
         self._lr: float | None = None
         alone = os.environ.get("WORLD_SIZE", "1") == "1"  # then a question costs nothing
-        self._pace = StopPoller(greatest, run.stop.exit_iteration, seconds=0.0 if alone else ASK_EVERY_S)
+        self._pace = StopPoller(max_over_ranks, run.stop.exit_iteration, seconds=0.0 if alone else ASK_EVERY_S)
 
     def on_train_start(self, context: Any) -> None:
         from megatron.bridge.training.utils.flop_utils import num_floating_point_operations
@@ -156,12 +156,12 @@ class TrainingHooks:
             self.run.startup.mark("first step")
             say(self.run.startup.sentence())
         if context.grad_norm is not None and not math.isfinite(context.grad_norm):
-            raise Failure(nan_message(iteration, f"gradient norm {context.grad_norm}"))
+            raise Failure(divergence_message(iteration, f"gradient norm {context.grad_norm}"))
         self.iteration = iteration
         if iteration % self.run.log_interval == 0:
-            loss = loss_of(context.loss_dict)
+            loss = extract_loss(context.loss_dict)
             if loss is not None and not math.isfinite(loss):
-                raise Failure(nan_message(iteration, f"loss {loss}"))
+                raise Failure(divergence_message(iteration, f"loss {loss}"))
             self._log(context, iteration, loss)
         if not self.reason and iteration < self.run.train_iters and self._pace.due(iteration):
             self.reason = self.run.stop.agreed(iteration, lambda own: self._pace.any_rank(iteration, own))
@@ -229,7 +229,7 @@ class TrainingHooks:
         seconds = self.clock.take()
         if not seconds:
             seconds = self.first_step_s or math.nan
-        loss = from_last_stage(loss)
+        loss = loss_from_last_stage(loss)
         world = torch.distributed.get_world_size()
         flops = self._flops_per_step / seconds / world
         peak = peak_flops(torch.cuda.get_device_name())
@@ -251,7 +251,7 @@ class TrainingHooks:
         self.run.metrics.log(**{k: v for k, v in (values | moe_balance(context.state.cfg)).items() if v is not None})
 
 
-def greatest(values: list[float]) -> list[float]:
+def max_over_ranks(values: list[float]) -> list[float]:
     """Element-wise maximum over all ranks; every rank calls it at the same iterations."""
     import torch
     import torch.distributed as dist
@@ -277,12 +277,12 @@ def moe_balance(cfg: Any) -> dict[str, float]:
     return found
 
 
-def loss_of(losses: dict[str, Any] | None) -> float | None:
+def extract_loss(losses: dict[str, Any] | None) -> float | None:
     """Cross entropy per token from Megatron-Bridge's dict; None on ranks that do not hold the last pipeline stage."""
     return float(losses["lm loss"]) if losses and "lm loss" in losses else None
 
 
-def from_last_stage(loss: float | None) -> float:
+def loss_from_last_stage(loss: float | None) -> float:
     """The loss on every rank: with pipeline stages only the last one has it."""
     import torch
     import torch.distributed as dist

@@ -16,14 +16,14 @@ NUMBERS = re.compile(r"Tried to allocate .*?of which .*? is free\.")
 OTHERS = re.compile(r"(?<!this )[Pp]rocess \d+ has ([\d.]+ \w+) memory in use")
 
 
-class Hooks(Protocol):
+class LoopProgress(Protocol):
     """What is known of a run from outside: the last iteration, and why a stop was agreed on ("" when none was)."""
 
     iteration: int
     reason: str
 
 
-def nan_message(iteration: int, what: str) -> str:
+def divergence_message(iteration: int, what: str) -> str:
     """What a run that diverged says."""
     return (
         f"Training diverged at iteration {iteration}: {what}. The last checkpoint is from before it. Start again with "
@@ -32,7 +32,7 @@ def nan_message(iteration: int, what: str) -> str:
     )
 
 
-def memory_message(iteration: int, micro_batch_size: int, told: str) -> str:
+def out_of_memory_message(iteration: int, micro_batch_size: int, told: str) -> str:
     """What a run says whose GPU is full. `told` is torch's message."""
     numbers = NUMBERS.search(told)
     parts = [f"The GPU is full in iteration {iteration}" + (f": {numbers[0]}" if numbers else ".")]
@@ -47,7 +47,7 @@ def memory_message(iteration: int, micro_batch_size: int, told: str) -> str:
 
 
 @contextlib.contextmanager
-def translate_errors(hooks: Hooks, micro_batch_size: int) -> Iterator[None]:
+def translate_errors(hooks: LoopProgress, micro_batch_size: int) -> Iterator[None]:
     """An agreed stop is no error; a loss that is no number and a full GPU are a `Failure` that says what to do."""
     try:
         try:
@@ -64,14 +64,14 @@ def translate_errors(hooks: Hooks, micro_batch_size: int) -> Iterator[None]:
             ) from error
     except RuntimeError as error:
         if what := DIVERGED.search(str(error)):
-            raise Failure(nan_message(hooks.iteration + 1, what[0])) from error
+            raise Failure(divergence_message(hooks.iteration + 1, what[0])) from error
         if is_out_of_memory(error):
-            raise Failure(memory_message(hooks.iteration + 1, micro_batch_size, str(error))) from error
+            raise Failure(out_of_memory_message(hooks.iteration + 1, micro_batch_size, str(error))) from error
         raise
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def hide_expected_tracebacks() -> Iterator[None]:
     """Keep tracebacks of foreseen ends out of the log: Megatron-Bridge reports SystemExit(0), by which it leaves its
     loop after an agreed stop, as an error, and nano3 tells the others in its own words.
     """

@@ -7,7 +7,7 @@ from typing import Any
 from nano3.training.dataset import Shard, TrainingData, blend
 
 
-class SourceValidation:
+class PerDatasetEval:
     """Called at the end of a validation with its callback context; returns dataset name -> loss in nats per token.
 
     `eval_iters` global batches are shared out over the datasets, at least one each, and are the same ones every time.
@@ -33,7 +33,7 @@ class SourceValidation:
     def _loss(self, name: str, shards: tuple[Shard, ...], context: Any) -> float:
         from megatron.bridge.training.eval import evaluate
 
-        from nano3.training.megatron.callbacks import from_last_stage, loss_of
+        from nano3.training.megatron.callbacks import extract_loss, loss_from_last_stage
 
         if name not in self._sets:
             self._sets[name] = self._dataset(shards, context.state.cfg)
@@ -45,7 +45,7 @@ class SourceValidation:
             None,
             context.state.cfg,
         )
-        return from_last_stage(loss_of(losses))
+        return loss_from_last_stage(extract_loss(losses))
 
     def _dataset(self, shards: tuple[Shard, ...], cfg: Any) -> Any:
         """The validation samples of one dataset: a Megatron dataset of eval batches x global batch size samples."""

@@ -153,7 +153,7 @@ def _dispatcher(expert: int | None, tensor: int | None, has: Callable[[str], boo
     ]
 
 
-def reader(container: Any) -> Callable[[str], Any]:
+def field_getter(container: Any) -> Callable[[str], Any]:
     """`get` for `adaptations` on a live container."""
 
     def get(path: str) -> Any:

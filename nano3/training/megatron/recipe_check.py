@@ -32,7 +32,7 @@ def recipe_problems(target: str) -> list[str]:
     return [f"recipe._target_={target}: {module or 'that package'} has no {name!r}.{did_you_mean(name, choices)}"]
 
 
-def near_recipe(target: str) -> str:
+def similar_recipe_hint(target: str) -> str:
     """' Did you mean X?' for a recorded recipe whose name is close to one that is not recorded."""
     near = difflib.get_close_matches(target, schema.RECIPES, n=1, cutoff=0.9)
     return f" Did you mean {near[0]!r}?" if near else ""

@@ -133,13 +133,13 @@ def _is_kind(value: Any, kind: str) -> bool:
     return False
 
 
-def describe(annotation: Any) -> Field:
+def field_from_annotation(annotation: Any) -> Field:
     """The `Field` of a type annotation; unknown parts (callables, classes of the library) make it accept anything."""
     if annotation is Any:
         return Field()
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType):
-        parts = [describe(a) for a in typing.get_args(annotation)]
+        parts = [field_from_annotation(a) for a in typing.get_args(annotation)]
         if any(not p.kinds for p in parts):
             return Field(section=next((p.section for p in parts if p.section), None))
         kinds = dict.fromkeys(k for p in parts for k in p.kinds)
@@ -174,7 +174,7 @@ def _fields_of(cls: type) -> dict[str, Field]:
             hint = typing.get_type_hints(owner)[f.name]
         except (NameError, TypeError, AttributeError):
             hint = Any if isinstance(f.type, str) else f.type
-        described = describe(hint)
+        described = field_from_annotation(hint)
         if described.kinds and f.default is None and "null" not in described.kinds:
             # `x: int = None` is common in these dataclasses.
             described = dataclasses.replace(described, kinds=(*described.kinds, "null"))
@@ -226,7 +226,7 @@ def extract(container: Any, recipe: str) -> Schema:
         if f.name.startswith("_"):
             continue
         value = getattr(container, f.name)
-        described = describe(hints[f.name])
+        described = field_from_annotation(hints[f.name])
         if dataclasses.is_dataclass(value):
             classes_here = type(value).__name__
             _classes_within(value, classes)
@@ -260,7 +260,7 @@ def load_bundled(recipe: str) -> Schema:
     return Schema(recipe, raw["versions"], container, classes, entry["values"] if recipe in known else {})
 
 
-def is_recorded(recipe: str) -> bool:
+def is_bundled(recipe: str) -> bool:
     """Whether the shipped schema knows this recipe's own values."""
     return recipe in read_json(SCHEMA_FILE)["recipes"]
 

@@ -17,7 +17,7 @@ from nano3.training.megatron.schema import Field, Schema, dtype_name
 from nano3.utils.errors import Failure
 
 # nano3 key -> fields of the container that it sets. A null leaves the recipe's value.
-PLACES: dict[str, tuple[str, ...]] = {
+CONTAINER_FIELDS: dict[str, tuple[str, ...]] = {
     "train.train_iters": ("train.train_iters", "scheduler.lr_decay_iters"),
     "train.global_batch_size": ("train.global_batch_size",),
     "train.micro_batch_size": ("train.micro_batch_size",),
@@ -41,7 +41,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "checkpoint.keep_last": ("checkpoint.most_recent_k",),
 }
 # Fields that nano3 computes from the data and the run folder; `megatron:` may not set them.
-OWNED: dict[str, str] = {
+RESERVED_FIELDS: dict[str, str] = {
     "dataset.blend": "run.data",
     "dataset.blend_per_split": "run.data",
     "dataset.split": "run.data",
@@ -75,7 +75,7 @@ class Setting:
 def typed_settings(config: PretrainConfig) -> list[Setting]:
     """The sections model, train, optimizer, scheduler, logger and checkpoint as settings."""
     found = []
-    for key, places in PLACES.items():
+    for key, places in CONTAINER_FIELDS.items():
         section, name = key.split(".")
         value = getattr(getattr(config, section), name)
         if key == "checkpoint.keep_last":
@@ -93,14 +93,14 @@ def typed_settings(config: PretrainConfig) -> list[Setting]:
             found.append(Setting(f"model.{f.name}", value, f"model.{f.name}"))
     if config.model.hybrid_layer_pattern:
         found.append(
-            Setting("model.num_layers", layers_in(config.model.hybrid_layer_pattern), "model.hybrid_layer_pattern")
+            Setting("model.num_layers", count_layers(config.model.hybrid_layer_pattern), "model.hybrid_layer_pattern")
         )
     if config.model.vocab_size is not None:
         found.append(Setting("tokenizer.use_tokenizer_vocab_size", False, "model.vocab_size"))
     return found
 
 
-def layers_in(pattern: str) -> int:
+def count_layers(pattern: str) -> int:
     """Number of layers of a hybrid pattern; `|` only cuts it into pipeline stages, `/` starts what is not the main
     stack."""
     return sum(c in "M*E-" for c in pattern.split("/")[0])
@@ -113,10 +113,10 @@ def pattern_problems(pattern: str | None) -> list[str]:
     allowed = "allowed: M Mamba-2, E experts, * attention, - dense MLP; | between pipeline stages, / before the rest"
     if unknown := sorted(set(pattern) - set("M*E-|/")):
         return [f"model.hybrid_layer_pattern={pattern} has {' '.join(unknown)}; {allowed}."]
-    return [] if layers_in(pattern) else [f"model.hybrid_layer_pattern={pattern} has no layer; {allowed}."]
+    return [] if count_layers(pattern) else [f"model.hybrid_layer_pattern={pattern} has no layer; {allowed}."]
 
 
-def free_settings(tree: Mapping[str, Any], schema: Schema) -> list[Setting]:
+def override_settings(tree: Mapping[str, Any], schema: Schema) -> list[Setting]:
     """The `megatron:` dict flattened to fields of the container; values inside a field that is itself a dict stay
     together."""
 
@@ -132,10 +132,10 @@ def free_settings(tree: Mapping[str, Any], schema: Schema) -> list[Setting]:
     return list(walk(tree, ""))
 
 
-def check(settings: list[Setting], schema: Schema) -> list[str]:
+def setting_problems(settings: list[Setting], schema: Schema) -> list[str]:
     """Every problem of every setting: unknown path, wrong type, or a field that another key owns."""
     problems = []
-    taken = OWNED | {place: key for key, places in PLACES.items() for place in places}
+    taken = RESERVED_FIELDS | {place: key for key, places in CONTAINER_FIELDS.items() for place in places}
     for s in settings:
         found, sentence = schema.lookup(s.path)
         free = s.origin.startswith("megatron.")
@@ -157,8 +157,8 @@ def _model_key(path: str) -> str | None:
     return path
 
 
-def apply(container: Any, settings: list[Setting], schema: Schema) -> None:
-    """Set every setting on the live container. `check` has passed."""
+def apply_settings(container: Any, settings: list[Setting], schema: Schema) -> None:
+    """Set every setting on the live container. `setting_problems` has passed."""
     for s in settings:
         node, *rest = _walk(container, s.path, schema)
         found, _ = schema.lookup(s.path)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nano3.training.reports.plot import BLUE, DATASET_COLOURS, ORANGE, make_plain, smooth
+from nano3.training.reports.plot import BLUE, DATASET_COLOURS, ORANGE, smooth, style_axes
 
 COLOURS = (BLUE, ORANGE, *DATASET_COLOURS)
 Lines = list[dict[str, Any]]  # of metrics.jsonl
@@ -33,7 +33,7 @@ CURVES = (
 )
 
 
-def draw(curve: Curve, runs: Mapping[str, Lines]) -> str | None:
+def draw_curve(curve: Curve, runs: Mapping[str, Lines]) -> str | None:
     """An <svg> element with one line a run; None when no run has this metric. Needs matplotlib."""
     found = {
         name: [(line["iteration"], line[curve.key]) for line in lines if line.get(curve.key) is not None]
@@ -59,7 +59,7 @@ def draw(curve: Curve, runs: Mapping[str, Lines]) -> str | None:
         axes.set_yscale("log")
     axes.set(xlabel="iteration")
     axes.set_title(curve.title, loc="left", fontsize=11, fontweight="bold")
-    make_plain(axes)
+    style_axes(axes)
     if len(found) > 1:
         axes.legend(frameon=False, fontsize=8)
     text = io.StringIO()

@@ -40,14 +40,14 @@ def plot_losses(run_dir: Path, path: Path | None = None) -> Path:
     rates.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     figure.suptitle(Path(run_dir).name, x=0.02, ha="left", fontweight="bold")
     for axes in (losses, rates):
-        make_plain(axes)
+        style_axes(axes)
     target = Path(path) if path else Path(run_dir) / "loss.png"
     with atomic_open(target) as f:
         figure.savefig(f, format="png")
     return target
 
 
-def make_plain(axes: "Axes") -> None:
+def style_axes(axes: "Axes") -> None:
     """A pale grid and no frame."""
     axes.grid(color="#E5E5E5", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)

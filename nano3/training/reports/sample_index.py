@@ -35,7 +35,7 @@ class TokenSpan:
 
 
 @dataclass(frozen=True)
-class DatasetOrder:
+class ShardIndex:
     """The samples of one shard."""
 
     prefix: Path
@@ -65,13 +65,15 @@ class SampleIndex:
 
     def __init__(self, cache: Path, samples: int) -> None:
         self.cache = cache
-        orders = describe(cache)
+        orders = read_descriptions(cache)
         whole = [order for order in orders if not is_member(order, orders)]
-        fitting = [order for order in whole if samples <= size_of(order) <= samples + len(order.get("datasets", ()))]
+        fitting = [
+            order for order in whole if samples <= count_samples(order) <= samples + len(order.get("datasets", ()))
+        ]
         if not fitting:
-            raise UserError(none_such(cache, samples, whole))
+            raise UserError(missing_index_message(cache, samples, whole))
         self.description = fitting[-1]  # the newest
-        self.other_sizes = sorted({size_of(order) for order in whole} - {size_of(self.description)})
+        self.other_sizes = sorted({count_samples(order) for order in whole} - {count_samples(self.description)})
 
     @cached_property
     def blend(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -81,10 +83,10 @@ class SampleIndex:
         return self._load(self.description, "dataset_index"), self._load(self.description, "dataset_sample_index")
 
     @cached_property
-    def members(self) -> list[DatasetOrder]:
+    def members(self) -> list[ShardIndex]:
         """The datasets that are mixed, one for each shard."""
         return [
-            DatasetOrder(
+            ShardIndex(
                 Path(one["dataset_path"]),
                 self._load(one, "document_index"),
                 self._load(one, "sample_index"),
@@ -93,7 +95,7 @@ class SampleIndex:
             for one in self.description.get("datasets", [self.description])
         ]
 
-    def find(self, sample: int) -> tuple[DatasetOrder, int]:
+    def find(self, sample: int) -> tuple[ShardIndex, int]:
         """The dataset that a sample is from, and its number there."""
         if self.blend is None:
             return self.members[0], sample
@@ -101,7 +103,7 @@ class SampleIndex:
 
     def _load(self, description: dict[str, Any], what: str) -> np.ndarray:
         split = description.get("index_split", description.get("split"))
-        path = self.cache / f"{name_of(description)}-{description['class']}-{split}-{what}.npy"
+        path = self.cache / f"{description_hash(description)}-{description['class']}-{split}-{what}.npy"
         try:
             loaded: np.ndarray = np.load(path, mmap_mode="r")
         except (OSError, ValueError) as error:
@@ -111,12 +113,12 @@ class SampleIndex:
         return loaded
 
 
-def name_of(description: dict[str, Any]) -> str:
+def description_hash(description: dict[str, Any]) -> str:
     """What the files of a description's index begin with: the MD5 sum of its text."""
     return hashlib.md5(json.dumps(description, indent=4).encode(), usedforsecurity=False).hexdigest()
 
 
-def describe(cache: Path) -> list[dict[str, Any]]:
+def read_descriptions(cache: Path) -> list[dict[str, Any]]:
     """Descriptions of the training orders in a cache, the newest last."""
     files = sorted(cache.glob("*-train-description.txt"), key=lambda path: path.stat().st_mtime_ns)
     try:
@@ -132,16 +134,16 @@ def is_member(order: dict[str, Any], orders: list[dict[str, Any]]) -> bool:
     return any(order in blend.get("datasets", ()) for blend in orders)
 
 
-def size_of(order: dict[str, Any]) -> int:
+def count_samples(order: dict[str, Any]) -> int:
     """Samples in an order."""
     return int(order["size"] if order["class"] == BLEND else order["num_samples"])
 
 
-def none_such(cache: Path, samples: int, orders: list[dict[str, Any]]) -> str:
+def missing_index_message(cache: Path, samples: int, orders: list[dict[str, Any]]) -> str:
     """Why there is no order of that many samples."""
     if not orders:
         return f"{cache}: holds no order of samples; the run makes it when it begins to train."
-    others = " and ".join(f"{n:,}" for n in sorted({size_of(order) for order in orders}))
+    others = " and ".join(f"{n:,}" for n in sorted({count_samples(order) for order in orders}))
     return (
         f"{cache}: holds no order of {samples:,} samples (train.train_iters x train.global_batch_size), but of "
         f"{others}: the run was started with another length."

@@ -26,7 +26,7 @@ def summarize(run_dir: Path) -> list[tuple[str, str]]:
     checkpoint = latest_checkpoint(recorded_checkpoint_dir(run_dir))
     if checkpoint is not None:
         rows.insert(0, ("parameters", f"{read_checkpoint_info(checkpoint).parameters:,}"))
-    rows.append((f"training loss, last {len(train[-END:])} lines", f"{train[0]['loss']:.2f} → {end_of(train):.2f}"))
+    rows.append((f"training loss, last {len(train[-END:])} lines", f"{train[0]['loss']:.2f} → {final_loss(train):.2f}"))
     names = [key for key in (valid[-1] if valid else {}) if key.startswith("valid_loss")]
     for name in names:
         rows.append((name.replace("valid_loss", "validation loss").replace("/", ", "), _from_to(valid, name)))
@@ -36,7 +36,7 @@ def summarize(run_dir: Path) -> list[tuple[str, str]]:
     return rows
 
 
-def end_of(train: list[dict[str, Any]]) -> float:
+def final_loss(train: list[dict[str, Any]]) -> float:
     """Mean training loss of the last lines: a single batch of a small run says little."""
     return sum(line["loss"] for line in train[-END:]) / len(train[-END:])
 

@@ -7,7 +7,7 @@ import pytest
 from training_processes import Child, tiny_config
 
 from nano3.config import PretrainConfig
-from nano3.training.checks.lr_schedule import schedule_problems, schedule_sentence, with_decay
+from nano3.training.checks.lr_schedule import schedule_problems, schedule_summary, with_default_decay
 
 ITERS, WARMUP, DECAY, LR, MIN = 20, 4, 6, 1e-2, 1e-4
 
@@ -121,13 +121,13 @@ def test_problems(changes: dict, told: list[str]) -> None:
     ids=["a fifth", "the default", "at least one", "as it is given", "not for cosine"],
 )
 def test_null_takes_a_fifth_of_the_run(changes: dict, decay: int | None) -> None:
-    assert with_decay(tiny_config(**changes)).scheduler.lr_wsd_decay_iters == decay
+    assert with_default_decay(tiny_config(**changes)).scheduler.lr_wsd_decay_iters == decay
 
 
 def test_the_schedule_in_words() -> None:
-    config = with_decay(PretrainConfig())
+    config = with_default_decay(PretrainConfig())
     words = "WSD: 32 iterations of warmup, 1,328 stable, 340 of decay (minus_sqrt); 0.001 to 1e-05"
-    assert schedule_sentence(config) == words
+    assert schedule_summary(config) == words
 
 
 def test_good_schedules_have_no_problems() -> None:

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from training_processes import Child
 
 from nano3.config import PretrainConfig
-from nano3.training.checks.lr_schedule import STYLES, WSD_STYLES, schedule_problems, schedule_sentence, with_decay
+from nano3.training.checks.lr_schedule import (
+    DECAY_STYLES,
+    WSD_DECAY_STYLES,
+    schedule_problems,
+    schedule_summary,
+    with_default_decay,
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Shape:
         return config
 
 
-ALL = [*(f"WSD {style}" for style in WSD_STYLES), *(style for style in STYLES if style != "WSD")]
+ALL = [*(f"WSD {style}" for style in WSD_DECAY_STYLES), *(style for style in DECAY_STYLES if style != "WSD")]
 
 
 def shapes() -> list[Shape]:
@@ -164,9 +170,9 @@ def test_lengths_are_refused_exactly_when_they_do_not_fit(
 def test_a_decay_that_is_left_to_nano3_fits_after_any_usual_warmup(iters: int, share: float) -> None:
     config = PretrainConfig()
     config.train.train_iters, config.scheduler.lr_warmup_iters = iters, int(iters * share)
-    given_length = with_decay(config)
+    given_length = with_default_decay(config)
     assert schedule_problems(given_length) == []
-    assert with_decay(given_length) == given_length
+    assert with_default_decay(given_length) == given_length
     assert config.scheduler.lr_wsd_decay_iters is None, "the configuration itself is left alone"
 
 
@@ -182,4 +188,4 @@ def test_a_decay_that_is_left_to_nano3_fits_after_any_usual_warmup(iters: int, s
 def test_the_sentence_tells_what_matters_to_the_style(style: str, words: str) -> None:
     config = PretrainConfig()
     config.scheduler.lr_decay_style = style
-    assert schedule_sentence(config) == words
+    assert schedule_summary(config) == words

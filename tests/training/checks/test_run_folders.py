@@ -70,4 +70,4 @@ def test_what_only_the_nodes_have_is_left_to_them(
 def test_a_section_that_is_none_names_no_weights(config: PretrainConfig, section: object) -> None:
     """It is refused by the preflight, which must not be kept from it."""
     config.megatron, config.run.data = {"checkpoint": section}, "/data"
-    assert run_folders.read_by(config) == ["/data"]
+    assert run_folders.folders_read(config) == ["/data"]

@@ -13,10 +13,10 @@ from nano3.artifacts.names import alias_problem
 from nano3.config import ModelConfig, PretrainConfig
 from nano3.training.checks.value_checks import (
     LARGEST_SEED,
+    initial_weights_problems,
     model_value_problems,
-    name_problems,
-    run_problems,
-    start_problems,
+    run_name_problems,
+    run_section_problems,
     value_problems,
     vocabulary_problems,
 )
@@ -129,7 +129,7 @@ WEIGHTS = {"checkpoint": {"pretrained_checkpoint": "/hf"}}
     ids=["fresh", "weights", "load", "resume of it", "two", "nothing kept", "its own kept", "another's kept"],
 )
 def test_what_a_run_starts_from_is_one_thing(changes: dict[str, Any], told: str) -> None:
-    problems = start_problems(changed(**changes))
+    problems = initial_weights_problems(changed(**changes))
     assert len(problems) == bool(told)
     assert all(told in problem for problem in problems)
 
@@ -137,16 +137,16 @@ def test_what_a_run_starts_from_is_one_thing(changes: dict[str, Any], told: str)
 @given(st.text(max_size=140))
 def test_the_name_that_is_advised_can_be_used(name: str) -> None:
     """Any name is fine or is told with one that is; a run's checkpoints are found by it."""
-    problems = name_problems(name)
+    problems = run_name_problems(name)
     assert bool(problems) == (alias_problem(name) is not None)
     for problem in problems:
         advised = problem.rpartition("run.name=")[2].removesuffix(".")
-        assert name_problems(advised) == [], problem
+        assert run_name_problems(advised) == [], problem
 
 
 @pytest.mark.parametrize("mode", [*wandb_mirror.MODES, "on", "Online", ""])
 def test_modes_of_wandb(mode: str) -> None:
     """That it is not installed matters only to ranks that use this very Python."""
-    told = [p for p in run_problems(changed(**{"run.wandb.mode": mode}), here=False) if "no such mode" in p]
+    told = [p for p in run_section_problems(changed(**{"run.wandb.mode": mode}), here=False) if "no such mode" in p]
     assert len(told) == (mode not in wandb_mirror.MODES)
     assert all(problem.startswith(f"run.wandb.mode={mode}: ") for problem in told)

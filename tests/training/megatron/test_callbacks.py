@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nano3.training.megatron.callbacks import Clock, Run, TrainingHooks, peak_flops
+from nano3.training.megatron.callbacks import RunContext, StepTimer, TrainingHooks, peak_flops
 from nano3.training.megatron.start import TRACKER, begun
 from nano3.training.run.checkpoints import MARKER, read_checkpoint_info
 from nano3.utils.errors import Failure
@@ -30,7 +30,7 @@ def test_peaks(name: str, peak: float | None) -> None:
 
 def test_the_clock_leaves_out_validation_and_saving() -> None:
     times = iter([0.0, 1.0, 1.1, 2.0, 9.0, 10.0])
-    clock = Clock(now=lambda: next(times))
+    clock = StepTimer(now=lambda: next(times))
     clock.start_step(), clock.end_step()
     clock.start_step(), clock.end_step()
     clock.interrupt()  # between 2 and 9
@@ -72,7 +72,7 @@ def hooks(tmp_path: Path, reasons: dict[int, str] | None = None, saved: list | N
         agreed=lambda iteration, any_rank: (any_rank(iteration in (reasons or {})) and reasons[iteration]) or "",
         exit_iteration=None,
     )
-    run = Run(
+    run = RunContext(
         Recorder(),
         stop,
         lambda i, f: (saved if saved is not None else []).append((i, f)),

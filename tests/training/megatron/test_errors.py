@@ -11,7 +11,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from nano3.training.megatron.errors import memory_message, nan_message, quiet, translate_errors
+from nano3.training.megatron.errors import (
+    divergence_message,
+    hide_expected_tracebacks,
+    out_of_memory_message,
+    translate_errors,
+)
 from nano3.utils.errors import Failure
 
 # As torch 2.11 said it on an H100.
@@ -30,25 +35,25 @@ def hooks(iteration: int = 4, reason: str = "") -> SimpleNamespace:
 
 
 def test_what_diverged_is_looked_at_by_the_command_that_is_told() -> None:
-    told = nan_message(3, "loss nan")
+    told = divergence_message(3, "loss nan")
     assert "iteration 3: loss nan" in told and "optimizer.lr" in told and "nano3 trace RUN --iteration 3" in told
 
 
 def test_a_full_gpu_tells_torchs_numbers_and_nano3s_keys() -> None:
-    told = memory_message(5, 16, FULL.format(others=OTHERS))
+    told = out_of_memory_message(5, 16, FULL.format(others=OTHERS))
     assert told.startswith("The GPU is full in iteration 5: Tried to allocate 4.00 GiB. GPU 0 has a total capacity of")
     assert "Other processes on this GPU hold 6.28 GiB and 512.00 MiB." in told
     assert "train.micro_batch_size (now 16)" in told and "PYTORCH" not in told
 
 
 def test_nobody_is_blamed_who_is_not_there_and_one_sample_is_not_to_be_fewer() -> None:
-    told = memory_message(1, 1, FULL.format(others=""))
+    told = out_of_memory_message(1, 1, FULL.format(others=""))
     assert "Other processes" not in told and "micro_batch_size" not in told
     assert "recompute_granularity" in told
 
 
 def test_a_message_of_another_form_is_told_without_numbers() -> None:
-    assert memory_message(2, 1, "no memory").startswith("The GPU is full in iteration 2. What helps:")
+    assert out_of_memory_message(2, 1, "no memory").startswith("The GPU is full in iteration 2. What helps:")
 
 
 @pytest.mark.parametrize(
@@ -111,7 +116,7 @@ def test_data_loaders_are_let_go_of_at_once(error: BaseException, no_collection:
         next(batches)
         raise error
 
-    with contextlib.suppress(BaseException), quiet(), translate_errors(hooks(reason="SIGTERM"), 1):
+    with contextlib.suppress(BaseException), hide_expected_tracebacks(), translate_errors(hooks(reason="SIGTERM"), 1):
         train()
     ((batches, workers),) = held
     assert batches() is None
@@ -132,7 +137,7 @@ def test_data_loaders_are_let_go_of_at_once(error: BaseException, no_collection:
 def test_only_foreseen_ends_are_kept_out_of_the_log(
     error: BaseException, silent: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with quiet(), contextlib.suppress(BaseException):
+    with hide_expected_tracebacks(), contextlib.suppress(BaseException):
         try:
             raise error
         except BaseException:

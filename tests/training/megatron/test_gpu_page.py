@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from nano3.artifacts.resolver import register_resolver
 from nano3.cli.app import SCHEMAS
 from nano3.training.megatron.schema import load_bundled
-from nano3.training.megatron.settings import check, free_settings
+from nano3.training.megatron.settings import override_settings, setting_problems
 
 PAGE = (ROOT / "docs" / "gpu.md").read_text()
 TYPED = [
@@ -43,7 +43,7 @@ def test_there_are_overrides_and_commands_to_check() -> None:
 def test_a_free_override_is_taken(word: str) -> None:
     assert word.startswith("+"), "a free key is added with a plus"
     megatron = OmegaConf.to_container(composed([word]).megatron)
-    assert check(free_settings(megatron, load_bundled(NANO)), load_bundled(NANO)) == []
+    assert setting_problems(override_settings(megatron, load_bundled(NANO)), load_bundled(NANO)) == []
 
 
 @pytest.mark.parametrize("command", COMMANDS)

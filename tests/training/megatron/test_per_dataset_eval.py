@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nano3.training.dataset import Shard, TrainingData
-from nano3.training.megatron.per_dataset_eval import SourceValidation
+from nano3.training.megatron.per_dataset_eval import PerDatasetEval
 
 
 def data(*valid: str) -> TrainingData:
@@ -18,7 +18,7 @@ def data(*valid: str) -> TrainingData:
     return TrainingData(Path("/d"), (Shard("train", "t", Path("/d/t"), 1.0, 9), *shards), Path("/t"), 10, 0, "f")
 
 
-class Told(SourceValidation):
+class Told(PerDatasetEval):
     """Notes what Megatron's own `evaluate`, which needs a GPU, would have been called with, and moves the counters."""
 
     def __init__(self, found: TrainingData, eval_iters: int, fails_at: str | None = None) -> None:
@@ -57,7 +57,7 @@ def test_shares_are_those_of_the_validation_shards() -> None:
     weights = {"a": 2.0, "b": 5.0, "c": 1.0}
     shards = [Shard("valid", "ab"[n == "b"], Path(f"/{n}"), w, 9) for n, w in weights.items()]
     found = TrainingData(Path("/d"), (*shards, Shard("train", "t", Path("/t"), 9.0, 9)), Path("/t"), 10, 0, "f")
-    assert SourceValidation(found, 1, lambda: None).shares == pytest.approx({"a": 3 / 8, "b": 5 / 8})
+    assert PerDatasetEval(found, 1, lambda: None).shares == pytest.approx({"a": 3 / 8, "b": 5 / 8})
 
 
 def test_a_validation_that_fails_leaves_the_counters_too() -> None:
@@ -75,6 +75,6 @@ def test_without_validation_data_there_is_nothing_to_tell() -> None:
 @given(st.integers(1, 200), st.integers(1, 30))
 def test_batches_are_shared_out_with_no_dataset_left_out(eval_iters: int, datasets: int) -> None:
     """Together at least as many as a validation has, and no more than one too many for each dataset."""
-    batches = SourceValidation(data(*map(str, range(datasets))), eval_iters, lambda: None).batches
+    batches = PerDatasetEval(data(*map(str, range(datasets))), eval_iters, lambda: None).batches
     assert batches >= 1
     assert eval_iters <= batches * datasets < eval_iters + datasets

@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from megatron_helpers import NANO, QWEN, ROOT, checkpoint, model
 
 from nano3.config import ModelConfig, PretrainConfig
-from nano3.training.checks.model_stats import Architecture, flops_per_token, from_config, parameters
+from nano3.training.checks.model_stats import Architecture, architecture_from_config, count_parameters, flops_per_token
 from nano3.training.dataset import open_data
 from nano3.training.megatron.backend import fixed_keys
 from nano3.training.megatron.recipe_check import recipe_problems
 from nano3.training.megatron.schema import load_bundled
-from nano3.training.megatron.settings import free_settings
-from nano3.training.preflight import Layout, layout_problems, memory_per_gpu, preflight
+from nano3.training.megatron.settings import override_settings
+from nano3.training.preflight import ParallelLayout, estimate_memory_per_gpu, layout_problems, preflight
 
 
 def shape(name: str, vocab: int) -> Architecture:
-    found = from_config(PretrainConfig(model=model(name)), load_bundled(NANO), vocab)
+    found = architecture_from_config(PretrainConfig(model=model(name)), load_bundled(NANO), vocab)
     assert found is not None
     return found
 
@@ -30,7 +30,7 @@ def shape(name: str, vocab: int) -> Architecture:
 def test_nano_has_the_published_numbers() -> None:
     """31.6 B parameters, 3.2 B active without and 3.6 B with embeddings (Nemotron 3 Nano technical report, table 1)."""
     nano = shape("nemotron_3_nano", 131072)
-    counts = parameters(nano)
+    counts = count_parameters(nano)
     assert counts.total / 1e9 == pytest.approx(31.6, abs=0.05)
     assert counts.active / 1e9 == pytest.approx(3.6, abs=0.05)
     assert (counts.active - nano.vocab_size * nano.hidden_size) / 1e9 == pytest.approx(3.2, abs=0.05)
@@ -39,7 +39,7 @@ def test_nano_has_the_published_numbers() -> None:
 def test_qwen3_8b_has_the_published_number() -> None:
     config = PretrainConfig()
     config.recipe._target_ = QWEN
-    counts = parameters(from_config(config, load_bundled(QWEN), 151936))
+    counts = count_parameters(architecture_from_config(config, load_bundled(QWEN), 151936))
     assert counts.total == counts.active
     assert counts.total / 1e9 == pytest.approx(8.19, abs=0.005)
 
@@ -53,7 +53,7 @@ def test_hybrids_equal_transformers_count(name: str) -> None:
 
     with torch.device("meta"):
         hf = AutoModelForCausalLM.from_config(hf_config(model(name), 4096, 256))
-    assert parameters(shape(name, 4096)).total == sum(p.numel() for p in hf.parameters())
+    assert count_parameters(shape(name, 4096)).total == sum(p.numel() for p in hf.parameters())
 
 
 def test_a_dense_model_equals_transformers_count() -> None:
@@ -71,14 +71,16 @@ def test_a_dense_model_equals_transformers_count() -> None:
                               num_key_value_heads=2, head_dim=64, tie_word_embeddings=False)  # fmt: skip
     with torch.device("meta"):
         built = AutoModelForCausalLM.from_config(hf)
-    assert parameters(from_config(config, load_bundled(QWEN), 4096)).total == sum(p.numel() for p in built.parameters())
+    assert count_parameters(architecture_from_config(config, load_bundled(QWEN), 4096)).total == sum(
+        p.numel() for p in built.parameters()
+    )
 
 
 @pytest.mark.parametrize("name", ["nemotron_3_nano", "nemotron_3_nano_micro"])
 def test_flops_are_near_six_per_active_parameter(name: str) -> None:
     """The rule of thumb, without the embedding that is only looked up; scan and attention add to it."""
     a = shape(name, 131072)
-    matrices = parameters(a).active - a.vocab_size * a.hidden_size
+    matrices = count_parameters(a).active - a.vocab_size * a.hidden_size
     assert flops_per_token(a, 512) / (6 * matrices) == pytest.approx(1.04, abs=0.04)
 
 
@@ -87,9 +89,9 @@ def test_longer_samples_cost_more_and_more_experts_only_memory(scale: int, exper
     a = shape("nemotron_3_nano_micro", 4096)
     assert flops_per_token(a, 1024 * (scale + 1)) > flops_per_token(a, 1024 * scale)
     more = replace(a, num_moe_experts=a.num_moe_experts + experts)
-    assert parameters(more).total > parameters(a).total
+    assert count_parameters(more).total > count_parameters(a).total
     router = experts * a.hidden_size * a.layers["E"]
-    assert parameters(more).active == parameters(a).active + router
+    assert count_parameters(more).active == count_parameters(a).active + router
 
 
 def test_a_good_configuration_has_no_problem_and_a_full_table(config: PretrainConfig) -> None:
@@ -312,14 +314,14 @@ def test_the_profile_for_one_hopper_gpu(config: PretrainConfig) -> None:
     assert isinstance(merged, PretrainConfig)
     assert merged.train.micro_batch_size == 16 and merged.run.data == data
     assert not {"cuda_graph_impl", "cuda_graph_modules"} & set(merged.megatron["model"])
-    settings = {s.path: s.value for s in free_settings(merged.megatron, load_bundled(NANO))}
+    settings = {s.path: s.value for s in override_settings(merged.megatron, load_bundled(NANO))}
     assert settings == {"model.recompute_granularity": None, "model.recompute_modules": None}
     plan = preflight(merged)
     assert plan.problems == []
     assert not any("GB per GPU" in w for w in plan.warnings)
 
 
-LAYOUT = Layout(world=16, tensor=2, pipeline=2, context=1, expert=4)
+LAYOUT = ParallelLayout(world=16, tensor=2, pipeline=2, context=1, expert=4)
 
 
 @pytest.mark.parametrize(
@@ -338,7 +340,7 @@ LAYOUT = Layout(world=16, tensor=2, pipeline=2, context=1, expert=4)
         ),
     ],
 )
-def test_layouts_that_cannot_work(config: PretrainConfig, layout: Layout, changes: dict, words: str) -> None:
+def test_layouts_that_cannot_work(config: PretrainConfig, layout: ParallelLayout, changes: dict, words: str) -> None:
     config.train.global_batch_size, config.train.micro_batch_size = 16, 4
     if layout.context == 1 and "global_batch_size" in changes:
         config.train.micro_batch_size = 2 if changes["global_batch_size"] == 10 else 4
@@ -352,7 +354,7 @@ def test_a_layout_without_problems_divides_evenly(
     tensor: int, pipeline: int, data: int, micro: int, steps: int
 ) -> None:
     config = PretrainConfig()
-    layout = Layout(tensor * pipeline * data, tensor, pipeline, 1, 1)
+    layout = ParallelLayout(tensor * pipeline * data, tensor, pipeline, 1, 1)
     config.train.micro_batch_size, config.train.global_batch_size = micro, micro * data * steps
     assert layout.data == data
     assert layout_problems(config, layout) == []
@@ -361,7 +363,7 @@ def test_a_layout_without_problems_divides_evenly(
 def test_memory_falls_with_more_ranks(config: PretrainConfig) -> None:
     config.train.seq_length = 8192
     nano = shape("nemotron_3_nano", 131072)
-    needs = [memory_per_gpu(nano, Layout(world, 1, 1, 1, 8), config) for world in (8, 16, 64)]
+    needs = [estimate_memory_per_gpu(nano, ParallelLayout(world, 1, 1, 1, 8), config) for world in (8, 16, 64)]
     assert needs == sorted(needs, reverse=True)
     assert needs[0] > 31.6e9 / 8 * 6
 
@@ -371,19 +373,19 @@ def bare(layers: dict[str, int]) -> Architecture:
                         mamba_num_groups=2)  # fmt: skip
 
 
-def longer(model: Architecture, layout: Layout, config: PretrainConfig) -> float:
+def longer(model: Architecture, layout: ParallelLayout, config: PretrainConfig) -> float:
     """Bytes that 1,024 tokens more in a sample take."""
     config.train.seq_length = 1024
-    first = memory_per_gpu(model, layout, config)
+    first = estimate_memory_per_gpu(model, layout, config)
     config.train.seq_length = 2048
-    return memory_per_gpu(model, layout, config) - first
+    return estimate_memory_per_gpu(model, layout, config) - first
 
 
 @pytest.mark.parametrize(("tensor", "context"), [(1, 1), (2, 1), (8, 1), (1, 4), (2, 4)])
 def test_logits_are_divided_once(config: PretrainConfig, tensor: int, context: int) -> None:
     """A rank has its part of the vocabulary for all tokens of its part of the sequence."""
     config.train.micro_batch_size = 3
-    layout = Layout(tensor * context, tensor, 1, context, 1)
+    layout = ParallelLayout(tensor * context, tensor, 1, context, 1)
     assert longer(bare({}), layout, config) == pytest.approx(3 * 1024 / context * 4096 / tensor * 10)
 
 
@@ -392,18 +394,22 @@ def test_a_stage_keeps_its_layers_for_the_micro_batches_in_flight(
     config: PretrainConfig, pipeline: int, steps: int, held: int
 ) -> None:
     config.train.micro_batch_size, config.train.global_batch_size = 1, steps
-    layout, layers = Layout(pipeline, 1, pipeline, 1, 1), bare({"*": 8})
+    layout, layers = ParallelLayout(pipeline, 1, pipeline, 1, 1), bare({"*": 8})
     own = longer(layers, layout, config) - longer(bare({}), layout, config)
     assert own == pytest.approx(1024 * layers.activation_bytes_per_token / pipeline * held)
 
 
 def test_the_optimizer_is_divided_over_context_ranks_too(config: PretrainConfig) -> None:
-    def need(layout: Layout) -> float:
+    def need(layout: ParallelLayout) -> float:
         logits = longer(bare({}), layout, config) * config.train.seq_length / 1024
-        return memory_per_gpu(bare({}), layout, config) - logits
+        return estimate_memory_per_gpu(bare({}), layout, config) - logits
 
-    count = parameters(bare({})).total
-    assert need(Layout(8, 1, 1, 1, 1)) == need(Layout(8, 1, 1, 8, 1)) == pytest.approx(count * (6 + 12 / 8))
+    count = count_parameters(bare({})).total
+    assert (
+        need(ParallelLayout(8, 1, 1, 1, 1))
+        == need(ParallelLayout(8, 1, 1, 8, 1))
+        == pytest.approx(count * (6 + 12 / 8))
+    )
 
 
 def test_missing_data_is_not_a_problem_of_the_preflight_alone(config: PretrainConfig) -> None:

@@ -14,7 +14,7 @@ from nano3.config import PretrainConfig
 from nano3.training.dataset import open_data
 from nano3.training.megatron import recipe
 from nano3.training.megatron.schema import load_bundled
-from nano3.training.megatron.settings import Setting, check
+from nano3.training.megatron.settings import Setting, setting_problems
 from nano3.utils.errors import UserError
 
 FULL = {
@@ -70,7 +70,7 @@ def test_a_mask_that_matters_stays() -> None:
 def test_every_adaptation_says_why_and_fits_the_schema() -> None:
     found = recipe.adaptations(FULL.get, 1, lambda module: False)
     assert all(len(s.origin) > 10 for s in found)
-    assert check(found, load_bundled(NANO)) == []
+    assert setting_problems(found, load_bundled(NANO)) == []
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_recipe_module_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> N
 
 def settings(config: PretrainConfig, data_dir: Path) -> dict[str, Any]:
     found: list[Setting] = recipe.data_settings(config, open_data(data_dir), Path(config.run.output_dir))
-    assert check(found, load_bundled(NANO)) == []
+    assert setting_problems(found, load_bundled(NANO)) == []
     return {s.path: s.value for s in found}
 
 

@@ -15,10 +15,10 @@ from nano3.training.megatron.schema import (
     SCHEMA_FILE,
     Field,
     Schema,
-    describe,
     dtype_name,
     extract,
-    is_recorded,
+    field_from_annotation,
+    is_bundled,
     load_bundled,
 )
 
@@ -64,7 +64,7 @@ class Container:
     ],
 )
 def test_annotations_become_kinds(annotation: Any, kinds: tuple[str, ...]) -> None:
-    assert describe(annotation).kinds == kinds
+    assert field_from_annotation(annotation).kinds == kinds
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_the_bundled_recording_is_what_the_script_writes() -> None:
 @pytest.mark.parametrize("recipe", [NANO, QWEN])
 def test_both_recipes_are_recorded(recipe: str) -> None:
     schema = load_bundled(recipe)
-    assert is_recorded(recipe)
+    assert is_bundled(recipe)
     assert schema.versions["megatron-bridge"] == "0.6.2"
     assert schema.value("model.num_attention_heads") == 32
     for path in (

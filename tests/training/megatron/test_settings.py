@@ -9,7 +9,15 @@ from megatron_helpers import NANO, QWEN, model
 
 from nano3.config import ModelConfig, PretrainConfig
 from nano3.training.megatron.schema import Field, Schema, load_bundled
-from nano3.training.megatron.settings import PLACES, Setting, apply, check, free_settings, layers_in, typed_settings
+from nano3.training.megatron.settings import (
+    CONTAINER_FIELDS,
+    Setting,
+    apply_settings,
+    count_layers,
+    override_settings,
+    setting_problems,
+    typed_settings,
+)
 from nano3.utils.errors import Failure
 
 
@@ -20,16 +28,16 @@ def as_dict(settings: list[Setting]) -> dict[str, object]:
 @pytest.mark.parametrize("name", ["nemotron_3_nano", "nemotron_3_nano_micro"])
 def test_every_typed_key_exists_in_the_recipe(config: PretrainConfig, name: str) -> None:
     config.model = model(name)
-    assert check(typed_settings(config), load_bundled(NANO)) == []
+    assert setting_problems(typed_settings(config), load_bundled(NANO)) == []
 
 
 def test_the_tiny_experiments_recipe_takes_the_typed_keys(config: PretrainConfig) -> None:
     config.model = ModelConfig(hidden_size=512)
-    assert check(typed_settings(config), load_bundled(QWEN)) == []
+    assert setting_problems(typed_settings(config), load_bundled(QWEN)) == []
 
 
 def test_a_hybrid_key_on_a_dense_recipe_is_refused(config: PretrainConfig) -> None:
-    problems = check(typed_settings(config), load_bundled(QWEN))
+    problems = setting_problems(typed_settings(config), load_bundled(QWEN))
     assert any(
         p.startswith("model.hybrid_layer_pattern=MEM*EMEM: there is no") and "leave it null" in p for p in problems
     )
@@ -70,7 +78,7 @@ def test_a_null_leaves_the_recipes_model(config: PretrainConfig) -> None:
     [("MEM*EMEM", 8), ("MEM*|EMEM", 8), ("M-M-*E/*E", 6), ("MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME", 52)],
 )
 def test_layers_of_a_pattern(pattern: str, layers: int) -> None:
-    assert layers_in(pattern) == layers
+    assert count_layers(pattern) == layers
 
 
 @pytest.mark.parametrize(
@@ -88,7 +96,7 @@ def test_layers_of_a_pattern(pattern: str, layers: int) -> None:
     ],
 )
 def test_a_wrong_free_setting_is_refused(tree: dict, words: str) -> None:
-    problems = check(free_settings(tree, load_bundled(NANO)), load_bundled(NANO))
+    problems = setting_problems(override_settings(tree, load_bundled(NANO)), load_bundled(NANO))
     assert len(problems) == 1
     assert words in problems[0]
     assert problems[0].startswith("megatron.")
@@ -112,12 +120,12 @@ def test_a_wrong_free_setting_is_refused(tree: dict, words: str) -> None:
     ],
 )
 def test_a_right_free_setting_passes(tree: dict) -> None:
-    assert check(free_settings(tree, load_bundled(NANO)), load_bundled(NANO)) == []
+    assert setting_problems(override_settings(tree, load_bundled(NANO)), load_bundled(NANO)) == []
 
 
 def test_all_problems_come_at_once() -> None:
     tree = {"model": {"a": 1, "b": 2}, "ddp": {"bucket_size": "x"}}
-    assert len(check(free_settings(tree, load_bundled(NANO)), load_bundled(NANO))) == 3
+    assert len(setting_problems(override_settings(tree, load_bundled(NANO)), load_bundled(NANO))) == 3
 
 
 class Mode(enum.Enum):
@@ -148,31 +156,33 @@ SCHEMA = Schema(
 
 def test_apply_sets_fields_and_makes_unset_sections() -> None:
     whole = Whole()
-    apply(whole, [Setting("part.size", 7, ""), Setting("part.mode", "FULL", ""), Setting("unset.size", 9, "")], SCHEMA)
+    apply_settings(
+        whole, [Setting("part.size", 7, ""), Setting("part.mode", "FULL", ""), Setting("unset.size", 9, "")], SCHEMA
+    )
     assert (whole.part.size, whole.part.mode, whole.unset) == (7, Mode.full, Part(9))
-    apply(whole, [Setting("unset", None, "")], SCHEMA)
+    apply_settings(whole, [Setting("unset", None, "")], SCHEMA)
     assert whole.unset is None
 
 
 def test_a_dict_is_laid_over_the_recipes() -> None:
     holder = SimpleNamespace(env_vars={"A": "1", "B": "2"})
-    apply(holder, free_settings({"env_vars": {"B": "3"}}, load_bundled(NANO)), load_bundled(NANO))
+    apply_settings(holder, override_settings({"env_vars": {"B": "3"}}, load_bundled(NANO)), load_bundled(NANO))
     assert holder.env_vars == {"A": "1", "B": "3"}
 
 
 def test_a_section_held_by_name_is_not_half_set() -> None:
     with pytest.raises(Failure, match="holds named by its name"):
-        apply(Whole(), [Setting("named.size", 1, "")], SCHEMA)
+        apply_settings(Whole(), [Setting("named.size", 1, "")], SCHEMA)
 
 
 def test_dtypes_become_torch_dtypes() -> None:
     torch = pytest.importorskip("torch")
     holder = SimpleNamespace(optimizer=SimpleNamespace(exp_avg_dtype=torch.float32))
-    apply(holder, [Setting("optimizer.exp_avg_dtype", "bf16", "")], load_bundled(NANO))
+    apply_settings(holder, [Setting("optimizer.exp_avg_dtype", "bf16", "")], load_bundled(NANO))
     assert holder.optimizer.exp_avg_dtype is torch.bfloat16
 
 
 def test_every_place_is_in_the_recorded_schema() -> None:
-    for places in PLACES.values():
+    for places in CONTAINER_FIELDS.values():
         for place in places:
             assert load_bundled(NANO).lookup(place)[1] is None, place

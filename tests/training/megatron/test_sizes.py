@@ -14,16 +14,23 @@ from nano3.config import ModelConfig, PretrainConfig
 from nano3.config.pretrain import megatron_section
 from nano3.training.checks.model_stats import (
     Architecture,
+    architecture_from_config,
+    count_parameters,
+    divisibility_problems,
+    embedding_rows_for,
     flops_per_token,
-    from_config,
-    padded_vocabulary,
-    parameters,
-    split_problems,
 )
-from nano3.training.checks.value_checks import start_problems
+from nano3.training.checks.value_checks import initial_weights_problems
 from nano3.training.megatron.schema import load_bundled
-from nano3.training.megatron.settings import layers_in, pattern_problems
-from nano3.training.preflight import Layout, Span, _si, layout_of, layout_problems, preflight
+from nano3.training.megatron.settings import count_layers, pattern_problems
+from nano3.training.preflight import (
+    IterationRange,
+    ParallelLayout,
+    layout_problems,
+    parallel_layout,
+    preflight,
+    short_number,
+)
 
 # Small odd numbers, so that no two of them can be mixed up.
 SMALL = Architecture(
@@ -71,7 +78,7 @@ SUMS = {
 @pytest.mark.parametrize(("layers", "changes", "total", "idle"), SUMS.values(), ids=SUMS)
 def test_parameters_are_the_sum_by_hand(layers: dict, changes: dict, total: int, idle: int) -> None:
     """`idle`: those of experts that a token does not visit."""
-    counts = parameters(replace(SMALL, layers=layers, **changes))
+    counts = count_parameters(replace(SMALL, layers=layers, **changes))
     assert (counts.total, counts.total - counts.active) == (total, idle)
     assert counts.routed_experts == 3 * EXPERT * layers.get("E", 0)
 
@@ -104,8 +111,8 @@ def test_a_scan_costs_the_same_for_every_length_beyond_its_chunk(chunk: int, len
 @given(st.dictionaries(st.sampled_from("M*E-"), st.integers(0, 9)), st.sampled_from("M*E-"))
 def test_one_layer_more_costs_the_same_wherever_it_is_added(layers: dict[str, int], kind: str) -> None:
     more = {**layers, kind: layers.get(kind, 0) + 1}
-    alone, none = (parameters(replace(SMALL, layers=c)).total for c in ({kind: 1}, {}))
-    added = parameters(replace(SMALL, layers=more)).total - parameters(replace(SMALL, layers=layers)).total
+    alone, none = (count_parameters(replace(SMALL, layers=c)).total for c in ({kind: 1}, {}))
+    added = count_parameters(replace(SMALL, layers=more)).total - count_parameters(replace(SMALL, layers=layers)).total
     assert added == alone - none
     a, b = (replace(SMALL, layers=c).activation_bytes_per_token for c in (layers, more))
     assert b > a >= 0
@@ -119,38 +126,38 @@ def test_a_typed_key_stands_above_a_free_one_above_the_recipe(target: str) -> No
     for typed, free, expected in ((None, None, own), (None, 64, 64), (16, 64, 16), (16, None, 16)):
         config.model.num_attention_heads = typed
         config.megatron = {"model": {"num_attention_heads": free}}
-        found = from_config(config, known, 1000)
+        found = architecture_from_config(config, known, 1000)
         assert found is not None and found.num_attention_heads == expected
 
 
 def test_what_is_left_out_follows_from_the_rest() -> None:
     config = PretrainConfig(model=ModelConfig(hybrid_layer_pattern="*-|-/*-", hidden_size=64, num_attention_heads=4))
-    found = from_config(config, None, 1000)
+    found = architecture_from_config(config, None, 1000)
     assert found is not None
     assert found.layers == {"*": 1, "-": 2}, "what follows / is no layer of the main stack"
     assert (found.kv_channels, found.num_query_groups, found.ffn_hidden_size) == (16, 4, 256)
     assert found.vocab_size == 1024
     for name in ("hidden_size", "num_attention_heads", "hybrid_layer_pattern"):
         unknown = replace(config, model=replace(config.model, **{name: None}))
-        assert from_config(unknown, None, 1000) is None, "guessing would be worse than no number"
+        assert architecture_from_config(unknown, None, 1000) is None, "guessing would be worse than no number"
 
 
 @given(st.integers(1, 300_000), st.sampled_from([None, 1, 2, 3, 8]), st.sampled_from([None, NANO, QWEN]))
 def test_an_embedding_has_room_for_every_id_and_little_more(size: int, tensor: int | None, recipe: str | None) -> None:
     config = PretrainConfig(model=ModelConfig(tensor_model_parallel_size=tensor))
-    rows = padded_vocabulary(config, load_bundled(recipe) if recipe else None, size)
+    rows = embedding_rows_for(config, load_bundled(recipe) if recipe else None, size)
     assert size <= rows
     assert rows % (tensor or 1) == 0 or recipe is None
     config.model.vocab_size = size
-    assert padded_vocabulary(config, None, 1) == size
+    assert embedding_rows_for(config, None, 1) == size
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 12))
 def test_attention_is_refused_exactly_when_it_cannot_be_divided(heads: int, groups: int, tensor: int) -> None:
     a = replace(SMALL, layers={"*": 1}, num_attention_heads=heads, num_query_groups=groups)
     apart = groups % tensor > 0 and tensor % groups > 0
-    assert len(split_problems(a, tensor)) == (heads % groups > 0) + (heads % tensor > 0) + apart
-    assert split_problems(replace(a, layers={"-": 1}), tensor) == [], "without attention its sizes mean nothing"
+    assert len(divisibility_problems(a, tensor)) == (heads % groups > 0) + (heads % tensor > 0) + apart
+    assert divisibility_problems(replace(a, layers={"-": 1}), tensor) == [], "without attention its sizes mean nothing"
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 4), st.integers(1, 8))
@@ -159,23 +166,23 @@ def test_experts_and_scans_are_refused_exactly_when_megatron_asserts(
 ) -> None:
     """MoELayer wants as many experts on every rank, MambaMixer as many groups; a job would find out in its queue."""
     a = replace(SMALL, layers={"E": 1}, num_moe_experts=experts, moe_router_topk=1)
-    told = split_problems(a, tensor, expert)
+    told = divisibility_problems(a, tensor, expert)
     assert told == (
         [f"model.num_moe_experts={experts} must be a multiple of model.expert_model_parallel_size={expert}."]
         if experts % expert
         else []
     )
     a = replace(SMALL, layers={"M": 1}, mamba_num_heads=groups * tensor, mamba_num_groups=groups)
-    assert len(split_problems(a, tensor, expert)) == (groups % tensor > 0)
+    assert len(divisibility_problems(a, tensor, expert)) == (groups % tensor > 0)
 
 
 @pytest.mark.parametrize("name", [p.stem for p in (ROOT / "conf/model").glob("*.yaml")])
 def test_the_models_of_conf_can_be_divided_as_they_say(name: str) -> None:
     config = nowhere("megatron", NANO)
     config.model = model(name)
-    layout = layout_of(config, load_bundled(NANO))
-    found = from_config(config, load_bundled(NANO), 131072)
-    assert found is not None and split_problems(found, layout.tensor, layout.expert) == []
+    layout = parallel_layout(config, load_bundled(NANO))
+    found = architecture_from_config(config, load_bundled(NANO), 131072)
+    assert found is not None and divisibility_problems(found, layout.tensor, layout.expert) == []
 
 
 PATTERNS = {
@@ -203,9 +210,9 @@ def test_a_pattern_that_megatron_would_refuse_is_told_before_the_job(pattern: st
 @given(st.text("M*E-|/", max_size=12))
 def test_layers_are_counted_as_the_sizes_count_them(pattern: str) -> None:
     config = PretrainConfig(model=ModelConfig(hybrid_layer_pattern=pattern, hidden_size=8, num_attention_heads=2))
-    found = from_config(config, None, 10)
+    found = architecture_from_config(config, None, 10)
     assert (found is None) == (pattern == "")
-    assert found is None or sum(found.layers.values()) == layers_in(pattern)
+    assert found is None or sum(found.layers.values()) == count_layers(pattern)
 
 
 def nowhere(backend: str, target: str) -> PretrainConfig:
@@ -284,12 +291,12 @@ def test_a_size_of_the_wrong_type_is_told_and_not_used(value: Any) -> None:
 def test_a_section_that_is_none_is_empty(section: Any) -> None:
     config = PretrainConfig(megatron={"checkpoint": section})
     assert megatron_section(config, "checkpoint") == megatron_section(config, "model") == {}
-    assert start_problems(config) == []
+    assert initial_weights_problems(config) == []
 
 
 @given(st.floats(1, 9e20) | st.integers(1, 9 * 10**20))
 def test_a_number_in_words_has_three_digits_and_is_near(number: float) -> None:
-    text = _si(number)
+    text = short_number(number)
     digits, _, unit = text.partition(" ")
     assert re.fullmatch(r"\d{1,3}(\.\d{1,2})?", digits), text
     size = {"": 1, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}[unit]
@@ -301,21 +308,21 @@ def test_a_number_in_words_has_three_digits_and_is_near(number: float) -> None:
     [(0, "0"), (999, "999"), (999.7, "1 k"), (999_499, "999 k"), (999_999, "1 M"), (-5e6, "-5 M"), (31.6e9, "31.6 B")],
 )
 def test_numbers_in_words(number: float, text: str) -> None:
-    assert _si(number) == text
+    assert short_number(number) == text
 
 
 @pytest.mark.parametrize(
     ("span", "words", "iterations"),
     [
-        (Span(0, 1700, 1700, 0), "1,700", 1700),
-        (Span(0, 100, 1700, 0), "100 (from 0 to 100 of 1,700)", 100),
-        (Span(1000, 1700, 1700, 1000), "700 (from 1,000 to 1,700 of 1,700)", 700),
-        (Span(1700, 1700, 1700, 1700), "0 (from 1,700 to 1,700 of 1,700)", 0),
-        (Span(200, 100, 1700, 200), "0 (from 200 to 100 of 1,700)", 0),
+        (IterationRange(0, 1700, 1700, 0), "1,700", 1700),
+        (IterationRange(0, 100, 1700, 0), "100 (from 0 to 100 of 1,700)", 100),
+        (IterationRange(1000, 1700, 1700, 1000), "700 (from 1,000 to 1,700 of 1,700)", 700),
+        (IterationRange(1700, 1700, 1700, 1700), "0 (from 1,700 to 1,700 of 1,700)", 0),
+        (IterationRange(200, 100, 1700, 200), "0 (from 200 to 100 of 1,700)", 0),
     ],
     ids=["whole", "a part", "the rest", "nothing", "beyond its exit"],
 )
-def test_the_iterations_of_one_command(span: Span, words: str, iterations: int) -> None:
+def test_the_iterations_of_one_command(span: IterationRange, words: str, iterations: int) -> None:
     assert (str(span), span.iterations) == (words, iterations)
 
 
@@ -323,7 +330,7 @@ def test_the_iterations_of_one_command(span: Span, words: str, iterations: int) 
 def test_each_batch_size_that_is_advised_has_no_problem(size: int, micro: int, ranks: int) -> None:
     config = PretrainConfig()
     config.train.global_batch_size, config.train.micro_batch_size = size, micro
-    layout = Layout(ranks, 1, 1, 1, 1)
+    layout = ParallelLayout(ranks, 1, 1, 1, 1)
     problems = layout_problems(config, layout)
     assert bool(problems) == (size % (micro * ranks) > 0)
     for advised in re.findall(r"\d+", problems[0].partition("use ")[2].partition(",")[0]) if problems else ():
@@ -345,6 +352,6 @@ def test_how_many_ranks_there_will_be(
     config = PretrainConfig(model=ModelConfig(tensor_model_parallel_size=2))
     config.cluster.kind, config.cluster.nproc_per_node = kind, 3
     config.cluster.nodes, config.cluster.ntasks_per_node = 2, 5
-    assert (layout_of(config, None).world, layout_of(config, None).tensor) == (world, 2)
+    assert (parallel_layout(config, None).world, parallel_layout(config, None).tensor) == (world, 2)
     config.backend = "transformers"
-    assert layout_of(config, None).tensor == 1, "told elsewhere; the table is of what would run"
+    assert parallel_layout(config, None).tensor == 1, "told elsewhere; the table is of what would run"

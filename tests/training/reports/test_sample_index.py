@@ -12,7 +12,7 @@ from training_processes import SAMPLE, Child
 from nano3.config import PrepOptions, SourceConfig
 from nano3.data.build.run import prepare
 from nano3.data.dataset.indexed import IndexedFile
-from nano3.training.reports.sample_index import DatasetOrder, SampleIndex, TokenSpan
+from nano3.training.reports.sample_index import SampleIndex, ShardIndex, TokenSpan
 from nano3.utils.errors import Failure, UserError
 
 SEQ, SEED, SAMPLES = 32, 1234, 48
@@ -151,6 +151,6 @@ def test_stretches(sample: int, stretches: list[tuple[int, int, int]]) -> None:
     """Samples of four tokens and a label, over documents 7 (9 tokens), 3 (3) and 5 (6)."""
     lengths = np.array([0, 0, 0, 3, 0, 6, 0, 9])
     places = np.array([[0, 0], [0, 4], [0, 8], [2, 0]])
-    order = DatasetOrder(Path("p"), np.array([7, 3, 5]), places, np.array([0, 1, 2]))
+    order = ShardIndex(Path("p"), np.array([7, 3, 5]), places, np.array([0, 1, 2]))
     assert order.stretches(sample, lengths) == [TokenSpan(Path("p"), *stretch) for stretch in stretches]
     assert sum(s.stop - s.start for s in order.stretches(sample, lengths)) == 5
