@@ -4,7 +4,6 @@ Imports neither torch nor megatron. For backend=megatron, values that the config
 the recorded recipe (`schema`); for backend=transformers the configuration is complete.
 """
 
-import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from nano3.training.checks.model_stats import (
     divisibility_problems,
     flops_per_token,
 )
+from nano3.training.checks.parallel_layout import ParallelLayout, layout_problems, parallel_layout
 from nano3.training.checks.value_checks import (
     initial_weights_problems,
     run_section_problems,
@@ -27,7 +27,6 @@ from nano3.training.checks.value_checks import (
     vocabulary_problems,
 )
 from nano3.training.dataset import TrainingData, open_data
-from nano3.training.hf.batch import multiples_around
 from nano3.training.hf.model import model_problems
 from nano3.training.megatron import recipe, schema, settings
 from nano3.training.megatron.recipe_check import (
@@ -77,25 +76,6 @@ class IterationRange:
         return f"{self.iterations:,} (from {self.done:,} to {self.end:,} of {self.total:,})"
 
 
-@dataclass(frozen=True)
-class ParallelLayout:
-    """How the ranks are divided. data = world / (tensor x pipeline x context)."""
-
-    world: int
-    tensor: int
-    pipeline: int
-    context: int
-    expert: int
-
-    @property
-    def model(self) -> int:
-        return self.tensor * self.pipeline * self.context
-
-    @property
-    def data(self) -> int:
-        return max(self.world // self.model, 1)
-
-
 def preflight(config: PretrainConfig, manifest: dict[str, Any] | None = None) -> Preflight:
     """Check a configuration. `manifest` is the data's manifest.json; None reads it in run.data when that is a
     folder."""
@@ -143,67 +123,6 @@ def iteration_range(config: PretrainConfig, begin: Origin) -> IterationRange:
     return IterationRange(
         begin.iteration, last_iteration(config), config.train.train_iters, begin.iteration if begin.own else 0
     )
-
-
-def parallel_layout(config: PretrainConfig, known: schema.Schema | None) -> ParallelLayout:
-    """Ranks and parallel sizes; a null takes the recipe's."""
-    cluster = config.cluster
-    here = int(os.environ.get("WORLD_SIZE", cluster.nproc_per_node))  # torchrun may have started the ranks already
-    world = here if cluster.kind == "local" else cluster.nodes * cluster.ntasks_per_node
-
-    def size(name: str) -> int:
-        value = getattr(config.model, name)
-        if value is None and known:
-            value = known.value(f"model.{name}")
-        return int(value or 1) if config.backend == "megatron" else 1
-
-    return ParallelLayout(
-        world,
-        size("tensor_model_parallel_size"),
-        size("pipeline_model_parallel_size"),
-        size("context_parallel_size"),
-        size("expert_model_parallel_size"),
-    )
-
-
-def layout_problems(config: PretrainConfig, layout: ParallelLayout) -> list[str]:
-    """World size against parallel sizes and batch sizes."""
-    train, problems = config.train, []
-    for name in ("global_batch_size", "micro_batch_size"):
-        if getattr(train, name) < 1:
-            problems.append(f"train.{name}={getattr(train, name)} must be at least 1.")
-    if problems:
-        return problems
-    where = "cluster.nproc_per_node" if config.cluster.kind == "local" else "cluster.nodes x cluster.ntasks_per_node"
-    if layout.world % layout.model:
-        problems.append(
-            f"{where}={layout.world} ranks cannot be divided into model replicas of {layout.model} (tensor "
-            f"{layout.tensor} x "
-            f"pipeline {layout.pipeline} x context {layout.context}): use a multiple of {layout.model}, or smaller "
-            "model.*_parallel_size."
-        )
-        return problems
-    if layout.world // layout.pipeline % layout.expert or layout.expert > layout.world // layout.pipeline:
-        problems.append(
-            f"model.expert_model_parallel_size={layout.expert} does not divide the "
-            f"{layout.world // layout.pipeline} ranks of a "
-            "pipeline stage: use a divisor of it, for example model.expert_model_parallel_size=1, or more ranks "
-            f"({where})."
-        )
-    step = train.micro_batch_size * layout.data
-    if train.global_batch_size % step:
-        near = multiples_around(train.global_batch_size, step)
-        problems.append(
-            f"train.global_batch_size={train.global_batch_size} is no multiple of train.micro_batch_size x "
-            "data-parallel size = "
-            f"{train.micro_batch_size} x {layout.data} = {step}: use {near}, or another train.micro_batch_size."
-        )
-    if layout.context > 1 and train.seq_length % (2 * layout.context):
-        problems.append(
-            f"train.seq_length={train.seq_length} must be a multiple of 2 x model.context_parallel_size = "
-            f"{2 * layout.context}."
-        )
-    return problems
 
 
 def estimate_memory_per_gpu(model: Architecture, layout: ParallelLayout, config: PretrainConfig) -> float:

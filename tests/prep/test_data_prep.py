@@ -132,7 +132,7 @@ def test_a_changed_weight_is_a_new_version_and_a_rerun_writes_nothing(cli: Comma
 def test_the_run_that_follows_is_checked_before_any_work(cli: Commands) -> None:
     words = ["--then", "+experiment=quickstart", "train.global_batch_size=3", "run.name=latest"]
     done = cli(*PREP, blend(cli, "b.json"), "output_dir=out", *words, code=2)
-    assert "then: train.global_batch_size=3 is no multiple" in done.stderr
+    assert "then: train.global_batch_size=3 is not a multiple" in done.stderr
     assert "then: run.name" in done.stderr
     assert not (cli.folder / "out").exists()
 

@@ -217,7 +217,7 @@ def test_what_follows_is_checked_on_data_that_is_not_there_yet(here: Path) -> No
     cfg = check_followup(composed("+experiment=quickstart", app="pretrain"), here / "out")
     assert cfg.run.data == str(here / "out")
     assert cfg.recipe.per_split_data_args_path == str(here / "out/blend.json")
-    with pytest.raises(UserError, match=r"train\.global_batch_size=3 is no multiple"):
+    with pytest.raises(UserError, match=r"train\.global_batch_size=3 is not a multiple"):
         check_followup(composed("+experiment=quickstart", "train.global_batch_size=3", app="pretrain"), here / "out")
 
 

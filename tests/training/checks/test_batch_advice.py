@@ -5,7 +5,8 @@ import re
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nano3.training.hf.batch import BatchPlan, multiples_around, plan_batches
+from nano3.training.checks.parallel_layout import multiples_around
+from nano3.training.hf.batch import BatchPlan, plan_batches
 from nano3.utils.errors import UserError
 
 sizes = st.integers(1, 48)
@@ -13,12 +14,12 @@ sizes = st.integers(1, 48)
 
 def advice(told: str) -> dict[str, list[int]]:
     """The numbers that a message names for each of the three sizes."""
-    fits = told.partition("What would fit: ")[2]
+    fits = told.partition("What fits: ")[2]
     found = {}
     for name, pattern in (
         ("batch", r"train\.global_batch_size=([\d or]+)"),
         ("micro", r"train\.micro_batch_size=([\d or]+)"),
-        ("ranks", r"([\d or]+) rank\(s\)"),
+        ("ranks", r"([\d or]+) data-parallel rank\(s\)"),
     ):
         match = re.search(pattern, fits)
         found[name] = [int(number) for number in re.findall(r"\d+", match[1])] if match else []

@@ -20,11 +20,11 @@ def test_accumulation(sizes: tuple[int, int, int], accumulation: int) -> None:
 @pytest.mark.parametrize(
     ("sizes", "told"),
     [
-        ((32, 1, 7), ["=28 or 35", "1 or 2 or 4 or 8 rank(s)"]),
+        ((32, 1, 7), ["=28 or 35", "1 or 2 or 4 or 8 data-parallel rank(s)"]),
         ((10, 4, 1), ["=8 or 12", "micro_batch_size=1 or 2 or 5"]),
-        ((2, 2, 2), ["=4;", "micro_batch_size=1", "1 rank(s)"]),
-        ((0, 1, 1), ["train.global_batch_size is 0: it must be at least 1"]),
-        ((0, -1, 0), ["global_batch_size is 0", "micro_batch_size is -1", "data-parallel size is 0"]),
+        ((2, 2, 2), ["=4;", "micro_batch_size=1", "1 data-parallel rank(s)"]),
+        ((0, 1, 1), ["train.global_batch_size=0 must be at least 1"]),
+        ((0, -1, 0), ["global_batch_size=0", "micro_batch_size=-1", "data-parallel size=0"]),
     ],
     ids=["ranks", "micro batch", "too small", "zero", "all wrong"],
 )

@@ -13,12 +13,13 @@ from megatron_helpers import NANO, QWEN, ROOT, checkpoint, model
 
 from nano3.config import ModelConfig, PretrainConfig
 from nano3.training.checks.model_stats import Architecture, architecture_from_config, count_parameters, flops_per_token
+from nano3.training.checks.parallel_layout import ParallelLayout, layout_problems
 from nano3.training.dataset import open_data
 from nano3.training.megatron.backend import fixed_keys
 from nano3.training.megatron.recipe_check import recipe_problems
 from nano3.training.megatron.schema import load_bundled
 from nano3.training.megatron.settings import override_settings
-from nano3.training.preflight import ParallelLayout, estimate_memory_per_gpu, layout_problems, preflight
+from nano3.training.preflight import estimate_memory_per_gpu, preflight
 
 
 def shape(name: str, vocab: int) -> Architecture:
@@ -329,8 +330,10 @@ LAYOUT = ParallelLayout(world=16, tensor=2, pipeline=2, context=1, expert=4)
     [
         pytest.param(replace(LAYOUT, world=6), {}, "6 ranks cannot be divided into model replicas of 4", id="world"),
         pytest.param(replace(LAYOUT, expert=16), {}, "does not divide the 8 ranks of a pipeline stage", id="experts"),
-        pytest.param(LAYOUT, {"global_batch_size": 10}, "use 8 or 16", id="batch"),
-        pytest.param(LAYOUT, {"global_batch_size": 3}, "use 16, or another", id="batch-below-one-step"),
+        pytest.param(LAYOUT, {"global_batch_size": 10}, "What fits: train.global_batch_size=8 or 16;", id="batch"),
+        pytest.param(
+            LAYOUT, {"global_batch_size": 3}, "What fits: train.global_batch_size=16.", id="batch-below-one-step"
+        ),
         pytest.param(LAYOUT, {"micro_batch_size": 0}, "train.micro_batch_size=0 must be at least 1", id="zero"),
         pytest.param(
             replace(LAYOUT, tensor=1, context=2, expert=1),

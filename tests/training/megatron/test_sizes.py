@@ -20,14 +20,12 @@ from nano3.training.checks.model_stats import (
     embedding_rows_for,
     flops_per_token,
 )
+from nano3.training.checks.parallel_layout import ParallelLayout, layout_problems, parallel_layout
 from nano3.training.checks.value_checks import initial_weights_problems
 from nano3.training.megatron.schema import load_bundled
 from nano3.training.megatron.settings import count_layers, pattern_problems
 from nano3.training.preflight import (
     IterationRange,
-    ParallelLayout,
-    layout_problems,
-    parallel_layout,
     preflight,
     short_number,
 )
@@ -333,7 +331,11 @@ def test_each_batch_size_that_is_advised_has_no_problem(size: int, micro: int, r
     layout = ParallelLayout(ranks, 1, 1, 1, 1)
     problems = layout_problems(config, layout)
     assert bool(problems) == (size % (micro * ranks) > 0)
-    for advised in re.findall(r"\d+", problems[0].partition("use ")[2].partition(",")[0]) if problems else ():
+    for advised in (
+        re.findall(r"\d+", problems[0].partition("What fits: train.global_batch_size=")[2].partition(";")[0])
+        if problems
+        else ()
+    ):
         config.train.global_batch_size = int(advised)
         assert layout_problems(config, layout) == []
 

@@ -147,7 +147,7 @@ def test_all_problems_at_once(data: Path, tmp_path: Path) -> None:
         "lr_decay_style=none",
         "log_interval=0",
         "clip_grad=-1",
-        "dealt out evenly",
+        "is not a multiple of train.micro_batch_size",
         "nothing does",
     ]
     assert all(text in str(caught.value) for text in told), str(caught.value)
