@@ -31,8 +31,8 @@ class Start:
 
     folder: Path | None
     info: CheckpointInfo | None
-    fixed: dict[str, Any]
-    told: dict[str, Any]
+    run_identity: dict[str, Any]
+    mutable_settings: dict[str, Any]
     threads: int
     new_phase: bool = False
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from training_processes import Child, losses, tiny_config
 
 from nano3.config import ModelConfig
-from nano3.training.hf import model
+from nano3.training.checks.model_stats import padded_vocab_size
+from nano3.training.hf import model as hf_model
 from nano3.utils.errors import UserError
 
 TINY = tiny_config().model
@@ -18,17 +19,17 @@ TINY = tiny_config().model
 @given(st.integers(1, 300_000), st.integers(1, 8))
 def test_padding_is_megatrons(vocab: int, tensor_parallel: int) -> None:
     """The smallest multiple of 128 x tensor-parallel size that holds the vocabulary."""
-    padded, step = model.padded_vocab_size(vocab, tensor_parallel), 128 * tensor_parallel
+    padded, step = padded_vocab_size(vocab, tensor_parallel), 128 * tensor_parallel
     assert padded % step == 0
     assert vocab <= padded < vocab + step
 
 
 def test_rows_of_the_embedding() -> None:
-    assert model.embedding_rows(TINY, 4000) == 4096
-    assert model.embedding_rows(replace(TINY, tensor_model_parallel_size=8), 4097) == 5120
-    assert model.embedding_rows(replace(TINY, vocab_size=5000), 4096) == 5000
+    assert hf_model.embedding_rows(TINY, 4000) == 4096
+    assert hf_model.embedding_rows(replace(TINY, tensor_model_parallel_size=8), 4097) == 5120
+    assert hf_model.embedding_rows(replace(TINY, vocab_size=5000), 4096) == 5000
     with pytest.raises(UserError, match=r"model.vocab_size=100 is less than the data's vocabulary of 4096"):
-        model.embedding_rows(replace(TINY, vocab_size=100), 4096)
+        hf_model.embedding_rows(replace(TINY, vocab_size=100), 4096)
 
 
 @pytest.mark.parametrize(
@@ -50,20 +51,21 @@ def test_rows_of_the_embedding() -> None:
     ids=["missing", "no pattern", "letters", "heads", "mamba heads", "top-k", "one expert", "tied", "parallel"],
 )
 def test_problems(changes: dict, told: list[str]) -> None:
-    problems = "\n".join(model.model_problems(replace(TINY, **changes)))
+    problems = "\n".join(hf_model.model_problems(replace(TINY, **changes)))
     assert all(text in problems for text in told), problems
 
 
 def test_keys_of_absent_layers_are_not_needed() -> None:
     assert (
-        model.model_problems(replace(TINY, hybrid_layer_pattern="*-", mamba_num_heads=None, num_moe_experts=None)) == []
+        hf_model.model_problems(replace(TINY, hybrid_layer_pattern="*-", mamba_num_heads=None, num_moe_experts=None))
+        == []
     )
 
 
 def test_every_architecture_key_is_mapped_or_named() -> None:
     """A key added to ModelConfig must be mapped, or stand in one of the lists of what is not architecture."""
-    other = {"vocab_size", "moe_router_bias_update_rate", "sequence_parallel", *model.PARALLEL}
-    assert {f.name for f in fields(ModelConfig)} == set(model.FIELDS) | other
+    other = {"vocab_size", "moe_router_bias_update_rate", "sequence_parallel", *hf_model.PARALLEL}
+    assert {f.name for f in fields(ModelConfig)} == set(hf_model.FIELDS) | other
 
 
 def expected_parameters(m: dict, rows: int) -> int:
@@ -86,11 +88,11 @@ def describe(model: ModelConfig, rows: int) -> tuple[dict, int, float]:
     import torch
 
     torch.manual_seed(0)
-    built = model.build_model(model, rows, 32)
+    built = hf_model.build_model(model, rows, 32)
     x = torch.randint(0, rows, (2, 32))
     return (
         built.config.to_dict(),
-        model.parameter_count(built),
+        hf_model.parameter_count(built),
         float(built(input_ids=x, labels=x, shift_labels=x).loss),
     )
 
@@ -99,9 +101,9 @@ def describe(model: ModelConfig, rows: int) -> tuple[dict, int, float]:
 def test_model_has_the_shape_that_was_asked_for(pattern: str, tmp_path: Path) -> None:
     model = replace(TINY, hybrid_layer_pattern=pattern)
     config, parameters, loss = Child(describe, (model, 256), tmp_path / "log.txt").result()
-    for ours, theirs in model.FIELDS.items():
+    for ours, theirs in hf_model.FIELDS.items():
         if theirs != "hybrid_override_pattern":
-            assert config[theirs] == model.value(model, ours), (ours, theirs)
+            assert config[theirs] == hf_model.value(model, ours), (ours, theirs)
     assert len(config["layers_block_type"]) == len(pattern)
     assert parameters == expected_parameters(vars(model), 256)
     assert loss == pytest.approx(5.545, abs=0.1)

@@ -126,8 +126,8 @@ def test_the_caches_are_named_before_torch_is_imported() -> None:
     """Triton and Inductor read them when they are imported."""
     script = """
 import sys
-from nano3.training import megatron
-megatron.set_environment()
+from nano3.training.megatron import backend
+backend.set_environment()
 print([m for m in ("torch", "triton") if m in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
