@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from nano3.cli.config_groups import GROUPS, SCHEMAS, members  # noqa: E402
-from nano3.cli.help import sentences  # noqa: E402
+from nano3.cli.help import field_docs  # noqa: E402
 
 COPIED = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)#\s]+)(#[^)]*)?\)")
@@ -71,7 +71,7 @@ def configuration_reference() -> str:
 
 def section(schema: type, prefix: str) -> Iterator[str]:
     """Yield the table of a dataclass's own keys, then the sections of the dataclasses in it."""
-    said, nested = sentences(schema), []
+    said, nested = field_docs(schema), []
     yield from ("| key | type | default | |", "|---|---|---|---|")
     for f in fields(schema):
         if isinstance(f.type, type) and is_dataclass(f.type):

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 
+from nano3.utils.command_line import OverrideWord
 from nano3.utils.errors import UserError
 
 _MAX_LABEL = 120
@@ -42,7 +43,7 @@ def sweep_labels(points: Sequence[Sequence[str]]) -> list[str]:
     The same overrides give the same label in every invocation, whatever their order on the command line. A single point
     is named by all its overrides but those of Hydra and of the cluster. Two equal points are a `UserError`.
     """
-    parsed = [dict(_key_value(override) for override in point) for point in points]
+    parsed = [{o.key: o.value or "" for o in map(OverrideWord.parse, point)} for point in points]
     keys = sorted({key for point in parsed for key in point})
     if len(parsed) > 1:
         wanted = [key for key in keys if len({point.get(key) for point in parsed}) > 1]
@@ -56,11 +57,6 @@ def sweep_labels(points: Sequence[Sequence[str]]) -> list[str]:
         told = [" ".join(f"{key}={value}" for key, value in point) for point in sorted(twice)]
         raise UserError([f"The sweep has the same point twice: {point}. Give every value once." for point in told])
     return labels
-
-
-def _key_value(override: str) -> tuple[str, str]:
-    key, _, value = override.partition("=")
-    return key.lstrip("+~"), value
 
 
 def _label(values: dict[str, str]) -> str:

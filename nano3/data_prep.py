@@ -17,10 +17,11 @@ def main() -> None:
     """Run the command line. Start loading the tokenizer first, as the other imports take half a second."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no linear algebra here: its threads would only spin
     from nano3.prep.preload import preload_tokenizer
+    from nano3.utils.command_line import CommandLine, fold_then
     from nano3.utils.gc_pause import gc_paused
 
-    sys.argv = fold_then(sys.argv)
-    preload_tokenizer(sys.argv[1:])
+    sys.argv[1:] = fold_then(sys.argv[1:])
+    preload_tokenizer(CommandLine.parse(sys.argv[1:]))
     with gc_paused(freeze=True):
         from nano3.cli.app import run_app
         from nano3.data.build.worker_client import WorkerServerClient
@@ -30,17 +31,6 @@ def main() -> None:
         run_app("data_prep", data_prep, separate_sweep_points)
     finally:
         WorkerServerClient.cancel_preload()
-
-
-def fold_then(argv: list[str]) -> list[str]:
-    """Turn `... --then WORD WORD` into Hydra's `then=['WORD','WORD']`, so users need not quote twice."""
-    if "--then" not in argv:
-        return argv
-    at = argv.index("--then")
-    if at == len(argv) - 1:
-        return argv  # a later check reports it
-    words = [word.replace("\\", "\\\\").replace("'", "\\'") for word in argv[at + 1 :]]
-    return [*argv[:at], "then=[" + ",".join(f"'{word}'" for word in words) + "]"]
 
 
 if __name__ == "__main__":

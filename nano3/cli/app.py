@@ -1,16 +1,16 @@
-"""What both entry points share: how Hydra is called, how a sweep's points become calls, and how errors are told.
+"""Run an application with Hydra: compose its configuration, run one point or a sweep, and explain errors.
 
-Every wrong key is told at once with the nearest right one (nano3.cli.override_errors), a user's error ends with
-exit code 2, and nothing that a person can mend shows a traceback.
+nano3.pretrain and nano3.data_prep share this module. A user's error ends with exit code 2 and a message about every
+wrong key at once (nano3.cli.override_errors), without a traceback.
 """
 
 import os
-import re
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,159 +24,170 @@ from omegaconf import DictConfig, OmegaConf
 from launch.check import cluster_problems
 from nano3.artifacts.resolver import register_resolver
 from nano3.cli import help
-from nano3.cli.config_groups import SCHEMAS, TAKES_A_VALUE, conf_dir
-from nano3.cli.override_errors import EXPECTED_ERRORS, everything_wrong, explain_error, wrong_beforehand
-from nano3.utils.console import say
+from nano3.cli.config_groups import SCHEMAS, conf_dir
+from nano3.cli.override_errors import (
+    EXPECTED_ERRORS,
+    composition_problems,
+    explain_error,
+    problems_before_composing,
+)
+from nano3.utils.command_line import CommandLine
+from nano3.utils.console import print_problems, say
 from nano3.utils.disk_errors import disk_errors
 from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Nano3Error, UserError
 from nano3.utils.redaction import secret_problems
 
-# Keys where nothing at all (`output_dir=`) would mean the folder one happens to be in.
-NEVER_EMPTY = ("output_dir", "job_dir", "artifact", "run.output_dir", "run.name", "run.data")
+# Keys where an empty value (`output_dir=`) would mean the current folder.
+NONEMPTY_KEYS = ("output_dir", "job_dir", "artifact", "run.output_dir", "run.name", "run.data")
 Task = Callable[[DictConfig], int]
-# Given all points of a sweep and their overrides: check them, and make them differ where they must.
-Prepare = Callable[[list[DictConfig], list[list[str]]], None]
+# Receives all points of a sweep and their overrides; checks them and gives them separate output folders.
+PrepareSweep = Callable[[list[DictConfig], list[list[str]]], None]
 
 
-def run_app(name: str, task: Task, sweep: Prepare | None = None) -> NoReturn:
-    """Compose the configuration `name` from the command line, call `task` with it, and leave with its exit code.
+def run_app(name: str, task: Task, prepare_sweep: PrepareSweep | None = None) -> NoReturn:
+    """Compose the configuration `name` from the command line, call `task` with it, and exit with its exit code.
 
-    Exit codes: what `task` returns; 2 for a user's error; 1 for a foreseen failure; 130 for Ctrl-C. Anything else
-    keeps its traceback. A sweep calls `task` once for each point, after `sweep`; its code is the first that is not 0.
-    (With a launcher that starts points itself, as nano3.pretrain has, `task` is not called.)
+    Other exit codes: 2 for a user's error, 1 for a foreseen failure, 130 for Ctrl-C. Any other error keeps its
+    traceback. A sweep calls `prepare_sweep` once and then `task` for each point; its exit code is the first nonzero
+    one. `task` is not called when the configuration selects a launcher that runs the points itself, as nano3.pretrain
+    does.
+
+    Args:
+        name: Application, "pretrain" or "data_prep".
+        task: Does the work of one composed configuration and returns the exit code.
+        prepare_sweep: Checks and adjusts the points of a sweep before the first one runs.
     """
     initialize()
-    sys.argv[1:] = flags_first(sys.argv[1:])
-    shown_in_full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    sys.argv[1:] = CommandLine.parse(sys.argv[1:]).flags_first()
+    line = CommandLine.parse(sys.argv[1:])
+    full_errors = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         with disk_errors("standard output"):
-            if help.asked(sys.argv[1:]):
-                show(help.text(name))
-            if "--version" in sys.argv[1:]:
-                show(help.version())
-            set_up()
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving with 1
-            if found := wrong_beforehand(name, sys.argv[1:]):
+            if help.is_requested(line):
+                print_and_exit(help.text(name))
+            if line.has_flag("--version"):
+                print_and_exit(help.version())
+            register_config()
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors instead of printing them and exiting with 1
+            if found := problems_before_composing(name, line):
                 raise UserError(found)
-            code = _run(name, task, sweep, shown_in_full)
+            code = _HydraRun(name, line, task, prepare_sweep, full_errors).run()
             sys.stdout.flush()
         sys.exit(code)
     except EXPECTED_ERRORS as error:
-        if shown_in_full:
+        if full_errors:
             raise
-        exit_with_error(explain_error(error, name, sys.argv[1:]))
+        exit_with_error(explain_error(error, name, line))
     except BrokenPipeError:
         exit_on_broken_pipe()
     except (ValueError, OSError) as error:
-        if shown_in_full or not (found := everything_wrong(error, name, sys.argv[1:])):
+        if full_errors or not (found := composition_problems(error, name, line)):
             raise
         exit_with_error(UserError(found))
     except KeyboardInterrupt:
-        if shown_in_full:
+        if full_errors:
             raise
-        print("\nstopped; run the same command again to go on", file=sys.stderr)
+        print("\nstopped; run the same command again to resume", file=sys.stderr)
         sys.exit(INTERRUPTED_EXIT_CODE)
 
 
 def initialize() -> None:
-    """What every entry point does first: a closed stdout or stderr (`>&-`) becomes one that nobody reads, and Ctrl-C
-    is taken over."""
+    """Prepare the process of an entry point: replace a closed stdout or stderr (`>&-`) and handle Ctrl-C."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115  for as long as the process lives
-    take_interrupts()
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115  open until the process ends
+    enable_keyboard_interrupt()
 
 
-def take_interrupts() -> None:
-    """Have Ctrl-C raise `KeyboardInterrupt` again, now that somebody tells what it means (see nano3/__init__.py)."""
+def enable_keyboard_interrupt() -> None:
+    """Let Ctrl-C raise `KeyboardInterrupt` again; nano3/__init__.py disables it while modules are imported."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def flags_first(argv: list[str]) -> list[str]:
-    """Overrides after flags: Hydra takes them in one piece only, and `a=1 -m b=1,2` is what people type."""
-    moved = [
-        word
-        for before, word in zip(["", *argv], argv, strict=False)
-        if ("=" in word or word.startswith("~")) and not word.startswith("-") and before not in TAKES_A_VALUE
-    ]
-    left = list(argv)
-    for word in moved:
-        left.remove(word)
-    return left + moved
-
-
-def set_up() -> None:
-    """What composing needs: the schemas and the resolvers that conf/ uses."""
+def register_config() -> None:
+    """Register the schemas and the resolvers that conf/ uses."""
     for app, schema in SCHEMAS.items():
         ConfigStore.instance().store(name=f"{app}_schema", node=schema)
     sample = Path(__file__).resolve().parents[1] / "sample"
     OmegaConf.register_new_resolver("sample", lambda file: str(sample / file), replace=True)
-    OmegaConf.register_new_resolver("scratch", scratch, replace=True)
+    OmegaConf.register_new_resolver("scratch", sweep_scratch_dir, replace=True)
     register_resolver()
 
 
 @cache
-def scratch() -> str:
-    """A folder for what Hydra writes of a sweep (multirun.yaml, without the points' overrides); `_run` removes it."""
+def sweep_scratch_dir() -> str:
+    """Return a temporary folder for Hydra's record of a sweep, multirun.yaml. `_HydraRun.run` removes it."""
     return tempfile.mkdtemp(prefix="nano3-sweep-")
 
 
-def _run(name: str, task: Task, sweep: Prepare | None, shown_in_full: bool) -> int:
-    """One call of Hydra; a sweep takes two, so that all points are checked before the first one works."""
-    points: list[DictConfig] = []
-    overrides: list[list[str]] = []
-    codes: list[int] = []
-    refused: list[Exception] = []
+@dataclass
+class _HydraRun:
+    """One command. A sweep calls Hydra twice, so that all points are composed and checked before the first one runs."""
 
-    def work(cfg: DictConfig) -> None:
-        with disk_errors("standard output"):  # else Hydra, or the next point, would be told of an unforeseen end
-            codes.append(task(cfg))
+    name: str
+    line: CommandLine
+    task: Task
+    prepare_sweep: PrepareSweep | None
+    full_errors: bool
+    points: list[DictConfig] = field(default_factory=list)
+    overrides: list[list[str]] = field(default_factory=list)
+    codes: list[int] = field(default_factory=list)
+    error: Exception | None = None
 
-    def first(cfg: DictConfig) -> None:
+    def run(self) -> int:
+        """Run the command and return the first nonzero exit code, or 0."""
+        try:
+            self._call_hydra(self._run_or_collect)
+            if self.error:
+                raise self.error
+            if self.points:
+                if self.prepare_sweep:
+                    self.prepare_sweep(self.points, self.overrides)
+                self._call_hydra(self._run_point)
+                say(f"{self.codes.count(0)} of {len(self.codes)} points finished")
+        finally:
+            if sweep_scratch_dir.cache_info().currsize:
+                shutil.rmtree(sweep_scratch_dir(), ignore_errors=True)
+                sweep_scratch_dir.cache_clear()
+        return next((code for code in self.codes if code), 0)
+
+    def _call_hydra(self, function: Callable[[DictConfig], None]) -> None:
+        hydra.main(version_base="1.3", config_path=conf_dir(), config_name=self.name)(function)()
+
+    def _run_task(self, cfg: DictConfig) -> None:
+        with disk_errors("standard output"):  # here, so that one point's disk error does not end the whole sweep
+            self.codes.append(self.task(cfg))
+
+    def _run_or_collect(self, cfg: DictConfig) -> None:
+        """Run the task of a single run, or collect one point of a sweep."""
         if HydraConfig.get().mode != RunMode.RUN:
-            points.append(cfg)
-            overrides.append(task_overrides())
+            self.points.append(cfg)
+            self.overrides.append(task_overrides())
             return
         try:
-            work(cfg)
+            self._run_task(cfg)
         except EXPECTED_ERRORS as error:
-            if shown_in_full:
+            if self.full_errors:
                 raise
-            refused.append(error)  # raised here, Hydra would print all overrides above it
+            self.error = error  # raised after Hydra returns, because Hydra would print all overrides first
 
-    def again(cfg: DictConfig) -> None:
-        number = len(codes)
-        say(f"# ---- point {number + 1} of {len(points)}: {' '.join(overrides[number])}")
+    def _run_point(self, cfg: DictConfig) -> None:
+        """Run the task of the next point of a sweep."""
+        number = len(self.codes)
+        say(f"# ---- point {number + 1} of {len(self.points)}: {' '.join(self.overrides[number])}")
         try:
-            work(points[number])
+            self._run_task(self.points[number])
         except EXPECTED_ERRORS as error:
-            if shown_in_full:
+            if self.full_errors:
                 raise
-            codes.append(print_error(explain_error(error, name, sys.argv[1:])))
-
-    try:
-        _hydra(name, first)
-        if refused:
-            raise refused[0]
-        if points:
-            if sweep:
-                sweep(points, overrides)
-            _hydra(name, again)
-            say(f"{codes.count(0)} of {len(codes)} points finished")
-    finally:
-        if scratch.cache_info().currsize:
-            shutil.rmtree(scratch(), ignore_errors=True)
-            scratch.cache_clear()
-    return next((code for code in codes if code), 0)
+            explained = explain_error(error, self.name, self.line)
+            print_problems(explained.problems)
+            self.codes.append(explained.exit_code)
 
 
-def _hydra(name: str, call: Callable[[DictConfig], None]) -> None:
-    hydra.main(version_base="1.3", config_path=conf_dir(), config_name=name)(call)()
-
-
-def show(text: str) -> NoReturn:
-    """Print, and leave: all that was asked for."""
+def print_and_exit(text: str) -> NoReturn:
+    """Print a text and exit with code 0."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -185,76 +196,55 @@ def show(text: str) -> NoReturn:
 
 
 def exit_on_broken_pipe() -> NoReturn:
-    """Leave because whoever read the output has closed it, as `head` does."""
-    to_nobody()
+    """Exit with code 1 because the reader of the output, such as `head`, has closed it."""
+    _discard_stdout()
     sys.exit(1)
 
 
-def to_nobody() -> None:
-    """Let what is still in stdout's buffer go nowhere; Python would try to write it when it ends."""
+def _discard_stdout() -> None:
+    """Discard buffered output, which Python would otherwise try to write at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def exit_with_error(error: Nano3Error) -> NoReturn:
-    """Print every problem on stderr and exit with the error's code."""
-    code = print_error(error)
+    """Print every problem to stderr and exit with the error's exit code."""
+    print_problems(error.problems)
     try:
         sys.stdout.flush()
-    except OSError:  # a full disk under it, which Python would meet again while it ends
-        to_nobody()
-    sys.exit(code)
-
-
-def print_error(error: Nano3Error) -> int:
-    """Print every problem on stderr; gives the exit code. Datasets with one and the same problem share one message."""
-    for problem in grouped(error.problems):
-        print(f"error: {problem}", file=sys.stderr)
-    return error.exit_code
-
-
-def grouped(problems: Sequence[str]) -> list[str]:
-    """Join problems that begin "dataset 'NAME': " and go on alike but for their path; a blend may have dozens."""
-    found: dict[str, list[re.Match[str]]] = {}
-    for number, problem in enumerate(problems):
-        match = re.fullmatch(r"dataset '([^']+)': (.*)", problem, re.DOTALL)
-        places = re.search(r"path=(\S+?)[:,]? ", match[2]) if match else None
-        alike = match[2].replace(places[1], "…") if match and places else match[2] if match else str(number)
-        found.setdefault(alike, []).append(match or re.match(r"(?s)()(.*)", problem))  # type: ignore[arg-type]
-    told = []
-    for matches in found.values():
-        names = [m[1] for m in matches]
-        if not names[0]:
-            told += [m[0] for m in matches]
-        elif len(names) == 1:
-            told.append(matches[0][0])
-        else:
-            told.append(f"{len(names)} datasets ({', '.join(names)}); the first: {matches[0][2]}")
-    return told
+    except OSError:  # for example a full disk; Python would fail again at exit
+        _discard_stdout()
+    sys.exit(error.exit_code)
 
 
 def task_overrides() -> list[str]:
-    """The overrides of this start as they were typed, Hydra's own left out."""
+    """Return the overrides of the current run as typed, without Hydra's own."""
     return list(HydraConfig.get().overrides.task)
 
 
 def to_typed_config(cfg: DictConfig) -> Any:
-    """The composed configuration as its dataclass, interpolations resolved. Raises `UserError` as `value_problems`."""
+    """Return the composed configuration as its dataclass, with interpolations resolved.
+
+    Raises:
+        UserError: With the problems that `value_problems` finds.
+    """
     if problems := value_problems(cfg):
         raise UserError(problems)
     return OmegaConf.to_object(cfg)
 
 
 def value_problems(cfg: DictConfig) -> list[str]:
-    """One message for each value of a composed configuration that is wrong whatever the application does with it.
+    """Return one message for each invalid value that both applications reject.
 
-    Still missing (`???`), empty where it must not be, a secret, or a `cluster` that cannot be. Raises `UserError` when
-    values are missing: without them nothing more can be told.
+    These are empty values of `NONEMPTY_KEYS`, secrets, and wrong values in the section `cluster`.
+
+    Raises:
+        UserError: If values are missing (`???`); the other checks need them.
     """
     if missing := sorted(OmegaConf.missing_keys(cfg)):
-        raise UserError(f"no value for {key}; set it on the command line: {key}=..." for key in missing)
+        raise UserError(f"no value for {key}. Set it on the command line: {key}=..." for key in missing)
     problems = [
-        f"{key}= is empty; give it a value, or leave {key}= out to have the usual one"
-        for key in NEVER_EMPTY
+        f"{key}= is empty. Give it a value, or remove {key}= to use the default"
+        for key in NONEMPTY_KEYS
         if OmegaConf.select(cfg, key, default="-") == ""
     ]
     cluster: Any = OmegaConf.to_object(cfg.cluster)

@@ -1,6 +1,6 @@
-"""What is wrong inside the files that a command line chooses: broken YAML, wrong keys, wrong values, with their file.
+"""Mistakes in the files that a command line chooses: broken YAML, unknown keys and wrong values, with the file's name.
 
-Looked into only once Hydra has refused: it stops at the first mistake and often does not say which file it is in.
+The files are checked only after Hydra has failed: Hydra stops at the first mistake and often does not name the file.
 """
 
 import os
@@ -14,52 +14,69 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nano3.cli.config_groups import GROUPS, OPEN, SCHEMAS, conf_dir, given_conf, schema_keys, user_conf
+from nano3.cli.config_groups import GROUPS, OPEN_SECTIONS, SCHEMAS, conf_dir, schema_keys, user_conf_dir
+from nano3.utils.command_line import CommandLine
 from nano3.utils.errors import did_you_mean
 from nano3.utils.tree import leaves
 
-_CHOSEN_BY_HYDRA = re.compile(r"In '(\w+/[^']+)'")
+_MEMBER_IN_HYDRA_MESSAGE = re.compile(r"In '(\w+/[^']+)'")
 _PACKAGE = re.compile(r"^#\s*@package\s+(\S+)", re.MULTILINE)
 
 
-def file_problems(name: str, overrides: list[Override], told: str, argv: list[str]) -> list[str]:
-    """One message for each mistake in the chosen members' files; `told` is what Hydra said, which may name one."""
+def file_problems(
+    name: str, overrides: Sequence[Override], hydra_message: str, config_dirs: Sequence[str]
+) -> list[str]:
+    """Return one message for each mistake in the files of the chosen group members.
+
+    Args:
+        name: Application, "pretrain" or "data_prep".
+        overrides: The parsed command line.
+        hydra_message: Hydra's error message, which may name a member that another file chooses.
+        config_dirs: Folders of `--config-dir`.
+    """
     chosen = [f"{o.key_or_group}/{o.value()}" for o in overrides if o.key_or_group in GROUPS]
-    chosen += _CHOSEN_BY_HYDRA.findall(told)
+    chosen += _MEMBER_IN_HYDRA_MESSAGE.findall(hydra_message)
     found: list[str] = []
     for member in dict.fromkeys(chosen):
-        if path := file_of(member, argv):
-            found += problems_in(path, member.partition("/")[0], name)
+        if path := member_file(member, config_dirs):
+            found += problems_in_file(path, member.partition("/")[0], name)
     return found
 
 
-def file_of(member: str, argv: list[str]) -> Path | None:
-    """The file of "cluster/hopper", searched as Hydra does: --config-dir, the user's folder, nano3's."""
-    roots = [*given_conf(argv), *filter(None, [user_conf()]), conf_dir()]
+def member_file(member: str, config_dirs: Sequence[str] = ()) -> Path | None:
+    """Return the file of a member such as "cluster/hopper", or None.
+
+    The search order is Hydra's: the folders of `--config-dir`, $NANO3_CONF, conf/.
+    """
+    roots = [*config_dirs, *filter(None, [user_conf_dir()]), conf_dir()]
     return next((path for root in roots if (path := Path(root) / f"{member}.yaml").is_file()), None)
 
 
 def experiment_override_warning(words: Sequence[str]) -> str | None:
-    """What to tell of overrides that name a member of `train` and an experiment which sets keys of it to other values:
-    Hydra puts the experiment above it."""
-    typed = dict(word.lstrip("+").partition("=")[::2] for word in words)
+    """Return a warning if an experiment overrides keys that the chosen member of `train` sets, or None.
+
+    Hydra gives the experiment precedence over `train=NAME`, even when both are typed.
+    """
+    typed = CommandLine.parse(words).values
     if not {"train", "experiment"} <= typed.keys():
         return None
-    below, above = (member_values(f"{group}/{typed[group]}") for group in ("train", "experiment"))
-    keys = [key for key, value in below.items() if key not in typed and above.get(key, value) != value]
+    train, experiment = (member_values(f"{group}/{typed[group]}") for group in ("train", "experiment"))
+    keys = [key for key, value in train.items() if key not in typed and experiment.get(key, value) != value]
     if not keys:
         return None
-    told = ", ".join(f"{key}={above[key]}" for key in keys)
+    overridden = ", ".join(f"{key}={experiment[key]}" for key in keys)
     return (
-        f"train={typed['train']}: experiment={typed['experiment']} stands above it, so these are the experiment's: "
-        f"{told}. To have another value write it out: KEY=VALUE."
+        f"experiment={typed['experiment']} overrides train={typed['train']}, so these values are the experiment's: "
+        f"{overridden}. To use another value, set it on the command line: KEY=VALUE."
     )
 
 
-def member_values(member: str, argv: Sequence[str] = ()) -> dict[str, Any]:
-    """The dotted keys that the file of "train/phase2" sets, with their values, those of the members it builds on
-    included; none of a file that cannot be read, which composing tells."""
-    path, group = file_of(member, list(argv)), member.partition("/")[0]
+def member_values(member: str, config_dirs: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the dotted keys and values that a member such as "train/phase2" sets, including those of its defaults.
+
+    A file that cannot be read has no values; composing the configuration reports it.
+    """
+    path, group = member_file(member, config_dirs), member.partition("/")[0]
     try:
         text = path.read_text() if path else ""
         content = yaml.safe_load(text)
@@ -69,13 +86,19 @@ def member_values(member: str, argv: Sequence[str] = ()) -> dict[str, Any]:
         return {}
     names = [name for name in content.pop("defaults", []) if isinstance(name, str)]
     found: dict[str, Any] = {}
-    for below in (f"{group}/{name}" for name in names if name != "_self_"):
-        found |= member_values(below, argv) if below != member else {}
+    for base in (f"{group}/{name}" for name in names if name != "_self_"):
+        found |= member_values(base, config_dirs) if base != member else {}
     return found | dict(leaves(content, "" if _PACKAGE.search(text) else f"{group}."))
 
 
-def problems_in(path: Path, group: str, name: str) -> list[str]:
-    """What is wrong with the file of a member of `group` for application `name`."""
+def problems_in_file(path: Path, group: str, name: str) -> list[str]:
+    """Return one message for each mistake in the file of a member.
+
+    Args:
+        path: The member's file.
+        group: Its group, for example "cluster".
+        name: Application, "pretrain" or "data_prep".
+    """
     try:
         text = path.read_text()
         content = yaml.safe_load(text)
@@ -84,57 +107,66 @@ def problems_in(path: Path, group: str, name: str) -> list[str]:
     except yaml.YAMLError as error:
         return [yaml_problem(error, path)]
     if not isinstance(content, dict | None):
-        return [f"{path}: it holds {content!r} and no keys; write one key: value a line."]
+        return [f"{path}: expected one key: value per line, found {content!r}."]
     package = _PACKAGE.search(text)
     if package and package[1] != "_global_":
         return []
-    prefix = "" if package else f"{group}."
-    keys = list(schema_keys(SCHEMAS[name]))
     if group == "experiment" and not package:
-        return [f"{path}: an experiment begins with the line '# @package _global_'; without it no key of it counts."]
-    for hydras_own in ("defaults", "hydra") if package else ("defaults",):
-        (content or {}).pop(hydras_own, None)
-    return [f"{path}: {problem}" for problem in _problems(content or {}, prefix, keys, SCHEMAS[name])]
+        return [
+            f"{path}: an experiment must begin with the line '# @package _global_'. Without it, its keys have no effect."
+        ]
+    for hydra_key in ("defaults", "hydra") if package else ("defaults",):
+        (content or {}).pop(hydra_key, None)
+    keys = list(schema_keys(SCHEMAS[name]))
+    found = _content_problems(content or {}, "" if package else f"{group}.", keys, SCHEMAS[name])
+    return [f"{path}: {problem}" for problem in found]
 
 
-def _problems(content: Mapping[Any, Any], prefix: str, keys: list[str], schema: type) -> Iterator[str]:
+def _content_problems(content: Mapping[Any, Any], prefix: str, keys: list[str], schema: type) -> Iterator[str]:
+    """Yield the unknown keys and wrong values of one section, and those of the sections inside it."""
     for short, value in content.items():
         key = f"{prefix}{short}"
-        below = [k for k in keys if k.startswith(f"{key}.")]
         if key not in keys:
-            if not key.startswith(OPEN):
-                siblings = [k.removeprefix(prefix) for k in keys if k.rpartition(".")[0] == prefix.rstrip(".")]
-                yield f"no key {short!r} in {prefix.rstrip('.') or 'it'}.{did_you_mean(str(short), siblings)}"
-        elif isinstance(value, Mapping) and below:
-            yield from _problems(value, f"{key}.", keys, schema)
+            if not key.startswith(OPEN_SECTIONS):
+                section = prefix.rstrip(".")
+                siblings = [k.removeprefix(prefix) for k in keys if k.rpartition(".")[0] == section]
+                where = f" in {section}" if section else " at the top level"
+                yield f"no key {short!r}{where}.{did_you_mean(str(short), siblings)}"
+        elif isinstance(value, Mapping) and any(k.startswith(f"{key}.") for k in keys):
+            yield from _content_problems(value, f"{key}.", keys, schema)
         else:
             blank: Any = OmegaConf.structured(schema)
             try:
-                OmegaConf.update(blank, key, value, merge=False)  # merging takes a list for a text
+                OmegaConf.update(blank, key, value, merge=False)  # with merge=True a list passes as text
             except (OmegaConfBaseException, ValueError) as error:
                 yield f"{key}: {str(error).splitlines()[0]}"
 
 
 def yaml_problem(error: yaml.YAMLError, path: Path | None = None) -> str:
-    """A YAML mistake in one line: the file, where in it, what is wrong, and what to do."""
+    """Return a YAML error as one line: the file, the position, what is wrong and what to do.
+
+    Args:
+        error: The error, which may hold the name of the file and the position.
+        path: The file, if the error does not name it.
+    """
     mark = getattr(error, "problem_mark", None)
     what = getattr(error, "problem", None) or str(error).splitlines()[0]
     file = path or Path(mark.name if mark else "a configuration file")
     where = f"{file}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(file)
     starts = file.parent / "starts"
     if file.name == "config.yaml" and starts.is_dir():
-        mend = f"Copy the newest {starts}/*/config.yaml over it, or give this run another name (run.name=...)."
+        fix = f"Copy the newest {starts}/*/config.yaml over it, or give this run another name (run.name=...)."
     else:
-        mend = "Mend the file: key: value, with the same indentation (blanks, no tabs) for keys of one level."
-    return f"{where}: not valid YAML: {what}. {mend}"
+        fix = "Correct the file: write key: value, and indent keys of one level equally, with spaces."
+    return f"{where}: not valid YAML: {what}. {fix}"
 
 
-def missing_folder() -> list[str]:
-    """Why $NANO3_CONF cannot be searched; nothing when it can, or is not set."""
-    folder = user_conf()
+def conf_dir_problems() -> list[str]:
+    """Return one message if $NANO3_CONF is set to a folder that does not exist."""
+    folder = user_conf_dir()
     if folder is None or Path(folder).is_dir():
         return []
     return [
-        f"NANO3_CONF={os.environ['NANO3_CONF']}: there is no such folder. Make it (it holds cluster/NAME.yaml, "
-        f"data_blend/NAME.yaml, ...), or unset NANO3_CONF."
+        f"NANO3_CONF={os.environ['NANO3_CONF']}: there is no such folder. Create it (it contains cluster/NAME.yaml, "
+        f"data_blend/NAME.yaml, ...) or unset NANO3_CONF."
     ]

@@ -17,6 +17,7 @@ from nano3.cli.override_errors import EXPECTED_ERRORS, explain_error, override_p
 from nano3.config import DataPrepConfig
 from nano3.pretrain import check, folder, make_job, resolve_paths
 from nano3.training.run.record import DataReference
+from nano3.utils.command_line import CommandLine
 from nano3.utils.errors import UserError
 
 # Keys that may not follow --then, and what to do instead.
@@ -38,16 +39,16 @@ def compose_followup(config: DataPrepConfig) -> DictConfig:
     Raises:
         UserError: With all problems of the overrides and of the run's configuration.
     """
-    problems = override_problems("pretrain", config.then, choices=True)
-    given = {word.lstrip("+~").partition("=")[0] for word in config.then if "=" in word}
-    problems += [f"{key}: {instead}" for key, instead in RESERVED_KEYS.items() if key in given]
+    line = CommandLine.parse(config.then)
+    problems = override_problems("pretrain", line, check_members=True)
+    problems += [f"{key}: {instead}" for key, instead in RESERVED_KEYS.items() if key in line.keys]
     if not problems:
         cluster = HydraConfig.get().runtime.choices["cluster"]
         try:
             cfg = compose("pretrain", [f"cluster={cluster}", f"dry_run={config.dry_run}", *config.then])
             return check_followup(cfg, Path(config.output_dir).absolute())
         except EXPECTED_ERRORS as error:
-            problems = explain_error(error, "pretrain", config.then).problems
+            problems = explain_error(error, "pretrain", line).problems
     raise UserError([f"then: {problem}" for problem in problems])
 
 

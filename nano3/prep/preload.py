@@ -1,32 +1,32 @@
 """Start loading the tokenizer before the configuration is composed, because loading takes longer than composing."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from nano3.data.build.worker_client import WorkerServerClient
+from nano3.utils.command_line import CommandLine
 
 # Keys after which this process may prepare nothing, or may not use the fast engine.
 NO_PRELOAD_KEYS = ("cluster", "dry_run", "engine", "then")
 
 
-def preload_tokenizer(words: Sequence[str]) -> None:
+def preload_tokenizer(line: CommandLine) -> None:
     """Start loading the tokenizer that a command line names, if the preparation will probably need it."""
-    if file := find_tokenizer_file(words):
+    if file := find_tokenizer_file(line):
         WorkerServerClient.preload(file)
 
 
-def find_tokenizer_file(words: Sequence[str]) -> str:
+def find_tokenizer_file(line: CommandLine) -> str:
     """Return the path of the tokenizer.json that a command line will load, or "" if it is uncertain.
 
     It is certain enough if each word is KEY=VALUE, `tokenizer_model` is a local file or folder, and `output_dir` holds
     no finished data. A wrong guess costs one core one second.
 
     Args:
-        words: Command-line arguments without the program's name.
+        line: The command line.
     """
-    values = dict(word.lstrip("+").partition("=")[::2] for word in words)
-    plain = all("=" in word and word.lstrip("+")[0].isalpha() for word in words)
-    if not plain or any(key.partition(".")[0] in NO_PRELOAD_KEYS for key in values):
+    values = line.values
+    plain = all(o.value is not None and "~" not in o.prefix and o.key[:1].isalpha() for o in line.overrides)
+    if not plain or line.flags or line.other or any(key.partition(".")[0] in NO_PRELOAD_KEYS for key in values):
         return ""
     output, model = values.get("output_dir"), values.get("tokenizer_model")
     if not output or not model:

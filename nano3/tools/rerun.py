@@ -21,6 +21,7 @@ from nano3.tools._folders import RUNS, refuse_other_data, run_folder
 from nano3.tools.diff import facts, not_a_run
 from nano3.training.run import parent_checkpoint
 from nano3.training.run.record import ROOT, code_version, newest_start
+from nano3.utils.command_line import CommandLine
 from nano3.utils.console import say, warn
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import write_text
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         config["checkpoint"]["load"] = found_parent(folder, parent, args.changes)
     tell_other_code(folder, start, code)
     name = f"run.name='{slugify(folder.absolute().name) or 'run'}-again'"
-    changes = args.changes if any(word.startswith("run.name=") for word in args.changes) else [name, *args.changes]
+    changes = args.changes if "run.name" in CommandLine.parse(args.changes).values else [name, *args.changes]
     say(f"starts as {folder} was started ({start.name}), with {' '.join(changes)}")
     with tempfile.TemporaryDirectory(prefix="nano3-rerun-") as made:
         record = without(kept(config, folder, changes), chosen_keys(changes))
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 def found_parent(folder: Path, parent: parent_checkpoint.ParentCheckpoint, changes: Sequence[str]) -> str:
     """The checkpoint that the old run began with, which the new one is to begin with too. Raises `UserError` when it is
     gone and no other one is given."""
-    if not parent.checkpoint.is_dir() and not any(word.startswith("checkpoint.load=") for word in changes):
+    if not parent.checkpoint.is_dir() and not "checkpoint.load" in CommandLine.parse(changes).values:
         raise UserError(
             f"{folder} began with {parent.checkpoint}, which is not there any more. Give another one: "
             "checkpoint.load=FOLDER, or checkpoint.load=null to begin with new weights."
@@ -79,7 +80,7 @@ def found_parent(folder: Path, parent: parent_checkpoint.ParentCheckpoint, chang
 
 def chosen_keys(changes: Sequence[str]) -> list[str]:
     """The dotted keys that a member of `train` sets which the changes name."""
-    members = [word.partition("=")[2] for word in changes if word.partition("=")[0] == "train"]
+    members = [o.value for o in CommandLine.parse(changes).overrides if o.key == "train" and not o.prefix]
     return [key for member in members for key in member_values(f"train/{member}")]
 
 
@@ -113,7 +114,7 @@ def named(reference: str | None, folder: str) -> str:
 
 def kept(config: dict[str, Any], folder: Path, changes: Sequence[str]) -> dict[str, Any]:
     """What the new run takes from the record: everything but places of the old run, and groups that are chosen anew."""
-    chosen = {word.partition("=")[0].lstrip("+") for word in changes}
+    chosen = CommandLine.parse(changes).values.keys()
     left = {section: value for section, value in config.items() if section not in chosen & set(GROUPS)}
     left = {section: dict(value) if isinstance(value, dict) else value for section, value in left.items()}
     if left["checkpoint"].get("load") == left["checkpoint"]["save"]:

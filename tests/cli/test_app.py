@@ -10,9 +10,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from nano3.artifacts import store
-from nano3.cli.app import flags_first, grouped
-from nano3.cli.config_groups import SCHEMAS, groups, members, schema_keys
+from nano3.cli.config_groups import SCHEMAS, app_groups, members, schema_keys
 from nano3.cli.override_errors import explain_error
+from nano3.utils.command_line import CommandLine
 from nano3.utils.errors import UserError
 
 PRETRAIN, PREP, TOOL = "nano3.pretrain", "nano3.data_prep", "nano3"
@@ -55,7 +55,7 @@ def run(tmp_path: Path):
         pytest.param(PREP, ["--dry-run"], ["Did you mean dry_run=VALUE?"], id="flag"),
         pytest.param(PREP, ["--num-shard=3"], ["Did you mean num_shards=3?"], id="flag-with-value"),
         pytest.param(PREP, ["--than", "+experiment=tiny"], ["Did you mean --then WORDS?"], id="misspelt-then"),
-        pytest.param(PREP, ["--then"], ["--then needs the words of one run"], id="empty-then"),
+        pytest.param(PREP, ["--then"], ["--then must be followed by the overrides of a run"], id="empty-then"),
         pytest.param(PRETRAIN, ["--then", "+experiment=tiny"], ["--then: no such flag"], id="then-of-a-run"),
         pytest.param(PRETRAIN, ["run.name=2024_01_01"], ["20240101", "'run.name=\"2024_01_01\"'"], id="date-as-name"),
         pytest.param(PREP, ["output_dir=1e3"], ["1000.0", "'output_dir=\"1e3\"'"], id="number-as-folder"),
@@ -80,7 +80,9 @@ def run(tmp_path: Path):
         pytest.param(PREP, ["-m", "data_blend=null,sample"], ["data_blend=NAME"], id="null-in-a-sweep"),
         pytest.param(PRETRAIN, ["+experiment=null"], ["+experiment=NAME"], id="experiment-null"),
         pytest.param(PRETRAIN, ["++experiment=tiny"], ["plus: +experiment=tiny"], id="experiment-two-plus"),
-        pytest.param(PRETRAIN, ["+model.foo=1"], ["no key 'model.foo'", "model has hybrid_layer"], id="no-such-leaf"),
+        pytest.param(
+            PRETRAIN, ["+model.foo=1"], ["no key 'model.foo'", "The keys of model are hybrid_layer"], id="no-such-leaf"
+        ),
         pytest.param(PRETRAIN, ["model.hidden=1"], ["Did you mean 'model.hidden_size'?"], id="leaf-near"),
         pytest.param(PREP, ["train.x=1"], ["no key 'train.x'", "Allowed: "], id="section-of-the-other"),
         pytest.param(PRETRAIN, ["trian.x=1", "megatron.model.x=1"], ["'trian.x'", "+megatron.model.x=1"], id="both"),
@@ -129,22 +131,8 @@ def test_help_names_every_group_and_key(run, module: str) -> None:
     out = run(module, "--help").stdout
     for key in schema_keys(SCHEMAS[app]):
         assert f"\n  {key}" in out or f"\n{key}: " in out
-    for group in groups(app):
+    for group in app_groups(app):
         assert ", ".join(members(group)) in out
-
-
-def test_the_same_problem_of_many_datasets_is_told_once() -> None:
-    problems = [f"dataset '{n}': path=hf://org/{n}: the hub cannot be reached." for n in "abc"]
-    told = grouped(["tokenizer: no", *problems, "dataset 'd': path=x: is empty."])
-    assert told[0] == "tokenizer: no"
-    assert told[1] == "3 datasets (a, b, c); the first: path=hf://org/a: the hub cannot be reached."
-    assert told[2] == "dataset 'd': path=x: is empty."
-    assert len(told) == 3
-
-
-def test_overrides_may_stand_on_both_sides_of_a_flag() -> None:
-    typed = ["a=1", "--config-dir", "x=y", "~b", "-m", "c=1,2"]
-    assert flags_first(typed) == ["--config-dir", "x=y", "-m", "a=1", "~b", "c=1,2"]
 
 
 def test_full_error_still_shows_the_traceback(run) -> None:
@@ -183,8 +171,11 @@ def test_a_typo_in_a_users_own_profile_names_file_and_key(run, tmp_path: Path) -
 
 
 BAD_FILES = {
-    "indentation": ("kind: slurm\n  nodes: 2\n", ["hopper.yaml, line 2", "not valid YAML", "indentation"]),
-    "no-keys": ("hopper\n", ["hopper.yaml: it holds 'hopper' and no keys"]),
+    "indentation": (
+        "kind: slurm\n  nodes: 2\n",
+        ["hopper.yaml, line 2", "not valid YAML", "indent keys of one level equally"],
+    ),
+    "no-keys": ("hopper\n", ["hopper.yaml: expected one key: value per line, found 'hopper'"]),
     "keys": (
         "noodes: 2\npartitoin: x\n",
         ["hopper.yaml: no key 'noodes' in cluster. Did you mean 'nodes'?", "'part"],
@@ -217,7 +208,7 @@ def test_how_to_make_data_is_told_of_blends_that_there_are(
     store.register("DataBlendsArtifact-pretrain", tmp_path, "content", alias="mine")
     with pytest.raises(UserError) as error:
         store.find_artifact(f"DataBlendsArtifact-pretrain:{tag}")
-    told = str(explain_error(error.value, "pretrain", []))
+    told = str(explain_error(error.value, "pretrain", CommandLine()))
     assert f"no version or alias '{tag}'" in told
     assert (f"python -m nano3.data_prep data_blend={tag}" in told) == advised
 
@@ -227,7 +218,7 @@ def test_a_broken_configuration_of_a_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("a: [\n")
     with pytest.raises(yaml.YAMLError) as error:
         OmegaConf.load(tmp_path / "config.yaml")
-    (told,) = explain_error(error.value, "pretrain", []).problems
+    (told,) = explain_error(error.value, "pretrain", CommandLine()).problems
     assert told.startswith(f"{tmp_path}/config.yaml, line 2, column 1: not valid YAML: ")
     assert f"Copy the newest {tmp_path}/starts/*/config.yaml over it" in told
 

@@ -49,7 +49,7 @@ MISTAKES = {
     ),
     "experiment-without-its-first-line": (
         ["-m", "nano3.pretrain", "--config-dir", "mine", "+experiment=bare"],
-        ["experiment/bare.yaml: an experiment begins with the line '# @package _global_'"],
+        ["experiment/bare.yaml: an experiment must begin with the line '# @package _global_'"],
     ),
     "blend-named-twice": (
         ["-m", "nano3.data_prep", "blend_path=b.json", "data_blend=math", "data_blend.num_shards=4"],

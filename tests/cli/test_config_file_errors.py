@@ -8,29 +8,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nano3.cli import config_groups
-from nano3.cli.app import set_up
+from nano3.cli.app import register_config
 from nano3.cli.config_file_errors import (
+    conf_dir_problems,
     experiment_override_warning,
-    file_of,
     file_problems,
-    missing_folder,
-    problems_in,
+    member_file,
+    problems_in_file,
     yaml_problem,
 )
-from nano3.cli.override_errors import parsed
+from nano3.cli.override_errors import parse_overrides
+from nano3.utils.command_line import CommandLine
 
 
 @pytest.fixture(autouse=True)
 def _set_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NANO3_CONF", raising=False)
-    set_up()
+    register_config()
 
 
 def problems(folder: Path, group: str, text: str, app: str = "pretrain") -> list[str]:
     """What is told of a member of `group` with this text; each begins with the file, which is taken off."""
     path = folder / "mine.yaml"
     path.write_text(text)
-    told = problems_in(path, group, app)
+    told = problems_in_file(path, group, app)
     assert all(problem.startswith(f"{path}") for problem in told)
     return [problem.removeprefix(f"{path}: ") for problem in told]
 
@@ -67,11 +68,15 @@ WRONG = {
     "defaults-and-typo": ("cluster", "defaults: [slurm]\nnoodes: 2\n", "no key 'noodes' in cluster. Did you mean"),
     "section-of-one-value": ("train", "# @package _global_\ntrain: 3\n", "train: Invalid type assigned: int"),
     "nested-typo": ("train", "# @package _global_\nrun: {wandb: {mod: x}}\n", "no key 'mod' in run.wandb. Did you"),
-    "section": ("train", "# @package _global_\ntrian: {x: 1}\n", "no key 'trian' in it. Did you mean 'train'?"),
+    "section": (
+        "train",
+        "# @package _global_\ntrian: {x: 1}\n",
+        "no key 'trian' at the top level. Did you mean 'train'?",
+    ),
     "list-for-megatron": ("train", "# @package _global_\nmegatron: [a]\n", "megatron: "),
-    "no-package": ("experiment", "train: {train_iters: 3}\n", "begins with the line '# @package _global_'"),
-    "only-a-word": ("cluster", "slurm\n", "it holds 'slurm' and no keys; write one key: value a line."),
-    "a-list": ("cluster", "- kind: slurm\n", "it holds [{'kind': 'slurm'}] and no keys"),
+    "no-package": ("experiment", "train: {train_iters: 3}\n", "must begin with the line '# @package _global_'"),
+    "only-a-word": ("cluster", "slurm\n", "expected one key: value per line, found 'slurm'."),
+    "a-list": ("cluster", "- kind: slurm\n", "expected one key: value per line, found [{'kind': 'slurm'}]"),
 }
 
 
@@ -86,7 +91,7 @@ def test_what_is_wrong_is_told_once(tmp_path: Path, group: str, text: str, told:
     "member", sorted(Path(config_groups.conf_dir()).glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}"
 )
 def test_nano3s_own_members_are_right(member: Path) -> None:
-    assert problems_in(member, member.parent.name, "pretrain") == []
+    assert problems_in_file(member, member.parent.name, "pretrain") == []
 
 
 def test_all_mistakes_of_a_file_come_at_once(tmp_path: Path) -> None:
@@ -111,8 +116,8 @@ def test_a_key_with_letters_too_many_is_always_found(
         content = {name: content}
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_text(f"# @package _global_\n{yaml.safe_dump(content)}")
-    (problem,) = problems_in(path, "experiment", "pretrain")
-    assert f"no key {wrong!r} in {parent or 'it'}." in problem
+    (problem,) = problems_in_file(path, "experiment", "pretrain")
+    assert f"no key {wrong!r} {f'in {parent}' if parent else 'at the top level'}." in problem
 
 
 BROKEN = {
@@ -127,20 +132,20 @@ BROKEN = {
 def test_broken_yaml_is_told_with_its_place_in_one_line(tmp_path: Path, text: str, where: str) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(text)
-    (problem,) = problems_in(path, "cluster", "pretrain")
+    (problem,) = problems_in_file(path, "cluster", "pretrain")
     assert problem.startswith(f"{path}, {where}: not valid YAML: ")
-    assert "\n" not in problem and "Mend the file" in problem
+    assert "\n" not in problem and "Correct the file" in problem
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_bytes(b"kind: \xff\xfe\n")
-    (problem,) = problems_in(path, "cluster", "pretrain")
+    (problem,) = problems_in_file(path, "cluster", "pretrain")
     assert problem.startswith(f"{path}: cannot be read: ")
 
 
 def test_a_yaml_error_without_a_place_is_told_too() -> None:
-    assert yaml_problem(yaml.YAMLError("odd\nmore")).startswith("a configuration file: not valid YAML: odd. Mend")
+    assert yaml_problem(yaml.YAMLError("odd\nmore")).startswith("a configuration file: not valid YAML: odd. Correct")
 
 
 @pytest.fixture
@@ -165,24 +170,19 @@ FLAGS = {"two-words": ["--config-dir", "{given}"], "short": ["-cd", "{given}"], 
 def test_a_member_is_searched_where_hydra_searches_it(
     folders: dict[str, Path], flags: list[str], member: str, where: str | None
 ) -> None:
-    argv = [word.format(**folders) for word in flags] + [f"cluster={member}"]
+    line = CommandLine.parse([*(word.format(**folders) for word in flags), f"cluster={member}"])
     expected = folders[where] / "cluster" / f"{member}.yaml" if where else None
-    assert file_of(f"cluster/{member}", argv) == expected
-    assert (member in config_groups.members("cluster", argv)) is (where is not None)
-
-
-def test_a_flag_without_its_folder_is_left_to_hydra() -> None:
-    assert config_groups.given_conf(["train.seed=1", "--config-dir"]) == []
+    assert member_file(f"cluster/{member}", line.config_dirs) == expected
+    assert (member in config_groups.members("cluster", line.config_dirs)) is (where is not None)
 
 
 def test_members_that_hydra_names_are_looked_into_as_well(folders: dict[str, Path]) -> None:
     """A member that another file chooses stands on no command line."""
-    argv = ["cluster=two", "train.seed=1"]
     told = file_problems(
         "pretrain",
-        parsed(argv),
+        parse_overrides(CommandLine.parse(["cluster=two", "train.seed=1"])),
         "In 'cluster/one': Key 'noodes' not in 'ClusterConfig'",
-        [*argv, "-cd", str(folders["given"])],
+        [str(folders["given"])],
     )
     assert [problem.partition(": ")[0] for problem in told] == [
         str(folders["user"] / "cluster/two.yaml"),
@@ -193,12 +193,12 @@ def test_members_that_hydra_names_are_looked_into_as_well(folders: dict[str, Pat
 def test_a_folder_of_members_is_missed_only_when_it_is_named(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert missing_folder() == []
+    assert conf_dir_problems() == []
     monkeypatch.setenv("NANO3_CONF", "/no/such")
-    (problem,) = missing_folder()
+    (problem,) = conf_dir_problems()
     assert problem.startswith("NANO3_CONF=/no/such: ") and "unset NANO3_CONF" in problem
     monkeypatch.setenv("NANO3_CONF", "")
-    assert missing_folder() == []
+    assert conf_dir_problems() == []
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_a_folder_of_members_is_missed_only_when_it_is_named(
     [
         (
             ["+experiment=tiny", "train=one_hopper"],
-            ["train=one_hopper: experiment=tiny stands above it", "train.train_iters="],
+            ["experiment=tiny overrides train=one_hopper", "train.train_iters="],
         ),
         (["+experiment=tiny", "train=one_hopper", "train.train_iters=5"], ["scheduler.lr_warmup_iters=32"]),
         (["+experiment=tiny"], []),

@@ -8,6 +8,7 @@ import yaml
 from nano3.cli import help
 from nano3.cli.config_groups import SCHEMAS
 from nano3.config import ClusterConfig, DataPrepConfig, PrepOptions
+from nano3.utils.command_line import CommandLine
 
 
 def leaves(schema: type, prefix: str = "") -> dict[str, object]:
@@ -57,14 +58,14 @@ def test_one_is_not_true_and_nothing_is_null(key: str, line: str) -> None:
 
 @pytest.mark.parametrize("schema", [ClusterConfig, PrepOptions, DataPrepConfig], ids=lambda s: s.__name__)
 def test_every_key_has_its_sentence_also_an_inherited_one(schema: type) -> None:
-    told = help.sentences(schema)
+    told = help.field_docs(schema)
     assert told.keys() >= {f.name for f in fields(schema)}
     assert all(sentence[-1] in ".)" and not sentence.startswith("#") for sentence in told.values())
 
 
 def test_a_comment_of_several_lines_is_one_sentence() -> None:
-    assert "stream (read remotely, store nothing) or download" in help.sentences(PrepOptions)["hf_files"]
-    assert "\n" not in help.sentences(PrepOptions)["hf_files"]
+    assert "stream (read remotely, store nothing) or download" in help.field_docs(PrepOptions)["hf_files"]
+    assert "\n" not in help.field_docs(PrepOptions)["hf_files"]
 
 
 @dataclass
@@ -80,7 +81,7 @@ class Child(Parent):
 
 
 def test_the_child_has_the_last_word() -> None:
-    assert help.sentences(Child) == {"first": "What the child says instead."}
+    assert help.field_docs(Child) == {"first": "What the child says instead."}
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_the_child_has_the_last_word() -> None:
     ids=["long", "short at the end", "Hydra's own", "an override", "nothing"],
 )
 def test_when_the_help_is_asked_for(argv: list[str], asked: bool) -> None:
-    assert help.asked(argv) is asked
+    assert help.is_requested(CommandLine.parse(argv)) is asked
 
 
 def test_experiments_are_named_only_where_they_may_be_chosen() -> None:

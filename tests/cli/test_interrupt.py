@@ -53,7 +53,7 @@ def test_while_a_tool_works(tmp_path: Path) -> None:
 
 def test_who_ignores_it_goes_on_ignoring_it() -> None:
     """A shell starts what runs in the background so."""
-    script = "import signal, nano3.cli.app; nano3.cli.app.take_interrupts(); print(signal.getsignal(signal.SIGINT))"
+    script = "import signal, nano3.cli.app; nano3.cli.app.enable_keyboard_interrupt(); print(signal.getsignal(signal.SIGINT))"
     shown = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

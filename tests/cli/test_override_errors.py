@@ -11,12 +11,21 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
 from nano3.cli import config_groups
-from nano3.cli.app import flags_first, set_up
+from nano3.cli.app import register_config
 from nano3.cli.config_groups import SCHEMAS, schema_keys
-from nano3.cli.open_keys import free_key_problems, is_free, is_set, leaves
-from nano3.cli.override_errors import explain_error, override_problems, parsed, tidy, wrong_beforehand, wrong_values
+from nano3.cli.open_keys import is_open_key, is_set, open_key_problems, override_leaves
+from nano3.cli.override_errors import (
+    clean_hydra_message,
+    explain_error,
+    override_problems,
+    parse_overrides,
+    problems_before_composing,
+    type_problems,
+)
+from nano3.utils.command_line import CommandLine
 from nano3.utils.errors import Failure, UserError
 
+parse = CommandLine.parse
 REFUSED = ConfigCompositionException("refused")
 KEYS = {app: sorted(schema_keys(schema)) for app, schema in SCHEMAS.items()}
 
@@ -24,7 +33,7 @@ KEYS = {app: sorted(schema_keys(schema)) for app, schema in SCHEMAS.items()}
 @pytest.fixture(autouse=True)
 def _set_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NANO3_CONF", raising=False)
-    set_up()
+    register_config()
 
 
 MEANT = {
@@ -37,7 +46,7 @@ MEANT = {
     "below-a-value": (
         "pretrain",
         "run.data.path=a",
-        "run.data has no keys of its own; it is set as a whole: run.data=...",
+        "run.data has no keys of its own; set it as a whole: run.data=...",
     ),
     "nothing-near": ("pretrain", "zzzz=1", "Allowed: backend, checkpoint, cluster"),
     "preparation": ("data_prep", "worker=3", "Did you mean 'workers'?"),
@@ -49,7 +58,7 @@ MEANT = {
 
 @pytest.mark.parametrize(("app", "word", "told"), MEANT.values(), ids=MEANT)
 def test_what_was_meant(app: str, word: str, told: str) -> None:
-    (problem,) = override_problems(app, [word], choices=True)
+    (problem,) = override_problems(app, parse([word]), check_members=True)
     assert told in problem, problem
     assert f"python -m nano3.{app} --cfg job" in problem
 
@@ -58,10 +67,10 @@ def test_what_was_meant(app: str, word: str, told: str) -> None:
 def test_no_right_key_is_refused(case: tuple[str, str]) -> None:
     app, key = case
     if key in config_groups.GROUPS or (
-        app == "pretrain" and key.partition("data_blend.")[2] in config_groups.OF_PREPARATION
+        app == "pretrain" and key.partition("data_blend.")[2] in config_groups.DATA_PREP_BLEND_KEYS
     ):
         return
-    assert override_problems(app, [f"{key}=1"], choices=True) == []
+    assert override_problems(app, parse([f"{key}=1"]), check_members=True) == []
 
 
 @given(st.sampled_from(KEYS["pretrain"]), st.integers(0, 30), st.sampled_from("qxz"))
@@ -70,9 +79,9 @@ def test_one_wrong_letter_is_told_with_the_right_key(key: str, place: int, lette
     parent, _, leaf = key.rpartition(".")
     wrong = leaf[: place % len(leaf)] + letter + leaf[place % len(leaf) + 1 :]
     word = f"{parent}.{wrong}".lstrip(".")
-    if word in (*KEYS["pretrain"], *config_groups.GROUPS) or is_free(word):
+    if word in (*KEYS["pretrain"], *config_groups.GROUPS) or is_open_key(word):
         return
-    (problem,) = override_problems("pretrain", [f"{word}=1"], choices=False)
+    (problem,) = override_problems("pretrain", parse([f"{word}=1"]), check_members=False)
     assert problem.startswith(f"no key {word!r} in pretrain.")
     if "Did you mean" in problem:
         meant = problem.partition("Did you mean '")[2].partition("'")[0]
@@ -96,7 +105,7 @@ CHOSEN = {
 
 @pytest.mark.parametrize(("app", "argv", "told"), CHOSEN.values(), ids=CHOSEN)
 def test_members_that_are_not_there(app: str, argv: list[str], told: list[str]) -> None:
-    problems = override_problems(app, argv, choices=True)
+    problems = override_problems(app, parse(argv), check_members=True)
     assert [p.startswith(t) for p, t in zip(problems, told, strict=True)] == [True] * len(told), problems
 
 
@@ -117,24 +126,24 @@ def test_members_of_a_given_folder_are_not_called_missing(given_folder: Path, fl
     """The mistake is elsewhere on the line; only that one may be told."""
     argv = [word.format(given_folder) for word in flag]
     argv += ["cluster=hopper", "train=own", "megatron.model.there=2", "train.seed=ten"]
-    (problem,) = explain_error(REFUSED, "pretrain", argv).problems
+    (problem,) = explain_error(REFUSED, "pretrain", parse(argv)).problems
     assert problem.startswith("train.seed: Value 'ten'")
-    problems = explain_error(REFUSED, "pretrain", [*argv, "megatron.model.other=2"]).problems
+    problems = explain_error(REFUSED, "pretrain", parse([*argv, "megatron.model.other=2"])).problems
     assert "+megatron.model.other=2" in problems[1] and len(problems) == 2
 
 
 def test_a_folder_with_an_equals_sign_is_no_override() -> None:
     argv = ["--config-dir", "runs/lr=1", "train.seed=1", "-m"]
-    assert [o.key_or_group for o in parsed(argv)] == ["train.seed"]
-    assert wrong_beforehand("pretrain", flags_first(argv)) == []
+    assert [o.key_or_group for o in parse_overrides(parse(argv))] == ["train.seed"]
+    assert problems_before_composing("pretrain", parse(parse(argv).flags_first())) == []
 
 
 def test_a_word_that_cannot_be_read_leaves_the_telling_to_hydra() -> None:
     argv = ["train.seed=[1", "trian.x=1"]
-    assert parsed(argv) == []
+    assert parse_overrides(parse(argv)) == ()
     with pytest.raises(OverrideParseException) as error:
         OverridesParser.create().parse_overrides(argv)
-    (problem,) = explain_error(error.value, "pretrain", argv).problems
+    (problem,) = explain_error(error.value, "pretrain", parse(argv)).problems
     assert "'key=[a, b]'" in problem
 
 
@@ -150,7 +159,7 @@ TYPES = {
 
 @pytest.mark.parametrize(("word", "told"), TYPES.values(), ids=TYPES)
 def test_a_value_of_the_wrong_type(word: str, told: str) -> None:
-    (problem,) = wrong_values("pretrain", [word])
+    (problem,) = type_problems("pretrain", parse([word]))
     assert problem.startswith(told), problem
     assert "\n" not in problem
 
@@ -160,11 +169,11 @@ def test_a_value_of_the_wrong_type(word: str, told: str) -> None:
     ["train.seed=3", "train.threads=null", "~train.seed", "optimizer.lr=1", "cluster.setup=[]", "+megatron.a.b=[1]"],
 )
 def test_a_value_of_the_right_type(word: str) -> None:
-    assert wrong_values("pretrain", [word]) == []
+    assert type_problems("pretrain", parse([word])) == []
 
 
 def test_a_secret_of_the_wrong_type_is_not_repeated() -> None:
-    (problem,) = wrong_values("pretrain", ["+cluster.env.HF_TOKEN=[hf_abc]"])
+    (problem,) = type_problems("pretrain", parse(["+cluster.env.HF_TOKEN=[hf_abc]"]))
     assert problem.startswith("cluster.env.HF_TOKEN: ") and "hf_abc" not in problem
 
 
@@ -176,13 +185,13 @@ def test_a_secret_of_the_wrong_type_is_not_repeated() -> None:
     ],
 )  # fmt: skip
 def test_which_keys_are_free(key: str, free: bool) -> None:
-    assert is_free(key) is free
+    assert is_open_key(key) is free
 
 
 def test_what_is_told_of_a_free_key_can_be_typed() -> None:
     """Each advice, put into the command line instead, is read by Hydra as the same value."""
     word = "megatron.model={a: [1, 2], b: null, c: 'x y', d: {e: true, f: 1e-3}}"
-    told = free_key_problems("pretrain", parsed([word]))
+    told = open_key_problems("pretrain", parse_overrides(parse([word])))
     advice = [problem.rpartition(" plus: ")[2] for problem in told]
     read = OverridesParser.create().parse_overrides(advice)
     assert {o.key_or_group.removeprefix("megatron.model."): o.value() for o in read} == {
@@ -193,15 +202,15 @@ def test_what_is_told_of_a_free_key_can_be_typed() -> None:
 
 def test_no_plus_is_asked_for_what_has_one_or_is_set() -> None:
     for words in (["+megatron.model.x=1"], ["++megatron.model.x=1"], ["~megatron.model.x"], ["train.seed=1"]):
-        assert free_key_problems("pretrain", parsed(words)) == []
+        assert open_key_problems("pretrain", parse_overrides(parse(words))) == []
     words = ["+megatron.model.x=1", "megatron.model.x=2", "megatron.model.y=3"]
-    (problem,) = free_key_problems("pretrain", parsed(words))
+    (problem,) = open_key_problems("pretrain", parse_overrides(parse(words)))
     assert problem.startswith("megatron.model.y is not set yet")
 
 
 def test_a_dictionary_within_one_is_flattened() -> None:
-    (override,) = parsed(["megatron={a: {b: {c: 1}}, d: 2}"])
-    assert dict(leaves(override)) == {"megatron.a.b.c": "1", "megatron.d": "2"}
+    (override,) = parse_overrides(parse(["megatron={a: {b: {c: 1}}, d: 2}"]))
+    assert dict(override_leaves(override)) == {"megatron.a.b.c": "1", "megatron.d": "2"}
 
 
 @pytest.mark.parametrize(
@@ -216,18 +225,18 @@ def test_an_error_of_nano3_inside_another_is_told_itself() -> None:
     own = UserError("run.data=x: there is no such folder")
     outer = ValueError("wrapped")
     outer.__cause__ = own
-    assert explain_error(outer, "pretrain", []) is own
-    assert explain_error(Failure("disk full"), "pretrain", []).exit_code == 1
+    assert explain_error(outer, "pretrain", parse([])) is own
+    assert explain_error(Failure("disk full"), "pretrain", parse([])).exit_code == 1
 
 
 def test_an_unknown_reference_is_one_line_with_its_key() -> None:
     with pytest.raises(InterpolationKeyError) as error:
         _ = OmegaConf.create({"a": "${nothing.here}"}).a
-    told = explain_error(error.value, "pretrain", ["train.sed=1"])
+    told = explain_error(error.value, "pretrain", parse(["train.sed=1"]))
     assert told.exit_code == 2
     assert told.problems == ["Interpolation key 'nothing.here' not found"]
 
 
 def test_advice_of_hydra_that_would_mislead_is_left_out() -> None:
     text = "Key 'x' is not in struct\nTo append to your config use +x=1\n    full_key: x\n    object_type=dict\nmore"
-    assert tidy(text) == "Key 'x' is not in struct\n  more"
+    assert clean_hydra_message(text) == "Key 'x' is not in struct\n  more"

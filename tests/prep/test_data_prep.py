@@ -177,5 +177,5 @@ def test_ctrl_c_is_one_line(cli: Commands) -> None:
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to the workers as well
     _, err = process.communicate(timeout=200)
     assert process.returncode == 130
-    assert err.strip().splitlines()[-1] == "stopped; run the same command again to go on"
+    assert err.strip().splitlines()[-1] == "stopped; run the same command again to resume"
     assert "Traceback" not in err

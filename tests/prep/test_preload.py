@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from nano3.prep.preload import find_tokenizer_file
+from nano3.utils.command_line import CommandLine
 
 
 @pytest.fixture
@@ -41,10 +42,10 @@ NOT_WANTED = [
 
 @pytest.mark.parametrize("words", WANTED)
 def test_a_plain_start(folder: Path, words: str) -> None:
-    assert find_tokenizer_file(words.split()) == str(folder.resolve() / "tok" / "tokenizer.json")
+    assert find_tokenizer_file(CommandLine.parse(words.split())) == str(folder.resolve() / "tok" / "tokenizer.json")
 
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("words", NOT_WANTED)
 def test_nothing_is_loaded_in_vain(words: str) -> None:
-    assert find_tokenizer_file(words.split()) == ""
+    assert find_tokenizer_file(CommandLine.parse(words.split())) == ""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from nano3.artifacts import store, wandb_mirror
-from nano3.cli.app import set_up
+from nano3.cli.app import register_config
 from nano3.cli.config_groups import conf_dir
 from nano3.config import DataPrepConfig, PrepOptions, SourceConfig
 from nano3.config.blend import parse_datasets, read_blend_file
@@ -47,7 +47,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.jsonl").write_text("".join(f'{{"text": "document {n}, a few words"}}\n' for n in range(40)))
     (tmp_path / "b.json").write_text(json.dumps({"datasets": [{"name": "a", "path": str(tmp_path / "text.jsonl")}]}))
-    set_up()
+    register_config()
     return tmp_path
 
 
@@ -106,7 +106,7 @@ REFUSED = {
     "then-dry-run": (["then=['dry_run=true']"], ["then: dry_run: put it before --then"]),
     "then-data-forced": (["then=['++run.data=x']"], ["then: run.data: leave it out"]),
     "then-typo": (["then=['train.sed=1','model=nano']"], ["then: no key 'train.sed'", "then: no model=nano"]),
-    "then-experiment": (["then=['experiment=tiny']"], ["then: an experiment is added with a plus: +experiment=tiny"]),
+    "then-experiment": (["then=['experiment=tiny']"], ["then: add an experiment with a plus: +experiment=tiny"]),
     "everything": (
         ["num_shards=0", "tokenizer_model=/nope", "alias=latest", "cluster.tasks=2", "then=['run.data=x']"],
         ["num_shards=0", "tokenizer_model=/nope", "'latest' always", "cluster.tasks=2", "then: run.data"],

@@ -35,19 +35,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rerun")
     assert call(folder, "nano3.data_prep", "data_blend=sample", "output_dir=data", "sample=60", "workers=1")[0] == 0
     frozen = f"""
-from nano3.cli.app import set_up, typed
+from nano3.cli.app import register_config, to_typed_config
 from nano3.cli.config_groups import conf_dir
 from hydra import compose, initialize_config_dir
 from pathlib import Path
 from nano3.pretrain import find_data, folder, pin
 from nano3.training.run.record import freeze
-set_up()
+register_config()
 words = {[*SHORT, "run.data=data", "run.name=short", "cluster.env.EXTRA=yes"]!r}
 words[-1] = "+" + words[-1]
 with initialize_config_dir(conf_dir(), version_base="1.3"):
     cfg = compose("pretrain", words)
 run_dir, data = folder(cfg.run.output_dir), find_data(cfg)
-freeze(run_dir, pin(typed(cfg), data, run_dir), data, words)
+freeze(run_dir, pin(to_typed_config(cfg), data, run_dir), data, words)
 """
     done = subprocess.run([sys.executable, "-c", frozen], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

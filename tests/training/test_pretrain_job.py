@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 import launch
-from nano3.cli.app import set_up
+from nano3.cli.app import register_config
 from nano3.cli.config_groups import conf_dir
 from nano3.data.dataset.manifest import load_manifest
 from nano3.pretrain import check, find_data, folder, make_job, validate
@@ -24,7 +24,7 @@ def composed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Com
     monkeypatch.setenv("NANO3_HOME", str(tmp_path / "store"))
     monkeypatch.delenv("NANO3_CONF", raising=False)
     monkeypatch.chdir(tmp_path)
-    set_up()
+    register_config()
     own = ["+experiment=quickstart", f"run.data={data}", "run.output_dir=run", "train.seq_length=32"]
 
     def call(*words: str) -> DictConfig:

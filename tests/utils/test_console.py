@@ -13,7 +13,7 @@ from commands import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nano3.utils.console import is_rank_zero, table
+from nano3.utils.console import group_by_dataset, is_rank_zero, table
 
 SAY = "from nano3.utils.console import say, table, warn; import sys\n"
 
@@ -112,3 +112,13 @@ def test_a_tool_shows_folders_of_any_encoding(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert os.fsencode(tmp_path) + b"/caf\xe9" in done.stdout and b"/plain" in done.stdout
+
+
+def test_a_problem_shared_by_several_datasets_is_printed_once() -> None:
+    problems = [f"dataset '{n}': path=hf://org/{n}: the hub cannot be reached." for n in "abc"]
+    merged = group_by_dataset(["tokenizer: no", *problems, "dataset 'd': path=x: is empty."])
+    assert merged == [
+        "tokenizer: no",
+        "3 datasets (a, b, c); the first: path=hf://org/a: the hub cannot be reached.",
+        "dataset 'd': path=x: is empty.",
+    ]
