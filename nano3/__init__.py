@@ -1,4 +1,4 @@
-"""nano3: from raw text to a pretrained Nemotron-3-Nano-class model."""
+"""Pretrain a Nemotron-3-Nano-class model from raw text."""
 
 import signal
 import sys
@@ -6,6 +6,6 @@ import sys
 __version__ = "0.1.0"
 
 if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # `python -m nano3...` imports its modules now: Ctrl-C ends it as it ends other programs, without a traceback, until
-    # the entry point takes it over (nano3.cli.app.enable_keyboard_interrupt).
+    # `python -m nano3...` now imports its modules. Until nano3.cli.app.enable_keyboard_interrupt, Ctrl-C ends the
+    # process without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -33,7 +33,7 @@ from nano3.cli.override_errors import (
 )
 from nano3.utils.command_line import CommandLine
 from nano3.utils.console import print_problems, say
-from nano3.utils.disk_errors import disk_errors
+from nano3.utils.disk_errors import translate_disk_errors
 from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Nano3Error, UserError
 from nano3.utils.redaction import secret_problems
 
@@ -62,7 +62,7 @@ def run_app(name: str, task: Task, prepare_sweep: PrepareSweep | None = None) ->
     line = CommandLine.parse(sys.argv[1:])
     full_errors = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
-        with disk_errors("standard output"):
+        with translate_disk_errors("standard output"):
             if help.is_requested(line):
                 print_and_exit(help.text(name))
             if line.has_flag("--version"):
@@ -156,7 +156,9 @@ class _HydraRun:
         hydra.main(version_base="1.3", config_path=conf_dir(), config_name=self.name)(function)()
 
     def _run_task(self, cfg: DictConfig) -> None:
-        with disk_errors("standard output"):  # here, so that one point's disk error does not end the whole sweep
+        with translate_disk_errors(
+            "standard output"
+        ):  # here, so that one point's disk error does not end the whole sweep
             self.codes.append(self.task(cfg))
 
     def _run_or_collect(self, cfg: DictConfig) -> None:

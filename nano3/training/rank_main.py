@@ -19,7 +19,7 @@ from nano3.training.run.lineage import data_reference, model_alias
 from nano3.training.run.outcome import Outcome
 from nano3.training.run.record import finished, latest_start, load_run_config
 from nano3.utils.console import is_rank_zero, say, warn
-from nano3.utils.disk_errors import disk_errors
+from nano3.utils.disk_errors import translate_disk_errors
 from nano3.utils.errors import UserError
 from nano3.utils.files import write_json
 
@@ -54,7 +54,7 @@ def train(config: PretrainConfig, run_dir: Path) -> int:
     if problems:
         raise UserError(problems)
 
-    with disk_errors(f"a file of {run_dir}, or standard output"):
+    with translate_disk_errors(f"a file of {run_dir}, or standard output"):
         outcome = backend.load(config.backend)(
             config, Path(config.run.data), run_dir, on_save=SaveRecorder(config, run_dir)
         )

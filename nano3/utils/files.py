@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever sees half of one: temporary name, fsync, rename, fsync of the folder."""
+"""Write files atomically (temporary name, fsync, rename, fsync of the folder), and helpers for paths."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ from typing import IO, Any
 
 
 def fsync_dir(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power cut."""
+    """Make renames inside `folder` durable, so that they survive a power failure."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -19,59 +19,70 @@ def fsync_dir(folder: Path) -> None:
 
 
 def temp_name(path: Path) -> Path:
-    """A hidden sibling of `path` that no other process, on this host or another, will choose."""
+    """Return a hidden sibling of `path` with a random name that no other process on any host uses."""
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
 
 
-def expand_user(place: str | Path) -> Path:
-    """A path with ~ for the home folder; "~nobody" is left as it is, as by a shell (Path.expanduser raises)."""
-    return Path(os.path.expanduser(place))  # noqa: PTH111
+def expand_user(path: str | Path) -> Path:
+    """Replace ~ by the home folder. An unknown "~user" is kept, as in a shell; Path.expanduser would raise."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
-def normalize_path(place: str | Path) -> Path:
-    """An absolute path without "..", which would no longer lead there once a folder on the way is gone."""
-    place = Path(place).absolute()
-    if ".." not in place.parts:
-        return place
-    short = os.path.normpath(place)
-    real = os.path.realpath(place)
-    return Path(short if os.path.realpath(short) == real else real)  # they differ behind a link to a folder
+def normalize_path(path: str | Path) -> Path:
+    """Return an absolute path without "..", which stays valid if a folder before the ".." is removed."""
+    path = Path(path).absolute()
+    if ".." not in path.parts:
+        return path
+    short = os.path.normpath(path)
+    real = os.path.realpath(path)
+    return Path(short if os.path.realpath(short) == real else real)  # they differ after a link to a folder
 
 
 def nearest_existing(folder: Path) -> Path:
-    """The folder, or the first one above it that is there (Path.exists raises where looking is not allowed)."""
-    place = folder.absolute()
-    while not os.access(place, os.F_OK):
-        place = place.parent
-    return place
+    """Return the folder, or its nearest parent that exists."""
+    path = folder.absolute()
+    while not os.access(path, os.F_OK):  # Path.exists raises without permission to search a parent
+        path = path.parent
+    return path
 
 
 def unwritable_reason(folder: Path) -> str | None:
-    """Why nothing can be written in a folder, or None. Leaves nothing behind, also where there is no folder yet: what
-    is tried then is making one of a name that nobody else chooses, so that starts at the same time do not disturb
-    one another.
+    """Return why nothing can be written in a folder, or None if it is writable or can be created.
+
+    Nothing is left behind. If the folder does not exist, a probe folder with a random name is created in its nearest
+    parent, so that concurrent calls do not interfere.
     """
-    place = Path(folder).absolute()
-    while not os.access(place, os.F_OK):  # Path.exists raises where looking is not allowed
+    path = Path(folder).absolute()
+    while not os.access(path, os.F_OK):  # Path.exists raises without permission to search a parent
         with contextlib.suppress(OSError):  # not a link
-            return f"{place} is a link to {place.readlink()}, which is not there"
-        place = place.parent
-    if not place.is_dir():
-        return f"{place} is a file, not a folder"
-    if place == Path(folder).absolute():
-        return None if os.access(place, os.W_OK | os.X_OK) else "permission denied, or a read-only file system"
-    probe = temp_name(place / "nano3")
+            return f"{path} is a link to {path.readlink()}, which does not exist"
+        path = path.parent
+    if not path.is_dir():
+        return f"{path} is a file, not a folder"
+    if path == Path(folder).absolute():
+        return None if os.access(path, os.W_OK | os.X_OK) else "permission denied, or a read-only file system"
+    probe = temp_name(path / "nano3")
     try:
         probe.mkdir()
         probe.rmdir()
     except OSError as error:
-        return f"no folder can be made in {place}: {error.strerror}"
+        return f"cannot create a folder in {path}: {error.strerror}"
     return None
 
 
 @contextlib.contextmanager
 def atomic_open(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a temporary sibling for writing; at the end of the block it becomes `path`, or goes if the block raised."""
+    """Open a temporary sibling of `path` for writing, and rename it to `path` at the end of the block.
+
+    If the block raises, the temporary file is deleted and an existing `path` is unchanged.
+
+    Args:
+        path: The file to write; missing parent folders are created.
+        mode: Mode of `open`, for example "wb" or "w".
+
+    Raises:
+        OSError: If writing fails; `filename` is set.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = temp_name(path)
@@ -83,23 +94,23 @@ def atomic_open(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         temp.replace(path)
         fsync_dir(path.parent)
     except BaseException as error:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
+        with contextlib.suppress(OSError):  # report the first error, not this one
             temp.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # write and fsync do not say which file it was
+            error.filename = str(path)  # write and fsync do not name the file
         raise
 
 
 def write_text(path: Path, text: str) -> None:
-    """Atomically write `text` (UTF-8)."""
+    """Write `text` atomically, in UTF-8."""
     with atomic_open(path) as f:
         f.write(text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Atomically write `value` as indented JSON with a final newline.
+    """Write `value` atomically as indented JSON with a final newline.
 
-    Bytes of file names that are not UTF-8 (lone surrogates in Python) become escapes, which are the same in JSON.
+    Bytes of file names that are not UTF-8 (lone surrogates in Python) are escaped; JSON readers restore them.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     with atomic_open(path) as f:
@@ -107,5 +118,5 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file (UTF-8)."""
+    """Parse a JSON file in UTF-8."""
     return json.loads(Path(path).read_bytes())

@@ -1,4 +1,4 @@
-"""Python's garbage collector, held back where a great deal is made and none of it is garbage."""
+"""Pause Python's garbage collector while many long-lived objects are created."""
 
 import contextlib
 import gc
@@ -7,18 +7,19 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def gc_paused(*, freeze: bool = False) -> Iterator[None]:
-    """No collection while the block runs: each would search all that was made so far, and find nothing.
+    """Disable garbage collection while the block runs.
 
-    With `freeze` no later collection looks at what is there when the block has ended. For imports: Megatron-Bridge's
-    leave so many objects behind that searching them takes half a second whenever a collection is due, with the GPU
-    waiting (benchmarks/results/gpu/imports_cpu.txt).
+    Args:
+        freeze: Exclude all objects that exist at the end of the block from later collections. Used for imports:
+            scanning the objects of Megatron-Bridge's imports takes half a second per collection, while the GPU waits
+            (benchmarks/results/gpu/imports_cpu.txt).
     """
-    was = gc.isenabled()
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
         if freeze:
             gc.freeze()
     finally:
-        if was:
+        if was_enabled:
             gc.enable()

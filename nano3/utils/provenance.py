@@ -1,4 +1,4 @@
-"""Which code runs: the Git commit and edits of a working copy, and the versions of installed packages; and for whom."""
+"""Which code runs and for whom: Git commit, versions of installed packages, user name."""
 
 import getpass
 import importlib.util
@@ -10,23 +10,23 @@ from pathlib import Path
 
 
 def git(folder: Path, *words: str) -> str:
-    """Output of git in `folder`; "" when git is missing or refuses."""
+    """Return the output of a git command in `folder`, or "" if git is missing or fails."""
     return git_bytes(folder, *words).decode(errors="surrogateescape")
 
 
 def git_bytes(folder: Path, *words: str) -> bytes:
-    """The same as bytes: a diff has the encodings of the files it is of."""
+    """Return the output of a git command as bytes: a diff has the encodings of its files."""
     try:
         done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, check=False)
-    except OSError:  # no git, or one that must not be run
+    except OSError:  # git is missing or not executable
         return b""
     return done.stdout if done.returncode == 0 else b""
 
 
 def commit_of(root: Path) -> str | None:
-    """Commit of the working copy `root` that nano3 runs from; None for an installed package.
+    """Return the commit of the working copy `root` that nano3 runs from, or None for an installed package.
 
-    An installed package may lie inside somebody else's repository (.venv): its commit is not nano3's.
+    An installed package may be inside another project's repository (in its .venv), whose commit is not nano3's.
     """
     if not git(root, "ls-files", "--", "nano3/__init__.py"):
         return None
@@ -34,7 +34,7 @@ def commit_of(root: Path) -> str | None:
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Version of each package; those not installed are left out."""
+    """Return the version of each installed package; packages that are not installed are omitted."""
     found = {}
     for package in packages:
         try:
@@ -53,7 +53,7 @@ def is_installed(name: str) -> bool:
 
 
 def user_name() -> str:
-    """The login name; the number when this machine has no name for it, as in many containers."""
+    """Return the login name, or "uid NUMBER" if the user has no name, as in many containers."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

@@ -67,7 +67,7 @@ def test_did_you_mean(word: str, told: str) -> None:
 WRITE = """
 import sys
 from pathlib import Path
-from nano3.files import write_text
+from nano3.utils.files import write_text
 try:
     write_text(Path(sys.argv[1]), "new")
     print("done")
@@ -112,7 +112,7 @@ def test_a_fault_leaves_the_old_file_or_the_new_one(
         pytest.param("there/not/yet", None, id="not yet"),
         pytest.param("file", "file is a file, not a folder", id="a file"),
         pytest.param("file/below", "file is a file, not a folder", id="below a file"),
-        pytest.param("/proc/nope", "no folder can be made in /proc: ", id="refused by the system"),
+        pytest.param("/proc/nope", "cannot create a folder in /proc: ", id="refused by the system"),
     ],
 )
 def test_where_nothing_can_be_written(tmp_path: Path, place: str, why: str | None) -> None:

@@ -72,7 +72,7 @@ def test_the_error_of_the_block_is_told_when_the_temporary_file_is_gone_too(tmp_
     [
         pytest.param("disk", "link", None, id="a link to a folder"),
         pytest.param("disk", "link/new/er", None, id="below one"),
-        pytest.param("unmounted", "link", "{here}/link is a link to unmounted, which is not there", id="to nothing"),
+        pytest.param("unmounted", "link", "{here}/link is a link to unmounted, which does not exist", id="to nothing"),
         pytest.param("unmounted", "link/new", "{here}/link is a link to unmounted, which", id="below one to nothing"),
         pytest.param("/nowhere/x", "link", "{here}/link is a link to /nowhere/x, which", id="to nothing elsewhere"),
         pytest.param("link", "link", "{here}/link is a link to link, which", id="to itself"),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nano3.utils.redaction import is_secret, masked, secret_problems, without_secrets
+from nano3.utils.redaction import is_secret, mask_secrets, secret_problems, without_secrets
 
 
 @pytest.mark.parametrize("key", ["HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "cluster.env.DB_PASSWORD"])
@@ -35,7 +35,7 @@ def test_a_secret_that_is_looked_up_is_none() -> None:
 
 
 def test_masking_keeps_the_rest() -> None:
-    assert masked("--export=ALL,HF_TOKEN=abc,B=2") == "--export=ALL,HF_TOKEN=***,B=2"
+    assert mask_secrets("--export=ALL,HF_TOKEN=abc,B=2") == "--export=ALL,HF_TOKEN=***,B=2"
 
 
 LINES = {
@@ -55,15 +55,15 @@ LINES = {
 
 @pytest.mark.parametrize(("line", "shown"), LINES.values(), ids=LINES.keys())
 def test_masked_lines(line: str, shown: str) -> None:
-    assert masked(line) == shown
-    assert masked(shown) == shown, "masking again changes nothing"
+    assert mask_secrets(line) == shown
+    assert mask_secrets(shown) == shown, "masking again changes nothing"
     assert bool(secret_problems({}, {"cluster.setup": [line]})) == (line != shown)
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="'\0"), min_size=4, max_size=30), st.text(max_size=8))
 def test_nothing_of_a_quoted_secret_is_shown(secret: str, before: str) -> None:
     """Whatever is in it: blanks, commas, quotes, dollars, line ends."""
-    shown = masked(f"{before} HF_TOKEN={shlex.quote('«' + secret + '»')} NCCL_DEBUG=INFO")
+    shown = mask_secrets(f"{before} HF_TOKEN={shlex.quote('«' + secret + '»')} NCCL_DEBUG=INFO")
     assert "«" not in shown.removeprefix(before)
     assert "»" not in shown.removeprefix(before)
     assert shown.endswith(" NCCL_DEBUG=INFO")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nano3.utils.checksum import Checksum
-from nano3.utils.disk_errors import disk_error
+from nano3.utils.disk_errors import disk_failure
 from nano3.utils.errors import Nano3Error
 from nano3.utils.files import temp_name
 
@@ -66,7 +66,7 @@ class DirectWriter:
             # Small files, which never fill a buffer, are written plainly by `commit`.
             self._fd = os.open(self._temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            raise disk_error(error, str(path)) from error
+            raise disk_failure(error, str(path)) from error
         self._direct = False
 
     def write(self, data: Any) -> None:
@@ -100,7 +100,7 @@ class DirectWriter:
             self._close()
             self._temp.replace(self.path)
         except OSError as error:
-            raise disk_error(error, str(self.path)) from error
+            raise disk_failure(error, str(self.path)) from error
         spare_buffers().append(self._buffer)
         return self._hash.hexdigest()
 
@@ -132,7 +132,7 @@ class DirectWriter:
         try:
             spare_buffers().append(writing.result())
         except OSError as error:
-            raise disk_error(error, str(self.path)) from error
+            raise disk_failure(error, str(self.path)) from error
 
     def _write_full(self, buffer: mmap.mmap) -> mmap.mmap:
         self._hash.update(buffer)

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from nano3.data.planning.plan import SPLITS, Plan
-from nano3.utils.disk_errors import disk_error
+from nano3.utils.disk_errors import disk_failure
 from nano3.utils.files import temp_name
 
 
@@ -95,7 +95,7 @@ def write_receipt(path: Path, receipt: msgspec.Struct) -> None:
         temp.replace(path)
     except OSError as error:
         temp.unlink(missing_ok=True)
-        raise disk_error(error, str(path)) from error
+        raise disk_failure(error, str(path)) from error
 
 
 def read_unit(build: Path, number: int) -> UnitReceipt:

@@ -19,7 +19,7 @@ from typing import IO
 
 from nano3.data.sources.own_files import PUBLISHED, is_publishing, prep_dir
 from nano3.utils.console import warn
-from nano3.utils.disk_errors import disk_error, disk_errors
+from nano3.utils.disk_errors import disk_failure, translate_disk_errors
 from nano3.utils.errors import UserError
 from nano3.utils.files import fsync_dir, write_text
 from nano3.utils.locks import lock_fd
@@ -38,7 +38,7 @@ def make_writable(output: Path) -> None:
             raise PermissionError(errno.EACCES, "permission denied")
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise disk_error(error, str(output)) from error
+            raise disk_failure(error, str(output)) from error
         raise UserError(
             f"output_dir={output}: cannot be written: {error.strerror}. Choose another output_dir."
         ) from error
@@ -58,10 +58,10 @@ def hold_output_lock(output: Path, shared: bool = False) -> Iterator[None]:
                 f"choose another output_dir."
             ) from error
         except OSError as error:
-            raise disk_error(error, str(path)) from error
+            raise disk_failure(error, str(path)) from error
         if no_locks:
             warn(f"output_dir={output}: no locks on this file system ({no_locks}). Start only one run on it.")
-        with disk_errors(str(output)):
+        with translate_disk_errors(str(output)):
             yield
 
 

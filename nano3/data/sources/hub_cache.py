@@ -19,7 +19,7 @@ from urllib.parse import quote
 import msgspec
 
 from nano3.utils.console import say
-from nano3.utils.disk_errors import FULL, disk_error
+from nano3.utils.disk_errors import FULL, disk_failure
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import nearest_existing, write_text
 
@@ -181,7 +181,7 @@ def download_file(root: str, key: str, size: int, endpoint: str, add: Callable[[
         )
     except (HTTPError, OSError) as error:
         if isinstance(error, OSError) and error.errno in FULL:
-            raise disk_error(error, str(cache_dir())) from error
+            raise disk_failure(error, str(cache_dir())) from error
         if isinstance(error, PermissionError) and error.filename:
             raise UserError(
                 f"hf_files=download: {error.filename}: cannot be written: {error.strerror}. Set HF_HUB_CACHE to a "

@@ -13,7 +13,7 @@ import pytest
 from data_helpers import healthy, options, run, source, texts, tree, write
 from faults import needs_strace, with_fault
 
-from nano3.utils.disk_errors import DISK_FAULTS, disk_errors
+from nano3.utils.disk_errors import DISK_FAULTS, translate_disk_errors
 from nano3.utils.errors import Failure
 
 PREPARE = """
@@ -61,7 +61,7 @@ REFUSALS = {
         "rename",
         "error=ENOSPC",
         1,
-        "plan.json: no space left on the device. Free some and run the same command again",
+        "plan.json: no space left on the device. Free some space and run the same command again",
     ),
     "manifest_not_written": ("rename", "error=EROFS", 5, ": cannot be written: Read-only file system"),
     "in_a_worker": ("rename", "error=EIO", 3, ": cannot be read or written: Input/output error"),
@@ -109,9 +109,9 @@ def test_a_fault_at_every_system_call(tmp_path: Path, whole: Path, byte_bpe: Pat
 
 @pytest.mark.parametrize("code", DISK_FAULTS, ids=[errno.errorcode[code] for code in DISK_FAULTS])
 def test_what_a_disk_answers_is_told_with_its_file(tmp_path: Path, code: int) -> None:
-    with pytest.raises(Failure, match=r"/here: "), disk_errors(str(tmp_path)):
+    with pytest.raises(Failure, match=r"/here: "), translate_disk_errors(str(tmp_path)):
         raise OSError(code, "text", "/here")
-    with pytest.raises(Failure, match=f"^{tmp_path}: "), disk_errors(str(tmp_path)):
+    with pytest.raises(Failure, match=f"^{tmp_path}: "), translate_disk_errors(str(tmp_path)):
         raise OSError(code, "text")
 
 
@@ -119,7 +119,7 @@ def test_what_numpy_says_of_a_full_disk_is_one(tmp_path: Path) -> None:
     """It raises an OSError without a number."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     try:
-        with pytest.raises(Failure, match=r"^here: cannot be written: "), disk_errors("here"):
+        with pytest.raises(Failure, match=r"^here: cannot be written: "), translate_disk_errors("here"):
             np.save(tmp_path / "a.npy", np.zeros(10_000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
@@ -127,7 +127,7 @@ def test_what_numpy_says_of_a_full_disk_is_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [FileNotFoundError(2, "no such file"), BrokenPipeError(32, "pipe"), ValueError("x")])
 def test_a_fault_of_our_own_keeps_its_traceback(tmp_path: Path, error: Exception) -> None:
-    with pytest.raises(type(error)), disk_errors(str(tmp_path)):
+    with pytest.raises(type(error)), translate_disk_errors(str(tmp_path)):
         raise error
 
 
@@ -143,5 +143,5 @@ def test_what_was_raised_from_a_full_disk(raised: Exception, told: str) -> None:
         except OSError as error:
             raise raised from error
 
-    with pytest.raises(Failure, match=told), disk_errors("elsewhere"):
+    with pytest.raises(Failure, match=told), translate_disk_errors("elsewhere"):
         library()
