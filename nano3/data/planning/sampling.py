@@ -8,14 +8,12 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from nano3.data.planning.plan import DatasetPlan
-from nano3.data.sources import discovery
 from nano3.data.sources.compressed import Decompressor
-from nano3.data.sources.formats import FORMATS, HEAD_SIZE, detect_format
-from nano3.data.sources.readers import ROW_WIDTH, FileRange, read_documents
+from nano3.data.sources.formats import FORMATS, HEAD_SIZE, UTF8_BOM, detect_format
+from nano3.data.sources.readers import ROW_WIDTH, FileRange, open_planned_file, read_documents
 from nano3.utils.errors import Failure
 
 CHUNK = 4 << 20
-BOM = b"\xef\xbb\xbf"
 
 
 class Count(NamedTuple):
@@ -76,22 +74,16 @@ def keep_rows(dataset: DatasetPlan, have: dict[int, Count], wanted: int) -> None
 def count_rows(dataset: DatasetPlan, file: int, limit: int) -> Count:
     """Rows of a file, counted up to `limit`."""
     part = dataset.whole(file)
-    try:
-        with discovery.open_file(part.root, part.name) as f:
-            if (size := discovery.size_of(f)) != part.size:
-                raise discovery.size_changed_error(part.path, part.size, size)
-            if part.format == "parquet":
-                return parquet_rows(f, part, limit)
-            if part.format == "jsonl":
-                return count_lines(f.read, limit)
-            if FORMATS[part.format].compressed:
-                stream = Decompressor(f, part.format, part.path)
-                head = stream.read(HEAD_SIZE)
-                if detect_format(head, part.name, unpacked=True) == "jsonl":
-                    return count_lines(stream.read, limit, head)
-    except discovery.read_errors(part.root) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise Failure(f"{part.path}: cannot be read: {reason}") from error
+    with open_planned_file(part) as f:
+        if part.format == "parquet":
+            return parquet_rows(f, part, limit)
+        if part.format == "jsonl":
+            return count_lines(f.read, limit)
+        if FORMATS[part.format].compressed:
+            stream = Decompressor(f, part.format, part.path)
+            head = stream.read(HEAD_SIZE)
+            if detect_format(head, part.name, unpacked=True) == "jsonl":
+                return count_lines(stream.read, limit, head)
     limited = FileRange(**{**part.__dict__, "rows": limit})
     batches = [(len(b.keys) + len(b.bad), sum(map(len, b.texts))) for b in read_documents(limited)]
     return Count(sum(rows for rows, _ in batches), sum(size for _, size in batches))
@@ -119,7 +111,7 @@ def count_lines(read: Any, limit: int, head: bytes = b"") -> Count:
     """Lines that are not blank, up to `limit`, and their bytes; `head` was read before."""
     rows = size = 0
     begun = False  # whether the line at hand has anything in it yet
-    data = (head or read(CHUNK)).removeprefix(BOM)
+    data = (head or read(CHUNK)).removeprefix(UTF8_BOM)
     while data:
         line, *others = data.split(b"\n")
         begun = begun or bool(line.strip())

@@ -12,7 +12,8 @@ import numpy as np
 
 from nano3.config import PrepOptions
 from nano3.data.planning.plan import SPLITS, DatasetPlan
-from nano3.data.sources.jsonl import BOM, NO_FIELD
+from nano3.data.sources.formats import UTF8_BOM
+from nano3.data.sources.jsonl import NO_FIELD
 from nano3.data.sources.readers import Batch, FileRange, read_documents, row_number
 from nano3.utils.errors import Failure, UserError
 
@@ -103,7 +104,7 @@ def check_bad_rows(batch: Batch, part: FileRange, options: PrepOptions, dataset:
     if not batch.bad or options.bad_rows == "skip":
         return
     key, _, what = batch.bad[0]
-    if key <= len(BOM) and not batch.texts and all(detail.startswith(NO_FIELD) for _, _, detail in batch.bad):
+    if key <= len(UTF8_BOM) and not batch.texts and all(detail.startswith(NO_FIELD) for _, _, detail in batch.bad):
         raise UserError(
             f"dataset {dataset!r}: text_field={part.text_field} is in none of the first {len(batch.bad):,} rows of "
             f"{part.path}; {what.partition('; ')[2]}. Set the dataset's text_field to the one that holds the text, or "

@@ -1,5 +1,6 @@
-"""gzip, bzip2, xz and zstd streams read from start to end; truncation and damage are errors, concatenated streams
-are one.
+"""Decompress gzip, bzip2, xz, and zstd streams, and raise an error if one is truncated or damaged.
+
+Concatenated streams in one file are read as one.
 """
 
 import bz2
@@ -11,12 +12,14 @@ from typing import IO, Any
 
 from nano3.utils.errors import Failure, UserError
 
-READ_SIZE = 64 << 10  # compressed bytes handed to a decompressor at a time: `position` then depends on nothing else
-FEED_SIZE = 8 << 10  # the same for bzip2 and xz; places of rows come of it, so it may not change
+# Compressed bytes read at a time. Document offsets are computed from the position in the compressed file, and shards
+# are assigned by offset, so these sizes must not change.
+READ_SIZE = 64 << 10
+FEED_SIZE = 8 << 10  # for bzip2 and xz, as in Python's own readers
 
 
 class CountingReader:
-    """A file object that hands out small pieces and knows how many bytes it gave."""
+    """A file object that reads in small chunks and counts the bytes."""
 
     closed = False
 
@@ -25,35 +28,37 @@ class CountingReader:
         self.position = 0
 
     def read(self, size: int = -1) -> bytes:
-        """At most PIECE bytes."""
+        """Read at most READ_SIZE bytes."""
         data = self._f.read(READ_SIZE if size < 0 else min(size, READ_SIZE))
         self.position += len(data)
         return data
 
     def readable(self) -> bool:
-        """Part of the file interface."""
+        """Return True; pyarrow asks."""
         return True
 
     def seekable(self) -> bool:
-        """Part of the file interface."""
+        """Return False; pyarrow asks."""
         return False
 
     def close(self) -> None:
-        """The file belongs to the caller."""
+        """Do nothing: the caller owns the file."""
 
 
 class ConcatenatedStreams:
-    """bzip2 or xz streams, one after another. What follows a stream and begins none is damage, unless it is padding
-    (NUL bytes); Python's `BZ2File` and `LZMAFile` take it for the end, and so would lose the text after it.
+    """Reader of bzip2 or xz streams in one file.
+
+    Bytes after a stream must start another one, or be padding (NUL bytes). Python's `BZ2File` and `LZMAFile` treat
+    anything else as the end of the file, and would silently lose the text after it.
     """
 
-    def __init__(self, raw: CountingReader, make: Callable[[], Any]) -> None:
+    def __init__(self, raw: CountingReader, make_decoder: Callable[[], Any]) -> None:
         self._raw = raw
-        self._make = make
-        self._decoder = make()
+        self._make_decoder = make_decoder
+        self._decoder = make_decoder()
 
     def read1(self, size: int) -> bytes:
-        """Some decompressed bytes, at most `size`; none at the end."""
+        """Return between 1 and `size` decompressed bytes, or b"" at the end."""
         while True:
             if self._decoder.eof:
                 rest = self._decoder.unused_data.lstrip(b"\0")
@@ -61,25 +66,29 @@ class ConcatenatedStreams:
                     if not (data := self._raw.read(FEED_SIZE)):
                         return b""
                     rest = data.lstrip(b"\0")
-                self._decoder = self._make()
+                self._decoder = self._make_decoder()
             else:
                 rest = self._raw.read(FEED_SIZE) if self._decoder.needs_input else b""
                 if self._decoder.needs_input and not rest:
                     raise EOFError("it ends before its end-of-stream marker")
-            if found := self._decoder.decompress(rest, size):
-                return bytes(found)
+            if data := self._decoder.decompress(rest, size):
+                return bytes(data)
 
 
 class Decompressor:
-    """`read(n)` gives n decompressed bytes, fewer only at the end. Raises `Failure` naming the file when the stream
-    is damaged, `UserError` when it is packed in a way that is not read.
+    """Sequential reader of a compressed file.
+
+    Args:
+        f: The compressed file.
+        kind: "gz", "bz2", "xz", or "zst", a key of `formats.FORMATS`.
+        path: Name of the file in error messages.
     """
 
     def __init__(self, f: IO[bytes], kind: str, path: str) -> None:
         self._raw = CountingReader(f)
         self._path = path
         self._kind = kind
-        self._given = 0
+        self._decompressed = 0
         raw: Any = self._raw
         self._stream: Any
         if kind == "gz":
@@ -95,35 +104,39 @@ class Decompressor:
 
     @property
     def position(self) -> int:
-        """Compressed bytes taken so far."""
+        """Number of compressed bytes read so far."""
         return self._raw.position
 
     def read(self, size: int) -> bytes:
-        """`size` decompressed bytes, fewer at the end."""
-        pieces = []
+        """Return `size` decompressed bytes, or fewer at the end.
+
+        Raises:
+            Failure: The stream is damaged or truncated.
+            UserError: zstd's window is larger than pyarrow reads.
+        """
+        chunks = []
         try:
-            # read1, since read drops what it has when it then meets the damage
+            # Not `read`: it drops the bytes before the damage.
             while size > 0 and (data := self._stream.read1(size)):
-                pieces.append(data)
+                chunks.append(data)
                 size -= len(data)
-                self._given += len(data)
+                self._decompressed += len(data)
         except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
             if "requires too much memory" in str(error):
                 raise UserError(
-                    f"{self._path}: compressed with a larger window (zstd --long) than is read here. Pack it again: "
-                    f"zstd -dc --long=31 OLD | zstd -o NEW"
+                    f"{self._path}: compressed with a window too large to be read here (zstd --long). Compress it "
+                    f"again: zstd -dc --long=31 OLD | zstd -o NEW"
                 ) from error
             raise Failure(
-                f"{self._path}: {self._kind} stream damaged or cut short after {self._given:,} bytes of text "
-                f"({error}). "
-                f"Fetch the file again, or remove it from the dataset."
+                f"{self._path}: {self._kind} stream damaged or truncated after {self._decompressed:,} bytes of text "
+                f"({error}). Copy the file again, or remove it from the dataset."
             ) from error
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def read_all(self, limit: int = 1 << 40) -> bytes:
-        """The rest, at most `limit` bytes and a little more."""
-        pieces = []
+        """Return the rest of the stream, or its first `limit` bytes and up to 1 MB more."""
+        chunks = []
         while limit > 0 and (data := self.read(1 << 20)):
-            pieces.append(data)
+            chunks.append(data)
             limit -= len(data)
-        return b"".join(pieces)
+        return b"".join(chunks)

@@ -1,5 +1,6 @@
-"""The Hugging Face hub: a dataset's files at a pinned commit, and a tokenizer's. Honours HF_TOKEN, HF_ENDPOINT,
-HF_HUB_OFFLINE.
+"""The Hugging Face hub: list and open the files of a dataset at a pinned commit, and download a tokenizer.
+
+Honors HF_TOKEN, HF_ENDPOINT, and HF_HUB_OFFLINE.
 """
 
 import fnmatch
@@ -14,79 +15,104 @@ from nano3.utils.console import warn
 from nano3.utils.errors import UserError
 
 BLOCK = 8 << 20
-# How the hub's viewer finds splits when a dataset's card does not say: a word of the path, between separators.
+# Words in a path that name a split if the dataset's card does not; the same as in the hub's data viewer.
 SPLIT_WORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+# Fewer suffixes than in `formats.FORMATS`: a repository holds code and documentation too.
 DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".ndjson", ".txt", ".arrow")
 COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 
 
 def endpoint() -> str:
-    """Address of the hub."""
+    """Return the address of the hub."""
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
 def network_errors() -> tuple[type[Exception], ...]:
-    """What the hub's client raises when the network fails."""
+    """Return the exceptions that the hub's client raises if the network fails."""
     from httpx import HTTPError
 
     return (OSError, HTTPError)
 
 
 def hub_client() -> Any:
-    """A client; the token comes from HF_TOKEN or the login."""
+    """Return a client of the hub, with the token from HF_TOKEN or the login."""
     from huggingface_hub import HfApi
 
     return HfApi(endpoint=endpoint())
 
 
 def list_dataset(source: SourceConfig) -> tuple[HubSnapshot, Listing]:
-    """A dataset repository, and of it the files of one split and subset of `hf://org/name`.
+    """List the files of one split and subset of a dataset `hf://org/name`.
 
-    When it was listed before (`hub_cache`), a commit needs no hub, and any other revision none that answers.
+    If the files were listed before (see `hub_cache`), a commit is not requested from the hub again, and any other
+    revision falls back to the earlier list if the hub cannot be reached.
+
+    Returns:
+        The whole repository, and the listing of the selected files.
+
+    Raises:
+        UserError: The path, revision, split, or subset is wrong, or the hub cannot be reached.
     """
     repo = repo_name(source)
     label = f"dataset {source.name!r}: path={source.path}"
     if repo.count("/") > 1 or not repo:
-        raise UserError(f"{label}: write hf://org/name, and choose files with split and subset.")
-    kept = load_snapshot(repo, source.revision)
-    if kept and kept.commit == source.revision:
-        listed = kept
+        raise UserError(f"{label}: write hf://org/name, and select files with split and subset.")
+    saved = load_snapshot(repo, source.revision)
+    if saved and saved.commit == source.revision:
+        snapshot = saved
     else:
         try:
-            listed = carry_over_formats(fetch_snapshot(hub_client(), repo, source.revision, label), kept)
+            snapshot = carry_over_formats(fetch_snapshot(hub_client(), repo, source.revision, label), saved)
         except HubUnreachableError as error:
-            if kept is None:
+            if saved is None:
                 raise
-            why = error.problems[0].partition(". ")[0].rstrip(".")
-            warn(f"{why}: its files are taken as they were listed before, at commit {kept.commit}.")
-            listed = kept
-    chosen = select_files(listed.files, listed.card, source, label)
-    entries = [FileEntry(path, *listed.files[path]) for path in chosen]
-    formats = {path: listed.formats[path] for path in chosen if path in listed.formats}
-    return listed, Listing(f"hf://datasets/{repo}@{listed.commit}", entries, strict=False, formats=formats)
+            reason = error.problems[0].partition(". ")[0].rstrip(".")
+            warn(f"{reason}: using its saved list of files, at commit {saved.commit}.")
+            snapshot = saved
+    selected = select_files(snapshot.files, snapshot.card, source, label)
+    entries = [FileEntry(path, *snapshot.files[path]) for path in selected]
+    formats = {path: snapshot.formats[path] for path in selected if path in snapshot.formats}
+    return snapshot, Listing(f"hf://datasets/{repo}@{snapshot.commit}", entries, strict=False, formats=formats)
 
 
 def repo_name(source: SourceConfig) -> str:
-    """`org/name`."""
+    """Return `org/name` of a dataset's path."""
     return source.path.removeprefix("hf://").removeprefix("datasets/").strip("/")
 
 
-def save_listing(source: SourceConfig, listed: HubSnapshot, formats: dict[str, str | None]) -> None:
-    """Keep the list of a dataset's files, with the formats that are known now."""
-    listed.formats.update(formats)
-    save_snapshot(repo_name(source), source.revision, listed)
+def save_listing(source: SourceConfig, snapshot: HubSnapshot, formats: dict[str, str | None]) -> None:
+    """Save the list of a dataset's files in the hub's local cache.
+
+    Args:
+        source: The dataset.
+        snapshot: Its files.
+        formats: Formats of the selected files, by path; None for a file without text.
+    """
+    snapshot.formats.update(formats)
+    save_snapshot(repo_name(source), source.revision, snapshot)
 
 
 class HubUnreachableError(UserError):
-    """The hub does not answer, or must not be asked."""
+    """The hub does not answer, or HF_HUB_OFFLINE forbids requests."""
 
 
 def fetch_snapshot(client: Any, repo: str, revision: str | None, label: str) -> HubSnapshot:
-    """Commit, files and the card's metadata, from the hub."""
+    """Request the commit, the files, and the card of a dataset from the hub.
+
+    Args:
+        client: An `HfApi`.
+        repo: `org/name`.
+        revision: Branch, tag, or commit; None for the default branch.
+        label: Start of error messages.
+
+    Raises:
+        HubUnreachableError: The hub cannot be reached.
+        UserError: There is no such dataset or revision, or the hub rejected the request.
+    """
     from huggingface_hub.errors import (
         HfHubHTTPError,
         OfflineModeIsEnabled,
@@ -113,7 +139,7 @@ def fetch_snapshot(client: Any, repo: str, revision: str | None, label: str) -> 
     except OfflineModeIsEnabled as error:
         raise HubUnreachableError(f"{label}: HF_HUB_OFFLINE is set. Unset it, or point path at local files.") from error
     except HfHubHTTPError as error:
-        raise UserError(f"{label}: the hub refused: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{label}: the hub rejected the request: {str(error).splitlines()[0]}") from error
     except network_errors() as error:
         raise HubUnreachableError(
             f"{label}: the hub at {endpoint()} cannot be reached ({type(error).__name__})."
@@ -124,7 +150,19 @@ def fetch_snapshot(client: Any, repo: str, revision: str | None, label: str) -> 
 def select_files(
     files: dict[str, tuple[int, str | None]], card: dict[str, Any], source: SourceConfig, label: str
 ) -> list[str]:
-    """Paths of the files of a split and subset: as the card's `configs` say, else by folder and file names."""
+    """Return the paths of the files of one split and subset.
+
+    The card's `configs` define them, or else the names of folders and files.
+
+    Args:
+        files: The repository's files: {path: (bytes, hash)}.
+        card: Metadata of the dataset card.
+        source: Names the split and the subset.
+        label: Start of error messages.
+
+    Raises:
+        UserError: There is no such split or subset.
+    """
     data = sorted(path for path in files if may_hold_documents(path))
     configs = {c.get("config_name", "default"): c for c in card.get("configs") or [] if isinstance(c, dict)}
     if configs:
@@ -153,7 +191,7 @@ def select_files(
 
 
 def may_hold_documents(path: str) -> bool:
-    """Whether a file of a dataset repository may hold documents."""
+    """Return whether a file of a dataset repository has a data suffix and is not hidden."""
     name = path.lower()
     for packed in COMPRESSED_SUFFIXES:
         name = name.removesuffix(packed)
@@ -162,7 +200,11 @@ def may_hold_documents(path: str) -> bool:
 
 
 def split_patterns(config: dict[str, Any]) -> dict[str, list[str]]:
-    """{split: patterns} of a card's config; `data_files` may be a pattern, a list, or a list of {split, path}."""
+    """Return {split: patterns} of one entry of a card's `configs`.
+
+    `data_files` may be a pattern, a list of patterns, or a list of {split, path}. See "Data files Configuration" in
+    the hub's documentation.
+    """
     given = config.get("data_files")
     if not given:
         return {}
@@ -176,7 +218,7 @@ def split_patterns(config: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def matches_pattern(path: str, pattern: str) -> bool:
-    """Whether a path fits a card's pattern; `*` stays inside a folder, `**` does not."""
+    """Return whether a path matches a card's pattern, in which `*` matches within a folder and `**` across folders."""
     pattern = pattern.removeprefix("./").strip("/")
     if not any(c in pattern for c in "*?["):
         return path == pattern or path.startswith(f"{pattern}/")
@@ -184,20 +226,29 @@ def matches_pattern(path: str, pattern: str) -> bool:
 
 
 def glob_match(path: str, pattern: str) -> bool:
-    """Part by part, `**` being any number of parts."""
+    """Match name by name; `**` matches any number of names."""
 
-    def fits(parts: list[str], wanted: list[str]) -> bool:
-        if not wanted:
-            return not parts
-        if wanted[0] == "**":
-            return any(fits(parts[i:], wanted[1:]) for i in range(len(parts) + 1))
-        return bool(parts) and fnmatch.fnmatchcase(parts[0], wanted[0]) and fits(parts[1:], wanted[1:])
+    def match(names: list[str], patterns: list[str]) -> bool:
+        if not patterns:
+            return not names
+        if patterns[0] == "**":
+            return any(match(names[i:], patterns[1:]) for i in range(len(names) + 1))
+        return bool(names) and fnmatch.fnmatchcase(names[0], patterns[0]) and match(names[1:], patterns[1:])
 
-    return fits(path.split("/"), pattern.split("/"))
+    return match(path.split("/"), pattern.split("/"))
 
 
 def select_by_name(data: list[str], source: SourceConfig, label: str) -> list[str]:
-    """The files whose path names the split; when no path names any split, all of them are `train`."""
+    """Return the files whose path names the split. If no path names any split, all files are `train`.
+
+    Args:
+        data: Paths of data files.
+        source: Names the split.
+        label: Start of error messages.
+
+    Raises:
+        UserError: No file belongs to the split.
+    """
     named: dict[str, list[str]] = {}
     for path in data:
         for split in (*SPLIT_WORDS, source.split):
@@ -213,7 +264,7 @@ def select_by_name(data: list[str], source: SourceConfig, label: str) -> list[st
 
 
 def names_split(path: str, words: tuple[str, ...]) -> bool:
-    """Whether one of the words stands alone in the path, as in `data/train-00000.parquet`."""
+    """Return whether a path contains one of the words between separators, as in `data/train-00000.parquet`."""
     text = path.lower()
     for separator in "/-_ ":
         text = text.replace(separator, ".")
@@ -221,7 +272,12 @@ def names_split(path: str, words: tuple[str, ...]) -> bool:
 
 
 def open_remote(url: str, cache_dir: Path | None = None) -> IO[bytes]:
-    """Open a file of the hub: from the local cache when it is there, else by reading it in place over the network."""
+    """Open a file of the hub from the local cache, or over the network if it is not cached.
+
+    Args:
+        url: `hf://datasets/org/name@commit/path`.
+        cache_dir: The local cache; None for the default.
+    """
     from huggingface_hub import HfFileSystem, try_to_load_from_cache
 
     repo, _, rest = url.removeprefix("hf://datasets/").partition("@")
@@ -233,7 +289,18 @@ def open_remote(url: str, cache_dir: Path | None = None) -> IO[bytes]:
 
 
 def download_tokenizer(model: str, names: tuple[str, ...]) -> tuple[Path, str]:
-    """Path of tokenizer.json in the local cache, and its commit. `model` is `org/name` or `org/name@revision`."""
+    """Download a tokenizer into the local cache, unless it is there.
+
+    Args:
+        model: `org/name` or `org/name@revision`.
+        names: Files to download.
+
+    Returns:
+        Path of tokenizer.json in the local cache, and its commit.
+
+    Raises:
+        UserError: There is no such model or revision, it has no tokenizer.json, or the hub cannot be reached.
+    """
     from httpx import HTTPError
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -251,18 +318,18 @@ def download_tokenizer(model: str, names: tuple[str, ...]) -> tuple[Path, str]:
         )
     except RepositoryNotFoundError as error:
         raise UserError(
-            f"{label}: no such file or folder here, and the hub at {endpoint()} has no such model (private? set "
-            f"HF_TOKEN)."
+            f"{label}: no such local file or folder, and the hub at {endpoint()} has no such model, or it is "
+            f"private: set HF_TOKEN."
         ) from error
     except RevisionNotFoundError as error:
         raise UserError(f"{label}: the hub has no such revision.") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, HTTPError) as error:
         raise UserError(
-            f"{label}: no such file or folder here, and the hub at {endpoint()} cannot be reached. Give a "
-            f"folder with tokenizer.json."
+            f"{label}: no such local file or folder, and the hub at {endpoint()} cannot be reached. Set it to "
+            f"a folder with tokenizer.json."
         ) from error
     if not (folder / "tokenizer.json").is_file():
         raise UserError(
-            f"{label}: the hub's copy has no tokenizer.json. Convert it with transformers' save_pretrained."
+            f"{label}: the hub's copy has no tokenizer.json. Convert it with save_pretrained of transformers."
         )
     return folder / "tokenizer.json", folder.name

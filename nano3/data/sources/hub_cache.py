@@ -1,8 +1,8 @@
-"""The hub's local cache, filled: files of a dataset fetched whole before any is tokenized, and the list of them kept,
-so that the next preparation (with another tokenizer, on a node without a network) needs no hub.
+"""Download a dataset's files into the hub's local cache, and save the list of them.
 
-The list lies beside the files, as `datasets--org--name/nano3/REVISION.json`, and goes when the dataset is removed from
-the cache.
+Later preparations (with another tokenizer, or on a node without a network) then need no hub.
+
+The list is saved next to the files, as `datasets--org--name/nano3/REVISION.json`, so it is deleted with the dataset.
 """
 
 import contextlib
@@ -23,16 +23,21 @@ from nano3.utils.disk_errors import FULL, disk_failure
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import nearest_existing, write_text
 
-THREADS = 4  # files at a time; each of them is large
-REPORT_INTERVAL_S = 10.0
-DEFAULT_REVISION = "main"  # what no revision means
-RESERVED_BYTES = 64 << 20  # bytes to leave free
+THREADS = 4  # simultaneous downloads; the files are large
+REPORT_INTERVAL_S = 10.0  # seconds between two lines of progress
+DEFAULT_REVISION = "main"  # if no revision is given
+RESERVED_BYTES = 64 << 20  # bytes to leave free on the disk
 
 
 @dataclass
 class HubSnapshot:
-    """A dataset repository at one commit: {path: (bytes, hash)}, its card's metadata, and what of the formats of its
-    files is known, {path: format, None for no text}.
+    """A dataset repository at one commit. Stored as JSON.
+
+    Attributes:
+        commit: The commit.
+        files: {path: (bytes, Git or LFS hash)}.
+        card: Metadata of the dataset card.
+        formats: {path: format} of the files inspected so far; None for a file without text.
     """
 
     commit: str
@@ -42,14 +47,14 @@ class HubSnapshot:
 
 
 def cache_dir() -> Path:
-    """The hub's cache: HF_HUB_CACHE, else hub/ in HF_HOME."""
+    """Return the folder of the hub's cache: HF_HUB_CACHE, or hub/ in HF_HOME."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
 
 
 def snapshot_path(repo: str, revision: str | None) -> Path:
-    """Where the list of a repository's files is kept."""
+    """Return the path of the saved list of a repository's files."""
     return (
         cache_dir()
         / f"datasets--{repo.replace('/', '--')}"
@@ -59,39 +64,45 @@ def snapshot_path(repo: str, revision: str | None) -> Path:
 
 
 def load_snapshot(repo: str, revision: str | None) -> HubSnapshot | None:
-    """The list that was kept; None when there is none, or none that can be read."""
+    """Return the saved list of a repository's files, or None if there is none or it is damaged."""
     try:
         return msgspec.json.decode(snapshot_path(repo, revision).read_bytes(), type=HubSnapshot)
     except (OSError, ValueError, msgspec.MsgspecError):
         return None
 
 
-def save_snapshot(repo: str, revision: str | None, listed: HubSnapshot) -> None:
-    """Keep the list, under the revision's name and under its commit's. A cache that cannot be written is told when
-    files are fetched into it.
+def save_snapshot(repo: str, revision: str | None, snapshot: HubSnapshot) -> None:
+    """Save the list of a repository's files, under the revision's name and under its commit's.
+
+    Write errors are ignored: downloading into the same cache reports them.
+
+    Args:
+        repo: `org/name`.
+        revision: What the user asked for; None for the default branch.
+        snapshot: The list.
     """
-    text = msgspec.json.encode(listed).decode() + "\n"
-    for name in {revision or DEFAULT_REVISION, listed.commit}:
+    text = msgspec.json.encode(snapshot).decode() + "\n"
+    for name in {revision or DEFAULT_REVISION, snapshot.commit}:
         with contextlib.suppress(OSError):
             write_text(snapshot_path(repo, name), text)
 
 
-def carry_over_formats(listed: HubSnapshot, before: HubSnapshot | None) -> HubSnapshot:
-    """What was known of files that are the same still."""
+def carry_over_formats(snapshot: HubSnapshot, before: HubSnapshot | None) -> HubSnapshot:
+    """Copy the known formats of unchanged files from an earlier snapshot, and return the new one."""
     if before:
-        same = [path for path in before.formats if before.files.get(path) == listed.files.get(path)]
-        listed.formats = {path: before.formats[path] for path in same}
-    return listed
+        same = [path for path in before.formats if before.files.get(path) == snapshot.files.get(path)]
+        snapshot.formats = {path: before.formats[path] for path in same}
+    return snapshot
 
 
 def split_root(root: str) -> tuple[str, str]:
-    """Repository and commit of a root `hf://datasets/org/name@commit`."""
+    """Return the repository and the commit of a root `hf://datasets/org/name@commit`."""
     repo, _, commit = root.removeprefix("hf://datasets/").rpartition("@")
     return repo, commit
 
 
 def is_cached(root: str, key: str) -> bool:
-    """Whether a file is in the cache, whole."""
+    """Return whether a complete file is in the cache."""
     from huggingface_hub import try_to_load_from_cache
 
     repo, commit = split_root(root)
@@ -99,23 +110,29 @@ def is_cached(root: str, key: str) -> bool:
 
 
 class DownloadProgress:
-    """How far the download is: a line now and then, on stderr."""
+    """Prints a line of progress to stderr from time to time.
+
+    Args:
+        files: Files to download.
+        size: Bytes in them.
+    """
 
     def __init__(self, files: int, size: int) -> None:
         self.files, self.size = files, size
-        self.done = self.got = 0
-        self.start = self.told = time.monotonic()
+        self.done_files = self.done_bytes = 0
+        self.started = self.reported = time.monotonic()
 
     def add(self, size: float = 0, files: int = 0) -> None:
-        """Count, and tell."""
-        self.got += int(size)
-        self.done += files
+        """Add downloaded bytes and completed files."""
+        self.done_bytes += int(size)
+        self.done_files += files
         now = time.monotonic()
-        if now - self.told > REPORT_INTERVAL_S:
-            self.told = now
-            rate = self.got / 1e6 / (now - self.start)
+        if now - self.reported > REPORT_INTERVAL_S:
+            self.reported = now
+            rate = self.done_bytes / 1e6 / (now - self.started)
             print(
-                f"download: {self.done:,}/{self.files:,} files, {self.got / 1e9:,.1f}/{self.size / 1e9:,.1f} GB, "
+                f"download: {self.done_files:,}/{self.files:,} files, "
+                f"{self.done_bytes / 1e9:,.1f}/{self.size / 1e9:,.1f} GB, "
                 f"{rate:,.0f} MB/s",
                 file=sys.stderr,
                 flush=True,
@@ -123,10 +140,17 @@ class DownloadProgress:
 
 
 def download_files(wanted: list[tuple[str, str, int]], endpoint: str) -> None:
-    """Download what is not in the cache of files (root, key, bytes). Whole files are kept when another one fails.
+    """Download files into the cache, unless they are there.
 
-    A connection that breaks inside a file is taken up again where it broke, a few times. Raises `Failure` naming the
-    file, `UserError` when there is not enough room.
+    A broken connection is resumed a few times. If a file fails, the completed ones remain in the cache.
+
+    Args:
+        wanted: (root, key, bytes) of each file.
+        endpoint: Address of the hub.
+
+    Raises:
+        Failure: A download failed.
+        UserError: There is not enough space, or the cache cannot be written.
     """
     missing = [file for file in dict.fromkeys(wanted) if not is_cached(file[0], file[1])]
     if not missing:
@@ -134,37 +158,49 @@ def download_files(wanted: list[tuple[str, str, int]], endpoint: str) -> None:
     size = sum(file[2] for file in missing)
     check_free_space(size)
     say(f"downloading {len(missing):,} files, {size / 1e6:,.1f} MB, into {cache_dir()}")
-    told = DownloadProgress(len(missing), size)
+    progress = DownloadProgress(len(missing), size)
     with ThreadPoolExecutor(THREADS) as pool:
-        jobs = [pool.submit(download_file, root, key, size, endpoint, told.add) for root, key, size in missing]
+        jobs = [pool.submit(download_file, root, key, size, endpoint, progress.add) for root, key, size in missing]
         try:
             for job in jobs:
                 job.result()
-                told.add(files=1)
+                progress.add(files=1)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
 def check_free_space(size: int) -> None:
-    """Tell now what would be told after hours."""
+    """Raise UserError if the cache has not enough space for a download, instead of failing after hours."""
     free = shutil.disk_usage(nearest_existing(cache_dir())).free
     if size + RESERVED_BYTES > free:
         raise UserError(
             f"hf_files=download: {size / 1e9:,.1f} GB to download into {cache_dir()}, where {free / 1e9:,.1f} GB are "
-            f"free. Free some, set HF_HUB_CACHE to a folder with more, or set hf_files=stream to read the files in "
-            f"place."
+            f"free. Free some space, set HF_HUB_CACHE to a folder with more, or set hf_files=stream to read the files "
+            f"over the network."
         )
 
 
 def download_file(root: str, key: str, size: int, endpoint: str, add: Callable[[float], None]) -> None:
-    """Download one file of `size` bytes."""
+    """Download one file into the cache.
+
+    Args:
+        root: `hf://datasets/org/name@commit`.
+        key: Path of the file in the repository.
+        size: Bytes expected.
+        endpoint: Address of the hub.
+        add: Called with the number of bytes of each downloaded block.
+
+    Raises:
+        Failure: The download failed, or the file does not have the expected size.
+        UserError: The cache cannot be written.
+    """
     from httpx import HTTPError
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import tqdm
 
     class Bar(tqdm):
-        """Draws nothing, counts bytes."""
+        """A progress bar that draws nothing and counts bytes."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "disable": True})
@@ -185,12 +221,12 @@ def download_file(root: str, key: str, size: int, endpoint: str, add: Callable[[
         if isinstance(error, PermissionError) and error.filename:
             raise UserError(
                 f"hf_files=download: {error.filename}: cannot be written: {error.strerror}. Set HF_HUB_CACHE to a "
-                f"folder of yours, or set hf_files=stream."
+                f"folder that you own, or set hf_files=stream."
             ) from error
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise Failure(
-            f"{url}: the download failed: {reason.rstrip('.')}. Run the same command again: files that are whole are "
-            f"kept."
+            f"{url}: the download failed: {reason.rstrip('.')}. Run the same command again: completed files are not "
+            f"downloaded again."
         ) from error
     if (got := Path(path).stat().st_size) != size:
         raise Failure(f"{url}: {got:,} bytes in the cache, {size:,} on the hub. Remove {path} and run again.")

@@ -1,4 +1,4 @@
-"""JSON lines: from a file to blocks of whole lines, from a block to texts."""
+"""Read JSON lines: split a file into blocks of whole lines, and a block into texts."""
 
 import contextlib
 import json
@@ -10,19 +10,20 @@ from typing import IO, Any
 import msgspec
 import numpy as np
 
+from nano3.data.sources.formats import UTF8_BOM
 from nano3.utils.errors import Failure
 
-BLOCK = 4 << 20
-LINE_SAMPLE, SHORT_LINE = 64 << 10, 350  # bytes at a block's start that tell how long lines are; bytes of a short line
-BOM = b"\xef\xbb\xbf"
-BadRow = tuple[int, str, str]  # key, kind of fault, what is wrong
-NO_FIELD = "no field"  # so begins what is wrong with a row that has no such key
-Fill = Callable[[memoryview], int]  # like `readinto`: bytes put into the memory, 0 at the end
+BLOCK = 4 << 20  # bytes
+LINE_SAMPLE = 64 << 10  # bytes of a block from which the average length of its lines is estimated
+SHORT_LINE = 350  # bytes; see `line_starts`
+BadRow = tuple[int, str, str]  # key; "not_json", "not_utf8", "no_text", or "null"; what is wrong
+NO_FIELD = "no field"  # start of the message for a row without the text field
+Fill = Callable[[memoryview], int]  # like `readinto`: returns the number of bytes written, 0 at the end
 
 
 @dataclass
 class Block:
-    """Whole lines: the first `size` bytes of `data`, which stand at `offset` in the uncompressed file."""
+    """Whole lines: the first `size` bytes of `data`, from `offset` on in the uncompressed file."""
 
     offset: int
     data: bytes | bytearray
@@ -30,8 +31,10 @@ class Block:
 
 
 def skip_to_line(f: IO[bytes], start: int, stop: int) -> int:
-    """Go to the first line that starts at or after `start`, and return its offset; `stop` or more if none starts
-    before `stop`.
+    """Seek to the first line that starts at or after `start`.
+
+    Returns:
+        The offset of that line; `stop` or more if none starts before `stop`.
     """
     if start == 0:
         return 0
@@ -46,22 +49,26 @@ def skip_to_line(f: IO[bytes], start: int, stop: int) -> int:
 
 
 def line_blocks(fill: Fill, offset: int, stop: int | None) -> Iterator[Block]:
-    """Blocks of whole lines that start before `stop`; `fill` must stand at `offset`, the start of a line.
+    """Yield blocks of the whole lines that start before `stop`.
 
-    A line longer than a block makes its block longer. The last line may lack its newline. Unless it is longer, a block
-    is read into the same memory as the one before, so it is good until the next one is asked for: what is read is
-    copied once, and no page of memory has to be mapped for it.
+    A block is valid only until the next one is requested: both use the same memory, so that no new pages are mapped.
+    A line longer than BLOCK gets a longer block of its own memory. The last line may lack its newline.
+
+    Args:
+        fill: Reads the next bytes of the file, from `offset` on.
+        offset: Where a line starts.
+        stop: End of the range; None for the end of the file.
     """
     buffer = bytearray(BLOCK)
     view = memoryview(buffer)
-    held = 0  # bytes at the start of the buffer that begin a line
-    begun: list[bytes] = []  # and what lies before them, of a line that is longer
+    held = 0  # bytes at the start of the buffer that belong to an incomplete line
+    earlier: list[bytes] = []  # earlier bytes of that line, if it is longer than the buffer
     position = offset
     while stop is None or offset < stop:
         left = BLOCK if stop is None else max(stop - position, BLOCK // 16)
         got = fill(view[held : held + left])
         if not got:
-            if rest := b"".join([*begun, view[:held]]):
+            if rest := b"".join([*earlier, view[:held]]):
                 yield Block(offset, rest, len(rest))
             return
         position += got
@@ -70,13 +77,13 @@ def line_blocks(fill: Fill, offset: int, stop: int | None) -> Iterator[Block]:
         if not cut:
             held = end
             if held == BLOCK:
-                begun.append(bytes(buffer))
+                earlier.append(bytes(buffer))
                 held = 0
             continue
-        # In a list, so that nothing here holds on to a long block while it is worked on.
-        blocks = [Block(offset, b"".join([*begun, view[:cut]]), 0) if begun else Block(offset, buffer, 0)]
-        size = blocks[0].size = cut + len(begun) * BLOCK
-        begun = []
+        # In a list that is emptied, so that a long block is freed as soon as the caller drops it.
+        blocks = [Block(offset, b"".join([*earlier, view[:cut]]), 0) if earlier else Block(offset, buffer, 0)]
+        size = blocks[0].size = cut + len(earlier) * BLOCK
+        earlier = []
         if stop is not None and offset + size > stop:
             blocks[0].size = blocks[0].data.index(b"\n", stop - 1 - offset) + 1
             yield blocks.pop()
@@ -88,26 +95,33 @@ def line_blocks(fill: Fill, offset: int, stop: int | None) -> Iterator[Block]:
 
 
 def line_starts(block: Block) -> np.ndarray:
-    """int64 offset of each line in a block. A search for each is 15 times as fast as a look at every byte, unless lines
-    are short.
+    """Return the offset of each line in a block, int64[lines].
+
+    Searching for each newline is 15 times as fast as comparing every byte, unless lines are short.
     """
     data, size = block.data, block.size
     if data.count(b"\n", 0, min(LINE_SAMPLE, size)) > LINE_SAMPLE // SHORT_LINE:
         ends = np.flatnonzero(np.frombuffer(data, np.uint8, size) == ord("\n"))
     else:
-        found = []
+        newlines = []
         at = data.find(b"\n", 0, size)
         while at >= 0:
-            found.append(at)
+            newlines.append(at)
             at = data.find(b"\n", at + 1, size)
-        ends = np.array(found, np.int64)
+        ends = np.array(newlines, np.int64)
     starts = np.concatenate([np.zeros(1, np.int64), ends + 1])
     return starts[:-1] if starts[-1] == size else starts
 
 
 def has_one_object_per_line(data: np.ndarray, starts: np.ndarray) -> bool:
-    """Whether every line begins with { and ends with }. Then none is blank, and no object goes on in the next line:
-    after a } in it there could not come a {. So if there are as many objects as lines, each line is one.
+    """Return whether every line starts with { and ends with }.
+
+    Then no line is blank, and no object continues on the next line, because } cannot be followed by { inside an
+    object. So if there are as many objects as lines, each line is one object.
+
+    Args:
+        data: uint8[bytes] of whole lines.
+        starts: int64[lines], offset of each line in `data`.
     """
     if not len(starts):
         return False
@@ -117,41 +131,56 @@ def has_one_object_per_line(data: np.ndarray, starts: np.ndarray) -> bool:
 
 
 def parse_array_with_json(data: bytes, path: str) -> Iterator[bytes]:
-    """The elements of an array that Python's json module reads and msgspec does not, for one of them has a NaN or half
-    of a surrogate pair: each again as JSON, to be read like a line."""
+    """Yield the elements of an array that Python's json module accepts and msgspec does not, each as JSON.
+
+    Such an array contains NaN or an unpaired surrogate. Each element is then parsed like a line.
+
+    Args:
+        data: The array, without a byte order mark.
+        path: Name of the file in error messages.
+
+    Raises:
+        Failure: `data` is not a JSON array.
+    """
     try:
         items = json.loads(data.decode(errors="surrogateescape"))
     except (ValueError, RecursionError) as error:
-        raise Failure(f"{path}: begins like a JSON array, but is not one: {error}") from error
+        raise Failure(f"{path}: starts like a JSON array, but is not one: {error}") from error
     for item in items:
         try:
             yield json.dumps(item, ensure_ascii=False).encode(errors="surrogateescape")
-        except UnicodeEncodeError:  # half of a surrogate pair, which ASCII keeps as the escape that it was
+        except UnicodeEncodeError:  # an unpaired surrogate, which ASCII preserves as an escape
             yield json.dumps(item).encode()
 
 
 @cache
 def row_decoder(field: str) -> Any:
-    """Reads the one text of an object. Making it takes longer than reading a small file with it."""
+    """Return a decoder of the text field of an object. Cached: creating it takes longer than reading a small file."""
     row = msgspec.defstruct("Row", [("text", str)], rename={"text": field}, gc=False)
     return msgspec.json.Decoder(row)
 
 
 class JsonRows:
-    """Takes the text out of JSON objects. Exact: what it accepts and the text it gives are those of Python's json
-    module.
+    """Extracts the texts of JSON objects; accepts exactly what Python's json module accepts, with the same texts.
 
-    The quick way decodes a block at once and knows nothing of faults; a block it refuses is read again line by line.
+    A whole block is decoded at once. If that fails, the block is decoded again line by line to find the bad rows.
+
+    Args:
+        field: Key of the text in each object.
     """
 
     def __init__(self, field: str) -> None:
         self._field = field
         self._decoder = row_decoder(field)
 
-    def of_lines(self, block: Block) -> tuple[list[str], np.ndarray, list[BadRow]]:
-        """Texts, keys (int64 offset of each line) and faults of a block. Blank lines are not rows."""
-        if block.offset == 0 and block.data.startswith(BOM) and block.size >= len(BOM):
-            block = Block(len(BOM), block.data[len(BOM) : block.size], block.size - len(BOM))
+    def parse_lines(self, block: Block) -> tuple[list[str], np.ndarray, list[BadRow]]:
+        """Parse a block of lines. Blank lines are skipped.
+
+        Returns:
+            The texts, their keys (int64[texts], the offset of each line in the file), and the bad rows.
+        """
+        if block.offset == 0 and block.data.startswith(UTF8_BOM) and block.size >= len(UTF8_BOM):
+            block = Block(len(UTF8_BOM), block.data[len(UTF8_BOM) : block.size], block.size - len(UTF8_BOM))
         starts = line_starts(block)
         rows: list[Any] = []
         view = memoryview(block.data)[: block.size]
@@ -164,12 +193,23 @@ class JsonRows:
         lines = ((block.offset + a, bytes(view[a:b]).strip()) for a, b in zip(starts.tolist(), ends, strict=True))
         return self._one_by_one((key, line) for key, line in lines if line)
 
-    def of_array(self, data: bytes, path: str) -> tuple[list[str], np.ndarray, list[BadRow]]:
-        """The same for one JSON array; a key is the element's number from 0."""
+    def parse_array(self, data: bytes, path: str) -> tuple[list[str], np.ndarray, list[BadRow]]:
+        """Parse one JSON array of objects.
+
+        Args:
+            data: The whole file.
+            path: Name of the file in error messages.
+
+        Returns:
+            The texts, their keys (int64[texts], the index of each element), and the bad rows.
+
+        Raises:
+            Failure: `data` is not a JSON array.
+        """
         try:
-            items = msgspec.json.decode(data.removeprefix(BOM), type=list[msgspec.Raw])
+            items = msgspec.json.decode(data.removeprefix(UTF8_BOM), type=list[msgspec.Raw])
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return self._one_by_one(enumerate(parse_array_with_json(data.removeprefix(BOM), path)))
+            return self._one_by_one(enumerate(parse_array_with_json(data.removeprefix(UTF8_BOM), path)))
         return self._one_by_one((number, bytes(item)) for number, item in enumerate(items))
 
     def _one_by_one(self, rows: Iterator[tuple[int, bytes]]) -> tuple[list[str], np.ndarray, list[BadRow]]:
@@ -208,13 +248,13 @@ class JsonRows:
             text.encode()
         except UnicodeEncodeError as error:
             raw = "\udc80" <= text[error.start] <= "\udcff" and not is_utf8(line)
-            what = "bytes that are not UTF-8" if raw else "half of a surrogate pair (\\ud800 to \\udfff)"
+            what = "bytes that are not UTF-8" if raw else "an unpaired surrogate (\\ud800 to \\udfff)"
             raise BadRowError("not_utf8", f"{self._field!r} holds {what} at character {error.start:,}") from error
         return text
 
 
 class BadRowError(Exception):
-    """A row without a usable text."""
+    """A row without usable text; carries the last two fields of a `BadRow`."""
 
     def __init__(self, kind: str, detail: str) -> None:
         super().__init__(detail)
@@ -223,7 +263,7 @@ class BadRowError(Exception):
 
 
 def is_utf8(data: bytes) -> bool:
-    """Whether the bytes are UTF-8."""
+    """Return whether the bytes are UTF-8."""
     try:
         data.decode()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""Which files a dataset's `path` names, in a local folder or on an fsspec file system. Opens none of them."""
+"""List the files that a dataset's `path` selects, locally or on an fsspec file system, without opening them."""
 
 import glob
 import os
@@ -10,30 +10,39 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nano3.data.sources.formats import may_hold_text
-from nano3.data.sources.own_files import non_text_names, own_file_names
+from nano3.data.sources.own_files import PREP, non_text_names, own_file_names
 from nano3.utils.errors import UserError
 
 MAX_REPORTED = 20  # files named in one error
-HIDDEN_PREFIXES = ("/.", "/_")  # names that begin so are bookkeeping of other tools
+HIDDEN_PREFIXES = ("/.", "/_")  # other tools keep their own files under such names
 
 
 class FileEntry(NamedTuple):
-    """A file: its path relative to the root, bytes, the store's own fingerprint if it has one, and when it was changed.
+    """A listed file.
 
-    `time` is when its content was changed, as anybody may set it, `inode_time` when anything about it was, as the
-    system alone sets it; in nanoseconds, 0 where the place does not tell it.
+    Attributes:
+        key: Path relative to the root of the listing.
+        size: Bytes.
+        store_fingerprint: ETag or hash provided by the store, or None.
+        mtime: Modification time in nanoseconds, 0 if unknown. Anybody may set it.
+        ctime: Change time of the inode in nanoseconds, 0 if unknown. Only the operating system sets it.
     """
 
     key: str
     size: int
-    tag: str | None = None
-    time: int = 0
-    inode_time: int = 0
+    store_fingerprint: str | None = None
+    mtime: int = 0
+    ctime: int = 0
 
 
 class Listing(NamedTuple):
-    """`strict`: each file was named by the user (a file or a glob, not a folder), so none may be left out. `formats`
-    are those that are known without a look, by key; None for a file without text.
+    """The files that a path selects.
+
+    Attributes:
+        root: Local folder or URL.
+        entries: The files.
+        strict: Whether the user named each file (by a file name or a glob, not a folder), so that none may be skipped.
+        formats: Formats that are already known, by key; None for a file without text.
     """
 
     root: str
@@ -43,7 +52,16 @@ class Listing(NamedTuple):
 
 
 def list_local(path: str, output: str, label: str) -> Listing:
-    """A local file, folder or glob, without what nano3 itself has put into the folder `output`."""
+    """List a local file, folder, or glob, without the files that nano3 wrote.
+
+    Args:
+        path: The path to list.
+        output: Output folder of this preparation.
+        label: Start of error messages.
+
+    Raises:
+        UserError: There is nothing at the path, something cannot be read, or a name is not UTF-8.
+    """
     full = Path(path).expanduser().absolute()
     check_name(str(full.parent if full.is_file() else full), label)
     if full.is_file():
@@ -54,11 +72,13 @@ def list_local(path: str, output: str, label: str) -> Listing:
         listing = list_glob(full, Path(output).absolute(), label)
     else:
         if full.exists():
-            raise UserError(f"{label}: neither a file nor a folder, and text is read more than once. Make it a file.")
-        near = full.parent
-        while not near.exists():
-            near = near.parent
-        raise UserError(f"{label}: no such file or folder; {near} is the part of it that exists.")
+            raise UserError(
+                f"{label}: neither a file nor a folder. Text is read more than once, so write it into a file."
+            )
+        parent = full.parent
+        while not parent.exists():
+            parent = parent.parent
+        raise UserError(f"{label}: no such file or folder; the path exists up to {parent}.")
     try:
         "".join([entry.key for entry in listing.entries]).encode()
     except UnicodeEncodeError:
@@ -68,18 +88,22 @@ def list_local(path: str, output: str, label: str) -> Listing:
 
 
 def local_entry(key: str, info: os.stat_result) -> FileEntry:
+    """Return the entry of a local file."""
     return FileEntry(key, info.st_size, None, info.st_mtime_ns, info.st_ctime_ns)
 
 
 def is_hidden(key: str, pattern: str = "") -> bool:
-    """Whether a file is to be left out for its name, or a folder's on the way to it; not if the pattern has such names
-    in it.
+    """Return whether a file, or a folder above it, is hidden by its name.
+
+    Args:
+        key: Path relative to the root.
+        pattern: What the user typed; a prefix that occurs in it does not hide anything.
     """
-    return any(sign in f"/{key}" and sign not in f"/{pattern}" for sign in HIDDEN_PREFIXES)
+    return any(prefix in f"/{key}" and prefix not in f"/{pattern}" for prefix in HIDDEN_PREFIXES)
 
 
 def check_name(name: str, label: str) -> None:
-    """Names go into JSON files, so they must be text."""
+    """Raise UserError if a name is not UTF-8, since names are written to JSON files."""
     try:
         name.encode()
     except UnicodeEncodeError as error:
@@ -88,32 +112,39 @@ def check_name(name: str, label: str) -> None:
 
 
 def walk_folder(folder: str, output: str, label: str) -> list[FileEntry]:
-    """All visible files under a folder; names that begin with "." or "_" are bookkeeping of other tools.
+    """List all visible files under a folder, without the files that nano3 wrote.
 
-    Links to folders are followed, but each real folder is read once; real paths win over links to them. What cannot
-    be read is an error: text that is silently missing would be noticed months later, if ever.
+    Links to folders are followed, but each folder is read once, under its real path if that is below `folder`.
+    Anything unreadable is an error: nobody would notice missing text.
+
+    Args:
+        folder: Absolute path.
+        output: Real path of the output folder.
+        label: Start of error messages.
+
+    Raises:
+        UserError: A folder or a file cannot be read.
     """
     entries: list[FileEntry] = []
     problems: list[str] = []
     seen: set[tuple[int, int]] = set()
-    # Folders as the text before their files' names, relative to `folder`: there may be 10^5 files, so nothing is done
-    # for each of them that can be done once.
+    # Folders as prefixes of their files' keys. Work per folder instead of per file: there may be 10^5 files.
     folders, links = [""], list[str]()
     while folders or links:
         prefix = folders.pop() if folders else links.pop(0)
-        place = f"{folder.rstrip('/')}/{prefix}".rstrip("/") or "/"
+        path = f"{folder.rstrip('/')}/{prefix}".rstrip("/") or "/"
         try:
-            info = Path(place).stat()
+            info = Path(path).stat()
             if (info.st_dev, info.st_ino) in seen:
                 continue
             seen.add((info.st_dev, info.st_ino))
-            with os.scandir(place) as found:
-                items = sorted(found, key=lambda item: item.name)
+            with os.scandir(path) as scan:
+                items = sorted(scan, key=lambda item: item.name)
         except OSError as error:
-            problems.append(f"{label}: {place}: {error.strerror}. Make it readable, or move it away.")
+            problems.append(f"{label}: {path}: {error.strerror}. Make it readable, or move it away.")
             continue
-        here = os.path.realpath(place) == output
-        own = own_file_names(Path(output)) if here else non_text_names([item.name for item in items])
+        is_output = os.path.realpath(path) == output
+        own = own_file_names(Path(output)) if is_output else non_text_names([item.name for item in items])
         for item in items:
             name = item.name
             if name[0] in "._" or name in own:
@@ -134,66 +165,93 @@ def walk_folder(folder: str, output: str, label: str) -> list[FileEntry]:
 
 
 def unreadable_message(path: str, error: OSError, label: str) -> str:
-    """What is wrong with an entry that cannot be looked at; mostly a link to nowhere."""
+    """Return the message for a file whose status cannot be read, usually a broken link."""
     if Path(path).is_symlink():
-        return f"{label}: {path} is a broken link to {Path(path).readlink()} ({error.strerror}). Mend or remove it."
+        return f"{label}: {path} is a broken link to {Path(path).readlink()} ({error.strerror}). Repair or delete it."
     return f"{label}: {path}: {error.strerror}. Make it readable, or move it away."
 
 
 def list_glob(full: Path, output: Path, label: str) -> Listing:
-    """Files that match a pattern."""
-    fixed = full
-    while glob.has_magic(str(fixed)):
-        fixed = fixed.parent
-    own = tuple(f"{output}/{name}/" for name in (*own_file_names(output), ".prep"))
-    names = cache(lambda folder: non_text_names(os.listdir(folder)))  # noqa: PTH208  names alone
-    start = len(f"{str(fixed).rstrip('/')}/")
+    """List the files that match a pattern, without the files that nano3 wrote.
+
+    Args:
+        full: Absolute path with the pattern.
+        output: Absolute path of the output folder.
+        label: Start of error messages.
+
+    Raises:
+        UserError: No file matches, or one cannot be read.
+    """
+    root = full
+    while glob.has_magic(str(root)):
+        root = root.parent
+    own = tuple(f"{output}/{name}/" for name in (*own_file_names(output), PREP))
+    names = cache(lambda folder: non_text_names(os.listdir(folder)))  # noqa: PTH208  only names are needed
+    key_start = len(f"{str(root).rstrip('/')}/")
     entries, problems = [], []
-    pattern = os.path.relpath(full, fixed)
-    for path in map(str, fixed.glob(pattern)):
-        if f"{path}/".startswith(own) or is_hidden(path[start:], pattern) or is_written_by_nano3(path, start, names):
+    pattern = os.path.relpath(full, root)
+    for path in map(str, root.glob(pattern)):
+        key = path[key_start:]
+        if f"{path}/".startswith(own) or is_hidden(key, pattern) or is_written_by_nano3(path, key_start, names):
             continue
         try:
-            info = os.stat(path)  # noqa: PTH116  a Path again for each of 10^5 files takes a second
+            info = os.stat(path)  # noqa: PTH116  another Path for each of 10^5 files takes a second
         except OSError as error:
             problems.append(unreadable_message(path, error, label))
             continue
         if stat.S_ISREG(info.st_mode):
-            entries.append(local_entry(path[start:], info))
+            entries.append(local_entry(key, info))
     if problems:
         raise UserError(problems[:MAX_REPORTED])
     if not entries:
-        raise UserError(f"{label}: no file matches (looked under {fixed}).{bracket_hint(full)}")
-    return Listing(str(fixed), entries, True)
+        raise UserError(f"{label}: no file matches under {root}.{pattern_hint(full)}")
+    return Listing(str(root), entries, True)
 
 
-def is_written_by_nano3(path: str, start: int, names: Callable[[str], Collection[str]]) -> bool:
-    """Whether nano3 has put a file, or a folder on the way to it, where it is; `names` are those of a folder's."""
-    place = path[: start - 1] or "/"
-    for part in path[start:].split("/"):
-        if part in names(place):
+def is_written_by_nano3(path: str, key_start: int, names: Callable[[str], Collection[str]]) -> bool:
+    """Return whether nano3 wrote a file or a folder above it.
+
+    Args:
+        path: Absolute path of the file.
+        key_start: Index in `path` after the root, where to start checking.
+        names: Function from a folder to the names in it that nano3 wrote.
+    """
+    folder = path[: key_start - 1] or "/"
+    for name in path[key_start:].split("/"):
+        if name in names(folder):
             return True
-        place = f"{place.rstrip('/')}/{part}"
+        folder = f"{folder.rstrip('/')}/{name}"
     return False
 
 
-def bracket_hint(full: Path) -> str:
-    """What to type when a real folder's name has brackets in it, which a pattern reads as a choice of letters, or when
-    a pattern ends in **, which stands for folders."""
+def pattern_hint(full: Path) -> str:
+    """Return what to type instead of a pattern without matches, or "".
+
+    There are two common mistakes: a pattern that ends in **, which matches only folders, and a folder with brackets in
+    its name, which a pattern reads as a set of characters.
+    """
     if full.name == "**":
-        return f" ** stands for folders alone; for all files below write {full.parent}"
+        return f" ** matches only folders. For all files below, write {full.parent}"
     literal = next((p for p in full.parents if glob.has_magic(p.name) and p.exists()), None)
     if literal is None:
         return ""
     escaped = str(full).replace(str(literal), glob.escape(str(literal)), 1)
-    return f" [, ? and * are signs of a pattern; to mean the folder {literal}, write {escaped}"
+    return f" In a pattern, [, ? and * are special. For the folder {literal}, write {escaped}"
 
 
 # fsspec
 
 
 def list_url(url: str, label: str) -> Listing:
-    """A file, folder or glob on any fsspec file system."""
+    """List a file, folder, or glob on any fsspec file system.
+
+    Args:
+        url: The URL to list.
+        label: Start of error messages.
+
+    Raises:
+        UserError: There is nothing at the URL, its protocol is unknown, or the store cannot be reached.
+    """
     import fsspec
 
     try:
@@ -208,16 +266,14 @@ def list_url(url: str, label: str) -> Listing:
         else:
             infos, root, strict = fs.find(path, detail=True), path.rstrip("/"), False
         entries = [remote_entry(name[len(root) :].lstrip("/"), info) for name, info in infos.items() if is_file(info)]
-        named = path[len(root) :].lstrip("/") if strict else ""
-        entries = [entry for entry in entries if entry.key and not is_hidden(entry.key, named)]
+        pattern = path[len(root) :].lstrip("/") if strict else ""
+        entries = [entry for entry in entries if entry.key and not is_hidden(entry.key, pattern)]
         if not entries:
             raise_hidden_error(fs, path)
     except ImportError as error:
         extra = " Install it with: pip install 'nano3[s3]'" if url.startswith("s3:") else ""
         raise UserError(f"{label}: {error}.{extra}") from error
-    except ValueError as error:
-        raise UserError(f"{label}: {describe_driver_error(error)}") from error
-    except driver_errors() as error:
+    except (ValueError, *driver_errors()) as error:
         raise UserError(f"{label}: {describe_driver_error(error)}") from error
     if not entries:
         raise UserError(f"{label}: nothing there.")
@@ -225,10 +281,12 @@ def list_url(url: str, label: str) -> Listing:
 
 
 def is_file(info: dict[str, Any]) -> bool:
+    """Return whether fsspec's `info` describes a file."""
     return bool(info.get("type", "file") == "file")
 
 
 def remote_entry(key: str, info: dict[str, Any]) -> FileEntry:
+    """Return the entry of a file that fsspec's `info` describes."""
     tag = info.get("ETag") or info.get("etag") or info.get("md5Hash") or info.get("checksum")
     time = info.get("mtime")
     nanoseconds = int(time * 1e9) if isinstance(time, int | float) else 0
@@ -236,7 +294,10 @@ def remote_entry(key: str, info: dict[str, Any]) -> FileEntry:
 
 
 def raise_hidden_error(fs: Any, path: str) -> None:
-    """Raise what the network said: file systems turn it into "no such file" when they are asked for a list."""
+    """Raise the network error behind an empty listing, if there is one.
+
+    When listing, file systems turn network errors into "no such file".
+    """
     try:
         fs.info(path)
     except FileNotFoundError as error:
@@ -246,7 +307,7 @@ def raise_hidden_error(fs: Any, path: str) -> None:
 
 
 def driver_errors() -> tuple[type[Exception], ...]:
-    """What the drivers of file systems raise; those that are not loaded raise nothing."""
+    """Return the exceptions of all file system drivers that are loaded."""
     names = (
         ("botocore.exceptions", "BotoCoreError"),
         ("botocore.exceptions", "ClientError"),
@@ -259,11 +320,11 @@ def driver_errors() -> tuple[type[Exception], ...]:
 
 
 def describe_driver_error(error: Exception) -> str:
-    """An error of a driver in words, with what helps."""
+    """Return the message of a driver's error, and a hint what to set."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     hint = ""
     if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
         hint = " Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
     if type(error).__name__ in ("EndpointConnectionError", "ConnectTimeoutError"):
-        hint = " Is AWS_ENDPOINT_URL right, and the network up?"
+        hint = " Check AWS_ENDPOINT_URL and the network."
     return f"{str(text).rstrip('.')}.{hint}"

@@ -1,16 +1,27 @@
-"""From a file, or a part of one, to batches of document texts.
+"""Read a file, or a range of it, as batches of document texts.
 
-Every document has a *key* inside its file: its row number (parquet, Arrow, JSON array; from 0), the offset of its
-line in the uncompressed bytes (JSON lines), or 0 (plain text). Together with dataset and file it names the document
-for ever.
+`READERS`, at the end of this module, names the reader of each format in `formats.FORMATS`:
 
-Every document also has a *offset*: a number from 0 to the file's cost that grows with the key and, roughly, with the
-text before it. The plan cuts datasets at offsets, so nothing has to be read to make a plan: an atom (a line, a
-parquet row group, or a whole file of the other formats) belongs to the interval in which it starts.
+| format           | reader            | record           | key               | offset                             |
+|------------------|-------------------|------------------|-------------------|------------------------------------|
+| jsonl            | `read_jsonl`      | line             | byte offset       | the same                           |
+| json (an array)  | `read_json`       | the file         | index of element  | evenly over the file               |
+| txt              | `read_txt`        | the file         | 0                 | 0                                  |
+| parquet          | `read_parquet`    | row group        | row               | evenly over the row group          |
+| arrow            | `read_arrow`      | the file         | row               | evenly over the record batch       |
+| gz, zst, bz2, xz | `read_compressed` | the file         | as decompressed   | position in the compressed file    |
+
+A document's *key* is an integer that is unique in its file, counted from 0. Dataset, file, and key identify a document
+permanently.
+
+A document's *offset* is an integer from 0 up to, but not including, the file's estimated bytes of text. It grows with
+the key, and roughly with the text before the document. The plan cuts datasets into units and shards at offsets, so no
+file has to be read to make a plan. A *record* is what cannot be cut: it belongs to the range in which it starts.
 """
 
+import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import IO, Any, cast
@@ -19,32 +30,47 @@ import numpy as np
 
 from nano3.data.sources import discovery
 from nano3.data.sources.compressed import Decompressor
-from nano3.data.sources.formats import FORMATS, HEAD_SIZE, detect_format
-from nano3.data.sources.jsonl import BOM, JsonRows, line_blocks, skip_to_line
+from nano3.data.sources.formats import FORMATS, HEAD_SIZE, UTF8_BOM, detect_format
+from nano3.data.sources.jsonl import BadRow, JsonRows, line_blocks, skip_to_line
 from nano3.utils.errors import Failure, UserError
 
-BATCH_BYTES = 4 << 20  # bytes of text in a batch, about
+BATCH_BYTES = 4 << 20  # target size of the texts in a batch
 MAX_BATCH_ROWS = 4096
-ROW_WIDTH = 4096  # offsets of a row when files are limited to their first rows
-MAX_ARRAY_BYTES = 512 << 20  # a JSON array has to be read whole
+ROW_WIDTH = 4096  # offsets per row if only the first rows of a file are read
+MAX_ARRAY_BYTES = 512 << 20  # a JSON array has to be held in memory
 
 
 @dataclass
 class Batch:
-    """Documents in file order. `keys` and `offsets` are int64, one per text; `bad` holds (key, kind, what is wrong)."""
+    """Documents in file order.
+
+    Attributes:
+        texts: One text per document.
+        keys: int64[texts].
+        offsets: int64[texts].
+        bad: Rows without usable text.
+    """
 
     texts: list[str]
     keys: np.ndarray
     offsets: np.ndarray
-    bad: list[tuple[int, str, str]] = field(default_factory=list)
+    bad: list[BadRow] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class FileRange:
-    """What to read of a file: the atoms that start at offsets `start` <= p < `stop`; with `rows`, only that many
-    first rows.
+    """What to read of a file: the records that start at `start` <= offset < `stop`.
 
-    `estimated_bytes` is the file's width in offsets. With `rows` every row is ROW_COST wide.
+    Attributes:
+        root: Root of the dataset.
+        name: Path of the file relative to `root`.
+        format: Key of `formats.FORMATS`.
+        size: Bytes in the file when the plan was made.
+        estimated_bytes: The file's offsets are below this number. With `rows`, it is ROW_WIDTH times the rows.
+        start: First offset.
+        stop: Offset after the last one.
+        text_field: Key or column of the text.
+        rows: If set, read only this many first rows of the file.
     """
 
     root: str
@@ -59,37 +85,50 @@ class FileRange:
 
     @property
     def path(self) -> str:
-        """For messages."""
+        """Path or URL of the file."""
         return discovery.join(self.root, self.name)
 
 
-def read_documents(part: FileRange) -> Iterator[Batch]:
-    """Read the documents of a part in order.
+@contextlib.contextmanager
+def open_planned_file(file_range: FileRange) -> Iterator[IO[bytes]]:
+    """Open the file of a range.
 
-    Raises `Failure` naming the file when it is damaged or not the planned one, `UserError` when it has no such text
-    field.
+    Raises:
+        Failure: The file cannot be read, also while it is open, or its size differs from the plan's.
     """
     try:
-        with discovery.open_file(part.root, part.name) as f:
-            if (size := discovery.size_of(f)) != part.size:
-                raise discovery.size_changed_error(part.path, part.size, size)
-            batches = READERS[part.format](f, part)
-            yield from batches if part.rows is None else take_first_rows(batches, part.rows)
-    except discovery.read_errors(part.root) as error:
+        with discovery.open_file(file_range.root, file_range.name) as f:
+            if (size := discovery.size_of(f)) != file_range.size:
+                raise discovery.size_changed_error(file_range.path, file_range.size, size)
+            yield f
+    except discovery.read_errors(file_range.root) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise Failure(f"{part.path}: cannot be read: {reason}") from error
+        raise Failure(f"{file_range.path}: cannot be read: {reason}") from error
+
+
+def read_documents(file_range: FileRange) -> Iterator[Batch]:
+    """Yield the documents of a range in order.
+
+    Raises:
+        Failure: The file is damaged, cannot be read, or changed since the plan was made.
+        UserError: It has no such text field.
+    """
+    with open_planned_file(file_range) as f:
+        batches = READERS[file_range.format](f, file_range)
+        yield from batches if file_range.rows is None else take_first_rows(batches, file_range.rows)
 
 
 def take_first_rows(batches: Iterator[Batch], rows: int) -> Iterator[Batch]:
-    """The first `rows` rows, bad ones included; each ROW_COST wide."""
+    """Yield the first `rows` rows, counting bad ones, with new offsets: each row is ROW_WIDTH wide."""
     seen = 0
     for batch in batches:
-        every = np.sort(np.concatenate([batch.keys, np.array([b[0] for b in batch.bad], np.int64)]))[: rows - seen]
-        keep = int(np.searchsorted(batch.keys, every[-1], "right")) if len(every) else 0
-        keys = batch.keys[:keep]
-        offsets = (seen + np.searchsorted(every, keys)) * ROW_WIDTH
-        yield Batch(batch.texts[:keep], keys, offsets, [b for b in batch.bad if len(every) and b[0] <= every[-1]])
-        seen += len(every)
+        row_keys = np.sort(np.concatenate([batch.keys, np.array([b[0] for b in batch.bad], np.int64)]))[: rows - seen]
+        count = int(np.searchsorted(batch.keys, row_keys[-1], "right")) if len(row_keys) else 0
+        keys = batch.keys[:count]
+        offsets = (seen + np.searchsorted(row_keys, keys)) * ROW_WIDTH
+        bad = [b for b in batch.bad if len(row_keys) and b[0] <= row_keys[-1]]
+        yield Batch(batch.texts[:count], keys, offsets, bad)
+        seen += len(row_keys)
         if seen >= rows:
             return
 
@@ -97,86 +136,108 @@ def take_first_rows(batches: Iterator[Batch], rows: int) -> Iterator[Batch]:
 # JSON lines, JSON array, plain text
 
 
-def read_jsonl(f: IO[bytes], part: FileRange) -> Iterator[Batch]:
-    """Lines that start in [start, stop); an offset is a byte offset."""
-    rows = JsonRows(part.text_field)
-    stop = min(part.stop, part.size)
-    start = skip_to_line(f, part.start, stop)
+def read_jsonl(f: IO[bytes], file_range: FileRange) -> Iterator[Batch]:
+    """Read the lines that start in the range; offsets are byte offsets."""
+    rows = JsonRows(file_range.text_field)
+    stop = min(file_range.stop, file_range.size)
+    start = skip_to_line(f, file_range.start, stop)
     for block in line_blocks(cast(io.BufferedIOBase, f).readinto, start, stop):
-        texts, keys, bad = rows.of_lines(block)
-        del block
+        texts, keys, bad = rows.parse_lines(block)
+        del block  # free a long block before the caller works on its texts
         yield Batch(texts, keys, keys, bad)
 
 
-def read_json(f: IO[bytes], part: FileRange) -> Iterator[Batch]:
-    """One JSON array of objects."""
-    yield from parse_json_array(f.read(MAX_ARRAY_BYTES + 1), part)
+def read_json(f: IO[bytes], file_range: FileRange) -> Iterator[Batch]:
+    """Read one JSON array of objects."""
+    yield parse_json_array(f.read(MAX_ARRAY_BYTES + 1), file_range)
 
 
-def parse_json_array(data: bytes, part: FileRange) -> Iterator[Batch]:
+def parse_json_array(data: bytes, file_range: FileRange) -> Batch:
+    """Parse the content of a file with one JSON array; raise UserError if it is too large."""
     if len(data) > MAX_ARRAY_BYTES:
         raise UserError(
-            f"{part.path}: a JSON array of more than {MAX_ARRAY_BYTES >> 20} MB. Convert it: jq -c '.[]' OLD > NEW.jsonl"
+            f"{file_range.path}: a JSON array of more than {MAX_ARRAY_BYTES >> 20} MB. Convert it: "
+            f"jq -c '.[]' OLD > NEW.jsonl"
         )
-    texts, keys, bad = JsonRows(part.text_field).of_array(data, part.path)
-    yield Batch(texts, keys, interpolate_offsets(keys, len(texts) + len(bad), 0, part.estimated_bytes), bad)
+    texts, keys, bad = JsonRows(file_range.text_field).parse_array(data, file_range.path)
+    offsets = interpolate_offsets(keys, len(texts) + len(bad), 0, file_range.estimated_bytes)
+    return Batch(texts, keys, offsets, bad)
 
 
-def read_txt(f: IO[bytes], part: FileRange) -> Iterator[Batch]:
-    """The whole file is one document."""
+def read_txt(f: IO[bytes], file_range: FileRange) -> Iterator[Batch]:
+    """Read the whole file as one document."""
     yield parse_text_file(f.read())
 
 
 def parse_text_file(data: bytes) -> Batch:
+    """Return the content of a text file as one document."""
     zero = np.zeros(1, np.int64)
     try:
-        return Batch([data.removeprefix(BOM).decode()], zero, zero)
+        return Batch([data.removeprefix(UTF8_BOM).decode()], zero, zero)
     except UnicodeDecodeError as error:
         return Batch([], zero[:0], zero[:0], [(0, "not_utf8", f"not UTF-8 at byte {error.start:,}")])
 
 
 def interpolate_offsets(keys: np.ndarray, rows: int, low: int, high: int) -> np.ndarray:
-    """Places of rows 0..rows-1 spread evenly over [low, high)."""
+    """Return the offsets of some of the rows 0..rows-1, which are spread evenly over low <= offset < high.
+
+    Args:
+        keys: int64, row numbers.
+        rows: Number of all rows.
+        low: Offset of row 0.
+        high: Offset after the last row.
+    """
     return low + keys * (high - low) // max(rows, 1)
 
 
-# Compressed streams: read from the start, always
+# Compressed streams: always read from the start
 
 
-def read_compressed(f: IO[bytes], part: FileRange) -> Iterator[Batch]:
-    """A offset is the compressed position, spread evenly over the lines of a block."""
-    stream = Decompressor(f, part.format, part.path)
+def read_compressed(f: IO[bytes], file_range: FileRange) -> Iterator[Batch]:
+    """Read compressed JSON lines, a compressed JSON array, or a compressed text file."""
+    stream = Decompressor(f, file_range.format, file_range.path)
     head = stream.read(HEAD_SIZE)
-    kind = detect_format(head, part.name, unpacked=True)
+    kind = detect_format(head, file_range.name, unpacked=True)
     if kind == "txt":
         yield parse_text_file(head + stream.read_all())
     elif kind == "json":
-        yield from parse_json_array(head + stream.read_all(MAX_ARRAY_BYTES), part)
+        yield parse_json_array(head + stream.read_all(MAX_ARRAY_BYTES), file_range)
     elif kind == "jsonl":
-        yield from read_compressed_lines(head, stream, part)
+        yield from read_compressed_lines(head, stream, file_range)
     else:
-        what = "nothing" if not head else kind or "an unknown format"
+        content = "nothing" if not head else kind or "an unknown format"
         raise UserError(
-            f"{part.path}: {part.format} of {what}; compressed files must hold JSON lines, a JSON array or .txt."
+            f"{file_range.path}: {file_range.format} of {content}; compressed files must hold JSON lines, a JSON "
+            f"array or .txt."
         )
 
 
-def read_compressed_lines(head: bytes, stream: Decompressor, part: FileRange) -> Iterator[Batch]:
-    rows = JsonRows(part.text_field)
-    begun = io.BytesIO(head)
+def read_compressed_lines(head: bytes, stream: Decompressor, file_range: FileRange) -> Iterator[Batch]:
+    """Read compressed JSON lines.
+
+    The lines of a block are spread evenly between the compressed positions before and after the block.
+
+    Args:
+        head: Bytes already read from the stream.
+        stream: The rest of the file.
+        file_range: The whole file.
+    """
+    rows = JsonRows(file_range.text_field)
+    unread_head = io.BytesIO(head)
     low = 0
 
     def fill(memory: memoryview) -> int:
-        data = begun.read(len(memory))
+        data = unread_head.read(len(memory))
         data += stream.read(len(memory) - len(data))
         memory[: len(data)] = data
         return len(data)
 
     for block in line_blocks(fill, 0, None):
-        high = max(low, min(part.estimated_bytes - 1, stream.position * part.estimated_bytes // part.size))
-        texts, keys, bad = rows.of_lines(block)
+        position = stream.position * file_range.estimated_bytes // file_range.size
+        high = max(low, min(file_range.estimated_bytes - 1, position))
+        texts, keys, bad = rows.parse_lines(block)
         offsets = interpolate_offsets(keys - block.offset, block.size, low, high)
-        del block
+        del block  # free a long block before the caller works on its texts
         yield Batch(texts, keys, offsets, bad)
         low = high
 
@@ -184,43 +245,70 @@ def read_compressed_lines(head: bytes, stream: Decompressor, part: FileRange) ->
 # Columns: parquet and Arrow
 
 
-def read_parquet(f: IO[bytes], part: FileRange) -> Iterator[Batch]:
-    """Row groups that start in [start, stop)."""
+@dataclass(frozen=True)
+class RowGroup:
+    """A parquet row group or an Arrow record batch.
+
+    Attributes:
+        first_row: Its first row, counted from the start of the file.
+        rows: Number of its rows.
+        low: Offset of its first row.
+        high: Offset after its last row.
+    """
+
+    first_row: int
+    rows: int
+    low: int
+    high: int
+
+
+def read_parquet(f: IO[bytes], file_range: FileRange) -> Iterator[Batch]:
+    """Read the row groups that start in the range.
+
+    Each row group covers offsets in proportion to the uncompressed size of its text column.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         file = pq.ParquetFile(f, buffer_size=1 << 20)
-        column = find_text_column(file.schema_arrow.names, part)
-        widths = row_group_sizes(file.metadata, column)
-        first = 0
-        low = 0
-        total = max(sum(w for w, _ in widths), 1)
-        done = 0
-        for number, (width, rows) in enumerate(widths):
-            done += width
-            high = done * part.estimated_bytes // total
-            if rows and part.start <= low < part.stop:
-                size = max(1, min(MAX_BATCH_ROWS, BATCH_BYTES * rows // max(width, 1)))
-                at = first
-                for box in iter_row_group(file, number, column, size):
+        column = find_text_column(file.schema_arrow.names, file_range)
+        sizes = row_group_sizes(file.metadata, column)
+        total = max(sum(size for size, _ in sizes), 1)
+        first_row = low = done = 0
+        for number, (size, rows) in enumerate(sizes):
+            done += size
+            high = done * file_range.estimated_bytes // total
+            if rows and file_range.start <= low < file_range.stop:
+                group = RowGroup(first_row, rows, low, high)
+                batch_rows = max(1, min(MAX_BATCH_ROWS, BATCH_BYTES * rows // max(size, 1)))
+                row = first_row
+                for box in iter_row_group(file, number, column, batch_rows):
                     count = len(box[0])
-                    yield make_column_batch(box.pop(), at, first, rows, low, high, part)
-                    at += count
-            first += rows
+                    yield make_column_batch(box.pop(), row, group, file_range)
+                    row += count
+            first_row += rows
             low = high
     except pa.ArrowInvalid as error:
-        raise Failure(f"{part.path}: damaged parquet: {error}") from error
+        raise Failure(f"{file_range.path}: damaged parquet: {error}") from error
 
 
-def iter_row_group(file: Any, number: int, column: str, size: int) -> Iterator[list[Any]]:
-    """The column of a row group, `size` rows at a time, each in a list to be taken out of it. Nothing here holds on to
-    what was given out; the reader, which keeps a page of text, is let go before the last of it.
+def iter_row_group(file: Any, number: int, column: str, batch_rows: int) -> Iterator[list[Any]]:
+    """Yield the values of a column in a row group, each array in a list of one.
+
+    The caller takes the array out of the list, so that nothing here keeps it in memory. The parquet reader, which
+    keeps a page of text, is released before the last array is yielded.
+
+    Args:
+        file: A `pyarrow.parquet.ParquetFile`.
+        number: Number of the row group.
+        column: Name of the column.
+        batch_rows: Rows in each array.
     """
     import pyarrow as pa
 
     left = file.metadata.row_group(number).num_rows
-    reader = file.iter_batches(size, row_groups=[number], columns=[column], use_threads=False)
+    reader = file.iter_batches(batch_rows, row_groups=[number], columns=[column], use_threads=False)
     while left > 0:
         box = [batch.column(0) for batch in islice(reader, 1)]
         if not box:
@@ -232,70 +320,85 @@ def iter_row_group(file: Any, number: int, column: str, size: int) -> Iterator[l
 
 
 def row_group_sizes(metadata: Any, column: str) -> list[tuple[int, int]]:
-    """(uncompressed bytes of the text column, rows) of each row group."""
-    widths = []
+    """Return (uncompressed bytes of the text column, rows) of each row group."""
+    sizes = []
     index = None
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         if index is None:
             paths = [group.column(i).path_in_schema for i in range(group.num_columns)]
             index = paths.index(column) if column in paths else 0
-        widths.append((max(1, group.column(index).total_uncompressed_size), group.num_rows))
-    return widths
+        sizes.append((max(1, group.column(index).total_uncompressed_size), group.num_rows))
+    return sizes
 
 
-def read_arrow(f: IO[bytes], part: FileRange) -> Iterator[Batch]:
-    """Arrow IPC, file or stream; an offset is spread over each record batch."""
+def read_arrow(f: IO[bytes], file_range: FileRange) -> Iterator[Batch]:
+    """Read an Arrow IPC file or stream."""
     import pyarrow as pa
 
     try:
-        first = low = 0
-        for values, high in iter_arrow_columns(f, part):
+        first_row = low = 0
+        for values, high in iter_arrow_columns(f, file_range):
+            group = RowGroup(first_row, len(values), low, high)
             step = max(1, min(MAX_BATCH_ROWS, BATCH_BYTES * len(values) // max(values.nbytes, 1)))
             for at in range(0, len(values), step):
-                yield make_column_batch(values[at : at + step], first + at, first, len(values), low, high, part)
-            first += len(values)
+                yield make_column_batch(values[at : at + step], first_row + at, group, file_range)
+            first_row += len(values)
             low = high
     except pa.ArrowInvalid as error:
-        raise Failure(f"{part.path}: damaged Arrow file: {error}") from error
+        raise Failure(f"{file_range.path}: damaged Arrow file: {error}") from error
 
 
-def iter_arrow_columns(f: IO[bytes], part: FileRange) -> Iterator[tuple[Any, int]]:
-    """The text column of each record batch, and the offset at which the batch ends. Streams may follow one another, as
-    `cat` makes them."""
+def iter_arrow_columns(f: IO[bytes], file_range: FileRange) -> Iterator[tuple[Any, int]]:
+    """Yield the text column of each record batch, and the offset at which the batch ends.
+
+    A file may contain several streams, as `cat` makes them.
+    """
     import pyarrow as pa
 
     source = pa.PythonFile(f, mode="r")
     if f.read(6) == b"ARROW1":
         reader = pa.ipc.open_file(source)
-        column, count = find_text_column(reader.schema.names, part), reader.num_record_batches
+        column, count = find_text_column(reader.schema.names, file_range), reader.num_record_batches
         for i in range(count):
-            yield reader.get_batch(i).column(column), (i + 1) * part.estimated_bytes // count
+            yield reader.get_batch(i).column(column), (i + 1) * file_range.estimated_bytes // count
         return
     f.seek(0)
-    while f.tell() < part.size:
+    while f.tell() < file_range.size:
         reader = pa.ipc.open_stream(source)
-        column = find_text_column(reader.schema.names, part)
+        column = find_text_column(reader.schema.names, file_range)
         for batch in reader:
-            yield batch.column(column), min(part.estimated_bytes - 1, f.tell() * part.estimated_bytes // part.size)
+            high = f.tell() * file_range.estimated_bytes // file_range.size
+            yield batch.column(column), min(file_range.estimated_bytes - 1, high)
 
 
-def find_text_column(names: list[str], part: FileRange) -> str:
-    if names.count(part.text_field) == 1:
-        return part.text_field
-    if part.text_field in names:
+def find_text_column(names: list[str], file_range: FileRange) -> str:
+    """Return the name of the text column; raise UserError unless it occurs exactly once in `names`."""
+    count = names.count(file_range.text_field)
+    if count == 1:
+        return file_range.text_field
+    if count:
         raise UserError(
-            f"{part.path}: there are {names.count(part.text_field)} columns {part.text_field!r}, and which one is "
-            "meant cannot be told. Write the file with one, or set the dataset's text_field to another."
+            f"{file_range.path}: there are {count} columns {file_range.text_field!r}, so the text column is "
+            "ambiguous. Write the file with one, or set the dataset's text_field to another."
         )
     raise UserError(
-        f"{part.path}: no column {part.text_field!r}. Columns: {', '.join(names)}. Set the dataset's text_field."
+        f"{file_range.path}: no column {file_range.text_field!r}. Columns: {', '.join(names)}. Set the dataset's "
+        "text_field."
     )
 
 
-def make_column_batch(values: Any, at: int, first: int, rows: int, low: int, high: int, part: FileRange) -> Batch:
-    """A batch from a column slice whose first row is `at`, in a group of `rows` rows from row `first`, offsets [low,
-    high).
+def make_column_batch(values: Any, first_row: int, group: RowGroup, file_range: FileRange) -> Batch:
+    """Return a batch of the texts in a slice of a column.
+
+    Args:
+        values: A pyarrow array of strings, bytes, or nulls, possibly dictionary-encoded.
+        first_row: Row of `values[0]`, counted from the start of the file.
+        group: The row group that contains the slice.
+        file_range: What is being read.
+
+    Raises:
+        UserError: The column does not hold text.
     """
     import pyarrow as pa
 
@@ -304,49 +407,57 @@ def make_column_batch(values: Any, at: int, first: int, rows: int, low: int, hig
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     if not (is_bytes or is_text or pa.types.is_null(kind)):
         raise UserError(
-            f"{part.path}: column {part.text_field!r} is {values.type}, not text. Set the dataset's text_field."
+            f"{file_range.path}: column {file_range.text_field!r} is {values.type}, not text. Set the dataset's "
+            "text_field."
         )
     if pa.types.is_dictionary(values.type) and values.dictionary.null_count:
-        values = values.dictionary_decode()  # rows that point to a null are not counted as nulls
-    keys = np.arange(at, at + len(values), dtype=np.int64)
-    offsets = interpolate_offsets(keys - first, rows, low, high)
+        values = values.dictionary_decode()  # null_count does not count rows that refer to a null in the dictionary
+    keys = np.arange(first_row, first_row + len(values), dtype=np.int64)
+    offsets = interpolate_offsets(keys - group.first_row, group.rows, group.low, group.high)
     if is_text and not values.null_count:
-        try:
+        # pyarrow does not check UTF-8; if decoding all values fails, the loop below finds the bad ones.
+        with contextlib.suppress(UnicodeDecodeError):
             return Batch(values.to_pylist(), keys, offsets)
-        except UnicodeDecodeError:
-            pass  # find out which
     texts, good, bad = [], [], []
     raw = values.cast(pa.large_binary()) if not pa.types.is_null(kind) else values
     for i, value in enumerate(raw.to_pylist()):
         if value is None:
-            bad.append((at + i, "null", "null"))
+            bad.append((first_row + i, "null", "null"))
             continue
         try:
             texts.append(value.decode())
             good.append(i)
         except UnicodeDecodeError as error:
-            bad.append((at + i, "not_utf8", f"not UTF-8 at byte {error.start:,} of the text"))
+            bad.append((first_row + i, "not_utf8", f"not UTF-8 at byte {error.start:,} of the text"))
     return Batch(texts, keys[good], offsets[good], bad)
 
 
-READERS = {
+# A reader yields the documents of the records that start in the range; the file is positioned at its start.
+READERS: dict[str, Callable[[IO[bytes], FileRange], Iterator[Batch]]] = {
     "jsonl": read_jsonl,
     "json": read_json,
     "txt": read_txt,
     "parquet": read_parquet,
     "arrow": read_arrow,
-    **{name: read_compressed for name, f in FORMATS.items() if f.compressed},
+    "gz": read_compressed,
+    "zst": read_compressed,
+    "bz2": read_compressed,
+    "xz": read_compressed,
 }
 
 
-def row_number(part: FileRange, key: int) -> int:
-    """The row, from 1, of the document with this key; for JSON lines its line, which is counted by reading up to it."""
-    if part.format != "jsonl" and not FORMATS[part.format].compressed:
+def row_number(file_range: FileRange, key: int) -> int:
+    """Return the row, from 1, of the document with this key.
+
+    For JSON lines this is the line number, which is counted by reading the file up to the line.
+    """
+    compressed = FORMATS[file_range.format].compressed
+    if not compressed and file_range.format != "jsonl":
         return key + 1
-    with discovery.open_file(part.root, part.name) as f:
-        stream: Any = f if part.format == "jsonl" else Decompressor(f, part.format, part.path)
+    with discovery.open_file(file_range.root, file_range.name) as f:
+        stream: Any = Decompressor(f, file_range.format, file_range.path) if compressed else f
         head = stream.read(min(HEAD_SIZE, key))
-        if part.format != "jsonl" and detect_format(head, part.name, unpacked=True) != "jsonl":
+        if compressed and detect_format(head, file_range.name, unpacked=True) != "jsonl":
             return key + 1
         lines, left = head.count(b"\n"), key - len(head)
         while left > 0 and (data := stream.read(min(BATCH_BYTES, left))):

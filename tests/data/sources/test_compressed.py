@@ -54,7 +54,7 @@ BEHIND = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_follows_a_stream_and_is_none_is_told(kind: str, behind: Callable[[str], bytes]) -> None:
     """Python's own readers of bzip2 and xz take it for the end, and the rest of the text would be missing."""
-    with pytest.raises(Failure, match=rf"^the-file: {kind} stream damaged or cut short after [\d,]+ bytes of text"):
+    with pytest.raises(Failure, match=rf"^the-file: {kind} stream damaged or truncated after [\d,]+ bytes of text"):
         opened(packed(ONE, kind) + behind(kind), kind).read_all()
 
 

@@ -44,7 +44,7 @@ def corpus(tmp_path: Path) -> Path:
 
 def remembered(folder: Path, output: Path) -> None:
     """Look at all files as a run does that comes a few seconds after they were written."""
-    memory = FingerprintCache(started=time.time_ns() + LATER)
+    memory = FingerprintCache(created=time.time_ns() + LATER)
     discover_files(source(folder), str(output), memory)
     memory.save(output)
 
@@ -121,7 +121,7 @@ def test_a_link_that_breaks_is_told_on_a_rerun(tmp_path: Path, corpus: Path) -> 
     rewrite(target, same_size(target), back_to=target.stat())
     assert looked_at(corpus, tmp_path / "out") == 1
     target.unlink()
-    with pytest.raises(UserError, match=r"link\.jsonl is a broken link to .*Mend or remove it"):
+    with pytest.raises(UserError, match=r"link\.jsonl is a broken link to .*Repair or delete it"):
         looked_at(corpus, tmp_path / "out")
 
 
@@ -154,7 +154,7 @@ DAMAGE = {
 def test_a_damaged_memory_is_none(tmp_path: Path, corpus: Path, data: bytes) -> None:
     (tmp_path / "out" / ".prep").mkdir(parents=True)
     (tmp_path / "out" / ".prep" / FILE_NAME).write_bytes(data)
-    assert load_fingerprint_cache(tmp_path / "out").before == {}
+    assert load_fingerprint_cache(tmp_path / "out").stored == {}
     assert looked_at(corpus, tmp_path / "out") == 8
 
 
@@ -186,7 +186,7 @@ def test_a_store_s_own_hash_decides(entry: FileEntry, look: tuple | None) -> Non
 
 
 def test_what_no_hash_and_no_inode_tells_is_not_remembered() -> None:
-    memory = FingerprintCache(started=time.time_ns())
+    memory = FingerprintCache(created=time.time_ns())
     entries = [FileEntry("a", 5, "etag", 7), FileEntry("b", 5, None, 7), FileEntry("c", 5, None, 7, 9)]
     memory.put("d", "s3://b/in", entries, [("etag", "txt"), ("x", "txt"), ("y", None)], opened=3)
     assert memory.tables()["d"] == DatasetTable(
@@ -204,7 +204,7 @@ def test_a_rerun_remembers_many_files_and_writes_nothing_else(tmp_path: Path, by
     assert load_fingerprint_cache(tmp_path / "out").get("d", str(tmp_path / "in"), []) == []
     before = tree(tmp_path / "out")
     late = request.memory
-    late.started += LATER
+    late.created += LATER
     late.save_if_many(tmp_path / "out")
     assert looked_at(tmp_path / "in", tmp_path / "out") == 0
     assert tree(tmp_path / "out") == before
@@ -252,7 +252,7 @@ def test_walk_finds_what_os_walk_finds(tmp_path_factory: pytest.TempPathFactory,
             path = Path(place, name)
             wanted.add((str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns))
     found = walk_folder(str(root), "/nowhere", "label")
-    assert {(e.key, e.size, e.time) for e in found} == wanted
+    assert {(e.key, e.size, e.mtime) for e in found} == wanted
     assert len(found) == len(wanted)
 
 

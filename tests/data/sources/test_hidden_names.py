@@ -106,7 +106,7 @@ def test_what_is_neither_file_nor_folder_is_not_waited_for(tmp_path: Path) -> No
 def test_a_link_that_leads_to_itself_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").symlink_to(tmp_path / "a.jsonl")
     for path in (tmp_path, tmp_path / "*.jsonl"):
-        with pytest.raises(UserError, match=r"a\.jsonl is a broken link to .*a\.jsonl .*Mend or remove it"):
+        with pytest.raises(UserError, match=r"a\.jsonl is a broken link to .*a\.jsonl .*Repair or delete it"):
             list_local(str(path), "", "label")
 
 

@@ -64,7 +64,7 @@ def test_a_second_preparation_needs_no_hub(
     capfd.readouterr()
     run([source("hf://org/set")], tmp_path / "two", sentencepiece_bpe, workers=2, **DOWNLOAD)
     told = capfd.readouterr().err
-    assert re.search(rf"cannot be reached \(\w+\): its files are taken as .* at commit {COMMIT}\.", told)
+    assert re.search(rf"cannot be reached \(\w+\): using its saved list of files, at commit {COMMIT}\.", told)
     wanted = reference(sentencepiece_bpe, [t for i in range(6) for t in texts(30, seed=i)])
     assert sorted(documents(tmp_path / "two")) == sorted(wanted)
     run([source("hf://org/set")], tmp_path / "streams", byte_bpe)  # what is in the cache serves both
@@ -90,7 +90,7 @@ def test_offline_from_the_command_line(tmp_path: Path, hub: Hub, byte_bpe: Path)
     hub.requests.clear()
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "HF_HUB_OFFLINE is set: its files are taken as they were listed before" in done.stderr
+    assert "HF_HUB_OFFLINE is set: using its saved list of files" in done.stderr
     assert hub.requests == []
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
 

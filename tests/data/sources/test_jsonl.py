@@ -104,7 +104,7 @@ def test_what_an_earlier_block_left_behind_the_last_line_is_not_read() -> None:
     rows = [f'{{"text": "{i}"}}\n'.encode() for i in range(9)]
     texts: list[str] = []
     for block in line_blocks(slow(b"".join(rows) + b'{"text": "9"}', 1 << 20), 0, None):
-        found, keys, bad = JsonRows("text").of_lines(block)
+        found, keys, bad = JsonRows("text").parse_lines(block)
         assert not bad
         assert keys[0] == block.offset
         texts += found
@@ -155,7 +155,7 @@ def python_rows(data: bytes) -> tuple[list[tuple[int, str]], list[int]]:
 
 def rows_of(data: bytes) -> tuple[list[tuple[int, str]], list[int]]:
     """The same by nano3."""
-    texts, keys, bad = JsonRows("text").of_lines(Block(0, data, len(data)))
+    texts, keys, bad = JsonRows("text").parse_lines(Block(0, data, len(data)))
     return list(zip(keys.tolist(), texts, strict=True)), [key for key, _, _ in bad]
 
 

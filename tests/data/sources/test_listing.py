@@ -163,7 +163,7 @@ def test_how_much_of_a_cut_file_could_be_read(tmp_path: Path, byte_bpe: Path) ->
     for suffix in (".gz", ".bz2", ".xz"):
         path = tmp_path / f"a.jsonl{suffix}"
         path.write_bytes(pack(text, suffix)[:-20_000])
-        with pytest.raises(Failure, match=r"cut short after [1-9][\d,]{4,} bytes of text"):
+        with pytest.raises(Failure, match=r"truncated after [1-9][\d,]{4,} bytes of text"):
             run(path, tmp_path / "out", byte_bpe)
 
 
