@@ -1,4 +1,4 @@
-"""The learning-rate schedule of both backends: megatron.core's OptimizerParamScheduler, counted in samples."""
+"""The learning-rate schedule of both backends: OptimizerParamScheduler of megatron.core, counted in samples."""
 
 import warnings
 from dataclasses import replace
@@ -15,7 +15,7 @@ WSD_DECAY_STYLES = ("minus_sqrt", "linear", "cosine", "exponential")
 
 
 def with_default_decay(config: PretrainConfig) -> PretrainConfig:
-    """The same with the length of WSD's decay as a number: null means a fifth of the run."""
+    """Return the configuration with a null scheduler.lr_wsd_decay_iters replaced by a fifth of the run (WSD only)."""
     s = config.scheduler
     if s.lr_decay_style != "WSD" or s.lr_wsd_decay_iters is not None:
         return config
@@ -23,7 +23,10 @@ def with_default_decay(config: PretrainConfig) -> PretrainConfig:
 
 
 def schedule_summary(config: PretrainConfig) -> str:
-    """For example "WSD: 32 iterations of warmup, 1,328 stable, 340 of decay (minus_sqrt); 0.001 to 1e-05"."""
+    """Return the schedule in words.
+
+    For example "WSD: 32 iterations of warmup, 1,328 stable, 340 of decay (minus_sqrt); 0.001 to 1e-05".
+    """
     s, o, iters = config.scheduler, config.optimizer, config.train.train_iters
     parts = [f"{s.lr_warmup_iters:,} iterations of warmup"]
     if s.lr_decay_style == "WSD" and s.lr_wsd_decay_iters is not None:
@@ -34,12 +37,12 @@ def schedule_summary(config: PretrainConfig) -> str:
 
 
 def schedule_problems(config: PretrainConfig) -> list[str]:
-    """What is wrong with `scheduler`, `optimizer.lr` and `optimizer.min_lr`; each with what to type instead."""
+    """Return what is wrong with `scheduler`, `optimizer.lr` and `optimizer.min_lr`, with the values to type instead."""
     s, o, iters = config.scheduler, config.optimizer, config.train.train_iters
     problems = []
     if s.lr_decay_style not in DECAY_STYLES:
         problems.append(f"scheduler.lr_decay_style={s.lr_decay_style}:{did_you_mean(s.lr_decay_style, DECAY_STYLES)}")
-    if 0 <= o.lr < o.min_lr:  # what neither of them can be is told by values.py
+    if 0 <= o.lr < o.min_lr:  # value_checks reports negative rates
         problems.append(f"optimizer.min_lr={o.min_lr:g} must not be greater than optimizer.lr={o.lr:g}.")
     if not 0 <= s.lr_warmup_iters < iters:
         problems.append(
@@ -54,28 +57,31 @@ def _wsd_problems(config: PretrainConfig) -> list[str]:
     s, iters = config.scheduler, config.train.train_iters
     problems = []
     if s.lr_wsd_decay_style not in WSD_DECAY_STYLES:
-        problems.append(
-            f"scheduler.lr_wsd_decay_style={s.lr_wsd_decay_style}:{did_you_mean(s.lr_wsd_decay_style, WSD_DECAY_STYLES)}"
-        )
+        hint = did_you_mean(s.lr_wsd_decay_style, WSD_DECAY_STYLES)
+        problems.append(f"scheduler.lr_wsd_decay_style={s.lr_wsd_decay_style}:{hint}")
     room = iters - s.lr_warmup_iters
     if s.lr_wsd_decay_iters is None:
         problems.append(
             "scheduler.lr_decay_style=WSD needs the length of its decay: "
             f"for example scheduler.lr_wsd_decay_iters={max(1, iters // 5)} (a fifth of train.train_iters)."
         )
-    elif room >= 1 and not 1 <= s.lr_wsd_decay_iters <= room:  # without room, warmup is what is told
+    elif room >= 1 and not 1 <= s.lr_wsd_decay_iters <= room:  # without room, the warmup is reported
         problems.append(
-            f"scheduler.lr_wsd_decay_iters={s.lr_wsd_decay_iters} must lie between 1 and {room} "
-            f"(train.train_iters={iters} less scheduler.lr_warmup_iters={s.lr_warmup_iters})."
+            f"scheduler.lr_wsd_decay_iters={s.lr_wsd_decay_iters} must be between 1 and {room} "
+            f"(train.train_iters={iters} minus scheduler.lr_warmup_iters={s.lr_warmup_iters})."
         )
     return problems
 
 
 def make_scheduler(optimizer: Any, config: PretrainConfig) -> "OptimizerParamScheduler":
-    """The scheduler on a torch optimizer. Its steps are samples: call `step(global_batch_size)` once per iteration.
+    """Return the scheduler of a torch optimizer. It counts samples: call `step(global_batch_size)` per iteration.
 
-    Iteration k (from 1) runs at the rate of (k - 1) * global_batch_size samples, as in Megatron; with warmup the first
-    is 0. The configuration, not a checkpoint, decides the shape, so a resumed run may be given more iterations.
+    Iteration k (from 1) uses the rate after (k - 1) * global_batch_size samples, as in Megatron, so with warmup the
+    first rate is 0. The shape follows the configuration, not a checkpoint, so a resumed run may train longer.
+
+    Args:
+        optimizer: A torch.optim.Optimizer.
+        config: The run's configuration.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,7 +1,7 @@
-"""Parameters, active parameters and FLOPs of a model from its configuration alone, without building it.
+"""Parameters, active parameters and FLOPs of a model, computed from its configuration without building it.
 
-Layer kinds of a hybrid: M Mamba-2, E mixture of experts, * attention, - dense MLP. A dense model (Qwen3) is written
-as one attention and one MLP layer per block. All linear layers have no bias, norms are RMSNorm.
+Layer kinds of a hybrid model: M Mamba-2, E mixture of experts, * attention, - dense MLP. A dense model (Qwen3) counts
+as one attention and one MLP layer per block. Linear layers have no bias, and norms are RMSNorm.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ from nano3.config.pretrain import megatron_section
 
 # Megatron rounds the rows of the embedding up to a multiple of this times the tensor-parallel size.
 VOCAB_MULTIPLE = 128
-CONVOLUTION = 4  # width of Mamba-2's causal convolution
+CONV_WIDTH = 4  # of Mamba-2's causal convolution
 
 
 class RecipeValues(Protocol):
@@ -25,7 +25,7 @@ class RecipeValues(Protocol):
 
 @dataclass(frozen=True)
 class Architecture:
-    """What decides the size of a model; names as in Megatron-Bridge. `layers` counts each kind."""
+    """The sizes of a model, named as in Megatron-Bridge. `layers` maps a layer kind to its number of layers."""
 
     layers: dict[str, int]
     hidden_size: int
@@ -49,16 +49,17 @@ class Architecture:
 
     @property
     def mamba_inner(self) -> int:
+        """Width of the inner state x of a Mamba layer."""
         return self.mamba_num_heads * self.mamba_head_dim
 
     @property
     def mamba_conv(self) -> int:
-        """Channels of the convolution: x, B and C."""
+        """Channels of the convolution over x, B and C."""
         return self.mamba_inner + 2 * self.mamba_num_groups * self.mamba_state_dim
 
     @property
     def activation_bytes_per_token(self) -> float:
-        """Bytes kept for the backward pass, in bf16, over all layers: inputs and outputs of the matrix products."""
+        """Bytes that all layers keep for the backward pass: inputs and outputs of the matrix products in bf16."""
         n, h = self.layers, self.hidden_size
         attention = (
             2 * h + 2 * self.num_attention_heads * self.kv_channels + 2 * self.num_query_groups * self.kv_channels
@@ -72,7 +73,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Counts. `active` are those that one token passes through, embedding and output matrix included."""
+    """Numbers of parameters. `active` counts those that one token uses, including embedding and output matrix."""
 
     total: int
     active: int
@@ -82,19 +83,25 @@ class ParameterCounts:
 def architecture_from_config(
     config: PretrainConfig, known: RecipeValues | None, vocab_size: int
 ) -> Architecture | None:
-    """The architecture of a run, or None when the recipe's values are needed and not recorded.
+    """Return the architecture of a run, or None if it depends on a recipe that is not recorded.
 
-    `vocab_size` is the tokenizer's; the embedding is padded as Megatron pads it.
+    A value in `model` overrides one in `megatron.model`, which overrides the recipe's.
+
+    Args:
+        config: The run's configuration.
+        known: The recipe's values; None for the transformers backend.
+        vocab_size: Ids of the tokenizer; the embedding is padded as in Megatron.
     """
 
-    def value(name: str, default: int | None = None) -> int | None:
-        typed = getattr(config.model, name, None)
-        if typed is not None:
-            return typed
-        free = megatron_section(config, "model").get(name)
-        if isinstance(free, bool | int):  # anything else is told by `overrides.check`
-            return free
-        return known.value(f"model.{name}", default) if known else default
+    def value(name: str) -> int | None:
+        own: int | None = getattr(config.model, name, None)
+        if own is not None:
+            return own
+        override = megatron_section(config, "model").get(name)
+        if isinstance(override, bool | int):  # `settings.setting_problems` reports any other type
+            return override
+        recipe_value: int | None = known.value(f"model.{name}") if known else None
+        return recipe_value
 
     pattern = config.model.hybrid_layer_pattern or (known.value("model.hybrid_layer_pattern") if known else None)
     heads, hidden = value("num_attention_heads"), value("hidden_size")
@@ -130,7 +137,13 @@ def architecture_from_config(
 
 
 def divisibility_problems(model: Architecture, tensor: int, expert: int = 1) -> list[str]:
-    """Sizes that Megatron cannot divide among groups, or `tensor` or `expert` ranks, the recipe's values included."""
+    """Return which sizes of a model Megatron cannot divide among groups or ranks.
+
+    Args:
+        model: The architecture, including the values of the recipe.
+        tensor: Tensor-parallel size, in ranks.
+        expert: Expert-parallel size, in ranks.
+    """
     rules = [
         ("*", "num_attention_heads", "model.num_query_groups", model.num_query_groups),
         ("*", "num_attention_heads", "model.tensor_model_parallel_size", tensor),
@@ -140,10 +153,10 @@ def divisibility_problems(model: Architecture, tensor: int, expert: int = 1) -> 
         ("E", "num_moe_experts", "model.expert_model_parallel_size", expert),
     ]
     problems = []
-    for kind, name, of, divisor in rules:
+    for kind, name, divisor_key, divisor in rules:
         size = getattr(model, name)
         if model.layers.get(kind) and divisor > 0 and size % divisor:
-            problems.append(f"model.{name}={size} must be a multiple of {of}={divisor}.")
+            problems.append(f"model.{name}={size} must be a multiple of {divisor_key}={divisor}.")
     groups = model.num_query_groups
     if model.layers.get("*") and tensor > 0 and groups > 0 and groups % tensor and tensor % groups:
         problems.append(
@@ -159,8 +172,13 @@ def divisibility_problems(model: Architecture, tensor: int, expert: int = 1) -> 
 
 
 def embedding_rows_for(config: PretrainConfig, known: RecipeValues | None, vocab_size: int) -> int:
-    """Rows of the embedding: model.vocab_size as given, else the tokenizer's size up to the next multiple of
-    Megatron's divisor."""
+    """Return the rows of the embedding: model.vocab_size, or the tokenizer's size padded as Megatron pads it.
+
+    Args:
+        config: The run's configuration.
+        known: The recipe's values; None for the transformers backend.
+        vocab_size: Ids of the tokenizer.
+    """
     if config.model.vocab_size is not None:
         return config.model.vocab_size
     if known is None:
@@ -183,12 +201,12 @@ def padded_vocab_size(vocab_size: int, tensor_parallel_size: int = 1, multiple: 
 
 
 def count_parameters(a: Architecture) -> ParameterCounts:
-    """Exact counts of Megatron's and Hugging Face's modules of these kinds."""
+    """Return the exact parameter counts of Megatron's and Hugging Face's modules for this architecture."""
     h = a.hidden_size
     attention = h * a.kv_channels * (2 * a.num_attention_heads + 2 * a.num_query_groups) + 2 * a.kv_channels * a.qk_norm
     projected = a.mamba_inner + a.mamba_conv + a.mamba_num_heads
     # in_proj, convolution with bias, A and D and dt_bias per head, gated norm, out_proj
-    mamba = h * projected + a.mamba_conv * (CONVOLUTION + 1) + 3 * a.mamba_num_heads + a.mamba_inner + a.mamba_inner * h
+    mamba = h * projected + a.mamba_conv * (CONV_WIDTH + 1) + 3 * a.mamba_num_heads + a.mamba_inner + a.mamba_inner * h
     mlp = (3 if a.gated else 2) * h * a.ffn_hidden_size
     expert = 2 * h * a.moe_ffn_hidden_size
     shared = 2 * h * a.moe_shared_expert_intermediate_size
@@ -204,11 +222,15 @@ def count_parameters(a: Architecture) -> ParameterCounts:
 
 
 def flops_per_token(a: Architecture, seq_length: int) -> float:
-    """Floating-point operations of forward and backward pass for one token, causal attention counted by half.
+    """Return the floating-point operations of forward and backward pass per token; causal attention counts half.
 
-    A matrix product of [1, k] with [k, n] is 2kn, and the backward pass costs twice the forward one. The scan is
-    Mamba-2's chunked form (Dao and Gu, 2024): within a chunk C·B and the product with x over half the chunk, states
-    in and out of it.
+    A matrix product of [1, k] with [k, n] costs 2kn, and the backward pass twice the forward pass. The scan is the
+    chunked form of Mamba-2 (Dao and Gu, 2024): within a chunk, C·B and the product with x over half the chunk, plus
+    the states into and out of the chunk.
+
+    Args:
+        a: The architecture.
+        seq_length: Tokens per sample.
     """
     h, n = a.hidden_size, a.layers
     heads = a.num_attention_heads * a.kv_channels
@@ -216,7 +238,7 @@ def flops_per_token(a: Architecture, seq_length: int) -> float:
     projected = a.mamba_inner + a.mamba_conv + a.mamba_num_heads
     chunk = min(a.mamba_chunk_size, seq_length)
     scan = chunk * (a.mamba_num_groups * a.mamba_state_dim + a.mamba_inner) + 4 * a.mamba_inner * a.mamba_state_dim
-    mamba = 2 * h * (projected + a.mamba_inner) + 2 * a.mamba_conv * CONVOLUTION + scan
+    mamba = 2 * h * (projected + a.mamba_inner) + 2 * a.mamba_conv * CONV_WIDTH + scan
     mlp = 2 * (3 if a.gated else 2) * h * a.ffn_hidden_size
     width = a.moe_router_topk * a.moe_ffn_hidden_size + a.moe_shared_expert_intermediate_size
     moe = 4 * h * width + 2 * h * a.num_moe_experts

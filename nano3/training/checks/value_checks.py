@@ -1,4 +1,4 @@
-"""Values of single keys that no run can have, told before anything starts: numbers out of range, unknown choices."""
+"""Checks of single keys before a run starts: numbers out of range and unknown choices."""
 
 import math
 from dataclasses import fields
@@ -10,14 +10,14 @@ from nano3.config.pretrain import PretrainConfig, megatron_section
 from nano3.utils.errors import did_you_mean
 from nano3.utils.provenance import is_installed
 
-# numpy takes no larger seed.
+# The largest seed that numpy accepts.
 LARGEST_SEED = 2**32 - 1
 
 
 def value_problems(config: PretrainConfig) -> list[str]:
-    """One sentence for each number that is out of range."""
+    """Return a sentence for each number that is out of range."""
     t, o, c = config.train, config.optimizer, config.checkpoint
-    least: dict[str, tuple[float | None, float]] = {
+    minimums: dict[str, tuple[float | None, float]] = {
         "train.train_iters": (t.train_iters, 1),
         "train.seq_length": (t.seq_length, 2),
         "train.eval_interval": (t.eval_interval, 0),
@@ -36,16 +36,16 @@ def value_problems(config: PretrainConfig) -> list[str]:
     }
     problems = [
         f"{name}={value} must be at least {limit:g}."
-        for name, (value, limit) in least.items()
+        for name, (value, limit) in minimums.items()
         if value is not None and not value >= limit
     ]
     problems += [
         f"{name}={value} must be a number, not infinite."
-        for name, (value, _) in least.items()
-        if value == math.inf and name != "optimizer.clip_grad"  # there it is a way to say never
+        for name, (value, _) in minimums.items()
+        if value == math.inf and name != "optimizer.clip_grad"  # an infinite limit disables clipping
     ]
     if not 0 <= t.seed <= LARGEST_SEED:
-        problems.append(f"train.seed={t.seed} must lie between 0 and {LARGEST_SEED}.")
+        problems.append(f"train.seed={t.seed} must be between 0 and {LARGEST_SEED}.")
     betas = {"optimizer.adam_beta1": o.adam_beta1, "optimizer.adam_beta2": o.adam_beta2}
     return [*problems, *model_value_problems(config.model)] + [
         f"{name}={beta:g} must be at least 0 and below 1." for name, beta in betas.items() if not 0 <= beta < 1
@@ -53,7 +53,7 @@ def value_problems(config: PretrainConfig) -> list[str]:
 
 
 def model_value_problems(model: ModelConfig) -> list[str]:
-    """Sizes below 1, and factors that are no number or below 0; what is null is left to others."""
+    """Return a sentence for each size below 1 and each factor that is negative or not finite. Ignore nulls."""
     problems = []
     for name, value in ((f.name, getattr(model, f.name)) for f in fields(model)):
         if type(value) is int and value < 1:
@@ -64,7 +64,12 @@ def model_value_problems(model: ModelConfig) -> list[str]:
 
 
 def vocabulary_problems(config: PretrainConfig, data_vocab_size: int) -> list[str]:
-    """Why model.vocab_size cannot hold the data's ids, or nothing."""
+    """Return why model.vocab_size is too small for the data.
+
+    Args:
+        config: The run's configuration.
+        data_vocab_size: Ids of the data's tokenizer.
+    """
     size = config.model.vocab_size
     if size is None or size >= data_vocab_size:
         return []
@@ -75,23 +80,28 @@ def vocabulary_problems(config: PretrainConfig, data_vocab_size: int) -> list[st
 
 
 def initial_weights_problems(config: PretrainConfig) -> list[str]:
-    """Why it is not clear what this run starts from, or nothing."""
+    """Return why the configuration does not name one source of initial weights."""
     c, weights = config.checkpoint, megatron_section(config, "checkpoint").get("pretrained_checkpoint")
     if c.keep_iteration and c.load in (None, c.save):
         return [
-            "checkpoint.keep_iteration=true (train=phase2 sets it) goes on with another run's schedule: name its "
-            "checkpoint folder with checkpoint.load=OTHER/checkpoints."
+            "checkpoint.keep_iteration=true (set by train=phase2) continues another run's schedule: set "
+            "checkpoint.load=OTHER/checkpoints to the checkpoint folder of that run."
         ]
     if weights and c.load and c.load != c.save:
         return [
             f"checkpoint.load={c.load} and megatron.checkpoint.pretrained_checkpoint={weights} both name weights to "
-            "start from: give one of them."
+            "start from: set only one of them."
         ]
     return []
 
 
 def run_section_problems(config: PretrainConfig, here: bool) -> list[str]:
-    """What is wrong with run.name and run.wandb; `here`: the ranks will use this very Python."""
+    """Return what is wrong with run.name and run.wandb.
+
+    Args:
+        config: The run's configuration.
+        here: Whether the ranks use this Python, so that wandb must be installed in it.
+    """
     problems = []
     mode = config.run.wandb.mode
     if mode not in wandb_mirror.MODES:
@@ -105,9 +115,11 @@ def run_section_problems(config: PretrainConfig, here: bool) -> list[str]:
 
 
 def run_name_problems(name: str) -> list[str]:
-    """Why checkpoints of a run called `name` could not be found by it (`ModelArtifact-pretrain:NAME`), or nothing."""
+    """Return why `name` cannot be the alias of the run's checkpoints (`ModelArtifact-pretrain:NAME`)."""
     problem = alias_problem(name)
     if problem is None:
         return []
     near, _ = alias_for(name)
-    return [f"run.name names the run's checkpoints, but {problem}. Use for example run.name={near or 'run-1'}."]
+    return [
+        f"run.name names the run's checkpoints, but {problem}. Choose another name, for example run.name={near or 'run-1'}."
+    ]

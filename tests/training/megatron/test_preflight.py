@@ -147,8 +147,8 @@ def test_all_problems_come_at_once(config: PretrainConfig) -> None:
         pytest.param(
             "train.exit_duration_in_mins", -1.0, "exit_duration_in_mins=-1.0 must be at least 0", id="minutes"
         ),
-        pytest.param("train.seed", -1, "train.seed=-1 must lie between 0 and 4294967295", id="seed"),
-        pytest.param("train.seed", 2**32, "train.seed=4294967296 must lie between", id="large-seed"),
+        pytest.param("train.seed", -1, "train.seed=-1 must be between 0 and 4294967295", id="seed"),
+        pytest.param("train.seed", 2**32, "train.seed=4294967296 must be between", id="large-seed"),
         pytest.param("model.hidden_size", -96, "model.hidden_size=-96 must be at least 1", id="width"),
         pytest.param("model.kv_channels", 0, "model.kv_channels=0 must be at least 1", id="head"),
         pytest.param("model.moe_router_topk", -2, "model.moe_router_topk=-2 must be at least 1", id="topk"),
@@ -232,7 +232,7 @@ def test_a_size_of_nothing_is_told_once(config: PretrainConfig, name: str) -> No
 
 
 def test_a_negative_rate_is_told_once(config: PretrainConfig) -> None:
-    """Not as a smallest rate that must lie between 0 and -1."""
+    """The maximum rate alone is reported, not its relation to the minimum rate."""
     config.optimizer.lr, config.optimizer.min_lr = -1.0, 5.0
     assert preflight(config).problems == ["optimizer.lr=-1.0 must be at least 0."]
 
