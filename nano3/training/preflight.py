@@ -1,13 +1,13 @@
-"""What can be known about a run before a GPU is touched: one table, and every problem at once.
+"""What is known about a run before it touches a GPU: one table of figures, and every problem at once.
 
-Imports neither torch nor megatron. For backend=megatron, values that the configuration leaves to the recipe come from
-the recorded recipe (`schema`); for backend=transformers the configuration is complete.
+Imports neither torch nor megatron. For backend=megatron, null values come from the recorded recipe (`megatron.schema`);
+for backend=transformers the configuration is complete.
 """
 
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 from nano3.config import PretrainConfig
 from nano3.config.pretrain import RecipeConfig
@@ -40,16 +40,24 @@ from nano3.training.run.stop import last_iteration
 from nano3.utils.errors import UserError
 from nano3.utils.files import nearest_existing
 
-# Hours are told for this share of the GPUs' peak: what large hybrid MoE models reach on H100s; metrics.jsonl has the
-# true one.
-ASSUMED_MFU = 0.25
-H100_PEAK = 989e12
-H100_BYTES = 80 * 2**30
+# What large hybrid MoE models reach on H100s, assumed for the estimate of hours. metrics.jsonl has the real MFU.
+ASSUMED_MFU: Final[float] = 0.25
+# Dense bf16 peak in FLOP/s and memory in bytes of an H100 SXM, from NVIDIA's data sheet.
+H100_PEAK_FLOPS: Final[float] = 989e12
+H100_MEMORY_BYTES: Final[int] = 80 * 2**30
+# Weights, master weights and two Adam moments in a checkpoint: bf16 + 3 x fp32, or all fp32.
+CHECKPOINT_BYTES_PER_PARAMETER: Final[dict[str, int]] = {"megatron": 14, "transformers": 12}
+# Beyond this number of epochs, repeated data teaches little (Muennighoff et al., 2023).
+MAX_USEFUL_EPOCHS: Final[int] = 4
+NEMOTRON_VOCAB_SIZE: Final[int] = 131072
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """`rows` for the table; `problems` forbid the start; `warnings` do not."""
+    """The result of a preflight.
+
+    `rows` are the lines (name, value) of the table. `problems` prevent the start; `warnings` do not.
+    """
 
     rows: list[tuple[str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -58,8 +66,10 @@ class Preflight:
 
 @dataclass(frozen=True)
 class IterationRange:
-    """The iterations of a schedule of `total` that one command trains: those after `done`, up to `end`. `seen` of them
-    were done by this run on the same data."""
+    """The iterations that one command trains: after `done` up to `end`, in a schedule of `total`.
+
+    `seen` counts those that this run has already trained on the same data.
+    """
 
     done: int
     end: int
@@ -68,6 +78,7 @@ class IterationRange:
 
     @property
     def iterations(self) -> int:
+        """Number of iterations to train."""
         return max(self.end - self.done, 0)
 
     def __str__(self) -> str:
@@ -76,106 +87,115 @@ class IterationRange:
         return f"{self.iterations:,} (from {self.done:,} to {self.end:,} of {self.total:,})"
 
 
-def preflight(config: PretrainConfig, manifest: dict[str, Any] | None = None) -> Preflight:
-    """Check a configuration. `manifest` is the data's manifest.json; None reads it in run.data when that is a
-    folder."""
+def preflight(config: PretrainConfig) -> Preflight:
+    """Check a configuration and estimate its run. Read the data's manifest if run.data is a prepared folder."""
     megatron = config.backend == "megatron"
     known = schema.load_bundled(config.recipe._target_) if megatron else None
     layout = parallel_layout(config, known)
-    plan = Preflight()
-    _check_megatron(config, known, plan)
-    plan.problems.extend([*value_problems(config), *initial_weights_problems(config)])
-    plan.problems.extend(run_section_problems(config, here=uses_this_python(config) and not config.dry_run))
-    plan.problems.extend(schedule_problems(config))
+    result = Preflight()
+    _check_megatron(config, known, result)
+    result.problems.extend([*value_problems(config), *initial_weights_problems(config)])
+    result.problems.extend(run_section_problems(config, here=uses_this_python(config) and not config.dry_run))
+    result.problems.extend(schedule_problems(config))
     if not megatron:
-        plan.problems.extend(model_problems(config.model))
-    plan.problems.extend(layout_problems(config, layout))
-    data = _data(config, plan)
-    model = architecture_from_config(config, known, data.vocab_size if data else _vocabulary(config, manifest, known))
+        result.problems.extend(model_problems(config.model))
+    result.problems.extend(layout_problems(config, layout))
+    data = _open_prepared_data(config, result)
+    model = architecture_from_config(config, known, data.vocab_size if data else _expected_vocab_size(config, known))
     if megatron and model:
-        plan.problems.extend(divisibility_problems(model, layout.tensor, layout.expert))
-    _tell_shape(config, layout, model, plan)
-    begin = find_origin(config, data)
-    plan.problems.extend(begin.problems)
-    plan.warnings.extend(begin.warnings)
-    span = iteration_range(config, begin)
-    _tell_length(config, layout, model, span, plan)
+        result.problems.extend(divisibility_problems(model, layout.tensor, layout.expert))
+    _add_model_rows(config, layout, model, result)
+    origin = find_origin(config, data)
+    result.problems.extend(origin.problems)
+    result.warnings.extend(origin.warnings)
+    span = iteration_range(config, origin)
+    _add_length_rows(config, layout, model, span, result)
     if data:
-        plan.problems.extend(vocabulary_problems(config, data.vocab_size))
+        result.problems.extend(vocabulary_problems(config, data.vocab_size))
         if known:
-            plan.problems.extend(tokenizer_problems(settings.override_settings(config.megatron, known), data))
-        _tell_data(config, data, span, plan)
-    elif manifest:
-        _tell_manifest(config, manifest, span, plan)
-    _tell_disk(config, model, span, plan)
-    plan.rows.extend(("warning", w) for w in plan.warnings)
-    return plan
+            result.problems.extend(tokenizer_problems(settings.override_settings(config.megatron, known), data))
+        _add_data_rows(config, data, span, result)
+    _add_disk_row(config, model, span, result)
+    result.rows.extend(("warning", w) for w in result.warnings)
+    return result
 
 
 def uses_this_python(config: PretrainConfig) -> bool:
-    """Whether the ranks run in the Python that checks them now."""
+    """Return whether the ranks will run in the Python of this process."""
     c = config.cluster
     return c.kind == "local" or (c.container_runtime == "none" and c.python is None)
 
 
-def iteration_range(config: PretrainConfig, begin: Origin) -> IterationRange:
-    """What this command trains: from where it starts to train.exit_iteration or the end of the schedule."""
-    return IterationRange(
-        begin.iteration, last_iteration(config), config.train.train_iters, begin.iteration if begin.own else 0
-    )
+def iteration_range(config: PretrainConfig, origin: Origin) -> IterationRange:
+    """Return the iterations this command trains.
+
+    Args:
+        config: The run's configuration.
+        origin: The iteration at which the run starts.
+    """
+    seen = origin.iteration if origin.own else 0
+    return IterationRange(origin.iteration, last_iteration(config), config.train.train_iters, seen)
 
 
 def estimate_memory_per_gpu(model: Architecture, layout: ParallelLayout, config: PretrainConfig) -> float:
-    """Estimated bytes on one GPU: bf16 weights, fp32 or bf16 gradients, fp32 master weights and two Adam moments
-    divided over the data-parallel ranks (distributed optimizer), activations kept for the backward pass without
-    recomputation, and the loss: logits in bf16, as fp32, and once more with their maximum taken off (seen in an
-    out-of-memory of Megatron-Core 0.19 on an H100).
+    """Return the estimated peak memory of one GPU in bytes, without activation recomputation.
+
+    The sum of bf16 weights and fp32 gradients (6 bytes a parameter), fp32 master weights and two Adam moments divided
+    over the data-parallel ranks (12 bytes, distributed optimizer), activations kept for the backward pass, and the
+    logits in bf16, as fp32, and again after subtracting their maximum (10 bytes, seen in an out-of-memory error of
+    Megatron-Core 0.19 on an H100).
+
+    Args:
+        model: The architecture.
+        layout: How the ranks are divided.
+        config: The run's configuration, for batch sizes and sequence length.
     """
     counts = count_parameters(model)
     experts, rest = counts.routed_experts, counts.total - counts.routed_experts
-    own_rest = rest / (layout.tensor * layout.pipeline)
-    own_experts = experts / (layout.expert * layout.pipeline)
+    local_rest = rest / (layout.tensor * layout.pipeline)
+    local_experts = experts / (layout.expert * layout.pipeline)
     expert_replicas = max(layout.world / layout.pipeline / layout.expert, 1)
-    weights = 6 * (own_rest + own_experts)
-    optimizer = 12 * (own_rest / (layout.data * layout.context) + own_experts / expert_replicas)
+    weights = 6 * (local_rest + local_experts)
+    optimizer = 12 * (local_rest / (layout.data * layout.context) + local_experts / expert_replicas)
     tokens = config.train.micro_batch_size * config.train.seq_length / layout.context
-    at_once = max(config.train.micro_batch_size * layout.data, 1)  # wrong numbers are told elsewhere
-    micro_batches = max(config.train.global_batch_size // at_once, 1)
-    stages = min(layout.pipeline, micro_batches) / layout.pipeline  # each keeps its layers for that many micro batches
-    kept = tokens / layout.tensor * model.activation_bytes_per_token * stages
+    step = max(config.train.micro_batch_size * layout.data, 1)  # other checks report sizes below 1
+    micro_batches = max(config.train.global_batch_size // step, 1)
+    # Each pipeline stage keeps its layers' activations for the micro batches in flight.
+    in_flight = min(layout.pipeline, micro_batches) / layout.pipeline
+    activations = tokens / layout.tensor * model.activation_bytes_per_token * in_flight
     logits = tokens * model.vocab_size * 10 / layout.tensor
-    return weights + optimizer + kept + logits
+    return weights + optimizer + activations + logits
 
 
-def _check_megatron(config: PretrainConfig, known: schema.Schema | None, plan: Preflight) -> None:
-    """Names and types of everything that will be set on Megatron-Bridge's configuration."""
+def _check_megatron(config: PretrainConfig, known: schema.Schema | None, result: Preflight) -> None:
+    """Check names and types of all settings for Megatron-Bridge; without `known`, that there are none."""
     if known is None:
         if config.megatron:
-            plan.problems.append("megatron: is used by backend=megatron only; remove it, or choose that backend.")
+            result.problems.append("megatron: is used by backend=megatron only; remove it, or choose that backend.")
         if config.recipe._target_ != RecipeConfig._target_:
-            plan.problems.append(
+            result.problems.append(
                 f"recipe._target_={config.recipe._target_} is used by backend=megatron only; leave it out, or choose "
                 "that backend."
             )
         if config.recipe.per_split_data_args_path != RecipeConfig.per_split_data_args_path:
-            plan.problems.extend(blend_file_problems(config))
+            result.problems.extend(blend_file_problems(config))
         return
     target = config.recipe._target_
-    plan.problems.extend(recipe.target_problems(target) or recipe_problems(target))
-    plan.problems.extend(blend_file_problems(config))
+    result.problems.extend(recipe.target_problems(target) or recipe_problems(target))
+    result.problems.extend(blend_file_problems(config))
     chosen = [*settings.typed_settings(config), *settings.override_settings(config.megatron, known)]
-    plan.problems.extend(settings.setting_problems(chosen, known))
-    plan.problems.extend(settings.pattern_problems(config.model.hybrid_layer_pattern))
-    plan.rows.append(("recipe", target.rpartition(".")[2]))
+    result.problems.extend(settings.setting_problems(chosen, known))
+    result.problems.extend(settings.pattern_problems(config.model.hybrid_layer_pattern))
+    result.rows.append(("recipe", target.rpartition(".")[2]))
     if not schema.is_bundled(target):
-        plan.warnings.append(
-            f"recipe._target_={target} is not recorded: sizes are estimated without its values; it is checked when "
+        result.warnings.append(
+            f"recipe._target_={target} is not recorded: sizes are estimated without its values, and it is checked when "
             f"the run starts.{similar_recipe_hint(target)}"
         )
 
 
-def _data(config: PretrainConfig, plan: Preflight) -> TrainingData | None:
-    """The prepared data, when it is there by now; a run may be submitted to follow its preparation."""
+def _open_prepared_data(config: PretrainConfig, result: Preflight) -> TrainingData | None:
+    """Return the prepared data, or None if it does not exist yet: a run may be submitted before its preparation."""
     folder = Path(config.run.data)
     if not (folder / "manifest.json").exists():
         return None
@@ -183,128 +203,103 @@ def _data(config: PretrainConfig, plan: Preflight) -> TrainingData | None:
         data = open_data(folder)
         data.require(config.train.seq_length, ["train", "valid"] if config.train.eval_interval else ["train"])
     except UserError as error:
-        plan.problems.extend(error.problems)
+        result.problems.extend(error.problems)
         return None
     return data
 
 
-def _vocabulary(config: PretrainConfig, manifest: dict[str, Any] | None, known: schema.Schema | None) -> int:
-    """The data's vocabulary, or the recipe's, or Nemotron's."""
-    if manifest:
-        return int(manifest["tokenizer"]["vocab_size"])
-    return int(config.model.vocab_size or (known and known.value("model.vocab_size")) or 131072)
+def _expected_vocab_size(config: PretrainConfig, known: schema.Schema | None) -> int:
+    """Return the vocabulary size to assume without data: the configuration's, the recipe's, or Nemotron's."""
+    return int(config.model.vocab_size or (known and known.value("model.vocab_size")) or NEMOTRON_VOCAB_SIZE)
 
 
-def _tell_shape(config: PretrainConfig, layout: ParallelLayout, model: Architecture | None, plan: Preflight) -> None:
-    plan.rows.append(("backend", config.backend))
-    parts = [f"{layout.data} data"]
-    parts += [
-        f"{n} {name}"
-        for name, n in (("tensor", layout.tensor), ("pipeline", layout.pipeline), ("context", layout.context))
-        if n > 1
-    ]
+def _add_model_rows(
+    config: PretrainConfig, layout: ParallelLayout, model: Architecture | None, result: Preflight
+) -> None:
+    result.rows.append(("backend", config.backend))
+    sizes = (("tensor", layout.tensor), ("pipeline", layout.pipeline), ("context", layout.context))
+    dimensions = [f"{layout.data} data", *(f"{n} {name}" for name, n in sizes if n > 1)]
     experts = f", experts over {layout.expert}" if layout.expert > 1 else ""
-    plan.rows.append(("ranks", f"{layout.world} = {' x '.join(parts)}{experts}"))
+    result.rows.append(("ranks", f"{layout.world} = {' x '.join(dimensions)}{experts}"))
     if model is None:
-        plan.warnings.append("the architecture is not known here, so parameters, memory and time are not estimated.")
+        result.warnings.append("the architecture is not known here, so parameters, memory and time are not estimated.")
         return
     counts = count_parameters(model)
     active = f", {short_number(counts.active)} active" if counts.active != counts.total else ""
-    plan.rows.append(("parameters", f"{short_number(counts.total)}{active} (vocabulary {model.vocab_size:,})"))
-    plan.rows.append(
-        ("FLOPs per token", f"{short_number(flops_per_token(model, config.train.seq_length))} (forward and backward)")
-    )
+    result.rows.append(("parameters", f"{short_number(counts.total)}{active} (vocabulary {model.vocab_size:,})"))
+    flops = flops_per_token(model, config.train.seq_length)
+    result.rows.append(("FLOPs per token", f"{short_number(flops)} (forward and backward)"))
     if config.backend == "megatron":
         need = estimate_memory_per_gpu(model, layout, config)
-        plan.rows.append(("memory per GPU", f"about {need / 2**30:,.0f} GB, activations not recomputed"))
-        if need > H100_BYTES:
-            plan.warnings.append(
+        result.rows.append(("memory per GPU", f"about {need / 2**30:,.0f} GB, activations not recomputed"))
+        if need > H100_MEMORY_BYTES:
+            result.warnings.append(
                 f"about {need / 2**30:,.1f} GB per GPU is more than an H100 has (80): use more ranks, larger "
-                "model.*_parallel_size, "
-                "a smaller train.micro_batch_size, or recomputation (megatron.model.recompute_granularity)."
+                "model.*_parallel_size, a smaller train.micro_batch_size, or recomputation "
+                "(megatron.model.recompute_granularity)."
             )
 
 
-def _tell_length(
-    config: PretrainConfig, layout: ParallelLayout, model: Architecture | None, span: IterationRange, plan: Preflight
+def _add_length_rows(
+    config: PretrainConfig, layout: ParallelLayout, model: Architecture | None, span: IterationRange, result: Preflight
 ) -> None:
     train = config.train
     tokens = train.global_batch_size * train.seq_length
     accumulation = train.global_batch_size // max(train.micro_batch_size * layout.data, 1)
-    plan.rows.append(
-        (
-            "batch",
-            f"{train.global_batch_size} x {train.seq_length:,} = {short_number(tokens)} tokens; {accumulation} micro "
-            "batches a rank",
-        )
-    )
-    plan.rows.append(("iterations", f"{span} = {short_number(tokens * span.iterations)} tokens"))
-    plan.rows.append(("learning rate", schedule_summary(config)))
+    batch = f"{train.global_batch_size} x {train.seq_length:,} = {short_number(tokens)} tokens"
+    result.rows.append(("batch", f"{batch}; {accumulation} micro batches per rank"))
+    result.rows.append(("iterations", f"{span} = {short_number(tokens * span.iterations)} tokens"))
+    result.rows.append(("learning rate", schedule_summary(config)))
     if train.exit_iteration is not None and train.exit_iteration > train.train_iters:
-        plan.problems.append(
-            f"train.exit_iteration={train.exit_iteration} lies beyond train.train_iters={train.train_iters}."
+        result.problems.append(
+            f"train.exit_iteration={train.exit_iteration} is greater than train.train_iters={train.train_iters}."
         )
     if model is None or config.backend != "megatron":
         return
     flops = flops_per_token(model, train.seq_length) * tokens * span.iterations
-    hours = flops / (layout.world * H100_PEAK * ASSUMED_MFU) / 3600
-    plan.rows.append(
-        (
-            "time",
-            f"about {hours:,.1f} h on {layout.world} H100 at {ASSUMED_MFU:.0%} MFU, {hours * layout.world:,.0f} "
-            "GPU-hours",
-        )
-    )
+    hours = flops / (layout.world * H100_PEAK_FLOPS * ASSUMED_MFU) / 3600
+    estimate = f"about {hours:,.1f} h on {layout.world} H100 at {ASSUMED_MFU:.0%} MFU"
+    result.rows.append(("time", f"{estimate}, {hours * layout.world:,.0f} GPU-hours"))
 
 
-def _tell_data(config: PretrainConfig, data: TrainingData, span: IterationRange, plan: Preflight) -> None:
-    """Epochs of every dataset: how often each of its tokens is seen by this command; warned of is what the run sees of
-    it altogether."""
+def _add_data_rows(config: PretrainConfig, data: TrainingData, span: IterationRange, result: Preflight) -> None:
+    """Add the epochs of each dataset in this command, and warn if the whole run repeats a dataset too often."""
     step = config.train.global_batch_size * config.train.seq_length
     shares = data.shares("train")
-    plan.rows.append(
-        (
-            "data",
-            f"{data.folder}: {short_number(data.tokens('train'))} tokens to train on, {short_number(data.tokens('valid'))} to validate",
-        )
-    )
+    train_tokens, valid_tokens = short_number(data.tokens("train")), short_number(data.tokens("valid"))
+    result.rows.append(("data", f"{data.folder}: {train_tokens} tokens to train on, {valid_tokens} to validate"))
     for name, shards in data.datasets("train").items():
         share = shares[name]
-        own = sum(s.tokens for s in shards)
-        epochs = step * span.iterations * share / own
-        in_all = step * (span.iterations + span.seen) * share / own
-        plan.rows.append((f"  {name}", f"{share:.1%} of the samples, {short_number(own)} tokens, {epochs:,.2f} epochs"))
-        if in_all > 4:
-            plan.warnings.append(
-                f"{name} is repeated {in_all:,.1f} times; beyond about four, repetition teaches little "
+        tokens = sum(s.tokens for s in shards)
+        epochs = step * span.iterations * share / tokens
+        total_epochs = step * (span.iterations + span.seen) * share / tokens
+        result.rows.append(
+            (f"  {name}", f"{share:.1%} of the samples, {short_number(tokens)} tokens, {epochs:,.2f} epochs")
+        )
+        if total_epochs > MAX_USEFUL_EPOCHS:
+            result.warnings.append(
+                f"{name} is repeated {total_epochs:,.1f} times; beyond about four, repetition teaches little "
                 "(Muennighoff et al., 2023)."
             )
 
 
-def _tell_manifest(config: PretrainConfig, manifest: dict[str, Any], span: IterationRange, plan: Preflight) -> None:
-    tokens = int(manifest["splits"]["train"]["tokens"])
-    wanted = config.train.global_batch_size * config.train.seq_length * span.iterations
-    plan.rows.append(("data", f"{short_number(tokens)} tokens to train on, {wanted / max(tokens, 1):,.2f} epochs"))
-
-
-def _tell_disk(config: PretrainConfig, model: Architecture | None, span: IterationRange, plan: Preflight) -> None:
-    """A checkpoint holds weights (bf16 or fp32 with the optimizer's copy) and Adam's moments: about 14 bytes a
-    parameter."""
+def _add_disk_row(config: PretrainConfig, model: Architecture | None, span: IterationRange, result: Preflight) -> None:
+    """Add the size of the kept checkpoints, and warn if the disk has too little space for them."""
     if model is None:
         return
-    one = count_parameters(model).total * (14 if config.backend == "megatron" else 12)
+    size = count_parameters(model).total * CHECKPOINT_BYTES_PER_PARAMETER[config.backend]
     kept = (config.checkpoint.keep_last or span.iterations // max(config.checkpoint.save_interval, 1)) + 1
-    plan.rows.append(("checkpoints", f"{one / 2**30:,.2f} GB each, room for {kept}: {kept * one / 2**30:,.1f} GB"))
-    place = nearest_existing(Path(config.checkpoint.save or config.run.output_dir))
-    free = shutil.disk_usage(place).free
-    if free < kept * one:
-        plan.warnings.append(
-            f"{place} has {free / 2**30:,.1f} GB free; the checkpoints need {kept * one / 2**30:,.1f} GB."
+    result.rows.append(("checkpoints", f"{size / 2**30:,.2f} GB each, room for {kept}: {kept * size / 2**30:,.1f} GB"))
+    folder = nearest_existing(Path(config.checkpoint.save or config.run.output_dir))
+    free = shutil.disk_usage(folder).free
+    if free < kept * size:
+        result.warnings.append(
+            f"{folder} has {free / 2**30:,.1f} GB free; the checkpoints need {kept * size / 2**30:,.1f} GB."
         )
 
 
 def short_number(number: float) -> str:
-    """1.24 B, 31.6 B, 25.2 M: three digits and a unit."""
+    """Return a number as three digits and a unit, as in 1.24 B, 31.6 B, 25.2 M."""
     for limit, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= 0.9995 * limit:  # 999,999 is 1 M, not 1e+03 k
             return f"{number / limit:.3g} {unit}"

@@ -118,7 +118,7 @@ def test_a_backend_that_is_none_is_told_alone(composed: Compose) -> None:
         (["model.vocab_size=100"], ["model.vocab_size=100 is less than the data's vocabulary of 4096"]),
         (["run.output_dir=/dev/null/x"], ["run.output_dir=/dev/null/x: cannot be written: /dev/null is a file"]),
         (["checkpoint.load=/nowhere"], ["checkpoint.load=/nowhere"]),
-        (["train.exit_iteration=99999"], ["train.exit_iteration=99999 lies beyond train.train_iters="]),
+        (["train.exit_iteration=99999"], ["train.exit_iteration=99999 is greater than train.train_iters="]),
         (["+megatron.model=x"], ["megatron: is used by backend=megatron only"]),
         (["+cluster.env.HF_TOKEN=abc"], ["cluster.env.HF_TOKEN: a secret"]),
         (["run.name="], ["run.name= is empty"]),

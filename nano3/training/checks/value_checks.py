@@ -119,7 +119,5 @@ def run_name_problems(name: str) -> list[str]:
     problem = alias_problem(name)
     if problem is None:
         return []
-    near, _ = alias_for(name)
-    return [
-        f"run.name names the run's checkpoints, but {problem}. Choose another name, for example run.name={near or 'run-1'}."
-    ]
+    allowed = alias_for(name)[0] or "run-1"
+    return [f"run.name names the run's checkpoints, but {problem}. Use another one, for example run.name={allowed}."]

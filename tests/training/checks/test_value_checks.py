@@ -123,7 +123,10 @@ WEIGHTS = {"checkpoint": {"pretrained_checkpoint": "/hf"}}
         ({"checkpoint.load": "/a", "checkpoint.save": "/a", "megatron": WEIGHTS}, ""),
         ({"checkpoint.load": "/b", "checkpoint.save": "/a", "megatron": WEIGHTS}, "both name weights"),
         ({"checkpoint.keep_iteration": True}, "checkpoint.load=OTHER/checkpoints"),
-        ({"checkpoint.keep_iteration": True, "checkpoint.load": "/a", "checkpoint.save": "/a"}, "continues another run's"),
+        (
+            {"checkpoint.keep_iteration": True, "checkpoint.load": "/a", "checkpoint.save": "/a"},
+            "continues another run's",
+        ),
         ({"checkpoint.keep_iteration": True, "checkpoint.load": "/b", "checkpoint.save": "/a"}, ""),
     ],
     ids=["fresh", "weights", "load", "resume of it", "two", "nothing kept", "its own kept", "another's kept"],
