@@ -24,7 +24,8 @@ from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Nano3Error
 def tool_modules() -> dict[str, ModuleType]:
     """Return the modules of nano3/tools by command name.
 
-    Each has HELP, add_arguments(parser) and run(args) -> exit code, and NAME if the command is not named like the module.
+    Each has HELP, add_arguments(parser) and run(args) -> exit code. NAME is set if the command is not named like the
+    module.
     """
     found = sorted(m.name for m in pkgutil.iter_modules(tools.__path__) if not m.name.startswith("_"))
     modules = {name: importlib.import_module(f"nano3.tools.{name}") for name in found}

@@ -113,7 +113,7 @@ def problems_in_file(path: Path, group: str, name: str) -> list[str]:
         return []
     if group == "experiment" and not package:
         return [
-            f"{path}: an experiment must begin with the line '# @package _global_'. Without it, its keys have no effect."
+            f"{path}: an experiment must begin with the line '# @package _global_'; without it, its keys have no effect"
         ]
     for hydra_key in ("defaults", "hydra") if package else ("defaults",):
         (content or {}).pop(hydra_key, None)

@@ -23,7 +23,8 @@ def disk_failure(error: OSError, what: str) -> Failure:
     """
     if error.errno in FULL:
         return Failure(
-            f"{what}: no space left on the device. Free some space and run the same command again; finished work is kept."
+            f"{what}: no space left on the device. Free some space and run the same command again; "
+            "finished work is kept."
         )
     failing = error.errno in (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO)
     return Failure(f"{what}: cannot be {'read or ' * failing}written: {error.strerror or error}")
