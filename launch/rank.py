@@ -14,6 +14,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from launch.job import AGAIN
+from nano3.utils.console import print_problems
 from nano3.utils.errors import Nano3Error, UserError
 
 
@@ -48,8 +49,7 @@ def run_rank(entry: str, args: tuple[str | int, ...]) -> int:
     try:
         return call(entry, args)
     except Nano3Error as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+        print_problems(error.problems)
         return error.exit_code
     except SystemExit as stop:
         if stop.code is None or isinstance(stop.code, int):

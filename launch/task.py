@@ -24,6 +24,7 @@ from pathlib import Path
 from types import FrameType
 
 from launch.job import AGAIN
+from nano3.utils.console import print_problems
 from nano3.utils.errors import Failure
 from nano3.utils.files import read_json, write_json
 
@@ -89,7 +90,7 @@ class RankTask:
             try:
                 check_starts(prefix, Path(self.progress_file), self.max_crashes)
             except Failure as error:
-                print(f"error: {error}", file=sys.stderr)
+                print_problems(error.problems)
                 record_failure(prefix, error.exit_code)
                 return error.exit_code
         child = RankProcess(self.command, self.signal_delay_s - _MARGIN_S)

@@ -7,12 +7,11 @@ nano3 artifacts lineage ModelArtifact-pretrain:latest
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from nano3.artifacts import store
-from nano3.utils.console import say, table
+from nano3.utils.console import print_problems, say, table
 from nano3.utils.errors import Failure
 
 HELP = "list artifacts, show one, or follow its lineage"
@@ -58,8 +57,7 @@ def list_all() -> int:
         table(f"Artifacts in {store.home()}", ["name", "version", "aliases", "created", "path"], rows)
     elif not damaged:
         say(f"no artifacts in {store.home()}")
-    for problem in damaged:
-        print(f"error: {problem}", file=sys.stderr)
+    print_problems(damaged)
     return Failure.exit_code if damaged else 0
 
 

@@ -4,13 +4,12 @@ nano3 cancel output/nano3/runs/tiny
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from launch import job_records, lock, slurm
 from nano3.tools import _local
 from nano3.tools._folders import RUNS, run_folder, run_folders
-from nano3.utils.console import say
+from nano3.utils.console import print_problems, say
 from nano3.utils.errors import Failure
 
 HELP = "stop a run or a sweep, on Slurm or here"
@@ -48,6 +47,6 @@ def stop_here(folders: list[Path]) -> tuple[int, int]:
                 say(_local.stop(folder, holder))
                 asked += 1
             except Failure as error:
-                print(f"error: {error}", file=sys.stderr)
+                print_problems(error.problems)
                 failed += 1
     return asked, failed

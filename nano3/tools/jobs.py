@@ -5,7 +5,6 @@ nano3 jobs output/nano3/runs/my_sweep   the points of one sweep
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from launch import job_records, local_job, slurm
@@ -13,7 +12,7 @@ from launch.follow import describe_state
 from launch.metrics import last_metrics, loss_text
 from nano3.tools import _local
 from nano3.tools._folders import RUNS, run_folders
-from nano3.utils.console import say, table, warn
+from nano3.utils.console import print_problems, say, table, warn
 from nano3.utils.errors import Failure, Nano3Error, UserError
 
 HELP = "list runs with their state, here or on Slurm"
@@ -35,8 +34,7 @@ def run(args: argparse.Namespace) -> int:
     last, damaged = _last_jobs(runs)
     states = _states([entry for entry in last.values() if entry])
     table("runs", _COLUMNS, [_row(run_dir, states) for run_dir in last], right=("exit", "iteration", "loss"))
-    for problem in damaged:
-        print(f"error: {problem}", file=sys.stderr)
+    print_problems(damaged)
     return Failure.exit_code if damaged else 0
 
 

@@ -7,11 +7,10 @@ Exit code 1 when anything is wrong; every problem names its file.
 
 import argparse
 import os
-import sys
 
 from nano3.tools._arguments import at_least
 from nano3.tools._folders import data_folder
-from nano3.utils.console import say
+from nano3.utils.console import print_problems, say
 
 HELP = "check prepared data against its manifest"
 # What the same preparation puts right without doing the rest anew.
@@ -35,11 +34,10 @@ def run(args: argparse.Namespace) -> int:
         looked += 1
         if problems:
             wrong.add(what)
-        for problem in problems:
-            print(f"error: {problem}", file=sys.stderr)
+        print_problems(problems)
     if wrong:
         how = "" if wrong <= WRITTEN_AGAIN else " with force=true"
-        print(f"error: {folder}: {len(wrong)} of {looked} checks failed. Prepare it again{how}.", file=sys.stderr)
+        print_problems([f"{folder}: {len(wrong)} of {looked} checks failed. Prepare it again{how}."])
         return 1
     say(f"{folder}: {looked} checks passed")
     return 0
