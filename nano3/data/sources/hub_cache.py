@@ -197,13 +197,13 @@ def download_file(root: str, key: str, size: int, endpoint: str, add: Callable[[
     """
     from httpx import HTTPError
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
     class Bar(tqdm):
         """A progress bar that draws nothing and counts bytes."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, "disable": True})
+            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
 
         def update(self, n: float | None = 1) -> bool | None:
             add(n or 0)

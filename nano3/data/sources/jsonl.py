@@ -109,7 +109,7 @@ def line_starts(block: Block) -> np.ndarray:
             newlines.append(at)
             at = data.find(b"\n", at + 1, size)
         ends = np.array(newlines, np.int64)
-    starts = np.concatenate([np.zeros(1, np.int64), ends + 1])
+    starts: np.ndarray = np.concatenate([np.zeros(1, np.int64), ends + 1])
     return starts[:-1] if starts[-1] == size else starts
 
 
@@ -226,7 +226,8 @@ class JsonRows:
 
     def _text(self, line: bytes) -> str:
         try:
-            return self._decoder.decode(line).text
+            text: str = self._decoder.decode(line).text
+            return text
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             pass
         try:

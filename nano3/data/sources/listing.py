@@ -273,7 +273,9 @@ def list_url(url: str, label: str) -> Listing:
     except ImportError as error:
         extra = " Install it with: pip install 'nano3[s3]'" if url.startswith("s3:") else ""
         raise UserError(f"{label}: {error}.{extra}") from error
-    except (ValueError, *driver_errors()) as error:
+    except ValueError as error:
+        raise UserError(f"{label}: {describe_driver_error(error)}") from error
+    except driver_errors() as error:
         raise UserError(f"{label}: {describe_driver_error(error)}") from error
     if not entries:
         raise UserError(f"{label}: nothing there.")

@@ -459,7 +459,8 @@ def row_number(file_range: FileRange, key: int) -> int:
         head = stream.read(min(HEAD_SIZE, key))
         if compressed and detect_format(head, file_range.name, unpacked=True) != "jsonl":
             return key + 1
-        lines, left = head.count(b"\n"), key - len(head)
+        lines: int = head.count(b"\n")
+        left = key - len(head)
         while left > 0 and (data := stream.read(min(BATCH_BYTES, left))):
             lines += data.count(b"\n")
             left -= len(data)
