@@ -70,9 +70,9 @@ def register(registration: Registration, folder: Path, manifest: Manifest) -> st
         manifest.content,
         metadata={
             "blend": manifest.blend,
-            "tokens": sum(s["tokens"] for s in manifest.splits.values()),
+            "tokens": sum(s.tokens for s in manifest.splits.values()),
             "plan_hash": manifest.plan_hash,
-            "weights": {d["name"]: d["weight"] for d in manifest.datasets},
+            "weights": manifest.weights,
         },
         alias=registration.alias,
     )

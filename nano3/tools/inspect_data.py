@@ -7,12 +7,15 @@ nano3 inspect data --doc 3
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nano3.tools._arguments import at_least
 from nano3.tools._folders import data_folder
 from nano3.utils.console import say, table
 from nano3.utils.errors import Failure, UserError, did_you_mean
+
+if TYPE_CHECKING:  # imports numpy
+    from nano3.data.dataset.manifest import Manifest, ShardEntry
 
 NAME = "inspect"
 HELP = "summarise prepared data, or decode documents"
@@ -49,9 +52,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def wrong_choices(args: argparse.Namespace, manifest: Any) -> list[str]:
+def wrong_choices(args: argparse.Namespace, manifest: "Manifest") -> list[str]:
     """What is wrong with the options, seen against what the data holds."""
-    names = [d["name"] for d in manifest.datasets]
+    names = [d.name for d in manifest.datasets]
     problems = []
     if args.split is not None and args.split not in manifest.splits:
         problems.append(f"--split {args.split}:{did_you_mean(args.split, list(manifest.splits))}")
@@ -63,39 +66,36 @@ def wrong_choices(args: argparse.Namespace, manifest: Any) -> list[str]:
     return problems
 
 
-def summary(folder: Path, manifest: Any) -> None:
+def summary(folder: Path, manifest: "Manifest") -> None:
     from nano3.data.build.progress import print_summary
 
     say(f"{folder}: plan {manifest.plan_hash[:16]}, {len(manifest.shards)} shards, {manifest.dtype}")
     token = manifest.tokenizer
-    say(
-        f"tokenizer {token['model']}: {token['vocab_size']:,} ids, end of document {token['eod_token']!r} "
-        f"({token['eod_id']})"
-    )
+    say(f"tokenizer {token.model}: {token.vocab_size:,} ids, end of document {token.eod_token!r} ({token.eod_id})")
     print_summary(manifest, None)
 
 
 def show_documents(
-    folder: Path, manifest: Any, split: str, shards: list[dict[str, Any]], args: argparse.Namespace
+    folder: Path, manifest: "Manifest", split: str, shards: list["ShardEntry"], args: argparse.Namespace
 ) -> None:
     """Decode documents; special tokens are shown."""
     from nano3.data.dataset.indexed import IndexedFile
 
-    total = sum(s["documents"] for s in shards)
+    total = sum(s.documents for s in shards)
     if args.doc >= total:
         raise UserError(f"--doc {args.doc}: {split} has documents 0 to {total - 1}.")
     end = args.doc + (args.count or 1)
     most = MOST_CHARS if args.chars is None else args.chars
-    tokenizer = load_tokenizer(folder / manifest.tokenizer["path"] / "tokenizer.json")
+    tokenizer = load_tokenizer(folder / manifest.tokenizer.path / "tokenizer.json")
     number = args.doc
     first = 0
     for shard in shards:
-        if number < first + shard["documents"]:
-            data = IndexedFile(folder / shard["prefix"])
-            while number < first + shard["documents"] and number < end:
+        if number < first + shard.documents:
+            data = IndexedFile(folder / shard.prefix)
+            while number < first + shard.documents and number < end:
                 ids = data.document(number - first).tolist()
-                where = f"{shard['prefix']}, document {number - first}"
-                table_row = [(split, shard["dataset"], number, where, f"{len(ids):,}")]
+                where = f"{shard.prefix}, document {number - first}"
+                table_row = [(split, shard.dataset, number, where, f"{len(ids):,}")]
                 table("document", ["split", "dataset", "number", "where", "tokens"], table_row)
                 if args.ids:
                     say(" ".join(map(str, ids)))
@@ -105,7 +105,7 @@ def show_documents(
                 if cut:
                     say(f"... {len(text) - most:,} characters more (--chars 0)")
                 number += 1
-        first += shard["documents"]
+        first += shard.documents
         if number >= end:
             return
 
@@ -124,9 +124,9 @@ def load_tokenizer(path: Path) -> Any:
         ) from error
 
 
-def choose(folder: Path, manifest: Any, split: str, dataset: str | None) -> list[dict[str, Any]]:
+def choose(folder: Path, manifest: "Manifest", split: str, dataset: str | None) -> list["ShardEntry"]:
     """The shards of the split and dataset asked for."""
-    shards = [s for s in manifest.shards if s["split"] == split and dataset in (None, s["dataset"])]
+    shards = [s for s in manifest.shards if s.split == split and dataset in (None, s.dataset)]
     if not shards:
         raise UserError(f"{folder}: {split} has no documents" + (f" of {dataset}" if dataset else "") + ".")
     return shards

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         )
     pieces = list(pieces_of(order, data, samples, config.train.global_batch_size))
     origins = {} if args.no_sources else origins_of(data, manifest, pieces)
-    datasets = {shard["prefix"]: shard["dataset"] for shard in manifest.shards}
+    datasets = {shard.prefix: shard.dataset for shard in manifest.shards}
     rows = [row(piece, datasets[piece.shard], origins.get((piece.shard, piece.document))) for piece in pieces]
     which = f"samples {samples[0]:,} to {samples[-1]:,}" if len(samples) > 1 else f"sample {samples[0]:,}"
     title = f"{folder}: iteration {args.iteration}, {which} of the run"
@@ -163,7 +163,7 @@ def show_text(data: Path, manifest: Any, pieces: list[Piece]) -> None:
     from nano3.data.dataset.indexed import IndexedFile
     from nano3.tools.inspect_data import load_tokenizer
 
-    tokenizer = load_tokenizer(data / manifest.tokenizer["path"] / "tokenizer.json")
+    tokenizer = load_tokenizer(data / manifest.tokenizer.path / "tokenizer.json")
     ids: dict[int, list[int]] = defaultdict(list)
     for piece in pieces:
         ids[piece.sample] += IndexedFile(data / piece.shard).document(piece.document)[piece.start : piece.stop].tolist()

@@ -8,13 +8,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nano3.utils.errors import UserError
+from nano3.utils.errors import Nano3Error, UserError
 from nano3.utils.files import read_json
 
+if TYPE_CHECKING:  # imports numpy
+    from nano3.data.dataset.manifest import Manifest, ShardEntry, TokenizerEntry
+
 SPLITS = ("train", "valid", "test")
-FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -99,27 +101,27 @@ def open_data(folder: Path) -> TrainingData:
         raise UserError(
             f"Data folder {folder} does not exist. Make it with `python -m nano3.data_prep output_dir={folder}`."
         )
-    manifest, blends = (_read(folder, name) for name in ("manifest.json", "blend.json"))
-    if manifest.get("format") != FORMAT:
-        raise UserError(
-            f"{folder}/manifest.json has format {manifest.get('format')!r}; this nano3 reads format {FORMAT}. Prepare "
-            f"the data again."
-        )
+    from nano3.data.dataset.manifest import load_manifest  # imports numpy
+
+    try:
+        manifest = load_manifest(folder)
+    except Nano3Error as error:
+        raise UserError(error.problems) from error
+    blends = _read_blend(folder)
     try:
         return _build(folder, manifest, blends)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{folder}: manifest.json or blend.json is damaged ({type(error).__name__}: {error}). Prepare the data "
-            f"again."
+            f"{folder}/blend.json is damaged ({type(error).__name__}: {error}). Prepare the data again."
         ) from error
 
 
-def _read(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / name
+def _read_blend(folder: Path) -> dict[str, Any]:
+    path = folder / "blend.json"
     if not path.is_file():
         raise UserError(
             f"{path} is missing: {folder} is not a finished data folder. Run `python -m nano3.data_prep` on it again; "
-            f"it goes on where it stopped."
+            f"it continues where it stopped."
         )
     try:
         value = read_json(path)
@@ -130,35 +132,47 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
     return value
 
 
-def _build(folder: Path, manifest: dict[str, Any], blends: dict[str, Any]) -> TrainingData:
-    entries = {(s["split"], s["prefix"]): s for s in manifest["shards"]}
+def _build(folder: Path, manifest: "Manifest", blends: dict[str, Any]) -> TrainingData:
+    from nano3.data.dataset.verify import check_shard_files
+
     shards: list[Shard] = []
     problems: list[str] = []
     for split in SPLITS:
+        entries = {Path(entry.prefix).parts: entry for entry in manifest.shards if entry.split == split}
         for weight, prefix in _pairs(blends.get(split) or []):
-            entry = next((e for (name, rel), e in entries.items() if name == split and _ends_with(prefix, rel)), None)
+            entry = entries.get(Path(prefix).parts[-2:])  # the folder may have been moved
             if entry is None:
                 problems.append(
-                    f"{folder}/blend.json lists {prefix} in {split}, which manifest.json does not know: the two files "
-                    f"are of different runs."
+                    f"{folder}/blend.json lists {prefix} in {split}, but manifest.json does not: the two files are "
+                    f"from different runs."
                 )
                 continue
-            shard = Shard(split, entry["dataset"], folder / entry["prefix"], weight, int(entry["tokens"]))
-            problems += _shard_problems(shard, entry)
-            shards.append(shard)
+            shards.append(Shard(split, entry.dataset, folder / entry.prefix, weight, entry.tokens))
+            found = check_shard_files(folder, manifest, entry) or _empty_shard(folder, entry)
+            problems += [f"{problem}. Copy the file again, or prepare the data again." for problem in found]
     problems += [f"{folder}/blend.json has no {name!r} list." for name in ("train",) if not blends.get(name)]
-    tokenizer = folder / manifest["tokenizer"]["path"]
-    problems += _tokenizer_problems(tokenizer, manifest["tokenizer"])
-    if problems:
+    problems += _tokenizer_problems(folder / manifest.tokenizer.path, manifest.tokenizer)
+    if manifest.tokenizer.eod_id is None:
+        problems.append(
+            f"{folder}: the tokenizer of this data has no end-of-document token. Prepare the data again with a "
+            f"tokenizer that has one."
+        )
+    if problems or manifest.tokenizer.eod_id is None:
         raise UserError(problems)
     return TrainingData(
         folder=folder,
         shards=tuple(shards),
-        tokenizer=tokenizer,
-        vocab_size=int(manifest["tokenizer"]["vocab_size"]),
-        eod_id=int(manifest["tokenizer"]["eod_id"]),
+        tokenizer=folder / manifest.tokenizer.path,
+        vocab_size=manifest.tokenizer.vocab_size,
+        eod_id=manifest.tokenizer.eod_id,
         fingerprint=_fingerprint(manifest, shards, folder),
     )
+
+
+def _empty_shard(folder: Path, entry: "ShardEntry") -> list[str]:
+    if entry.tokens > 0:
+        return []
+    return [f"{folder / entry.prefix}.bin is empty, and Megatron never returns from an empty shard in blend.json"]
 
 
 def _pairs(flat: list[Any]) -> list[tuple[float, str]]:
@@ -171,63 +185,24 @@ def _pairs(flat: list[Any]) -> list[tuple[float, str]]:
     return pairs
 
 
-def _ends_with(prefix: str, relative: str) -> bool:
-    """Whether an absolute prefix, perhaps of another place, is this shard of the manifest."""
-    tail = Path(relative).parts
-    return Path(prefix).parts[-len(tail) :] == tail
-
-
-def _shard_problems(shard: Shard, entry: dict[str, Any]) -> list[str]:
-    """Sizes only: the content is checked by `nano3 verify`."""
-    from nano3.data.dataset.indexed import HEADER, MAGIC  # imports numpy
-
-    bin_path, idx_path = (shard.prefix.with_name(shard.prefix.name + s) for s in (".bin", ".idx"))
-    missing = [str(p) for p in (bin_path, idx_path) if not p.is_file()]
-    if missing:
-        return [
-            f"{' and '.join(missing)} missing, though the manifest lists this shard of {shard.dataset}. Run data_prep "
-            f"again to remake it."
-        ]
-    if shard.tokens < 1:
-        return [f"{bin_path} is empty: an empty shard must not stand in blend.json (Megatron does not end on it)."]
-    problems = []
-    if (size := bin_path.stat().st_size) != entry["bin_bytes"]:
-        problems.append(
-            f"{bin_path} has {size:,} bytes, the manifest says {entry['bin_bytes']:,}: a copy that broke off? Copy it "
-            f"or prepare it again."
-        )
-    with idx_path.open("rb") as f:
-        head = f.read(HEADER.size)
-    if len(head) < HEADER.size or not head.startswith(MAGIC):
-        return [*problems, f"{idx_path} is not a Megatron index file. Copy it or prepare it again."]
-    _, _, _, sequences, boundaries = HEADER.unpack(head)
-    expected = HEADER.size + 12 * sequences + 8 * boundaries
-    if (size := idx_path.stat().st_size) != expected or sequences != entry["sequences"]:
-        problems.append(
-            f"{idx_path} has {size:,} bytes and {sequences:,} sequences; its header asks for {expected:,} bytes and "
-            f"the manifest for {entry['sequences']:,} sequences. Copy it or prepare it again."
-        )
-    return problems
-
-
-def _tokenizer_problems(folder: Path, entry: dict[str, Any]) -> list[str]:
+def _tokenizer_problems(folder: Path, entry: "TokenizerEntry") -> list[str]:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return [f"{path} is missing: the data folder carries its own tokenizer. Copy it from the original folder."]
     found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != entry["sha256"]:
+    if found != entry.sha256:
         return [
             f"{path} is not the tokenizer that made this data (sha256 {found[:12]}, the manifest says "
-            f"{entry['sha256'][:12]}). Put the original back."
+            f"{entry.sha256[:12]}). Put the original back."
         ]
     return []
 
 
-def _fingerprint(manifest: dict[str, Any], shards: list[Shard], folder: Path) -> str:
+def _fingerprint(manifest: "Manifest", shards: list[Shard], folder: Path) -> str:
     """sha256 over what decides the training samples."""
-    hashes = {s["prefix"]: s["bin_xxh128"] for s in manifest["shards"]}
+    hashes = {s.prefix: s.bin_xxh128 for s in manifest.shards}
     rows = [
         (s.split, str(s.prefix.relative_to(folder)), s.weight, hashes[str(s.prefix.relative_to(folder))])
         for s in shards
     ]
-    return hashlib.sha256(json.dumps([manifest["tokenizer"]["sha256"], rows]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([manifest.tokenizer.sha256, rows]).encode()).hexdigest()

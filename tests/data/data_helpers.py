@@ -124,8 +124,8 @@ def documents(folder: Path, split: str | None = None, dataset: str | None = None
     """Token ids of every document, in the order of splits and shards."""
     found = []
     for shard in load_manifest(folder).shards:
-        if split in (None, shard["split"]) and dataset in (None, shard["dataset"]):
-            data = IndexedFile(folder / shard["prefix"])
+        if split in (None, shard.split) and dataset in (None, shard.dataset):
+            data = IndexedFile(folder / shard.prefix)
             found += [data.document(i).tolist() for i in range(len(data))]
     return found
 

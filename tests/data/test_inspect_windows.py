@@ -45,7 +45,7 @@ def test_documents_come_in_their_order_over_all_shards(
     good: Path, capfd: pytest.CaptureFixture[str], dataset: str | None, first: int, count: int
 ) -> None:
     wanted = documents(good, "train", dataset)
-    shards = [s for s in load_manifest(good).shards if s["split"] == "train" and dataset in (None, s["dataset"])]
+    shards = [s for s in load_manifest(good).shards if s.split == "train" and dataset in (None, s.dataset)]
     assert len(shards) > 1 and len(wanted) > 10
     start = first % len(wanted)
     choice = ["--dataset", dataset] if dataset else []

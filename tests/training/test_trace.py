@@ -89,7 +89,7 @@ def test_the_rows_hold_what_the_model_was_given(data: Path, traced: Path, tmp_pa
     code, output, errors = trace(traced, "--iteration", iteration)
     assert (code, errors) == (0, "")
     tokenizer = Tokenizer.from_file(str(SAMPLE / "tokenizer" / "tokenizer.json"))
-    eod = load_manifest(data).tokenizer["eod_id"]
+    eod = load_manifest(data).tokenizer.eod_id
     found: dict[int, list[int]] = {}
     for row in rows(output):
         start, _, last = row["tokens"].replace(",", "").partition("-")

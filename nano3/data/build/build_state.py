@@ -8,9 +8,9 @@ stays cheap.
 from pathlib import Path
 
 from nano3.data.build.receipts import ShardReceipt, UnitReceipt, add_suffix, read_receipt, shard_receipt, unit_receipt
+from nano3.data.dataset.checksum import checksum
 from nano3.data.planning.plan import Plan
 from nano3.data.tokenization.engines import FAST
-from nano3.utils.checksum import checksum
 from nano3.utils.files import write_text
 
 Shard = tuple[int, int, int]  # split, dataset, shard in it
@@ -95,7 +95,7 @@ class BuildState:
     def holds(self, number: int) -> bool:
         """Whether any file starts or goes on in a unit."""
         dataset, unit = self.plan.unit(number)
-        return bool(self.plan.datasets[dataset].parts(unit))
+        return bool(self.plan.datasets[dataset].file_ranges(unit))
 
     def open_shards(self) -> list[tuple[Shard, int, int]]:
         """(shard, first unit, last unit) of shards to join whose units all are in this range, by last unit."""
@@ -104,7 +104,7 @@ class BuildState:
             if shard in self.shards:
                 continue
             split, dataset, number = shard
-            first, last = self.plan.datasets[dataset].units_of(split, number)
+            first, last = self.plan.datasets[dataset].units_of_shard(split, number)
             base = self.plan.first_units[dataset]
             if (first <= last and base + first in self.range and base + last in self.range) or (
                 first > last and len(self.range) == self.plan.units

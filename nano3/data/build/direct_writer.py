@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from nano3.utils.checksum import Checksum
+from nano3.data.dataset.checksum import Checksum
 from nano3.utils.disk_errors import disk_failure
 from nano3.utils.errors import Nano3Error
 from nano3.utils.files import temp_name

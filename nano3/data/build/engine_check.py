@@ -31,7 +31,7 @@ def sample_texts(worker: Worker) -> list[str]:
     for dataset in worker.plan.datasets:
         left = SAMPLE_CHARS // len(worker.plan.datasets)
         try:
-            batch: Any = next(iter(read_documents(dataset.whole(0))), None)
+            batch: Any = next(iter(read_documents(dataset.whole_file(0))), None)
         except Nano3Error:
             continue
         for text in batch.texts if batch else ():

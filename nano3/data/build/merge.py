@@ -63,9 +63,9 @@ def merge_shard(plan: Plan, build: Path, split: int, dataset: int, shard: int) -
 
 def read_shard_units(plan: Plan, build: Path, split: int, dataset: int, shard: int) -> list[UnitReceipt]:
     """Receipts of the units that a shard can have parts of, in order."""
-    first, last = plan.datasets[dataset].units_of(split, shard)
+    first, last = plan.datasets[dataset].units_of_shard(split, shard)
     base = plan.first_units[dataset]
-    return [read_unit(build, base + u) for u in range(first, last + 1) if plan.datasets[dataset].parts(u)]
+    return [read_unit(build, base + u) for u in range(first, last + 1) if plan.datasets[dataset].file_ranges(u)]
 
 
 def move_fragment(build: Path, part: Fragment, target: Path) -> str:

@@ -67,19 +67,19 @@ class ProgressMeter:
 
 def print_summary(manifest: Manifest, meter: ProgressMeter | None) -> None:
     """The table at the end."""
-    names = [name for name, counts in manifest.splits.items() if counts["documents"]]
+    names = [name for name, counts in manifest.splits.items() if counts.documents]
     rows = []
     for d in manifest.datasets:
-        cells = [f"{d['splits'][s]['documents']:,} / {d['splits'][s]['tokens']:,}" for s in names]
-        skipped = ", ".join(f"{n:,} {reason}" for reason, n in d["skipped"].items())
-        rows.append([d["name"], f"{d['documents']:,}", f"{d['tokens']:,}", *cells, skipped or "-"])
-    total = [f"{s['documents']:,} / {s['tokens']:,}" for s in (manifest.splits[n] for n in names)]
-    documents, tokens = (sum(d[k] for d in manifest.datasets) for k in ("documents", "tokens"))
+        cells = [f"{d.splits[s].documents:,} / {d.splits[s].tokens:,}" for s in names]
+        skipped = ", ".join(f"{n:,} {reason}" for reason, n in d.skipped.items())
+        rows.append([d.name, f"{d.documents:,}", f"{d.tokens:,}", *cells, skipped or "-"])
+    total = [f"{s.documents:,} / {s.tokens:,}" for s in (manifest.splits[n] for n in names)]
+    documents, tokens = sum(d.documents for d in manifest.datasets), sum(d.tokens for d in manifest.datasets)
     if len(rows) > 1:
         rows.append(["all", f"{documents:,}", f"{tokens:,}", *total, ""])
     columns = ["dataset", "documents", "tokens", *(f"{s} (documents / tokens)" for s in names), "skipped"]
     table(f"blend {manifest.blend}", columns, rows, right=columns[1:-1])
-    empty, special = (sum(d[k] for d in manifest.datasets) for k in ("empty", "special_tokens"))
+    empty, special = sum(d.empty for d in manifest.datasets), sum(d.special_tokens for d in manifest.datasets)
     if empty:
         say(f"{empty:,} empty document(s): no tokens, no end-of-document token.")
     if special:

@@ -3,13 +3,16 @@
 A build may go on although its input has changed since: a unit is kept when every file it reads is still what it was.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
+
+import msgspec
 
 from nano3.data.build.receipts import UnitReceipt, read_receipt, shard_receipt, unit_receipt
 from nano3.data.dataset import output_dir
 from nano3.data.dataset.manifest import Manifest, encode_json, load_manifest, make_blend
-from nano3.data.planning.plan import NOT_HASHED, PLAN_FORMAT, SPLITS, DatasetPlan, Plan, load_plan, recipe
+from nano3.data.dataset.verify import check_shard_files
+from nano3.data.planning.plan import NOT_HASHED, PLAN_FORMAT, SPLITS, DatasetPlan, Plan, hashed_settings, load_plan
 from nano3.data.planning.planner import PrepRequest, make_plan
 from nano3.data.sources.discovery import WHOLE_FILE_LIMIT
 from nano3.data.sources.own_files import PUBLISHED, is_publishing
@@ -32,20 +35,17 @@ def find_complete_data(request: PrepRequest, output: Path) -> Manifest | None:
         raise other_data_error(output, manifest, request)
     check_skipped_rows(request, manifest)
     for shard in manifest.shards:
-        path = output / f"{shard['prefix']}.bin"
-        if not path.exists() or path.stat().st_size != shard["bin_bytes"] or not path.with_suffix(".idx").exists():
-            raise Failure(
-                f"{path.with_suffix('')}: .bin or .idx missing or cut short. Run again with force=true to make it anew."
-            )
+        if problems := check_shard_files(output, manifest, shard):
+            raise Failure(f"{problem}. Run again with force=true to make the data again." for problem in problems)
     warn_of_modified_inputs(request, manifest)
     weights = {s.name: s.weight for s in request.sources}
-    before = (manifest.blend, [d["weight"] for d in manifest.datasets])
+    before = (manifest.blend, [d.weight for d in manifest.datasets])
     manifest.blend = request.blend
     for dataset in manifest.datasets:
-        dataset["weight"] = weights[dataset["name"]]
+        dataset.weight = weights[dataset.name]
     blend = encode_json(make_blend(manifest, output))
     moved = not (output / "blend.json").exists() or (output / "blend.json").read_text() != blend
-    tokenizer = output / manifest.tokenizer["path"]
+    tokenizer = output / manifest.tokenizer.path
     if not (tokenizer / "tokenizer.json").exists():
         with output_dir.hold_output_lock(output):
             copy_tokenizer(request.tokenizer, tokenizer)
@@ -53,7 +53,7 @@ def find_complete_data(request: PrepRequest, output: Path) -> Manifest | None:
     news = [
         what
         for what, old, new in (
-            ("weights", before[1], [d["weight"] for d in manifest.datasets]),
+            ("weights", before[1], [d.weight for d in manifest.datasets]),
             ("name", before[0], manifest.blend),
         )
         if old != new
@@ -65,7 +65,7 @@ def find_complete_data(request: PrepRequest, output: Path) -> Manifest | None:
         what = " and ".join(news) or "place of the shards"
         say(f"{output}: complete; blend.json and manifest.json now have the new {what}")
     else:
-        request.memory.save_if_many(output)
+        request.cache.save_if_many(output)
         say(f"{output}: complete, nothing to do ({len(manifest.shards)} shards)")
     return manifest
 
@@ -110,9 +110,9 @@ def list_differences(there: Manifest, request: PrepRequest) -> str:
     ]
     if there.dtype != request.dtype:
         found.append(f"dtype was {there.dtype}, now {request.dtype}")
-    if there.tokenizer["sha256"] != request.tokenizer.sha256:
-        found.append(f"the tokenizer was {there.tokenizer['model']}, now {request.tokenizer.model}")
-    names = [d["name"] for d in there.datasets], [d.name for d in request.datasets]
+    if there.tokenizer.sha256 != request.tokenizer.sha256:
+        found.append(f"the tokenizer was {there.tokenizer.model}, now {request.tokenizer.model}")
+    names = [d.name for d in there.datasets], [d.name for d in request.datasets]
     if names[0] != names[1]:
         found.append(f"its datasets were {', '.join(names[0])}, now {', '.join(names[1])}")
     return "; ".join(found) or "the text has changed, or which field of it is read"
@@ -124,11 +124,11 @@ def check_skipped_rows(request: PrepRequest, manifest: Manifest) -> None:
         return
     problems = []
     for dataset in manifest.datasets:
-        bad = {reason: rows for reason, rows in dataset["skipped"].items() if reason not in FILTERS}
+        bad = {reason: rows for reason, rows in dataset.skipped.items() if reason not in FILTERS}
         if bad:
             what = ", ".join(f"{rows:,} {reason}" for reason, rows in bad.items())
             problems.append(
-                f"dataset {dataset['name']!r}: the data there was made without {sum(bad.values()):,} bad rows "
+                f"dataset {dataset.name!r}: the data there was made without {sum(bad.values()):,} bad rows "
                 f"({what}), and bad_rows=fail allows none. Set bad_rows=skip to take it as it is; "
                 f"or mend the rows and set force=true."
             )
@@ -138,13 +138,13 @@ def check_skipped_rows(request: PrepRequest, manifest: Manifest) -> None:
 
 def warn_of_modified_inputs(request: PrepRequest, manifest: Manifest) -> None:
     """Name large files whose time differs from that in the manifest: their fingerprints do not cover every byte."""
-    entries = {d["name"]: d.get("inputs", []) for d in manifest.datasets}
+    entries = {d.name: d.inputs for d in manifest.datasets}
     for dataset in request.datasets:
         now = dict(zip(dataset.keys, dataset.times, strict=True))
         touched = [
-            file["name"]
+            file.name
             for file in entries[dataset.name]
-            if file["bytes"] > WHOLE_FILE_LIMIT and now.get(file["name"], 0) != file["mtime_ns"]
+            if file.bytes > WHOLE_FILE_LIMIT and now.get(file.name, 0) != file.mtime_ns
         ]
         if touched:
             more = f" and {len(touched) - 3:,} more" if len(touched) > 3 else ""
@@ -182,9 +182,9 @@ def set_up_build(request: PrepRequest, output: Path) -> Path:
     for sub in ("units", "shards", *SPLITS):
         (build / sub).mkdir(parents=True, exist_ok=True)
     plan.save(build / "plan.json")
-    request.memory.save(output)
+    request.cache.save(output)
     download_files(plan)
-    for note in [note for d in plan.datasets for note in d.notes]:
+    for note in [note for d in plan.datasets for note in d.warnings]:
         warn(note)
     return build / "plan.json"
 
@@ -220,7 +220,9 @@ def resume_plan(saved: Plan, request: PrepRequest) -> Plan | None:
             return None
         old.weight, old.path, old.root, old.revision = new.weight, new.path, new.root, new.revision
     output = str(Path(request.options.output_dir).absolute())
-    return replace(saved, blend=request.blend, output_dir=output, options=request.options, tokenizer=request.tokenizer)
+    return msgspec.structs.replace(
+        saved, blend=request.blend, output_dir=output, options=request.options, tokenizer=request.tokenizer
+    )
 
 
 def needs_skipped_rows(old: Plan, new: PrepRequest | Plan) -> bool:
@@ -245,7 +247,7 @@ def reuse_partial_build(plan: Plan, build: Path) -> None:
         for number in units:
             unit_receipt(place, number).unlink(missing_ok=True)
         if place != build:
-            output_dir.remove(build)
+            output_dir.remove_path(build)
             place.rename(build)
         kept = len(list((build / "units").glob("*.json"))) if (build / "units").is_dir() else 0
         if kept:
@@ -256,7 +258,7 @@ def reuse_partial_build(plan: Plan, build: Path) -> None:
             f"{build.parent.parent}: unfinished work there has other options or is cut elsewhere: starting over beside "
             f"it. It goes when this is published."
         )
-    output_dir.remove(build)
+    output_dir.remove_path(build)
 
 
 def same_layout(old: Plan, new: Plan) -> bool:
@@ -265,7 +267,7 @@ def same_layout(old: Plan, new: Plan) -> bool:
     def shape(plan: Plan) -> list[tuple[object, ...]]:
         return [(d.name, d.text_field, d.units, tuple(d.shards)) for d in plan.datasets]
 
-    recipes = [recipe(plan.options, plan.tokenizer, plan.dtype) for plan in (old, new)]
+    recipes = [hashed_settings(plan.options, plan.tokenizer, plan.dtype) for plan in (old, new)]
     return recipes[0] == recipes[1] and shape(old) == shape(new)
 
 
@@ -291,13 +293,13 @@ def stale_in_dataset(before: DatasetPlan, after: DatasetPlan) -> set[int]:
     changed = {file for file, (old, new) in enumerate(pairs) if old != new}
     if not changed:
         return set()
-    return {u for u in range(after.units) if any(file in changed for file, _ in after.parts(u))}
+    return {u for u in range(after.units) if any(file in changed for file, _ in after.file_ranges(u))}
 
 
 def may_hold_documents(plan: Plan, shard: tuple[int, int, int], units: set[int]) -> bool:
     """Whether a shard may hold documents of any of these units."""
     split, dataset, number = shard
-    first, last = plan.datasets[dataset].units_of(split, number)
+    first, last = plan.datasets[dataset].units_of_shard(split, number)
     base = plan.first_units[dataset]
     if first > last:  # empty; where the cuts have moved it may not have been
         first, last = 0, plan.datasets[dataset].units - 1

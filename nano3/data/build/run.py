@@ -8,13 +8,14 @@ from pathlib import Path
 
 from nano3.config import PrepOptions, SourceConfig
 from nano3.data.build.build_state import BuildState, Shard
+from nano3.data.build.manifest_builder import make_manifest
 from nano3.data.build.merge import merge_shard
 from nano3.data.build.progress import ProgressMeter, print_summary
 from nano3.data.build.receipts import ShardReceipt
 from nano3.data.build.resume_build import find_complete_data, is_published, set_up_build
 from nano3.data.build.worker_pool import COMPARE_ENGINES, WorkerPool
 from nano3.data.dataset import output_dir
-from nano3.data.dataset.manifest import Manifest, encode_json, load_manifest, make_blend, make_manifest
+from nano3.data.dataset.manifest import Manifest, encode_json, load_manifest, make_blend
 from nano3.data.planning.plan import SPLITS, Plan, load_plan
 from nano3.data.planning.planner import PrepRequest, make_plan, make_request
 from nano3.data.sources.discovery import find_changed_files
@@ -48,7 +49,7 @@ def prepare_request(request: PrepRequest) -> Manifest:
     with output_dir.hold_output_lock(output):
         path = set_up_build(request, output)
         plan = load_plan(path)
-        output_dir.clear_temporaries(path.parent)
+        output_dir.remove_temporary_files(path.parent)
         state = BuildState(plan, path.parent)
         with ProgressMeter(plan.units, plan.units - len(state.open_units())) as meter:
             run_workers(plan, path, state, meter)
@@ -119,7 +120,7 @@ def print_plan(request: PrepRequest) -> None:
         f"about {text / 1e6:,.1f} MB of text, {tokens / 1e6:,.1f} M tokens, {tokens * item / 1e6:,.1f} MB in "
         f"{options.output_dir}"
     )
-    for note in [note for d in plan.datasets for note in d.notes]:
+    for note in [note for d in plan.datasets for note in d.warnings]:
         warn(note)
 
 
@@ -201,11 +202,11 @@ def finish_build(plan: Plan, path: Path, state: BuildState, meter: ProgressMeter
     warn_of_empty_splits(plan, manifest)
     copy_tokenizer(plan.tokenizer, build / "tokenizer")
     for split in SPLITS:
-        kept = {f"{s['prefix']}{end}" for s in manifest.shards for end in (".bin", ".idx")}
+        kept = {f"{s.prefix}{end}" for s in manifest.shards for end in (".bin", ".idx")}
         for file in (build / split).iterdir():
             if f"{split}/{file.name}" not in kept:
                 file.unlink()
-        if not manifest.splits[split]["tokens"]:
+        if not manifest.splits[split].tokens:
             (build / split).rmdir()
         else:
             fsync_dir(build / split)
@@ -221,7 +222,7 @@ def check_inputs_unchanged(plan: Plan) -> None:
     """Nothing is published when a file was changed while it was read: part of it may be old, part new."""
     changed: list[str] = []
     for d in plan.datasets:
-        changed += find_changed_files(d.root, zip(d.keys, d.sizes, d.prints, d.times, strict=True))
+        changed += find_changed_files(d.root, zip(d.keys, d.sizes, d.fingerprints, d.times, strict=True))
     if changed:
         raise Failure(
             [f"{path}: was changed while the data was made; nothing is published." for path in changed[:20]]
@@ -234,10 +235,10 @@ def warn_of_empty_splits(plan: Plan, manifest: Manifest) -> None:
     options = plan.options
     for dataset, entry in zip(plan.datasets, manifest.datasets, strict=True):
         for split, share in (("valid", options.valid_fraction), ("test", options.test_fraction)):
-            told = any(f"too few for a {split} split" in note for note in dataset.notes)
-            if share > 0 and not entry["splits"][split]["tokens"] and not told:
+            told = any(f"too few for a {split} split" in note for note in dataset.warnings)
+            if share > 0 and not entry.splits[split].tokens and not told:
                 warn(
-                    f"dataset {dataset.name!r}: none of its {entry['documents']:,} documents fell into {split}. Raise "
+                    f"dataset {dataset.name!r}: none of its {entry.documents:,} documents fell into {split}. Raise "
                     f"{split}_fraction to have some, or set {split}_fraction=0."
                 )
 
@@ -246,16 +247,15 @@ def check_counts(manifest: Manifest) -> None:
     """Every document is in a split, and no dataset and no split is without tokens unless that was told before."""
     problems = []
     for d in manifest.datasets:
-        in_splits = sum(s["documents"] for s in d["splits"].values())
-        if in_splits != d["documents"]:
+        in_splits = sum(s.documents for s in d.splits.values())
+        if in_splits != d.documents:
             raise Failure(
-                f"dataset {d['name']!r}: {d['documents']} documents read but {in_splits} in the splits; nothing "
-                f"published."
+                f"dataset {d.name!r}: {d.documents} documents read but {in_splits} in the splits; nothing published."
             )
-        if not d["splits"]["train"]["tokens"]:
-            skipped = ", ".join(f"{n} {reason}" for reason, n in d["skipped"].items()) or "none"
+        if not d.splits["train"].tokens:
+            skipped = ", ".join(f"{n} {reason}" for reason, n in d.skipped.items()) or "none"
             problems.append(
-                f"dataset {d['name']!r}: no tokens for training ({d['documents']} documents, {d['empty']} "
+                f"dataset {d.name!r}: no tokens for training ({d.documents} documents, {d.empty} "
                 f"empty; skipped: {skipped}). "
                 f"Take it out of the blend, or mend path, text_field or the filters."
             )

@@ -15,9 +15,9 @@ from nano3.data.planning.plan import SPLITS, DatasetPlan, Plan
 from nano3.data.planning.shard_assignment import assign_shards, drop_short
 from nano3.data.planning.splits import check_bad_rows, document_hash, file_seed, split_of
 from nano3.data.sources.readers import Batch, FileRange, read_documents
-from nano3.data.tokenization.encoders import Encoder, SpecialCounter, first_difference
+from nano3.data.tokenization.encoders import Encoder, SpecialTokenCounter, first_difference
 from nano3.data.tokenization.engines import FAST, REFERENCE
-from nano3.data.tokenization.long_documents import LONG, encode_pieces
+from nano3.data.tokenization.long_documents import LONG, encode_chunks
 from nano3.data.tokenization.special_tokens import Framing
 
 BATCH_CHARS = 1 << 20  # characters that are worth a call of the engine
@@ -37,10 +37,10 @@ class Worker:
     reference: Encoder
     fast: Encoder | None
     tick: Callable[[int], None] = lambda text_bytes: None
-    count_special: SpecialCounter = field(init=False)
+    count_special: SpecialTokenCounter = field(init=False)
 
     def __post_init__(self) -> None:
-        self.count_special = SpecialCounter(self.plan.tokenizer.special_ids)
+        self.count_special = SpecialTokenCounter(self.plan.tokenizer.special_ids)
 
     @property
     def engine(self) -> str:
@@ -66,7 +66,7 @@ class UnitEncoder:
         self.dataset_number, self.unit = worker.plan.unit(number)
         self.dataset: DatasetPlan = worker.plan.datasets[self.dataset_number]
         self.encode = worker.fast or worker.reference
-        self.framing = Framing.of(worker.plan)
+        self.framing = Framing.from_options(worker.plan.options, worker.plan.tokenizer, worker.plan.dtype)
         self.open_parts: dict[int, FragmentWriter] = {}
         self.parts: list[Fragment] = []
         self.skipped: Counter[str] = Counter()
@@ -78,7 +78,7 @@ class UnitEncoder:
     def run(self) -> UnitReceipt:
         """The whole unit; leaves no unfinished file behind when it fails."""
         try:
-            for file, part in self.dataset.parts(self.unit):
+            for file, part in self.dataset.file_ranges(self.unit):
                 seed = file_seed(self.dataset.name, part.name)
                 for batch in read_documents(part):
                     self.add(batch, file, part, seed)
@@ -103,7 +103,12 @@ class UnitEncoder:
         texts, keys, places = drop_short(batch, self.options.min_doc_chars)
         if len(texts) < len(batch.texts):
             self.skipped["short"] += len(batch.texts) - len(texts)
-        columns = (np.full(len(keys), file), keys, places + int(self.dataset.bases[file]), document_hash(seed, keys))
+        columns = (
+            np.full(len(keys), file),
+            keys,
+            places + int(self.dataset.file_offsets[file]),
+            document_hash(seed, keys),
+        )
         begin = 0
         for i in [i for i, text in enumerate(texts) if len(text) >= LONG]:
             self.wait(texts[begin:i], tuple(c[begin:i] for c in columns))
@@ -147,17 +152,17 @@ class UnitEncoder:
         split = int(split_of(np.array([hash_]), self.dataset.bounds)[0])
         writer = self.writer(split, int(np.searchsorted(self.dataset.shard_bounds[split], place, "right")) - 1)
         length = kept = 0
-        for ids, piece in encode_pieces(text, self.encode):
+        for ids, piece in encode_chunks(text, self.encode):
             if not length:
                 self.check([piece], np.array([hash_]), np.array([file]), np.array([key]))
             self.special += self.worker.count_special(ids)
-            tokens = self.framing.middle(ids, length, kept)
+            tokens = self.framing.frame_chunk(ids, length, kept)
             length, kept = length + len(ids), kept + len(tokens)
             writer.add_tokens(tokens)
             size = utf8_size(piece)
             self.text_bytes += size
             self.worker.tick(size)
-        end = self.framing.end(length)
+        end = self.framing.end_tokens(length)
         writer.add_tokens(end)
         where = (int(file), int(key))
         writer.end_documents(np.array([kept + len(end)], np.int32), where, where)
@@ -177,7 +182,9 @@ class UnitEncoder:
         wrong = first_difference(self.worker.fast, self.worker.reference, stretches)
         if wrong is not None:
             i = chosen[wrong]
-            raise EngineMismatchError(f"{self.dataset.whole(int(files[i])).path}, document with key {int(keys[i])}")
+            raise EngineMismatchError(
+                f"{self.dataset.whole_file(int(files[i])).path}, document with key {int(keys[i])}"
+            )
 
     def write(
         self,

@@ -1,18 +1,24 @@
-"""Megatron's indexed dataset on disk (MMIDIDX version 1): how a .bin/.idx pair is written and read.
+"""Megatron's indexed dataset on disk (MMIDIDX version 1): writing and reading .bin/.idx pairs.
 
-`.bin` is the token ids of all sequences, back to back. `.idx` is, little-endian and without padding:
+`.bin` holds the token ids of all sequences, back to back. `.idx` holds, little-endian and without padding:
 
-    9 bytes  b"MMIDIDX\\0\\0"    uint64 version = 1    uint8 dtype code    uint64 S sequences    uint64 D + 1
-    document bounds int32[S] tokens of each sequence    int64[S] byte offset of each sequence in .bin    int64[D + 1]
-    first sequence of each document
+    9 bytes         b"MMIDIDX\\0\\0"
+    uint64          version, 1
+    uint8           dtype code
+    uint64          S, the number of sequences
+    uint64          D + 1, where D is the number of documents
+    int32[S]        number of tokens of each sequence
+    int64[S]        byte offset of each sequence in .bin
+    int64[D + 1]    document bounds: the first sequence of each document, then S
 
-A document without tokens has a bound but no sequence, as Megatron-LM's tools/preprocess_data.py writes it. The
-format is that of megatron/core/datasets/indexed_dataset.py.
+A document without tokens has a bound but no sequence, as in Megatron-LM's tools/preprocess_data.py. The format is
+defined by megatron/core/datasets/indexed_dataset.py.
 """
 
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,13 +27,38 @@ from nano3.utils.errors import Failure
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 DTYPE_CODES = {"int32": 4, "uint16": 8}
-UINT16_VOCAB = 65500  # Megatron's own limit (DType.optimal_dtype), a little under 65536
-CHUNK = 1 << 20
 
 
-def smallest_dtype(vocab_size: int) -> str:
-    """The dtype Megatron picks for a vocabulary: uint16 below 65,500 ids, else int32."""
-    return "uint16" if vocab_size < UINT16_VOCAB else "int32"
+class IndexHeader(NamedTuple):
+    """What the header of an .idx file says."""
+
+    dtype: np.dtype
+    sequences: int
+    documents: int
+
+
+def read_header(path: Path) -> IndexHeader:
+    """Read the header of an .idx file.
+
+    Raises:
+        Failure: The file cannot be read, is not an index, or does not have the size that its header implies.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as f:
+            head = f.read(HEADER.size)
+    except OSError as error:
+        raise Failure(f"{path}: {error.strerror}") from error
+    if len(head) < HEADER.size or not head.startswith(MAGIC):
+        raise Failure(f"{path}: not a Megatron index (MMIDIDX header missing)")
+    _, version, code, sequences, bounds = HEADER.unpack(head)
+    names = {c: name for name, c in DTYPE_CODES.items()}
+    if version != 1 or code not in names:
+        raise Failure(f"{path}: version {version}, dtype code {code} is not known (version 1, codes {names})")
+    expected = HEADER.size + sequences * 12 + bounds * 8
+    if size != expected:
+        raise Failure(f"{path}: {size:,} bytes, but its header says {expected:,}: damaged or cut short")
+    return IndexHeader(np.dtype(names[code]), sequences, bounds - 1)
 
 
 def write_index(
@@ -37,72 +68,69 @@ def write_index(
     documents: int,
     dtype: str,
 ) -> None:
-    """Write an .idx file piece by piece, so that memory does not grow with the number of documents.
+    """Write an .idx file in chunks, so that memory does not grow with the number of documents.
 
-    `lengths()` starts a new pass over the tokens of each document (int32 arrays, 0 for an empty document); three
-    passes are made. `sequences` counts the documents with tokens, `documents` all of them.
+    Args:
+        write: Appends bytes to the file.
+        lengths: Starts a pass over the number of tokens of each document: int32 arrays, 0 for an empty document.
+            Three passes are made.
+        sequences: Number of documents with tokens.
+        documents: Number of all documents.
+        dtype: NumPy name of the dtype of the tokens in .bin.
     """
     itemsize = np.dtype(dtype).itemsize
     write(HEADER.pack(MAGIC, 1, DTYPE_CODES[dtype], sequences, documents + 1))
-    for part in lengths():
-        write(part[part > 0].astype("<i4", copy=False).data)
+    for chunk in lengths():
+        write(chunk[chunk > 0].astype("<i4", copy=False).data)
     offset = 0
-    for part in lengths():
-        ends = offset + np.cumsum(part[part > 0], dtype=np.int64) * itemsize
+    for chunk in lengths():
+        ends = offset + np.cumsum(chunk[chunk > 0], dtype=np.int64) * itemsize
         if len(ends):
             write(np.concatenate([[offset], ends[:-1]]).astype("<i8", copy=False).data)
             offset = int(ends[-1])
     bound = 0
     write(struct.pack("<q", 0))
-    for part in lengths():
-        bounds = bound + np.cumsum(part > 0, dtype=np.int64)
+    for chunk in lengths():
+        bounds = bound + np.cumsum(chunk > 0, dtype=np.int64)
         if len(bounds):
             write(bounds.astype("<i8", copy=False).data)
             bound = int(bounds[-1])
 
 
 class IndexedFile:
-    """A .bin/.idx pair, memory-mapped and checked.
+    """A .bin/.idx pair, memory-mapped.
 
-    `lengths` int32[S], `offsets` int64[S] and `bounds` int64[D + 1] are views of the .idx file; `tokens` of the .bin
-    file. Raises `Failure` naming the file when it is missing, cut short, or contradicts itself.
+    Attributes:
+        prefix: Path of the files without suffix.
+        bin_path: The .bin file.
+        idx_path: The .idx file.
+        dtype: Dtype of the tokens.
+        tokens: The .bin file as an array of `dtype`.
+        lengths: int32[S] number of tokens of each sequence.
+        offsets: int64[S] byte offset of each sequence.
+        bounds: int64[D + 1] first sequence of each document.
+
+    Raises:
+        Failure: A file is missing, is cut short, or the two disagree.
     """
 
     def __init__(self, prefix: Path | str) -> None:
         self.prefix = Path(prefix)
         self.bin_path = self.prefix.with_name(self.prefix.name + ".bin")
         self.idx_path = self.prefix.with_name(self.prefix.name + ".idx")
-        self._read_header()
+        header = read_header(self.idx_path)
+        self.dtype = header.dtype
+        raw = np.memmap(self.idx_path, dtype=np.uint8, mode="r")
+        a, b = HEADER.size + header.sequences * 4, HEADER.size + header.sequences * 12
+        self.lengths = raw[HEADER.size : a].view("<i4")
+        self.offsets = raw[a:b].view("<i8")
+        self.bounds = raw[b:].view("<i8")
         self.tokens: np.ndarray = np.empty(0, self.dtype)
         if self._bin_bytes():
             self.tokens = np.memmap(self.bin_path, dtype=self.dtype, mode="r")
 
-    def _read_header(self) -> None:
-        try:
-            size = self.idx_path.stat().st_size
-            with self.idx_path.open("rb") as f:
-                head = f.read(HEADER.size)
-        except OSError as error:
-            raise Failure(f"{self.idx_path}: {error.strerror}") from error
-        if len(head) < HEADER.size or not head.startswith(MAGIC):
-            raise Failure(f"{self.idx_path}: not a Megatron index (MMIDIDX header missing)")
-        _, version, code, sequences, bounds = HEADER.unpack(head)
-        names = {c: name for name, c in DTYPE_CODES.items()}
-        if version != 1 or code not in names:
-            raise Failure(
-                f"{self.idx_path}: version {version}, dtype code {code} is not known (version 1, codes {names})"
-            )
-        expected = HEADER.size + sequences * 12 + bounds * 8
-        if size != expected:
-            raise Failure(f"{self.idx_path}: {size:,} bytes, but its header says {expected:,}: damaged or cut short")
-        self.dtype = np.dtype(names[code])
-        raw = np.memmap(self.idx_path, dtype=np.uint8, mode="r")
-        a, b = HEADER.size + sequences * 4, HEADER.size + sequences * 12
-        self.lengths = raw[HEADER.size : a].view("<i4")
-        self.offsets = raw[a:b].view("<i8")
-        self.bounds = raw[b:].view("<i8")
-
     def _bin_bytes(self) -> int:
+        """Return the size of the .bin file, which must be the one that the index implies."""
         try:
             size = self.bin_path.stat().st_size
         except OSError as error:
@@ -113,11 +141,11 @@ class IndexedFile:
         return size
 
     def __len__(self) -> int:
-        """Number of documents, empty ones included."""
+        """Number of documents, including empty ones."""
         return len(self.bounds) - 1
 
     def document(self, number: int) -> np.ndarray:
-        """Token ids of one document, counted from 0."""
+        """Return the token ids of a document, counted from 0."""
         first, last = int(self.bounds[number]), int(self.bounds[number + 1])
         if first == last:
             return np.empty(0, self.dtype)
@@ -125,5 +153,5 @@ class IndexedFile:
         return self.tokens[start : start + int(self.lengths[first:last].sum())]
 
     def close(self) -> None:
-        """Let go of the mapped files."""
+        """Release the memory maps."""
         self.lengths = self.offsets = self.bounds = self.tokens = np.empty(0)

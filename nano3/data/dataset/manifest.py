@@ -1,59 +1,189 @@
-"""manifest.json and blend.json: what the prepared data is, and how it is mixed."""
+"""manifest.json and blend.json: what the prepared data is, and how its datasets are mixed."""
 
-import platform
-from dataclasses import asdict, dataclass, fields
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from nano3.data.build.receipts import ShardReceipt, UnitReceipt
-from nano3.data.planning.plan import SPLITS, DatasetPlan, Plan, content_hash
+from nano3.data.planning.plan import content_hash
 from nano3.utils.errors import Failure, UserError
-from nano3.utils.provenance import installed_versions
 
 FORMAT = 2
-AGAIN = "Prepare the data again with force=true."
+PREPARE_AGAIN = "Prepare the data again with force=true."
 
 
-@dataclass
-class Manifest:
-    """manifest.json, format 2. Everything in it is plain JSON.
+class Counts(msgspec.Struct):
+    """Totals of shards. A document without tokens counts as a document, but not as a sequence."""
 
-    tokenizer: model, sha256, path (folder beside the manifest), vocab_size, eod_id, eod_token, revision.
-    datasets:  for each name, weight, path, revision, files (their number), rows = documents + skipped, documents,
-               empty, tokens, text_bytes, skipped {reason: rows}, special_tokens, truncated,
-               splits {split: {documents, sequences, tokens}},
-               inputs, the files: name, bytes, fingerprint, mtime_ns (0 where unknown), format, and rows for a sample.
-    splits:    {split: {documents, sequences, tokens}} over all datasets.
-    shards:    for each split, prefix (relative), dataset, documents, sequences, tokens, bin_bytes, bin_xxh128,
-               idx_xxh128 (checksum.py), and source, the first and last document as [file, key].
-    A document without tokens counts as a document, not as a sequence.
+    documents: int
+    sequences: int
+    tokens: int
+
+
+class TokenizerEntry(msgspec.Struct):
+    """The tokenizer of the data.
+
+    Attributes:
+        model: Hub id, folder or file, as configured.
+        revision: Commit of a tokenizer from the Hub.
+        sha256: SHA-256 of tokenizer.json.
+        path: Folder of its copy, relative to the data folder.
+        vocab_size: Number of ids.
+        eod_id: Id of the end-of-document token, or None if it has none.
+        eod_token: Text of the end-of-document token, or None.
+    """
+
+    model: str
+    revision: str | None
+    sha256: str
+    path: str
+    vocab_size: int
+    eod_id: int | None
+    eod_token: str | None
+
+
+class InputEntry(msgspec.Struct, omit_defaults=True):
+    """A file that was read.
+
+    Attributes:
+        name: Path relative to the dataset's root.
+        bytes: Size of the file.
+        fingerprint: Fingerprint of its content.
+        mtime_ns: Modification time in nanoseconds, 0 if unknown.
+        format: Format (see `nano3.data.sources.formats`).
+        rows: For a sample, the number of first rows that were taken.
+    """
+
+    name: str
+    bytes: int
+    fingerprint: str
+    mtime_ns: int
+    format: str
+    rows: int | None = None
+
+
+class DatasetEntry(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A dataset of the blend.
+
+    Attributes:
+        name: Name in the blend.
+        weight: Weight in the blend.
+        path: Where the text is, as configured.
+        revision: Commit of a dataset on the Hub.
+        files: Number of files.
+        rows: Rows that were read: documents and skipped rows. None in data of earlier versions.
+        documents: Documents that were tokenized.
+        empty: Documents without tokens.
+        tokens: Tokens, including end-of-document tokens.
+        text_bytes: Bytes of text in UTF-8.
+        skipped: Number of skipped rows by reason.
+        truncated: Documents cut to max_doc_tokens.
+        special_tokens: Special tokens that occurred literally in the text and were encoded as such.
+        splits: Totals of each split.
+        inputs: The files. Empty in data of earlier versions.
+    """
+
+    name: str
+    weight: float
+    path: str
+    revision: str | None
+    files: int
+    rows: int | None = None
+    documents: int
+    empty: int
+    tokens: int
+    text_bytes: int
+    skipped: dict[str, int]
+    truncated: int
+    special_tokens: int
+    splits: dict[str, Counts]
+    inputs: list[InputEntry] = []
+
+
+class ShardEntry(msgspec.Struct):
+    """A .bin/.idx pair.
+
+    Attributes:
+        split: train, valid or test.
+        prefix: Path of the files without suffix, relative to the data folder.
+        dataset: Name of the dataset.
+        documents: Documents, including those without tokens.
+        sequences: Documents with tokens.
+        tokens: Tokens.
+        bin_bytes: Size of the .bin file.
+        bin_xxh128: Checksum of the .bin file (see `checksum`).
+        idx_xxh128: Checksum of the .idx file.
+        source: (file, key) of the first and the last document.
+    """
+
+    split: str
+    prefix: str
+    dataset: str
+    documents: int
+    sequences: int
+    tokens: int
+    bin_bytes: int
+    bin_xxh128: str
+    idx_xxh128: str
+    source: list[tuple[str, int]]
+
+    @property
+    def counts(self) -> Counts:
+        """Totals of the shard."""
+        return Counts(self.documents, self.sequences, self.tokens)
+
+
+class Manifest(msgspec.Struct):
+    """manifest.json, format 2.
+
+    Attributes:
+        format: `FORMAT`.
+        blend: Name of the blend.
+        plan_hash: Hash of the plan that the data was made from.
+        tokenizer: The tokenizer; a copy of it is part of the data.
+        dtype: NumPy name of the token dtype.
+        options: The options of the preparation (`PrepOptions`).
+        datasets: The datasets, in the order of the blend.
+        splits: Totals of each split over all datasets.
+        shards: The shards in the order of splits and file numbers, without those that hold no tokens.
+        versions: Versions of Python, packages and engine.
     """
 
     format: int
     blend: str
     plan_hash: str
-    tokenizer: dict[str, Any]
+    tokenizer: TokenizerEntry
     dtype: str
-    options: dict[str, Any]
-    datasets: list[dict[str, Any]]
-    splits: dict[str, dict[str, int]]
-    shards: list[dict[str, Any]]
+    options: dict[str, str | int | float | bool | None]
+    datasets: list[DatasetEntry]
+    splits: dict[str, Counts]
+    shards: list[ShardEntry]
     versions: dict[str, str]
 
     @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each dataset in the blend."""
+        return {dataset.name: dataset.weight for dataset in self.datasets}
+
+    @property
     def content(self) -> str:
-        """Identity of the data as a run sees it; weights are part of it."""
-        return content_hash(self.plan_hash, {d["name"]: d["weight"] for d in self.datasets})
+        """Identity of the data for a run, which includes the weights."""
+        return content_hash(self.plan_hash, self.weights)
 
 
 def load_manifest(folder: Path | str) -> Manifest:
-    """Read the manifest of a data folder. Raises `UserError` when there is none, `Failure` when it is damaged."""
+    """Read the manifest of a data folder.
+
+    Raises:
+        UserError: There is no manifest.
+        Failure: It cannot be read, is damaged, or has another format.
+    """
     path = Path(folder) / "manifest.json"
+    data = b""
     try:
-        values = msgspec.json.decode(path.read_bytes())
+        data = path.read_bytes()
+        manifest = msgspec.json.decode(data, type=Manifest)
     except FileNotFoundError:
         unfinished = (Path(folder) / ".prep").is_dir()
         hint = (
@@ -62,146 +192,70 @@ def load_manifest(folder: Path | str) -> Manifest:
             else "it is not a folder that nano3.data_prep made"
         )
         raise UserError(f"{folder}: no manifest.json; {hint}.") from None
-    except (ValueError, OSError) as error:
-        raise Failure(f"{path}: cannot be read: {error}. {AGAIN}") from error
-    if not isinstance(values, dict) or not isinstance(found := values.get("format"), int):
-        raise Failure(f"{path}: not a data manifest. {AGAIN}")
-    if found != FORMAT:
-        raise Failure(
-            f"{path}: a data manifest of format {found}; this nano3 reads format {FORMAT}. Prepare the data again, "
-            f"here with force=true, or use the nano3 that made it."
-        )
-    known = [f.name for f in fields(Manifest)]
-    if missing := [name for name in known if name not in values]:
-        raise Failure(f"{path}: damaged: {', '.join(missing)} missing")
-    try:
-        return msgspec.convert({name: values[name] for name in known}, Manifest)
     except msgspec.ValidationError as error:
-        raise Failure(f"{path}: damaged: {error}") from error
+        raise manifest_error(path, data, error) from error
+    except (msgspec.DecodeError, ValueError, OSError) as error:
+        raise Failure(f"{path}: cannot be read: {error}. {PREPARE_AGAIN}") from error
+    if manifest.format != FORMAT:
+        raise format_error(path, manifest.format)
+    return manifest
 
 
-def make_manifest(plan: Plan, shards: list[ShardReceipt], units: list[UnitReceipt]) -> Manifest:
-    """Add up the receipts of a whole build."""
-    info = plan.tokenizer
-    entries = [shard_entry(plan, s) for s in sorted(shards, key=lambda s: (s.split, s.dataset, s.shard)) if s.name]
-    datasets = [dataset_entry(plan, d, shards, units) for d in range(len(plan.datasets))]
-    splits = {name: sum_counts([d["splits"][name] for d in datasets]) for name in SPLITS}
-    engine_names = {r.engine for r in units}
-    return Manifest(
-        format=FORMAT,
-        blend=plan.blend,
-        plan_hash=plan.hash,
-        tokenizer={
-            "model": info.model,
-            "revision": info.revision,
-            "sha256": info.sha256,
-            "path": "tokenizer",
-            "vocab_size": info.vocab_size,
-            "eod_id": info.eod_id,
-            "eod_token": info.eod_token,
-        },
-        dtype=plan.dtype,
-        options=asdict(plan.options),
-        datasets=datasets,
-        splits=splits,
-        shards=entries,
-        versions={**versions(), "engine": " and ".join(sorted(engine_names)) or "none"},
+def manifest_error(path: Path, data: bytes, error: msgspec.ValidationError) -> Failure:
+    """Return the error for a manifest.json that is not a manifest of this format."""
+    try:
+        values = msgspec.json.decode(data)
+    except (msgspec.DecodeError, ValueError) as unreadable:
+        return Failure(f"{path}: cannot be read: {unreadable}. {PREPARE_AGAIN}")
+    if not isinstance(values, dict) or not isinstance(found := values.get("format"), int):
+        return Failure(f"{path}: not a data manifest. {PREPARE_AGAIN}")
+    if found != FORMAT:
+        return format_error(path, found)
+    if missing := [name for name in Manifest.__struct_fields__ if name not in values]:
+        return Failure(f"{path}: damaged: {', '.join(missing)} missing")
+    return Failure(f"{path}: damaged: {error}")
+
+
+def format_error(path: Path, found: int) -> Failure:
+    """Return the error for a manifest of another format."""
+    return Failure(
+        f"{path}: a data manifest of format {found}; this nano3 reads format {FORMAT}. Prepare the data again, "
+        f"here with force=true, or use the nano3 that made it."
     )
 
 
-def shard_entry(plan: Plan, receipt: ShardReceipt) -> dict[str, Any]:
-    dataset = plan.datasets[receipt.dataset]
-    ends = [receipt.first, receipt.last]
-    return {
-        "split": SPLITS[receipt.split],
-        "prefix": receipt.name,
-        "dataset": dataset.name,
-        "documents": receipt.documents,
-        "sequences": receipt.sequences,
-        "tokens": receipt.tokens,
-        "bin_bytes": receipt.bin_bytes,
-        "bin_xxh128": receipt.bin_xxh128,
-        "idx_xxh128": receipt.idx_xxh128,
-        "source": [[dataset.keys[end[0]], end[1]] for end in ends if end],
-    }
-
-
-def dataset_entry(plan: Plan, number: int, shards: list[ShardReceipt], units: list[UnitReceipt]) -> dict[str, Any]:
-    dataset = plan.datasets[number]
-    low, high = plan.first_units[number], plan.first_units[number + 1]
-    mine = [u for u in units if low <= u.unit < high]
-    skipped: dict[str, int] = {}
-    for unit in mine:
-        for reason, n in unit.skipped.items():
-            skipped[reason] = skipped.get(reason, 0) + n
-    splits = {
-        name: sum_counts([counts(s) for s in shards if (s.split, s.dataset) == (i, number)])
-        for i, name in enumerate(SPLITS)
-    }
-    return {
-        "name": dataset.name,
-        "weight": dataset.weight,
-        "path": dataset.path,
-        "revision": dataset.revision,
-        "files": len(dataset.keys),
-        "rows": sum(u.documents for u in mine) + sum(skipped.values()),
-        "documents": sum(u.documents for u in mine),
-        "empty": sum(u.empty for u in mine),
-        "tokens": sum(s["tokens"] for s in splits.values()),
-        "text_bytes": sum(u.text_bytes for u in mine),
-        "skipped": dict(sorted(skipped.items())),
-        "truncated": sum(u.truncated for u in mine),
-        "special_tokens": sum(u.special for u in mine),
-        "splits": splits,
-        "inputs": input_entries(dataset),
-    }
-
-
-def input_entries(dataset: DatasetPlan) -> list[dict[str, Any]]:
-    """The files that were read."""
-    names = ("name", "bytes", "fingerprint", "mtime_ns", "format")
-    columns = (dataset.keys, dataset.sizes, dataset.prints, dataset.times, dataset.formats)
-    entries: list[dict[str, Any]] = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
-    for entry, rows in zip(entries, dataset.rows or (), strict=False):
-        entry["rows"] = rows
-    return entries
-
-
-def counts(receipt: ShardReceipt) -> dict[str, int]:
-    return {"documents": receipt.documents, "sequences": receipt.sequences, "tokens": receipt.tokens}
-
-
-def sum_counts(rows: list[dict[str, int]]) -> dict[str, int]:
-    return {key: sum(row[key] for row in rows) for key in ("documents", "sequences", "tokens")}
-
-
 def make_blend(manifest: Manifest, folder: Path) -> dict[str, list[str]]:
-    """blend.json: for each split weight, absolute prefix, weight, … (no entry at all for a split without tokens).
+    """Return the content of blend.json, as Megatron's per-split data arguments take it.
 
-    A shard's weight is its dataset's weight times its share of the dataset's tokens in the split, as a decimal string.
+    The weight of a shard is its dataset's weight times the shard's share of the dataset's tokens in the split.
+
+    Args:
+        manifest: Manifest of the data.
+        folder: Data folder.
+
+    Returns:
+        For each split a list of weight, absolute prefix, weight, prefix, ...; weights are decimal strings. The list
+        of a split without tokens is empty.
     """
     blend: dict[str, list[str]] = {split: [] for split in manifest.splits}
-    datasets = {d["name"]: d for d in manifest.datasets}
+    datasets = {d.name: d for d in manifest.datasets}
     for shard in manifest.shards:
-        dataset = datasets[shard["dataset"]]
-        total = dataset["splits"][shard["split"]]["tokens"]
-        weight = Decimal(repr(float(dataset["weight"]))) * shard["tokens"] / total
-        blend[shard["split"]] += [decimal(weight), str(folder.absolute() / shard["prefix"])]
+        dataset = datasets[shard.dataset]
+        total = dataset.splits[shard.split].tokens
+        weight = Decimal(repr(float(dataset.weight))) * shard.tokens / total
+        blend[shard.split] += [format_weight(weight), str(folder.absolute() / shard.prefix)]
     return blend
 
 
-def decimal(value: Decimal) -> str:
-    """Twelve significant digits, never with an exponent."""
+def format_weight(value: Decimal) -> str:
+    """Return a number with up to twelve significant digits and without an exponent."""
     text = format(Decimal(f"{value:.11e}"), "f")
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def versions() -> dict[str, str]:
-    """What made the data."""
-    packages = ("nano3", "tokenizers", "fastokens", "pyarrow", "numpy", "msgspec")
-    return {"python": platform.python_version(), **installed_versions(packages)}
-
-
 def encode_json(value: Any) -> str:
-    """Indented JSON with a final newline, as `write_json` would write it but for very small and very large numbers."""
+    """Return `value` as indented JSON with a final newline.
+
+    The bytes are those of `write_json`, except for very small and very large numbers.
+    """
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"

@@ -76,7 +76,7 @@ def open_lock(path: Path, output: Path) -> IO[str]:
         ) from error
 
 
-def clear_temporaries(build: Path) -> None:
+def remove_temporary_files(build: Path) -> None:
     """Remove what killed runs left half-written. Only under an exclusive lock."""
     places = [build.parent, build, *(build / sub for sub in ("units", "shards", "train", "valid", "test"))]
     for path in (path for place in places for path in place.glob(".*.tmp")):
@@ -85,7 +85,7 @@ def clear_temporaries(build: Path) -> None:
 
 def publish(output: Path, build: Path) -> None:
     """Move a whole build into place of what is there, and drop other builds."""
-    remove(prep_dir(output) / "old")
+    remove_path(prep_dir(output) / "old")
     write_text(prep_dir(output) / "publish", build.name)
     finish_publishing(output)
 
@@ -121,7 +121,7 @@ def finish_publishing(output: Path) -> None:
         shutil.rmtree(build / sub, ignore_errors=True)
 
 
-def remove(path: Path) -> None:
+def remove_path(path: Path) -> None:
     """Remove a file or folder if it exists."""
     if path.is_dir():
         shutil.rmtree(path)

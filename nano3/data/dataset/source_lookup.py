@@ -56,12 +56,12 @@ def find_source_rows(plan: Plan, split: str, shard: int, numbers: Iterable[int])
     dataset = plan.datasets[number]
     count = 0
     checked = -1
-    for file, keys in documents(plan, dataset, part, shard - plan.first_shard(part, number)):
+    for file, keys in read_shard_documents(plan, dataset, part, shard - plan.first_shard(part, number)):
         if file != checked:
-            refuse_changed(dataset, file)
+            check_unchanged(dataset, file)
             checked = file
         while len(found) < len(wanted) and (n := wanted[len(found)] - count) < len(keys):
-            whole = dataset.whole(file)
+            whole = dataset.whole_file(file)
             found[wanted[len(found)]] = SourceRow(whole.path, int(keys[n]), whole.format in BY_ROW)
         count += len(keys)
         if len(found) == len(wanted):
@@ -72,22 +72,22 @@ def find_source_rows(plan: Plan, split: str, shard: int, numbers: Iterable[int])
     )
 
 
-def documents(plan: Plan, dataset: DatasetPlan, split: int, shard: int) -> Iterator[tuple[int, np.ndarray]]:
+def read_shard_documents(plan: Plan, dataset: DatasetPlan, split: int, shard: int) -> Iterator[tuple[int, np.ndarray]]:
     """(file number, int64 keys) of the documents of a dataset's shard, in their order in it."""
-    first, last = dataset.units_of(split, shard)
+    first, last = dataset.units_of_shard(split, shard)
     for unit in range(first, last + 1):
-        for file, part in dataset.parts(unit):
+        for file, part in dataset.file_ranges(unit):
             seed = file_seed(dataset.name, part.name)
             for batch in read_documents(part):
                 _, keys, places = drop_short(batch, plan.options.min_doc_chars)
                 splits = split_of(document_hash(seed, keys), dataset.bounds)
-                shards = assign_shards(dataset, splits, places + int(dataset.bases[file]))
+                shards = assign_shards(dataset, splits, places + int(dataset.file_offsets[file]))
                 yield file, keys[(splits == split) & (shards == shard)]
 
 
-def refuse_changed(dataset: DatasetPlan, file: int) -> None:
+def check_unchanged(dataset: DatasetPlan, file: int) -> None:
     """Raise `Failure` when a file is no longer what it was."""
     time = dataset.times[file] if dataset.times else 0
-    identity = (dataset.keys[file], dataset.sizes[file], dataset.prints[file], time)
+    identity = (dataset.keys[file], dataset.sizes[file], dataset.fingerprints[file], time)
     if changed := find_changed_files(dataset.root, iter([identity])):
         raise Failure(f"{changed[0]}: was changed since the data was prepared; its rows cannot be told any more.")

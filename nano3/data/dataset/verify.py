@@ -1,27 +1,36 @@
-"""Whether prepared data is what its manifest says: checksums, structure, token range, end-of-document tokens,
-counts.
-"""
+"""Check prepared data against its manifest: checksums, structure, token range, end-of-document tokens, counts."""
 
 import hashlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from nano3.data.dataset.indexed import IndexedFile
-from nano3.data.dataset.manifest import Manifest, load_manifest
-from nano3.utils.checksum import NAME, checksum
+from nano3.data.dataset.checksum import NAME, checksum
+from nano3.data.dataset.indexed import IndexedFile, read_header
+from nano3.data.dataset.manifest import Manifest, ShardEntry, load_manifest
 from nano3.utils.errors import Failure, Nano3Error
 from nano3.utils.files import read_json
 
-CHUNK = 4 << 20  # tokens looked at a time
+CHUNK = 4 << 20  # tokens checked at a time
 
 
 def verify(folder: Path, threads: int = 2) -> Iterator[tuple[str, list[str]]]:
-    """(what was looked at, what is wrong with it) for each shard and for the folder's own files."""
+    """Check the folder's own files and every shard.
+
+    Args:
+        folder: Data folder.
+        threads: Number of shards checked at a time.
+
+    Yields:
+        (what was checked, its problems).
+
+    Raises:
+        UserError: There is no manifest.
+        Failure: The manifest cannot be read.
+    """
     manifest = load_manifest(folder)
     yield "tokenizer", check_tokenizer(folder, manifest)
     yield "blend.json", check_blend(folder, manifest)
@@ -30,45 +39,88 @@ def verify(folder: Path, threads: int = 2) -> Iterator[tuple[str, list[str]]]:
         for shard, problems in zip(
             manifest.shards, pool.map(lambda s: check_shard(folder, manifest, s), manifest.shards), strict=True
         ):
-            yield shard["prefix"], problems
+            yield shard.prefix, problems
 
 
-def check_shard(folder: Path, manifest: Manifest, shard: dict[str, Any]) -> list[str]:
-    """Problems of one shard; each names its file."""
-    prefix = folder / shard["prefix"]
+def check_shard_files(folder: Path, manifest: Manifest, shard: ShardEntry) -> list[str]:
+    """Check a shard by the sizes of its files and the header of its index, without reading its content.
+
+    Preparation, `nano3 verify` and training all use this check.
+
+    Args:
+        folder: Data folder.
+        manifest: Its manifest.
+        shard: The shard's entry in it.
+
+    Returns:
+        The problems. Each names its file.
+    """
+    prefix = folder / shard.prefix
+    bin_path, idx_path = (prefix.with_name(prefix.name + suffix) for suffix in (".bin", ".idx"))
+    problems: list[str] = []
     try:
-        problems = [
-            f"{prefix}{suffix}: {NAME} differs from the manifest's: the file was changed or damaged"
-            for suffix, key in ((".bin", "bin_xxh128"), (".idx", "idx_xxh128"))
-            if read(checksum, prefix.with_name(prefix.name + suffix)) != shard[key]
-        ]
-        data = IndexedFile(prefix)
-    except Nano3Error as error:
-        return error.problems
-    problems += check_index(data)
-    if not problems:
-        problems = check_tokens(data, manifest)
-    found = {"documents": len(data), "sequences": len(data.lengths), "tokens": len(data.tokens)}
+        if missing := [path for path in (bin_path, idx_path) if not path.exists()]:
+            return [f"{path}: missing, but the manifest lists this shard of {shard.dataset}" for path in missing]
+        if (size := bin_path.stat().st_size) != shard.bin_bytes:
+            problems.append(
+                f"{bin_path}: {size:,} bytes, but the manifest says {shard.bin_bytes:,}: possibly an interrupted copy"
+            )
+        header = read_header(idx_path)
+    except OSError as error:
+        return [f"{bin_path}: {error.strerror}"]
+    except Failure as error:
+        return [*problems, *error.problems]
     problems += [
-        f"{prefix}.idx: {number:,} {name}, but the manifest says {shard[name]:,}"
-        for name, number in found.items()
-        if number != shard[name]
+        f"{idx_path}: {number:,} {name}, but the manifest says {wanted:,}"
+        for name, number, wanted in (
+            ("documents", header.documents, shard.documents),
+            ("sequences", header.sequences, shard.sequences),
+        )
+        if number != wanted
     ]
-    if data.dtype.name != manifest.dtype:
-        problems.append(f"{prefix}.idx: dtype {data.dtype.name}, but the manifest says {manifest.dtype}")
+    if header.dtype.name != manifest.dtype:
+        problems.append(f"{idx_path}: dtype {header.dtype.name}, but the manifest says {manifest.dtype}")
     return problems
 
 
-def read[T](look: Callable[[Path], T], path: Path) -> T:
-    """What `look` says of a file; `Failure` when it cannot be read."""
+def check_shard(folder: Path, manifest: Manifest, shard: ShardEntry) -> list[str]:
+    """Check the files of a shard and everything in them.
+
+    Args:
+        folder: Data folder.
+        manifest: Its manifest.
+        shard: The shard's entry in it.
+
+    Returns:
+        The problems. Each names its file.
+    """
+    problems = check_shard_files(folder, manifest, shard)
+    prefix = folder / shard.prefix
     try:
-        return look(path)
+        data = IndexedFile(prefix)
+        for path, expected in ((data.bin_path, shard.bin_xxh128), (data.idx_path, shard.idx_xxh128)):
+            if read_file(checksum, path) != expected:
+                problems.append(f"{path}: {NAME} differs from the manifest's: the file was changed or damaged")
+    except Nano3Error as error:
+        return problems or error.problems
+    problems += check_index(data)
+    if not problems:
+        problems = check_tokens(data, manifest)
+    if len(data.tokens) != shard.tokens:
+        problems.append(f"{data.idx_path}: {len(data.tokens):,} tokens, but the manifest says {shard.tokens:,}")
+    return problems
+
+
+def read_file[T](read: Callable[[Path], T], path: Path) -> T:
+    """Return `read(path)`; raise Failure if the file cannot be read."""
+    try:
+        return read(path)
     except OSError as error:
         raise Failure(f"{path}: {error.strerror}") from error
 
 
 def check_index(data: IndexedFile) -> list[str]:
-    """Whether lengths, offsets and bounds of an index agree."""
+    """Check that the lengths, offsets and bounds of an index agree."""
     size = data.dtype.itemsize
     if (data.lengths <= 0).any():
         return [f"{data.idx_path}: sequence {int(np.argmax(data.lengths <= 0))} has no tokens"]
@@ -82,12 +134,12 @@ def check_index(data: IndexedFile) -> list[str]:
 
 
 def check_tokens(data: IndexedFile, manifest: Manifest) -> list[str]:
-    """Whether every id is in the vocabulary and every document ends as it should."""
-    vocab, eod = manifest.tokenizer["vocab_size"], manifest.tokenizer["eod_id"]
+    """Check that every id is in the vocabulary and that documents end with the end-of-document token."""
+    vocab, eod = manifest.tokenizer.vocab_size, manifest.tokenizer.eod_id
     for start in range(0, len(data.tokens), CHUNK):
-        piece = data.tokens[start : start + CHUNK]
-        if int(piece.max()) >= vocab or int(piece.min()) < 0:
-            wrong = (piece >= vocab) | (piece < 0)
+        chunk = data.tokens[start : start + CHUNK]
+        if int(chunk.max()) >= vocab or int(chunk.min()) < 0:
+            wrong = (chunk >= vocab) | (chunk < 0)
             at = start + int(np.argmax(wrong))
             return [f"{data.bin_path}: token {at:,} is {int(data.tokens[at])}, outside the vocabulary of {vocab:,} ids"]
     if manifest.options["add_eos"] and len(data.lengths):
@@ -101,64 +153,67 @@ def check_tokens(data: IndexedFile, manifest: Manifest) -> list[str]:
 
 
 def check_tokenizer(folder: Path, manifest: Manifest) -> list[str]:
-    """Whether the copy of the tokenizer is the one the ids were made with."""
-    path = folder / manifest.tokenizer["path"] / "tokenizer.json"
+    """Check that the copy of the tokenizer is the one that made the data."""
+    path = folder / manifest.tokenizer.path / "tokenizer.json"
     try:
-        same = hashlib.sha256(read(Path.read_bytes, path)).hexdigest() == manifest.tokenizer["sha256"]
+        same = hashlib.sha256(read_file(Path.read_bytes, path)).hexdigest() == manifest.tokenizer.sha256
     except Failure as error:
         return error.problems
-    return [] if same else [f"{path}: not the tokenizer that the data was made with (SHA-256 differs)"]
+    return [] if same else [f"{path}: not the tokenizer that made the data (SHA-256 differs)"]
 
 
 def check_blend(folder: Path, manifest: Manifest) -> list[str]:
-    """Whether blend.json lists exactly the manifest's shards, here, with positive weights."""
+    """Check that blend.json lists exactly the manifest's shards, in this folder, with positive weights."""
     path = folder / "blend.json"
     try:
         blend = read_json(path)
     except (OSError, ValueError) as error:
         return [f"{path}: cannot be read: {error}"]
     if not isinstance(blend, dict):
-        return [f"{path}: expected {{split: [weight, prefix, ...]}}. Prepare again: it rewrites only this."]
+        return [f"{path}: expected {{split: [weight, prefix, ...]}}. Prepare again: this file alone is rewritten."]
     problems = []
     for split in manifest.splits:
         entries = blend.get(split, [])
-        wanted = [os.path.realpath(folder / s["prefix"]) for s in manifest.shards if s["split"] == split]
+        wanted = [os.path.realpath(folder / s.prefix) for s in manifest.shards if s.split == split]
         if not isinstance(entries, list) or [os.path.realpath(str(e)) for e in entries[1::2]] != wanted:
             problems.append(
                 f"{path}: {split} does not list the {len(wanted)} shards here. Was the folder moved? Prepare "
-                f"again: it rewrites only this."
+                f"again: this file alone is rewritten."
             )
         elif wrong := [weight for weight in entries[::2] if not is_weight(weight)]:
             problems.append(f"{path}: {split} has a weight that is not positive: {wrong[0]!r}")
     return problems
 
 
-def is_weight(value: Any) -> bool:
-    """Whether Megatron can take a value, mostly text, for a weight."""
+def is_weight(value: object) -> bool:
+    """Return whether Megatron can use a value, usually text, as a weight."""
     try:
-        return 0 < float(value) < float("inf")
+        return 0 < float(value) < float("inf")  # type: ignore[arg-type]  # TypeError is caught
     except (TypeError, ValueError):
         return False
 
 
 def check_sums(manifest: Manifest) -> list[str]:
-    """Whether the manifest's own numbers add up."""
+    """Check that the totals in the manifest are the sums of its entries."""
     problems = []
     for split, counts in manifest.splits.items():
-        for name in ("sequences", "tokens"):
-            total = sum(s[name] for s in manifest.shards if s["split"] == split)
-            if total != counts[name]:
-                problems.append(f"manifest.json: {split} has {counts[name]:,} {name}, its shards {total:,}")
+        shards = [s for s in manifest.shards if s.split == split]
+        for name, wanted, total in (
+            ("sequences", counts.sequences, sum(s.sequences for s in shards)),
+            ("tokens", counts.tokens, sum(s.tokens for s in shards)),
+        ):
+            if total != wanted:
+                problems.append(f"manifest.json: {split} has {wanted:,} {name}, its shards {total:,}")
     for dataset in manifest.datasets:
-        skipped = sum(dataset["skipped"].values())
-        if dataset.get("rows", dataset["documents"] + skipped) != dataset["documents"] + skipped:
+        skipped = sum(dataset.skipped.values())
+        if dataset.rows not in (None, dataset.documents + skipped):
             problems.append(
-                f"manifest.json: dataset {dataset['name']} has {dataset['rows']:,} rows, but {dataset['documents']:,} "
+                f"manifest.json: dataset {dataset.name} has {dataset.rows:,} rows, but {dataset.documents:,} "
                 f"documents and {skipped:,} skipped"
             )
-        total = sum(s["documents"] for s in dataset["splits"].values())
-        if total != dataset["documents"]:
+        total = sum(s.documents for s in dataset.splits.values())
+        if total != dataset.documents:
             problems.append(
-                f"manifest.json: dataset {dataset['name']} has {dataset['documents']:,} documents, its splits {total:,}"
+                f"manifest.json: dataset {dataset.name} has {dataset.documents:,} documents, its splits {total:,}"
             )
     return problems

@@ -1,17 +1,17 @@
-"""The plan: what is read, how it is cut into units of work, and which document goes to which split and shard.
+"""The plan: which files are read, how they are cut into units, and which split and shard each document goes to.
 
-Deterministic, and made without reading the data (but for a little of its start, see `splits.py`): a dataset is a
-line of places, its files laid end to end (`readers.py`). Units of work and shards are intervals on that line, so
-10^5 files and 10^4 shards are a few arrays. A unit is tokenized once; a document goes to the split its hash says,
-and in it to the shard its place falls into.
+A plan is deterministic, and is made without reading the data, except for the first documents (see `splits`).
+A dataset is an axis of offsets on which its files lie end to end; a file is as long as its estimated bytes of
+text. Units and shards are intervals of that axis, so 100,000 files and 10,000 shards are a few arrays. Each unit is
+tokenized once. A document goes to the split that its hash selects and, within the split, to the shard that contains
+its offset.
 """
 
 import hashlib
 import heapq
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -27,20 +27,39 @@ from nano3.utils.files import write_text
 PLAN_FORMAT = 3  # part of every plan's hash: raise it when the same plan would give other bytes or receipts
 SPLITS = ("train", "valid", "test")
 MIN_UNIT, MAX_UNIT, WANTED_UNITS = 8 << 20, 128 << 20, 64
-FILES_IN_UNIT = 4096  # about, at most: opening a file takes time too
-# Options that leave the bytes as they are.
+FILES_IN_UNIT = 4096  # approximate upper bound: opening a file takes time too
+# Options that do not change the bytes of the data.
 NOT_HASHED = (
     "output_dir", "tokenizer_model", "engine", "check_every", "bad_rows", "hf_files", "force", "workers", "dtype",
 )  # fmt: skip
 
 
-@dataclass
-class DatasetPlan:
-    """One dataset. `costs` are the widths of its files in places; `rows` limits files to their first rows (sampling),
-    and `sampled_bytes` is then about the text in them. `times` say when files were changed, in nanoseconds.
+class DatasetPlan(
+    msgspec.Struct, dict=True, rename={"fingerprints": "prints", "estimated_bytes": "costs", "warnings": "notes"}
+):
+    """One dataset of a plan. The lists that describe files have equal lengths.
 
-    `bounds`: a document whose hash is below bounds[0] is in valid, else below bounds[1] in test, else in train.
-    `units` of work are joined cells of a grid of `shards[0] * cells_per_shard` equal cells, `cells_per_unit` in each.
+    Attributes:
+        name: Name of the dataset in its blend.
+        weight: Weight of the dataset in its blend.
+        path: Where the text is, as configured.
+        text_field: Column or key that holds a document's text.
+        root: Local folder or URL that `keys` are relative to.
+        revision: Commit of a dataset on the Hub.
+        keys: Paths of the files.
+        sizes: Bytes of the files.
+        fingerprints: Fingerprints of the files' contents.
+        formats: Formats of the files (see `nano3.data.sources.formats`).
+        estimated_bytes: Lengths of the files on the dataset's axis: about the bytes of text in them.
+        times: Modification times of the files in nanoseconds.
+        rows: For a sample, the number of first rows that are taken from each file.
+        sampled_bytes: For a sample, about the bytes of text in it.
+        bounds: A document is in valid if its hash is below bounds[0], else in test if it is below bounds[1], else
+            in train.
+        shards: Number of shards of each split.
+        cells_per_shard: The axis is divided into `shards[0] * cells_per_shard` equal cells.
+        cells_per_unit: Number of adjacent cells in a unit.
+        warnings: What to warn about before the dataset is tokenized.
     """
 
     name: str
@@ -51,120 +70,135 @@ class DatasetPlan:
     revision: str | None
     keys: list[str]
     sizes: list[int]
-    prints: list[str]
+    fingerprints: list[str]
     formats: list[str]
-    costs: list[int]
-    times: list[int] = field(default_factory=list)
+    estimated_bytes: list[int]
+    times: list[int] = []
     rows: list[int] | None = None
     sampled_bytes: int = 0
     bounds: tuple[int, int] = (0, 0)
     shards: tuple[int, int, int] = (1, 0, 0)
     cells_per_shard: int = 1
     cells_per_unit: int = 1
-    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = []
 
     @cached_property
-    def bases(self) -> np.ndarray:
-        """int64[files + 1]: the place at which each file begins."""
-        return np.concatenate([[0], np.cumsum(np.array(self.costs, np.int64))])
+    def file_offsets(self) -> np.ndarray:
+        """int64[files + 1]: the offset at which each file begins, and the end of the last one."""
+        return np.concatenate([[0], np.cumsum(np.array(self.estimated_bytes, np.int64))])
 
     @property
-    def width(self) -> int:
-        """Places in the dataset."""
-        return int(self.bases[-1])
+    def extent(self) -> int:
+        """Length of the dataset's axis."""
+        return int(self.file_offsets[-1])
 
     @cached_property
     def unit_bounds(self) -> np.ndarray:
-        """int64[units + 1]: unit u reads the atoms that start at unit_bounds[u] <= place < unit_bounds[u + 1]."""
+        """int64[units + 1]: unit u reads the records whose offset is in [unit_bounds[u], unit_bounds[u + 1])."""
         cells = self.shards[0] * self.cells_per_shard
         edges = np.minimum(np.arange(0, cells + self.cells_per_unit, self.cells_per_unit), cells)
-        return cut(self.width, cells, edges)
+        return split_evenly(self.extent, cells, edges)
 
     @property
     def text_bytes(self) -> int:
-        """Bytes of text, about."""
-        return self.width if self.rows is None else self.sampled_bytes
+        """About the bytes of text in the dataset, or in its sample."""
+        return self.extent if self.rows is None else self.sampled_bytes
 
     @property
     def identities(self) -> list[tuple[object, ...]]:
-        """What tells each file from an edited one. A large file's fingerprint is not of all of it: its time counts."""
+        """For each file, the values that differ once the file is edited.
+
+        The fingerprint of a large file does not cover every byte, so its modification time is included.
+        """
         times = self.times or [0] * len(self.keys)
-        rows = zip(self.keys, self.sizes, self.prints, self.formats, times, strict=True)
-        return [(key, size, was, kind, time if size > WHOLE_FILE_LIMIT else 0) for key, size, was, kind, time in rows]
+        rows = zip(self.keys, self.sizes, self.fingerprints, self.formats, times, strict=True)
+        return [(key, size, fp, kind, time if size > WHOLE_FILE_LIMIT else 0) for key, size, fp, kind, time in rows]
 
     @property
     def layout(self) -> tuple[object, ...]:
-        """Everything that decides what a unit and a shard hold."""
-        return self.costs, self.rows, tuple(self.bounds), tuple(self.shards), self.cells_per_shard, self.cells_per_unit
+        """Everything that determines which documents units and shards hold."""
+        shape = tuple(self.bounds), tuple(self.shards), self.cells_per_shard, self.cells_per_unit
+        return self.estimated_bytes, self.rows, *shape
 
     @property
     def units(self) -> int:
-        """Number of units of work."""
+        """Number of units."""
         return len(self.unit_bounds) - 1
 
     @cached_property
     def shard_bounds(self) -> list[np.ndarray]:
-        """For each split int64[shards + 1]: shard s of a split holds its documents with bounds[s] <= place <
-        bounds[s + 1].
+        """For each split int64[shards + 1]: shard s has the split's documents whose offset is in [bounds[s],
+        bounds[s + 1]).
         """
-        return [cut(self.width, n, np.arange(n + 1)) for n in self.shards]
+        return [split_evenly(self.extent, n, np.arange(n + 1)) for n in self.shards]
 
     def splittable(self, file: int) -> bool:
         """Whether a unit can start inside the file."""
         return self.rows is None and FORMATS[self.formats[file]].splittable
 
-    def parts(self, unit: int) -> list[tuple[int, FileRange]]:
-        """(file number, part) of each file that a unit has to open."""
+    def file_ranges(self, unit: int) -> list[tuple[int, FileRange]]:
+        """Return (file number, range to read) of each file that a unit opens."""
         low, high = int(self.unit_bounds[unit]), int(self.unit_bounds[unit + 1])
         if low >= high:
             return []
-        first = int(np.searchsorted(self.bases, low, "right")) - 1
-        last = int(np.searchsorted(self.bases, high - 1, "right")) - 1
-        parts = []
+        first = int(np.searchsorted(self.file_offsets, low, "right")) - 1
+        last = int(np.searchsorted(self.file_offsets, high - 1, "right")) - 1
+        ranges = []
         for file in range(first, last + 1):
-            base = int(self.bases[file])
+            base = int(self.file_offsets[file])
             if self.splittable(file):
-                parts.append((file, self.part(file, max(0, low - base), min(high - base, self.costs[file]))))
+                stop = min(high - base, self.estimated_bytes[file])
+                ranges.append((file, self.file_range(file, max(0, low - base), stop)))
             elif base >= low:
-                parts.append((file, self.part(file, 0, self.costs[file])))
-        return parts
+                ranges.append((file, self.whole_file(file)))
+        return ranges
 
-    def part(self, file: int, start: int, stop: int) -> FileRange:
-        """A part of a file, in the file's own places."""
+    def file_range(self, file: int, start: int, stop: int) -> FileRange:
+        """Return the range [start, stop) of a file, in offsets from the file's own beginning."""
         return FileRange(
             root=self.root,
             name=self.keys[file],
             format=self.formats[file],
             size=self.sizes[file],
-            estimated_bytes=self.costs[file],
+            estimated_bytes=self.estimated_bytes[file],
             start=start,
             stop=stop,
             text_field=self.text_field,
             rows=self.rows[file] if self.rows else None,
         )
 
-    def whole(self, file: int) -> FileRange:
-        """All of a file."""
-        return self.part(file, 0, self.costs[file])
+    def whole_file(self, file: int) -> FileRange:
+        """Return the range that covers a whole file."""
+        return self.file_range(file, 0, self.estimated_bytes[file])
 
-    def units_of(self, split: int, shard: int) -> tuple[int, int]:
-        """First and last unit that may have documents of a shard; (0, -1) when none can.
+    def units_of_shard(self, split: int, shard: int) -> tuple[int, int]:
+        """Return the first and last unit that may have documents of a shard; (0, -1) if none can.
 
-        An atom may reach beyond the unit in which it starts, but not beyond its file.
+        A record may extend beyond the unit in which it starts, but not beyond its file.
         """
         low, high = (int(b) for b in self.shard_bounds[split][shard : shard + 2])
         if low >= high:
             return 0, -1
-        file = int(np.searchsorted(self.bases, low, "right")) - 1
-        start = low if self.rows is None and self.formats[file] == "jsonl" else int(self.bases[file])
+        file = int(np.searchsorted(self.file_offsets, low, "right")) - 1
+        start = low if self.rows is None and self.formats[file] == "jsonl" else int(self.file_offsets[file])
         first = int(np.searchsorted(self.unit_bounds, start, "right")) - 1
         last = int(np.searchsorted(self.unit_bounds, high - 1, "right")) - 1
         return first, last
 
 
-@dataclass
-class Plan:
-    """Everything a worker on any machine must know. Written as one JSON file."""
+class Plan(msgspec.Struct, dict=True):
+    """Everything that a worker on any machine needs to know. Stored as one JSON file.
+
+    Attributes:
+        hash: Identity of the bytes to be made (`plan_hash`).
+        blend: Name of the blend.
+        output_dir: Absolute path of the output folder.
+        options: Options of the preparation.
+        tokenizer: The tokenizer.
+        dtype: NumPy name of the token dtype on disk.
+        datasets: The datasets, in the order of the blend.
+        format: `PLAN_FORMAT` of the nano3 that wrote the plan.
+    """
 
     hash: str
     blend: str
@@ -177,21 +211,23 @@ class Plan:
 
     @cached_property
     def first_units(self) -> list[int]:
-        """Number of the first unit of each dataset, and of all units at the end: units are numbered through."""
+        """Number of the first unit of each dataset, then the number of all units: units are numbered consecutively
+        over the datasets.
+        """
         return [0, *np.cumsum([d.units for d in self.datasets]).tolist()]
 
     @property
     def units(self) -> int:
-        """Units of work in all datasets."""
+        """Number of units in all datasets."""
         return self.first_units[-1]
 
     def unit(self, number: int) -> tuple[int, int]:
-        """(dataset, unit in it) of a unit of the plan."""
+        """Return (dataset, unit within it) of a unit of the plan."""
         dataset = int(np.searchsorted(self.first_units, number, "right")) - 1
         return dataset, number - self.first_units[dataset]
 
     def shards(self) -> list[tuple[int, int, int]]:
-        """(split, dataset, shard in it) in the order of their file numbers."""
+        """Return (split, dataset, shard within them) of every shard, in the order of their file numbers."""
         return [
             (split, d, s)
             for split in range(len(SPLITS))
@@ -200,69 +236,95 @@ class Plan:
         ]
 
     def first_shard(self, split: int, dataset: int) -> int:
-        """File number of a dataset's first shard in a split."""
+        """Return the file number of a dataset's first shard in a split."""
         return sum(d.shards[split] for d in self.datasets[:dataset])
+
+    def shard_name(self, split: int, dataset: int, shard: int) -> str:
+        """Return the prefix of a shard's files, relative to the output folder."""
+        return f"{SPLITS[split]}/data_{self.first_shard(split, dataset) + shard:05d}"
 
     def save(self, path: Path) -> None:
         """Write the plan atomically."""
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        values["datasets"] = [{f.name: getattr(d, f.name) for f in fields(d)} for d in self.datasets]
-        write_text(path, msgspec.json.encode(values).decode() + "\n")
-
-    def shard_name(self, split: int, dataset: int, shard: int) -> str:
-        """Prefix of a shard's files in the output folder."""
-        return f"{SPLITS[split]}/data_{self.first_shard(split, dataset) + shard:05d}"
+        write_text(path, msgspec.json.encode(self).decode() + "\n")
 
 
-def cut(width: int, pieces: int, edges: np.ndarray) -> np.ndarray:
-    """The edges of `pieces` about equal pieces of [0, width); exact for any sizes."""
-    whole, rest = divmod(width, max(pieces, 1))
-    return edges * whole + edges * rest // max(pieces, 1)
+def load_plan(path: Path) -> Plan:
+    """Read a plan.
+
+    Raises:
+        Failure: The file cannot be read or is damaged.
+    """
+    try:
+        return msgspec.json.decode(Path(path).read_bytes(), type=Plan)
+    except OSError as error:
+        raise Failure(f"{path}: cannot be read: {error.strerror}. Run the same command again.") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Failure(f"{path}: damaged ({error}). Run the same command again to make a new plan.") from error
 
 
-def recipe(options: PrepOptions, tokenizer: TokenizerInfo, dtype: str) -> bytes:
-    """What is made of a text, as JSON: the options that decide bytes, and the tokenizer."""
-    head = {
+def split_evenly(total: int, parts: int, edges: np.ndarray) -> np.ndarray:
+    """Return where the given edges lie when [0, total) is divided into about equal parts.
+
+    Args:
+        total: Length to divide.
+        parts: Number of parts.
+        edges: int64 numbers of edges, from 0 to `parts`.
+
+    Returns:
+        int64 positions in [0, total], exact for any sizes.
+    """
+    whole, rest = divmod(total, max(parts, 1))
+    return edges * whole + edges * rest // max(parts, 1)
+
+
+def hashed_settings(options: PrepOptions, tokenizer: TokenizerInfo, dtype: str) -> bytes:
+    """Return, as JSON, the settings that determine the bytes made from a text: options and tokenizer."""
+    settings = {
         "format": PLAN_FORMAT,
         "options": {k: v for k, v in asdict(options).items() if k not in NOT_HASHED},
         "dtype": dtype,
         "tokenizer": [tokenizer.sha256, tokenizer.eod_id, tokenizer.bos_id if options.add_bos else None],
     }
-    return msgspec.json.encode(head, order="sorted")
+    return msgspec.json.encode(settings, order="sorted")
 
 
 def plan_hash(datasets: list[DatasetPlan], options: PrepOptions, tokenizer: TokenizerInfo, dtype: str) -> str:
-    """Identity of the bytes to be made: contents, options and tokenizer; not weights, places, times, workers or
-    versions.
+    """Return the identity of the bytes to be made: a SHA-256 over contents, options and tokenizer.
+
+    Weights, folders, times, the number of workers and versions are not part of it.
     """
-    digest = hashlib.sha256(recipe(options, tokenizer, dtype))
+    digest = hashlib.sha256(hashed_settings(options, tokenizer, dtype))
     for d in datasets:
-        digest.update(msgspec.json.encode([d.name, d.text_field, d.keys, d.sizes, d.prints, d.formats]))
+        digest.update(msgspec.json.encode([d.name, d.text_field, d.keys, d.sizes, d.fingerprints, d.formats]))
     return digest.hexdigest()
 
 
 def content_hash(plan: str, weights: dict[str, float]) -> str:
-    """Identity of prepared data as a run sees it: the bytes, which the plan's hash names, and how they are mixed."""
+    """Return the identity of prepared data for a run: a SHA-256 over the plan's hash and the datasets' weights."""
     return hashlib.sha256(msgspec.json.encode([plan, sorted(weights.items())])).hexdigest()
 
 
 def lay_out(datasets: list[DatasetPlan], options: PrepOptions) -> None:
-    """Decide the number of shards and the units of every dataset."""
+    """Set the number of shards and the units of every dataset."""
     fractions = (1 - options.valid_fraction - options.test_fraction, options.valid_fraction, options.test_fraction)
-    counts = share_out([[d.width * f for f in fractions] for d in datasets], options.num_shards)
-    total = sum(d.width for d in datasets)
+    counts = allocate_shards([[d.extent * f for f in fractions] for d in datasets], options.num_shards)
+    total = sum(d.extent for d in datasets)
     unit = min(max(total // WANTED_UNITS, MIN_UNIT), MAX_UNIT)
     for d, count in zip(datasets, counts, strict=True):
-        size = max(1, min(unit, d.width * FILES_IN_UNIT // len(d.keys)))
+        size = max(1, min(unit, d.extent * FILES_IN_UNIT // len(d.keys)))
         d.shards = (count[0], count[1], count[2])
-        d.cells_per_shard = max(1, -(-d.width // (size * count[0])))
-        d.cells_per_unit = max(1, size * count[0] // max(d.width, 1)) if d.cells_per_shard == 1 else 1
+        d.cells_per_shard = max(1, -(-d.extent // (size * count[0])))
+        d.cells_per_unit = max(1, size * count[0] // max(d.extent, 1)) if d.cells_per_shard == 1 else 1
 
 
-def share_out(sizes: list[list[float]], shards: int) -> list[list[int]]:
-    """Number of shards of each dataset and split: one each, the rest always to where shards are largest.
+def allocate_shards(sizes: list[list[float]], shards: int) -> list[list[int]]:
+    """Return the number of shards of each dataset and split.
 
-    A split of size 0 gets none. More than `shards` only when there are more datasets and splits than that.
+    Each nonempty split of a dataset gets one shard. Each remaining shard goes where shards are largest at that point.
+
+    Args:
+        sizes: Size of each dataset's splits, in any unit; a split of size 0 gets no shard.
+        shards: Number of shards in all; exceeded only if there are more nonempty splits than that.
     """
     counts = [[1 if size > 0 else 0 for size in row] for row in sizes]
     heap = [(-size, d, s) for d, row in enumerate(sizes) for s, size in enumerate(row) if size > 0]
@@ -272,13 +334,3 @@ def share_out(sizes: list[list[float]], shards: int) -> list[list[int]]:
         counts[d][s] += 1
         heapq.heapreplace(heap, (-sizes[d][s] / counts[d][s], d, s))
     return counts
-
-
-def load_plan(path: Path) -> Plan:
-    """Read a plan. Raises `Failure` when there is none or it is damaged."""
-    try:
-        return msgspec.json.decode(Path(path).read_bytes(), type=Plan)
-    except OSError as error:
-        raise Failure(f"{path}: cannot be read: {error.strerror}. Run the same command again.") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise Failure(f"{path}: damaged ({error}). Run the same command again: it makes the plan anew.") from error

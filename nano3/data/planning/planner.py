@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from nano3.config import PrepOptions, SourceConfig
-from nano3.data.dataset.indexed import UINT16_VOCAB, smallest_dtype
 from nano3.data.planning.plan import DatasetPlan, Plan, content_hash, lay_out, plan_hash
 from nano3.data.planning.sampling import sample_rows
 from nano3.data.planning.splits import set_bounds
@@ -15,7 +14,7 @@ from nano3.data.sources.discovery import discover_files
 from nano3.data.sources.fingerprint_cache import FingerprintCache, load_fingerprint_cache
 from nano3.data.sources.formats import FORMATS
 from nano3.data.sources.listing import check_name
-from nano3.data.tokenization.tokenizer import TokenizerInfo, find_tokenizer, names_a_place
+from nano3.data.tokenization.tokenizer import UINT16_VOCAB, TokenizerInfo, find_tokenizer, is_local_path, smallest_dtype
 from nano3.utils.errors import Failure, Nano3Error, UserError, did_you_mean
 from nano3.utils.gc_pause import gc_paused
 
@@ -40,7 +39,7 @@ class PrepRequest:
     dtype: str
     datasets: list[DatasetPlan]
     hash: str
-    memory: FingerprintCache
+    cache: FingerprintCache
 
     @property
     def content(self) -> str:
@@ -92,7 +91,7 @@ def discover_datasets(
     """The tokenizer, unless only the network has it, and the datasets; adds what is wrong to `failures`."""
     tokenizer, datasets = None, []
     try:
-        if network or names_a_place(options.tokenizer_model):
+        if network or is_local_path(options.tokenizer_model):
             tokenizer = find_tokenizer(options.tokenizer_model, options.add_bos, options.add_eos)
     except Nano3Error as error:
         failures.append(error)
@@ -117,14 +116,14 @@ def discover_dataset(source: SourceConfig, options: PrepOptions, memory: Fingerp
         revision=found.revision,
         keys=found.keys,
         sizes=found.sizes,
-        prints=found.fingerprints,
+        fingerprints=found.fingerprints,
         formats=found.formats,
-        costs=[cost_of(size, kind) for size, kind in zip(found.sizes, found.formats, strict=True)],
+        estimated_bytes=[estimate_bytes(size, kind) for size, kind in zip(found.sizes, found.formats, strict=True)],
         times=found.mtimes,
     )
 
 
-def cost_of(size: int, kind: str) -> int:
+def estimate_bytes(size: int, kind: str) -> int:
     """Places of a file: its text, about, in twelve bits and zeros.
 
     So a row mended in one file leaves the cuts between units where they are, and what is finished can be kept.
@@ -139,7 +138,7 @@ def make_plan(request: PrepRequest) -> Plan:
     failures: list[Nano3Error] = []
     for dataset in request.datasets:
         try:
-            complete(dataset, request.options)
+            complete_dataset(dataset, request.options)
         except Nano3Error as error:
             told = [p if p.startswith("dataset ") else f"dataset {dataset.name!r}: {p}" for p in error.problems]
             failures.append(UserError(told) if isinstance(error, UserError) else Failure(told))
@@ -159,11 +158,11 @@ def make_plan(request: PrepRequest) -> Plan:
     )
 
 
-def complete(dataset: DatasetPlan, options: PrepOptions) -> None:
+def complete_dataset(dataset: DatasetPlan, options: PrepOptions) -> None:
     """Take the sample that was asked for, and look at the first documents to bound the splits."""
     if options.sample is not None:
         sample_rows(dataset, options.sample)
-    if not dataset.keys or not sum(dataset.costs):
+    if not dataset.keys or not sum(dataset.estimated_bytes):
         raise UserError(f"dataset {dataset.name!r}: path={dataset.path}: no documents in its files.")
     set_bounds(dataset, options)
 

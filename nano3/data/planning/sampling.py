@@ -52,10 +52,10 @@ def sample_rows(dataset: DatasetPlan, wanted: int) -> None:
             take(i, have[i].rows + max(1, missing // len(open_files)))
         if not open_files:
             take(spare.pop(), missing)
-    keep_rows(dataset, have, wanted)
+    set_row_limits(dataset, have, wanted)
 
 
-def keep_rows(dataset: DatasetPlan, have: dict[int, Count], wanted: int) -> None:
+def set_row_limits(dataset: DatasetPlan, have: dict[int, Count], wanted: int) -> None:
     """Set the dataset's rows, `wanted` at most; what is too much goes from the fullest files."""
     rows = {i: c.rows for i, c in have.items()}
     for i in sorted(rows, key=lambda i: (-rows[i], i)):
@@ -63,17 +63,17 @@ def keep_rows(dataset: DatasetPlan, have: dict[int, Count], wanted: int) -> None
             break
         rows[i] -= min(extra, rows[i] - 1)
     kept = [i for i in sorted(rows) if rows[i] > 0]
-    for name in ("keys", "sizes", "prints", "formats", "times"):
+    for name in ("keys", "sizes", "fingerprints", "formats", "times"):
         values = getattr(dataset, name)
         setattr(dataset, name, [values[i] for i in kept])
     dataset.rows = [rows[i] for i in kept]
-    dataset.costs = [n * ROW_WIDTH for n in dataset.rows]
+    dataset.estimated_bytes = [n * ROW_WIDTH for n in dataset.rows]
     dataset.sampled_bytes = sum(have[i].text_bytes * rows[i] // have[i].rows for i in kept)
 
 
 def count_rows(dataset: DatasetPlan, file: int, limit: int) -> Count:
     """Rows of a file, counted up to `limit`."""
-    part = dataset.whole(file)
+    part = dataset.whole_file(file)
     with open_planned_file(part) as f:
         if part.format == "parquet":
             return parquet_rows(f, part, limit)

@@ -55,10 +55,10 @@ def set_bounds(dataset: DatasetPlan, options: PrepOptions) -> None:
     read = 0
     for file, key in enumerate(dataset.keys):
         seed = file_seed(dataset.name, key)
-        part = dataset.whole(file)
+        part = dataset.whole_file(file)
         for batch in read_documents(part):
             if read > SCAN_BYTES:
-                note_unmet(dataset, needed - met, sum(map(len, hashes)), read)
+                warn_of_unmet_splits(dataset, needed - met, sum(map(len, hashes)), read)
                 return
             check_bad_rows(batch, part, options, dataset.name)
             least = max(options.min_doc_chars, 1)
@@ -69,19 +69,19 @@ def set_bounds(dataset: DatasetPlan, options: PrepOptions) -> None:
             read += sum(map(len, batch.texts))
             if met >= needed:
                 return
-    adapt(dataset, np.sort(np.concatenate(hashes)) if hashes else np.empty(0, np.uint64), wanted)
+    fit_bounds(dataset, np.sort(np.concatenate(hashes)) if hashes else np.empty(0, np.uint64), wanted)
 
 
-def note_unmet(dataset: DatasetPlan, splits: set[int], documents: int, read: int) -> None:
+def warn_of_unmet_splits(dataset: DatasetPlan, splits: set[int], documents: int, read: int) -> None:
     """Tell that a large dataset's start has no document of these splits; hashing will probably give them some."""
     names = " and ".join(SPLITS[i] for i in sorted(splits))
-    dataset.notes.append(
+    dataset.warnings.append(
         f"dataset {dataset.name!r}: no document of {names} among its first {documents:,} ({read / 1e6:,.0f} MB of "
         f"text). If there is none in the rest either, the end of the run tells it."
     )
 
 
-def adapt(dataset: DatasetPlan, hashes: np.ndarray, wanted: tuple[float, float]) -> None:
+def fit_bounds(dataset: DatasetPlan, hashes: np.ndarray, wanted: tuple[float, float]) -> None:
     """Give every split its share of these documents and at least one, train first, then valid, then test."""
     count = len(hashes)
     takes = [max(1, round(share * count)) if share > 0 else 0 for share in wanted]
@@ -91,7 +91,7 @@ def adapt(dataset: DatasetPlan, hashes: np.ndarray, wanted: tuple[float, float])
     dataset.bounds = (int(hashes[ends[0]]), int(hashes[ends[1]])) if count else (0, 0)
     for i, share in enumerate(wanted):
         if share > 0 and takes[i] == 0:
-            dataset.notes.append(
+            dataset.warnings.append(
                 f"dataset {dataset.name!r}: {len(hashes)} document(s), too few for a {SPLITS[i + 1]} split. "
                 f"Take more documents, or set {SPLITS[i + 1]}_fraction=0."
             )

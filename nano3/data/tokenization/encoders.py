@@ -51,7 +51,7 @@ def first_difference(one: Encoder, other: Encoder, texts: list[str]) -> int | No
     return None
 
 
-class SpecialCounter:
+class SpecialTokenCounter:
     """Counts ids that belong to special tokens: literal special-token text inside documents."""
 
     def __init__(self, special_ids: tuple[int, ...]) -> None:

@@ -58,7 +58,7 @@ def load_engines(
         quick, why_not = load_fast(file)
     finally:
         thread.join()
-        wait_until_alone()
+        wait_for_thread_exit()
     return Engines(beside.result(), quick, why_not)
 
 
@@ -75,7 +75,7 @@ def load_fast(file: str) -> tuple[Any, str]:
     return quick, ""
 
 
-def wait_until_alone() -> None:
+def wait_for_thread_exit() -> None:
     """Until threads that have ended are gone from the process (Linux): `join` returns a moment before they are."""
     tasks, end = Path("/proc/self/task"), time.monotonic() + 1
     while tasks.is_dir() and len(list(tasks.iterdir())) > threading.active_count() and time.monotonic() < end:

@@ -26,7 +26,7 @@ LIKELY = (
 )
 
 
-def encode_pieces(text: str, encode: Encoder) -> Iterator[tuple[np.ndarray, str]]:
+def encode_chunks(text: str, encode: Encoder) -> Iterator[tuple[np.ndarray, str]]:
     """(ids uint32, piece) of each piece of a text in turn; together the ids of the whole text."""
     start = 0
     while start < len(text):

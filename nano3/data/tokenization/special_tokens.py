@@ -1,16 +1,24 @@
-"""What stands on disk for the ids of documents: cut to a limit, between BOS and EOS, in the dtype of the shard."""
+"""From the ids of documents to the tokens on disk: cut to a limit, framed by BOS and EOS, in the dtype of the shard."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from nano3.data.planning.plan import Plan
+from nano3.config import PrepOptions
 from nano3.data.tokenization.encoders import Encoded
+from nano3.data.tokenization.tokenizer import TokenizerInfo
 
 
 @dataclass(frozen=True)
 class Framing:
-    """How documents are framed; `limit` is in ids of the text, BOS and EOS not counted."""
+    """How documents are written.
+
+    Attributes:
+        bos: Id written before each document, or None.
+        eos: Id written after each document, or None.
+        limit: Maximum number of ids of a document's text, without BOS and EOS; None for no limit.
+        dtype: Dtype of the tokens on disk.
+    """
 
     bos: int | None
     eos: int | None
@@ -18,44 +26,69 @@ class Framing:
     dtype: np.dtype
 
     @classmethod
-    def of(cls, plan: Plan) -> "Framing":
-        """A plan's framing."""
-        bos = plan.tokenizer.bos_id if plan.options.add_bos else None
-        eos = plan.tokenizer.eod_id if plan.options.add_eos else None
-        return cls(bos, eos, plan.options.max_doc_tokens, np.dtype(plan.dtype))
+    def from_options(cls, options: PrepOptions, tokenizer: TokenizerInfo, dtype: str) -> "Framing":
+        """Return the framing that the options of a preparation ask for."""
+        bos = tokenizer.bos_id if options.add_bos else None
+        eos = tokenizer.eod_id if options.add_eos else None
+        return cls(bos, eos, options.max_doc_tokens, np.dtype(dtype))
 
     def __call__(self, ids: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-        """Tokens and lengths of documents as written, and the number of documents that were cut."""
+        """Frame whole documents.
+
+        Args:
+            ids: uint32 ids of all documents, back to back.
+            lengths: int64 number of ids of each document.
+
+        Returns:
+            The tokens to write, the int64 number of tokens of each document, and how many documents were cut.
+        """
         cut = 0
         if self.limit is not None and len(lengths) and int(lengths.max()) > self.limit:
             ids, lengths, cut = truncate(ids, lengths, self.limit)
         return *frame(ids, lengths, self.bos, self.eos, self.dtype), cut
 
-    def middle(self, ids: np.ndarray, before: int, written: int) -> np.ndarray:
-        """Tokens of the next ids of a document of which `before` ids were seen and `written` tokens were written."""
+    def frame_chunk(self, ids: np.ndarray, seen: int, written: int) -> np.ndarray:
+        """Return the tokens to write for the next chunk of a long document.
+
+        Args:
+            ids: uint32 ids of the chunk.
+            seen: Number of ids in the document's earlier chunks.
+            written: Number of tokens written for them.
+        """
         if self.limit is not None:
-            ids = ids[: max(0, self.limit - before)]
+            ids = ids[: max(0, self.limit - seen)]
         tokens = ids.astype(self.dtype)
         if self.bos is not None and not written and len(ids):
             tokens = np.concatenate([np.array([self.bos], self.dtype), tokens])
         return tokens
 
-    def end(self, length: int) -> np.ndarray:
-        """Tokens that end a document of `length` ids."""
+    def end_tokens(self, length: int) -> np.ndarray:
+        """Return the tokens that follow the last chunk of a document of `length` ids."""
         return np.array([self.eos] if self.eos is not None and length else [], self.dtype)
 
 
 def truncate(ids: np.ndarray, lengths: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Keep the first `limit` ids of each document; also gives the number of documents that were cut."""
+    """Return the first `limit` ids of each document, the new lengths, and how many documents were cut."""
     starts = np.cumsum(lengths) - lengths
     position = np.arange(len(ids)) - np.repeat(starts, lengths)
     return ids[position < limit], np.minimum(lengths, limit), int(np.count_nonzero(lengths > limit))
 
 
 def frame(ids: np.ndarray, lengths: np.ndarray, bos: int | None, eos: int | None, dtype: np.dtype) -> Encoded:
-    """Put `bos` before and `eos` after every document that has ids; the new lengths count them."""
+    """Put `bos` before and `eos` after every document that has ids.
+
+    Args:
+        ids: uint32 ids of all documents, back to back.
+        lengths: int64 number of ids of each document.
+        bos: Id to write before each document, or None.
+        eos: Id to write after each document, or None.
+        dtype: Dtype of the result.
+
+    Returns:
+        The tokens, and the int64 number of tokens of each document.
+    """
     if dtype.itemsize == ids.itemsize:
-        ids = ids.view(dtype)  # an id is far below 2^31: no conversion needed
+        ids = ids.view(dtype)  # ids are far below 2^31, so no conversion is needed
     full = lengths > 0
     extra = (bos is not None) + (eos is not None)
     lengths = lengths + extra * full

@@ -19,6 +19,7 @@ from nano3.utils.files import read_json
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 # End-of-document tokens that are recognised when no config names one.
 USUAL_EOD = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
+UINT16_VOCAB = 65500  # Megatron's own limit (DType.optimal_dtype), a little under 65536
 
 
 class ModelPart(msgspec.Struct):
@@ -69,7 +70,7 @@ def find_tokenizer(model: str, add_bos: bool, add_eos: bool) -> TokenizerInfo:
 
     Raises `UserError` when there are none, when they cannot be read, or when they name no token that is needed.
     """
-    path, revision = locate(model)
+    path, revision = locate_tokenizer(model)
     check_name(str(path), f"tokenizer_model={model}")  # it goes into the plan
     try:
         data = path.read_bytes()
@@ -79,8 +80,8 @@ def find_tokenizer(model: str, add_bos: bool, add_eos: bool) -> TokenizerInfo:
         raise UserError(f"tokenizer_model={model}: {path} cannot be read: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError) as error:
         raise UserError(f"tokenizer_model={model}: {path} is not a Hugging Face tokenizer.json ({error})") from error
-    names = special_names(path.parent)
-    eod = names.get("eos_token") or only_usual_eod(spec)
+    names = read_special_tokens(path.parent)
+    eod = names.get("eos_token") or guess_eod_token(spec)
     bos = names.get("bos_token")
     problems = []
     for wanted, option, name in ((add_eos, "add_eos", eod), (add_bos, "add_bos", bos)):
@@ -108,7 +109,7 @@ def find_tokenizer(model: str, add_bos: bool, add_eos: bool) -> TokenizerInfo:
     )
 
 
-def locate(model: str) -> tuple[Path, str | None]:
+def locate_tokenizer(model: str) -> tuple[Path, str | None]:
     """Path of the tokenizer.json and, from a hub, its commit."""
     # Links are not followed: in a hub's cache each file is one, and what they lead to lies without the config files.
     path = Path(model).expanduser().absolute()
@@ -121,14 +122,14 @@ def locate(model: str) -> tuple[Path, str | None]:
                 f"transformers.AutoTokenizer.from_pretrained(...).save_pretrained({str(path)!r})."
             )
         return path / "tokenizer.json", None
-    if names_a_place(model):
+    if is_local_path(model):
         raise UserError(f"tokenizer_model={model}: no such file or folder.")
     from nano3.data.sources.hub import download_tokenizer
 
     return download_tokenizer(model, FILES)
 
 
-def names_a_place(model: str) -> bool:
+def is_local_path(model: str) -> bool:
     """Whether `model` means a file or folder of this machine, be it there or not, and no hub id."""
     looks_local = model.startswith(("/", ".", "~")) or model.endswith(".json") or model.count("/") > 1
     return looks_local or not model or Path(model).expanduser().exists()
@@ -144,7 +145,7 @@ def token_ids(spec: Spec) -> dict[str, int]:
     return ids
 
 
-def special_names(folder: Path) -> dict[str, str]:
+def read_special_tokens(folder: Path) -> dict[str, str]:
     """eos_token and bos_token as the config files beside tokenizer.json name them; tokenizer_config.json wins."""
     names: dict[str, str] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
@@ -164,11 +165,16 @@ def special_names(folder: Path) -> dict[str, str]:
     return names
 
 
-def only_usual_eod(spec: Spec) -> str | None:
+def guess_eod_token(spec: Spec) -> str | None:
     """The one special token that is commonly an end of document; None when there are several or none."""
     special = {t.content for t in spec.added_tokens or [] if t.special}
     found = [name for name in USUAL_EOD if name in special]
     return found[0] if len(found) == 1 else None
+
+
+def smallest_dtype(vocab_size: int) -> str:
+    """Return the dtype that Megatron picks for a vocabulary: uint16 below 65,500 ids, else int32."""
+    return "uint16" if vocab_size < UINT16_VOCAB else "int32"
 
 
 def copy_tokenizer(info: TokenizerInfo, folder: Path) -> None:

@@ -99,7 +99,7 @@ SHARD_DAMAGE: dict[str, Callable[[Path, Path], object]] = {
 @pytest.mark.parametrize("damage", SHARD_DAMAGE.values(), ids=SHARD_DAMAGE.keys())
 def test_a_damaged_shard_is_done_again_from_its_units(made: BuildState, damage: Callable[[Path, Path], object]) -> None:
     """Its parts are gone, so they are made again too: those units, and no other."""
-    first, last = made.plan.datasets[0].units_of(0, 0)
+    first, last = made.plan.datasets[0].units_of_shard(0, 0)
     damage(made.build / made.plan.shard_name(0, 0, 0), shard_receipt(made.build, made.plan, 0, 0, 0))
     again = BuildState(made.plan, made.build)
     assert again.shards == {}
@@ -132,7 +132,7 @@ def test_an_empty_shard_waits_for_nobody_and_is_left_to_the_whole(tmp_path: Path
     plan = paper_plan(tmp_path, [paper_dataset([2], shards=(5, 0, 0), cells_per_shard=1)])
     whole, half = BuildState(plan, tmp_path), BuildState(plan, tmp_path, range(plan.units // 2))
     assert sorted(shard[2] for shard, _, _ in whole.open_shards()) == [0, 1, 2, 3, 4]
-    lows = {s for s in range(5) if plan.datasets[0].units_of(0, s) == (0, -1)}
+    lows = {s for s in range(5) if plan.datasets[0].units_of_shard(0, s) == (0, -1)}
     assert len(lows) == 3
     assert not lows & {shard[2] for shard, _, _ in half.open_shards()}
 

@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 from data_helpers import documents, healthy, options, plan_build, reference, run, source, texts, tree, write
 
@@ -157,7 +158,7 @@ def test_skipped_rows_are_not_forgotten(tmp_path: Path, byte_bpe: Path) -> None:
     spoil(path, 7)
     manifest = run(path, tmp_path / "out", byte_bpe, bad_rows="skip", min_doc_chars=3)
     entry = manifest.datasets[0]
-    assert entry["rows"] == 300 == entry["documents"] + sum(entry["skipped"].values())
+    assert entry.rows == 300 == entry.documents + sum(entry.skipped.values())
     with pytest.raises(UserError, match=r"dataset 'd': .*without 1 bad rows \(1 null\).*bad_rows=skip.*force=true"):
         run(path, tmp_path / "out", byte_bpe, min_doc_chars=3)
     run(path, tmp_path / "out", byte_bpe, bad_rows="skip", min_doc_chars=3)
@@ -198,21 +199,23 @@ def test_a_resumed_run_does_not_read_to_plan_again(tmp_path: Path, many: Path, b
     monkeypatch.setattr(planner, "sample_rows", None)
     monkeypatch.setattr(planner, "set_bounds", None)
     manifest = run([source(many, weight=3.0)], tmp_path / "out", byte_bpe, **keys)
-    assert manifest.datasets[0]["weight"] == 3.0
+    assert manifest.datasets[0].weight == 3.0
     assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
 
 
 def test_the_manifest_names_what_was_read(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
     run(many, tmp_path / "out", byte_bpe)
     entry = load_manifest(tmp_path / "out").datasets[0]
-    assert entry["rows"] == 4200
-    assert [set(file) for file in entry["inputs"]] == [{"name", "bytes", "fingerprint", "mtime_ns", "format"}] * 3
-    for file in entry["inputs"]:
-        info = (many / file["name"]).stat()
-        assert (file["bytes"], file["mtime_ns"]) == (info.st_size, info.st_mtime_ns)
-    assert [file["format"] for file in entry["inputs"]] == ["jsonl", "jsonl", "parquet"]
+    assert entry.rows == 4200
+    assert [set(msgspec.to_builtins(file)) for file in entry.inputs] == [
+        {"name", "bytes", "fingerprint", "mtime_ns", "format"}
+    ] * 3
+    for file in entry.inputs:
+        info = (many / file.name).stat()
+        assert (file.bytes, file.mtime_ns) == (info.st_size, info.st_mtime_ns)
+    assert [file.format for file in entry.inputs] == ["jsonl", "jsonl", "parquet"]
     sampled = run(many, tmp_path / "sample", byte_bpe, sample=30)
-    assert sum(file["rows"] for file in sampled.datasets[0]["inputs"]) == 30 == sampled.datasets[0]["rows"]
+    assert sum(file.rows or 0 for file in sampled.datasets[0].inputs) == 30 == sampled.datasets[0].rows
 
 
 def test_a_lost_tokenizer_is_copied_back(tmp_path: Path, byte_bpe: Path) -> None:
@@ -247,8 +250,8 @@ def test_a_start_of_few_large_documents_decides_nothing(tmp_path: Path, byte_bpe
     write(tmp_path / "in" / "0.jsonl", [f"{i} " + "large " * 10_000 for i in range(4)])
     write(tmp_path / "in" / "1.jsonl", texts(3000))
     manifest = run(tmp_path / "in", tmp_path / "out", byte_bpe, valid_fraction=0.05, test_fraction=0.05)
-    assert 90 < manifest.splits["valid"]["documents"] < 220
-    assert 90 < manifest.splits["test"]["documents"] < 220
+    assert 90 < manifest.splits["valid"].documents < 220
+    assert 90 < manifest.splits["test"].documents < 220
 
 
 def test_a_small_dataset_of_large_documents_has_every_split(tmp_path: Path, byte_bpe: Path, monkeypatch) -> None:
@@ -257,7 +260,7 @@ def test_a_small_dataset_of_large_documents_has_every_split(tmp_path: Path, byte
     monkeypatch.setattr(splits, "SCAN_BYTES", 100)
     path = write(tmp_path / "a.jsonl", [f"{i} " + "large " * 1000 for i in range(3)])
     manifest = run(path, tmp_path / "out", byte_bpe)
-    assert [s["documents"] for s in manifest.splits.values()] == [1, 1, 1]
+    assert [s.documents for s in manifest.splits.values()] == [1, 1, 1]
 
 
 def test_a_split_that_stayed_empty_is_told(tmp_path: Path, byte_bpe: Path, monkeypatch, capfd) -> None:
@@ -267,7 +270,7 @@ def test_a_split_that_stayed_empty_is_told(tmp_path: Path, byte_bpe: Path, monke
     for i in range(4):
         write(tmp_path / "in" / f"{i}.jsonl", texts(20, seed=i))
     manifest = run(tmp_path / "in", tmp_path / "out", byte_bpe, valid_fraction=1e-9, test_fraction=0.0)
-    assert manifest.splits["valid"]["documents"] == 0
+    assert manifest.splits["valid"].documents == 0
     told = capfd.readouterr().err
     assert "no document of valid among its first 20" in told
     assert "none of its 80 documents fell into valid. Raise valid_fraction" in told

@@ -12,9 +12,9 @@ from nano3.data.build.build_state import BuildState
 from nano3.data.build.merge import merge_shard
 from nano3.data.build.receipts import UnitReceipt, unit_receipt, write_receipt
 from nano3.data.build.shard_fragment import open_fragment
+from nano3.data.dataset.checksum import checksum
 from nano3.data.dataset.indexed import IndexedFile
 from nano3.data.planning.plan import SPLITS, Plan
-from nano3.utils.checksum import checksum
 from nano3.utils.errors import Failure
 
 Documents = list[list[int]]

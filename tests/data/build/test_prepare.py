@@ -25,9 +25,9 @@ def test_documents_are_the_references(tmp_path: Path, byte_bpe: Path, name: str)
     got = documents(tmp_path / "out")
     assert sorted(got) == sorted(reference(byte_bpe, wanted))
     assert healthy(tmp_path / "out")
-    assert manifest.datasets[0]["documents"] == 400 == sum(s["documents"] for s in manifest.splits.values())
-    assert manifest.datasets[0]["empty"] == sum(not t for t in wanted)
-    assert all(s["tokens"] for s in manifest.splits.values())
+    assert manifest.datasets[0].documents == 400 == sum(s.documents for s in manifest.splits.values())
+    assert manifest.datasets[0].empty == sum(not t for t in wanted)
+    assert all(s.tokens for s in manifest.splits.values())
     train = documents(tmp_path / "out", "train")
     order = reference(byte_bpe, wanted)
     places = [order.index(d) for d in train if d]
@@ -82,7 +82,7 @@ def test_max_doc_tokens_keeps_the_end_token(tmp_path: Path, byte_bpe: Path) -> N
     manifest = run(write(tmp_path / "a.jsonl", wanted), tmp_path / "out", byte_bpe, max_doc_tokens=10, add_bos=True)
     rows = [[1, *row[:-1][:10], row[-1]] if row else [] for row in reference(byte_bpe, wanted)]
     assert sorted(documents(tmp_path / "out")) == sorted(rows)
-    assert manifest.datasets[0]["truncated"] == sum(len(r) > 11 for r in reference(byte_bpe, wanted))
+    assert manifest.datasets[0].truncated == sum(len(r) > 11 for r in reference(byte_bpe, wanted))
     assert healthy(tmp_path / "out")
 
 
@@ -91,13 +91,13 @@ def test_min_doc_chars_counts_what_it_leaves_out(tmp_path: Path, byte_bpe: Path)
     manifest = run(write(tmp_path / "a.jsonl", wanted), tmp_path / "out", byte_bpe, min_doc_chars=40)
     kept = [t for t in wanted if len(t) >= 40]
     assert sorted(documents(tmp_path / "out")) == sorted(reference(byte_bpe, kept))
-    assert manifest.datasets[0]["skipped"] == {"short": 100 - len(kept)}
+    assert manifest.datasets[0].skipped == {"short": 100 - len(kept)}
 
 
 def test_int32_for_a_large_vocabulary(tmp_path: Path, tekken: Path) -> None:
     wanted = texts(200)
     manifest = run(write(tmp_path / "a.jsonl", wanted), tmp_path / "out", tekken, workers=2)
-    assert (manifest.dtype, manifest.versions["engine"], manifest.tokenizer["vocab_size"]) == (
+    assert (manifest.dtype, manifest.versions["engine"], manifest.tokenizer.vocab_size) == (
         "int32",
         "fastokens",
         131072,
@@ -108,10 +108,10 @@ def test_int32_for_a_large_vocabulary(tmp_path: Path, tekken: Path) -> None:
 def test_special_tokens_in_the_text(tmp_path: Path, byte_bpe: Path) -> None:
     wanted = ["a </s> b <|tool|>", "plain", "c"]
     whole = run(write(tmp_path / "a.jsonl", wanted), tmp_path / "one", byte_bpe)
-    assert whole.datasets[0]["special_tokens"] == 2
+    assert whole.datasets[0].special_tokens == 2
     assert sorted(documents(tmp_path / "one")) == sorted(reference(byte_bpe, wanted))
     split = run(tmp_path / "a.jsonl", tmp_path / "two", byte_bpe, split_special_tokens=True)
-    assert split.datasets[0]["special_tokens"] == 0
+    assert split.datasets[0].special_tokens == 0
     assert all(2 not in d[:-1] for d in documents(tmp_path / "two"))
 
 
@@ -132,7 +132,7 @@ def test_shards_are_about_equal(tmp_path: Path, byte_bpe: Path, kind: str) -> No
     for i, count in enumerate((3000, 30, 30)):
         write(tmp_path / "in" / f"{i}.{kind}", texts(count, seed=i), row_group_size=400)
     manifest = run(tmp_path / "in", tmp_path / "out", byte_bpe, num_shards=4, valid_fraction=0.0, test_fraction=0.0)
-    tokens = [s["tokens"] for s in manifest.shards]
+    tokens = [s.tokens for s in manifest.shards]
     assert len(tokens) == 4
     assert max(tokens) < 1.3 * min(tokens)
 
@@ -158,10 +158,10 @@ def test_weights_are_shared_out_by_tokens(tmp_path: Path, byte_bpe: Path) -> Non
     entries = json.loads((tmp_path / "out" / "blend.json").read_text())["train"]
     weights = dict(zip(entries[1::2], map(float, entries[::2]), strict=True))
     for name, weight in (("a", 0.3), ("b", 2.0)):
-        shards = [s for s in manifest.shards if (s["dataset"], s["split"]) == (name, "train")]
-        total = sum(s["tokens"] for s in shards)
+        shards = [s for s in manifest.shards if (s.dataset, s.split) == (name, "train")]
+        total = sum(s.tokens for s in shards)
         for s in shards:
-            assert weights[str(tmp_path / "out" / s["prefix"])] == pytest.approx(weight * s["tokens"] / total)
+            assert weights[str(tmp_path / "out" / s.prefix)] == pytest.approx(weight * s.tokens / total)
     assert not any("e" in w for w in entries[::2])
 
 
@@ -173,12 +173,12 @@ def test_sample(tmp_path: Path, byte_bpe: Path, wanted: int) -> None:
         write(tmp_path / "in" / f"{i}.{('jsonl', 'parquet', 'jsonl.gz', 'json')[i]}", every[-1])
     manifest = run(tmp_path / "in", tmp_path / "out", byte_bpe, sample=wanted, valid_fraction=0.1)
     got = documents(tmp_path / "out")
-    assert len(got) == manifest.datasets[0]["documents"] == min(wanted, 136)
+    assert len(got) == manifest.datasets[0].documents == min(wanted, 136)
     rows = [reference(byte_bpe, t) for t in every]
     heads = [[sum(d == row for d in got) for row in r] for r in rows]
     assert sum(1 for h in heads if any(h)) >= min(wanted, 4)  # spread over the files
-    assert manifest.splits["train"]["documents"] >= 1
-    assert (manifest.splits["valid"]["documents"] > 0) == (wanted > 1)
+    assert manifest.splits["train"].documents >= 1
+    assert (manifest.splits["valid"].documents > 0) == (wanted > 1)
     blend = json.loads((tmp_path / "out" / "blend.json").read_text())
     assert list(blend) == ["train", "valid", "test"]
 
@@ -190,7 +190,7 @@ def test_a_hundred_thousand_tiny_files(tmp_path: Path, byte_bpe: Path) -> None:
             (tmp_path / "in" / f"{i // 1000:03d}").mkdir(parents=True)
         (tmp_path / "in" / f"{i // 1000:03d}" / f"{i:06d}.txt").write_text(f"document {i}")
     manifest = run(tmp_path / "in", tmp_path / "out", byte_bpe, num_shards=200, workers=2)
-    assert manifest.datasets[0]["documents"] == 100_000 == sum(s["documents"] for s in manifest.splits.values())
+    assert manifest.datasets[0].documents == 100_000 == sum(s.documents for s in manifest.splits.values())
     shutil.rmtree(tmp_path / "in")
 
 
@@ -207,7 +207,7 @@ def test_prepared_data_knows_where_documents_came_from(tmp_path: Path, byte_bpe:
     write(tmp_path / "in" / "a.jsonl", ["first", "second"])
     write(tmp_path / "in" / "b.parquet", ["third"])
     manifest = run(tmp_path / "in", tmp_path / "out", byte_bpe, num_shards=1, valid_fraction=0.0, test_fraction=0.0)
-    assert manifest.shards[0]["source"] == [["a.jsonl", 0], ["b.parquet", 0]]
+    assert manifest.shards[0].source == [("a.jsonl", 0), ("b.parquet", 0)]
     assert len(IndexedFile(tmp_path / "out" / "train" / "data_00000")) == 3
     assert (
         prepare(

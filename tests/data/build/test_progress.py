@@ -10,9 +10,10 @@ import pytest
 from data_helpers import options, plan_build, source, texts, write
 
 from nano3.data.build import engine_check, progress
+from nano3.data.build.manifest_builder import add_counts
 from nano3.data.build.progress import ProgressMeter, print_summary
 from nano3.data.build.unit_encoder import Worker
-from nano3.data.dataset.manifest import Manifest
+from nano3.data.dataset.manifest import Counts, DatasetEntry, Manifest, ShardEntry, TokenizerEntry
 from nano3.data.planning.plan import load_plan
 from nano3.data.tokenization.encoders import Encoded, Encoder, fast_encoder, reference_encoder
 from nano3.data.tokenization.engines import Engines, load_engines
@@ -56,23 +57,27 @@ def test_a_terminal_gets_a_bar_that_goes_also_when_the_run_fails(monkeypatch: py
     assert screen.getvalue().count("\x1b[?25h") == screen.getvalue().count("\x1b[?25l") == 1, "the cursor is back"
 
 
-def counts(documents: int, tokens: int) -> dict[str, int]:
-    return {"documents": documents, "sequences": documents, "tokens": tokens}
+def counts(documents: int, tokens: int) -> Counts:
+    return Counts(documents=documents, sequences=documents, tokens=tokens)
 
 
-def dataset(name: str, train: int, valid: int, **keys: Any) -> dict[str, Any]:
+def dataset(
+    name: str, train: int, valid: int, skipped: dict[str, int] | None = None, empty: int = 0, special_tokens: int = 0
+) -> DatasetEntry:
     """A dataset's entry; three tokens in each document."""
-    splits = {"train": counts(train, 3 * train), "valid": counts(valid, 3 * valid), "test": counts(0, 0)}
-    total = {"documents": train + valid, "tokens": 3 * (train + valid), "empty": 0, "special_tokens": 0, "skipped": {}}
-    return {"name": name, "splits": splits, **total, **keys}
+    return DatasetEntry(
+        name=name, weight=1.0, path="p", revision=None, files=1, documents=train + valid, empty=empty,
+        tokens=3 * (train + valid), text_bytes=0, skipped=skipped or {}, truncated=0, special_tokens=special_tokens,
+        splits={"train": counts(train, 3 * train), "valid": counts(valid, 3 * valid), "test": counts(0, 0)},
+    )  # fmt: skip
 
 
-def manifest_of(*datasets: dict[str, Any]) -> Manifest:
-    splits = {
-        name: {key: sum(d["splits"][name][key] for d in datasets) for key in ("documents", "sequences", "tokens")}
-        for name in ("train", "valid", "test")
-    }
-    return Manifest(2, "b[/x]", "h", {}, "uint16", {}, list(datasets), splits, [{}, {}], {"engine": "fastokens"})
+def manifest_of(*datasets: DatasetEntry) -> Manifest:
+    splits = {name: add_counts(d.splits[name] for d in datasets) for name in ("train", "valid", "test")}
+    tokenizer = TokenizerEntry("t", None, "0", "tokenizer", 10, 2, "</s>")
+    shards = [ShardEntry("train", f"train/data_0000{n}", "d", 1, 1, 3, 6, "b", "i", []) for n in range(2)]
+    versions = {"engine": "fastokens"}
+    return Manifest(2, "b[/x]", "h", tokenizer, "uint16", {}, list(datasets), splits, shards, versions)
 
 
 def test_the_table_has_the_splits_that_have_documents_and_a_sum(capsys: pytest.CaptureFixture[str]) -> None:

@@ -181,7 +181,7 @@ def test_a_new_weight_rewrites_the_blend_only(tmp_path: Path, byte_bpe: Path) ->
     after = changes(tmp_path / "out")
     changed = {Path(p).name for p in before if before[p] != after.get(p)}
     assert changed == {"blend.json", "manifest.json", ""}
-    assert manifest.datasets[0]["weight"] == 5.0 == load_manifest(tmp_path / "out").datasets[0]["weight"]
+    assert manifest.datasets[0].weight == 5.0 == load_manifest(tmp_path / "out").datasets[0].weight
     entries = json.loads((tmp_path / "out" / "blend.json").read_text())["train"]
     assert sum(map(float, entries[::2])) == pytest.approx(5)
 

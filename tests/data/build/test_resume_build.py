@@ -5,6 +5,7 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from data_helpers import paper_dataset, paper_plan
 from hypothesis import given, settings
@@ -83,7 +84,7 @@ ANEW: dict[str, Callable[[PrepRequest], object]] = {
     "other_bytes": lambda r: setattr(r, "hash", "0" * 64),
     "a_large_file_was_touched": lambda r: r.datasets[1].times.__setitem__(0, 2),
     "a_file_has_gone": lambda r: r.datasets[0].keys.__setitem__(3, "renamed"),
-    "a_file_has_other_content": lambda r: r.datasets[0].prints.__setitem__(2, "other"),
+    "a_file_has_other_content": lambda r: r.datasets[0].fingerprints.__setitem__(2, "other"),
     "a_file_has_another_format": lambda r: r.datasets[0].formats.__setitem__(2, "gz"),
 }
 
@@ -100,7 +101,7 @@ def test_a_samples_plan_goes_on_though_the_request_has_more_files(tmp_path: Path
     """It names only the files that rows are taken from."""
     saved = paper_plan(tmp_path, two_datasets())
     request = request_for(saved)
-    for column in ("keys", "sizes", "prints", "formats", "costs", "times"):
+    for column in ("keys", "sizes", "fingerprints", "formats", "estimated_bytes", "times"):
         del getattr(saved.datasets[0], column)[1]
     saved.datasets[0].rows = [5, 5, 5]
     plan = resume_plan(saved, request)
@@ -138,7 +139,7 @@ OTHER_CUTS: dict[str, Callable[[Plan], object]] = {
 }
 SAME_CUTS: dict[str, Callable[[Plan], object]] = {
     "bos_of_a_tokenizer_that_is_not_asked_for_it": lambda p: setattr(p, "tokenizer", replace(p.tokenizer, bos_id=0)),
-    "an_edited_file": lambda p: p.datasets[0].prints.__setitem__(0, "other"),
+    "an_edited_file": lambda p: p.datasets[0].fingerprints.__setitem__(0, "other"),
     "weight": lambda p: setattr(p.datasets[0], "weight", 2.0),
     "workers": lambda p: setattr(p, "options", replace(p.options, workers=7)),
     "bad_rows": lambda p: setattr(p, "options", replace(p.options, bad_rows="skip")),
@@ -175,13 +176,13 @@ def test_what_is_kept_reads_no_file_that_was_changed(
     old, new = (paper_plan(base, [paper_dataset([9]), paper_dataset(costs, formats, "e", **keys)]) for _ in range(2))
     changed = data.draw(st.sets(st.integers(0, len(costs) - 1)))
     for file in changed:
-        new.datasets[1].prints[file] = "other"
+        new.datasets[1].fingerprints[file] = "other"
     stale = stale_units(old, new, base)
     offset = new.first_units[1]
-    reads = {offset + u: {f for f, _ in new.datasets[1].parts(u)} for u in range(new.datasets[1].units)}
+    reads = {offset + u: {f for f, _ in new.datasets[1].file_ranges(u)} for u in range(new.datasets[1].units)}
     assert stale == {unit for unit, read in reads.items() if read & changed}
     for shard in new.shards():
-        first, last = new.datasets[shard[1]].units_of(shard[0], shard[2])
+        first, last = new.datasets[shard[1]].units_of_shard(shard[0], shard[2])
         sources = {new.first_units[shard[1]] + u for u in range(first, last + 1)}
         if sources & stale:
             assert may_hold_documents(new, shard, stale)
@@ -190,7 +191,7 @@ def test_what_is_kept_reads_no_file_that_was_changed(
 
 
 MOVED: dict[str, Callable[[DatasetPlan], object]] = {
-    "a_file_has_grown": lambda d: setattr(d, "costs", [100, 100, 99, 101]),
+    "a_file_has_grown": lambda d: setattr(d, "estimated_bytes", [100, 100, 99, 101]),
     "other_bounds_of_splits": lambda d: setattr(d, "bounds", (1, 2)),
     "fewer_rows_of_a_sample": lambda d: setattr(d, "rows", [1, 1, 1, 1]),
 }
@@ -207,7 +208,7 @@ def test_nothing_of_a_dataset_whose_cuts_have_moved_is_kept(tmp_path: Path, chan
 def test_a_shard_that_is_empty_now_may_have_held_anything_before(tmp_path: Path) -> None:
     """More shards than places: which of them are empty depends on where the cuts are."""
     plan = paper_plan(tmp_path, [paper_dataset([9]), paper_dataset([2, 2], name="e", shards=(9, 0, 0))])
-    empty = [shard for shard in plan.shards() if plan.datasets[shard[1]].units_of(shard[0], shard[2]) == (0, -1)]
+    empty = [shard for shard in plan.shards() if plan.datasets[shard[1]].units_of_shard(shard[0], shard[2]) == (0, -1)]
     assert len(empty) == 5
     assert all(may_hold_documents(plan, shard, {plan.first_units[1]}) for shard in empty)
     assert not any(may_hold_documents(plan, shard, {0}) for shard in empty)
@@ -239,7 +240,7 @@ def plans(tmp_path: Path) -> tuple[Plan, Plan]:
     """A plan, and that of an edit in file 1 of the first dataset: unit 1, and the shards of units 0 and 1."""
     old, new = paper_plan(tmp_path, two_datasets()), paper_plan(tmp_path, two_datasets())
     new.hash = "a" * 64
-    new.datasets[0].prints[1] = "other"
+    new.datasets[0].fingerprints[1] = "other"
     (tmp_path / ".prep").mkdir()
     return old, new
 
@@ -324,6 +325,6 @@ def test_a_plan_of_an_older_nano3_is_none(tmp_path: Path) -> None:
     plan = paper_plan(tmp_path, two_datasets())
     plan.save(tmp_path / "plan.json")
     assert read_plan(tmp_path) == plan
-    replace(plan, format=PLAN_FORMAT - 1).save(tmp_path / "plan.json")
+    msgspec.structs.replace(plan, format=PLAN_FORMAT - 1).save(tmp_path / "plan.json")
     assert read_plan(tmp_path) is None
     assert not is_published(plan)

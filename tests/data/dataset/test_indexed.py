@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nano3.data.dataset.indexed import IndexedFile, smallest_dtype, write_index
+from nano3.data.dataset.indexed import IndexedFile, write_index
+from nano3.data.tokenization.tokenizer import smallest_dtype
 from nano3.utils.errors import Failure
 
 lengths = st.lists(st.integers(0, 40), max_size=30)

@@ -1,7 +1,6 @@
 """The manifest: what it adds up, the weights it gives, and the ways in which it is no manifest."""
 
 import json
-from dataclasses import asdict
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from data_helpers import paper_dataset, paper_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nano3.data.build.manifest_builder import make_manifest
 from nano3.data.build.receipts import ShardReceipt, UnitReceipt
-from nano3.data.dataset.manifest import Manifest, decimal, encode_json, load_manifest, make_blend, make_manifest
+from nano3.data.dataset.manifest import Counts, Manifest, encode_json, format_weight, load_manifest, make_blend
 from nano3.data.dataset.verify import check_blend
 from nano3.data.planning.plan import SPLITS, Plan
 from nano3.utils.errors import Failure, UserError
@@ -53,21 +53,21 @@ TOKENS = {(0, 0, 0): 30, (0, 0, 1): 10, (0, 1, 0): 7, (1, 0, 0): 5}
 def test_a_dataset_has_what_its_units_and_shards_have(tmp_path: Path) -> None:
     manifest = made(tmp_path, TOKENS)
     first, second = manifest.datasets
-    assert (first["rows"], first["documents"], first["skipped"]) == (27, 20, {"null": 3, "short": 4})
-    assert (first["empty"], first["special_tokens"], first["truncated"], first["text_bytes"]) == (2, 4, 6, 200)
-    assert (first["tokens"], second["tokens"]) == (45, 7)
-    assert first["splits"]["train"] == {"documents": 42, "sequences": 40, "tokens": 40}
-    assert second["splits"]["test"] == {"documents": 1, "sequences": 0, "tokens": 0}
-    assert manifest.splits["train"]["tokens"] == 47
+    assert (first.rows, first.documents, first.skipped) == (27, 20, {"null": 3, "short": 4})
+    assert (first.empty, first.special_tokens, first.truncated, first.text_bytes) == (2, 4, 6, 200)
+    assert (first.tokens, second.tokens) == (45, 7)
+    assert first.splits["train"] == Counts(documents=42, sequences=40, tokens=40)
+    assert second.splits["test"] == Counts(documents=1, sequences=0, tokens=0)
+    assert manifest.splits["train"].tokens == 47
     assert manifest.versions["engine"] == "fastokens and other"
 
 
 def test_shards_stand_in_the_order_of_their_files_and_those_without_files_not_at_all(tmp_path: Path) -> None:
     """Receipts come in the order in which joins have ended."""
     manifest = made(tmp_path, TOKENS)
-    names = [shard["prefix"] for shard in manifest.shards]
+    names = [shard.prefix for shard in manifest.shards]
     assert names == ["train/data_00000", "train/data_00001", "train/data_00002", "valid/data_00000"]
-    assert manifest.shards[2]["source"] == [["000000", 5], ["000000", 9]]
+    assert manifest.shards[2].source == [("000000", 5), ("000000", 9)]
 
 
 def test_a_manifest_comes_back_from_its_file(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_the_identity_of_data_knows_the_weights_and_not_the_order(tmp_path: Path
     one, other = made(tmp_path, TOKENS), made(tmp_path, TOKENS)
     other.datasets.reverse()
     assert one.content == other.content
-    other.datasets[0]["weight"] = 0.75
+    other.datasets[0].weight = 0.75
     assert one.content != other.content
 
 
@@ -97,7 +97,7 @@ def test_weights_of_shards_are_their_datasets_weight_shared_out(
     shards = [(0, 0, 0), (0, 0, 1), (0, 1, 0)]
     manifest = made(tmp_path_factory.getbasetemp(), dict(zip(shards, tokens, strict=True)))
     for dataset, value in zip(manifest.datasets, (weight, other), strict=True):
-        dataset["weight"] = value
+        dataset.weight = value
     entries = make_blend(manifest, Path("/data"))["train"]
     shares = dict(zip(entries[1::2], entries[::2], strict=True))
     assert list(shares) == [f"/data/train/data_{n:05d}" for n in range(3) if tokens[n]]
@@ -111,7 +111,7 @@ def test_weights_of_shards_are_their_datasets_weight_shared_out(
 
 @given(st.decimals(Decimal("1e-30"), Decimal("1e30"), allow_nan=False, allow_infinity=False))
 def test_a_weight_has_no_exponent_and_twelve_digits(value: Decimal) -> None:
-    text = decimal(value)
+    text = format_weight(value)
     assert set(text) <= set("0123456789.")
     assert not text.endswith(".")
     assert abs(Decimal(text) - value) <= value * Decimal("5e-12")
@@ -122,7 +122,7 @@ def test_a_weight_has_no_exponent_and_twelve_digits(value: Decimal) -> None:
     [("1", "1"), ("100", "100"), ("0.1", "0.1"), ("1e-7", "0.0000001"), ("1e20", "1" + "0" * 20)],
 )
 def test_plain_weights_look_plain(value: str, text: str) -> None:
-    assert decimal(Decimal(value)) == text
+    assert format_weight(Decimal(value)) == text
 
 
 def test_a_split_without_tokens_has_no_entry(tmp_path: Path) -> None:
@@ -167,7 +167,9 @@ WRONG_KINDS: dict[str, Any] = {"datasets": {}, "splits": {"train": 5}, "tokenize
 
 @pytest.mark.parametrize("name", WRONG_KINDS)
 def test_a_value_of_another_kind_is_told_with_its_name(tmp_path: Path, name: str) -> None:
-    (tmp_path / "manifest.json").write_text(encode_json({**asdict(made(tmp_path, TOKENS)), name: WRONG_KINDS[name]}))
+    (tmp_path / "manifest.json").write_text(
+        encode_json({**msgspec.to_builtins(made(tmp_path, TOKENS)), name: WRONG_KINDS[name]})
+    )
     with pytest.raises(Failure, match=rf"manifest\.json: damaged: Expected .* at `\$\.{name}"):
         load_manifest(tmp_path)
 

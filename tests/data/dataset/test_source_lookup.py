@@ -47,8 +47,8 @@ def check(folder: Path, tokenizer: Path, least: int = 0) -> list[SourceRow]:
     plan = load_build_plan(folder, manifest)
     seen = []
     for entry in manifest.shards:
-        split, _, name = entry["prefix"].partition("/")
-        data = IndexedFile(folder / entry["prefix"])
+        split, _, name = entry.prefix.partition("/")
+        data = IndexedFile(folder / entry.prefix)
         origins = find_source_rows(plan, split, int(name.removeprefix("data_")), range(len(data)))
         assert list(origins) == list(range(len(data)))
         found = [text_at(origins[n]) for n in range(len(data))]

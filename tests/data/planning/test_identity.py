@@ -105,7 +105,7 @@ def test_one_large_and_two_tiny_files_in_four_shards(tmp_path: Path, byte_bpe: P
         write(tmp_path / "in" / f"{i}.{kind}", rows)
     manifest = run(tmp_path / "in", tmp_path / "out", byte_bpe, num_shards=4, **ONE_SPLIT)
     assert documents(tmp_path / "out") == reference(byte_bpe, [text for rows in wanted for text in rows])
-    tokens = [shard["tokens"] for shard in manifest.shards]
+    tokens = [shard.tokens for shard in manifest.shards]
     assert len(tokens) == 4
     assert max(tokens) < 1.3 * min(tokens)
     assert healthy(tmp_path / "out")
@@ -117,7 +117,7 @@ def test_fewer_documents_than_shards(tmp_path: Path, byte_bpe: Path, kind: str, 
     wanted = [f"document {i}" for i in range(count)]
     manifest = run(write(tmp_path / f"a.{kind}", wanted), tmp_path / "out", byte_bpe, num_shards=64)
     assert sorted(documents(tmp_path / "out")) == sorted(reference(byte_bpe, wanted))
-    assert all(shard["tokens"] for shard in manifest.shards)
+    assert all(shard.tokens for shard in manifest.shards)
     blend = json.loads((tmp_path / "out" / "blend.json").read_text())
     assert sum(len(entries) for entries in blend.values()) == 2 * len(manifest.shards)
     assert healthy(tmp_path / "out")
@@ -247,6 +247,6 @@ def test_shards_hold_every_document_once(tmp_path: Path, byte_bpe: Path) -> None
     wanted = texts(400)
     manifest = run(write(tmp_path / "a.jsonl", wanted), tmp_path / "out", byte_bpe, min_doc_chars=20, num_shards=9)
     entry = manifest.datasets[0]
-    assert entry["rows"] == 400
-    assert sum(len(IndexedFile(tmp_path / "out" / s["prefix"])) for s in manifest.shards) == entry["documents"]
-    assert entry["documents"] + sum(entry["skipped"].values()) == 400
+    assert entry.rows == 400
+    assert sum(len(IndexedFile(tmp_path / "out" / s.prefix)) for s in manifest.shards) == entry.documents
+    assert entry.documents + sum(entry.skipped.values()) == 400

@@ -2,10 +2,10 @@
 
 import os
 import time
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from data_helpers import options, source, texts, write
@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nano3.config import PrepOptions
-from nano3.data.planning.plan import SPLITS, DatasetPlan, lay_out, load_plan, share_out
-from nano3.data.planning.planner import cost_of, make_plan, make_request
-from nano3.data.planning.splits import FULL, adapt, document_hash, file_seed, split_of
+from nano3.data.planning.plan import SPLITS, DatasetPlan, allocate_shards, lay_out, load_plan
+from nano3.data.planning.planner import estimate_bytes, make_plan, make_request
+from nano3.data.planning.splits import FULL, document_hash, file_seed, fit_bounds, split_of
 
 
 def dataset(costs: list[int], formats: list[str] | None = None, **keys) -> DatasetPlan:
@@ -35,14 +35,14 @@ def test_units_are_a_partition(files, shards: int, unit: int, valid: float, monk
     with monkeypatch_unit(unit):
         lay_out([d], PrepOptions(num_shards=shards, valid_fraction=valid, test_fraction=0.0))
     assert d.unit_bounds[0] == 0
-    assert d.unit_bounds[-1] == d.width
+    assert d.unit_bounds[-1] == d.extent
     assert (np.diff(d.unit_bounds) >= 0).all()
     for split, count in enumerate(d.shards):
-        assert count == 0 or (d.shard_bounds[split][0], d.shard_bounds[split][-1]) == (0, d.width)
+        assert count == 0 or (d.shard_bounds[split][0], d.shard_bounds[split][-1]) == (0, d.extent)
     starts: dict[int, list[tuple[int, int]]] = {i: [] for i in range(len(files))}
     units_of_start: dict[tuple[int, int], int] = {}
     for u in range(d.units):
-        for file, part in d.parts(u):
+        for file, part in d.file_ranges(u):
             starts[file].append((part.start, part.stop))
             units_of_start[file, part.start] = u
     for i, (cost, kind) in enumerate(files):
@@ -55,9 +55,9 @@ def test_units_are_a_partition(files, shards: int, unit: int, valid: float, monk
     for split in range(3):
         for s in range(d.shards[split]):
             low, high = d.shard_bounds[split][s : s + 2]
-            first, last = d.units_of(split, s)
+            first, last = d.units_of_shard(split, s)
             for i, (cost, kind) in enumerate(files):
-                base = int(d.bases[i])
+                base = int(d.file_offsets[i])
                 for span in starts[i]:
                     # a line ends where it starts; a group or stream may reach to the end of its file
                     reach = base + (span[1] if kind == "jsonl" else cost)
@@ -88,7 +88,7 @@ def monkeypatch_unit():
     shards=st.integers(1, 300),
 )
 def test_shards_go_where_they_are_largest(sizes: list[list[float]], shards: int) -> None:
-    counts = share_out(sizes, shards)
+    counts = allocate_shards(sizes, shards)
     flat = [(s, c) for row, ns in zip(sizes, counts, strict=True) for s, c in zip(row, ns, strict=True)]
     assert all(c >= 1 for _, c in flat)
     assert sum(c for _, c in flat) == max(shards, len(flat))
@@ -116,10 +116,10 @@ def test_a_hundred_thousand_files_and_ten_thousand_shards() -> None:
     d = dataset(list(np.random.default_rng(0).integers(1, 100_000, 100_000).tolist()))
     lay_out([d], PrepOptions(num_shards=10_000))
     for u in range(d.units):
-        d.parts(u)
+        d.file_ranges(u)
     for split in range(3):
         for s in range(d.shards[split]):
-            d.units_of(split, s)
+            d.units_of_shard(split, s)
     assert sum(d.shards) == 10_000
     assert time.process_time() - start < 20  # seconds of work, not hours: quadratic code would not end
 
@@ -127,12 +127,12 @@ def test_a_hundred_thousand_files_and_ten_thousand_shards() -> None:
 @given(size=st.integers(1, 1 << 45), kind=st.sampled_from(["jsonl", "parquet", "gz"]))
 def test_a_few_bytes_more_move_no_cut(size: int, kind: str) -> None:
     """Nearly always: places are rounded, by so little that shards stay equal; a place may not lie beyond the file."""
-    cost = cost_of(size, kind)
-    exact = cost_of(1, kind) * size
+    cost = estimate_bytes(size, kind)
+    exact = estimate_bytes(1, kind) * size
     assert exact <= cost <= exact + exact // 2048
-    assert cost_of(size + 1, kind) >= cost
+    assert estimate_bytes(size + 1, kind) >= cost
     if size > 1 << 20:
-        assert sum(cost_of(size + more, kind) == cost for more in (-20, 20)) >= 1
+        assert sum(estimate_bytes(size + more, kind) == cost for more in (-20, 20)) >= 1
 
 
 @given(st.lists(st.integers(0, 1 << 62), min_size=1, max_size=50), st.integers(0, FULL - 1))
@@ -168,10 +168,10 @@ def test_splits_have_their_shares() -> None:
 def test_small_data_has_every_split(count: int, fractions: tuple[float, float], wanted: list[int]) -> None:
     d = dataset([1])
     hashes = np.sort(document_hash(7, np.arange(count)))
-    adapt(d, hashes, fractions)
+    fit_bounds(d, hashes, fractions)
     assert np.bincount(split_of(hashes, d.bounds), minlength=3).tolist() == wanted
     missing = [SPLITS[i + 1] for i, f in enumerate(fractions) if f and not wanted[i + 1]]
-    assert [name for name in missing if any(name in note for note in d.notes)] == missing
+    assert [name for name in missing if any(name in note for note in d.warnings)] == missing
 
 
 def request(folder: Path, tokenizer: Path, **keys):
@@ -215,7 +215,7 @@ def test_a_plan_survives_its_file(tmp_path: Path, byte_bpe: Path) -> None:
     plan = make_plan(request(folder, byte_bpe))
     plan.save(tmp_path / "plan.json")
     assert load_plan(tmp_path / "plan.json") == plan
-    assert replace(plan, hash="x") != plan
+    assert msgspec.structs.replace(plan, hash="x") != plan
 
 
 WRONG = {

@@ -22,7 +22,7 @@ def test_a_blank_file_gives_its_share_to_others(tmp_path: Path, byte_bpe: Path, 
     write(tmp_path / "in" / "2.jsonl", texts(300))
     for wanted in (1, 2, 7, 300, 500):
         manifest = run(tmp_path / "in", tmp_path / f"out{wanted}", byte_bpe, sample=wanted)
-        assert manifest.datasets[0]["rows"] == min(wanted, 300), wanted
+        assert manifest.datasets[0].rows == min(wanted, 300), wanted
     assert documents(tmp_path / "out1") == reference(byte_bpe, texts(300)[:1])
 
 
@@ -30,7 +30,7 @@ def test_a_blank_file_gives_its_share_to_others(tmp_path: Path, byte_bpe: Path, 
 def test_rows_are_counted_as_they_are_read(tmp_path: Path, byte_bpe: Path, kind: str) -> None:
     path = write(tmp_path / f"a.{kind}", texts(230))
     (dataset,) = make_request([source(path)], options(tmp_path / "out", byte_bpe), "b").datasets
-    read = sum(len(b.keys) + len(b.bad) for b in read_documents(dataset.whole(0)))
+    read = sum(len(b.keys) + len(b.bad) for b in read_documents(dataset.whole_file(0)))
     assert [count_rows(dataset, 0, limit).rows for limit in (1, 229, 230, 231, 10**6)] == [1, 229, 230, 230, 230]
     assert read == 230
 
@@ -52,7 +52,7 @@ def test_odd_lines(tmp_path: Path, byte_bpe: Path, data: bytes, suffix: str, chu
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(pack(data, suffix))
     (dataset,) = make_request([source(path)], options(tmp_path / "out", byte_bpe), "b").datasets
-    read = sum(len(b.keys) + len(b.bad) for b in read_documents(dataset.whole(0)))
+    read = sum(len(b.keys) + len(b.bad) for b in read_documents(dataset.whole_file(0)))
     assert count_rows(dataset, 0, 100).rows == read == 2
 
 
@@ -73,7 +73,7 @@ def test_counting_decodes_no_text(tmp_path: Path, byte_bpe: Path, monkeypatch: p
     request = make_request(
         [source(tmp_path / "in")], options(tmp_path / "out", byte_bpe, sample=900, valid_fraction=0.0), "b"
     )
-    monkeypatch.setattr(sampling, "read_part", None)
+    monkeypatch.setattr(sampling, "read_documents", None)
     monkeypatch.setattr("nano3.data.planning.planner.set_bounds", lambda *_: None)
     assert sum(make_plan(request).datasets[0].rows or []) == 900
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nano3.data.planning import splits
 from nano3.data.planning.plan import DatasetPlan
-from nano3.data.planning.splits import FULL, adapt, check_bad_rows, document_hash, file_seed, set_bounds, split_of
+from nano3.data.planning.splits import FULL, check_bad_rows, document_hash, file_seed, fit_bounds, set_bounds, split_of
 from nano3.data.sources.readers import Batch
 from nano3.utils.errors import Failure, UserError
 
@@ -25,18 +25,18 @@ def numbers(count: int) -> np.ndarray:
 @given(count=st.integers(0, 200), valid=shares, test=shares.filter(lambda s: s < 0.1))
 def test_every_split_gets_its_share_and_at_least_one(count: int, valid: float, test: float) -> None:
     d = paper_dataset([1])
-    adapt(d, numbers(count), (valid, test))
+    fit_bounds(d, numbers(count), (valid, test))
     found = np.bincount(split_of(numbers(count), d.bounds), minlength=3).tolist()
     wanted = [valid, test]
     assert all(n == 0 for n, share in zip(found[1:], wanted, strict=True) if share == 0)
     assert sum(found) == count
     if count > sum(share > 0 for share in wanted):
         assert all(n >= 1 for n, share in zip(found, [1, *wanted], strict=True) if share > 0)
-        assert not d.notes
+        assert not d.warnings
     else:
         assert found[0] == min(count, 1), "training comes first"
         missing = [i for i, share in enumerate(wanted) if share > 0 and not found[i + 1]]
-        assert len(d.notes) == len(missing)
+        assert len(d.warnings) == len(missing)
     if count >= 20:
         assert abs(found[1] - valid * count) <= 1.5
         assert abs(found[2] - test * count) <= 1.5
@@ -106,7 +106,7 @@ def test_a_bad_row_behind_what_is_read_does_not_stop_the_plan(tmp_path: Path, mo
     d = dataset_of(tmp_path, {"a.jsonl": rows(1000), "b.jsonl": b'{"text": null}\n'})
     set_bounds(d, options(tmp_path, tmp_path, valid_fraction=1e-12, test_fraction=0.0))
     assert d.bounds[0] == int(1e-12 * FULL)
-    assert "no document of valid among its first 1,000" in d.notes[0]
+    assert "no document of valid among its first 1,000" in d.warnings[0]
 
 
 @pytest.mark.parametrize("least", [0, 5])
@@ -145,6 +145,6 @@ def test_a_wrong_field_is_told_apart_from_a_wrong_row(
 ) -> None:
     d = dataset_of(tmp_path, {"a.jsonl": b'{"body": "a"}\n{"t": "abcd"}\n{}'})
     with pytest.raises(kind, match=message) as caught:
-        check_bad_rows(found, d.whole(0), options(tmp_path, tmp_path), "d")
+        check_bad_rows(found, d.whole_file(0), options(tmp_path, tmp_path), "d")
     assert "a.jsonl" in str(caught.value)
-    check_bad_rows(found, d.whole(0), options(tmp_path, tmp_path, bad_rows="skip"), "d")
+    check_bad_rows(found, d.whole_file(0), options(tmp_path, tmp_path, bad_rows="skip"), "d")

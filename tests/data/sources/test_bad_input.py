@@ -52,7 +52,7 @@ def test_bad_rows_can_be_skipped_and_are_counted(tmp_path: Path, byte_bpe: Path)
     with pytest.raises(Failure, match=r"row 8 .*bad_rows=skip"):
         run(path, tmp_path / "out", byte_bpe)
     manifest = run(path, tmp_path / "out", byte_bpe, bad_rows="skip")
-    assert manifest.datasets[0]["skipped"] == {"not_json": 1, "not_utf8": 1, "no_text": 2, "null": 1}
+    assert manifest.datasets[0].skipped == {"not_json": 1, "not_utf8": 1, "no_text": 2, "null": 1}
     assert sorted(documents(tmp_path / "out")) == sorted(reference(byte_bpe, texts(300)))
 
 
@@ -125,7 +125,7 @@ def test_unknown_files_in_a_folder_are_left_out_loudly(tmp_path: Path, byte_bpe:
     (tmp_path / "in" / "README.md").write_text("not data")
     (tmp_path / "in" / "_SUCCESS").write_text("not data")
     manifest = run(tmp_path / "in", tmp_path / "out", byte_bpe)
-    assert manifest.datasets[0]["files"] == 1
+    assert manifest.datasets[0].files == 1
     assert "1 file(s) of no known format left out: README.md" in capfd.readouterr().err
     with pytest.raises(UserError, match=r"README\.md is not of a known format"):
         run(tmp_path / "in" / "README.md", tmp_path / "out2", byte_bpe)
@@ -143,7 +143,7 @@ def test_globs_and_folders(tmp_path: Path, byte_bpe: Path) -> None:
     }
     for path, count in found.items():
         manifest = run([source(tmp_path / path)], tmp_path / path.replace("/", "_").replace("*", "S"), byte_bpe)
-        assert manifest.datasets[0]["files"] == count, path
+        assert manifest.datasets[0].files == count, path
 
 
 def test_unwritable_output(tmp_path: Path, byte_bpe: Path) -> None:

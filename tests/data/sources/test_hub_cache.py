@@ -129,8 +129,8 @@ def test_a_new_commit_is_downloaded_beside_the_old(tmp_path: Path, hub: Hub, fil
     hub.commit = NEXT
     files["data/validation-0.parquet"] = write(tmp_path / "new.parquet", texts(12, seed=9)).read_bytes()
     manifest = run([source("hf://org/set", split="validation")], tmp_path / "two", byte_bpe, **DOWNLOAD)
-    assert manifest.datasets[0]["revision"] == NEXT
-    assert manifest.datasets[0]["documents"] == 12
+    assert manifest.datasets[0].revision == NEXT
+    assert manifest.datasets[0].documents == 12
     assert in_cache(tmp_path) == ["validation-0.parquet"] * 2
     pinned = [source("hf://org/set", split="validation", revision=COMMIT)]
     run(pinned, tmp_path / "old", byte_bpe, **DOWNLOAD)  # the hub has it no more, the cache has

@@ -117,7 +117,7 @@ def test_files_of_other_kinds_are_left_out_with_one_note(tmp_path: Path, byte_bp
     (tmp_path / "in" / "backup.tar.gz").write_bytes(gzip.compress(b"tar"))
     (tmp_path / "in" / "notes").write_text("not data")
     manifest = run(tmp_path / "in", tmp_path / "out", byte_bpe)
-    assert manifest.datasets[0]["files"] == 1
+    assert manifest.datasets[0].files == 1
     told = [line for line in capfd.readouterr().err.splitlines() if "left out" in line]
     assert len(told) == 1
     assert "3 file(s) of no known format left out: README.md, backup.tar.gz, notes" in told[0]

@@ -51,7 +51,7 @@ def test_a_dataset_and_a_tokenizer_of_the_hub(tmp_path: Path, hub: Hub, hub_env,
     sources = [source("hf://org/set", "a", subset="data"), source("hf://org/set", "b", split="validation")]
     manifest = run(sources, tmp_path / "out", "org/model", workers=2)
     assert [d["revision"] for d in manifest.datasets] == [COMMIT, COMMIT]
-    assert manifest.tokenizer["revision"] == COMMIT
+    assert manifest.tokenizer.revision == COMMIT
     wanted = reference(byte_bpe, [*texts(60), *texts(50, seed=1)])
     assert sorted(documents(tmp_path / "out", dataset="a")) == sorted(wanted)
     assert sorted(documents(tmp_path / "out", dataset="b")) == sorted(reference(byte_bpe, texts(9, seed=2)))
@@ -95,9 +95,7 @@ def test_a_private_dataset(tmp_path: Path, files: dict[str, bytes], hub_env, byt
         with pytest.raises(UserError, match="private: set HF_TOKEN"):
             run([source("hf://org/set")], tmp_path / "out", byte_bpe)
         hub_env(server, "secret")
-        assert (
-            run([source("hf://org/set", split="validation")], tmp_path / "out", byte_bpe).datasets[0]["documents"] == 9
-        )
+        assert run([source("hf://org/set", split="validation")], tmp_path / "out", byte_bpe).datasets[0].documents == 9
 
 
 WRONG = {
@@ -204,7 +202,7 @@ def test_any_fsspec_url_gives_the_same_data_as_local_files(tmp_path: Path, byte_
     assert tree(tmp_path / "url") == tree(tmp_path / "local")
     for path, count in (("in/x/*.parquet", 1), ("in/x/0.jsonl", 1), ("in/**/*", 3)):
         out = tmp_path / f"o{len(path)}{count}"
-        assert run([source(f"file://{tmp_path}/{path}")], out, byte_bpe).datasets[0]["files"] == count, path
+        assert run([source(f"file://{tmp_path}/{path}")], out, byte_bpe).datasets[0].files == count, path
 
 
 def test_s3(tmp_path: Path, byte_bpe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,10 +225,10 @@ def test_s3(tmp_path: Path, byte_bpe: Path, monkeypatch: pytest.MonkeyPatch) -> 
         for i, kind in enumerate(("jsonl", "parquet", "jsonl.gz")):
             fs.put(str(write(tmp_path / "in" / f"{i}.{kind}", texts(200, seed=i))), f"bucket/data/{i}.{kind}")
         manifest = run([source("s3://bucket/data")], tmp_path / "s3", byte_bpe, workers=2)
-        assert manifest.datasets[0]["files"] == 3
+        assert manifest.datasets[0].files == 3
         run(tmp_path / "in", tmp_path / "local", byte_bpe)
         assert sorted(documents(tmp_path / "s3")) == sorted(documents(tmp_path / "local"))
-        assert run([source("s3://bucket/data/*.parquet")], tmp_path / "glob", byte_bpe).datasets[0]["documents"] == 200
+        assert run([source("s3://bucket/data/*.parquet")], tmp_path / "glob", byte_bpe).datasets[0].documents == 200
         with pytest.raises(UserError, match="s3://bucket/none"):
             run([source("s3://bucket/none")], tmp_path / "none", byte_bpe)
     finally:

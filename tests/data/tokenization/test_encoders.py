@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nano3.data.build.unit_encoder import EngineMismatchError, Worker
 from nano3.data.planning.plan import SPLITS, load_plan
 from nano3.data.tokenization.edge_cases import edge_cases
-from nano3.data.tokenization.encoders import SpecialCounter, fast_encoder, first_difference, reference_encoder
+from nano3.data.tokenization.encoders import SpecialTokenCounter, fast_encoder, first_difference, reference_encoder
 from nano3.data.tokenization.engines import Engines, load_engines
 from nano3.data.tokenization.special_tokens import frame, truncate
 from nano3.data.tokenization.tokenizer import copy_tokenizer, find_tokenizer
@@ -158,7 +158,7 @@ def test_frame_and_truncate(rows: list[list[int]], bos: int | None, eos: int | N
 
 @given(ids=st.lists(st.integers(0, 60)), special=st.sets(st.integers(0, 60), max_size=30))
 def test_special_counter(ids: list[int], special: set[int]) -> None:
-    assert SpecialCounter(tuple(sorted(special)))(np.array(ids, np.uint32)) == sum(i in special for i in ids)
+    assert SpecialTokenCounter(tuple(sorted(special)))(np.array(ids, np.uint32)) == sum(i in special for i in ids)
 
 
 # Finding the tokenizer

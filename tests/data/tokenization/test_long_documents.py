@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from data_helpers import WORDS, documents, reference, texts, write
 from hypothesis import given, settings
@@ -40,7 +41,7 @@ def encoder(request: pytest.FixtureRequest) -> Encoder:
 
 def cut_up(text: str, encode: Encoder) -> tuple[list[int], list[str]]:
     """Ids and pieces of a text taken piece by piece."""
-    found = list(long_documents.encode_pieces(text, encode))
+    found = list(long_documents.encode_chunks(text, encode))
     return [i for ids, _ in found for i in ids.tolist()], [piece for _, piece in found]
 
 
@@ -122,7 +123,9 @@ def prepare_here(path: Path, output: Path, tokenizer: Path, **keys) -> dict:
     for unit in range(plan.units):
         worker.encode_unit(unit)
     manifest = finalize(plan_path)
-    return {key: value for key, value in manifest.datasets[0].items() if key not in ("path", "root")}
+    return {
+        key: value for key, value in msgspec.to_builtins(manifest.datasets[0]).items() if key not in ("path", "root")
+    }
 
 
 MEASURE = """
@@ -154,7 +157,7 @@ def test_documents_of_100_mb_take_little_memory(tmp_path: Path, tekken: Path, na
     tokenizer = Tokenizer.from_file(str(tekken / "tokenizer.json"))
     found = 0
     for entry in load_manifest(tmp_path / "out").shards:
-        data = IndexedFile(tmp_path / "out" / entry["prefix"])
+        data = IndexedFile(tmp_path / "out" / entry.prefix)
         for start, length in zip(data.offsets.tolist(), data.lengths.tolist(), strict=True):
             if length > 10_000_000:
                 ids = data.tokens[start // 4 : start // 4 + 1000].tolist()

@@ -26,9 +26,9 @@ def in_pieces(framing: Framing, pieces: list[list[int]]) -> list[int]:
     """Tokens of one document as a unit writes a long one."""
     length, tokens = 0, list[int]()
     for piece in pieces:
-        tokens += framing.middle(np.array(piece, np.uint32), length, len(tokens)).tolist()
+        tokens += framing.frame_chunk(np.array(piece, np.uint32), length, len(tokens)).tolist()
         length += len(piece)
-    return tokens + framing.end(length).tolist()
+    return tokens + framing.end_tokens(length).tolist()
 
 
 @given(
@@ -76,6 +76,7 @@ def test_ids_of_the_engine_are_left_as_they_are(dtype: str) -> None:
     ids=["usual", "bos", "limit"],
 )
 def test_a_plan_says_how_documents_are_framed(tmp_path: Path, keys: dict, wanted: tuple) -> None:
-    framing = Framing.of(paper_plan(tmp_path, [paper_dataset([1])], **keys))
+    plan = paper_plan(tmp_path, [paper_dataset([1])], **keys)
+    framing = Framing.from_options(plan.options, plan.tokenizer, plan.dtype)
     assert (framing.bos, framing.eos, framing.limit) == wanted
     assert framing.dtype == np.uint16

@@ -39,9 +39,26 @@ def data_dir(tmp_path: Path) -> Path:
     sha = hashlib.sha256((tokenizer / "tokenizer.json").read_bytes()).hexdigest()
     manifest = {
         "format": 2,
-        "tokenizer": {"path": "tokenizer", "sha256": sha, "vocab_size": 4096, "eod_id": 2},
+        "blend": "test",
+        "plan_hash": "0" * 64,
+        "tokenizer": {
+            "model": "t",
+            "revision": None,
+            "sha256": sha,
+            "path": "tokenizer",
+            "vocab_size": 4096,
+            "eod_id": 2,
+            "eod_token": "</s>",
+        },
+        "dtype": "uint16",
+        "options": {"add_eos": True},
+        "datasets": [],
+        "splits": {
+            s: {key: sum(x[key] for x in shards if x["split"] == s) for key in ("documents", "sequences", "tokens")}
+            for s in blend
+        },
         "shards": shards,
-        "splits": {s: {"tokens": sum(x["tokens"] for x in shards if x["split"] == s)} for s in blend},
+        "versions": {},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "blend.json").write_text(json.dumps(blend))

@@ -28,7 +28,7 @@ def write_shard(folder: Path, prefix: str, split: str, dataset: str, tokens: int
     return {
         "split": split, "prefix": prefix, "dataset": dataset, "documents": 1, "sequences": 1, "tokens": tokens,
         "bin_bytes": 2 * tokens, "bin_xxh128": xxh3_128(body.tobytes()).hexdigest(),
-        "idx_xxh128": xxh3_128(index).hexdigest(),
+        "idx_xxh128": xxh3_128(index).hexdigest(), "source": [["a.jsonl", 0], ["a.jsonl", 0]],
     }  # fmt: skip
 
 

@@ -1,0 +1,128 @@
+"""From the receipts of a finished build to its manifest."""
+
+import platform
+from collections.abc import Iterable
+from dataclasses import asdict
+
+from nano3.data.build.receipts import ShardReceipt, UnitReceipt
+from nano3.data.dataset.manifest import (
+    FORMAT,
+    Counts,
+    DatasetEntry,
+    InputEntry,
+    Manifest,
+    ShardEntry,
+    TokenizerEntry,
+)
+from nano3.data.planning.plan import SPLITS, DatasetPlan, Plan
+from nano3.utils.provenance import installed_versions
+
+
+def make_manifest(plan: Plan, shards: list[ShardReceipt], units: list[UnitReceipt]) -> Manifest:
+    """Add up the receipts of a finished build.
+
+    Args:
+        plan: The plan of the build.
+        shards: Receipts of all shards, in any order.
+        units: Receipts of all units that read anything, in any order.
+    """
+    info = plan.tokenizer
+    ordered = sorted(shards, key=lambda s: (s.split, s.dataset, s.shard))
+    datasets = [dataset_entry(plan, d, shards, units) for d in range(len(plan.datasets))]
+    engine_names = {r.engine for r in units}
+    return Manifest(
+        format=FORMAT,
+        blend=plan.blend,
+        plan_hash=plan.hash,
+        tokenizer=TokenizerEntry(
+            model=info.model,
+            revision=info.revision,
+            sha256=info.sha256,
+            path="tokenizer",
+            vocab_size=info.vocab_size,
+            eod_id=info.eod_id,
+            eod_token=info.eod_token,
+        ),
+        dtype=plan.dtype,
+        options=asdict(plan.options),
+        datasets=datasets,
+        splits={name: add_counts(d.splits[name] for d in datasets) for name in SPLITS},
+        shards=[shard_entry(plan, s, s.name) for s in ordered if s.name],
+        versions={**versions(), "engine": " and ".join(sorted(engine_names)) or "none"},
+    )
+
+
+def shard_entry(plan: Plan, receipt: ShardReceipt, prefix: str) -> ShardEntry:
+    """Return the manifest's entry of a shard whose files have the given prefix."""
+    dataset = plan.datasets[receipt.dataset]
+    ends = [receipt.first, receipt.last]
+    return ShardEntry(
+        split=SPLITS[receipt.split],
+        prefix=prefix,
+        dataset=dataset.name,
+        documents=receipt.documents,
+        sequences=receipt.sequences,
+        tokens=receipt.tokens,
+        bin_bytes=receipt.bin_bytes,
+        bin_xxh128=receipt.bin_xxh128,
+        idx_xxh128=receipt.idx_xxh128,
+        source=[(dataset.keys[end[0]], end[1]) for end in ends if end],
+    )
+
+
+def dataset_entry(plan: Plan, number: int, shards: list[ShardReceipt], units: list[UnitReceipt]) -> DatasetEntry:
+    """Return the manifest's entry of dataset `number` of the plan."""
+    dataset = plan.datasets[number]
+    low, high = plan.first_units[number], plan.first_units[number + 1]
+    mine = [u for u in units if low <= u.unit < high]
+    skipped: dict[str, int] = {}
+    for unit in mine:
+        for reason, n in unit.skipped.items():
+            skipped[reason] = skipped.get(reason, 0) + n
+    splits = {
+        name: add_counts(
+            Counts(s.documents, s.sequences, s.tokens) for s in shards if (s.split, s.dataset) == (i, number)
+        )
+        for i, name in enumerate(SPLITS)
+    }
+    documents = sum(u.documents for u in mine)
+    return DatasetEntry(
+        name=dataset.name,
+        weight=dataset.weight,
+        path=dataset.path,
+        revision=dataset.revision,
+        files=len(dataset.keys),
+        rows=documents + sum(skipped.values()),
+        documents=documents,
+        empty=sum(u.empty for u in mine),
+        tokens=sum(s.tokens for s in splits.values()),
+        text_bytes=sum(u.text_bytes for u in mine),
+        skipped=dict(sorted(skipped.items())),
+        truncated=sum(u.truncated for u in mine),
+        special_tokens=sum(u.special for u in mine),
+        splits=splits,
+        inputs=input_entries(dataset),
+    )
+
+
+def input_entries(dataset: DatasetPlan) -> list[InputEntry]:
+    """Return the manifest's entries of a dataset's files."""
+    columns = (dataset.keys, dataset.sizes, dataset.fingerprints, dataset.times, dataset.formats)
+    rows = dataset.rows or [None] * len(dataset.keys)
+    return [InputEntry(*values) for values in zip(*columns, rows, strict=True)]
+
+
+def add_counts(counts: Iterable[Counts]) -> Counts:
+    """Return the sum of counts."""
+    found = list(counts)
+    return Counts(
+        documents=sum(c.documents for c in found),
+        sequences=sum(c.sequences for c in found),
+        tokens=sum(c.tokens for c in found),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and the packages that make the data."""
+    packages = ("nano3", "tokenizers", "fastokens", "pyarrow", "numpy", "msgspec")
+    return {"python": platform.python_version(), **installed_versions(packages)}
