@@ -1,7 +1,8 @@
-"""Where compiled GPU kernels are kept between starts, so that only the first one on a kind of machine pays for them.
+"""The cache of compiled GPU kernels, so that only the first run on a kind of machine compiles them.
 
-Compiling and tuning the Mamba and MoE kernels takes minutes. The results hold for one kind of GPU and one version of
-torch and triton, so each has a folder of its own under $NANO3_CACHE (default ~/.cache/nano3); all nodes may share it.
+Compiling and tuning the Mamba and MoE kernels takes minutes. The results are valid for one kind of GPU and one version
+of torch and triton, so each combination has its own folder under $NANO3_CACHE (default ~/.cache/nano3). Nodes may
+share it.
 """
 
 import os
@@ -9,33 +10,39 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-# The driver's own description of each GPU; reading it needs neither torch nor a context on the GPU.
+# The driver's description of each GPU. Reading it needs neither torch nor a GPU context.
 GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 def set_compile_cache() -> Path:
-    """Name the folder to Triton and Inductor, unless the user has named one. Call it before torch is imported."""
+    """Point Triton and Inductor to the cache, unless the user has set a folder, and return it.
+
+    Call this before torch is imported.
+    """
     folder = kernel_folder()
     os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
-    # Keep the winners of autotuning too, not only the compiled candidates.
+    # Cache the results of autotuning as well as the compiled candidates.
     os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
     return folder
 
 
 def kernel_folder() -> Path:
-    """For example ~/.cache/nano3/kernels/nvidia-h100-80gb-hbm3_torch-2.11.0_triton-3.6.0."""
-    parts = [gpu_kind(), *(f"{name}-{_version(name)}" for name in ("torch", "triton"))]
-    return cache_home() / "kernels" / "_".join(parts)
+    """Return the folder for this GPU and these versions.
+
+    For example ~/.cache/nano3/kernels/nvidia-h100-80gb-hbm3_torch-2.11.0_triton-3.6.0.
+    """
+    names = [gpu_kind(), *(f"{package}-{_version(package)}" for package in ("torch", "triton"))]
+    return cache_home() / "kernels" / "_".join(names)
 
 
 def cache_home() -> Path:
-    """$NANO3_CACHE, by default ~/.cache/nano3."""
+    """Return $NANO3_CACHE, by default ~/.cache/nano3, as an absolute path."""
     return Path(os.environ.get("NANO3_CACHE", "~/.cache/nano3")).expanduser().absolute()
 
 
 def gpu_kind() -> str:
-    """Name of this machine's first GPU in a form for file names; `no-gpu` without one."""
+    """Return the name of the first GPU in a form for file names; `no-gpu` without one."""
     for path in sorted(GPUS.glob("*/information")):
         if found := re.search(r"^Model:\s*(.+?)\s*$", path.read_text(), re.MULTILINE):
             return re.sub(r"[^a-z0-9.]+", "-", found[1].lower()).strip("-")

@@ -1,4 +1,4 @@
-"""Validation loss of every dataset on its own, on Megatron-Bridge's model, with Megatron-Bridge's own `evaluate`."""
+"""Validation loss per dataset, measured with Megatron-Bridge's `evaluate`."""
 
 import copy
 from collections.abc import Callable
@@ -8,19 +8,27 @@ from nano3.training.dataset import Shard, TrainingData, blend
 
 
 class PerDatasetEval:
-    """Called at the end of a validation with its callback context; returns dataset name -> loss in nats per token.
+    """Callable that measures each dataset's validation loss, in nats per token.
 
-    `eval_iters` global batches are shared out over the datasets, at least one each, and are the same ones every time.
-    The run's own counters (validation samples consumed, number of validation batches) are left as they were.
+    Every call evaluates the same samples: `eval_iters` global batches divided among the datasets, at least one each.
+    The counters of the run (consumed validation samples, number of validation batches) are restored.
     """
 
     def __init__(self, data: TrainingData, eval_iters: int, forward_step: Callable[..., Any]) -> None:
+        """Divide the batches among the datasets.
+
+        Args:
+            data: The prepared data.
+            eval_iters: Global batches in one validation.
+            forward_step: Megatron-Bridge's forward step function.
+        """
         self.by_dataset, self.shares = data.datasets("valid"), data.shares("valid")
         self.batches = -(-eval_iters // max(len(self.by_dataset), 1))
         self.forward_step = forward_step
-        self._sets: dict[str, Any] = {}
+        self._megatron_datasets: dict[str, Any] = {}
 
     def __call__(self, context: Any) -> dict[str, float]:
+        """Return dataset name -> loss, given the callback context of a validation that has ended."""
         state = context.state
         consumed, planned = state.train_state.consumed_valid_samples, state.cfg.validation.eval_iters
         state.cfg.validation.eval_iters = self.batches
@@ -35,8 +43,8 @@ class PerDatasetEval:
 
         from nano3.training.megatron.callbacks import extract_loss, loss_from_last_stage
 
-        if name not in self._sets:
-            self._sets[name] = self._dataset(shards, context.state.cfg)
+        if name not in self._megatron_datasets:
+            self._megatron_datasets[name] = self._dataset(shards, context.state.cfg)
         losses, _, _ = evaluate(
             context.state,
             self.forward_step,
@@ -48,7 +56,7 @@ class PerDatasetEval:
         return loss_from_last_stage(extract_loss(losses))
 
     def _dataset(self, shards: tuple[Shard, ...], cfg: Any) -> Any:
-        """The validation samples of one dataset: a Megatron dataset of eval batches x global batch size samples."""
+        """Return the Megatron dataset of `batches` x global batch size validation samples."""
         from megatron.bridge.data.utils import get_dataset_provider
 
         config = copy.copy(cfg.dataset)
@@ -57,13 +65,13 @@ class PerDatasetEval:
         return get_dataset_provider(config)([0, samples, 0], config)[1]
 
     def _batches(self, name: str, cfg: Any) -> Any:
-        """One iterator, also with virtual pipeline stages: `evaluate` shares it out to them itself."""
+        """Return one iterator, even with virtual pipeline stages: `evaluate` distributes it to them."""
         from megatron.bridge.data.samplers import build_pretraining_data_loader
         from megatron.core import parallel_state
         from megatron.core.rerun_state_machine import RerunDataIterator
 
         loader = build_pretraining_data_loader(
-            self._sets[name],
+            self._megatron_datasets[name],
             0,
             "single",
             cfg.validation.eval_micro_batch_size,

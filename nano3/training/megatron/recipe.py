@@ -1,6 +1,6 @@
-"""A Megatron-Bridge recipe, called offline and fitted to the machine and the data at hand.
+"""Call a Megatron-Bridge recipe offline and adapt it to the machine and the data.
 
-What nano3 changes in a recipe beyond the keys a user typed stands here, in `adaptations` and `data_settings`, and is
+`adaptations` and `data_settings` contain all that nano3 changes in a recipe besides the user's keys. Adaptations are
 logged.
 """
 
@@ -22,9 +22,8 @@ from nano3.utils.errors import UserError, did_you_mean
 from nano3.utils.files import write_text
 
 ALLOWED = "megatron.bridge.recipes."
-# Recipes that read one small public file from the hub when they are called -> (model, commit). Its text ships in
-# hub/, so that a compute node without internet can call them. Values of the public config.json (Apache-2.0), spaced
-# for reading.
+# Recipes that read the config.json of a model from the Hugging Face Hub when called -> (model, commit). hub/ contains
+# the files (Apache-2.0, reformatted), so that a compute node without internet access can call these recipes.
 HUB_FILES = {
     "megatron.bridge.recipes.qwen.qwen3.qwen3_8b_pretrain_config": (
         "Qwen/Qwen3-8B",
@@ -34,22 +33,25 @@ HUB_FILES = {
 
 
 def target_problems(target: str) -> list[str]:
-    """Why `recipe._target_` is refused before anything is imported, or an empty list."""
+    """Return why `recipe._target_` cannot be a recipe, judged by its name alone."""
     if not re.fullmatch(r"[A-Za-z_][\w.]*", target):
         return [f"recipe._target_={target}: not a dotted path."]
     if not target.startswith(ALLOWED):
         return [
-            f"recipe._target_={target}: recipes come from {ALLOWED.rstrip('.')}; for example {next(iter(HUB_FILES))}."
+            f"recipe._target_={target}: recipes come from {ALLOWED.rstrip('.')}, for example {next(iter(HUB_FILES))}."
         ]
     return []
 
 
 def offline_hub(target: str, scratch: Path) -> None:
-    """Make the one hub file that a recipe reads available without network, unless the user's own cache has it.
+    """Make the hub file that a recipe reads available without network access, unless the user's cache has it.
 
-    huggingface_hub reads its environment variables when it is first imported: before that a cache of this run's own
-    is named to it; afterwards the file goes into the cache in use, where a file of a fixed commit is found without
-    asking the hub.
+    huggingface_hub reads its environment variables when it is imported. Before the import, point it to a cache in
+    `scratch`; after the import, write the file to the cache in use, where a file of a fixed commit is found offline.
+
+    Args:
+        target: Dotted name of the recipe.
+        scratch: A folder of this run for the cache.
     """
     if target not in HUB_FILES:
         return
@@ -68,9 +70,14 @@ def offline_hub(target: str, scratch: Path) -> None:
 
 
 def call_recipe(target: str, per_split_data_args_path: str | None = None) -> Any:
-    """Import and call a recipe. Releases differ: it is given the data path only if it has a parameter for it.
+    """Import and call a recipe, and return its ConfigContainer.
 
-    Raises `UserError` when there is no such recipe.
+    Args:
+        target: Dotted name of the recipe.
+        per_split_data_args_path: Passed to recipes that have a parameter of this name; releases differ.
+
+    Raises:
+        UserError: There is no such recipe.
     """
     if problems := target_problems(target):
         raise UserError(problems)
@@ -85,21 +92,26 @@ def call_recipe(target: str, per_split_data_args_path: str | None = None) -> Any
     if not callable(function):
         names = [n for n in vars(module) if n.endswith("_config") and not n.startswith("_")]
         raise UserError(f"recipe._target_={target}: {module_name} has no {name!r}.{did_you_mean(name, names)}")
-    takes = inspect.signature(function).parameters
-    if per_split_data_args_path and "per_split_data_args_path" in takes:
+    parameters = inspect.signature(function).parameters
+    if per_split_data_args_path and "per_split_data_args_path" in parameters:
         return function(per_split_data_args_path=per_split_data_args_path)
     return function()
 
 
 def data_settings(config: PretrainConfig, data: TrainingData, run_dir: Path) -> list[Setting]:
-    """The data's own blend and tokenizer, the run's own folders."""
+    """Return the settings that follow from the prepared data and the run folder.
+
+    Args:
+        config: The run's configuration.
+        data: The prepared data, with its blend and tokenizer.
+        run_dir: The run folder, for sample index, TensorBoard and checkpoints.
+    """
     train, valid, _ = data.blend_per_split
-    # Without a test split Megatron-Bridge spends no time on it at the end of every run; it stays unseen for a real
-    # evaluation.
+    # Megatron-Bridge would evaluate the test split at the end of every run. Keep it unseen for a real evaluation.
     blends = [train, valid if config.train.eval_interval else None, None]
     tensorboard = config.logger.tensorboard_dir or str(run_dir / "tensorboard")
     save = str(checkpoint_dir(config, run_dir)) if config.checkpoint.save_interval else None
-    # Megatron-Bridge's own validation is only the occasion for nano3's, which measures train.eval_iters batches.
+    # Megatron-Bridge's validation only triggers that of nano3, which measures train.eval_iters batches.
     validation = [Setting("validation.eval_iters", 1, "train.eval_iters")] if config.train.eval_interval else []
     return [
         *validation,
@@ -117,9 +129,14 @@ def data_settings(config: PretrainConfig, data: TrainingData, run_dir: Path) -> 
 
 
 def adaptations(get: Callable[[str], Any], world_size: int, has: Callable[[str], bool]) -> list[Setting]:
-    """What a recipe made for eight H100s in NVIDIA's container needs elsewhere. `get` reads a field of the container
-    by its path (None when absent), `has` tells whether a module can be imported. Each `origin` is the reason, for the
-    log.
+    """Return the changes that a recipe for eight H100s in NVIDIA's container needs elsewhere.
+
+    Each `origin` is the reason, for the log.
+
+    Args:
+        get: Returns a field of the container by its dotted path; None if it is absent.
+        world_size: Ranks of the run.
+        has: Returns whether a module can be imported.
     """
     found = []
     if get("model.moe_token_dispatcher_type") == "flex":
@@ -138,14 +155,14 @@ def adaptations(get: Callable[[str], Any], world_size: int, has: Callable[[str],
 
 
 def _dispatcher(expert: int | None, tensor: int | None, has: Callable[[str], bool]) -> list[Setting]:
-    """What takes the place of DeepEP's and HybridEP's dispatcher where it cannot be used, or has nobody to send to."""
+    """Return the replacement of the DeepEP and HybridEP dispatcher where it is missing or not needed."""
     if expert == 1:
         why = "every rank has all experts, so no token is sent"
     elif not has("deep_ep"):
         why = "deep_ep is not installed"
     else:
         return []
-    # With nothing to send, allgather leaves out two sorts of alltoall's: 4 % of a step (benchmarks/results/gpu).
+    # With nothing to send, allgather saves two sorts compared to alltoall: 4 % of a step (benchmarks/results/gpu).
     kind = "allgather" if expert == 1 and (tensor or 1) == 1 else "alltoall"
     return [
         Setting("model.moe_token_dispatcher_type", kind, why),
@@ -154,7 +171,7 @@ def _dispatcher(expert: int | None, tensor: int | None, has: Callable[[str], boo
 
 
 def field_getter(container: Any) -> Callable[[str], Any]:
-    """`get` for `adaptations` on a live container."""
+    """Return the function `get` of `adaptations` for a live container."""
 
     def get(path: str) -> Any:
         node = container

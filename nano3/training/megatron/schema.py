@@ -1,9 +1,8 @@
-"""What Megatron-Bridge's ConfigContainer accepts: read from the real dataclasses, or from a recording of them.
+"""The fields of Megatron-Bridge's ConfigContainer and their types, from the dataclasses or from a recording of them.
 
-Megatron-Bridge imports only where its CUDA extensions are installed, so a login node cannot ask the dataclasses which
-fields exist. `extract` asks them once (`python -m nano3.training.megatron.record_schema`, on a machine that has the stack) and
-the answer ships as JSON. On the training machine the same `extract` is run on the live container, and the same check is
-made against that.
+Megatron-Bridge can only be imported where its CUDA extensions are installed, so a login node cannot inspect its
+dataclasses. `record_schema` runs `extract` once on a machine with Megatron-Bridge, and nano3 ships the result as JSON
+(`load_bundled`). The training machine runs `extract` on the live container and repeats the same checks.
 """
 
 import dataclasses
@@ -44,14 +43,18 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Field:
-    """What one configuration field takes. `kinds` empty: anything (its type cannot be told from the annotation)."""
+    """The values that one configuration field accepts.
+
+    `kinds` are names of types, such as "int" or "null"; empty accepts anything, because the annotation does not say.
+    `choices` are the names of an enumeration or of dtypes. `section` is the class of a nested dataclass.
+    """
 
     kinds: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     section: str | None = None
 
     def problem(self, value: Any) -> str | None:
-        """Why `value` is refused, or None."""
+        """Return why `value` does not fit, or None."""
         if not self.kinds:
             return None
         if isinstance(value, str) and self.choices and "str" not in self.kinds:
@@ -60,13 +63,17 @@ class Field:
                 return None
             return f"{value!r} is not allowed.{did_you_mean(value, self.choices)}"
         if any(_is_kind(value, kind) for kind in self.kinds) or (value is None and self.choices):
-            return None  # null unsets a choice, also where the annotation forgets to say so
+            return None  # null unsets a choice even if the annotation lacks None
         return f"{value!r} is a {_kind_of(value)}; expected {' or '.join(self.kinds)}."
 
 
 @dataclass(frozen=True)
 class Schema:
-    """Fields of every section of the container that one recipe returns, and the recipe's own plain values."""
+    """The fields of the container that one recipe returns, and the recipe's values.
+
+    `container` maps sections to fields, `classes` maps dataclass names to their fields, `values` holds the plain data
+    of the recipe. `live` means extracted from the installed Megatron-Bridge.
+    """
 
     recipe: str
     versions: Mapping[str, str]
@@ -76,14 +83,13 @@ class Schema:
     live: bool = False
 
     def lookup(self, path: str) -> tuple[Field | None, str | None]:
-        """The field at a dotted path such as `ddp.bucket_size`, or None and the sentence that says what is wrong with
-        the path."""
+        """Return the field at a dotted path such as `ddp.bucket_size`, or None and what is wrong with the path."""
         fields: Mapping[str, Field] = self.container
         where, found = "", Field()
         for name in path.split("."):
             if name not in fields:
-                place = f"section {where!r}" if where else "Megatron-Bridge's ConfigContainer"
-                return None, f"there is no {name!r} in {place}.{did_you_mean(name, list(fields))}"
+                parent = f"section {where!r}" if where else "Megatron-Bridge's ConfigContainer"
+                return None, f"there is no {name!r} in {parent}.{did_you_mean(name, list(fields))}"
             found = fields[name]
             where = f"{where}.{name}" if where else name
             fields = self.classes.get(found.section or "", {})
@@ -94,7 +100,7 @@ class Schema:
         return found, None
 
     def value(self, path: str, default: Any = None) -> Any:
-        """The recipe's own value at a dotted path (architecture, batch sizes), as far as it is plain data."""
+        """Return the recipe's value at a dotted path; `default` if it is unset or not plain data."""
         node: Any = self.values
         for name in path.split("."):
             if not isinstance(node, Mapping) or name not in node:
@@ -104,7 +110,7 @@ class Schema:
 
 
 def dtype_name(text: str) -> str | None:
-    """`torch.bfloat16`, `bfloat16` or `bf16` -> `bfloat16`; None when it names no dtype."""
+    """Return the torch name of a dtype, `bfloat16` for `bf16` or `torch.bfloat16`; None for other text."""
     return DTYPES.get(text.lower().removeprefix("torch."))
 
 
@@ -134,7 +140,7 @@ def _is_kind(value: Any, kind: str) -> bool:
 
 
 def field_from_annotation(annotation: Any) -> Field:
-    """The `Field` of a type annotation; unknown parts (callables, classes of the library) make it accept anything."""
+    """Return the field of a type annotation. Callables and classes of the library accept anything."""
     if annotation is Any:
         return Field()
     origin = typing.get_origin(annotation)
@@ -164,7 +170,7 @@ def field_from_annotation(annotation: Any) -> Field:
 
 
 def _fields_of(cls: type) -> dict[str, Field]:
-    """Public fields of a dataclass; an annotation that cannot be resolved here accepts anything."""
+    """Return the public fields of a dataclass. An annotation that cannot be resolved accepts anything."""
     found = {}
     for f in dataclasses.fields(cls):
         if f.name.startswith("_"):
@@ -176,18 +182,18 @@ def _fields_of(cls: type) -> dict[str, Field]:
             hint = Any if isinstance(f.type, str) else f.type
         described = field_from_annotation(hint)
         if described.kinds and f.default is None and "null" not in described.kinds:
-            # `x: int = None` is common in these dataclasses.
+            # Megatron's dataclasses often declare `x: int = None`.
             described = dataclasses.replace(described, kinds=(*described.kinds, "null"))
         found[f.name] = described
     return found
 
 
 def _plain(value: Any) -> Any:
-    """JSON-able part of a configuration value; everything else becomes its name."""
+    """Return a configuration value as JSON data; functions and other objects become their names."""
     if isinstance(value, enum.Enum):
         return value.name
     if isinstance(value, str):
-        return value.removeprefix(f"{Path.cwd()}/")  # recipes put default folders where they are called
+        return value.removeprefix(f"{Path.cwd()}/")  # default folders are below the current one
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
@@ -202,7 +208,7 @@ def _plain(value: Any) -> Any:
 
 
 def _classes_within(value: Any, classes: dict[str, dict[str, Field]]) -> None:
-    """Add the fields of the dataclass that `value` is an instance of, and of those inside it."""
+    """Add the fields of the dataclass of `value` and of the dataclasses nested in it to `classes`."""
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return
     classes[type(value).__name__] = _fields_of(type(value))
@@ -217,7 +223,12 @@ def _declared_classes(annotation: Any) -> Iterator[type]:
 
 
 def extract(container: Any, recipe: str) -> Schema:
-    """The schema of a live ConfigContainer as `recipe` returned it."""
+    """Return the schema of a live ConfigContainer.
+
+    Args:
+        container: A megatron.bridge ConfigContainer.
+        recipe: Dotted name of the recipe that returned it.
+    """
     hints = typing.get_type_hints(type(container))
     classes: dict[str, dict[str, Field]] = {}
     sections: dict[str, Field] = {}
@@ -228,13 +239,11 @@ def extract(container: Any, recipe: str) -> Schema:
         value = getattr(container, f.name)
         described = field_from_annotation(hints[f.name])
         if dataclasses.is_dataclass(value):
-            classes_here = type(value).__name__
             _classes_within(value, classes)
-            inner = {
+            values[f.name] = {
                 g.name: _plain(getattr(value, g.name, None)) for g in dataclasses.fields(value) if g.name[0] != "_"
             }
-            values[f.name] = inner
-            described = Field(described.kinds, described.choices, classes_here)
+            described = Field(described.kinds, described.choices, type(value).__name__)
         else:
             values[f.name] = _plain(value)
             for cls in _declared_classes(hints[f.name]):
@@ -244,26 +253,26 @@ def extract(container: Any, recipe: str) -> Schema:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of the two packages whose dataclasses are described."""
+    """Return the installed versions of Megatron-Bridge and Megatron-Core."""
     return {name: importlib.metadata.version(name) for name in ("megatron-bridge", "megatron-core")}
 
 
 def load_bundled(recipe: str) -> Schema:
-    """The shipped schema for `recipe`; for a recipe that was not recorded, the first one's without its values."""
+    """Return the recorded schema of `recipe`; for another recipe the fields alone, with any field in `model`."""
     raw = read_json(SCHEMA_FILE)
     known = raw["recipes"]
     entry = known.get(recipe, next(iter(known.values())))
-    classes = {name: {k: _read(v) for k, v in fields.items()} for name, fields in raw["classes"].items()}
-    container = {name: _read(v) for name, v in entry["container"].items()}
+    classes = {name: {k: _field_from_json(v) for k, v in fields.items()} for name, fields in raw["classes"].items()}
+    container = {name: _field_from_json(v) for name, v in entry["container"].items()}
     if recipe not in known:
         container["model"] = Field()
     return Schema(recipe, raw["versions"], container, classes, entry["values"] if recipe in known else {})
 
 
 def is_bundled(recipe: str) -> bool:
-    """Whether the shipped schema knows this recipe's own values."""
+    """Return whether the recording has the values of this recipe."""
     return recipe in read_json(SCHEMA_FILE)["recipes"]
 
 
-def _read(raw: Mapping[str, Any]) -> Field:
+def _field_from_json(raw: Mapping[str, Any]) -> Field:
     return Field(tuple(raw.get("kinds", ())), tuple(raw.get("choices", ())), raw.get("section"))

@@ -1,13 +1,13 @@
-"""nano3's typed sections and the `megatron:` dict as settings of Megatron-Bridge's ConfigContainer: listed, checked,
-applied.
+"""Settings of Megatron-Bridge's ConfigContainer from nano3's typed sections and from the `megatron:` dict.
 
-Megatron-Bridge's own override helper drops unknown keys with a warning and checks no types, so nano3 checks every
-single setting against the dataclasses (`schema`) first, and tells all problems at once, before CUDA is touched.
+Megatron-Bridge's own override helper drops unknown keys with a warning and checks no types. nano3 therefore checks
+each setting against the dataclasses (`schema`) and reports all problems at once, before CUDA is initialized.
 """
 
 import dataclasses
 import enum
 import importlib
+import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from nano3.config import PretrainConfig
 from nano3.training.megatron.schema import Field, Schema, dtype_name
 from nano3.utils.errors import Failure
 
-# nano3 key -> fields of the container that it sets. A null leaves the recipe's value.
+# nano3 key -> the container fields that it sets. A null keeps the recipe's value.
 CONTAINER_FIELDS: dict[str, tuple[str, ...]] = {
     "train.train_iters": ("train.train_iters", "scheduler.lr_decay_iters"),
     "train.global_batch_size": ("train.global_batch_size",),
@@ -40,7 +40,7 @@ CONTAINER_FIELDS: dict[str, tuple[str, ...]] = {
     "checkpoint.save_interval": ("checkpoint.save_interval",),
     "checkpoint.keep_last": ("checkpoint.most_recent_k",),
 }
-# Fields that nano3 computes from the data and the run folder; `megatron:` may not set them.
+# Fields that nano3 computes itself -> the key to set instead. `megatron:` must not set them.
 RESERVED_FIELDS: dict[str, str] = {
     "dataset.blend": "run.data",
     "dataset.blend_per_split": "run.data",
@@ -50,7 +50,7 @@ RESERVED_FIELDS: dict[str, str] = {
     "checkpoint.save": "checkpoint.save",
     "checkpoint.load": "checkpoint.load",
     "checkpoint.ckpt_step": "checkpoint.load (the folder of one iteration)",
-    "checkpoint.finetune": "checkpoint.load (another folder than checkpoint.save begins a new phase)",
+    "checkpoint.finetune": "checkpoint.load (another folder than checkpoint.save starts a new phase)",
     "train.exit_interval": "train.exit_iteration",
     "train.exit_duration_in_mins": "train.exit_duration_in_mins",
     "train.exit_signal_handler": "nothing: SIGTERM and SIGUSR2 always save and stop",
@@ -65,7 +65,7 @@ RESERVED_FIELDS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One value for one field of the container, and what asked for it (a nano3 key, or the reason of an adaptation)."""
+    """A value for one field of the container, and its origin: a nano3 key, or the reason for an adaptation."""
 
     path: str
     value: Any
@@ -73,9 +73,9 @@ class Setting:
 
 
 def typed_settings(config: PretrainConfig) -> list[Setting]:
-    """The sections model, train, optimizer, scheduler, logger and checkpoint as settings."""
+    """Return the sections model, train, optimizer, scheduler, logger and checkpoint as settings."""
     found = []
-    for key, places in CONTAINER_FIELDS.items():
+    for key, paths in CONTAINER_FIELDS.items():
         section, name = key.split(".")
         value = getattr(getattr(config, section), name)
         if key == "checkpoint.keep_last":
@@ -84,7 +84,7 @@ def typed_settings(config: PretrainConfig) -> list[Setting]:
             value = None
         if value is None and key != "scheduler.lr_wsd_decay_iters" and key != "train.eval_interval":
             continue
-        found += [Setting(path, value, key) for path in places]
+        found += [Setting(path, value, key) for path in paths]
     if not config.train.eval_interval:
         found = [s if s.path != "validation.eval_iters" else Setting(s.path, 0, "train.eval_interval") for s in found]
     for f in dataclasses.fields(config.model):
@@ -101,24 +101,32 @@ def typed_settings(config: PretrainConfig) -> list[Setting]:
 
 
 def count_layers(pattern: str) -> int:
-    """Number of layers of a hybrid pattern; `|` only cuts it into pipeline stages, `/` starts what is not the main
-    stack."""
+    """Return the number of layers in the main stack of a hybrid pattern.
+
+    `|` only separates pipeline stages, and `/` ends the main stack.
+    """
     return sum(c in "M*E-" for c in pattern.split("/")[0])
 
 
 def pattern_problems(pattern: str | None) -> list[str]:
-    """Why a pattern has no number of layers: kinds that nano3 cannot count, or none in the main stack."""
+    """Return why a hybrid pattern is invalid: unknown layer kinds, or no layer in the main stack."""
     if pattern is None:
         return []
-    allowed = "allowed: M Mamba-2, E experts, * attention, - dense MLP; | between pipeline stages, / before the rest"
+    allowed = (
+        "allowed: M Mamba-2, E experts, * attention, - dense MLP; | between pipeline stages, / ends the main stack"
+    )
     if unknown := sorted(set(pattern) - set("M*E-|/")):
         return [f"model.hybrid_layer_pattern={pattern} has {' '.join(unknown)}; {allowed}."]
     return [] if count_layers(pattern) else [f"model.hybrid_layer_pattern={pattern} has no layer; {allowed}."]
 
 
 def override_settings(tree: Mapping[str, Any], schema: Schema) -> list[Setting]:
-    """The `megatron:` dict flattened to fields of the container; values inside a field that is itself a dict stay
-    together."""
+    """Return the `megatron:` dict as one setting per container field. The value of a dict field stays a dict.
+
+    Args:
+        tree: The `megatron:` dict of the configuration.
+        schema: Says which fields are sections.
+    """
 
     def walk(node: Mapping[str, Any], prefix: str) -> Iterator[Setting]:
         for name, value in node.items():
@@ -133,16 +141,21 @@ def override_settings(tree: Mapping[str, Any], schema: Schema) -> list[Setting]:
 
 
 def setting_problems(settings: list[Setting], schema: Schema) -> list[str]:
-    """Every problem of every setting: unknown path, wrong type, or a field that another key owns."""
+    """Return all problems of all settings: unknown paths, wrong types, and fields that another key sets.
+
+    Args:
+        settings: Settings from any source.
+        schema: The schema of the recipe's container.
+    """
     problems = []
-    taken = RESERVED_FIELDS | {place: key for key, places in CONTAINER_FIELDS.items() for place in places}
+    owners = RESERVED_FIELDS | {path: key for key, paths in CONTAINER_FIELDS.items() for path in paths}
     for s in settings:
         found, sentence = schema.lookup(s.path)
-        free = s.origin.startswith("megatron.")
+        is_override = s.origin.startswith("megatron.")
         if found is None:
-            hint = " The recipe's model has no such field: leave it null." if not free else ""
+            hint = "" if is_override else " The recipe's model has no such field: leave it null."
             problems.append(f"{s.origin}={s.value}: {sentence}{hint}")
-        elif free and (owner := taken.get(s.path) or _model_key(s.path)):
+        elif is_override and (owner := owners.get(s.path) or _model_key(s.path)):
             problems.append(f"{s.origin}: this is set by {owner}; set it there.")
         elif problem := found.problem(s.value):
             problems.append(f"{s.origin}={s.value}: {problem}")
@@ -158,21 +171,30 @@ def _model_key(path: str) -> str | None:
 
 
 def apply_settings(container: Any, settings: list[Setting], schema: Schema) -> None:
-    """Set every setting on the live container. `setting_problems` has passed."""
+    """Set every setting on the live container, after `setting_problems` has found nothing.
+
+    Args:
+        container: A megatron.bridge ConfigContainer; changed in place.
+        settings: The settings to apply, in order.
+        schema: The schema of the container.
+
+    Raises:
+        Failure: A parent section is held by name, or is unset and cannot be created.
+    """
     for s in settings:
-        node, *rest = _walk(container, s.path, schema)
+        node, name = _resolve(container, s.path)
         found, _ = schema.lookup(s.path)
-        setattr(node, rest[0], _convert(s.value, found or Field(), getattr(node, rest[0], None)))
+        setattr(node, name, _convert(s.value, found or Field(), getattr(node, name, None)))
 
 
-def _walk(container: Any, path: str, schema: Schema) -> tuple[Any, str]:
-    """The object that holds the last name of `path`; a section that is None is made from its dataclass first."""
+def _resolve(container: Any, path: str) -> tuple[Any, str]:
+    """Return the object that holds the last name of `path`, and that name. Create sections that are None."""
     *parents, last = path.split(".")
     node = container
     for i, name in enumerate(parents):
         inner = getattr(node, name)
         if inner is None:
-            inner = _make(container, ".".join(parents[: i + 1]))
+            inner = _create_section(container, ".".join(parents[: i + 1]))
             setattr(node, name, inner)
         elif isinstance(inner, str):
             raise Failure(
@@ -182,20 +204,17 @@ def _walk(container: Any, path: str, schema: Schema) -> tuple[Any, str]:
     return node, last
 
 
-def _make(container: Any, path: str) -> Any:
-    """An instance with default values of the dataclass that the container declares for an unset section."""
-    import typing
-
+def _create_section(container: Any, path: str) -> Any:
+    """Return a default instance of the dataclass that the container declares for an unset section."""
     hint = typing.get_type_hints(type(container))[path] if "." not in path else None
-    for part in typing.get_args(hint) or (hint,):
-        if isinstance(part, type) and dataclasses.is_dataclass(part):
-            return part()
-    raise Failure(f"megatron.{path} is unset in this recipe and nano3 cannot make one; choose a recipe that has it.")
+    for cls in typing.get_args(hint) or (hint,):
+        if isinstance(cls, type) and dataclasses.is_dataclass(cls):
+            return cls()
+    raise Failure(f"megatron.{path} is unset in this recipe and nano3 cannot create it; choose a recipe that has it.")
 
 
 def _convert(value: Any, found: Field, current: Any) -> Any:
-    """Text for a dtype or an enumeration becomes the object that the dataclass holds; a dict is laid over the
-    recipe's."""
+    """Return a value as the dataclass holds it: a torch dtype, an enumeration member, or a merged dict."""
     if isinstance(value, Mapping) and isinstance(current, Mapping) and "dict" in found.kinds:
         return {**current, **value}
     if isinstance(value, str) and "dtype" in found.kinds and (name := dtype_name(value)):

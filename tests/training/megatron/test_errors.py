@@ -62,8 +62,8 @@ def test_a_message_of_another_form_is_told_without_numbers() -> None:
         pytest.param(torch.OutOfMemoryError(FULL.format(others="")), "The GPU is full in iteration 5", id="memory"),
         pytest.param(RuntimeError("('found NaN in local grad norm')"), "iteration 5: found NaN in local", id="nan"),
         pytest.param(RuntimeError("Rank 0: found Inf in loss"), "iteration 5: found Inf in loss", id="inf"),
-        pytest.param(SystemExit(0), "left at iteration 4 with exit code 0", id="unasked exit"),
-        pytest.param(SystemExit(3), "left at iteration 4 with exit code 3", id="failing exit"),
+        pytest.param(SystemExit(0), "exited at iteration 4 with exit code 0", id="unasked exit"),
+        pytest.param(SystemExit(3), "exited at iteration 4 with exit code 3", id="failing exit"),
     ],
 )
 def test_an_early_end_is_a_failure_that_keeps_its_cause(error: BaseException, told: str) -> None:
