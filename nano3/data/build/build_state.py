@@ -1,104 +1,121 @@
-"""What of a build is done.
+"""Find out which units and shards of a build are finished.
 
-A shard's receipt is believed when its files have the right size. A unit's is believed when its parts have the right
-checksums, or are in a finished shard; only parts that no shard has taken yet are read for it, so starting again
-stays cheap.
+A shard's receipt is valid if its files have the right size. A unit's receipt is valid if each fragment has the right
+checksum or is in a finished shard. Only fragments that are not yet merged are read, so resuming stays cheap.
 """
 
 from pathlib import Path
 
-from nano3.data.build.receipts import ShardReceipt, UnitReceipt, add_suffix, read_receipt, shard_receipt, unit_receipt
+from nano3.data.build.receipts import (
+    ShardReceipt,
+    UnitReceipt,
+    add_suffix,
+    read_receipt,
+    shard_receipt_path,
+    unit_receipt_path,
+)
 from nano3.data.dataset.checksum import checksum
 from nano3.data.planning.plan import Plan
 from nano3.data.tokenization.engines import FAST
 from nano3.utils.files import write_text
 
-Shard = tuple[int, int, int]  # split, dataset, shard in it
-MISMATCH_MARKER = "fastokens-disproved"
-VERIFIED_MARKER = "fastokens-proven"
+Shard = tuple[int, int, int]  # split, dataset, number of the shard in them
+MISMATCH_MARKER = "fastokens-disproved"  # file of a build in which the fast engine was wrong; says why
+VERIFIED_MARKER = "fastokens-proven"  # file of a build in which the engines were compared and agreed
 
 
 class BuildState:
-    """The units and shards of a plan that are done, and those to do. `units` and `shards` hold the receipts."""
+    """The finished and the open units and shards of a build.
+
+    Attributes:
+        plan: The plan.
+        build: Folder of the build.
+        unit_range: Numbers of the units that this process works on.
+        shards: Valid receipts of shards.
+        units: Valid receipts of units in `unit_range`, by number.
+    """
 
     def __init__(self, plan: Plan, build: Path, units: range | None = None) -> None:
         self.plan = plan
         self.build = build
-        self.range = units if units is not None else range(plan.units)
+        self.unit_range = units if units is not None else range(plan.units)
         self.shards: dict[Shard, ShardReceipt] = {}
         self.units: dict[int, UnitReceipt] = {}
         for shard in plan.shards():
-            if receipt := self.valid_shard(shard):
-                self.shards[shard] = receipt
-        for number in self.range:
-            if receipt_u := self.valid_unit(number):
-                self.units[number] = receipt_u
+            if shard_receipt := self._read_shard(shard):
+                self.shards[shard] = shard_receipt
+        for number in self.unit_range:
+            if unit_receipt := self._read_unit(number):
+                self.units[number] = unit_receipt
 
-    def valid_shard(self, shard: Shard) -> ShardReceipt | None:
-        """The shard's receipt if its files are there; a shard made by a disproved engine is not valid."""
-        receipt = read_receipt(shard_receipt(self.build, self.plan, *shard), ShardReceipt)
-        if receipt is None or (receipt.engine == FAST and self.disproved):
+    def _read_shard(self, shard: Shard) -> ShardReceipt | None:
+        """Return a shard's receipt if it is valid: its files are complete and its engine is trusted."""
+        receipt = read_receipt(shard_receipt_path(self.build, self.plan, *shard), ShardReceipt)
+        if receipt is None or (receipt.engine == FAST and self.mismatched):
             return None
         if receipt.name is None:
             return receipt
-        fine = file_size(self.build / f"{receipt.name}.bin") == receipt.bin_bytes
-        return receipt if fine and (self.build / f"{receipt.name}.idx").exists() else None
+        complete = file_size(self.build / f"{receipt.name}.bin") == receipt.bin_bytes
+        return receipt if complete and (self.build / f"{receipt.name}.idx").exists() else None
 
-    def valid_unit(self, number: int) -> UnitReceipt | None:
-        """The unit's receipt if each of its parts is there, is in a finished shard, or has just been given its
-        shard's name.
+    def _read_unit(self, number: int) -> UnitReceipt | None:
+        """Return a unit's receipt if it is valid.
+
+        Each fragment must be intact, be in a finished shard, or have been renamed to its shard's .bin.
         """
-        receipt = read_receipt(unit_receipt(self.build, number), UnitReceipt)
-        if receipt is None or (receipt.engine == FAST and self.disproved):
+        receipt = read_receipt(unit_receipt_path(self.build, number), UnitReceipt)
+        if receipt is None or (receipt.engine == FAST and self.mismatched):
             return None
         dataset = self.plan.unit(number)[0]
-        for part in receipt.parts:
-            if (part.split, dataset, part.shard) in self.shards:
+        for fragment in receipt.fragments:
+            if (fragment.split, dataset, fragment.shard) in self.shards:
                 continue
-            path = self.build / "units" / part.name
-            moved = self.build / f"{self.plan.shard_name(part.split, dataset, part.shard)}.bin"
-            here = part.bin_xxh128 in (file_checksum(add_suffix(path, ".bin")), file_checksum(moved))
-            if not here or file_checksum(add_suffix(path, ".len")) != part.len_xxh128:
+            path = self.build / "units" / fragment.name
+            moved = self.build / f"{self.plan.shard_name(fragment.split, dataset, fragment.shard)}.bin"
+            intact = fragment.bin_xxh128 in (file_checksum(add_suffix(path, ".bin")), file_checksum(moved))
+            if not intact or file_checksum(add_suffix(path, ".len")) != fragment.len_xxh128:
                 return None
         return receipt
 
     @property
-    def disproved(self) -> bool:
-        """Whether the fast engine was seen to be wrong in this build."""
+    def mismatched(self) -> bool:
+        """Whether the fast engine gave wrong ids in this build."""
         return (self.build / MISMATCH_MARKER).exists()
 
     @property
-    def why_disproved(self) -> str:
-        """What was wrong with it."""
+    def mismatch(self) -> str:
+        """What the fast engine got wrong; only if `mismatched`."""
         return (self.build / MISMATCH_MARKER).read_text().strip()
 
     @property
-    def proven(self) -> bool:
-        """Whether the engines were compared in this build, and agreed."""
+    def verified(self) -> bool:
+        """Whether the engines were compared in this build and agreed."""
         return (self.build / VERIFIED_MARKER).exists()
 
-    def prove(self, wrong: str) -> None:
-        """Note the outcome of the comparison; one that failed is for `disprove` to note."""
-        if not wrong:
-            write_text(self.build / VERIFIED_MARKER, "")
+    def mark_verified(self) -> None:
+        """Record that the engines were compared and agreed."""
+        write_text(self.build / VERIFIED_MARKER, "")
 
-    def disprove(self, why: str) -> None:
-        """Distrust everything the fast engine made in this build."""
+    def mark_mismatch(self, why: str) -> None:
+        """Record that the fast engine is wrong and drop everything it encoded in this build."""
         write_text(self.build / MISMATCH_MARKER, why + "\n")
         self.units = {n: r for n, r in self.units.items() if r.engine != FAST}
         self.shards = {k: r for k, r in self.shards.items() if r.engine != FAST}
 
     def open_units(self) -> list[int]:
-        """Numbers of the units to do that hold anything."""
-        return [n for n in self.range if n not in self.units and self.holds(n)]
+        """Return the numbers of the nonempty units that are not finished."""
+        return [n for n in self.unit_range if n not in self.units and self.reads_files(n)]
 
-    def holds(self, number: int) -> bool:
-        """Whether any file starts or goes on in a unit."""
+    def reads_files(self, number: int) -> bool:
+        """Return whether a unit reads any file."""
         dataset, unit = self.plan.unit(number)
         return bool(self.plan.datasets[dataset].file_ranges(unit))
 
     def open_shards(self) -> list[tuple[Shard, int, int]]:
-        """(shard, first unit, last unit) of shards to join whose units all are in this range, by last unit."""
+        """Return (shard, first unit, last unit) of the unfinished shards whose units are all in `unit_range`.
+
+        Sorted by last unit. A shard that no unit can fill belongs to the process that works on all units.
+        """
         found = []
         for shard in self.plan.shards():
             if shard in self.shards:
@@ -106,15 +123,15 @@ class BuildState:
             split, dataset, number = shard
             first, last = self.plan.datasets[dataset].units_of_shard(split, number)
             base = self.plan.first_units[dataset]
-            if (first <= last and base + first in self.range and base + last in self.range) or (
-                first > last and len(self.range) == self.plan.units
+            if (first <= last and base + first in self.unit_range and base + last in self.unit_range) or (
+                first > last and len(self.unit_range) == self.plan.units
             ):
                 found.append((shard, base + first, base + last))
         return sorted(found, key=lambda item: item[2])
 
 
 def file_size(path: Path) -> int:
-    """Bytes in a file, -1 when there is none."""
+    """Return the size of a file in bytes, or -1 if there is none."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -122,7 +139,7 @@ def file_size(path: Path) -> int:
 
 
 def file_checksum(path: Path) -> str:
-    """Checksum of a file, "" when there is none."""
+    """Return the checksum of a file, or "" if there is none."""
     try:
         return checksum(path)
     except FileNotFoundError:

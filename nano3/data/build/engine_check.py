@@ -1,8 +1,4 @@
-"""The proof that the fast engine gives the reference's ids: on a table of edge cases and on the start of every
-dataset.
-"""
-
-from typing import Any
+"""Compare the fast engine with the reference on edge cases and on the first documents of every dataset."""
 
 from nano3.data.build.unit_encoder import Worker
 from nano3.data.sources.readers import read_documents
@@ -11,12 +7,20 @@ from nano3.data.tokenization.encoders import first_difference
 from nano3.data.tokenization.engines import Engines
 from nano3.utils.errors import Nano3Error
 
-SAMPLE_CHARS = 200_000  # of all datasets together; the reference takes about half a second for a million
+SAMPLE_CHARS = 200_000  # of all datasets together; the reference encodes about two million a second
 MAX_TEXT_CHARS = 20_000
 
 
 def compare_engines(worker: Worker, engines: Engines) -> str:
-    """Compare the engines. Gives "" when they agree, else what they disagree about."""
+    """Compare the ids of both engines.
+
+    Args:
+        worker: A worker with the encoders of both engines.
+        engines: The engines.
+
+    Returns:
+        What differs, or "".
+    """
     if worker.fast is None:
         return ""
     special = [token.content for token in engines.reference.get_added_tokens_decoder().values()][:64]
@@ -26,12 +30,12 @@ def compare_engines(worker: Worker, engines: Engines) -> str:
 
 
 def sample_texts(worker: Worker) -> list[str]:
-    """The start of every dataset. A fault in the data is left to the run, which tells it with its row."""
+    """Return the first documents of every dataset. Skip bad input, as building the units reports it with its row."""
     texts: list[str] = []
     for dataset in worker.plan.datasets:
         left = SAMPLE_CHARS // len(worker.plan.datasets)
         try:
-            batch: Any = next(iter(read_documents(dataset.whole_file(0))), None)
+            batch = next(iter(read_documents(dataset.whole_file(0))), None)
         except Nano3Error:
             continue
         for text in batch.texts if batch else ():

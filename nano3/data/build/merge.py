@@ -1,4 +1,4 @@
-"""From the parts that units left to a shard: one .bin, one .idx, one receipt."""
+"""Merge the fragments of a shard into one .bin and one .idx, and write the shard's receipt."""
 
 import os
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ from nano3.data.build.receipts import (
     ShardReceipt,
     UnitReceipt,
     add_suffix,
-    read_unit,
-    shard_receipt,
+    read_unit_receipt,
+    shard_receipt_path,
     write_receipt,
 )
 from nano3.data.dataset.indexed import write_index
@@ -24,69 +24,108 @@ COPY_BYTES = 4 << 20
 
 
 def merge_shard(plan: Plan, build: Path, split: int, dataset: int, shard: int) -> ShardReceipt:
-    """Make .bin and .idx of the parts, then the receipt. A single part is moved, several are copied in order."""
-    receipts = read_shard_units(plan, build, split, dataset, shard)
-    parts = [p for r in receipts for p in r.parts if (p.split, p.shard) == (split, shard)]
+    """Write .bin and .idx of a shard, then its receipt, and delete its fragments.
+
+    A single fragment becomes the .bin by renaming; several are copied in the order of their units.
+
+    Args:
+        plan: The plan; all units of the shard must be finished.
+        build: Folder of the build.
+        split: Index in `SPLITS`.
+        dataset: Number of the dataset in the plan.
+        shard: Number of the shard in its dataset and split.
+
+    Raises:
+        Failure: If a file cannot be written.
+    """
+    units = read_shard_units(plan, build, split, dataset, shard)
+    fragments = [f for unit in units for f in unit.fragments if (f.split, f.shard) == (split, shard)]
     name = plan.shard_name(split, dataset, shard)
-    sequences, tokens = sum(p.sequences for p in parts), sum(p.tokens for p in parts)
-    bin_sum = idx_sum = ""
+    sequences = sum(f.sequences for f in fragments)
+    bin_checksum = idx_checksum = ""
     if sequences:
-        filled = [p for p in parts if p.sequences]
-        bin_path = build / f"{name}.bin"
-        bin_sum = (
-            move_fragment(build, filled[0], bin_path)
-            if len(filled) == 1
-            else concatenate_fragments(build, filled, bin_path)
-        )
-        index = DirectWriter(build / f"{name}.idx")
-        try:
-            documents = sum(p.documents for p in parts)
-            write_index(index.write, lambda: read_lengths(build, parts), sequences, documents, plan.dtype)
-            idx_sum = index.commit(sync=True)
-        except BaseException:
-            index.discard()
-            raise
-    engines = {r.engine for r in receipts}
+        bin_checksum = write_bin(build, [f for f in fragments if f.sequences], build / f"{name}.bin")
+        idx_checksum = write_idx(build, fragments, build / f"{name}.idx", plan.dtype)
     receipt = ShardReceipt(
-        split=split, dataset=dataset, shard=shard, name=name if sequences else None,
-        documents=sum(p.documents for p in parts), sequences=sequences, tokens=tokens,
-        bin_bytes=sum(p.bytes for p in parts), bin_xxh128=bin_sum, idx_xxh128=idx_sum,
-        engine=FAST if FAST in engines else REFERENCE,
-        first=parts[0].first if parts else None, last=parts[-1].last if parts else None,
-    )  # fmt: skip
-    write_receipt(shard_receipt(build, plan, split, dataset, shard), receipt)
-    for part in parts:
+        split=split,
+        dataset=dataset,
+        shard=shard,
+        name=name if sequences else None,
+        documents=sum(f.documents for f in fragments),
+        sequences=sequences,
+        tokens=sum(f.tokens for f in fragments),
+        bin_bytes=sum(f.bytes for f in fragments),
+        bin_xxh128=bin_checksum,
+        idx_xxh128=idx_checksum,
+        engine=FAST if any(unit.engine == FAST for unit in units) else REFERENCE,
+        first=fragments[0].first if fragments else None,
+        last=fragments[-1].last if fragments else None,
+    )
+    write_receipt(shard_receipt_path(build, plan, split, dataset, shard), receipt)
+    for fragment in fragments:
         for suffix in (".bin", ".len"):
-            add_suffix(build / "units" / part.name, suffix).unlink(missing_ok=True)
+            fragment_path(build, fragment, suffix).unlink(missing_ok=True)
     return receipt
 
 
+def fragment_path(build: Path, fragment: Fragment, suffix: str) -> Path:
+    """Return the path of a fragment's ".bin" or ".len" file."""
+    return add_suffix(build / "units" / fragment.name, suffix)
+
+
 def read_shard_units(plan: Plan, build: Path, split: int, dataset: int, shard: int) -> list[UnitReceipt]:
-    """Receipts of the units that a shard can have parts of, in order."""
+    """Read the receipts of the units that may have fragments for a shard, in order.
+
+    Args:
+        plan: The plan.
+        build: Folder of the build.
+        split: Index in `SPLITS`.
+        dataset: Number of the dataset in the plan.
+        shard: Number of the shard in its dataset and split.
+    """
     first, last = plan.datasets[dataset].units_of_shard(split, shard)
     base = plan.first_units[dataset]
-    return [read_unit(build, base + u) for u in range(first, last + 1) if plan.datasets[dataset].file_ranges(u)]
+    return [read_unit_receipt(build, base + u) for u in range(first, last + 1) if plan.datasets[dataset].file_ranges(u)]
 
 
-def move_fragment(build: Path, part: Fragment, target: Path) -> str:
-    """Give a part its shard's name; done already if a run was killed after it. Gives its checksum."""
-    source = add_suffix(build / "units" / part.name, ".bin")
+def write_bin(build: Path, fragments: list[Fragment], target: Path) -> str:
+    """Write the tokens of fragments to a shard's .bin and return its checksum."""
+    if len(fragments) == 1:
+        return move_fragment(build, fragments[0], target)
+    return concatenate_fragments(build, fragments, target)
+
+
+def write_idx(build: Path, fragments: list[Fragment], target: Path, dtype: str) -> str:
+    """Write the .idx of a shard and return its checksum."""
+    index = DirectWriter(target)
+    try:
+        sequences, documents = sum(f.sequences for f in fragments), sum(f.documents for f in fragments)
+        write_index(index.write, lambda: read_lengths(build, fragments), sequences, documents, dtype)
+        return index.commit(sync=True)
+    except BaseException:
+        index.discard()
+        raise
+
+
+def move_fragment(build: Path, fragment: Fragment, target: Path) -> str:
+    """Rename a shard's only fragment to the shard's .bin, unless a killed run already did, and return its checksum."""
+    source = fragment_path(build, fragment, ".bin")
     if source.exists() or not target.exists():
         source.replace(target)
     with target.open("rb") as f:
         os.fsync(f.fileno())
-    return part.bin_xxh128
+    return fragment.bin_xxh128
 
 
-def concatenate_fragments(build: Path, parts: list[Fragment], target: Path) -> str:
-    """Write parts one after another; gives the checksum."""
+def concatenate_fragments(build: Path, fragments: list[Fragment], target: Path) -> str:
+    """Write fragments one after another to a shard's .bin and return its checksum."""
     out = DirectWriter(target)
     buffer = memoryview(bytearray(COPY_BYTES))
     try:
-        for part in parts:
-            source = add_suffix(build / "units" / part.name, ".bin")
-            # A run that was killed may have given a part its shard's name as its only one, before a file changed that
-            # now has documents for the shard too.
+        for fragment in fragments:
+            source = fragment_path(build, fragment, ".bin")
+            # A killed run may have renamed this fragment to the shard's .bin when it was the only one; then a file
+            # changed and another unit has documents for the shard too.
             with (source if source.exists() else target).open("rb", buffering=0) as f:
                 while n := f.readinto(buffer):
                     out.write(buffer[:n])
@@ -96,9 +135,9 @@ def concatenate_fragments(build: Path, parts: list[Fragment], target: Path) -> s
         raise
 
 
-def read_lengths(build: Path, parts: list[Fragment]) -> Iterator[np.ndarray]:
-    """int32 tokens per document of the parts, piece by piece."""
-    for part in parts:
-        with add_suffix(build / "units" / part.name, ".len").open("rb") as f:
+def read_lengths(build: Path, fragments: list[Fragment]) -> Iterator[np.ndarray]:
+    """Yield the tokens per document (int32) of fragments, a few megabytes at a time."""
+    for fragment in fragments:
+        with fragment_path(build, fragment, ".len").open("rb") as f:
             while data := f.read(COPY_BYTES):
                 yield np.frombuffer(data, np.int32)

@@ -1,4 +1,4 @@
-"""How far it is: a bar on a terminal, a line every few seconds otherwise, a table at the end."""
+"""Show progress: a bar on a terminal, else a line every few seconds; and a table at the end."""
 
 import sys
 import time
@@ -9,16 +9,16 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from nano3.data.dataset.manifest import Manifest
 from nano3.utils.console import console, say, table
 
-EVERY_S = 10.0
+LINE_SECONDS = 10.0
 
 
 class ProgressMeter:
-    """Counts text and finished units."""
+    """Count text and finished units, and show them while the context is open."""
 
     def __init__(self, units: int, done: int) -> None:
         self.units, self.done = units, done
         self.text_bytes = 0
-        self.start = self.told = time.monotonic()
+        self._created = self._line_at = time.monotonic()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -45,18 +45,23 @@ class ProgressMeter:
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
-        return time.monotonic() - self.start
+        """Seconds since the meter was made."""
+        return time.monotonic() - self._created
 
     def add(self, text_bytes: int = 0, units: int = 0) -> None:
-        """Count, and show it now and then."""
+        """Count text and units, and refresh the display.
+
+        Args:
+            text_bytes: Bytes of text encoded.
+            units: Units finished.
+        """
         self.text_bytes += text_bytes
         self.done += units
         rate = f"{self.text_bytes / 1e6 / max(self.seconds, 1e-3):,.1f} MB/s"
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=self.done, rate=rate)
-        elif time.monotonic() - self.told > EVERY_S:
-            self.told = time.monotonic()
+        elif time.monotonic() - self._line_at > LINE_SECONDS:
+            self._line_at = time.monotonic()
             print(
                 f"data_prep: {self.done}/{self.units} units, {self.text_bytes / 1e6:,.0f} MB of text, {rate}, "
                 f"{self.seconds:,.0f} s",
@@ -66,7 +71,12 @@ class ProgressMeter:
 
 
 def print_summary(manifest: Manifest, meter: ProgressMeter | None) -> None:
-    """The table at the end."""
+    """Print the table of documents and tokens.
+
+    Args:
+        manifest: Manifest of the data.
+        meter: Progress of the build, to print its speed; None for existing data.
+    """
     names = [name for name, counts in manifest.splits.items() if counts.documents]
     rows = []
     for d in manifest.datasets:
@@ -84,7 +94,7 @@ def print_summary(manifest: Manifest, meter: ProgressMeter | None) -> None:
         say(f"{empty:,} empty document(s): no tokens, no end-of-document token.")
     if special:
         say(
-            f"{special:,} special token(s) stood literally in the text and were encoded as such "
+            f"{special:,} special token(s) occurred literally in the text and were encoded as such "
             f"(split_special_tokens=false)."
         )
     if meter and meter.text_bytes:

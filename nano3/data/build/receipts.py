@@ -1,13 +1,14 @@
-"""Files of a build and the receipts that say they are whole.
+"""Files of a build and the receipts that mark them complete.
 
-    units/000012.train.00003.bin, .len   tokens, and tokens per document, of unit 12's documents in train shard 3
-    units/000012.json                    receipt: counts, and the parts
-    train/data_00003.bin, .idx           the parts in the order of their units
-    shards/train.00003.json              receipt: counts, checksums, source range
+    units/000012.train.00003.bin, .len   a fragment: tokens, and tokens per document, of unit 12's documents in train
+                                         shard 3
+    units/000012.json                    receipt of a unit: counts, and its fragments
+    train/data_00003.bin, .idx           a shard: its fragments in the order of their units
+    shards/train.00003.json              receipt of a shard: counts, checksums, source range
 
-Receipts are written last; what has no valid receipt is done again. A shard's files are on disk (fsync) before its
-receipt. A unit's parts are not forced to disk, which would take longer than making them: after a power cut their
-checksums tell what to redo.
+A receipt is written last; work without a valid receipt is redone. The files of a shard are synced to disk before its
+receipt is written. The fragments are not, because syncing would take longer than making them: after a power failure,
+their checksums show what to redo.
 """
 
 from pathlib import Path
@@ -20,7 +21,21 @@ from nano3.utils.files import temp_name
 
 
 class Fragment(msgspec.Struct):
-    """One unit's documents in one shard. `first` and `last` are (file number, key) of documents."""
+    """One unit's documents in one shard.
+
+    Attributes:
+        split: Index in `SPLITS`.
+        shard: Number of the shard in its dataset and split.
+        name: Name of the files in units/, without suffix.
+        documents: Number of documents.
+        sequences: Number of documents that have tokens.
+        tokens: Number of tokens.
+        bytes: Size of the .bin file.
+        bin_xxh128: Checksum of the .bin file.
+        len_xxh128: Checksum of the .len file.
+        first: (file number in the dataset, key) of the first document.
+        last: The same of the last document.
+    """
 
     split: int
     shard: int
@@ -36,8 +51,19 @@ class Fragment(msgspec.Struct):
 
 
 class UnitReceipt(msgspec.Struct):
-    """What became of a unit. `skipped` counts rows by reason; `special` counts special tokens that stood in the
-    text.
+    """What a finished unit contains.
+
+    Attributes:
+        unit: Number of the unit in the plan.
+        engine: Tokenizer engine that encoded it.
+        documents: Number of documents.
+        empty: Number of documents without tokens.
+        skipped: Number of rows left out, by reason.
+        special: Number of special tokens that occurred literally in the text.
+        checked: Number of documents compared with the reference engine.
+        truncated: Number of documents cut to max_doc_tokens.
+        text_bytes: Size of the text in UTF-8.
+        fragments: What it wrote for each shard; stored as "parts".
     """
 
     unit: int
@@ -49,11 +75,27 @@ class UnitReceipt(msgspec.Struct):
     checked: int
     truncated: int
     text_bytes: int
-    parts: list[Fragment]
+    fragments: list[Fragment] = msgspec.field(name="parts")
 
 
 class ShardReceipt(msgspec.Struct):
-    """What is in a shard's files. `name` is None when it has no sequence, and then there are no files."""
+    """What the files of a finished shard contain.
+
+    Attributes:
+        split: Index in `SPLITS`.
+        dataset: Number of the dataset in the plan.
+        shard: Number of the shard in its dataset and split.
+        name: Prefix of the files, relative to the build; None if the shard has no sequence and therefore no files.
+        documents: Number of documents.
+        sequences: Number of documents that have tokens.
+        tokens: Number of tokens.
+        bin_bytes: Size of the .bin file.
+        bin_xxh128: Checksum of the .bin file.
+        idx_xxh128: Checksum of the .idx file.
+        engine: "fastokens" if any fragment was encoded by it, else "tokenizers".
+        first: (file number in the dataset, key) of the first document, or None.
+        last: The same of the last document.
+    """
 
     split: int
     dataset: int
@@ -71,23 +113,39 @@ class ShardReceipt(msgspec.Struct):
 
 
 def add_suffix(path: Path, suffix: str) -> Path:
-    """`path` with a further suffix."""
+    """Append a suffix to a path that may already have one."""
     return path.with_name(path.name + suffix)
 
 
-def unit_receipt(build: Path, number: int) -> Path:
-    """Where a unit's receipt is."""
+def unit_receipt_path(build: Path, number: int) -> Path:
+    """Return the path of the receipt of unit `number`."""
     return build / "units" / f"{number:06d}.json"
 
 
-def shard_receipt(build: Path, plan: Plan, split: int, dataset: int, shard: int) -> Path:
-    """Where a shard's receipt is."""
+def shard_receipt_path(build: Path, plan: Plan, split: int, dataset: int, shard: int) -> Path:
+    """Return the path of a shard's receipt.
+
+    Args:
+        build: Folder of the build.
+        plan: The plan.
+        split: Index in `SPLITS`.
+        dataset: Number of the dataset in the plan.
+        shard: Number of the shard in its dataset and split.
+    """
     return build / "shards" / f"{SPLITS[split]}.{plan.first_shard(split, dataset) + shard:05d}.json"
 
 
 def write_receipt(path: Path, receipt: msgspec.Struct) -> None:
-    """Write a receipt under a temporary name and rename it. One that a power cut spoils cannot be read and counts as
-    none.
+    """Write a receipt to a temporary file and rename it.
+
+    It is not synced: a receipt that a power failure damages cannot be read and counts as missing.
+
+    Args:
+        path: Path of the receipt.
+        receipt: A `UnitReceipt` or `ShardReceipt`.
+
+    Raises:
+        Failure: If the file cannot be written.
     """
     temp = temp_name(path)
     try:
@@ -98,13 +156,18 @@ def write_receipt(path: Path, receipt: msgspec.Struct) -> None:
         raise disk_failure(error, str(path)) from error
 
 
-def read_unit(build: Path, number: int) -> UnitReceipt:
-    """Read a unit's receipt."""
-    return msgspec.json.decode(unit_receipt(build, number).read_bytes(), type=UnitReceipt)
+def read_unit_receipt(build: Path, number: int) -> UnitReceipt:
+    """Read the receipt of unit `number`, which must exist."""
+    return msgspec.json.decode(unit_receipt_path(build, number).read_bytes(), type=UnitReceipt)
 
 
 def read_receipt[R: msgspec.Struct](path: Path, kind: type[R]) -> R | None:
-    """A receipt, or None when there is none or it cannot be read."""
+    """Return a receipt, or None if it is missing or cannot be read.
+
+    Args:
+        path: Path of the receipt.
+        kind: `UnitReceipt` or `ShardReceipt`.
+    """
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):

@@ -1,6 +1,6 @@
-"""What is in the output folder already, and what of it can be kept: finished data, or a build that was interrupted.
+"""Reuse what the output folder already holds: complete data or an interrupted build.
 
-A build may go on although its input has changed since: a unit is kept when every file it reads is still what it was.
+A build can be resumed after its input changed: a unit is kept if none of the files it reads changed.
 """
 
 from dataclasses import asdict
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from nano3.data.build.receipts import UnitReceipt, read_receipt, shard_receipt, unit_receipt
+from nano3.data.build.receipts import UnitReceipt, read_receipt, shard_receipt_path, unit_receipt_path
 from nano3.data.dataset import output_dir
 from nano3.data.dataset.manifest import Manifest, encode_json, load_manifest, make_blend
 from nano3.data.dataset.verify import check_shard_files
@@ -21,12 +21,24 @@ from nano3.utils.console import say, warn
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import write_text
 
-FILTERS = ("short",)  # reasons to leave a document out that are not faults of its row
+FILTERS = ("short",)  # reasons to skip a row that is not bad
 
 
 def find_complete_data(request: PrepRequest, output: Path) -> Manifest | None:
-    """The published manifest when it is of this plan and its files are there; a new weight or name is written into
-    it.
+    """Return the published manifest if the output folder holds the complete data of a request.
+
+    A new weight, blend name, or location of the folder is written into manifest.json and blend.json.
+
+    Args:
+        request: The preparation.
+        output: The output folder.
+
+    Returns:
+        The manifest, or None if there is none.
+
+    Raises:
+        UserError: If the folder holds other data, or data without its bad rows.
+        Failure: If the manifest or a shard is damaged.
     """
     if not (output / "manifest.json").exists():
         return None
@@ -36,13 +48,9 @@ def find_complete_data(request: PrepRequest, output: Path) -> Manifest | None:
     check_skipped_rows(request, manifest)
     for shard in manifest.shards:
         if problems := check_shard_files(output, manifest, shard):
-            raise Failure(f"{problem}. Run again with force=true to make the data again." for problem in problems)
+            raise Failure(f"{problem}. Run again with force=true to rebuild the data." for problem in problems)
     warn_of_modified_inputs(request, manifest)
-    weights = {s.name: s.weight for s in request.sources}
-    before = (manifest.blend, [d.weight for d in manifest.datasets])
-    manifest.blend = request.blend
-    for dataset in manifest.datasets:
-        dataset.weight = weights[dataset.name]
+    changes = update_weights(request, manifest)
     blend = encode_json(make_blend(manifest, output))
     moved = not (output / "blend.json").exists() or (output / "blend.json").read_text() != blend
     tokenizer = output / manifest.tokenizer.path
@@ -50,19 +58,11 @@ def find_complete_data(request: PrepRequest, output: Path) -> Manifest | None:
         with output_dir.hold_output_lock(output):
             copy_tokenizer(request.tokenizer, tokenizer)
         say(f"{tokenizer}: was missing; copied again")
-    news = [
-        what
-        for what, old, new in (
-            ("weights", before[1], [d.weight for d in manifest.datasets]),
-            ("name", before[0], manifest.blend),
-        )
-        if old != new
-    ]
-    if moved or news:
+    if moved or changes:
         with output_dir.hold_output_lock(output):
             write_text(output / "blend.json", blend)
             write_text(output / "manifest.json", encode_json(manifest))
-        what = " and ".join(news) or "place of the shards"
+        what = " and ".join(changes) or "location of the shards"
         say(f"{output}: complete; blend.json and manifest.json now have the new {what}")
     else:
         request.cache.save_if_many(output)
@@ -70,10 +70,24 @@ def find_complete_data(request: PrepRequest, output: Path) -> Manifest | None:
     return manifest
 
 
+def update_weights(request: PrepRequest, manifest: Manifest) -> list[str]:
+    """Set the request's weights and blend name in the manifest; return which changed: "weights", "name"."""
+    weights = {s.name: s.weight for s in request.sources}
+    old_name, old_weights = manifest.blend, [d.weight for d in manifest.datasets]
+    manifest.blend = request.blend
+    for dataset in manifest.datasets:
+        dataset.weight = weights[dataset.name]
+    changed = {
+        "weights": old_weights != [d.weight for d in manifest.datasets],
+        "name": old_name != manifest.blend,
+    }
+    return [what for what, is_new in changed.items() if is_new]
+
+
 def check_output_dir(request: PrepRequest) -> None:
-    """Raise `UserError` when what lies in the output folder forbids this preparation; changes nothing there."""
+    """Raise UserError if the content of the output folder forbids this preparation; change nothing."""
     output = Path(request.options.output_dir)
-    if request.options.force or is_publishing(output):  # the start that follows finishes the publishing first
+    if request.options.force or is_publishing(output):  # publishing is completed first, by `prepare_request`
         return
     check_replaceable(request, output)
     if (output / "manifest.json").exists():
@@ -81,45 +95,67 @@ def check_output_dir(request: PrepRequest) -> None:
 
 
 def check_replaceable(request: PrepRequest, output: Path) -> None:
-    """Raise `UserError` when the output folder holds what this request would replace without having been told to."""
+    """Raise UserError if the output folder holds other data that this request may not replace.
+
+    Args:
+        request: The preparation; `force` allows it to replace other data.
+        output: The output folder.
+    """
     if not (output / "manifest.json").exists():
-        if strange := [n for n in PUBLISHED if (output / n).exists()]:
+        if unknown := [n for n in PUBLISHED if (output / n).exists()]:
             raise UserError(
-                f"output_dir={output}: has {', '.join(strange)} but no manifest.json, so nano3 did not make it, or "
-                f"cannot tell what it is. Choose another output_dir, or remove them if they are of no use."
+                f"output_dir={output}: has {', '.join(unknown)} but no manifest.json, so nano3 did not make it, or "
+                f"cannot identify it. Choose another output_dir, or delete them if they are not needed."
             )
-    elif not request.options.force and (found := load_manifest(output)).plan_hash != request.hash:
-        raise other_data_error(output, found, request)
+    elif not request.options.force and (manifest := load_manifest(output)).plan_hash != request.hash:
+        raise other_data_error(output, manifest, request)
 
 
-def other_data_error(output: Path, there: Manifest, request: PrepRequest) -> UserError:
+def other_data_error(output: Path, manifest: Manifest, request: PrepRequest) -> UserError:
+    """Return the error for an output folder that holds the data of another plan.
+
+    Args:
+        output: The output folder.
+        manifest: Its manifest.
+        request: The preparation.
+    """
     return UserError(
-        f"output_dir={output}: holds other data (plan {there.plan_hash[:16]}, now {request.hash[:16]}): "
-        f"{list_differences(there, request)}. Choose another output_dir, or set force=true to replace it once the new data "
-        f"is whole."
+        f"output_dir={output}: holds other data (plan {manifest.plan_hash[:16]}, now {request.hash[:16]}): "
+        f"{list_differences(manifest, request)}. Choose another output_dir, or set force=true to replace it once the "
+        f"new data is complete."
     )
 
 
-def list_differences(there: Manifest, request: PrepRequest) -> str:
-    """What makes a request another one than that of the data which are there, as far as the manifest tells."""
+def list_differences(manifest: Manifest, request: PrepRequest) -> str:
+    """Return what differs between existing data and a request, as far as the manifest shows.
+
+    Args:
+        manifest: Manifest of the data.
+        request: The preparation.
+    """
     options = asdict(request.options)
     found = [
-        f"{key} was {there.options[key]}, now {options[key]}"
-        for key in sorted(there.options.keys() & options.keys() - NOT_HASHED)
-        if there.options[key] != options[key]
+        f"{key} was {manifest.options[key]}, now {options[key]}"
+        for key in sorted(manifest.options.keys() & options.keys() - NOT_HASHED)
+        if manifest.options[key] != options[key]
     ]
-    if there.dtype != request.dtype:
-        found.append(f"dtype was {there.dtype}, now {request.dtype}")
-    if there.tokenizer.sha256 != request.tokenizer.sha256:
-        found.append(f"the tokenizer was {there.tokenizer.model}, now {request.tokenizer.model}")
-    names = [d.name for d in there.datasets], [d.name for d in request.datasets]
+    if manifest.dtype != request.dtype:
+        found.append(f"dtype was {manifest.dtype}, now {request.dtype}")
+    if manifest.tokenizer.sha256 != request.tokenizer.sha256:
+        found.append(f"the tokenizer was {manifest.tokenizer.model}, now {request.tokenizer.model}")
+    names = [d.name for d in manifest.datasets], [d.name for d in request.datasets]
     if names[0] != names[1]:
         found.append(f"its datasets were {', '.join(names[0])}, now {', '.join(names[1])}")
-    return "; ".join(found) or "the text has changed, or which field of it is read"
+    return "; ".join(found) or "the text or the text field has changed"
 
 
 def check_skipped_rows(request: PrepRequest, manifest: Manifest) -> None:
-    """Data from which bad rows were left out is not what somebody asks for who wants them to stop the run."""
+    """Raise UserError for data built with bad_rows=skip if bad_rows=fail and rows were skipped.
+
+    Args:
+        request: The preparation.
+        manifest: Manifest of the data.
+    """
     if request.options.bad_rows == "skip":
         return
     problems = []
@@ -128,35 +164,40 @@ def check_skipped_rows(request: PrepRequest, manifest: Manifest) -> None:
         if bad:
             what = ", ".join(f"{rows:,} {reason}" for reason, rows in bad.items())
             problems.append(
-                f"dataset {dataset.name!r}: the data there was made without {sum(bad.values()):,} bad rows "
-                f"({what}), and bad_rows=fail allows none. Set bad_rows=skip to take it as it is; "
-                f"or mend the rows and set force=true."
+                f"dataset {dataset.name!r}: the existing data was made without {sum(bad.values()):,} bad rows "
+                f"({what}), and bad_rows=fail allows none. Set bad_rows=skip to use it, or correct the rows and set "
+                f"force=true."
             )
     if problems:
         raise UserError(problems)
 
 
 def warn_of_modified_inputs(request: PrepRequest, manifest: Manifest) -> None:
-    """Name large files whose time differs from that in the manifest: their fingerprints do not cover every byte."""
+    """Warn of large files modified since the data was made, as their fingerprints do not cover every byte.
+
+    Args:
+        request: The preparation.
+        manifest: Manifest of the data.
+    """
     entries = {d.name: d.inputs for d in manifest.datasets}
     for dataset in request.datasets:
         now = dict(zip(dataset.keys, dataset.times, strict=True))
-        touched = [
+        modified = [
             file.name
             for file in entries[dataset.name]
             if file.bytes > WHOLE_FILE_LIMIT and now.get(file.name, 0) != file.mtime_ns
         ]
-        if touched:
-            more = f" and {len(touched) - 3:,} more" if len(touched) > 3 else ""
+        if modified:
+            more = f" and {len(modified) - 3:,} more" if len(modified) > 3 else ""
             warn(
-                f"dataset {dataset.name!r}: {', '.join(touched[:3])}{more}: changed on disk since the data was made; "
-                f"size and samples of the content are the same, so it is taken for the same text. If it is not, set "
+                f"dataset {dataset.name!r}: {', '.join(modified[:3])}{more}: changed on disk since the data was made; "
+                f"size and samples of the content are the same, so the text is assumed unchanged. If it is not, set "
                 f"force=true."
             )
 
 
 def is_published(plan: Plan) -> bool:
-    """Whether the output folder already holds this plan's data and no build of it is under way."""
+    """Return whether the output folder holds the plan's data and no build of it is in progress."""
     output = Path(plan.output_dir)
     if not (output / "manifest.json").exists():
         return False
@@ -164,12 +205,24 @@ def is_published(plan: Plan) -> bool:
     return not building and load_manifest(output).plan_hash == plan.hash
 
 
-# Unfinished builds
+# Interrupted builds
 
 
 def set_up_build(request: PrepRequest, output: Path) -> Path:
-    """The path of the plan to work on, in a folder that holds what can be kept of earlier work. Needs the exclusive
-    lock.
+    """Create the folder of a build, with the plan and everything reusable from earlier builds.
+
+    Needs the exclusive lock of the output folder.
+
+    Args:
+        request: The preparation.
+        output: The output folder.
+
+    Returns:
+        Path of the plan.
+
+    Raises:
+        UserError: If the folder holds other data.
+        Failure: If a file cannot be read, downloaded, or written.
     """
     output_dir.finish_publishing(output)
     check_replaceable(request, output)
@@ -183,26 +236,25 @@ def set_up_build(request: PrepRequest, output: Path) -> Path:
         (build / sub).mkdir(parents=True, exist_ok=True)
     plan.save(build / "plan.json")
     request.cache.save(output)
-    download_files(plan)
-    for note in [note for d in plan.datasets for note in d.warnings]:
-        warn(note)
+    download_inputs(plan)
+    for warning in [warning for d in plan.datasets for warning in d.warnings]:
+        warn(warning)
     return build / "plan.json"
 
 
-def download_files(plan: Plan) -> None:
-    """Before any task runs, download what is to be downloaded; tasks may run where there is no network."""
+def download_inputs(plan: Plan) -> None:
+    """Download the files of hub datasets if hf_files=download, as the tasks may run without a network."""
     remote = [d for d in plan.datasets if d.root.startswith("hf://")]
     if plan.options.hf_files == "download" and remote:
         from nano3.data.sources.hub import endpoint
         from nano3.data.sources.hub_cache import download_files
 
-        download_files(
-            [(d.root, key, size) for d in remote for key, size in zip(d.keys, d.sizes, strict=True)], endpoint()
-        )
+        files = [(d.root, key, size) for d in remote for key, size in zip(d.keys, d.sizes, strict=True)]
+        download_files(files, endpoint())
 
 
 def read_plan(build: Path) -> Plan | None:
-    """The plan of a build; None when there is none, or none that can be read."""
+    """Return the plan of a build, or None if it is missing, damaged, or of another format."""
     try:
         plan = load_plan(build / "plan.json")
     except Failure:
@@ -211,11 +263,19 @@ def read_plan(build: Path) -> Plan | None:
 
 
 def resume_plan(saved: Plan, request: PrepRequest) -> Plan | None:
-    """The saved plan with what may differ from run to run; None when a file has changed. Saves reading for it again."""
+    """Return the saved plan with the request's weights, paths, and options, which saves scanning the files again.
+
+    Args:
+        saved: Plan of an interrupted build.
+        request: The preparation.
+
+    Returns:
+        The plan, or None if a file has changed or skipped rows are needed.
+    """
     if saved.hash != request.hash or needs_skipped_rows(saved, request):
         return None
     for old, new in zip(saved.datasets, request.datasets, strict=True):
-        now = {identity[0]: identity for identity in new.identities}  # a sample's plan has fewer files
+        now = {identity[0]: identity for identity in new.identities}  # the plan of a sample has fewer files
         if any(now.get(identity[0]) != identity for identity in old.identities):
             return None
         old.weight, old.path, old.root, old.revision = new.weight, new.path, new.root, new.revision
@@ -226,67 +286,77 @@ def resume_plan(saved: Plan, request: PrepRequest) -> Plan | None:
 
 
 def needs_skipped_rows(old: Plan, new: PrepRequest | Plan) -> bool:
-    """Whether bad rows were skipped but are now to stop the run."""
+    """Return whether the old plan skips bad rows and the new one fails on them."""
     return old.options.bad_rows == "skip" and new.options.bad_rows == "fail"
 
 
 def reuse_partial_build(plan: Plan, build: Path) -> None:
-    """Make of an unfinished build, of this plan or of one that differs in some files, the start of this one.
+    """Turn an interrupted build of this plan, or of one with some other files, into the build of this plan.
 
-    Receipts of what is stale go first and the folder gets its name last, so a kill in between does no harm.
+    Stale receipts are deleted first and the folder is renamed last, so the process may be killed at any time.
+
+    Args:
+        plan: The plan.
+        build: Folder of its build.
     """
-    folders = [p for p in build.parent.iterdir() if (p / "units").is_dir() and p != build]
-    for place in [build, *sorted(folders)]:
-        old = read_plan(place)
+    others = [p for p in build.parent.iterdir() if (p / "units").is_dir() and p != build]
+    for folder in [build, *sorted(others)]:
+        old = read_plan(folder)
         if old is None or not same_layout(old, plan):
             continue
-        units = stale_units(old, plan, place)
+        stale = stale_units(old, plan, folder)
         for shard in plan.shards():
-            if may_hold_documents(plan, shard, units):
-                shard_receipt(place, plan, *shard).unlink(missing_ok=True)
-        for number in units:
-            unit_receipt(place, number).unlink(missing_ok=True)
-        if place != build:
+            if may_hold_documents(plan, shard, stale):
+                shard_receipt_path(folder, plan, *shard).unlink(missing_ok=True)
+        for number in stale:
+            unit_receipt_path(folder, number).unlink(missing_ok=True)
+        if folder != build:
             output_dir.remove_path(build)
-            place.rename(build)
+            folder.rename(build)
         kept = len(list((build / "units").glob("*.json"))) if (build / "units").is_dir() else 0
         if kept:
-            say(f"input has changed since an unfinished run: {kept:,} finished units are kept, the rest is made anew")
+            say(f"input has changed since an interrupted run: {kept:,} finished units are kept, the rest is rebuilt")
         return
-    if folders or (build / "units").is_dir():
+    if others or (build / "units").is_dir():
         say(
-            f"{build.parent.parent}: unfinished work there has other options or is cut elsewhere: starting over beside "
-            f"it. It goes when this is published."
+            f"{build.parent.parent}: the interrupted build there has other options or other units: starting over "
+            f"beside it. It is deleted when the new data is published."
         )
     output_dir.remove_path(build)
 
 
 def same_layout(old: Plan, new: Plan) -> bool:
-    """Whether units and shards of both plans have the same numbers and are made by the same recipe."""
+    """Return whether both plans have the same numbers of units and shards, options, and tokenizer."""
 
     def shape(plan: Plan) -> list[tuple[object, ...]]:
         return [(d.name, d.text_field, d.units, tuple(d.shards)) for d in plan.datasets]
 
-    recipes = [hashed_settings(plan.options, plan.tokenizer, plan.dtype) for plan in (old, new)]
-    return recipes[0] == recipes[1] and shape(old) == shape(new)
+    settings = [hashed_settings(plan.options, plan.tokenizer, plan.dtype) for plan in (old, new)]
+    return settings[0] == settings[1] and shape(old) == shape(new)
 
 
-def stale_units(old: Plan, new: Plan, place: Path) -> set[int]:
-    """Numbers of the units that would not come out as their receipts say."""
+def stale_units(old: Plan, new: Plan, folder: Path) -> set[int]:
+    """Return the numbers of the units of an old build that the new plan would build differently.
+
+    Args:
+        old: Plan of the build.
+        new: The new plan, with the same layout.
+        folder: Folder of the build.
+    """
     stale: set[int] = set()
     for number, (before, after) in enumerate(zip(old.datasets, new.datasets, strict=True)):
         base = new.first_units[number]
         stale.update(base + unit for unit in stale_in_dataset(before, after))
     if needs_skipped_rows(old, new):
         for unit in set(range(new.units)) - stale:
-            receipt = read_receipt(unit_receipt(place, unit), UnitReceipt)
+            receipt = read_receipt(unit_receipt_path(folder, unit), UnitReceipt)
             if receipt and set(receipt.skipped) - set(FILTERS):
                 stale.add(unit)
     return stale
 
 
 def stale_in_dataset(before: DatasetPlan, after: DatasetPlan) -> set[int]:
-    """Units, counted in the dataset, that read a changed file; all of them when the cuts have moved."""
+    """Return the units, numbered in the dataset, that read a changed file; all if their bounds have moved."""
     if list(before.layout) != list(after.layout):
         return set(range(after.units))
     pairs = zip(before.identities, after.identities, strict=True)
@@ -297,10 +367,16 @@ def stale_in_dataset(before: DatasetPlan, after: DatasetPlan) -> set[int]:
 
 
 def may_hold_documents(plan: Plan, shard: tuple[int, int, int], units: set[int]) -> bool:
-    """Whether a shard may hold documents of any of these units."""
+    """Return whether a shard may hold documents of any of these units.
+
+    Args:
+        plan: The plan.
+        shard: (split, dataset, number of the shard in them).
+        units: Numbers of units in the plan.
+    """
     split, dataset, number = shard
     first, last = plan.datasets[dataset].units_of_shard(split, number)
     base = plan.first_units[dataset]
-    if first > last:  # empty; where the cuts have moved it may not have been
+    if first > last:  # empty now, but maybe not before the bounds moved
         first, last = 0, plan.datasets[dataset].units - 1
     return any(base + unit in units for unit in range(first, last + 1))

@@ -1,5 +1,7 @@
-"""The whole of data preparation: plan, do, finish. `prepare` does it here; the three steps also run apart, over an
-array of jobs.
+"""Prepare data: plan, build, publish.
+
+`prepare` runs all three steps on this machine. `write_plan`, `run_task`, and `finalize` run them in the jobs of an
+array.
 """
 
 import os
@@ -13,7 +15,7 @@ from nano3.data.build.merge import merge_shard
 from nano3.data.build.progress import ProgressMeter, print_summary
 from nano3.data.build.receipts import ShardReceipt
 from nano3.data.build.resume_build import find_complete_data, is_published, set_up_build
-from nano3.data.build.worker_pool import COMPARE_ENGINES, WorkerPool
+from nano3.data.build.worker_pool import WorkerPool
 from nano3.data.dataset import output_dir
 from nano3.data.dataset.manifest import Manifest, encode_json, load_manifest, make_blend
 from nano3.data.planning.plan import SPLITS, Plan, load_plan
@@ -30,16 +32,27 @@ MERGE_THREADS = 4
 
 
 def prepare(sources: list[SourceConfig], options: PrepOptions, blend_name: str) -> Manifest:
-    """Prepare a blend on this machine and return its manifest; a complete one is left alone, an interrupted one goes
-    on.
+    """Prepare a blend on this machine.
 
-    Raises `UserError` for what was asked wrongly, `Failure` for damaged input, a full disk or a lost worker.
+    Complete data is left untouched; an interrupted preparation is resumed.
+
+    Args:
+        sources: Datasets of the blend.
+        options: Options of the preparation.
+        blend_name: Name of the blend.
+
+    Returns:
+        The published manifest.
+
+    Raises:
+        UserError: For a wrong option or input.
+        Failure: For damaged input, a full disk, or a lost worker.
     """
     return prepare_request(make_request(sources, options, blend_name))
 
 
 def prepare_request(request: PrepRequest) -> Manifest:
-    """`prepare` for a request at hand: finding all files of a blend may take a while."""
+    """Run `prepare` on the result of `make_request`, which may take long to list all files of a blend."""
     options, output = request.options, Path(request.options.output_dir)
     if is_publishing(output):
         with output_dir.hold_output_lock(output):
@@ -57,31 +70,48 @@ def prepare_request(request: PrepRequest) -> Manifest:
 
 
 def write_plan(request: PrepRequest) -> Path:
-    """Write the plan of a request into its output folder and return the plan's path, for `run_task` and `finalize`."""
+    """Write the plan of a request to its output folder and return the path, for `run_task` and `finalize`."""
     output = Path(request.options.output_dir)
     with output_dir.hold_output_lock(output):
         return set_up_build(request, output)
 
 
-def run_task(plan_path: Path, part: int, parts: int) -> None:
-    """Do part `part` (from 0) of `parts` of a plan's units, and join the shards that need no other part."""
-    if not 0 <= part < parts:
-        raise UserError(f"part={part}: must be from 0 to parts-1={parts - 1}.")
+def run_task(plan_path: Path, task: int, tasks: int) -> None:
+    """Build one task's share of a plan's units, and merge the shards that need no other task's units.
+
+    Args:
+        plan_path: Result of `write_plan`.
+        task: Number of the task, from 0.
+        tasks: Number of tasks.
+
+    Raises:
+        UserError: If `task` is out of range.
+        Failure: For damaged input, a full disk, or a lost worker.
+    """
+    if not 0 <= task < tasks:
+        raise UserError(f"task={task}: must be from 0 to tasks-1={tasks - 1}.")
     plan = load_plan(plan_path)
     with output_dir.hold_output_lock(Path(plan.output_dir), shared=True):
         if is_published(plan):
             return
-        low, high = part * plan.units // parts, (part + 1) * plan.units // parts
+        low, high = task * plan.units // tasks, (task + 1) * plan.units // tasks
         state = BuildState(plan, plan_path.parent, range(low, high))
         with ProgressMeter(high - low, high - low - len(state.open_units())) as meter:
             run_workers(plan, plan_path, state, meter)
 
 
 def finalize(plan_path: Path) -> Manifest:
-    """Join what is left, write blend.json and manifest.json, publish. Raises `Failure` when parts of the plan are
-    missing.
+    """Merge the remaining shards, write blend.json and manifest.json, and publish.
+
+    Args:
+        plan_path: Result of `write_plan`; all tasks have ended.
+
+    Returns:
+        The published manifest.
+
+    Raises:
+        Failure: If units of the plan are missing.
     """
-    plan_path = Path(plan_path)
     plan = load_plan(plan_path)
     output = Path(plan.output_dir)
     with output_dir.hold_output_lock(output):
@@ -89,14 +119,14 @@ def finalize(plan_path: Path) -> Manifest:
         if is_published(plan):
             return load_manifest(output)
         state = BuildState(plan, plan_path.parent)
-        # What a disproved engine made is missing too, though no part failed; it is made anew below.
-        if (missing := state.open_units()) and not state.disproved:
+        # After a mismatch the units of the fast engine are missing although no task failed; they are rebuilt below.
+        if (missing := state.open_units()) and not state.mismatched:
             raise Failure(
                 f"{plan_path}: {len(missing)} of {plan.units} units are not done (the first is unit {missing[0]}); "
-                f"a part of the array has failed. Run the same command again: only what is missing is done."
+                f"a task of the array has failed. Run the same command again: only the missing units are built."
             )
         if missing:
-            warn(f"{len(missing):,} units of the disproved fast engine are made anew with the reference engine")
+            warn(f"the fast engine gave wrong ids: {len(missing):,} units are rebuilt with the reference engine")
         with ProgressMeter(plan.units, plan.units - len(missing)) as meter:
             run_workers(plan, plan_path, state, meter)
         return finish_build(plan, plan_path, state, meter)
@@ -120,81 +150,114 @@ def print_plan(request: PrepRequest) -> None:
         f"about {text / 1e6:,.1f} MB of text, {tokens / 1e6:,.1f} M tokens, {tokens * item / 1e6:,.1f} MB in "
         f"{options.output_dir}"
     )
-    for note in [note for d in plan.datasets for note in d.warnings]:
-        warn(note)
+    for warning in [warning for d in plan.datasets for warning in d.warnings]:
+        warn(warning)
 
 
-# The steps
+# Steps
 
 
 def run_workers(plan: Plan, path: Path, state: BuildState, meter: ProgressMeter) -> None:
-    """Do every open unit and shard of `state`; starts over without the fast engine if that is seen to be wrong."""
+    """Build every open unit and shard of `state`; start over with the reference engine if the fast one is wrong.
+
+    Args:
+        plan: The plan.
+        path: Path of the plan.
+        state: The build; updated.
+        meter: Progress; updated.
+
+    Raises:
+        Failure: If engine=strict and the fast engine is wrong, or for damaged input, a full disk, or a lost worker.
+    """
     options = plan.options
-    if state.disproved and options.engine == "strict":
+    if state.mismatched and options.engine == "strict":
         raise Failure(
-            f"engine=strict: the fast engine was disproved in this build ({state.why_disproved}). Set engine=auto "
-            f"to go on with the reference tokenizer, which is much slower."
+            f"engine=strict: the fast engine gave wrong ids in this build ({state.mismatch}). Set engine=auto "
+            f"to continue with the reference tokenizer, which is much slower."
         )
     while state.open_units() or state.open_shards():
         wanted = options.workers or len(os.sched_getaffinity(0))
         workers = max(1, min(wanted, len(state.open_units()) or len(state.open_shards())))
-        fast = options.engine != REFERENCE and not state.disproved
+        fast = options.engine != REFERENCE and not state.mismatched
         with WorkerPool(path, workers, fast) as pool:
-            why = dispatch_units(pool, state, meter, prove=fast and bool(state.open_units() or not state.proven))
-        if why and options.engine == "strict":
+            compare = fast and bool(state.open_units() or not state.verified)
+            mismatch = dispatch_units(pool, state, meter, compare)
+        if mismatch and options.engine == "strict":
             raise Failure(
-                f"engine=strict: {why}. Set engine=auto to go on with the reference tokenizer, which is much slower."
+                f"engine=strict: {mismatch}. Set engine=auto to continue with the reference tokenizer, which is much "
+                f"slower."
             )
-        if why:
-            state.disprove(why)
+        if mismatch:
+            state.mark_mismatch(mismatch)
             warn(
-                f"{why}. Going on with the reference engine (tokenizers): exact, but much slower. Units made "
-                f"before are made anew."
+                f"{mismatch}. Continuing with the reference engine (tokenizers): exact, but much slower. Finished "
+                f"units are rebuilt."
             )
 
 
-def dispatch_units(pool: WorkerPool, state: BuildState, meter: ProgressMeter, prove: bool) -> str:
-    """Hand out units in order; join each shard, in a thread here, as soon as its units are done and, with `prove`,
-    the engines are proven equal.
+def dispatch_units(pool: WorkerPool, state: BuildState, meter: ProgressMeter, compare: bool) -> str:
+    """Hand out open units in order and merge each shard in a thread as soon as its units are finished.
 
-    Gives what the proof or a re-check found wrong, or "".
+    Args:
+        pool: The workers.
+        state: The build; updated.
+        meter: Progress; updated.
+        compare: Also compare the engines, and merge no shard before they agree.
+
+    Returns:
+        What the comparison or a later check found wrong, or "".
     """
     units = state.open_units()[::-1]
     shards = state.open_shards()[::-1]
-    waiting = set(units)
-    joins: dict[Shard, Future[ShardReceipt]] = {}
-    wrong = ""
-    if prove:
-        pool.prove()
+    unfinished = set(units)
+    merges: dict[Shard, Future[ShardReceipt]] = {}
+    mismatch = ""
+    if compare:
+        pool.compare_engines()
     with ThreadPoolExecutor(MERGE_THREADS) as threads:
-        while pool.busy or joins or ((units or shards) and not wrong):
-            for worker in pool.idle() if not wrong else ():
+        while pool.busy or merges or ((units or shards) and not mismatch):
+            for worker in pool.idle() if not mismatch else ():
                 if units:
-                    pool.give(worker, ("unit", units.pop()))
-            frontier = min(waiting, default=state.range.stop)
-            while shards and shards[-1][2] < frontier and not wrong and not prove:
+                    pool.submit(worker, ("unit", units.pop()))
+            frontier = min(unfinished, default=state.unit_range.stop)
+            while shards and shards[-1][2] < frontier and not mismatch and not compare:
                 shard = shards.pop()[0]
-                joins[shard] = threads.submit(merge_shard, state.plan, state.build, *shard)
-            for task, kind, value in pool.results(timeout=0.02 if joins else None):
+                merges[shard] = threads.submit(merge_shard, state.plan, state.build, *shard)
+            for task, kind, value in pool.results(timeout=0.02 if merges else None):
                 if kind == "tick":
                     meter.add(text_bytes=value)
                 elif kind == "mismatch":
-                    wrong = f"fastokens gave other ids than tokenizers: {value}"
-                elif task == COMPARE_ENGINES:
-                    prove = False
-                    wrong = wrong or value
-                    state.prove(value)
-                else:
+                    mismatch = f"fastokens gave other ids than tokenizers: {value}"
+                elif len(task) == 2:
                     state.units[task[1]] = value
-                    waiting.discard(task[1])
+                    unfinished.discard(task[1])
                     meter.add(units=1)
-            for shard in [shard for shard, join in joins.items() if join.done()]:
-                state.shards[shard] = joins.pop(shard).result()
-    return wrong
+                else:
+                    compare = False
+                    mismatch = mismatch or value
+                    if not value:
+                        state.mark_verified()
+            for shard in [shard for shard, merge in merges.items() if merge.done()]:
+                state.shards[shard] = merges.pop(shard).result()
+    return mismatch
 
 
 def finish_build(plan: Plan, path: Path, state: BuildState, meter: ProgressMeter) -> Manifest:
-    """Check the whole, write what describes it, and publish."""
+    """Check the finished build, write its manifest, blend.json, and tokenizer, and publish it.
+
+    Args:
+        plan: The plan.
+        path: Path of the plan.
+        state: The build; everything in it is finished.
+        meter: Progress, for the summary.
+
+    Returns:
+        The published manifest.
+
+    Raises:
+        UserError: If a dataset has no tokens for training.
+        Failure: If an input file changed during the build.
+    """
     build, output = path.parent, Path(plan.output_dir)
     check_inputs_unchanged(plan)
     manifest = make_manifest(plan, list(state.shards.values()), list(state.units.values()))
@@ -213,30 +276,30 @@ def finish_build(plan: Plan, path: Path, state: BuildState, meter: ProgressMeter
     write_text(build / "blend.json", encode_json(make_blend(manifest, output)))
     write_text(build / "manifest.json", encode_json(manifest))
     output_dir.publish(output, build)
-    with ignore_broken_pipe():  # what follows, as registering, is to be done all the same
+    with ignore_broken_pipe():  # a closed pipe must not stop what follows, such as registration
         print_summary(manifest, meter)
     return manifest
 
 
 def check_inputs_unchanged(plan: Plan) -> None:
-    """Nothing is published when a file was changed while it was read: part of it may be old, part new."""
+    """Raise Failure if an input file changed during the build, as old and new text would be mixed."""
     changed: list[str] = []
     for d in plan.datasets:
         changed += find_changed_files(d.root, zip(d.keys, d.sizes, d.fingerprints, d.times, strict=True))
     if changed:
         raise Failure(
             [f"{path}: was changed while the data was made; nothing is published." for path in changed[:20]]
-            + ["Run the same command again: only what was made of changed files is made anew."]
+            + ["Run the same command again: only the units that read changed files are rebuilt."]
         )
 
 
 def warn_of_empty_splits(plan: Plan, manifest: Manifest) -> None:
-    """Tell of a split that was asked for and got nothing, unless the plan knew."""
+    """Warn of a requested split without documents, unless the plan already did."""
     options = plan.options
     for dataset, entry in zip(plan.datasets, manifest.datasets, strict=True):
         for split, share in (("valid", options.valid_fraction), ("test", options.test_fraction)):
-            told = any(f"too few for a {split} split" in note for note in dataset.warnings)
-            if share > 0 and not entry.splits[split].tokens and not told:
+            known = any(f"too few for a {split} split" in warning for warning in dataset.warnings)
+            if share > 0 and not entry.splits[split].tokens and not known:
                 warn(
                     f"dataset {dataset.name!r}: none of its {entry.documents:,} documents fell into {split}. Raise "
                     f"{split}_fraction to have some, or set {split}_fraction=0."
@@ -244,7 +307,12 @@ def warn_of_empty_splits(plan: Plan, manifest: Manifest) -> None:
 
 
 def check_counts(manifest: Manifest) -> None:
-    """Every document is in a split, and no dataset and no split is without tokens unless that was told before."""
+    """Check that every document is in a split and every dataset has tokens for training.
+
+    Raises:
+        UserError: If datasets have no tokens for training.
+        Failure: If documents are missing.
+    """
     problems = []
     for d in manifest.datasets:
         in_splits = sum(s.documents for s in d.splits.values())
@@ -257,7 +325,7 @@ def check_counts(manifest: Manifest) -> None:
             problems.append(
                 f"dataset {d.name!r}: no tokens for training ({d.documents} documents, {d.empty} "
                 f"empty; skipped: {skipped}). "
-                f"Take it out of the blend, or mend path, text_field or the filters."
+                f"Remove it from the blend, or correct path, text_field, or the filters."
             )
     if problems:
         raise UserError(problems)

@@ -1,4 +1,4 @@
-"""One part: the documents of one unit that go to one shard, as they are written."""
+"""Write a fragment: the documents of one unit that belong to one shard."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,17 @@ DocumentRef = tuple[int, int]  # file number in the dataset, key of the document
 
 
 def open_fragment(build: Path, unit: int, split: int, shard: int) -> "FragmentWriter":
-    """Start a part in the build's folder."""
+    """Create the files of a fragment under temporary names.
+
+    Args:
+        build: Folder of the build.
+        unit: Number of the unit in the plan.
+        split: Index in `SPLITS`.
+        shard: Number of the shard in its dataset and split.
+
+    Raises:
+        Failure: If a file cannot be created; then none is left.
+    """
     name = f"{unit:06d}.{SPLITS[split]}.{shard:05d}"
     path = build / "units" / name
     tokens = DirectWriter(add_suffix(path, ".bin"))
@@ -26,7 +36,7 @@ def open_fragment(build: Path, unit: int, split: int, shard: int) -> "FragmentWr
 
 @dataclass
 class FragmentWriter:
-    """Collects one part."""
+    """A fragment being written."""
 
     split: int
     shard: int
@@ -40,17 +50,30 @@ class FragmentWriter:
     last: DocumentRef = (0, 0)
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray, first: DocumentRef, last: DocumentRef) -> None:
-        """Append documents: their tokens back to back and their lengths (int32, 0 for an empty one)."""
+        """Append whole documents.
+
+        Args:
+            tokens: Tokens of all documents, back to back, in the dtype of the shard.
+            lengths: int32[documents], tokens per document; 0 for an empty one.
+            first: The first document.
+            last: The last document.
+        """
         self.add_tokens(tokens)
         self.end_documents(lengths, first, last)
 
     def add_tokens(self, tokens: np.ndarray) -> None:
-        """Append tokens of documents whose end is told later."""
+        """Append tokens of documents that `end_documents` ends later."""
         self.tokens += len(tokens)
         self.bin.write(tokens.data)
 
     def end_documents(self, lengths: np.ndarray, first: DocumentRef, last: DocumentRef) -> None:
-        """Tell the lengths (int32) of documents whose tokens have been appended."""
+        """Record the documents whose tokens have been appended.
+
+        Args:
+            lengths: int32[documents], tokens per document; 0 for an empty one.
+            first: The first document.
+            last: The last document.
+        """
         if not self.documents:
             self.first = first
         self.last = last
@@ -59,12 +82,12 @@ class FragmentWriter:
         self.len.write(lengths.data)
 
     def discard(self) -> None:
-        """Remove what was written."""
+        """Remove the files."""
         self.bin.discard()
         self.len.discard()
 
     def commit(self) -> Fragment:
-        """Give both files their names."""
+        """Rename both files to their final names and return the fragment."""
         return Fragment(
             self.split, self.shard, self.name, self.documents, self.sequences, self.tokens, self.bin.size,
             self.bin.commit(sync=False), self.len.commit(sync=False), self.first, self.last,

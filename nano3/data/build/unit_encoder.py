@@ -1,15 +1,16 @@
-"""One unit of work: read a part of a dataset, tokenize it, write its documents as parts of shards."""
+"""Build one unit of a plan: read its part of a dataset, tokenize it, and write its documents as fragments of shards."""
 
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from nano3.config import PrepOptions
-from nano3.data.build.receipts import Fragment, UnitReceipt, unit_receipt, write_receipt
+from nano3.data.build.receipts import Fragment, UnitReceipt, unit_receipt_path, write_receipt
 from nano3.data.build.shard_fragment import FragmentWriter, open_fragment
 from nano3.data.planning.plan import SPLITS, DatasetPlan, Plan
 from nano3.data.planning.shard_assignment import assign_shards, drop_short
@@ -20,17 +21,26 @@ from nano3.data.tokenization.engines import FAST, REFERENCE
 from nano3.data.tokenization.long_documents import LONG, encode_chunks
 from nano3.data.tokenization.special_tokens import Framing
 
-BATCH_CHARS = 1 << 20  # characters that are worth a call of the engine
+BATCH_CHARS = 1 << 20  # characters for one call of the engine
 CHECK_CHARS = 50_000  # characters of a document that are compared with the reference
 
 
 class EngineMismatchError(Exception):
-    """The fast engine gave other ids than the reference."""
+    """The fast engine gave other ids than the reference for a document, which the message names."""
 
 
 @dataclass
 class Worker:
-    """What one process needs to do any piece of a plan. `fast` is None when the reference is to be used."""
+    """What one process needs to build any unit of a plan.
+
+    Attributes:
+        plan: The plan.
+        build: Folder of the build.
+        reference: Encoder of the reference engine.
+        fast: Encoder of the fast engine, or None to use the reference.
+        tick: Called with the bytes of text that were encoded.
+        count_special: Counts special tokens in ids.
+    """
 
     plan: Plan
     build: Path
@@ -48,16 +58,38 @@ class Worker:
         return FAST if self.fast else REFERENCE
 
     def encode_unit(self, number: int) -> UnitReceipt:
-        """Tokenize a unit and write its parts and receipt.
+        """Tokenize unit `number` of the plan and write its fragments and receipt.
 
-        Raises `EngineMismatchError` when a re-check fails, `Failure` or `UserError` naming file and row for bad input or
-        a full disk.
+        Raises:
+            EngineMismatchError: If a document has other ids with the reference engine.
+            UserError: If the text field is wrong.
+            Failure: For a bad row, with its file and number, or a full disk.
         """
         return UnitEncoder(self, number).run()
 
 
+class Columns(NamedTuple):
+    """Arrays of equal length with one entry for each document.
+
+    Attributes:
+        files: File number in the dataset.
+        keys: Key of the document in the file.
+        offsets: int64 offset in the dataset.
+        hashes: uint64 hash of the document's identity.
+    """
+
+    files: np.ndarray
+    keys: np.ndarray
+    offsets: np.ndarray
+    hashes: np.ndarray
+
+    def slice(self, start: int, stop: int | None) -> "Columns":
+        """Return the entries of documents `start` to `stop`."""
+        return Columns(*(column[start:stop] for column in self))
+
+
 class UnitEncoder:
-    """One unit on its way through: read, filter, route, encode, write."""
+    """One unit in progress: read, filter, assign to shards, encode, write."""
 
     def __init__(self, worker: Worker, number: int) -> None:
         self.worker = worker
@@ -67,164 +99,187 @@ class UnitEncoder:
         self.dataset: DatasetPlan = worker.plan.datasets[self.dataset_number]
         self.encode = worker.fast or worker.reference
         self.framing = Framing.from_options(worker.plan.options, worker.plan.tokenizer, worker.plan.dtype)
-        self.open_parts: dict[int, FragmentWriter] = {}
-        self.parts: list[Fragment] = []
+        self.writers: dict[int, FragmentWriter] = {}  # by split
+        self.fragments: list[Fragment] = []
         self.skipped: Counter[str] = Counter()
-        # Texts, and for each its file number, key, place in the dataset and hash.
-        self.waiting: list[tuple[list[str], tuple[np.ndarray, ...]]] = []
-        self.waiting_chars = 0
+        self.pending: list[tuple[list[str], Columns]] = []
+        self.pending_chars = 0
         self.documents = self.empty = self.special = self.checked = self.truncated = self.text_bytes = 0
 
     def run(self) -> UnitReceipt:
-        """The whole unit; leaves no unfinished file behind when it fails."""
+        """Build the unit. Leave no unfinished file behind on failure."""
         try:
-            for file, part in self.dataset.file_ranges(self.unit):
-                seed = file_seed(self.dataset.name, part.name)
-                for batch in read_documents(part):
-                    self.add(batch, file, part, seed)
+            for file, file_range in self.dataset.file_ranges(self.unit):
+                seed = file_seed(self.dataset.name, file_range.name)
+                for batch in read_documents(file_range):
+                    self.add(batch, file, file_range, seed)
             self.flush()
-            for split in list(self.open_parts):
-                self.parts.append(self.open_parts[split].commit())
-                del self.open_parts[split]
+            for split in list(self.writers):
+                self.fragments.append(self.writers[split].commit())
+                del self.writers[split]
         finally:
-            for writer in self.open_parts.values():
+            for writer in self.writers.values():
                 writer.discard()
         receipt = UnitReceipt(
-            self.number, self.worker.engine, self.documents, self.empty, dict(self.skipped), self.special,
-            self.checked, self.truncated, self.text_bytes, self.parts,
-        )  # fmt: skip
-        write_receipt(unit_receipt(self.worker.build, self.number), receipt)
+            unit=self.number,
+            engine=self.worker.engine,
+            documents=self.documents,
+            empty=self.empty,
+            skipped=dict(self.skipped),
+            special=self.special,
+            checked=self.checked,
+            truncated=self.truncated,
+            text_bytes=self.text_bytes,
+            fragments=self.fragments,
+        )
+        write_receipt(unit_receipt_path(self.worker.build, self.number), receipt)
         return receipt
 
-    def add(self, batch: Batch, file: int, part: FileRange, seed: int) -> None:
-        """Take in one batch of a file. Documents wait until there are enough: small files would be slow one by one."""
-        check_bad_rows(batch, part, self.options, self.dataset.name)
+    def add(self, batch: Batch, file: int, file_range: FileRange, seed: int) -> None:
+        """Add one batch of a file. Short documents are collected, as small files would be slow one by one.
+
+        Args:
+            batch: Documents of the file.
+            file: Number of the file in the dataset.
+            file_range: The part of the file that is read.
+            seed: Result of `file_seed`.
+        """
+        check_bad_rows(batch, file_range, self.options, self.dataset.name)
         self.skipped.update(kind for _, kind, _ in batch.bad)
-        texts, keys, places = drop_short(batch, self.options.min_doc_chars)
+        texts, keys, offsets = drop_short(batch, self.options.min_doc_chars)
         if len(texts) < len(batch.texts):
             self.skipped["short"] += len(batch.texts) - len(texts)
-        columns = (
-            np.full(len(keys), file),
-            keys,
-            places + int(self.dataset.file_offsets[file]),
-            document_hash(seed, keys),
-        )
+        offsets = offsets + int(self.dataset.file_offsets[file])
+        columns = Columns(np.full(len(keys), file), keys, offsets, document_hash(seed, keys))
         begin = 0
         for i in [i for i, text in enumerate(texts) if len(text) >= LONG]:
-            self.wait(texts[begin:i], tuple(c[begin:i] for c in columns))
+            self.collect(texts[begin:i], columns.slice(begin, i))
             self.flush()
-            text, texts[i] = texts[i], ""  # this was the only reference, and a batch may hold several long texts
-            self.stream(text, *(c[i] for c in columns))
+            text, texts[i] = texts[i], ""  # drop the reference in the batch, which may hold several long texts
+            self.stream(text, *(column[i] for column in columns))
             begin = i + 1
-        self.wait(texts[begin:], tuple(c[begin:] for c in columns))
+        self.collect(texts[begin:], columns.slice(begin, None))
 
-    def wait(self, texts: list[str], columns: tuple[np.ndarray, ...]) -> None:
-        """Keep documents until there are enough."""
+    def collect(self, texts: list[str], columns: Columns) -> None:
+        """Hold documents back until there are `BATCH_CHARS` characters."""
         if not texts:
             return
-        self.waiting.append((texts, columns))
-        self.waiting_chars += sum(map(len, texts))
-        if self.waiting_chars >= BATCH_CHARS:
+        self.pending.append((texts, columns))
+        self.pending_chars += sum(map(len, texts))
+        if self.pending_chars >= BATCH_CHARS:
             self.flush()
 
     def flush(self) -> None:
-        """Encode and write the documents that wait."""
-        if not self.waiting:
+        """Encode and write the pending documents."""
+        if not self.pending:
             return
-        texts = [text for batch, _ in self.waiting for text in batch]
-        files, keys, places, hashes = (np.concatenate(c) for c in zip(*(w[1] for w in self.waiting), strict=True))
-        self.waiting, self.waiting_chars = [], 0
+        texts = [text for batch, _ in self.pending for text in batch]
+        columns = Columns(*(np.concatenate(c) for c in zip(*(columns for _, columns in self.pending), strict=True)))
+        self.pending, self.pending_chars = [], 0
         ids, lengths = self.encode(texts)
-        self.check(texts, hashes, files, keys)
+        self.check(texts, columns)
         self.special += self.worker.count_special(ids)
         size = sum(map(utf8_size, texts))
         self.text_bytes += size
         self.documents += len(texts)
         del texts
-        tokens, lengths, cut = self.framing(ids, lengths)
-        self.truncated += cut
+        tokens, lengths, truncated = self.framing(ids, lengths)
+        self.truncated += truncated
         self.empty += len(lengths) - int(np.count_nonzero(lengths))
-        self.write(tokens, lengths, files, keys, places, split_of(hashes, self.dataset.bounds))
+        self.write(tokens, lengths, columns)
         self.worker.tick(size)
 
-    def stream(self, text: str, file: int, key: int, place: int, hash_: np.uint64) -> None:
-        """Encode and write one long document piece by piece."""
+    def stream(self, text: str, file: int, key: int, offset: int, hash_: np.uint64) -> None:
+        """Encode and write one long document in pieces.
+
+        Args:
+            text: The document.
+            file: Number of the file in the dataset.
+            key: Key of the document in the file.
+            offset: Offset of the document in the dataset.
+            hash_: Hash of the document's identity.
+        """
         split = int(split_of(np.array([hash_]), self.dataset.bounds)[0])
-        writer = self.writer(split, int(np.searchsorted(self.dataset.shard_bounds[split], place, "right")) - 1)
-        length = kept = 0
+        writer = self.writer(split, int(np.searchsorted(self.dataset.shard_bounds[split], offset, "right")) - 1)
+        length = written = 0
         for ids, piece in encode_chunks(text, self.encode):
             if not length:
-                self.check([piece], np.array([hash_]), np.array([file]), np.array([key]))
+                self.check([piece], Columns(*(np.array([value]) for value in (file, key, offset, hash_))))
             self.special += self.worker.count_special(ids)
-            tokens = self.framing.frame_chunk(ids, length, kept)
-            length, kept = length + len(ids), kept + len(tokens)
+            tokens = self.framing.frame_chunk(ids, length, written)
+            length, written = length + len(ids), written + len(tokens)
             writer.add_tokens(tokens)
             size = utf8_size(piece)
             self.text_bytes += size
             self.worker.tick(size)
         end = self.framing.end_tokens(length)
         writer.add_tokens(end)
-        where = (int(file), int(key))
-        writer.end_documents(np.array([kept + len(end)], np.int32), where, where)
+        document = (int(file), int(key))
+        writer.end_documents(np.array([written + len(end)], np.int32), document, document)
         self.documents += 1
         self.truncated += int(self.framing.limit is not None and length > self.framing.limit)
 
-    def check(self, texts: list[str], hashes: np.ndarray, files: np.ndarray, keys: np.ndarray) -> None:
-        """Compare one document in `check_every` with the reference; of a long one some stretch, for the reference takes
-        half a second for a million characters.
+    def check(self, texts: list[str], columns: Columns) -> None:
+        """Compare one document in `check_every` with the reference engine.
+
+        Only `CHECK_CHARS` characters of a long document are compared, as the reference takes half a second for a
+        million.
+
+        Raises:
+            EngineMismatchError: If the ids differ.
         """
         every = self.options.check_every
         if not self.worker.fast or not every:
             return
-        chosen = np.flatnonzero(hashes % np.uint64(every) == 0).tolist()
+        chosen = np.flatnonzero(columns.hashes % np.uint64(every) == 0).tolist()
         self.checked += len(chosen)
-        stretches = [check_window(texts[i], int(hashes[i])) for i in chosen]
-        wrong = first_difference(self.worker.fast, self.worker.reference, stretches)
+        windows = [check_window(texts[i], int(columns.hashes[i])) for i in chosen]
+        wrong = first_difference(self.worker.fast, self.worker.reference, windows)
         if wrong is not None:
             i = chosen[wrong]
-            raise EngineMismatchError(
-                f"{self.dataset.whole_file(int(files[i])).path}, document with key {int(keys[i])}"
-            )
+            path = self.dataset.whole_file(int(columns.files[i])).path
+            raise EngineMismatchError(f"{path}, document with key {int(columns.keys[i])}")
 
-    def write(
-        self,
-        tokens: np.ndarray,
-        lengths: np.ndarray,
-        files: np.ndarray,
-        keys: np.ndarray,
-        places: np.ndarray,
-        splits: np.ndarray,
-    ) -> None:
-        """Send runs of documents that go to the same shard to it, in order."""
-        shards = assign_shards(self.dataset, splits, places)
+    def write(self, tokens: np.ndarray, lengths: np.ndarray, columns: Columns) -> None:
+        """Append documents to their fragments, in order, one run of documents for the same shard at a time.
+
+        Args:
+            tokens: Tokens of all documents, back to back, in the dtype of the shards.
+            lengths: Tokens per document.
+            columns: Where the documents come from.
+        """
+        files, keys = columns.files, columns.keys
+        splits = split_of(columns.hashes, self.dataset.bounds)
+        shards = assign_shards(self.dataset, splits, columns.offsets)
         route = shards * len(SPLITS) + splits
         starts = [0, *(np.flatnonzero(np.diff(route)) + 1).tolist(), len(route)]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        ends = np.concatenate([[0], np.cumsum(lengths)])
         for a, b in pairwise(starts):
             writer = self.writer(int(splits[a]), int(shards[a]))
-            run = tokens[offsets[a] : offsets[b]]
+            run = tokens[ends[a] : ends[b]]
             first, last = (int(files[a]), int(keys[a])), (int(files[b - 1]), int(keys[b - 1]))
             writer.add(run, lengths[a:b].astype(np.int32), first, last)
 
     def writer(self, split: int, shard: int) -> FragmentWriter:
-        """The part being written for a split; places only grow, so an earlier shard's part is complete and is
-        closed.
+        """Return the writer of a shard's fragment.
+
+        Offsets only grow, so an earlier shard of the split is complete and its fragment is committed.
         """
-        writer = self.open_parts.get(split)
+        writer = self.writers.get(split)
         if writer and writer.shard == shard:
             return writer
         if writer:
-            self.parts.append(writer.commit())
-        writer = self.open_parts[split] = open_fragment(self.worker.build, self.number, split, shard)
+            self.fragments.append(writer.commit())
+        writer = self.writers[split] = open_fragment(self.worker.build, self.number, split, shard)
         return writer
 
 
 def check_window(text: str, number: int) -> str:
-    """A text, or CHECKED characters of it from a place that the number gives."""
+    """Return the text, or `CHECK_CHARS` characters of it from a position derived from `number`."""
     start = number % (len(text) - CHECK_CHARS + 1) if len(text) > CHECK_CHARS else 0
     return text[start : start + CHECK_CHARS]
 
 
 def utf8_size(text: str) -> int:
-    """Bytes of a text in UTF-8."""
+    """Return the size of a text in bytes of UTF-8."""
     return len(text) if text.isascii() else len(text.encode())

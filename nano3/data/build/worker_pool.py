@@ -1,11 +1,10 @@
-"""Worker processes. One process loads the tokenizer and forks the workers, so that loading is paid for once and shared.
+"""A pool of worker processes. One process loads the tokenizer once and forks the workers, which share its memory.
 
-    this process ── starts ──▶ worker_server (one thread when it forks) ── forks ──▶ N workers, 1 prover
-         └────────────────────────── one socket for each: tasks out, results back ───────────────────────────────┘
+    this process ── starts ──▶ worker_server (one thread when it forks) ── forks ──▶ N workers and 1 comparer
+         └────────────────────────── one socket for each: tasks out, results back ───────────────────────────┘
 
-A worker does one task at a time and keeps its caches from one to the next. The prover compares the engines while the
-workers have begun; nothing that they made is used before it has answered. All of them die with the process that
-started them.
+A worker runs one task at a time and keeps its caches between tasks. The comparer compares the tokenizer engines while
+the workers run; their results are used only after the engines agree. All processes end with the one that started them.
 """
 
 import contextlib
@@ -14,74 +13,81 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
 
-from nano3.data.build.worker_client import WorkerServerClient
+from nano3.data.build.worker_client import Task, WorkerServerClient
 from nano3.utils.errors import Failure
 
-Task = tuple[Any, ...]  # ("unit", number) or PROVE
-COMPARE_ENGINES: Task = ("prove",)
+COMPARE_ENGINES: Task = ("compare",)
 
 
 class WorkerPool:
-    """N workers on one plan, and a prover. Use as a context manager; leaving it ends them."""
+    """N workers on one plan and a comparer. Use it as a context manager; leaving it ends the processes."""
 
     def __init__(self, plan_path: Path, workers: int, fast: bool) -> None:
         self._workers = workers
-        self._ends: list[Connection] = []
-        theirs = []
+        self._connections: list[Connection] = []
+        worker_ends = []
         for _ in range(workers + 1):
-            mine, other = Pipe()
-            self._ends.append(mine)
-            theirs.append(other)
-        self._loader = WorkerServerClient.acquire()
-        self._loader.fork(plan_path, fast, [end.fileno() for end in theirs])
-        for end in theirs:
+            own_end, worker_end = Pipe()
+            self._connections.append(own_end)
+            worker_ends.append(worker_end)
+        self._server = WorkerServerClient.acquire()
+        self._server.fork_workers(plan_path, fast, [end.fileno() for end in worker_ends])
+        for end in worker_ends:
             end.close()
-        self._busy: dict[int, Task] = {}
+        self._running: dict[int, Task] = {}
 
     def __enter__(self) -> "WorkerPool":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for end in self._ends:
-            end.close()
-        self._loader.end(5 if kind is None else 0)
+        for connection in self._connections:
+            connection.close()
+        self._server.close(5 if kind is None else 0)
 
-    def prove(self) -> None:
-        """Have the prover compare the engines: a result of the task `COMPARE_ENGINES` says what is wrong, or ""."""
-        self.give(self._workers, COMPARE_ENGINES)
+    def compare_engines(self) -> None:
+        """Start the task `COMPARE_ENGINES`. Its result says what differs, or is ""."""
+        self.submit(self._workers, COMPARE_ENGINES)
 
     def idle(self) -> list[int]:
-        """Numbers of the workers without a task."""
-        return [n for n in range(self._workers) if n not in self._busy]
+        """Return the numbers of the workers without a task."""
+        return [n for n in range(self._workers) if n not in self._running]
 
     @property
     def busy(self) -> bool:
-        """Whether any task is under way."""
-        return bool(self._busy)
+        """Whether any task is running."""
+        return bool(self._running)
 
-    def give(self, worker: int, task: Task) -> None:
+    def submit(self, worker: int, task: Task) -> None:
         """Start a task on an idle worker."""
-        self._busy[worker] = task
-        with contextlib.suppress(BrokenPipeError):  # the next `results` tells of the dead worker
-            self._ends[worker].send(task)
+        self._running[worker] = task
+        with contextlib.suppress(BrokenPipeError):  # the next `results` reports the dead worker
+            self._connections[worker].send(task)
 
     def results(self, timeout: float | None = None) -> Iterator[tuple[Task, str, Any]]:
-        """(task, kind, value) of what workers have sent since: kind is "tick" (bytes of text), "done" or "mismatch".
+        """Wait for messages of busy workers and yield one of each that has any.
 
-        Raises what a worker raised, or `Failure` when a worker died.
+        Args:
+            timeout: Seconds to wait; None for as long as it takes.
+
+        Yields:
+            (task, kind, value). Kind "tick": bytes of text encoded since the last one. "done": the `UnitReceipt` of a
+            unit, or what differs between the engines. "mismatch": the document for which the engines differ.
+
+        Raises:
+            Nano3Error: The error of a worker, or `Failure` if one died.
         """
-        for ready in wait([self._ends[n] for n in self._busy], timeout):
-            worker = self._ends.index(ready)  # type: ignore[arg-type]
-            task = self._busy[worker]
+        for ready in wait([self._connections[n] for n in self._running], timeout):
+            worker = self._connections.index(ready)  # type: ignore[arg-type]
+            task = self._running[worker]
             try:
-                kind, value = self._ends[worker].recv()
+                kind, value = self._connections[worker].recv()
             except (EOFError, ConnectionResetError) as error:
                 raise Failure(
-                    f"a worker process died during {task}; out of memory is the usual cause. What is finished is "
+                    f"a worker process died during {task}; out of memory is the usual cause. Finished units are "
                     f"kept: run again, with fewer workers (workers={max(1, self._workers - 1)}) if memory is short."
                 ) from error
             if kind != "tick":
-                del self._busy[worker]
+                del self._running[worker]
             if kind == "error":
                 raise value
             yield task, kind, value

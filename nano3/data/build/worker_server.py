@@ -1,6 +1,8 @@
-"""The loading process: it loads the tokenizer's engines, forks the workers, and waits for them (`workers.py`).
+"""Load the tokenizer engines, fork the workers, and wait for them (see `worker_pool`).
 
-python -m nano3.data.build.worker_server SOCKET TOKENIZER_FILE      # the file may be "": then only the plan says which
+    python -m nano3.data.build.worker_server SOCKET TOKENIZER_FILE
+
+SOCKET is a file descriptor. TOKENIZER_FILE is a tokenizer.json to preload, or "" to wait for the plan.
 """
 
 import contextlib
@@ -15,40 +17,42 @@ import traceback
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from nano3.data.build.worker_client import receive_plan
+from nano3.data.build.worker_client import Task, receive_plan
 from nano3.data.tokenization.engines import Engines, load_engines
 from nano3.utils.errors import Failure, Nano3Error
 
-Task = tuple[Any, ...]  # of workers.Pool
+if TYPE_CHECKING:
+    from nano3.data.build.receipts import UnitReceipt
+    from nano3.data.build.unit_encoder import Worker
 
 
 @dataclass
 class PreloadedEngines:
-    """Engines that were loaded before the plan was known, and the SHA-256 of what they were loaded from."""
+    """Engines loaded before the plan was known, and the SHA-256 of their tokenizer.json."""
 
     engines: Engines
     sha256: str
 
 
 def main() -> None:
-    """Load, wait for the plan, fork a worker for each socket that comes with it, wait for them."""
+    """Load the engines, wait for the plan, fork a worker for each of its sockets, and wait for them."""
     control, file = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
     exit_with_parent()
-    gc.disable()  # a load makes many objects and no garbage
-    ahead = preload_engines(file) if file else None
+    gc.disable()  # loading makes many objects and no garbage
+    preloaded = preload_engines(file) if file else None
     try:
         plan_path, fast, sockets = receive_plan(control)
     except (EOFError, ConnectionResetError):
-        os._exit(0)  # nobody wants it
+        os._exit(0)  # the run needs no workers
     control.close()
     engines: Engines | Nano3Error
     try:
-        engines = load_plan_engines(plan_path, fast, ahead)
+        engines = load_plan_engines(plan_path, fast, preloaded)
     except Nano3Error as error:
         engines = error
-    del ahead
+    del preloaded
     trim_heap()
     parent = os.getpid()
     for fd in sockets:
@@ -66,12 +70,13 @@ def main() -> None:
         os.close(fd)
     for _ in sockets:
         os.wait()
-    os._exit(0)  # there is nothing to tidy, and letting go of a large tokenizer takes time
+    os._exit(0)  # skip the cleanup: freeing a large tokenizer takes time
 
 
 def preload_engines(file: str) -> PreloadedEngines | None:
-    """The engines of a tokenizer that the plan will probably name; None when it cannot be loaded: if the plan does name
-    it, `load_plan_engines` tells why.
+    """Load the tokenizer.json that the plan will probably name.
+
+    Return None if it cannot be loaded; if the plan names it, `load_plan_engines` reports the error.
     """
     try:
         sha256 = hashlib.sha256(Path(file).read_bytes()).hexdigest()
@@ -80,16 +85,27 @@ def preload_engines(file: str) -> PreloadedEngines | None:
         return None
 
 
-def load_plan_engines(plan_path: Path, fast: bool, ahead: PreloadedEngines | None = None) -> Engines:
-    """The engines for a plan, and a worker's modules. Leaves one thread: pyarrow, which starts one, comes later."""
+def load_plan_engines(plan_path: Path, fast: bool, preloaded: PreloadedEngines | None = None) -> Engines:
+    """Load the engines for a plan and import a worker's modules.
+
+    Leave one thread only, as a fork copies no other. pyarrow, which starts one, is imported after the fork.
+
+    Args:
+        plan_path: Path of the plan.
+        fast: Whether the fast engine may be used.
+        preloaded: Engines to use if they are those of the plan.
+
+    Raises:
+        Failure: If the tokenizer cannot be loaded.
+    """
     import msgspec
 
     plan = msgspec.json.decode(plan_path.read_bytes())
     info, split = plan["tokenizer"], plan["options"]["split_special_tokens"]
     file = f"{info['folder']}/{info['json_name']}"
-    if ahead and ahead.sha256 == info["sha256"]:
-        ahead.engines.reference.encode_special_tokens = split
-        return ahead.engines if fast else replace(ahead.engines, fast=None)
+    if preloaded and preloaded.sha256 == info["sha256"]:
+        preloaded.engines.reference.encode_special_tokens = split
+        return preloaded.engines if fast else replace(preloaded.engines, fast=None)
     try:
         return load_engines(file, split, fast, meanwhile=import_worker)
     except Exception as error:  # tokenizers raises bare Exception for a file it cannot read
@@ -97,43 +113,57 @@ def load_plan_engines(plan_path: Path, fast: bool, ahead: PreloadedEngines | Non
 
 
 def import_worker() -> None:
-    """Import once what every worker needs."""
+    """Import the modules that every worker needs, once for all."""
     importlib.import_module("nano3.data.build.unit_encoder")
 
 
-def serve_tasks(end: Connection, plan_path: Path, engines: Engines | Nano3Error) -> None:
-    """Do tasks until the socket closes, or is reset because the other side died with messages unread."""
+def serve_tasks(connection: Connection, plan_path: Path, engines: Engines | Nano3Error) -> None:
+    """Run tasks until the socket closes, or is reset because the other side died with unread messages.
+
+    Args:
+        connection: Socket to the pool.
+        plan_path: Path of the plan.
+        engines: The engines, or the error to report for every task.
+    """
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        run_tasks(end, plan_path, engines)
+        run_tasks(connection, plan_path, engines)
 
 
-def run_tasks(end: Connection, plan_path: Path, engines: Engines | Nano3Error) -> None:
-    """Do tasks for ever. Raises what the socket raises."""
+def run_tasks(connection: Connection, plan_path: Path, engines: Engines | Nano3Error) -> None:
+    """Run tasks forever and send their results.
+
+    Args:
+        connection: Socket to the pool.
+        plan_path: Path of the plan.
+        engines: The engines, or the error to report for every task.
+
+    Raises:
+        OSError: If the socket is broken.
+        EOFError: If the other side closed the socket.
+    """
     from nano3.data.build.unit_encoder import EngineMismatchError
 
-    worker: Any = None
+    worker: Worker | None = None
     while True:
-        task = end.recv()
+        task: Task = connection.recv()
         try:
             if isinstance(engines, Nano3Error):
                 raise engines
             if worker is None:
-                worker = make_worker(end, plan_path, engines)
-            end.send(("done", run_task(worker, engines, task)))
+                worker = make_worker(connection, plan_path, engines)
+            connection.send(("done", run_task(worker, engines, task)))
         except EngineMismatchError as mismatch:
-            end.send(("mismatch", str(mismatch)))
+            connection.send(("mismatch", str(mismatch)))
         except Nano3Error as error:
-            end.send(("error", error))
+            connection.send(("error", error))
         except (BrokenPipeError, ConnectionResetError):
             raise
         except BaseException:
-            end.send(("error", RuntimeError(f"in a worker, during {task}:\n{traceback.format_exc()}")))
+            connection.send(("error", RuntimeError(f"in a worker, during {task}:\n{traceback.format_exc()}")))
 
 
-def make_worker(end: Connection, plan_path: Path, engines: Engines) -> Any:
-    """The worker's state."""
-    import gc
-
+def make_worker(connection: Connection, plan_path: Path, engines: Engines) -> "Worker":
+    """Return the worker of this process; it reports progress on `connection`."""
     from nano3.data.build.unit_encoder import Worker
     from nano3.data.planning.plan import load_plan
     from nano3.data.tokenization.encoders import fast_encoder, reference_encoder
@@ -142,12 +172,21 @@ def make_worker(end: Connection, plan_path: Path, engines: Engines) -> Any:
     plan = load_plan(plan_path)
     fast = fast_encoder(engines.fast, plan.options.split_special_tokens) if engines.fast else None
     reference = reference_encoder(engines.reference)
-    return Worker(plan, plan_path.parent, reference, fast, lambda size: end.send(("tick", size)))
+    return Worker(plan, plan_path.parent, reference, fast, lambda size: connection.send(("tick", size)))
 
 
-def run_task(worker: Any, engines: Engines, task: Task) -> Any:
-    """One task; its result is small."""
-    if task[0] == "unit":
+def run_task(worker: "Worker", engines: Engines, task: Task) -> "UnitReceipt | str":
+    """Run one task and return its result, which is small.
+
+    Args:
+        worker: The worker of this process.
+        engines: Its engines.
+        task: ("unit", number) or `worker_pool.COMPARE_ENGINES`.
+
+    Returns:
+        The receipt of the unit, or what differs between the engines.
+    """
+    if len(task) == 2:
         return worker.encode_unit(task[1])
     from nano3.data.build.engine_check import compare_engines
 
@@ -155,7 +194,7 @@ def run_task(worker: Any, engines: Engines, task: Task) -> Any:
 
 
 def trim_heap() -> None:
-    """Return what loading has freed to the system, where the C library can (glibc): up to 150 MB in every worker."""
+    """Return memory freed after loading to the system (glibc only): up to 150 MB in every worker."""
     if sys.platform == "linux":
         import ctypes
 
@@ -164,13 +203,11 @@ def trim_heap() -> None:
 
 
 def exit_with_parent() -> None:
-    """Ask Linux to kill this process when its parent ends, however that ends. Elsewhere the closed socket does it,
-    later.
-    """
+    """Ask Linux to kill this process when its parent ends in any way. Elsewhere the closed socket ends it later."""
     if sys.platform == "linux":
         import ctypes
 
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from nano3.data.build.receipts import (
     ShardReceipt,
     UnitReceipt,
     read_receipt,
-    shard_receipt,
-    unit_receipt,
+    shard_receipt_path,
+    unit_receipt_path,
     write_receipt,
 )
 from nano3.data.build.shard_fragment import open_fragment
@@ -71,8 +71,8 @@ UNIT_DAMAGE: dict[str, Callable[[BuildState], object]] = {
     "a_byte_of_lengths": lambda s: spoil(a_part(s, ".len")),
     "no_lengths": lambda s: a_part(s, ".len").unlink(),
     "lengths_cut": lambda s: os.truncate(a_part(s, ".len"), 4),
-    "no_receipt": lambda s: unit_receipt(s.build, int(a_part(s, ".bin").name[:6])).unlink(),
-    "a_receipt_of_zeros": lambda s: unit_receipt(s.build, int(a_part(s, ".bin").name[:6])).write_bytes(bytes(300)),
+    "no_receipt": lambda s: unit_receipt_path(s.build, int(a_part(s, ".bin").name[:6])).unlink(),
+    "a_receipt_of_zeros": lambda s: unit_receipt_path(s.build, int(a_part(s, ".bin").name[:6])).write_bytes(bytes(300)),
 }
 
 
@@ -91,7 +91,9 @@ SHARD_DAMAGE: dict[str, Callable[[Path, Path], object]] = {
     "idx_gone": lambda prefix, receipt: prefix.with_suffix(".idx").unlink(),
     "receipt_gone": lambda prefix, receipt: receipt.unlink(),
     "receipt_cut": lambda prefix, receipt: os.truncate(receipt, 30),
-    "receipt_of_a_unit": lambda prefix, receipt: receipt.write_bytes(unit_receipt(prefix.parents[1], 0).read_bytes()),
+    "receipt_of_a_unit": lambda prefix, receipt: receipt.write_bytes(
+        unit_receipt_path(prefix.parents[1], 0).read_bytes()
+    ),
     "receipt_not_utf8": lambda prefix, receipt: receipt.write_bytes(b'{"split": "\xff"}'),
 }
 
@@ -100,7 +102,7 @@ SHARD_DAMAGE: dict[str, Callable[[Path, Path], object]] = {
 def test_a_damaged_shard_is_done_again_from_its_units(made: BuildState, damage: Callable[[Path, Path], object]) -> None:
     """Its parts are gone, so they are made again too: those units, and no other."""
     first, last = made.plan.datasets[0].units_of_shard(0, 0)
-    damage(made.build / made.plan.shard_name(0, 0, 0), shard_receipt(made.build, made.plan, 0, 0, 0))
+    damage(made.build / made.plan.shard_name(0, 0, 0), shard_receipt_path(made.build, made.plan, 0, 0, 0))
     again = BuildState(made.plan, made.build)
     assert again.shards == {}
     assert again.open_units()
@@ -112,19 +114,19 @@ def test_a_damaged_shard_is_done_again_from_its_units(made: BuildState, damage: 
 def test_tasks_of_an_array_together_do_every_unit_and_join_no_shard_twice(made: BuildState, parts: int) -> None:
     units = made.plan.units
     for number in range(units):
-        unit_receipt(made.build, number).unlink()
+        unit_receipt_path(made.build, number).unlink()
     tasks = [
         BuildState(made.plan, made.build, range(i * units // parts, (i + 1) * units // parts)) for i in range(parts)
     ]
     opened = [number for task in tasks for number in task.open_units()]
-    assert opened == [n for n in range(units) if made.holds(n)]
+    assert opened == [n for n in range(units) if made.reads_files(n)]
     shards = [shard for task in tasks for shard, _, _ in task.open_shards()]
     assert len(shards) == len(set(shards))
     assert (0, 0, 0) not in shards
     for task in tasks:
         for _, first, last in task.open_shards():
-            assert first in task.range
-            assert last in task.range
+            assert first in task.unit_range
+            assert last in task.unit_range
 
 
 def test_an_empty_shard_waits_for_nobody_and_is_left_to_the_whole(tmp_path: Path) -> None:
@@ -140,13 +142,12 @@ def test_an_empty_shard_waits_for_nobody_and_is_left_to_the_whole(tmp_path: Path
 def test_a_proof_and_what_disproves_it_are_remembered(tmp_path: Path) -> None:
     plan = paper_plan(tmp_path, [paper_dataset([2])])
     state = BuildState(plan, tmp_path)
-    assert (state.proven, state.disproved) == (False, False)
-    state.prove("other ids for 'x'")
-    assert not BuildState(plan, tmp_path).proven, "a comparison that failed is no proof"
-    state.prove("")
-    state.disprove("other ids for 'é'")
+    assert (state.verified, state.mismatched) == (False, False)
+    state.mark_verified()
+    assert BuildState(plan, tmp_path).verified
+    state.mark_mismatch("other ids for 'é'")
     again = BuildState(plan, tmp_path)
-    assert (again.proven, again.disproved, again.why_disproved) == (True, True, "other ids for 'é'")
+    assert (again.verified, again.mismatched, again.mismatch) == (True, True, "other ids for 'é'")
 
 
 # Receipts

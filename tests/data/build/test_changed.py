@@ -285,7 +285,7 @@ def test_strict_stops_on_a_build_that_is_disproved_already(tmp_path: Path, byte_
 
     path = write(tmp_path / "a.jsonl", texts(100))
     plan = plan_build([source(path)], options(tmp_path / "out", byte_bpe), "test")
-    BuildState(load_plan(plan), plan.parent).disprove("seen in a test")
+    BuildState(load_plan(plan), plan.parent).mark_mismatch("seen in a test")
     with pytest.raises(Failure, match=r"engine=strict: .*seen in a test"):
         run(path, tmp_path / "out", byte_bpe, engine="strict")
     run(path, tmp_path / "out", byte_bpe)
@@ -299,7 +299,7 @@ def test_the_finalizer_makes_anew_what_a_disproved_engine_made(tmp_path: Path, m
     run(many, tmp_path / "whole", byte_bpe)
     plan = plan_build([source(many)], options(tmp_path / "out", byte_bpe), "test")
     run_task(plan, 0, 2)
-    BuildState(load_plan(plan), plan.parent).disprove("seen in another task")
+    BuildState(load_plan(plan), plan.parent).mark_mismatch("seen in another task")
     run_task(plan, 1, 2)
     assert finalize(plan).versions["engine"] == "tokenizers"
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")

@@ -59,7 +59,7 @@ def test_a_file_system_without_direct_writes(tmp_path: Path, where: str, monkeyp
         real = direct_writer.fcntl.fcntl
 
         def refuse(fd: int, command: int, flags: int = 0) -> int:
-            if command == direct_writer.fcntl.F_SETFL and flags & direct_writer.DIRECT:
+            if command == direct_writer.fcntl.F_SETFL and flags & direct_writer.O_DIRECT:
                 raise OSError(errno.EINVAL, "no")
             return real(fd, command, flags)
 
@@ -68,7 +68,7 @@ def test_a_file_system_without_direct_writes(tmp_path: Path, where: str, monkeyp
         real_write = os.write
 
         def refuse_write(fd: int, data: memoryview) -> int:
-            if direct_writer.fcntl.fcntl(fd, direct_writer.fcntl.F_GETFL) & direct_writer.DIRECT:
+            if direct_writer.fcntl.fcntl(fd, direct_writer.fcntl.F_GETFL) & direct_writer.O_DIRECT:
                 raise OSError(errno.EINVAL, "no")
             return real_write(fd, data)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nano3.data.build.build_state import BuildState
 from nano3.data.build.merge import merge_shard
-from nano3.data.build.receipts import UnitReceipt, unit_receipt, write_receipt
+from nano3.data.build.receipts import UnitReceipt, unit_receipt_path, write_receipt
 from nano3.data.build.shard_fragment import open_fragment
 from nano3.data.dataset.checksum import checksum
 from nano3.data.dataset.indexed import IndexedFile
@@ -30,7 +30,7 @@ def make_unit(build: Path, number: int, documents: Documents | None, engine: str
             writer.add(np.array(ids, np.uint16), np.array([len(ids)], np.int32), (number, key), (number, key))
         parts.append(writer.commit())
     count = len(documents or [])
-    write_receipt(unit_receipt(build, number), UnitReceipt(number, engine, count, 0, {}, 0, 0, 0, count, parts))
+    write_receipt(unit_receipt_path(build, number), UnitReceipt(number, engine, count, 0, {}, 0, 0, 0, count, parts))
 
 
 def build_of(folder: Path, units: list[Documents | None]) -> tuple[Plan, Path]:
@@ -123,7 +123,7 @@ def test_a_part_that_was_moved_is_found_when_another_unit_has_documents_now(tmp_
     with pytest.raises(Failure):
         merge_shard(plan, build, *SHARD)
     (build / REFUSALS[0]).rmdir()
-    unit_receipt(build, empty).unlink()
+    unit_receipt_path(build, empty).unlink()
     assert BuildState(plan, build).open_units() == [empty]
     make_unit(build, empty, [[7, 8, 9]])
     receipt = merge_shard(plan, build, *SHARD)
@@ -166,6 +166,6 @@ def test_a_shard_is_as_doubtful_as_the_most_doubtful_unit(tmp_path: Path, engine
         make_unit(build, number, [[number + 1]], engine)
     assert merge_shard(plan, build, *SHARD).engine == wanted
     state = BuildState(plan, build)
-    state.disprove("seen in a test")
+    state.mark_mismatch("seen in a test")
     assert bool(state.shards) == bool(BuildState(plan, build).shards) == (wanted == "tokenizers")
     assert BuildState(plan, build).open_units() == ([0, 1] if wanted == "fastokens" else [])

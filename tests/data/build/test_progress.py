@@ -30,7 +30,7 @@ class Terminal(io.StringIO):
 def test_a_job_log_gets_a_line_when_one_is_due(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], every: float, lines: int
 ) -> None:
-    monkeypatch.setattr(progress, "EVERY_S", every)
+    monkeypatch.setattr(progress, "LINE_SECONDS", every)
     with ProgressMeter(units=10, done=4) as meter:
         meter.add(text_bytes=3_000_000)
         meter.add(units=1)
@@ -114,7 +114,7 @@ def test_one_dataset_needs_no_sum_and_oddities_are_told(capsys: pytest.CaptureFi
     out = capsys.readouterr().out
     assert "\nall" not in out
     assert "1,234 empty document(s)" in out
-    assert "7 special token(s) stood literally in the text" in out
+    assert "7 special token(s) occurred literally in the text" in out
     assert "\n2 shards in " in out
     assert "engine fastokens" in out
 

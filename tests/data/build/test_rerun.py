@@ -135,7 +135,7 @@ def test_a_disproved_engine_is_replaced_and_its_work_redone(tmp_path: Path, many
     run(many, tmp_path / "whole", byte_bpe)
     plan = plan_build([source(many)], options(tmp_path / "out", byte_bpe), "test")
     run_task(plan, 0, 2)
-    BuildState(load_plan(plan), plan.parent).disprove("seen in a test")
+    BuildState(load_plan(plan), plan.parent).mark_mismatch("seen in a test")
     assert (plan.parent / MISMATCH_MARKER).read_text() == "seen in a test\n"
     manifest = run(many, tmp_path / "out", byte_bpe)
     assert manifest.versions["engine"] == "tokenizers"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nano3.config import SourceConfig
-from nano3.data.build.receipts import UnitReceipt, shard_receipt, unit_receipt, write_receipt
+from nano3.data.build.receipts import UnitReceipt, shard_receipt_path, unit_receipt_path, write_receipt
 from nano3.data.build.resume_build import (
     is_published,
     may_hold_documents,
@@ -224,15 +224,15 @@ def fill(plan: Plan, build: Path, skipped: dict[int, dict[str, int]] | None = No
     plan.save(build / "plan.json")
     for number in range(plan.units):
         rows = (skipped or {}).get(number, {})
-        write_receipt(unit_receipt(build, number), UnitReceipt(number, "e", 1, 0, rows, 0, 0, 0, 9, []))
+        write_receipt(unit_receipt_path(build, number), UnitReceipt(number, "e", 1, 0, rows, 0, 0, 0, 9, []))
     for shard in plan.shards():
-        write_receipt(shard_receipt(build, plan, *shard), UnitReceipt(0, "e", 1, 0, {}, 0, 0, 0, 9, []))
+        write_receipt(shard_receipt_path(build, plan, *shard), UnitReceipt(0, "e", 1, 0, {}, 0, 0, 0, 9, []))
 
 
 def kept(plan: Plan, build: Path) -> tuple[set[int], set[tuple[int, int, int]]]:
     """Units and shards that have receipts."""
-    units = {n for n in range(plan.units) if unit_receipt(build, n).exists()}
-    return units, {shard for shard in plan.shards() if shard_receipt(build, plan, *shard).exists()}
+    units = {n for n in range(plan.units) if unit_receipt_path(build, n).exists()}
+    return units, {shard for shard in plan.shards() if shard_receipt_path(build, plan, *shard).exists()}
 
 
 @pytest.fixture
@@ -268,7 +268,7 @@ def test_a_kill_among_the_removals_does_no_harm(tmp_path: Path, plans: tuple[Pla
     old, new = plans
     place = build_dir(tmp_path, old.hash)
     fill(old, place)
-    gone = [shard_receipt(place, new, *shard) for shard in [(0, 0, 0), (1, 0, 0)]] + [unit_receipt(place, 1)]
+    gone = [shard_receipt_path(place, new, *shard) for shard in [(0, 0, 0), (1, 0, 0)]] + [unit_receipt_path(place, 1)]
     for path in gone[:removed]:
         path.unlink()
     build = build_dir(tmp_path, new.hash)
@@ -307,7 +307,7 @@ def test_only_units_that_left_out_faults_are_done_again_when_faults_are_forbidde
     new = paper_plan(tmp_path, two_datasets(), bad_rows="fail")
     build = build_dir(tmp_path, old.hash)
     fill(old, build, {1: {"null": 2}, 2: {"short": 5}, 6: {"short": 1, "not_utf8": 1}})
-    unit_receipt(build, 7).write_bytes(b"{")
+    unit_receipt_path(build, 7).write_bytes(b"{")
     reuse_partial_build(new, build)
     units, shards = kept(new, build)
     assert {1, 2, 6} - units == {1, 6}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from data_helpers import options, plan_build, run, source, texts, tree, write
 
-from nano3.data.build.build_state import BuildState
+from nano3.data.build.build_state import VERIFIED_MARKER, BuildState
 from nano3.data.build.worker_client import WORKER_ENV, WorkerServerClient, receive_plan, send_plan
 from nano3.data.build.worker_pool import COMPARE_ENGINES, WorkerPool
 from nano3.data.planning.plan import load_plan
@@ -48,8 +48,8 @@ def test_one_thread_is_left_when_the_workers_are_forked(plan_path: Path) -> None
 
 def test_units_and_the_proof(plan_path: Path) -> None:
     with WorkerPool(plan_path, 1, fast=True) as pool:
-        pool.prove()
-        pool.give(0, ("unit", 0))
+        pool.compare_engines()
+        pool.submit(0, ("unit", 0))
         found = {task: (kind, value) for task, kind, value in results(pool)}
     assert found[COMPARE_ENGINES] == ("done", "")
     kind, receipt = found[("unit", 0)]
@@ -60,16 +60,16 @@ def test_the_proof_names_an_engine_that_cannot_read_the_tokenizer(tmp_path: Path
     path = write(tmp_path / "a.jsonl", texts(20))
     plan_path = plan_build([source(path)], options(tmp_path / "out", unigram), "test")
     with WorkerPool(plan_path, 1, fast=True) as pool:
-        pool.prove()
+        pool.compare_engines()
         ((_, kind, why),) = results(pool)
     assert kind == "done" and str(why).startswith("fastokens cannot read this tokenizer")
 
 
 def test_a_worker_that_dies_is_told(plan_path: Path) -> None:
     with WorkerPool(plan_path, 1, fast=True) as pool:
-        pool._loader.process.kill()  # first: a quick worker could be done before
-        pool._loader.process.wait()
-        pool.give(0, ("unit", 0))
+        pool._server.process.kill()  # first: a quick worker could be done before
+        pool._server.process.wait()
+        pool.submit(0, ("unit", 0))
         with pytest.raises(Failure, match="a worker process died"):
             results(pool)
 
@@ -79,12 +79,12 @@ def test_nothing_is_joined_before_the_proof(tmp_path: Path, byte_bpe: Path, plan
     plan = load_plan(plan_path)
     with WorkerPool(plan_path, 1, fast=True) as pool:
         for unit in BuildState(plan, plan_path.parent).open_units():
-            pool.give(0, ("unit", unit))
+            pool.submit(0, ("unit", unit))
             results(pool)
     state = BuildState(plan, plan_path.parent)
-    assert state.open_units() == [] and not state.proven
+    assert state.open_units() == [] and not state.verified
     run(tmp_path / "a.jsonl", tmp_path / "out", byte_bpe)
-    assert state.proven or (tmp_path / "out" / "manifest.json").exists()
+    assert state.verified or (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_a_wrong_proof_throws_the_units_away(
@@ -100,7 +100,7 @@ def test_a_wrong_proof_throws_the_units_away(
     monkeypatch.setattr(WorkerPool, "results", wrong_proof)
     manifest = run(tmp_path / "a.jsonl", tmp_path / "out", byte_bpe)
     assert manifest.versions["engine"] == "tokenizers"
-    assert "Going on with the reference engine" in capfd.readouterr().err
+    assert "Continuing with the reference engine" in capfd.readouterr().err
     monkeypatch.undo()
     run(tmp_path / "a.jsonl", tmp_path / "right", byte_bpe)
     assert tree(tmp_path / "right") == tree(tmp_path / "out")
@@ -109,6 +109,7 @@ def test_a_wrong_proof_throws_the_units_away(
         run(tmp_path / "a.jsonl", tmp_path / "strict", byte_bpe, engine="strict")
     receipts = (tmp_path / "strict" / ".prep").rglob("shards/*.json")
     assert [json.loads(p.read_text()) for p in receipts] == []
+    assert not list((tmp_path / "strict" / ".prep").rglob(VERIFIED_MARKER)), "engines that differ are not verified"
 
 
 @pytest.fixture
@@ -121,7 +122,7 @@ def ahead():
 def proven(plan_path: Path) -> tuple[str, object]:
     """Result of the proof in a new pool."""
     with WorkerPool(plan_path, 1, fast=True) as pool:
-        pool.prove()
+        pool.compare_engines()
         ((_, kind, why),) = results(pool)
     return kind, why
 
@@ -131,19 +132,19 @@ def test_a_tokenizer_loaded_ahead_is_used_once(plan_path: Path) -> None:
     WorkerServerClient.preload(load_plan(plan_path).tokenizer.file)
     process = WorkerServerClient._preloaded.process
     with WorkerPool(plan_path, 2, fast=True) as pool:
-        assert pool._loader.process is process
-        pool.give(1, ("unit", 0))
+        assert pool._server.process is process
+        pool.submit(1, ("unit", 0))
         ((_, kind, receipt),) = results(pool)
     assert (kind, receipt.engine) == ("done", "fastokens")
     with WorkerPool(plan_path, 1, fast=True) as pool:
-        assert pool._loader.process is not process
+        assert pool._server.process is not process
 
 
 @pytest.mark.usefixtures("ahead")
 def test_a_plan_without_the_fast_engine_does_not_get_it(plan_path: Path) -> None:
     WorkerServerClient.preload(load_plan(plan_path).tokenizer.file)
     with WorkerPool(plan_path, 1, fast=False) as pool:
-        pool.give(0, ("unit", 0))
+        pool.submit(0, ("unit", 0))
         ((_, _, receipt),) = results(pool)
     assert receipt.engine == "tokenizers"
 
