@@ -19,9 +19,9 @@ from nano3.utils.errors import Failure
 PREPARE = """
 import json, sys
 from nano3.config import PrepOptions, SourceConfig
-from nano3.data import plan
 from nano3.data.build.run import prepare
-from nano3.errors import Nano3Error
+from nano3.data.planning import plan
+from nano3.utils.errors import Nano3Error
 plan.MIN_UNIT = plan.MAX_UNIT = 50_000
 sources, options = json.loads(sys.argv[1])
 try:

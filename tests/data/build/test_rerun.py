@@ -62,7 +62,7 @@ def test_finalize_names_what_is_missing(tmp_path: Path, many: Path, byte_bpe: Pa
 SCRIPT = """
 import json, sys
 from nano3.config import PrepOptions, SourceConfig
-from nano3.data import plan
+from nano3.data.planning import plan
 from nano3.data.build.run import prepare
 plan.MIN_UNIT = plan.MAX_UNIT = 200_000
 sources, options = json.loads(sys.argv[1])
