@@ -1,7 +1,7 @@
-"""What nano3 does inside Megatron-Bridge's loop, through its callback events: metrics, stopping, marking checkpoints.
+"""The callback that nano3 registers with Megatron-Bridge: metrics, stopping, and marking checkpoints.
 
-Megatron-Bridge looks the events up by method name, so nothing here needs it to be imported. An event during iteration
-i sees `train_state.step == i - 1` until the step is counted; after it (evaluation, checkpoint) `step == i`.
+Megatron-Bridge finds the events by method name, so this module does not import it. During iteration i, events see
+`train_state.step == i - 1` until the step is counted; evaluation and checkpoint events see `step == i`.
 """
 
 import math
@@ -25,7 +25,7 @@ from nano3.utils.console import is_rank_zero, say, warn
 from nano3.utils.errors import Failure
 from nano3.utils.files import write_json
 
-# Dense bf16 peak of one GPU in FLOP/s, from NVIDIA's data sheets, by a part of the device's name.
+# Dense bf16 peak of one GPU in FLOP/s, from NVIDIA's data sheets, by a substring of the device name.
 PEAK_FLOPS = {
     "B300": 2.25e15,
     "GB200": 2.5e15,
@@ -37,20 +37,19 @@ PEAK_FLOPS = {
     "L40S": 362e12,
 }
 
-# Ranks ask each other about stopping this often: waiting for the GPU in every step costs time, and launchers give two
-# minutes between a signal and the end.
-ASK_EVERY_S = 5.0
+# How often the ranks agree on stopping. It makes them wait for the GPU, and launchers allow two minutes between a signal
+# and the kill.
+STOP_POLL_S = 5.0
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Peak dense bf16 FLOP/s of a GPU, or None for one that is not in the table."""
+    """Return the peak dense bf16 FLOP/s of a GPU, or None if it is not in the table."""
     return next((flops for name, flops in PEAK_FLOPS.items() if name in device_name), None)
 
 
 @dataclass
 class StepTimer:
-    """Seconds of training, validation and saving left out. An interval starts at `mark` and is told in seconds per
-    step."""
+    """Seconds per training step, without validation and saving."""
 
     now: Callable[[], float] = time.monotonic
     busy: float = 0.0
@@ -59,43 +58,47 @@ class StepTimer:
     _last_end: float | None = None
 
     def start_step(self) -> None:
+        """Mark the start of a step."""
         self._step_started = self.now()
 
     def end_step(self) -> None:
-        """A step lasts from the end of the one before it, unless something else (`interrupt`) ran in between."""
+        """Count a step, from the end of the previous one unless `interrupt` was called in between."""
         end = self.now()
         self.busy += end - (self._step_started if self._last_end is None else self._last_end)
         self.steps += 1
         self._last_end = end
 
     def interrupt(self) -> None:
-        """Validation or a checkpoint ran since the last step."""
+        """Exclude the time since the last step: validation or a checkpoint ran."""
         self._last_end = None
 
     def take(self) -> float:
-        """Mean seconds per step since the last call."""
+        """Return the mean seconds per step since the last call; 0 without a step."""
         mean = self.busy / max(self.steps, 1)
         self.busy, self.steps = 0.0, 0
         return mean
 
 
 class DatasetEval(Protocol):
-    """Measures every dataset's validation loss, given a callback's context; `shares` are their parts of the blend."""
+    """Measures the validation loss of each dataset. `shares` are their shares of the blend, by name."""
 
     shares: dict[str, float]
 
-    def __call__(self, context: Any) -> dict[str, float]: ...
+    def __call__(self, context: Any) -> dict[str, float]:
+        """Return dataset name -> loss in nats per token, given a callback context."""
 
 
 @dataclass
 class RunContext:
-    """What the callback knows of the run besides what Megatron-Bridge tells it."""
+    """What the callback needs to know about a run besides Megatron-Bridge's context.
+
+    `index_cache` is the folder in which Megatron writes the order of samples. `save_interval` 0 means no checkpoints.
+    """
 
     metrics: Metrics
     stop: StopRequest
     on_save: SaveHook
     save_folder: Path
-    # Where Megatron has written the order of samples.
     index_cache: Path
     log_interval: int
     global_batch_size: int
@@ -109,12 +112,15 @@ class RunContext:
 
 
 class TrainingHooks:
-    """The one callback that nano3 registers. `reason` is set once all ranks agreed to stop; `iteration` is the last
-    one done."""
+    """Logs metrics, agrees on stopping, and marks checkpoints, at Megatron-Bridge's callback events.
+
+    `iteration` is the last finished one. `reason` is set when all ranks have agreed to stop. `saved` is the last
+    complete checkpoint.
+    """
 
     def __init__(self, run: RunContext) -> None:
         self.run = run
-        self.clock = StepTimer()
+        self.timer = StepTimer()
         self.reason = ""
         self.iteration = 0
         self.saved: Path | None = None
@@ -124,10 +130,12 @@ class TrainingHooks:
         self._parameters = 0
         self._validated = -1
         self._lr: float | None = None
-        alone = os.environ.get("WORLD_SIZE", "1") == "1"  # then a question costs nothing
-        self._pace = StopPoller(max_over_ranks, run.stop.exit_iteration, seconds=0.0 if alone else ASK_EVERY_S)
+        single_rank = os.environ.get("WORLD_SIZE", "1") == "1"
+        poll_s = 0.0 if single_rank else STOP_POLL_S
+        self._stop_poller = StopPoller(max_over_ranks, run.stop.exit_iteration, seconds=poll_s)
 
     def on_train_start(self, context: Any) -> None:
+        """Read the iteration, the size and the work of the model; mark the index cache complete."""
         from megatron.bridge.training.utils.flop_utils import num_floating_point_operations
 
         index_cache.done(self.run.index_cache)
@@ -137,22 +145,25 @@ class TrainingHooks:
         self.run.startup.mark("model, data and checkpoint")
 
     def on_train_step_start(self, context: Any) -> None:
-        """Note the rate that this step runs at: when it ends, the schedule has moved on to the next one's."""
-        self.clock.start_step()
+        """Record the learning rate of this step; at its end the schedule has advanced."""
+        self.timer.start_step()
         if (int(context.state.train_state.step) + 1) % self.run.log_interval == 0:
             self._lr = _learning_rate(context.optimizer)
 
     def on_train_step_end(self, context: Any) -> None:
-        """Check, log, and agree on stopping.
+        """Check for divergence, log, and agree on stopping.
 
-        The gradient norm is on the host already, and is no number when the loss is none (Megatron-Bridge also looks
-        at every micro batch's loss itself). The loss is fetched only to be logged: waiting for it in every step would
-        keep the GPU idle.
+        The gradient norm is on the host already, and it is not finite if the loss is not (Megatron-Bridge also checks
+        the loss of every micro batch). The loss is fetched only for logging: fetching it in every step would leave the
+        GPU idle.
+
+        Raises:
+            Failure: The gradient norm or the loss is not finite.
         """
         iteration = int(context.state.train_state.step) + 1
-        self.clock.end_step()
+        self.timer.end_step()
         if self.first_step_s is None:
-            self.first_step_s = self.clock.take()
+            self.first_step_s = self.timer.take()
             self.run.startup.mark("first step")
             say(self.run.startup.sentence())
         if context.grad_norm is not None and not math.isfinite(context.grad_norm):
@@ -163,29 +174,30 @@ class TrainingHooks:
             if loss is not None and not math.isfinite(loss):
                 raise Failure(divergence_message(iteration, f"loss {loss}"))
             self._log(context, iteration, loss)
-        if not self.reason and iteration < self.run.train_iters and self._pace.due(iteration):
-            self.reason = self.run.stop.agreed(iteration, lambda own: self._pace.any_rank(iteration, own))
+        if not self.reason and iteration < self.run.train_iters and self._stop_poller.due(iteration):
+            self.reason = self.run.stop.agreed(iteration, lambda own: self._stop_poller.any_rank(iteration, own))
         if self.reason:
-            # Megatron-Bridge saves and leaves its loop after an iteration that exit_interval divides.
+            # Megatron-Bridge saves and leaves its loop after an iteration that is a multiple of exit_interval.
             context.state.cfg.train.exit_interval = iteration
         if is_rank_zero() and self._saves_after(iteration):
             note_begun(self.run.save_folder, iteration)
 
     def _saves_after(self, iteration: int) -> bool:
-        """Whether Megatron-Bridge saves next. What it then leaves unfinished is nano3's to remove."""
+        """Return whether Megatron-Bridge saves after this iteration."""
         every = self.run.save_interval
         return every > 0 and (iteration % every == 0 or bool(self.reason) or iteration == self.run.train_iters)
 
     def on_eval_start(self, context: Any) -> None:
-        self.clock.interrupt()
+        """Exclude the validation from the time per step."""
+        self.timer.interrupt()
 
     def on_eval_end(self, context: Any) -> None:
-        """Megatron-Bridge has validated: measure each dataset, once for an iteration (the end repeats it).
+        """Measure each dataset, once per iteration: Megatron-Bridge validates again at the end of the run.
 
-        Its own loss is not recorded: it draws other samples at every validation, and others again for another number
-        of ranks (a "cyclic" loader, whatever dataset.dataloader_type says), so two of them cannot be compared.
+        Megatron-Bridge's own loss is not recorded. It uses other samples at each validation and with another number of
+        ranks (a "cyclic" loader, regardless of dataset.dataloader_type), so two of its losses are not comparable.
         """
-        self.clock.interrupt()
+        self.timer.interrupt()
         iteration = int(context.state.train_state.step)
         if iteration == self._validated:
             return
@@ -194,19 +206,17 @@ class TrainingHooks:
             self.run.metrics.log_valid(iteration, self.run.validation(context), self.run.validation.shares)
 
     def on_checkpoint_save(self, context: Any) -> None:
-        """A checkpoint is whole: mark it (a folder without the mark is what a killed save left), then tell the
-        caller."""
+        """Mark a complete checkpoint and call `on_save`. A folder without the mark is an interrupted save."""
         import torch.distributed as dist
 
-        self.clock.interrupt()
+        self.timer.interrupt()
         if dist.get_rank() != 0:
             return
-        # Asynchronous saves complete later; the tracker file was written a moment ago and names the iteration that is
-        # complete.
+        # An asynchronous save completes some iterations later. The tracker file, just written, names its iteration.
         iteration = int((self.run.save_folder / TRACKER).read_text())
         folder = self.run.save_folder / folder_name(iteration)
         if not folder.is_dir():
-            warn(f"{folder} was saved and is gone already: it is not counted as a checkpoint.")
+            warn(f"{folder} was saved and is already gone: it is not counted as a checkpoint.")
             return
         samples = iteration * self.run.global_batch_size
         info = CheckpointInfo(
@@ -226,7 +236,7 @@ class TrainingHooks:
     def _log(self, context: Any, iteration: int, loss: float | None) -> None:
         import torch
 
-        seconds = self.clock.take()
+        seconds = self.timer.take()
         if not seconds:
             seconds = self.first_step_s or math.nan
         loss = loss_from_last_stage(loss)
@@ -252,20 +262,22 @@ class TrainingHooks:
 
 
 def max_over_ranks(values: list[float]) -> list[float]:
-    """Element-wise maximum over all ranks; every rank calls it at the same iterations."""
+    """Return the element-wise maximum over all ranks. Every rank must call this at the same iterations."""
     import torch
     import torch.distributed as dist
 
     if dist.get_world_size() == 1:
         return values
-    told = torch.tensor(values, device="cuda", dtype=torch.float64)
-    dist.all_reduce(told, op=dist.ReduceOp.MAX)
-    return told.tolist()
+    maximum = torch.tensor(values, device="cuda", dtype=torch.float64)
+    dist.all_reduce(maximum, op=dist.ReduceOp.MAX)
+    return [float(value) for value in maximum.tolist()]
 
 
 def moe_balance(cfg: Any) -> dict[str, float]:
-    """The router's load-balancing loss, mean over the MoE layers of this rank: 1 x its coefficient when all experts
-    get the same."""
+    """Return the router's load-balancing losses, each a mean over the MoE layers of this rank.
+
+    A loss equals its coefficient when all experts receive the same number of tokens.
+    """
     from megatron.core.num_microbatches_calculator import get_num_microbatches
     from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
 
@@ -278,20 +290,20 @@ def moe_balance(cfg: Any) -> dict[str, float]:
 
 
 def extract_loss(losses: dict[str, Any] | None) -> float | None:
-    """Cross entropy per token from Megatron-Bridge's dict; None on ranks that do not hold the last pipeline stage."""
+    """Return the cross entropy per token in Megatron-Bridge's dict; None before the last pipeline stage."""
     return float(losses["lm loss"]) if losses and "lm loss" in losses else None
 
 
 def loss_from_last_stage(loss: float | None) -> float:
-    """The loss on every rank: with pipeline stages only the last one has it."""
+    """Return the loss on every rank. With pipeline stages, only the ranks of the last one know it."""
     import torch
     import torch.distributed as dist
 
     if dist.get_world_size() == 1 and loss is not None:
         return loss
-    told = torch.tensor([-math.inf if loss is None else loss], device="cuda", dtype=torch.float64)
-    dist.all_reduce(told, op=dist.ReduceOp.MAX)
-    return float(told.item())
+    maximum = torch.tensor([-math.inf if loss is None else loss], device="cuda", dtype=torch.float64)
+    dist.all_reduce(maximum, op=dist.ReduceOp.MAX)
+    return float(maximum.item())
 
 
 def _learning_rate(optimizer: Any) -> float | None:

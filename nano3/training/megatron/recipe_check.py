@@ -1,4 +1,4 @@
-"""What can be told about a recipe and what is laid over it without importing Megatron-Bridge: its source is read."""
+"""Checks of a recipe and its overrides that read Megatron-Bridge's source instead of importing it."""
 
 import ast
 import difflib
@@ -14,7 +14,7 @@ from nano3.utils.errors import did_you_mean, nearest
 
 
 def recipe_problems(target: str) -> list[str]:
-    """Why there is no such recipe in the installed Megatron-Bridge; empty when there is, or when none is installed."""
+    """Return why the installed Megatron-Bridge has no such recipe; empty if Megatron-Bridge is not installed."""
     root = _recipes_folder()
     if root is None:
         return []
@@ -23,8 +23,8 @@ def recipe_problems(target: str) -> list[str]:
     file = next((f for f in (base.with_suffix(".py"), base / "__init__.py") if f.is_file()), None)
     if file is None:
         near = nearest(target, _all_recipes(root))
-        meant = f" Did you mean {near!r}?" if near else ""
-        return [f"recipe._target_={target}: there is no module megatron.bridge.recipes.{module}.{meant}"]
+        hint = f" Did you mean {near!r}?" if near else ""
+        return [f"recipe._target_={target}: there is no module megatron.bridge.recipes.{module}.{hint}"]
     names = _names(file)
     if name in names or "*" in names:
         return []
@@ -33,13 +33,13 @@ def recipe_problems(target: str) -> list[str]:
 
 
 def similar_recipe_hint(target: str) -> str:
-    """' Did you mean X?' for a recorded recipe whose name is close to one that is not recorded."""
+    """Return " Did you mean X?" if the name of a recorded recipe is close to `target`, else ""."""
     near = difflib.get_close_matches(target, schema.RECIPES, n=1, cutoff=0.9)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def blend_file_problems(config: PretrainConfig) -> list[str]:
-    """Why recipe.per_split_data_args_path is refused: only run.data says what is trained on."""
+    """Return why recipe.per_split_data_args_path is not the blend of run.data, the only data trained on."""
     given, data = Path(config.recipe.per_split_data_args_path), Path(config.run.data)
     if not data.is_dir() or given.absolute() == (data / "blend.json").absolute():
         return []
@@ -51,11 +51,16 @@ def blend_file_problems(config: PretrainConfig) -> list[str]:
     ]
 
 
-def tokenizer_problems(free: list[Setting], data: TrainingData) -> list[str]:
-    """The tokenizer follows the data; another one may be named only if it is the same."""
+def tokenizer_problems(overrides: list[Setting], data: TrainingData) -> list[str]:
+    """Return why the tokenizer in the `megatron:` dict is not the data's. Only an identical one is allowed.
+
+    Args:
+        overrides: The settings of the `megatron:` dict.
+        data: The prepared data, with its tokenizer.
+    """
     problems = []
-    own = hashlib.sha256((data.tokenizer / "tokenizer.json").read_bytes()).hexdigest()
-    for s in free:
+    data_hash = hashlib.sha256((data.tokenizer / "tokenizer.json").read_bytes()).hexdigest()
+    for s in overrides:
         if s.path != "tokenizer.tokenizer_model":
             continue
         file = Path(str(s.value)) / "tokenizer.json"
@@ -63,26 +68,25 @@ def tokenizer_problems(free: list[Setting], data: TrainingData) -> list[str]:
             problems.append(
                 f"{s.origin}={s.value}: not a folder with a tokenizer.json. Leave it out: the data's own is used."
             )
-        elif hashlib.sha256(file.read_bytes()).hexdigest() != own:
+        elif hashlib.sha256(file.read_bytes()).hexdigest() != data_hash:
             problems.append(
                 f"{s.origin}={s.value}: this is not the tokenizer that made the data in {data.folder}. Leave it "
-                "out, or prepare "
-                "the data with it."
+                "out, or prepare the data with it."
             )
     return problems
 
 
 def _recipes_folder() -> Path | None:
-    """Where the installed Megatron-Bridge keeps its recipes. Looks for the folder; imports nothing of it."""
-    found = importlib.util.find_spec("megatron")
-    for place in (found.submodule_search_locations or []) if found else []:
-        if (folder := Path(place) / "bridge" / "recipes").is_dir():
+    """Return the folder of the installed Megatron-Bridge's recipes without importing any, or None."""
+    spec = importlib.util.find_spec("megatron")
+    for path in (spec.submodule_search_locations or []) if spec else []:
+        if (folder := Path(path) / "bridge" / "recipes").is_dir():
             return folder
     return None
 
 
 def _names(file: Path) -> set[str]:
-    """What a module defines or imports at its top level; `*` for a star import."""
+    """Return the names a module defines or imports at its top level; `*` stands for a star import."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):

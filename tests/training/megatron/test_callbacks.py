@@ -189,4 +189,4 @@ def test_a_checkpoint_that_is_gone_is_not_marked(tmp_path: Path, alone, capsys) 
     saved: list = []
     hooks(tmp_path, saved=saved).on_checkpoint_save(context(40))
     assert saved == [] and not (tmp_path / "iter_0000040").exists()
-    assert "is gone already" in capsys.readouterr().err
+    assert "is already gone" in capsys.readouterr().err
