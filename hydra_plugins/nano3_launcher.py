@@ -1,4 +1,4 @@
-"""Hydra takes launchers from the namespace package hydra_plugins only; the code is launch.hydra_launcher."""
+"""Register launch.hydra_launcher with Hydra, which finds launchers in the namespace package hydra_plugins only."""
 
 from hydra.core.config_store import ConfigStore
 
@@ -6,7 +6,7 @@ from launch.hydra_launcher import JobLauncher, LauncherConfig
 
 
 class Nano3Launcher(JobLauncher):
-    """hydra/launcher=nano3."""
+    """The launcher of hydra/launcher=nano3."""
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="nano3", node=LauncherConfig, provider="nano3")

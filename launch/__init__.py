@@ -1,20 +1,21 @@
-"""launch: run a job here, under torchrun, or on Slurm; single runs, sweeps and arrays take the same road.
+"""launch: run a job in this process, under torchrun, or on Slurm; single runs, sweeps and arrays share one path.
 
     launch.run([Job(...)], dry_run=False, sweep=False)        # -> exit code
-    launch.run_array(name, folder, entry=..., tasks=8, ...)     # the same entry over a job array, then a finalizer
+    launch.run_array(name, folder, entry=..., tasks=8, ...)   # one entry over a job array, then a finalizer
 
-Importing this package is light, because every rank does: what submits is imported when something is submitted.
+Importing this package is cheap, because every rank does it: submission code is imported at the first submission.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from launch.job import AGAIN, Job
+from launch.job import Job
+from nano3.utils.errors import RESTART_EXIT_CODE
 
 if TYPE_CHECKING:
     from launch.api import run
     from launch.array import run_array
 
-__all__ = ["AGAIN", "Job", "run", "run_array"]
+__all__ = ["RESTART_EXIT_CODE", "Job", "run", "run_array"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,7 @@
-"""First code of a rank: `python boot.py -m MODULE ARGS...` puts the snapshot that holds this file before everything
-else.
+"""First code of every rank: `python boot.py -m MODULE ARGS...` puts this file's snapshot first on the module path.
 
-PYTHONPATH would do the same, but a container image may set its own, and `python -m` puts the working folder first.
-Only the standard library: the container's Python runs this.
+PYTHONPATH alone would not do: a container image may set its own, and `python -m` puts the working folder first. This
+file imports the standard library only, because the container's Python runs it.
 """
 
 import os
@@ -12,17 +11,17 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Run MODULE as __main__ with the snapshot first and its spare packages last on the module path."""
+    """Run MODULE as __main__, with the snapshot first and its fallback packages last on the module path."""
     code = str(Path(__file__).resolve().parent)
-    spare = str(Path(code) / "spare")
+    fallback = str(Path(code) / "spare")
     arguments = sys.argv[1:]
     while arguments and arguments[0] != "-m":  # submitit writes "-u -m module"
         arguments.pop(0)
     sys.path[0] = code
-    sys.path.append(spare)
+    sys.path.append(fallback)
     inherited = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != code]
     os.environ["PYTHONPATH"] = os.pathsep.join([code, *inherited])
-    os.environ["PYTHONSAFEPATH"] = "1"  # no working folder first in child processes either
+    os.environ["PYTHONSAFEPATH"] = "1"  # child processes must not put the working folder first either
     os.environ["PYTHONUNBUFFERED"] = "1"
     sys.argv = arguments[1:]
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""What can be known to be wrong before anything is submitted: all of it at once."""
+"""Check jobs before anything starts, and report all problems at once."""
 
 import re
 import shutil
@@ -7,38 +7,38 @@ from pathlib import Path
 
 from launch import container, slurm
 from launch.job import Job
-from launch.names import time_seconds
 from nano3.config.cluster import ClusterConfig
 from nano3.utils.errors import UserError, did_you_mean
 
 _KINDS = ("local", "slurm")
 _MODES = ("attached", "detached")
 _RUNTIMES = ("none", "pyxis", "apptainer")
-# launch reads the log, the exit code and the signals through these; another value would break that.
-_OURS = {
+# Options set by launch: logs, exit codes and signals depend on their values.
+_RESERVED_OPTIONS = {
     "array", "chdir", "error", "job-name", "no-requeue", "ntasks-per-node", "nodes", "open-mode", "output", "parsable",
     "requeue", "signal", "test-only", "time", "wait", "wrap",
 }  # fmt: skip
-# What a start on this machine would silently ignore.
-_COUNTS_OF_RANKS = ("nodes", "ntasks_per_node", "gpus_per_node")
+# Keys without effect on this machine.
+_RANK_COUNTS = ("nodes", "ntasks_per_node", "gpus_per_node")
 _SLURM_ONLY = (
-    *_COUNTS_OF_RANKS, "mode", "account", "partition", "qos", "cpus_per_task", "mem", "time", "array_parallelism",
+    *_RANK_COUNTS, "mode", "account", "partition", "qos", "cpus_per_task", "mem", "time", "array_parallelism",
     "mpi", "sbatch_args", "srun_args",
 )  # fmt: skip
-_USUAL = ClusterConfig()
+_DEFAULTS = ClusterConfig()
 _SLURM_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,@:+/-]*")
 
 
-def check(jobs: list[Job]) -> None:
-    """Raise one `UserError` with every problem of every job."""
-    if found := problems(jobs):
+def check_jobs(jobs: list[Job]) -> None:
+    """Raise one `UserError` with all problems of all jobs."""
+    if found := find_problems(jobs):
         raise UserError(found)
 
 
-def problems(jobs: list[Job]) -> list[str]:
-    """Every problem of every job; what only Slurm can tell is asked once the rest is right.
+def find_problems(jobs: list[Job]) -> list[str]:
+    """Return all problems of all jobs; Slurm is asked only if nothing else is wrong.
 
-    Raises `Failure` when Slurm does not answer.
+    Raises:
+        Failure: Slurm does not answer.
     """
     found: dict[str, None] = {}  # an ordered set: points of a sweep share most problems
     for job in jobs:
@@ -49,12 +49,12 @@ def problems(jobs: list[Job]) -> list[str]:
 
 
 def cluster_problems(cluster: ClusterConfig) -> list[str]:
-    """What is wrong with the keys of `cluster` themselves, whatever is to be run there."""
+    """Return the problems of the cluster configuration itself, independent of any job."""
     found = [
-        *_choice("cluster.kind", cluster.kind, _KINDS),
-        *_choice("cluster.mode", cluster.mode, _MODES),
-        *_choice("cluster.container_runtime", cluster.container_runtime, _RUNTIMES),
-        *_numbers(cluster),
+        *_choice_problems("cluster.kind", cluster.kind, _KINDS),
+        *_choice_problems("cluster.mode", cluster.mode, _MODES),
+        *_choice_problems("cluster.container_runtime", cluster.container_runtime, _RUNTIMES),
+        *_number_problems(cluster),
     ]
     for key in cluster.env:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
@@ -72,33 +72,35 @@ def _job_problems(job: Job) -> Iterator[str]:
         yield from _slurm_problems(job)
 
 
-def _choice(key: str, value: str, allowed: tuple[str, ...]) -> Iterator[str]:
+def _choice_problems(key: str, value: str, allowed: tuple[str, ...]) -> Iterator[str]:
     if value not in allowed:
         yield f"{key}={value} is not known.{did_you_mean(value, allowed)}"
 
 
-def _numbers(cluster: ClusterConfig) -> Iterator[str]:
-    least = {
+def _number_problems(cluster: ClusterConfig) -> Iterator[str]:
+    minimums = {
         "nproc_per_node": 1, "nodes": 1, "ntasks_per_node": 1, "gpus_per_node": 0, "cpus_per_task": 1,
         "signal_delay_s": 30, "max_requeues": 0, "max_crashes": 1, "array_parallelism": 1, "tasks": 1,
     }  # fmt: skip
-    for key, minimum in least.items():
+    for key, minimum in minimums.items():
         value = getattr(cluster, key)
         if value is not None and value < minimum:
-            yield f"cluster.{key}={value} is too small: {minimum} at least."
+            yield f"cluster.{key}={value} is too small. The minimum is {minimum}."
     if cluster.poll_s <= 0:
         yield f"cluster.poll_s={cluster.poll_s} must be greater than 0."
 
 
 def _local_problems(cluster: ClusterConfig) -> Iterator[str]:
     if cluster.container_runtime != "none":
-        yield "cluster.container_runtime works with cluster.kind=slurm only. Start nano3 inside the container instead."
+        yield "cluster.container_runtime works with cluster.kind=slurm only. Run nano3 inside the container instead."
     if cluster.setup:
-        yield "cluster.setup is run by Slurm jobs only. Run these lines in this shell before nano3 instead."
+        yield "cluster.setup is for Slurm jobs only. Run these lines in this shell before nano3 instead."
     for key in _SLURM_ONLY:
-        value, usual = getattr(cluster, key), getattr(_USUAL, key)
-        if value != usual:
-            instead = "; ranks on this machine are cluster.nproc_per_node" if key in _COUNTS_OF_RANKS else ""
+        value, default = getattr(cluster, key), getattr(_DEFAULTS, key)
+        if value != default:
+            instead = (
+                "; on this machine, cluster.nproc_per_node sets the number of ranks" if key in _RANK_COUNTS else ""
+            )
             yield f"cluster.{key}={value} is for Slurm jobs: add cluster=slurm, or leave it out{instead}."
 
 
@@ -107,21 +109,22 @@ def _slurm_problems(job: Job) -> Iterator[str]:
     for key in ("account", "partition", "qos"):
         value = getattr(cluster, key)
         if value is not None and not _SLURM_NAME.fullmatch(value):
-            yield f"cluster.{key}={value!r} is not a name that Slurm can have."
+            yield f"cluster.{key}={value!r} is not a valid Slurm name."
     if cluster.mem is not None and not re.fullmatch(r"\d+[KMGT]?", cluster.mem):
         yield f"cluster.mem={cluster.mem!r} is not a size. Write it as 64G, 512000M or 0 (all of the node)."
     try:
-        limit = time_seconds(cluster.time)
+        limit = slurm.parse_time_limit(cluster.time)
     except ValueError:
         yield f"cluster.time={cluster.time!r} is not a time limit. Write it as HH:MM:SS, D-HH:MM:SS or minutes."
     else:
         if limit is not None and limit <= cluster.signal_delay_s:
             yield (
-                f"cluster.time={cluster.time} leaves no time to work: the run is told to stop "
-                f"cluster.signal_delay_s={cluster.signal_delay_s} seconds before it. Raise the one or lower the other."
+                f"cluster.time={cluster.time} leaves no time to work: the run is asked to stop "
+                f"cluster.signal_delay_s={cluster.signal_delay_s} seconds earlier. Raise cluster.time or lower "
+                "cluster.signal_delay_s."
             )
     if re.search(r"[%\\\x00-\x1f]", str(job.run_dir.absolute())):
-        yield f"{str(job.run_dir)!r}: Slurm cannot have %, \\ or control characters in file names. Rename the folder."
+        yield f"{str(job.run_dir)!r}: Slurm cannot use %, \\ or control characters in file names. Rename the folder."
     yield from _argument_problems("cluster.sbatch_args", cluster.sbatch_args)
     yield from _argument_problems("cluster.srun_args", cluster.srun_args)
     yield from _container_problems(job)
@@ -131,9 +134,9 @@ def _argument_problems(key: str, words: list[str]) -> Iterator[str]:
     for word in words:
         match = re.fullmatch(r"--([a-z][a-z0-9-]*)(=[^\n\r\0]*)?", word)
         if not match:
-            yield f"{key}: {word!r} is not a long option in one word, like --constraint=h100."
-        elif match[1] in _OURS:
-            yield f"{key}: --{match[1]} is set by launch from the other keys of cluster; leave it out."
+            yield f"{key}: {word!r} is not a long option in one word, such as --constraint=h100."
+        elif match[1] in _RESERVED_OPTIONS:
+            yield f"{key}: --{match[1]} is set by launch from the other cluster keys; leave it out."
 
 
 def _container_problems(job: Job) -> Iterator[str]:
@@ -142,17 +145,17 @@ def _container_problems(job: Job) -> Iterator[str]:
         return
     if not job.container:
         yield f"cluster.container_runtime={cluster.container_runtime} needs an image: set {job.container_key}."
-    elif container.is_file(job.container) and not Path(job.container).exists():
-        yield f"{job.container_key}={job.container}: there is no such file."
+    elif container.is_image_file(job.container) and not Path(job.container).exists():
+        yield f"{job.container_key}={job.container}: no such file."
     for mount in cluster.mounts:
         host, _, inside = mount.partition(":")
         if not inside.startswith("/") or "," in mount or "\n" in mount:
-            yield f"cluster.mounts: {mount!r} must be host:container[:flags], both absolute, without a comma."
+            yield f"cluster.mounts: {mount!r} must be host:container[:flags] with absolute paths and without a comma."
         elif not Path(host).exists():
             yield f"cluster.mounts: {host} does not exist here."
-    for folder in map(str, container.places(job)):
+    for folder in map(str, container.mounted_folders(job)):
         if "," in folder or ":" in folder:
-            yield f"{folder} cannot be mounted into a container: it has a comma or a colon."
+            yield f"{folder} cannot be mounted into a container: its name has a comma or a colon."
 
 
 def _machine_problems(jobs: list[Job]) -> Iterator[str]:
@@ -160,7 +163,10 @@ def _machine_problems(jobs: list[Job]) -> Iterator[str]:
     if not clusters:
         return
     if not shutil.which("sbatch") or not shutil.which("srun"):
-        yield "This machine has no sbatch and srun: it cannot submit. Use cluster=local, or log in to a submit host."
+        yield (
+            "This machine has no sbatch and srun, so it cannot submit jobs. Use cluster=local, or log in to a submit "
+            "host."
+        )
         return
     partitions = slurm.partitions()
     for name in {part for cluster in clusters if cluster.partition for part in cluster.partition.split(",")}:

@@ -1,38 +1,42 @@
-"""Watching one job from the command that submitted it: its state, rank 0's log, its exit code; Ctrl-C."""
+"""Follow jobs from a command: their states, rank 0's log, the newest metrics, the exit code; and Ctrl-C."""
 
+import json
+import os
 import select
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from launch import job_records, slurm
-from launch.submit import Submitted
+from launch.job_end import JobMarkers
+from launch.submit import SubmittedJob
 from nano3.utils.console import console
-from nano3.utils.errors import Failure
+from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Failure
 
-INTERRUPTED = 130
-_LOG_S = 0.25
+_LOG_POLL_S = 0.25
 _FORGOTTEN_S = 20
 _TAIL_LINES = 25
-# How long the question of Ctrl-C stands.
+# How long Ctrl-C waits for an answer.
 _DETACH_S = 3
+_METRICS_TAIL_BYTES = 1 << 16
 
 
 def say(text: str) -> None:
-    """A line about the job, apart from the job's own output on stdout."""
+    """Print a line about the job to stderr, apart from the job's own output on stdout."""
     console(stderr=True).print(f"launch: {text}", markup=False)
 
 
 class LogStream:
-    """Copies what is added to a file after `offset` to stdout."""
+    """Copies what is appended to a file after `offset` to stdout."""
 
     def __init__(self, path: Path, offset: int = 0) -> None:
         self.path = path
         self._offset = offset
 
     def copy(self) -> None:
-        """Print what is new."""
+        """Print what was appended since the last call."""
         try:
             with self.path.open("rb") as log:
                 log.seek(self._offset)
@@ -46,40 +50,44 @@ class LogStream:
 
 
 class Watch:
-    """States of some jobs, asked for at most every `poll_s` seconds; tells when Slurm does not answer."""
+    """Polls the states of some jobs, at most every `poll_s` seconds; reports it when Slurm does not answer."""
 
     def __init__(self, ids: list[str], poll_s: float) -> None:
         self.states = dict.fromkeys(ids, slurm.UNKNOWN)
         self._poll_s = poll_s
         self._next = 0.0
-        self._ends: dict[str, slurm.JobState] = {}
+        self._previous: dict[str, slurm.JobState] = {}
         self._unknown_since: float | None = None
         self._silent = False
 
-    def look(self) -> bool:
-        """Ask when it is time; True when there is an answer."""
+    def poll(self) -> bool:
+        """Ask Slurm if it is time to, and return whether there are new answers.
+
+        Raises:
+            Failure: Slurm has not known one of the jobs for a while.
+        """
         if time.monotonic() < self._next:
             return False
         self._next = time.monotonic() + self._poll_s
         try:
-            asked = slurm.states(job for job in self.states if not self._settled(job))
+            answers = slurm.states(job for job in self.states if not self._settled(job))
         except Failure as error:
             if not self._silent:
                 say(f"{error}. Still asking; the job does not depend on this command.")
             self._silent = True
             return False
         self._silent = False
-        for job, state in asked.items():
+        for job, state in answers.items():
             if state != slurm.UNKNOWN:
-                self._ends[job] = self.states[job]
+                self._previous[job] = self.states[job]
                 self.states[job] = state
-        self._check_forgotten([job for job, state in asked.items() if state == slurm.UNKNOWN])
+        self._check_forgotten([job for job, state in answers.items() if state == slurm.UNKNOWN])
         return True
 
     def _settled(self, job: str) -> bool:
-        """Ended, and seen so twice: a job that Slurm requeues may look ended for a moment."""
+        """Return whether a job has ended in two polls: a job that is being requeued looks ended for a moment."""
         state = self.states[job]
-        return state.ended and (state.state == "COMPLETED" or self._ends.get(job) == state)
+        return state.ended and (state.state == "COMPLETED" or self._previous.get(job) == state)
 
     def _check_forgotten(self, jobs: list[str]) -> None:
         if not jobs:
@@ -88,18 +96,18 @@ class Watch:
         self._unknown_since = self._unknown_since or time.monotonic()
         if time.monotonic() - self._unknown_since > _FORGOTTEN_S:
             raise Failure(
-                f"Slurm knows nothing of job {', '.join(jobs)} (any more), and there is no accounting to ask. "
-                "Its log and run folder say how it ended."
+                f"Slurm does not know job {', '.join(jobs)} (any more), and there is no accounting to ask. "
+                "The log and the run folder show how it ended."
             )
 
     @property
     def ended(self) -> bool:
-        """All jobs have ended for good."""
+        """Whether all jobs have ended for good."""
         return all(self._settled(job) for job in self.states)
 
 
 def describe_state(state: slurm.JobState) -> str:
-    """State, place and reason in a few words."""
+    """Return the state with its nodes, reason and restarts in a few words."""
     words = [state.state]
     if state.nodes and not state.ended:
         words.append(f"on {state.nodes}")
@@ -110,57 +118,105 @@ def describe_state(state: slurm.JobState) -> str:
     return " ".join(words)
 
 
-def follow(one: Submitted, rank: int = 0, offset: int = 0) -> int:
-    """Stream one rank's log, from a byte on, until the job has ended for good; its exit code."""
-    watch = Watch([one.id], one.poll_s)
-    stream = LogStream(one.log(rank), offset)
-    told = ""
+def follow(job: SubmittedJob, rank: int = 0, offset: int = 0) -> int:
+    """Stream the log of one rank until the job has ended for good.
+
+    Args:
+        job: The job.
+        rank: The rank whose log to stream.
+        offset: Byte of the log to begin at.
+
+    Returns:
+        The exit code of the job.
+    """
+    watch = Watch([job.id], job.poll_s)
+    stream = LogStream(job.log(rank), offset)
+    shown = ""
     while not watch.ended:
         stream.copy()
-        if watch.look() and (now := describe_state(watch.states[one.id])) != told:
-            say(f"job {one.id} {now}")
-            told = now
-        time.sleep(min(_LOG_S, one.poll_s))
+        if watch.poll() and (now := describe_state(watch.states[job.id])) != shown:
+            say(f"job {job.id} {now}")
+            shown = now
+        time.sleep(min(_LOG_POLL_S, job.poll_s))
     stream.copy()
-    state = watch.states[one.id]
-    job_records.record_end(one.run_dir, one.id, state)
+    state = watch.states[job.id]
+    job_records.record_end(job.run_dir, job.id, state)
     if state.code:
-        report_failure(one, state, rank)
+        report_failure(job, state, rank)
     return state.code
 
 
-def report_failure(one: Submitted, state: slurm.JobState, streamed: int) -> None:
-    """Which rank failed first, and the end of its log unless that was streamed."""
-    first = one.folder / f"{one.id}.exit"
-    if first.exists():
-        code, rank, host = first.read_text().split()
-        say(f"job {one.id}: rank {rank} on {host} failed first, with exit code {code}")
-        if rank != str(streamed):
-            log = one.log(int(rank))
+def report_failure(job: SubmittedJob, state: slurm.JobState, streamed: int) -> None:
+    """Say which rank failed first, with the end of its log unless that log was streamed.
+
+    Args:
+        job: The job.
+        state: Its final state.
+        streamed: The rank whose log was streamed.
+    """
+    if failure := JobMarkers(job.folder, job.id).first_failure():
+        where = f"rank {failure.rank} on {failure.host}"
+        say(f"job {job.id}: {where} failed first, with exit code {failure.code}")
+        if failure.rank != streamed:
+            log = job.log(failure.rank)
             say(f"end of {log}:")
             sys.stdout.flush()
-            sys.stderr.write("".join(f"{line}\n" for line in tail(log)))
+            sys.stderr.write("".join(f"{line}\n" for line in tail_lines(log)))
             sys.stderr.flush()
-    say(f"job {one.id} ended as {state.state} with exit code {state.code}; logs: {one.folder}/{one.id}_*_log.out")
+    say(f"job {job.id} ended as {state.state} with exit code {state.code}; logs: {job.folder}/{job.id}_*_log.out")
 
 
-def tail(log: Path, lines: int = _TAIL_LINES) -> list[str]:
-    """The last lines of a log, [] when it is not there."""
+def tail_lines(log: Path, lines: int = _TAIL_LINES) -> list[str]:
+    """Return the last lines of a log, [] if it does not exist."""
     return read_tail_and_size(log, lines)[0].splitlines()
 
 
 def read_tail_and_size(log: Path, lines: int) -> tuple[str, int]:
-    """The last lines of a log as they are, and the byte where they end: the place to follow it from."""
+    """Return the last lines of a log and the byte offset at which they end, to follow the log from there."""
     try:
         read = log.read_bytes()
     except FileNotFoundError:
         return "", 0
-    parts = read.decode(errors="replace").splitlines(keepends=True)
-    return "".join(parts[max(0, len(parts) - lines) :]), len(read)
+    all_lines = read.decode(errors="replace").splitlines(keepends=True)
+    return "".join(all_lines[max(0, len(all_lines) - lines) :]), len(read)
 
 
-def attached(submitted: str, work: Callable[[], int], ids: list[str], how_to_follow: str) -> int:
-    """Say what was submitted and run `work` (which watches); on Ctrl-C detach, or cancel the jobs."""
+def last_metrics(run_dir: Path) -> dict[str, Any]:
+    """Return the newest record of RUN_DIR/metrics.jsonl that has a "loss", {} if there is none yet."""
+    try:
+        with (run_dir / "metrics.jsonl").open("rb") as f:
+            f.seek(max(0, os.fstat(f.fileno()).st_size - _METRICS_TAIL_BYTES))
+            lines = f.read().splitlines()
+    except FileNotFoundError:
+        return {}
+    for line in reversed(lines):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue  # the last line may be incomplete, and the first line read may be cut
+        if isinstance(value, dict) and "loss" in value:
+            return value
+    return {}
+
+
+def loss_text(metrics: dict[str, Any]) -> str:
+    """Return the loss of a record as a table cell, "" if there is none."""
+    loss = metrics.get("loss")
+    return f"{loss:.4f}" if isinstance(loss, float) else str("" if loss is None else loss)
+
+
+def follow_attached(submitted: str, work: Callable[[], int], ids: list[str], hint: str) -> int:
+    """Say what was submitted and follow it; on Ctrl-C detach, or cancel the jobs.
+
+    Args:
+        submitted: Message about the submission.
+        work: Follows the jobs and returns the exit code.
+        ids: The jobs to cancel.
+        hint: How to follow the jobs after detaching.
+
+    Returns:
+        The exit code of `work`, or 130 after Ctrl-C.
+    """
     try:
         say(submitted)
         return work()
@@ -169,14 +225,14 @@ def attached(submitted: str, work: Callable[[], int], ids: list[str], how_to_fol
             slurm.cancel(ids)
             say(f"cancelled {', '.join(ids)}")
         else:
-            say(f"detached; {', '.join(ids)} goes on. {how_to_follow}")
-        return INTERRUPTED
+            say(f"detached; {', '.join(ids)} keeps running. {hint}")
+        return INTERRUPTED_EXIT_CODE
 
 
 def _wants_cancel(ids: str) -> bool:
-    """Wait a moment for a second Ctrl-C, or for an answer on a terminal."""
+    """Wait for a second Ctrl-C or, on a terminal, for an answer; return whether to cancel."""
     asks = sys.stdin.isatty()
-    try:  # from the first word on: the second Ctrl-C may come while it is being written
+    try:  # the second Ctrl-C may come while the question is being written
         answer = " (or answer: [c]ancel, [d]etach)" if asks else ""
         say(f"detaching from {ids} in {_DETACH_S} s; Ctrl-C again cancels it{answer}")
         deadline = time.monotonic() + _DETACH_S

@@ -1,13 +1,12 @@
-"""Hydra's `--multirun` on the same road as a single run: compose every point once, make its Job, `launch.run` them all.
+"""Hydra launcher for `--multirun`: compose every point once, make its Job, and `launch.run` them all.
 
-An application selects it with `override hydra/launcher: nano3` and names its factory, which takes (cfg, run_dir,
-label):
+An application selects it with `override hydra/launcher: nano3` and names a factory that takes (cfg, run_dir, label):
 
     hydra:
       sweep: {dir: "${run.output_dir}"}
       launcher: {job_factory: my_app.make_job}
 
-A point's run folder is hydra.sweep.dir, as this point resolves it, and a label made of the keys that vary.
+The run folder of a point is its hydra.sweep.dir joined with a label made of the keys that vary.
 """
 
 import copy
@@ -25,7 +24,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
 
 @dataclass
 class LauncherConfig:
-    """hydra/launcher=nano3."""
+    """Configuration of hydra/launcher=nano3."""
 
     _target_: str = "hydra_plugins.nano3_launcher.Nano3Launcher"
     # Dotted path of a function (cfg: DictConfig, run_dir: Path, label: str) -> launch.Job.
@@ -39,12 +38,16 @@ class JobLauncher(Launcher):
         self._job_factory = job_factory
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what composing needs; the task function is not called: ranks start from the factory's frozen job."""
+        """Keep what composing needs. The task function is not called: ranks start from the factory's job."""
         self._context = hydra_context
         self._config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the sweep. Leaves with its exit code when that is not 0; raises Nano3Error."""
+        """Run the sweep, and exit with its code unless that is 0.
+
+        Raises:
+            Nano3Error: The sweep could not be started.
+        """
         from hydra.utils import get_method
 
         import launch
@@ -66,10 +69,10 @@ class JobLauncher(Launcher):
         code = launch.run(jobs, dry_run=bool(OmegaConf.select(configs[0], "dry_run", default=False)), sweep=True)
         if code:
             sys.exit(code)
-        return [_done(list(o), c) for o, c in zip(job_overrides, configs, strict=True)]
+        return [_completed(list(o), c) for o, c in zip(job_overrides, configs, strict=True)]
 
     def _compose(self, overrides: list[str], number: int, label: str) -> tuple[DictConfig, Path]:
-        """The configuration of one point and its run folder."""
+        """Return the configuration and the run folder of one point."""
         config = self._context.config_loader.load_sweep_config(self._config, overrides)
         with read_write(config.hydra), open_dict(config.hydra):
             config.hydra.job.id = str(number)
@@ -80,17 +83,16 @@ class JobLauncher(Launcher):
         return config, run_dir
 
 
-def _done(overrides: list[str], config: DictConfig) -> JobReturn:
+def _completed(overrides: list[str], config: DictConfig) -> JobReturn:
     result = JobReturn(overrides=overrides, cfg=config, status=JobStatus.COMPLETED)
     result.return_value = None
     return result
 
 
 def _remove_sweep_record(sweep_dir: Path) -> None:
-    """Remove what Hydra's sweeper has just written: multirun.yaml, without the points' overrides, and its empty
-    folders.
+    """Remove the multirun.yaml that Hydra's sweeper has just written, and the empty folders around it.
 
-    Every point has its own frozen configuration; a dry run must leave nothing.
+    Every point saves its own configuration, and a dry run must leave nothing behind.
     """
     (sweep_dir / "multirun.yaml").unlink(missing_ok=True)
     here = Path.cwd()

@@ -1,4 +1,4 @@
-"""What is to be run, and where its files are. Plain values: nothing here knows Hydra, Slurm or training."""
+"""`Job`: what to run and where its files are. Plain values; nothing here knows Hydra, Slurm or training."""
 
 from __future__ import annotations
 
@@ -7,66 +7,62 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # nano3.config loads OmegaConf, which a rank may do without
+if TYPE_CHECKING:  # nano3.config loads OmegaConf, which a rank does not need
     from nano3.config.cluster import ClusterConfig
-from nano3.utils.errors import RESTART_EXIT_CODE
-
-# Exit code of an entry that saved its state and wants to be started again (EX_TEMPFAIL of sysexits.h).
-AGAIN = RESTART_EXIT_CODE
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run. `entry` is "module:function"; every rank calls it with `args` and exits with the code it returns (None
-    is 0).
+    """One run: an entry that every rank calls with `args`, and the run folder.
 
-    Under Slurm an entry that returns 75 is requeued. SIGTERM and SIGUSR2 ask an entry to save and return 75; each may
-    arrive more than once. An entry that installs no handler for them is ended with 75 at once. An entry that returns 75
-    without having been asked to has stopped where its user told it to: it is not requeued.
+    A rank exits with the code that the entry returns (0 for None). SIGTERM and SIGUSR2 ask the entry to save and return
+    75; each may arrive more than once. An entry without handlers for them is ended with 75 at once. On Slurm, a job
+    whose entry returns 75 after such a signal is requeued; a 75 without a signal means that the run reached a limit of
+    its own, and the job is not requeued.
     """
 
     # Shown in the queue; need not be unique.
     name: str
-    # Everything about the run is kept here; launch owns RUN_DIR/slurm, RUN_DIR/jobs.json and RUN_DIR/logs.
+    # Folder of all files of the run; launch owns RUN_DIR/slurm, RUN_DIR/jobs.json and RUN_DIR/logs.
     run_dir: Path
+    # "package.module:function".
     entry: str
     args: tuple[str, ...]
     cluster: ClusterConfig
-    # Container image, used when cluster.container_runtime is not none.
+    # Container image, used unless cluster.container_runtime is none.
     container: str | None = None
-    # The key that sets it, for messages.
+    # The configuration key that sets the image, for messages.
     container_key: str = "run.env.container"
-    # Folders that the ranks read or write besides run_dir: mounted into the container.
+    # Folders besides run_dir that the ranks read or write: mounted into the container.
     folders: tuple[str, ...] = ()
-    # Shown by a dry run: resolved config and preflight.
+    # Shown by a dry run: the resolved configuration.
     preview: str = ""
-    # Names a point of a sweep.
+    # Name of a sweep point.
     label: str = ""
     # Ids of Slurm jobs that must succeed first.
     after: tuple[str, ...] = ()
-    # File in the run folder that the entry writes at its very end: a sweep does not run such a point again, and an
-    # entry that finds it shows the result and writes nothing.
+    # File in the run folder that the entry writes at its very end. A sweep skips a point that has it, and an entry that
+    # finds it shows the result and writes nothing.
     done_marker: str = "finished.json"
-    # File in the run folder that the entry rewrites with each checkpoint: starts that leave it unchanged count as
-    # crashes.
+    # File in the run folder that the entry rewrites with each checkpoint. A start that leaves it unchanged counts as a
+    # crash.
     progress_marker: str = "progress.json"
-    # The done marker in the run folder, if any, does not count: it was left by something else than what this job is,
-    # or the result that it tells of is gone.
+    # Ignore the done marker: it belongs to a run with other settings, or its result is gone.
     changed: bool = False
-    # Writes what the entry reads into the run folder. Called under the folder's lock, once nothing speaks against
-    # starting: a job that is refused must not change what the one in its way is going to read.
-    freeze: Callable[[], object] | None = field(default=None, repr=False, compare=False)
+    # Writes the entry's configuration into the run folder. Called under the run lock when nothing prevents the start: a
+    # refused job must not change what the active job reads at its next restart.
+    save_config: Callable[[], object] | None = field(default=None, repr=False, compare=False)
 
     @property
     def finished(self) -> bool:
-        """The entry has said that there is nothing left to do."""
+        """Whether the entry has recorded that nothing is left to do."""
         return not self.changed and (self.run_dir / self.done_marker).exists()
 
     def prepare(self) -> None:
-        """Make the run folder ready to be started from."""
+        """Create the run folder and save the configuration."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        if self.freeze:
-            self.freeze()
+        if self.save_config:
+            self.save_config()
 
     @property
     def ranks(self) -> int:

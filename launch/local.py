@@ -1,4 +1,4 @@
-"""Running on this machine: in this process, under torchrun, or as a process of its own (points of a sweep)."""
+"""Run a job on this machine: in this process, under torchrun, or as a process of its own (sweep points)."""
 
 import contextlib
 import os
@@ -13,28 +13,29 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from launch.follow import say, tail
-from launch.job import AGAIN, Job
+from launch.follow import say, tail_lines
+from launch.job import Job
 from launch.local_job import record_local_job
 from launch.lock import RunLock
-from launch.rank import call
+from launch.rank import call_entry
 from nano3.utils.console import console
+from nano3.utils.errors import RESTART_EXIT_CODE
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
-def run_here(job: Job) -> int:
-    """Call the entry in this process; exceptions pass to the caller."""
+def run_in_process(job: Job) -> int:
+    """Call the entry in this process and return its exit code; its exceptions propagate."""
     os.environ.update(job.cluster.env)
-    if job.finished:  # shows its result and writes nothing
-        return call(job.entry, job.args)
-    with record_local_job(job.run_dir) as ending:
-        ending.code = call(job.entry, job.args)
-    return ending.code
+    if job.finished:  # the entry shows its result and writes nothing
+        return call_entry(job.entry, job.args)
+    with record_local_job(job.run_dir) as outcome:
+        outcome.code = call_entry(job.entry, job.args)
+    return outcome.code
 
 
 def rank_command(job: Job) -> list[str]:
-    """The job as a command of its own: one process, or torchrun and its ranks."""
+    """Return the command line that runs the job: one process, or torchrun and its ranks."""
     if job.ranks == 1:
         return [sys.executable, "-u", "-m", "launch.rank", job.entry, *job.args]
     return [
@@ -43,8 +44,8 @@ def rank_command(job: Job) -> list[str]:
     ]  # fmt: skip
 
 
-def show(job: Job) -> int:
-    """A dry run of a local job."""
+def show_job(job: Job) -> int:
+    """Print what a local job would run, for a dry run."""
     out = console()
     if job.ranks == 1:
         out.print(f"# ---- would run in this process: {job.entry}", markup=False)
@@ -57,8 +58,14 @@ def show(job: Job) -> int:
 
 
 def run_torchrun(job: Job, lock: RunLock) -> int:
-    """Start the ranks under torchrun; the exit code of the rank that failed first, 75 when they stopped with their
-    state saved.
+    """Run the ranks under torchrun and return the exit code of the job.
+
+    Args:
+        job: A job of several ranks.
+        lock: The held lock of its run folder; torchrun inherits it.
+
+    Returns:
+        The code of the first rank that failed, or 75 if the ranks saved and stopped.
     """
     end = run_process(job, None, lock)
     if end.reason:
@@ -67,26 +74,33 @@ def run_torchrun(job: Job, lock: RunLock) -> int:
 
 
 @dataclass(frozen=True)
-class End:
-    """How a process ended: its exit code, what is known of why it failed, and whether it was asked to stop."""
+class ProcessEnd:
+    """How the process of a job ended."""
 
     code: int
+    # What is known about a failure.
     reason: str
-    told_to_stop: bool
+    # This command was asked to stop while the process ran.
+    stop_requested: bool
 
 
-def run_process(job: Job, log: Path | None, lock: RunLock) -> End:
-    """Run the job as a process here that holds its run folder, too, and would go on doing so without this one.
+def run_process(job: Job, log: Path | None, lock: RunLock) -> ProcessEnd:
+    """Run the job in a process of its own, which holds the run lock too and can outlive this command.
 
-    stdout and stderr go to `log` when given. SIGINT, SIGTERM and SIGUSR2 to this process are passed to the ranks, so
-    that they can save; the second SIGINT kills.
+    SIGINT, SIGTERM and SIGUSR2 to this process are forwarded to the ranks, so that they can save; the second SIGINT
+    kills them.
+
+    Args:
+        job: The job.
+        log: File for stdout and stderr; None for those of this process.
+        lock: The held lock of the run folder.
     """
     logs = job.run_dir.absolute() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     for old in [*logs.glob("*.exit"), *logs.glob("*.pid")]:
         old.unlink()
     with contextlib.ExitStack() as files:
-        ending = files.enter_context(record_local_job(job.run_dir, log))
+        outcome = files.enter_context(record_local_job(job.run_dir, log))
         out: IO[bytes] | None = files.enter_context(log.open("ab")) if log else None
         err: IO[bytes] | int | None = subprocess.STDOUT if log else None
         if job.ranks > 1:
@@ -96,19 +110,21 @@ def run_process(job: Job, log: Path | None, lock: RunLock) -> End:
             pass_fds=(lock.fd,),
         )  # fmt: skip
         lock.write_holder(process.pid)
-        with _passing_on(process, lambda: _rank_pids(process, job, logs)) as passed:
+        with _forward_signals(process, lambda: _signal_targets(process, job, logs)) as received:
             code = process.wait()
-        if code < 0:  # told to stop before launch.rank could handle that: nothing is lost
-            code = AGAIN if passed and -code in (signal.SIGTERM, signal.SIGUSR2) else 128 - code
+        if code < 0:
+            # A stop request before launch.rank handles signals ends the process; nothing is lost then.
+            stopped = received and -code in (signal.SIGTERM, signal.SIGUSR2)
+            code = RESTART_EXIT_CODE if stopped else 128 - code
         reason = f"exit code {code}" if code else ""
         if job.ranks > 1:
-            code, reason = _torchrun_outcome(job, logs, code)
-        ending.code = code
-    return End(code, reason, told_to_stop=bool(passed))
+            code, reason = _torchrun_end(job, logs, code)
+        outcome.code = code
+    return ProcessEnd(code, reason, stop_requested=bool(received))
 
 
-def _rank_pids(process: "subprocess.Popen[bytes]", job: Job, logs: Path) -> list[int]:
-    """Processes that a stop request is for: the ranks themselves, as torchrun would kill them after 30 seconds."""
+def _signal_targets(process: "subprocess.Popen[bytes]", job: Job, logs: Path) -> list[int]:
+    """Return the processes to signal: the ranks themselves, because torchrun kills its ranks after 30 seconds."""
     if job.ranks == 1:
         return [process.pid]
     pids = [int(text) for path in logs.glob("*.pid") if (text := path.read_text())]
@@ -116,13 +132,13 @@ def _rank_pids(process: "subprocess.Popen[bytes]", job: Job, logs: Path) -> list
 
 
 @contextlib.contextmanager
-def _passing_on(process: "subprocess.Popen[bytes]", targets: Callable[[], list[int]]) -> Iterator[list[int]]:
-    """Pass signals of this process on while the block runs, and give the list of those that came."""
-    passed: list[int] = []
+def _forward_signals(process: "subprocess.Popen[bytes]", targets: Callable[[], list[int]]) -> Iterator[list[int]]:
+    """Forward signals of this process during the block, and yield the list of received signals."""
+    received: list[int] = []
 
-    def pass_on(signum: int, frame: FrameType | None) -> None:
-        interrupted = signal.SIGINT in passed
-        passed.append(signum)
+    def forward(signum: int, frame: FrameType | None) -> None:
+        interrupted = signal.SIGINT in received
+        received.append(signum)
         if signum == signal.SIGINT and interrupted:
             os.killpg(process.pid, signal.SIGKILL)
             for pid in targets():
@@ -135,32 +151,36 @@ def _passing_on(process: "subprocess.Popen[bytes]", targets: Callable[[], list[i
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM if signum == signal.SIGINT else signum)
 
-    before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
+    previous = {number: signal.signal(number, forward) for number in _FORWARDED}
     try:
-        yield passed
+        yield received
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _torchrun_outcome(job: Job, logs: Path, code: int) -> tuple[int, str]:
-    """Torchrun ends with 1 whatever the rank's code was: the ranks left theirs in files, oldest first."""
-    ends = sorted(logs.glob("*.exit"), key=lambda path: path.stat().st_mtime_ns)
-    codes = {path.stem: int(text) for path in ends if (text := path.read_text())}  # "": ended while writing it
+def _torchrun_end(job: Job, logs: Path, code: int) -> tuple[int, str]:
+    """Return the job's exit code and the reason of a failure.
+
+    After any failure torchrun's own code is 1. The codes of the ranks come from the files of launch.torchrun_rank,
+    oldest first, and for ranks that a signal ended from torchrun's log.
+    """
+    exits = sorted(logs.glob("*.exit"), key=lambda path: path.stat().st_mtime_ns)
+    codes = {path.stem: int(text) for path in exits if (text := path.read_text())}  # "": killed while writing it
     if code == 0:
-        return (AGAIN if AGAIN in codes.values() else 0), ""
-    failed = next(((rank, end) for rank, end in codes.items() if end not in (0, AGAIN)), None)
+        return (RESTART_EXIT_CODE if RESTART_EXIT_CODE in codes.values() else 0), ""
+    failed = next(((rank, end) for rank, end in codes.items() if end not in (0, RESTART_EXIT_CODE)), None)
     log = logs / "torchrun.log"
-    told = log.read_text(errors="replace").partition("Root Cause")  # without it the first is all there is
-    killed = re.search(r"rank\s*:\s*(\d+).*?exitcode\s*:\s*(-\d+)", told[2] or told[0], re.DOTALL)
-    if killed and int(killed[2]) != -signal.SIGTERM:  # torchrun itself ends the others with SIGTERM
+    before, _, root_cause = log.read_text(errors="replace").partition("Root Cause")  # absent if only one rank failed
+    killed = re.search(r"rank\s*:\s*(\d+).*?exitcode\s*:\s*(-\d+)", root_cause or before, re.DOTALL)
+    if killed and int(killed[2]) != -signal.SIGTERM:  # torchrun itself ends the other ranks with SIGTERM
         rank, end = killed[1], 128 - int(killed[2])
     elif failed:
         rank, end = failed
     else:
-        return code, "\n".join([f"torchrun failed with exit code {code}; end of {log}:", *tail(log)])
-    own_log = logs / f"rank_{rank}.log"
+        return code, "\n".join([f"torchrun failed with exit code {code}; end of {log}:", *tail_lines(log)])
+    rank_log = logs / f"rank_{rank}.log"
     lines = [f"rank {rank} failed first, with exit code {end}"]
     if rank != "0":
-        lines += [f"end of {own_log}:", *tail(own_log)]
+        lines += [f"end of {rank_log}:", *tail_lines(rank_log)]
     return end, "\n".join(lines)

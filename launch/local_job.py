@@ -1,4 +1,4 @@
-"""RUN_DIR/local.json: the newest start of a run on this machine, and how it ended; jobs of Slurm are in jobs.json."""
+"""RUN_DIR/local.json: the newest start of a run on this machine and how it ended; Slurm jobs are in jobs.json."""
 
 import contextlib
 import datetime
@@ -16,41 +16,49 @@ FILE = "local.json"
 
 @dataclass(frozen=True)
 class LocalJob:
-    """One start here."""
+    """One start on this machine."""
 
     pid: int
     host: str
     # Local time with its offset, ISO 8601.
     started: str
-    # Where rank 0's output goes; "" is the terminal of whoever started it.
+    # Log of rank 0; "" if it writes to the terminal of the command.
     log: str = ""
-    # None as long as it runs, and for ever when it was killed.
+    # None while it runs, and for good if it was killed.
     exit_code: int | None = None
 
 
-class Ending:
-    """Takes the exit code of the start that `record_local_job` holds."""
+class LocalOutcome:
+    """Holds the exit code that `record_local_job` writes at the end of its block."""
 
     code = 0
 
 
 @contextlib.contextmanager
-def record_local_job(run_dir: Path, log: Path | None = None) -> Iterator[Ending]:
-    """Note a start, and at the end of the block the exit code that was put into `Ending`, or that of the exception."""
+def record_local_job(run_dir: Path, log: Path | None = None) -> Iterator[LocalOutcome]:
+    """Record a start, and at the end of the block its exit code.
+
+    Args:
+        run_dir: Run folder.
+        log: Log of rank 0, if it does not write to the terminal.
+
+    Yields:
+        Takes the exit code; an exception that leaves the block is recorded with its own code.
+    """
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    start = LocalJob(os.getpid(), socket.gethostname(), now, str(log.absolute()) if log else "")
-    write_json(run_dir / FILE, asdict(start))
-    ending = Ending()
+    job = LocalJob(os.getpid(), socket.gethostname(), now, str(log.absolute()) if log else "")
+    write_json(run_dir / FILE, asdict(job))
+    outcome = LocalOutcome()
     try:
-        yield ending
+        yield outcome
     except BaseException as error:
-        with contextlib.suppress(OSError):  # a full disk: the first error is the one to tell
-            write_json(run_dir / FILE, asdict(replace(start, exit_code=_code_of(error))))
+        with contextlib.suppress(OSError):  # a full disk: report the first error
+            write_json(run_dir / FILE, asdict(replace(job, exit_code=_exit_code(error))))
         raise
-    write_json(run_dir / FILE, asdict(replace(start, exit_code=ending.code)))
+    write_json(run_dir / FILE, asdict(replace(job, exit_code=outcome.code)))
 
 
-def _code_of(error: BaseException) -> int:
+def _exit_code(error: BaseException) -> int:
     if isinstance(error, Nano3Error):
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
@@ -59,7 +67,7 @@ def _code_of(error: BaseException) -> int:
 
 
 def newest_local_job(run_dir: Path) -> LocalJob | None:
-    """The newest start here; None when there was none, or its file cannot be read."""
+    """Return the newest start on this machine, or None if there was none or its file is unreadable."""
     try:
         return LocalJob(**read_json(run_dir / FILE))
     except (OSError, ValueError, TypeError):

@@ -1,10 +1,8 @@
-"""`python -m launch.rank [--part INDEX COUNT] module:function ARGS...`: one rank, or one task of an array.
+"""Run one rank, or one task of an array: `python -m launch.rank [--array-task INDEX COUNT] module:function ARGS...`.
 
-Its exit code is what the function returns.
-
-A `Nano3Error` is told without a traceback and ends with its own code; any other exception with its traceback and 1.
-Until the entry installs its own handlers, SIGTERM and SIGUSR2 end the rank with 75: nothing is lost yet, start it
-again.
+The process exits with the code that the function returns. A `Nano3Error` is printed without a traceback and exits with
+its own code; any other exception is printed with its traceback and exits with 1. Until the entry installs its own
+handlers, SIGTERM and SIGUSR2 end the rank with 75: nothing has been done yet, so the job can simply be restarted.
 """
 
 import importlib
@@ -12,42 +10,49 @@ import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import cast
 
-from launch.job import AGAIN
 from nano3.utils.console import print_problems
-from nano3.utils.errors import Nano3Error, UserError
+from nano3.utils.errors import INTERRUPTED_EXIT_CODE, RESTART_EXIT_CODE, Nano3Error, UserError
 
 
-def resolve(entry: str) -> Callable[..., int | None]:
-    """The function that `entry` ("module:function") names."""
+def resolve_entry(entry: str) -> Callable[..., int | None]:
+    """Import and return the function named by `entry`.
+
+    Args:
+        entry: "package.module:function".
+
+    Raises:
+        UserError: `entry` has no colon.
+    """
     module, _, function = entry.partition(":")
     if not function:
         raise UserError(f"{entry!r} is not an entry. Write it as package.module:function.")
-    return getattr(importlib.import_module(module), function)
+    return cast("Callable[..., int | None]", getattr(importlib.import_module(module), function))
 
 
-def call(entry: str, args: tuple[str | int, ...]) -> int:
-    """Call the entry here and give its exit code. Exceptions pass."""
-    return resolve(entry)(*args) or 0
+def call_entry(entry: str, args: tuple[str | int, ...]) -> int:
+    """Call an entry in this process and return its exit code (0 for None); its exceptions propagate."""
+    return resolve_entry(entry)(*args) or 0
 
 
-def _stop_early(signum: int, frame: FrameType | None) -> None:
+def _exit_before_start(signum: int, frame: FrameType | None) -> None:
     for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # the second of a pair must not break the way out of the first
-    print(
-        f"launch: {signal.Signals(signum).name} before anything was done: to be started again",
-        file=sys.stderr,
-        flush=True,
-    )
-    raise SystemExit(AGAIN)
+        signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt this exit
+    name = signal.Signals(signum).name
+    print(f"launch: {name} before the entry started; exiting to be restarted", file=sys.stderr, flush=True)
+    raise SystemExit(RESTART_EXIT_CODE)
 
 
 def run_rank(entry: str, args: tuple[str | int, ...]) -> int:
-    """Call the entry as a process does: signals, errors, exit code."""
+    """Call an entry as a process of its own does, and return the exit code of the process.
+
+    Installs the early signal handlers and turns SystemExit, KeyboardInterrupt and `Nano3Error` into exit codes.
+    """
     for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, _stop_early)
+        signal.signal(number, _exit_before_start)
     try:
-        return call(entry, args)
+        return call_entry(entry, args)
     except Nano3Error as error:
         print_problems(error.problems)
         return error.exit_code
@@ -57,16 +62,16 @@ def run_rank(entry: str, args: tuple[str | int, ...]) -> int:
         print(stop.code, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+        return INTERRUPTED_EXIT_CODE
 
 
 def main() -> int:
-    """The command line."""
+    """Parse the command line and run the rank."""
     words: list[str] = sys.argv[1:]
-    part: tuple[int, ...] = ()
-    if words[0] == "--part":
-        part, words = (int(words[1]), int(words[2])), words[3:]
-    return run_rank(words[0], (*words[1:], *part))
+    array_task: tuple[int, ...] = ()
+    if words[0] == "--array-task":
+        array_task, words = (int(words[1]), int(words[2])), words[3:]
+    return run_rank(words[0], (*words[1:], *array_task))
 
 
 if __name__ == "__main__":

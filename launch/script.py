@@ -1,6 +1,6 @@
-"""ClusterConfig to the parameters of submitit's SlurmExecutor, from which the job script is made.
+"""The parameters of submitit's SlurmExecutor, from which submitit generates the job script.
 
-submitit quotes every value of an #SBATCH line and every word of srun; what is added here as shell lines is quoted here.
+submitit quotes every value of an #SBATCH line and every word of srun; shell lines added here are quoted here.
 """
 
 import shlex
@@ -8,46 +8,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from launch import container
+from launch import container, job_end
 from launch.job import Job
-from launch.names import safe_name
+from launch.names import slurm_job_name
 
-# $state names files that the tasks may leave: see launch.task. SLURM_JOB_ID will not do, because for one task of an
-# array it is the id of the whole array.
-_BEFORE = """\
-job=${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}
-state={folder}/$job
-rm -f -- "$state.exit" "$state.again" "$state.stopped"
-export SUBMITIT_LOG_LEVEL=WARNING"""
-
-# Requeue only a job that is still RUNNING: one that was cancelled must stay so.
-_AFTER = """\
-code=$?
-if [ "$code" = 0 ] && [ -e "$state.again" ]; then
-  code=75
-  if [ "${{SLURM_RESTART_COUNT:-0}}" -ge {max_requeues} ]; then
-    echo "launch: stopped after cluster.max_requeues={max_requeues} requeues; the same command goes on from here" >&2
-  elif scontrol show job -o "$job" | grep -q ' JobState=RUNNING ' && scontrol requeue "$job"; then
-    sleep 120
-  fi
-elif [ "$code" = 0 ] && [ -e "$state.stopped" ]; then
-  code=75
-  echo "launch: the run stopped by itself before its end, with its state saved; the same command goes on from here" >&2
-elif [ -e "$state.exit" ]; then
-  read -r code _ <"$state.exit"
-fi
-exit "$code"
-"""
-
-# submitit writes the smaller of this and the number of tasks; without it, 256.
+# submitit writes the smaller of this and the number of tasks; its default is 256.
 _UNLIMITED = sys.maxsize
 
 
-def parameters(job: Job, name: str, folder: Path, binds: list[str]) -> dict[str, Any]:
-    """Keyword arguments for SlurmExecutor.update_parameters. `folder` is where job files and logs go."""
+def executor_parameters(job: Job, name: str, folder: Path, binds: list[str]) -> dict[str, Any]:
+    """Return the keyword arguments for SlurmExecutor.update_parameters.
+
+    Args:
+        job: One of the jobs of the script; all have equal resources.
+        name: Job name.
+        folder: The job's slurm folder, for job files and logs.
+        binds: Container mounts as "host:container[:flags]".
+    """
     cluster = job.cluster
-    given = {
-        "job_name": safe_name(name),
+    values = {
+        "job_name": slurm_job_name(name),
         "account": cluster.account,
         "partition": cluster.partition,
         "qos": cluster.qos,
@@ -62,18 +42,18 @@ def parameters(job: Job, name: str, folder: Path, binds: list[str]) -> dict[str,
         "dependency": _dependency(job) if job.after else None,
     }
     return {
-        **{key: value for key, value in given.items() if value is not None},
+        **{key: value for key, value in values.items() if value is not None},
         "wckey": None,
         "stderr_to_stdout": True,
-        "additional_parameters": _sbatch_words(job),
-        "srun_args": _srun_words(job, binds),
+        "additional_parameters": _sbatch_arguments(job),
+        "srun_args": _srun_arguments(job, binds),
         "setup": [
-            _BEFORE.format(folder=shlex.quote(str(folder))),
+            job_end.marker_setup_script(folder),
             *container.export_lines(job),
             *cluster.setup,
             "set +eu",
         ],
-        "teardown": [_AFTER.format(max_requeues=cluster.max_requeues)],
+        "teardown": [job_end.requeue_script(cluster.max_requeues)],
     }
 
 
@@ -81,28 +61,35 @@ def _dependency(job: Job) -> str:
     return "afterok:" + ":".join(job.after)
 
 
-def _sbatch_words(job: Job) -> dict[str, Any]:
+def _sbatch_arguments(job: Job) -> dict[str, Any]:
     words: dict[str, Any] = {"requeue": True}
     if job.after:
         words["kill-on-invalid-dep"] = "yes"
     for word in job.cluster.sbatch_args:
         key, has_value, value = word.removeprefix("--").partition("=")
-        if key == "dependency" and job.after:  # it would replace the job's own
+        if key == "dependency" and job.after:  # or it would replace the job's own dependency
             value = f"{_dependency(job)},{value}"
         words[key] = value if has_value else True
     return words
 
 
-def _srun_words(job: Job, binds: list[str]) -> list[str]:
+def _srun_arguments(job: Job, binds: list[str]) -> list[str]:
     cluster = job.cluster
     words = ["--kill-on-bad-exit=1", "--open-mode=append"]
-    if cluster.cpus_per_task:  # srun does not take it over from sbatch since Slurm 22.05
+    if cluster.cpus_per_task:  # since Slurm 22.05 srun no longer inherits it from sbatch
         words.append(f"--cpus-per-task={cluster.cpus_per_task}")
     if cluster.mpi:
         words.append(f"--mpi={cluster.mpi}")
-    return [*words, *container.srun_words(job, binds), *cluster.srun_args]
+    return [*words, *container.srun_arguments(job, binds), *cluster.srun_args]
 
 
 def python_command(job: Job, boot: Path, binds: list[str], this_python: str) -> str:
-    """Shell words that run launch.bootstrap of the snapshot in every rank."""
-    return shlex.join([*container.python_words(job, binds, this_python), str(boot)])
+    """Return the shell command that runs the snapshot's launch.bootstrap in every rank.
+
+    Args:
+        job: The job.
+        boot: The snapshot's copy of launch.bootstrap.
+        binds: Container mounts as "host:container[:flags]".
+        this_python: The Python of this process, used without a container unless the cluster names another.
+    """
+    return shlex.join([*container.python_arguments(job, binds, this_python), str(boot)])

@@ -1,4 +1,7 @@
-"""Asking Slurm: states of jobs, partitions, cancelling. scontrol first, which needs no accounting; then sacct."""
+"""Slurm's command line clients: job states, partitions, canceling, test submissions.
+
+Job states come from scontrol, which needs no accounting, and for forgotten jobs from sacct.
+"""
 
 import os
 import re
@@ -10,7 +13,7 @@ from dataclasses import dataclass
 
 from nano3.utils.errors import Failure
 
-# Exit code for a job that ended without one of its own, as a shell or timeout(1) would give it.
+# Exit code of a job that ended without a code of its own, as a shell or timeout(1) would report it.
 _END_CODES = {
     "COMPLETED": 0, "FAILED": 1, "CANCELLED": 143, "PREEMPTED": 143, "TIMEOUT": 124, "DEADLINE": 124,
     "OUT_OF_MEMORY": 137, "NODE_FAIL": 1, "BOOT_FAIL": 1, "REVOKED": 1,
@@ -19,7 +22,7 @@ _END_CODES = {
 
 @dataclass(frozen=True)
 class JobState:
-    """One job, or one task of an array, as Slurm tells it."""
+    """State of one job or of one task of an array."""
 
     state: str
     code: int = 0
@@ -29,7 +32,7 @@ class JobState:
 
     @property
     def ended(self) -> bool:
-        """No further change, but for a requeue that Slurm is about to do."""
+        """Whether the job has ended, unless Slurm is about to requeue it."""
         return self.state in _END_CODES
 
 
@@ -38,20 +41,24 @@ _NO_INDEX = str(0xFFFFFFFE)  # NO_VAL of slurm.h
 
 
 def states(ids: Iterable[str]) -> dict[str, JobState]:
-    """State of each job id ("123" or "123_4"); `UNKNOWN` for those that Slurm has forgotten.
+    """Return the state of each job, `UNKNOWN` for jobs that Slurm has forgotten.
 
-    Raises Failure when no Slurm controller answers.
+    Args:
+        ids: Job ids: "123" or "123_4".
+
+    Raises:
+        Failure: No Slurm controller answers.
     """
     wanted = list(ids)
     found: dict[str, JobState] = {}
     for base in dict.fromkeys(job.partition("_")[0] for job in wanted):
         found.update(_from_scontrol(base) or _from_sacct(base))
-    # Tasks of an array that were cancelled before they began share one record, under the array's id.
+    # Tasks of an array that were canceled while pending share one record under the array's id.
     return {job: found.get(job) or found.get(job.partition("_")[0], UNKNOWN) for job in wanted}
 
 
 def _from_scontrol(base: str) -> dict[str, JobState]:
-    done = _ask("scontrol", "show", "job", "-o", base)
+    done = _run_client("scontrol", "show", "job", "-o", base)
     if done.returncode == 0:
         return dict(pair for line in done.stdout.splitlines() for pair in parse_scontrol(line))
     if "Invalid job id" in done.stderr:
@@ -60,7 +67,7 @@ def _from_scontrol(base: str) -> dict[str, JobState]:
 
 
 def parse_scontrol(line: str) -> Iterator[tuple[str, JobState]]:
-    """Ids and states of one line of `scontrol show job -o`; tasks of an array that still wait share one line."""
+    """Yield the ids and states in one line of `scontrol show job -o`; pending tasks of an array share one line."""
 
     def value(key: str, default: str = "") -> str:
         match = re.search(rf"(?:^| ){key}=(\S*)", line)
@@ -78,7 +85,7 @@ def parse_scontrol(line: str) -> Iterator[tuple[str, JobState]]:
 
 
 def _array_indices(text: str) -> Iterator[int]:
-    """Numbers of a list like "0-3,7,10-20:5%2": 0 1 2 3 7 10 15 20. What is not one ("...") is left out."""
+    """Yield the numbers of a list: "0-3,7,10-20:5%2" is 0 1 2 3 7 10 15 20. Skip anything else ("...")."""
     for part in text.partition("%")[0].split(","):
         if match := re.fullmatch(r"(\d+)(?:-(\d+)(?::([1-9]\d*))?)?", part):
             first, last, step = match.groups()
@@ -86,22 +93,22 @@ def _array_indices(text: str) -> Iterator[int]:
 
 
 def _from_sacct(base: str) -> dict[str, JobState]:
-    done = _ask("sacct", "-nXP", "-j", base, "-o", "JobID,State,ExitCode,NodeList")
+    done = _run_client("sacct", "-nXP", "-j", base, "-o", "JobID,State,ExitCode,NodeList")
     return dict(pair for line in done.stdout.splitlines() for pair in parse_sacct(line))
 
 
 def parse_sacct(line: str) -> Iterator[tuple[str, JobState]]:
-    """Ids and states of one line of `sacct -nXP -o JobID,State,ExitCode,NodeList`."""
+    """Yield the ids and states in one line of `sacct -nXP -o JobID,State,ExitCode,NodeList`."""
     job, state, code, nodes, *_ = [*line.split("|"), "", "", ""]
     if not state:
         return
-    told = _job_state(state.partition(" ")[0], code, "", "" if nodes == "None assigned" else nodes, "0")
+    result = _job_state(state.partition(" ")[0], code, "", "" if nodes == "None assigned" else nodes, "0")
     base, _, indices = job.partition("_")
     if indices.startswith("["):
         for index in _array_indices(indices.strip("[]")):
-            yield f"{base}_{index}", told
+            yield f"{base}_{index}", result
     else:
-        yield job, told
+        yield job, result
 
 
 def _job_state(state: str, exit_code: str, reason: str, nodes: str, restarts: str) -> JobState:
@@ -118,28 +125,61 @@ def _job_state(state: str, exit_code: str, reason: str, nodes: str, restarts: st
 
 
 def partitions() -> list[str]:
-    """Names of all partitions."""
-    done = _ask("sinfo", "-h", "-a", "-o", "%R")
+    """Return the names of all partitions.
+
+    Raises:
+        Failure: Slurm does not answer.
+    """
+    done = _run_client("sinfo", "-h", "-a", "-o", "%R")
     if done.returncode:
         raise Failure(f"Slurm does not answer: {done.stderr.strip()}")
     return done.stdout.split()
 
 
 def max_array_size() -> int:
-    """Most tasks that an array may have: indices start at 0, and MaxArraySize is the first that is refused."""
-    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config").stdout, re.MULTILINE)
+    """Return the largest allowed number of array tasks: indices start at 0 and must be below MaxArraySize."""
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", _run_client("scontrol", "show", "config").stdout, re.MULTILINE)
     return int(match[1]) if match else sys.maxsize
 
 
+def parse_time_limit(text: str) -> int | None:
+    """Return the seconds of a Slurm time limit, None for no limit.
+
+    Args:
+        text: "M", "M:S", "H:M:S", "D-H", "D-H:M", "D-H:M:S" (sbatch(1), --time), "UNLIMITED" or "INFINITE".
+
+    Raises:
+        ValueError: `text` is anything else.
+    """
+    if text.upper() in ("UNLIMITED", "INFINITE"):
+        return None
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    if not match:
+        raise ValueError(text)
+    days, *fields = match.groups()
+    numbers = [int(f) for f in fields if f is not None]
+    if days is not None:
+        hours, minutes, seconds = [*numbers, 0, 0][:3]
+        return int(days) * 86400 + hours * 3600 + minutes * 60 + seconds
+    if len(numbers) == 1:
+        return numbers[0] * 60
+    hours, minutes, seconds = [0, *numbers][-3:]
+    return hours * 3600 + minutes * 60 + seconds
+
+
 def cancel(ids: Iterable[str]) -> None:
-    """scancel; jobs that have ended are no error."""
-    done = _ask("scancel", *ids)
+    """Cancel jobs; ended jobs are not an error.
+
+    Raises:
+        Failure: scancel failed.
+    """
+    done = _run_client("scancel", *ids)
     if done.returncode and "Invalid job id" not in done.stderr:
         raise Failure(f"scancel: {done.stderr.strip()}")
 
 
 def test_only(script: str) -> tuple[bool, str]:
-    """What `sbatch --test-only` says about a job script, and whether Slurm would take it."""
+    """Return whether Slurm would accept a job script, and the output of `sbatch --test-only`."""
     with submit_environment(keep=()):
         done = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False)
     return done.returncode == 0, (done.stdout + done.stderr).strip()
@@ -147,32 +187,34 @@ def test_only(script: str) -> tuple[bool, str]:
 
 @contextmanager
 def submit_environment(keep: Iterable[str]) -> Iterator[None]:
-    """Hide what an allocation around this process, or a login profile, would smuggle into a new job.
+    """Hide variables of an outer allocation or of a login profile that would change a new job.
 
-    submitit removes all of SLURM_*, SBATCH_* and the rank variables; the way to the cluster (SLURM_CONF) and the
-    variables in `keep` come back.
+    submitit removes SLURM_*, SBATCH_* and the rank variables; this restores the variables that locate the cluster.
+
+    Args:
+        keep: More variables to restore.
     """
     import submitit
 
-    kept = {
+    restored = {
         key: os.environ[key]
         for key in ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", *keep)
         if key in os.environ
     }
     with submitit.helpers.clean_env():
-        os.environ.update(kept)
+        os.environ.update(restored)
         try:
             yield
         finally:
-            for key in kept:
+            for key in restored:
                 os.environ.pop(key, None)
 
 
-def _ask(*words: str) -> "subprocess.CompletedProcess[str]":
+def _run_client(*words: str) -> "subprocess.CompletedProcess[str]":
     try:
         return subprocess.run(
             words, capture_output=True, encoding="utf-8", errors="surrogateescape", check=False,
-            env={**os.environ, "SLURM_BITSTR_LEN": "0"},  # lists of tasks in full, not cut off at 64 characters
+            env={**os.environ, "SLURM_BITSTR_LEN": "0"},  # do not cut lists of tasks at 64 characters
         )  # fmt: skip
     except FileNotFoundError:
         raise Failure(f"This machine has no {words[0]}: Slurm's client commands are not installed here.") from None

@@ -1,4 +1,4 @@
-"""The code as it is now, copied beside the run: what is edited later does not reach a job that waits in the queue."""
+"""Copy the code beside the run at submission, so that later edits do not reach a job that waits in the queue."""
 
 import hashlib
 import importlib.util
@@ -16,50 +16,58 @@ from nano3.utils.provenance import commit_of, git, git_bytes
 _PACKAGES = ("nano3", "launch")
 # Beside the packages in a working copy; inside nano3 in a wheel.
 _FOLDERS = ("hydra_plugins", "conf")
-# Pure Python; found last on the module path, for container images that lack them.
-_SPARE = ("submitit", "cloudpickle", "typing_extensions")
+# Pure Python packages; last on the module path, for container images without them.
+_FALLBACK = ("submitit", "cloudpickle", "typing_extensions")
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Files to copy, by their place in the snapshot. `folder` is named after the files' bytes."""
+    """A copy of the code that can be written later."""
 
+    # Named after the bytes of the files.
     folder: Path
+    # Source file of each path in the snapshot.
     files: dict[str, Path]
+    # Folder of the packages: a Git working copy, or site-packages.
     root: Path
 
     @property
     def boot(self) -> Path:
-        """The file that every rank's Python runs first."""
+        """The copy of launch.bootstrap, which the Python of every rank runs first."""
         return self.folder / "boot.py"
 
     def write(self) -> None:
-        """Copy, unless a snapshot of the same bytes is there."""
+        """Write the snapshot unless one with the same bytes exists."""
         if self.folder.exists():
             return
         temp = temp_name(self.folder)
-        for place, source in self.files.items():
-            (temp / place).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, temp / place)
-        told = describe(self.root)
-        write_json(temp / "code.json", told)
-        if told["edited"]:
+        for path, source in self.files.items():
+            (temp / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, temp / path)
+        version = code_version(self.root)
+        write_json(temp / "code.json", version)
+        if version["edited"]:
             diff = git_bytes(self.root, "diff", "HEAD", "--binary", "--", *_PACKAGES, *_FOLDERS)
-            (temp / "code.diff").write_bytes(diff)  # of whatever encoding the edited files have
+            (temp / "code.diff").write_bytes(diff)  # bytes: the files may have any encoding
         try:
             temp.replace(self.folder)
         except OSError:
             if not self.folder.exists():
                 raise
-            shutil.rmtree(temp)  # another submission has written the same meanwhile
+            shutil.rmtree(temp)  # another submission has just written the same snapshot
         fsync_dir(self.folder.parent)
 
 
-def plan(parent: Path, entries: set[str]) -> Snapshot:
-    """What a snapshot for these entries holds, without writing anything.
+def plan_snapshot(parent: Path, entries: set[str]) -> Snapshot:
+    """Return the snapshot for these entries without writing it.
 
-    nano3, launch, the top package of each entry that is not installed, and what a rank needs of submitit. In a Git
-    working copy: tracked files as they are now, and new ones that are not ignored.
+    It holds nano3, launch, the top-level package of each entry that is not installed, and the packages of submitit that
+    a rank needs. From a Git working copy it takes the tracked files with their edits and new files that are not
+    ignored.
+
+    Args:
+        parent: Folder to write the snapshot into.
+        entries: Entries of the jobs, "package.module:function".
     """
     root = Path(launch.__file__).resolve().parent.parent
     files: dict[str, Path] = {"boot.py": root / "launch" / "bootstrap.py"}
@@ -68,16 +76,16 @@ def plan(parent: Path, entries: set[str]) -> Snapshot:
     for name in _FOLDERS:
         if (root / name).is_dir():
             files.update(_folder_files(root / name, name))
-    for name in _SPARE:
+    for name in _FALLBACK:
         files.update(_module_files(name, "spare/", installed=True))
     digest = hashlib.sha256()
-    for place in sorted(files):
-        digest.update(os.fsencode(f"{place}\0") + hashlib.sha256(files[place].read_bytes()).digest())
+    for path in sorted(files):
+        digest.update(os.fsencode(f"{path}\0") + hashlib.sha256(files[path].read_bytes()).digest())
     return Snapshot(parent / f"code-{digest.hexdigest()[:12]}", dict(sorted(files.items())), root)
 
 
-def describe(root: Path) -> dict[str, object]:
-    """Version of nano3, and the Git commit and whether it was edited, where the code is a working copy."""
+def code_version(root: Path) -> dict[str, object]:
+    """Return the version of nano3 and, for a Git working copy, its commit and whether it has edits."""
     commit = commit_of(root)
     return {
         "nano3": nano3.__version__,
@@ -90,19 +98,23 @@ def _module_files(name: str, prefix: str, installed: bool = False) -> dict[str, 
     spec = importlib.util.find_spec(name)
     if spec is None or (spec.origin is None and not spec.submodule_search_locations):
         return {}
-    place = Path(next(iter(spec.submodule_search_locations or [spec.origin or ""]))).resolve()
-    if "site-packages" in place.parts and not installed and name not in _PACKAGES:
-        return {}  # the ranks have it as well
-    if place.is_file():
-        return {prefix + place.name: place}
-    return _folder_files(place, prefix + name, installed)
+    source = Path(next(iter(spec.submodule_search_locations or [spec.origin or ""]))).resolve()
+    if "site-packages" in source.parts and not installed and name not in _PACKAGES:
+        return {}  # installed for the ranks too
+    if source.is_file():
+        return {prefix + source.name: source}
+    return _folder_files(source, prefix + name, installed)
 
 
-def _folder_files(folder: Path, place: str, installed: bool = False) -> dict[str, Path]:
-    return {f"{place}/{path.relative_to(folder)}": path for path in _paths(folder, installed) if path.suffix != ".pyc"}
+def _folder_files(folder: Path, target: str, installed: bool = False) -> dict[str, Path]:
+    return {
+        f"{target}/{path.relative_to(folder)}": path
+        for path in _source_paths(folder, installed)
+        if path.suffix != ".pyc"
+    }
 
 
-def _paths(folder: Path, installed: bool) -> Iterator[Path]:
+def _source_paths(folder: Path, installed: bool) -> Iterator[Path]:
     listed = "" if installed else git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard", ".")
     if listed:
         yield from (path for name in listed.split("\0") if name and (path := folder / name).is_file())

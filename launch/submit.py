@@ -1,4 +1,4 @@
-"""Submitting through submitit: one job, or one array of jobs that ask for the same resources."""
+"""Submit through submitit: one job, or one array of jobs with equal resources."""
 
 import contextlib
 import datetime
@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from launch import container, job_records, script, slurm, snapshot
 from launch.job import Job
@@ -18,22 +17,29 @@ from nano3.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class Submitted:
-    """A job that Slurm has taken."""
+class SubmittedJob:
+    """A job that Slurm has accepted."""
 
     id: str
     run_dir: Path
-    # RUN_DIR/slurm, or that of the sweep.
+    # RUN_DIR/slurm, or SWEEP_DIR/slurm.
     folder: Path
     poll_s: float = 2.0
 
     def log(self, rank: int = 0) -> Path:
-        """Stdout and stderr of one rank; rank 0's has what Slurm and the job script say as well."""
+        """Return the log of one rank; that of rank 0 also has the output of Slurm and of the job script."""
         return self.folder / f"{self.id}_{rank}_log.out"
 
 
 class Batch:
-    """Jobs with equal resources, to be submitted together: one sbatch. Making one writes nothing."""
+    """Jobs with equal resources that are submitted together with one sbatch. Creating a batch writes nothing.
+
+    Args:
+        jobs: The jobs; the job script is made from the first.
+        name: Job name.
+        folder: The slurm folder, for job files and logs.
+        tasks: What each task of the array runs; by default the ranks of each job.
+    """
 
     def __init__(self, jobs: Sequence[Job], name: str, folder: Path, tasks: Sequence[RankTask] | None = None) -> None:
         from submitit import SlurmExecutor
@@ -42,17 +48,19 @@ class Batch:
         self.folder = folder.absolute()
         first = self.jobs[0]
         self.tasks = list(tasks or [rank_task(job, self.folder) for job in self.jobs])
-        self.snapshot = snapshot.plan(
+        self.snapshot = snapshot.plan_snapshot(
             self.folder, {job.entry for job in self.jobs} | {task.entry for task in self.tasks}
         )
-        binds = container.mounts(first, [self.folder, *(place for job in self.jobs for place in container.places(job))])
+        binds = container.bind_mounts(
+            first, [self.folder, *(path for job in self.jobs for path in container.mounted_folders(job))]
+        )
         python = script.python_command(first, self.snapshot.boot, binds, sys.executable)
         self.executor = SlurmExecutor(self.folder, python=python)
-        self.executor.update_parameters(**script.parameters(first, name, self.folder, binds))
-        self._keep = kept_variables(first)
+        self.executor.update_parameters(**script.executor_parameters(first, name, self.folder, binds))
+        self._kept_variables = user_sbatch_variables(first)
 
-    def text(self) -> str:
-        """The job script, byte for byte as `submit` hands it to sbatch."""
+    def script_text(self) -> str:
+        """Return the job script, byte for byte as `submit` passes it to sbatch."""
         if len(self.tasks) > 1:
             self.executor.parameters["map_count"] = len(self.tasks)
         try:
@@ -61,35 +69,39 @@ class Batch:
             self.executor.parameters.pop("map_count", None)
 
     def test(self) -> tuple[bool, str]:
-        """What Slurm says about it without taking it."""
-        with slurm.submit_environment(self._keep):
-            return slurm.test_only(self.text())
+        """Return whether Slurm would accept the batch, and its answer."""
+        with slurm.submit_environment(self._kept_variables):
+            return slurm.test_only(self.script_text())
 
     def submit(self) -> list[str]:
-        """Hand it to Slurm; ids in the order of the tasks. Raises UserError with Slurm's words when it refuses."""
+        """Submit the batch and return the job ids in the order of the tasks.
+
+        Raises:
+            UserError: Slurm rejected it; the message is Slurm's.
+        """
         from submitit.core.utils import FailedJobError
 
         self.folder.mkdir(parents=True, exist_ok=True)
         self.snapshot.write()
         try:
-            with slurm.submit_environment(self._keep), contextlib.redirect_stderr(io.StringIO()):
+            with slurm.submit_environment(self._kept_variables), contextlib.redirect_stderr(io.StringIO()):
                 return [job.job_id for job in self.executor.submit_array(self.tasks)]
         except FailedJobError as error:
             for pickle in self.folder.glob("*.pkl"):
                 if "_submitted" not in pickle.name:
                     pickle.unlink()
-            raise UserError(f"Slurm refused the job: {str(error).strip().removeprefix('sbatch: error: ')}") from None
+            raise UserError(f"Slurm rejected the job: {str(error).strip().removeprefix('sbatch: error: ')}") from None
         finally:
             for link in self.folder.glob(".submission_file_*"):
                 link.unlink()
 
     def script_file(self, job_id: str) -> Path:
-        """Where submitit keeps the script of a job; an array has one."""
+        """Return the path of the job script that submitit keeps; the tasks of an array share one."""
         return self.folder / f"{job_id.partition('_')[0]}_submission.sh"
 
 
-def rank_task(job: Job, folder: Path, **more: Any) -> RankTask:
-    """What the ranks of `job` get to know."""
+def rank_task(job: Job, folder: Path) -> RankTask:
+    """Return what each task of `job` runs; `folder` is the slurm folder."""
     return RankTask(
         entry=job.entry,
         args=job.args,
@@ -97,13 +109,13 @@ def rank_task(job: Job, folder: Path, **more: Any) -> RankTask:
         progress_file=str(job.run_dir.absolute() / job.progress_marker),
         signal_delay_s=job.cluster.signal_delay_s,
         max_crashes=job.cluster.max_crashes,
-        **more,
     )
 
 
-def kept_variables(job: Job) -> list[str]:
-    """A user's own sbatch defaults hold where the profile says nothing; they would otherwise win over the job
-    script.
+def user_sbatch_variables(job: Job) -> list[str]:
+    """Return the names of the user's SBATCH_* defaults to keep: those whose key the profile leaves unset.
+
+    sbatch prefers these variables to the job script, so others must not reach it.
     """
     defaults = {
         "SBATCH_ACCOUNT": job.cluster.account,
@@ -113,8 +125,12 @@ def kept_variables(job: Job) -> list[str]:
     return [key for key, value in defaults.items() if value is None and key in os.environ]
 
 
-def submit_batch(batch: Batch) -> list[Submitted]:
-    """Freeze every run and submit, unless one of them is in use; note it in every run folder."""
+def submit_batch(batch: Batch) -> list[SubmittedJob]:
+    """Save the configuration of every run, submit the batch, and record the jobs in the run folders.
+
+    Raises:
+        UserError: One of the runs is in use, or Slurm rejected the batch.
+    """
     with contextlib.ExitStack() as locks:
         for job in batch.jobs:
             locks.enter_context(hold_run_lock(job.run_dir))
@@ -122,14 +138,22 @@ def submit_batch(batch: Batch) -> list[Submitted]:
         for job in batch.jobs:
             job.prepare()
         ids = batch.submit()
-        return [record(batch, job, job_id) for job, job_id in zip(batch.jobs, ids, strict=True)]
+        return [record_submission(batch, job, job_id) for job, job_id in zip(batch.jobs, ids, strict=True)]
 
 
-def record(batch: Batch, job: Job, job_id: str, parts: tuple[str, ...] = ()) -> Submitted:
-    """Write a submission into its run's jobs.json."""
-    one = Submitted(job_id, job.run_dir, batch.folder, job.cluster.poll_s)
+def record_submission(batch: Batch, job: Job, job_id: str, parts: tuple[str, ...] = ()) -> SubmittedJob:
+    """Record a submission in jobs.json of its run.
+
+    Args:
+        batch: The submitted batch.
+        job: Its job.
+        job_id: The job's id.
+        parts: Jobs that belong to it and are canceled with it.
+    """
+    submitted = SubmittedJob(job_id, job.run_dir, batch.folder, job.cluster.poll_s)
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     job_records.add_record(
-        job.run_dir, job_records.JobRecord(job_id, job.name, now, str(one.log()), str(batch.script_file(job_id)), parts)
+        job.run_dir,
+        job_records.JobRecord(job_id, job.name, now, str(submitted.log()), str(batch.script_file(job_id)), parts),
     )
-    return one
+    return submitted

@@ -1,8 +1,7 @@
-"""Points of a sweep: one array for each set of equal resources on Slurm, one process after another here.
+"""Run the points of a sweep: on Slurm one array for each set of equal resources, here one process after another.
 
-A point whose done marker exists is not run again, so the same command goes on with what is missing. A point that fails
-does not stop the others; the exit code is that of the first point, in order, that failed, or 75 when none failed but
-one stopped or was not started.
+A finished point is not run again, so the same command runs only the missing points. A failed point does not stop the
+others. The exit code is that of the first failed point in order; without one, 75 if a point stopped or was not started.
 """
 
 import os
@@ -17,21 +16,20 @@ from rich.table import Table
 from rich.text import Text
 
 from launch import job_records, slurm
-from launch.follow import Watch, attached, describe_state, say, tail
-from launch.job import AGAIN, Job
-from launch.local import run_process, show
+from launch.follow import Watch, describe_state, follow_attached, last_metrics, loss_text, say, tail_lines
+from launch.job import Job
+from launch.local import run_process, show_job
 from launch.lock import hold_run_lock
-from launch.metrics import last_metrics, loss_text
-from launch.submit import Batch, Submitted, submit_batch
+from launch.submit import Batch, SubmittedJob, submit_batch
 from nano3.utils.console import console, table
-from nano3.utils.errors import UserError
+from nano3.utils.errors import RESTART_EXIT_CODE, UserError
 
 _COLUMNS = ("point", "job", "state", "loss", "exit")
 
 
 @dataclass
-class Row:
-    """One line of the table."""
+class SweepRow:
+    """One point in the table of a sweep."""
 
     job: Job
     id: str = "-"
@@ -39,22 +37,22 @@ class Row:
     code: int | None = None
 
     def cells(self) -> tuple[str, ...]:
-        """Text of each column."""
+        """Return the text of each column."""
         code = "" if self.code is None else str(self.code)
         loss = loss_text(last_metrics(self.job.run_dir))
         return (self.job.label or self.job.name, self.id, self.state, loss, code)
 
 
-class View:
-    """The table: redrawn on a terminal; else a line for each change and the whole table at the end."""
+class SweepTable:
+    """The table of a sweep: redrawn on a terminal, otherwise one line for each change and the table at the end."""
 
-    def __init__(self, rows: list[Row]) -> None:
+    def __init__(self, rows: list[SweepRow]) -> None:
         self.rows = rows
         self._out = console(stderr=True)
         self._live = Live(console=self._out, auto_refresh=False) if self._out.is_terminal else None
-        self._told: dict[str, str] = {}
+        self._shown: dict[str, str] = {}
 
-    def __enter__(self) -> "View":
+    def __enter__(self) -> "SweepTable":
         if self._live:
             self._live.start()
         self.update()
@@ -68,14 +66,14 @@ class View:
             table("sweep", _COLUMNS, [row.cells() for row in self.rows], right=("loss", "exit"))
 
     def update(self) -> None:
-        """Show what has changed."""
+        """Show the changes since the last call."""
         if self._live:
             self._live.update(self._table(), refresh=True)
             return
         for row in self.rows:
             label = row.job.label or row.job.name
-            if self._told.get(label) != row.state:
-                self._told[label] = row.state
+            if self._shown.get(label) != row.state:
+                self._shown[label] = row.state
                 say(f"{label}: {row.state}" + (f", exit code {row.code}" if row.code else ""))
 
     def _table(self) -> Table:
@@ -83,60 +81,58 @@ class View:
         for name in _COLUMNS:
             view.add_column(name, justify="right" if name in ("loss", "exit") else "left", overflow="fold")
         for row in self.rows:
-            view.add_row(*map(Text, row.cells()))  # without markup: nodes are called rack[a1-a4]
+            view.add_row(*map(Text, row.cells()))  # no markup: nodes are named rack[a1-a4]
         return view
 
 
-def _rows(jobs: list[Job]) -> list[Row]:
-    return [Row(job, state="finished before", code=0) if job.finished else Row(job) for job in jobs]
+def _rows(jobs: list[Job]) -> list[SweepRow]:
+    return [SweepRow(job, state="finished before", code=0) if job.finished else SweepRow(job) for job in jobs]
 
 
-def _outcome(rows: list[Row], log: Callable[[Row], Path]) -> int:
-    """Tell how the points ended. The exit code is that of the first that failed; without one, 75 when a point stopped
-    or was not started: the same command goes on with those.
-    """
-    failed = [row for row in rows if row.code not in (None, 0, AGAIN)]
+def _report(rows: list[SweepRow], log: Callable[[SweepRow], Path]) -> int:
+    """Print how the points ended and return the exit code of the sweep."""
+    failed = [row for row in rows if row.code not in (None, 0, RESTART_EXIT_CODE)]
     for row in failed:
         say(f"{row.job.label}: exit code {row.code}; end of {log(row)}:")
-        for line in tail(log(row), 5):
+        for line in tail_lines(log(row), 5):
             say(f"    {line}")
     codes = [row.code for row in rows]
-    left = {"failed": len(failed), "stopped": codes.count(AGAIN), "not started": codes.count(None)}
-    words = "".join(f", {count} {how}" for how, count in left.items() if count)
+    unfinished = {"failed": len(failed), "stopped": codes.count(RESTART_EXIT_CODE), "not started": codes.count(None)}
+    words = "".join(f", {count} {how}" for how, count in unfinished.items() if count)
     say(f"{codes.count(0)} of {len(rows)} points finished{words}")
     if failed:
         return failed[0].code or 1
-    return AGAIN if codes.count(0) < len(rows) else 0
+    return RESTART_EXIT_CODE if codes.count(0) < len(rows) else 0
 
 
 def show_local(jobs: list[Job]) -> int:
-    """A dry run of a local sweep."""
+    """Print what a local sweep would run, for a dry run."""
     for job in jobs:
         console().print(
             f"# ---- point {job.label}: {job.run_dir}{' (finished before)' if job.finished else ''}", markup=False
         )
-        show(job)
+        show_job(job)
     return 0
 
 
 def run_local(jobs: list[Job]) -> int:
-    """One point after another, each a process that writes to RUN_DIR/logs/rank_0.log."""
+    """Run one point after another, each in a process that writes to RUN_DIR/logs/rank_0.log."""
     rows = _rows(jobs)
-    with View(rows) as view:
+    with SweepTable(rows) as sweep_table:
         for row in rows:
             if row.code == 0:
                 continue
             row.state = "running"
-            view.update()
-            told_to_stop = _run_point(row)
-            view.update()
-            if told_to_stop:
+            sweep_table.update()
+            stop_requested = _run_point(row)
+            sweep_table.update()
+            if stop_requested:
                 break
-    return _outcome(rows, _local_log)
+    return _report(rows, _local_log)
 
 
-def _run_point(row: Row) -> bool:
-    """Run one point; True when this command was asked to stop meanwhile."""
+def _run_point(row: SweepRow) -> bool:
+    """Run one point and return whether this command was asked to stop meanwhile."""
     try:
         with hold_run_lock(row.job.run_dir) as lock:
             job_records.check_not_active([row.job.run_dir])
@@ -146,21 +142,21 @@ def _run_point(row: Row) -> bool:
         row.code, row.state = error.exit_code, "refused"
         say(f"{row.job.label}: {error}")
         return False
-    row.code, row.state = end.code, {0: "finished", AGAIN: "stopped"}.get(end.code, "failed")
-    return end.told_to_stop
+    row.code, row.state = end.code, {0: "finished", RESTART_EXIT_CODE: "stopped"}.get(end.code, "failed")
+    return end.stop_requested
 
 
-def _local_log(row: Row) -> Path:
+def _local_log(row: SweepRow) -> Path:
     return row.job.run_dir / "logs" / "rank_0.log"
 
 
 def base_folder(jobs: list[Job]) -> Path:
-    """The folder that holds every point's run folder."""
+    """Return the folder that holds the run folders of all points."""
     return Path(os.path.commonpath([job.run_dir.absolute().parent for job in jobs]))
 
 
-def batches(jobs: list[Job]) -> list[Batch]:
-    """Jobs that wait to be run, in one batch for each set of equal resources."""
+def make_batches(jobs: list[Job]) -> list[Batch]:
+    """Return the unfinished jobs, in one batch for each set of equal resources."""
     groups: dict[str, list[Job]] = {}
     for job in jobs:
         if not job.finished:
@@ -169,54 +165,58 @@ def batches(jobs: list[Job]) -> list[Batch]:
 
 
 def run_slurm(jobs: list[Job]) -> int:
-    """Submit the points that have not finished; attached, watch them to their end."""
+    """Submit the unfinished points and, if attached, follow them to their end.
+
+    Returns:
+        The exit code of the sweep; 0 if detached.
+    """
     rows = _rows(jobs)
     job_records.check_not_active(job.run_dir for job in jobs if not job.finished)
-    taken: list[Submitted] = []
+    submitted: list[SubmittedJob] = []
     try:
-        for batch in batches(jobs):
-            taken += submit_batch(batch)
+        for batch in make_batches(jobs):
+            submitted += submit_batch(batch)
     except BaseException:
-        if taken:
-            slurm.cancel(one.id for one in taken)
-            say(f"cancelled {', '.join(one.id for one in taken)}: the sweep is submitted whole or not at all")
+        if submitted:
+            slurm.cancel(job.id for job in submitted)
+            say(f"cancelled {', '.join(job.id for job in submitted)}: a sweep is submitted as a whole or not at all")
         raise
-    ids = {one.run_dir: one for one in taken}
+    by_run_dir = {job.run_dir: job for job in submitted}
     for row in rows:
-        if row.job.run_dir in ids:
-            row.id, row.state = ids[row.job.run_dir].id, "submitted"
-    base = base_folder(jobs)
-    place = shlex.quote(str(base))
-    how = f"Look at it with `nano3 jobs {place}`, end it with `nano3 cancel {place}`."
-    told = f"submitted {len(taken)} of {len(jobs)} points: {' '.join(one.id for one in taken)}".rstrip(": ")
+        if row.job.run_dir in by_run_dir:
+            row.id, row.state = by_run_dir[row.job.run_dir].id, "submitted"
+    quoted = shlex.quote(str(base_folder(jobs)))
+    hint = f"Show it with `nano3 jobs {quoted}`, end it with `nano3 cancel {quoted}`."
+    ids = " ".join(job.id for job in submitted)
+    message = f"submitted {len(submitted)} of {len(jobs)} points: {ids}".rstrip(": ")
     if jobs[0].cluster.mode == "detached":
-        say(told)
-        say(how)
+        say(message)
+        say(hint)
         return 0
-    return attached(told, lambda: _watch(rows, ids), sorted(ids_of(taken)), how)
+    return follow_attached(message, lambda: _watch(rows, by_run_dir), sorted(array_ids(submitted)), hint)
 
 
-def ids_of(taken: list[Submitted]) -> set[str]:
-    """Ids of whole arrays, or of single jobs."""
-    return {one.id.partition("_")[0] for one in taken}
+def array_ids(jobs: list[SubmittedJob]) -> set[str]:
+    """Return the ids of the whole arrays, and of single jobs."""
+    return {job.id.partition("_")[0] for job in jobs}
 
 
-def _watch(rows: list[Row], taken: dict[Path, Submitted]) -> int:
-    open_rows = [row for row in rows if row.job.run_dir in taken]
+def _watch(rows: list[SweepRow], submitted: dict[Path, SubmittedJob]) -> int:
+    open_rows = [row for row in rows if row.job.run_dir in submitted]
     poll_s = rows[0].job.cluster.poll_s
     watch = Watch([row.id for row in open_rows], poll_s)
-    with View(rows) as view:
+    with SweepTable(rows) as sweep_table:
         while open_rows and not watch.ended:
-            if watch.look():
+            if watch.poll():
                 for row in open_rows:
                     state = watch.states[row.id]
                     row.state = describe_state(state)
                     if state.ended and row.code is None:
                         row.code = state.code
                     if not state.ended:
-                        row.code = None  # requeued after all
-                view.update()
+                        row.code = None  # requeued
+                sweep_table.update()
             time.sleep(min(0.25, poll_s))
     for row in open_rows:
         job_records.record_end(row.job.run_dir, row.id, watch.states[row.id])
-    return _outcome(rows, lambda row: taken[row.job.run_dir].log())
+    return _report(rows, lambda row: submitted[row.job.run_dir].log())

@@ -1,20 +1,13 @@
-"""What one Slurm task does: give the rank its environment, start it, pass signals on, and record how it ended.
+"""One task of a Slurm job: prepare the rank's environment, run the rank, forward signals, and record its end.
 
-submitit pickles a `RankTask` and calls it in every task of the job. The rank itself is a child process (launch.rank),
-so that its end is recorded whatever ends it: an exit code, a segmentation fault, the out-of-memory killer.
-
-Two files tell the job script (launch.script) what happened, both named after the job's id:
-    ID.exit     first rank that failed by itself: "CODE RANK HOST" on the first line
-    ID.again    a rank was told to stop, has saved, and wants the job to be requeued
-    ID.stopped  a rank stopped by itself before its end (it was to run so many minutes): saved, but not to be requeued
-A task whose rank returned 75 exits with 0, because srun ends all other tasks when one exits with anything else, and
-these may still be writing their part of the checkpoint.
+submitit pickles a `RankTask` at submission and calls it in every task of the job. The rank is a child process
+(launch.rank), so the task can record any end: an exit code, a segmentation fault, the out-of-memory killer.
+launch.job_end has the marker files that it leaves for the job script, and the requeue.
 """
 
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,124 +16,95 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from launch.job import AGAIN
+from launch.job_end import JobMarkers, current_job_id, restart_count
 from nano3.utils.console import print_problems
-from nano3.utils.errors import Failure
-from nano3.utils.files import read_json, write_json
+from nano3.utils.errors import RESTART_EXIT_CODE, Failure
 
-# Time between our SIGKILL of a rank that did not save and Slurm's time limit, for the job script to requeue the job.
-_MARGIN_S = 15
-
-
-def job_id() -> str:
-    """Id of this job as launch writes it: "123", or "123_4" for task 4 of an array."""
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+# Seconds that the job script needs to requeue the job, between the SIGKILL of a rank that did not save in time and
+# Slurm's time limit.
+_REQUEUE_MARGIN_S = 15
 
 
-def restarts() -> int:
-    """How often Slurm has requeued this job."""
-    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+def rendezvous_port(job: str, restart: int) -> int:
+    """Return the port on which the ranks of a job meet: equal for all ranks, different after a restart.
 
+    The port is below 32768, where Linux's ephemeral ports begin (net.ipv4.ip_local_port_range): a taken port would end
+    the job.
 
-def port(job: str, restart: int) -> int:
-    """Where the ranks of a job meet: the same for all of them, another one when the job is started again.
-
-    Below 32768, from where on Linux gives ports to whoever opens a connection: one that is taken ends the job.
+    Args:
+        job: Id of the job.
+        restart: How often Slurm has requeued it.
     """
     return 20_000 + zlib.crc32(f"{job} {restart}".encode()) % 12_000
 
 
 @dataclass(frozen=True)
 class RankTask:
-    """Pickled at submission; plain values only, so that the container needs nothing but this package and submitit."""
+    """What submitit runs in every task of a job.
+
+    It is pickled at submission, so it holds plain values only: a container needs just this package and submitit.
+    """
 
     entry: str
     args: tuple[str, ...]
-    # RUN_DIR/slurm, or that of the sweep.
+    # The job's slurm folder.
     folder: str
     progress_file: str
     signal_delay_s: int
     max_crashes: int
-    # Of a task of an array (launch.array): its index and the number of tasks; it leaves ID.done when it has succeeded.
-    part: tuple[int, int] | None = None
-    # Start the job again this often when the entry fails (tasks of an array; a training run never).
+    # For a task of an array (launch.array): its index and the number of tasks. It leaves ID.done if it succeeds.
+    array_task: tuple[int, int] | None = None
+    # Requeues after a failure of the entry: for tasks of an array; a training run has none.
     retries: int = 0
 
     @property
     def command(self) -> list[str]:
-        """The rank as a process."""
-        part = ["--part", *map(str, self.part)] if self.part else []
-        return [sys.executable, "-u", "-m", "launch.rank", *part, self.entry, *self.args]
+        """The command line of the rank."""
+        array_task = ["--array-task", *map(str, self.array_task)] if self.array_task else []
+        return [sys.executable, "-u", "-m", "launch.rank", *array_task, self.entry, *self.args]
 
     def __call__(self) -> None:
         """Run the rank and exit with its code."""
         import submitit
 
-        signal.signal(signal.SIGCONT, signal.SIG_DFL)  # Slurm sends it before SIGTERM, and submitit would tell of it
+        # Slurm sends SIGCONT before SIGTERM, and submitit would log it.
+        signal.signal(signal.SIGCONT, signal.SIG_DFL)
         submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        os.environ["MASTER_PORT"] = str(port(job_id(), restarts()))
+        os.environ["MASTER_PORT"] = str(rendezvous_port(current_job_id(), restart_count()))
         code = self._run()
         sys.stdout.flush()
         sys.exit(code)
 
     def _run(self) -> int:
-        prefix = Path(self.folder) / job_id()
+        markers = JobMarkers(Path(self.folder), current_job_id())
         if os.environ["RANK"] == "0":
             try:
-                check_starts(prefix, Path(self.progress_file), self.max_crashes)
+                markers.check_crash_loop(Path(self.progress_file), self.max_crashes)
             except Failure as error:
                 print_problems(error.problems)
-                record_failure(prefix, error.exit_code)
+                markers.record_failure(error.exit_code)
                 return error.exit_code
-        child = RankProcess(self.command, self.signal_delay_s - _MARGIN_S)
-        code = child.wait()
+        process = RankProcess(self.command, self.signal_delay_s - _REQUEUE_MARGIN_S)
+        code = process.wait()
         if code == 0:
-            if self.part:
-                prefix.with_name(prefix.name + ".done").touch()
+            if self.array_task:
+                markers.mark_done()
             return 0
-        if code == AGAIN or child.killed_late or child.was_not_ready(code):
-            mark = "again" if child.told_to_stop else "stopped"
-            prefix.with_name(f"{prefix.name}.{mark}").touch()
+        if code == RESTART_EXIT_CODE or process.killed_late or process.stopped_before_start(code):
+            if process.stop_requested:
+                markers.request_requeue()
+            else:
+                markers.mark_stopped()
             return 0
-        if not child.told_to_end:  # else it died with the others, of another rank's failure
-            if restarts() < self.retries:
-                print(
-                    f"launch: exit code {code}; starting this task again ({restarts() + 1} of {self.retries})",
-                    flush=True,
-                )
-                prefix.with_name(prefix.name + ".again").touch()
-                return 0
-            record_failure(prefix, code)
+        if process.sigterm_received:  # srun ended this rank because another rank failed
+            return code
+        if restart_count() < self.retries:
+            attempt = f"{restart_count() + 1} of {self.retries}"
+            print(f"launch: exit code {code}; requeueing this task (retry {attempt})", flush=True)
+            markers.request_requeue()
+            return 0
+        markers.record_failure(code)
         return code
-
-
-def record_failure(prefix: Path, code: int) -> None:
-    """Write ID.exit unless another rank was first."""
-    first = prefix.with_name(prefix.name + ".exit")
-    mine = prefix.with_name(f"{prefix.name}.exit.{os.environ['RANK']}")
-    mine.write_text(f"{code} {os.environ['RANK']} {socket.gethostname()}\n")
-    with contextlib.suppress(FileExistsError):
-        os.link(mine, first)
-    mine.unlink()
-
-
-def check_starts(prefix: Path, progress_file: Path, max_crashes: int) -> None:
-    """Note this start; `Failure` when the last `max_crashes` starts of this job ended without progress.
-
-    Progress is any change of `progress_file`. Starts are counted whatever ended them: a node that dies at every start
-    of this job, a time limit that is too short to save even once, a preemption at every start.
-    """
-    starts_file = prefix.with_name(prefix.name + ".starts.json")
-    # A job that is requeued may not have come this far the first time.
-    starts: list[str] = read_json(starts_file) if restarts() and starts_file.exists() else []
-    now = progress_file.read_text() if progress_file.exists() else ""
-    if len(starts) >= max_crashes and all(before == now for before in starts[-max_crashes:]):
-        raise Failure(
-            f"Gave up: the last {max_crashes} starts of this job made no progress ({progress_file} did not change). "
-            "See the log above for what ended them; raise cluster.max_crashes if it is only preempted too early."
-        )
-    write_json(starts_file, [*starts, now])
 
 
 def _signal_name(number: int) -> str:
@@ -151,30 +115,36 @@ def _signal_name(number: int) -> str:
 
 
 class RankProcess:
-    """The rank's process. Slurm signals only the task itself, so SIGTERM and SIGUSR2 are passed on."""
+    """The process of a rank. Slurm signals only the task, so the task forwards SIGTERM and SIGUSR2 to the rank.
+
+    Attributes:
+        stop_requested: A SIGTERM or SIGUSR2 has arrived.
+        sigterm_received: A SIGTERM has arrived: preemption, cancellation, or another rank's failure.
+        killed_late: The rank did not stop within the grace period after SIGUSR2 and was killed.
+    """
 
     def __init__(self, command: list[str], grace_s: float) -> None:
-        self.told_to_stop = False
-        self.told_to_end = False
+        self.stop_requested = False
+        self.sigterm_received = False
         self.killed_late = False
         self._grace_s = max(grace_s, 1)
         self._pending: list[int] = []
         self._process: subprocess.Popen[bytes] | None = None
         for handled in (signal.SIGTERM, signal.SIGUSR2):
-            signal.signal(handled, self._pass_on)
+            signal.signal(handled, self._forward)
         self._process = subprocess.Popen(command, start_new_session=True)
         for early in self._pending:
-            self._pass_on(early, None)
+            self._forward(early, None)
 
-    def _pass_on(self, signum: int, frame: FrameType | None) -> None:
-        self.told_to_stop = True
+    def _forward(self, signum: int, frame: FrameType | None) -> None:
+        self.stop_requested = True
         if signum == signal.SIGTERM:
-            self.told_to_end = True
+            self.sigterm_received = True
         if self._process is None:
             self._pending.append(signum)
             return
         self._process.send_signal(signum)
-        if signum == signal.SIGUSR2:  # the time limit is near, and a job that reaches it is not requeued
+        if signum == signal.SIGUSR2:  # the time limit is near, and Slurm does not requeue a job that reaches it
             timer = threading.Timer(self._grace_s, self._kill)
             timer.daemon = True
             timer.start()
@@ -189,12 +159,12 @@ class RankProcess:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
-    def was_not_ready(self, code: int) -> bool:
-        """Whether it was told to stop before launch.rank could handle that: nothing is lost."""
-        return self.told_to_stop and code in (128 + signal.SIGTERM, 128 + signal.SIGUSR2)
+    def stopped_before_start(self, code: int) -> bool:
+        """Return whether the stop request ended the rank before launch.rank handled signals; nothing is lost then."""
+        return self.stop_requested and code in (128 + signal.SIGTERM, 128 + signal.SIGUSR2)
 
     def wait(self) -> int:
-        """Exit code as a shell gives it: 128 + signal number for a rank that a signal ended."""
+        """Wait for the rank and return its exit code as a shell does: 128 + signal number if a signal ended it."""
         assert self._process is not None
         code = self._process.wait()
         if code < 0:

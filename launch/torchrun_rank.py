@@ -1,10 +1,14 @@
-"""`launch.torchrun_rank FOLDER module:function ARGS...`: one rank under torchrun, with what torchrun does not keep.
+"""Run one rank under torchrun: `python -m launch.torchrun_rank FOLDER module:function ARGS...`.
 
-torchrun ends all ranks when one exits with anything but 0, and itself exits with 1 whatever the rank's code was. So
-every rank leaves its code in FOLDER/RANK.exit, and 75 is told to torchrun as success: a rank that has saved must not
-end the others while they save. Ranks other than 0 write to FOLDER/rank_RANK.log.
+torchrun ends all ranks when one exits with anything but 0, and its own exit code is always 1 then. So each rank leaves
+files in FOLDER (RUN_DIR/logs) for launch.local, and reports 75 as success: a rank that has saved must not end the
+others while they save.
 
-torchrun holds the run folder (launch.lock) for its ranks, so a rank must not outlive it.
+    RANK.pid       process id of the rank, for signals
+    RANK.exit      exit code of the rank
+    rank_RANK.log  output of the rank; rank 0 writes to torchrun's own output instead
+
+torchrun holds the run lock (launch.lock) for its ranks, so a rank must not outlive it.
 """
 
 import ctypes
@@ -14,22 +18,22 @@ import sys
 import traceback
 from pathlib import Path
 
-from launch.job import AGAIN
 from launch.rank import run_rank
+from nano3.utils.errors import RESTART_EXIT_CODE
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 def main() -> int:
-    """The command line."""
+    """Parse the command line and run the rank."""
     folder, entry, *args = sys.argv[1:]
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    place, rank = Path(folder), os.environ["RANK"]
-    (place / f"{rank}.pid").write_text(str(os.getpid()))
+    logs, rank = Path(folder), os.environ["RANK"]
+    (logs / f"{rank}.pid").write_text(str(os.getpid()))
     if rank == "0":
-        os.dup2(1, 2)  # launch sends torchrun's own stderr, which rank 0 inherits, to a file
+        os.dup2(1, 2)  # rank 0 inherits torchrun's stderr, which launch sends to a file
     else:
-        log = os.open(place / f"rank_{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        log = os.open(logs / f"rank_{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(log, 1)
         os.dup2(log, 2)
     try:
@@ -37,8 +41,8 @@ def main() -> int:
     except Exception:
         traceback.print_exc()
         code = 1
-    (place / f"{rank}.exit").write_text(str(code))
-    return 0 if code == AGAIN else code
+    (logs / f"{rank}.exit").write_text(str(code))
+    return 0 if code == RESTART_EXIT_CODE else code
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def make_job(
     if not label and (told := experiment_override_warning(words)):
         warn(told)
 
-    def freeze_it() -> None:
+    def save_config() -> None:
         if config.cluster.container_runtime != "none":  # what is mounted must be there
             for place in run_folders.folders_written(config):
                 Path(place).mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def make_job(
         preview=preview,
         label=label,
         changed=changed(run_dir, config, found) or lost_checkpoint(run_dir) is not None,
-        freeze=freeze_it,
+        save_config=save_config,
     )
 
 

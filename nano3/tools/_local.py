@@ -10,9 +10,8 @@ from datetime import datetime
 from pathlib import Path
 
 from launch import job_records, local_job, lock
-from launch.job import AGAIN
-from launch.metrics import last_metrics
-from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Failure
+from launch.follow import last_metrics
+from nano3.utils.errors import INTERRUPTED_EXIT_CODE, RESTART_EXIT_CODE, Failure
 from nano3.utils.files import read_json
 
 
@@ -28,7 +27,11 @@ class State:
     @property
     def exit_code(self) -> int:
         """`code`, or what the word stands for where it is not known: a run that was killed noted none."""
-        return {"failed": Failure.exit_code, "stopped": AGAIN}.get(self.word, 0) if self.code is None else self.code
+        return (
+            {"failed": Failure.exit_code, "stopped": RESTART_EXIT_CODE}.get(self.word, 0)
+            if self.code is None
+            else self.code
+        )
 
     def __str__(self) -> str:
         return f"{self.word} ({self.holder})" if self.holder else self.word
@@ -52,7 +55,7 @@ def state_of(run_dir: Path) -> State:
         return State("finished", 0)
     if start is None:
         return State("stopped" if _saved_last(run_dir) else "failed")
-    words = {0: "finished", AGAIN: "stopped", INTERRUPTED_EXIT_CODE: "stopped", 2: "refused"}
+    words = {0: "finished", RESTART_EXIT_CODE: "stopped", INTERRUPTED_EXIT_CODE: "stopped", 2: "refused"}
     return State(words.get(code, "failed") if code is not None else "failed", code)
 
 

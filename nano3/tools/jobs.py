@@ -8,8 +8,7 @@ import argparse
 from pathlib import Path
 
 from launch import job_records, local_job, slurm
-from launch.follow import describe_state
-from launch.metrics import last_metrics, loss_text
+from launch.follow import describe_state, last_metrics, loss_text
 from nano3.tools import _local
 from nano3.tools._folders import RUNS, run_folders
 from nano3.utils.console import print_problems, say, table, warn

@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 
 from launch import job_records, local_job, slurm
-from launch.follow import INTERRUPTED, LogStream, describe_state, follow, read_tail_and_size, say
-from launch.submit import Submitted
+from launch.follow import LogStream, describe_state, follow, read_tail_and_size, say
+from launch.submit import SubmittedJob
 from nano3.tools import _local
 from nano3.tools._arguments import at_least
 from nano3.tools._folders import RUNS, run_folder, run_folders
-from nano3.utils.errors import UserError
+from nano3.utils.errors import INTERRUPTED_EXIT_CODE, UserError
 
 HELP = "show and follow the log of a run"
 _LOOK_S = 0.5
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     if _local.is_newest(run_dir):
         return tail_here(run_dir, args)
     entry = job_records.read_records(run_dir)[-1]
-    job = Submitted(entry.id, run_dir, Path(entry.log).parent)
+    job = SubmittedJob(entry.id, run_dir, Path(entry.log).parent)
     text, size = read_tail_and_size(job.log(args.rank), args.lines)
     print(text, end="", flush=True)
     if args.no_follow or entry.state:
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         return follow(job, rank=args.rank, offset=size)
     except KeyboardInterrupt:
         say(f"job {entry.id} goes on")
-        return INTERRUPTED
+        return INTERRUPTED_EXIT_CODE
 
 
 def tail_here(run_dir: Path, args: argparse.Namespace) -> int:
@@ -61,7 +61,7 @@ def tail_here(run_dir: Path, args: argparse.Namespace) -> int:
             time.sleep(_LOOK_S)
     except KeyboardInterrupt:
         say(f"{run_dir} goes on")
-        return INTERRUPTED
+        return INTERRUPTED_EXIT_CODE
     stream.copy()
     state = _local.state_of(run_dir)
     say(f"{run_dir}: {state}; log: {log}")

@@ -18,7 +18,7 @@ from nano3.config.cluster import ClusterConfig
 
 DEVCLUSTER = HERE.parent / "slurm" / "devcluster.sh"
 # Keys of a Job; all others are those of its cluster.
-OWN = ("container", "folders", "preview", "label", "after", "args", "freeze")
+OWN = ("container", "folders", "preview", "label", "after", "args", "save_config")
 MakeJob = Callable[..., launch.Job]
 
 
@@ -57,7 +57,7 @@ def slurm_conf() -> Iterator[str]:
 
 @pytest.fixture
 def slurm_job(slurm_conf: str, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeJob]:
-    """make_job for the test cluster; whatever the test leaves in the queue is cancelled."""
+    """make_job for the test cluster; jobs left in the queue are canceled at the end."""
     monkeypatch.setenv("SLURM_CONF", slurm_conf)
     made: list[launch.Job] = []
 
@@ -82,7 +82,7 @@ def slurm_job(slurm_conf: str, make_job: MakeJob, monkeypatch: pytest.MonkeyPatc
 def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder first on PATH whose `srun` writes its words and environment to srun.json there and ends with $SRUN_CODE.
 
-    `scontrol` writes a line to scontrol.txt and tells of a job in state $JOB_STATE; `sbatch` refuses everything.
+    `scontrol` appends its arguments to scontrol.txt and prints a job in state $JOB_STATE; `sbatch` rejects every job.
     """
     folder = tmp_path / "bin"
     folder.mkdir()

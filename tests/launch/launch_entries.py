@@ -1,4 +1,4 @@
-"""Tiny entries for the launch tests: what a training run does, without training."""
+"""Tiny entries for the launch tests: they behave like a training run without training."""
 
 import json
 import os
@@ -14,12 +14,12 @@ AGAIN = 75
 
 
 def rank() -> int:
-    """Global rank, 0 outside a distributed run."""
+    """Return the global rank, 0 outside a distributed run."""
     return int(os.environ.get("RANK", "0"))
 
 
 def count(run_dir: str, *options: str) -> int:
-    """Count to `steps` with a pause between, keeping the number in RUN_DIR/progress.json; 75 on SIGTERM and SIGUSR2.
+    """Count to `steps` with pauses, saving the number in RUN_DIR/progress.json; return 75 on SIGTERM and SIGUSR2.
 
     Options, as key=value: steps, pause (seconds), fail_rank and fail_code (once rank 0 has said how it starts), deaf=1
     (ignore signals), saves=0 (never save), more (steps that a resumed start does, instead of all), limit (stop by
@@ -63,7 +63,7 @@ def count(run_dir: str, *options: str) -> int:
 
 
 def not_ready(run_dir: str, signal_ignored: str = "") -> None:
-    """Wait like a rank whose Python is still starting: a signal ends it, or the one named here is not heard."""
+    """Wait like a rank whose Python is still starting: signals end it, except one that is ignored."""
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN if number.name == signal_ignored else signal.SIG_DFL)
     (Path(run_dir) / "waits").touch()
@@ -71,17 +71,17 @@ def not_ready(run_dir: str, signal_ignored: str = "") -> None:
 
 
 def write_argument(path: str, text: str) -> None:
-    """Write `text` as it arrived."""
+    """Write `text` to a file."""
     Path(path).write_text(text)
 
 
 def raise_failure(text: str) -> int:
-    """Fail as nano3 foresees."""
+    """Fail with an error of nano3."""
     raise Failure(text)
 
 
 def raise_unforeseen(text: str) -> int:
-    """Fail as nobody foresees."""
+    """Fail with an unexpected error."""
     raise ZeroDivisionError(text)
 
 
@@ -119,7 +119,7 @@ def part(folder: str, mode: str, index: int, count: int) -> int:
 
 
 def gather(folder: str, mode: str) -> int:
-    """The finalizer: all parts in one file."""
+    """Finalizer: write all parts to one file."""
     parts = sorted(Path(folder).glob("part_*"))
     (Path(folder) / "gathered").write_text("\n".join(p.read_text() for p in parts))
     return 0

@@ -1,4 +1,4 @@
-"""What several launch tests do: wait, look a job up, start a command as a user does."""
+"""Helpers of the launch tests: wait, find a job, start a command."""
 
 import subprocess
 import sys
@@ -16,36 +16,35 @@ ROOT = HERE.parents[1]
 
 
 def last_id(run_dir: Path) -> str:
-    """Id of the newest job of a run."""
+    """Return the id of the newest job of a run."""
     return job_records.read_records(run_dir)[-1].id
 
 
 def state_of(run_dir: Path) -> slurm.JobState:
-    """State of the newest job of a run, from Slurm."""
+    """Return the state of the newest job of a run from Slurm."""
     job_id = last_id(run_dir)
     return slurm.states([job_id])[job_id]
 
 
-def eventually(what: Callable[[], Any], seconds: float = 120) -> Any:
-    """Wait until `what` gives something true, and give that."""
+def eventually(condition: Callable[[], Any], seconds: float = 120) -> Any:
+    """Wait until `condition` returns a true value and return it."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if value := what():
+        if value := condition():
             return value
         time.sleep(0.1)
-    raise AssertionError(f"not so after {seconds} s: {what}")
+    raise AssertionError(f"not so after {seconds} s: {condition}")
 
 
 def log_of(run_dir: Path, rank: int = 0) -> str:
-    """Log of one rank of the newest job, "" before it exists."""
+    """Return the log of one rank of the newest job, "" before it exists."""
     entries = job_records.read_records(run_dir)
     path = Path(entries[-1].log.replace("_0_log.out", f"_{rank}_log.out")) if entries else run_dir / "no log"
     return path.read_text() if path.exists() else ""
 
 
 def start_attached(job: launch.Job, detach_s: float = 3, **options: Any) -> "subprocess.Popen[str]":
-    """launch.run(job) in a process of its own, as a user's command runs it; the question of Ctrl-C stands `detach_s`
-    seconds."""
+    """Start launch.run(job) in its own process; Ctrl-C waits `detach_s` seconds for an answer."""
     program = f"""
 import sys, launch
 from launch import follow
@@ -66,7 +65,7 @@ except Nano3Error as error:
 
 
 def read_until(stream: IO[str] | None, words: str) -> str:
-    """What a command writes up to the first line with these words. Read the rest from the same stream."""
+    """Return the output of a command up to the first line with these words."""
     assert stream is not None
     read = ""
     for line in stream:
@@ -77,5 +76,5 @@ def read_until(stream: IO[str] | None, words: str) -> str:
 
 
 def with_cluster(job: launch.Job, **keys: Any) -> launch.Job:
-    """The same job with other cluster keys."""
+    """Return the job with other cluster keys."""
     return replace(job, cluster=replace(job.cluster, **keys))

@@ -1,4 +1,4 @@
-"""Arrays of tasks without a Slurm: what the finalizer finds missing, and submitting all of it or nothing."""
+"""launch.array without Slurm: missing tasks in the finalizer, and submission as a whole or not at all."""
 
 import json
 import os
@@ -20,15 +20,15 @@ from nano3.utils.errors import Failure, UserError
 
 
 @given(st.lists(st.integers(0, 300), unique=True).map(sorted))
-def test_ranges_name_every_missing_task_and_no_other(numbers: list[int]) -> None:
-    text = array._ranges(numbers)
+def test_ranges_name_exactly_the_missing_tasks(numbers: list[int]) -> None:
+    text = array._format_ranges(numbers)
     parts = [part.partition("-") for part in text.split(", ") if part]
     assert [n for first, _, last in parts for n in range(int(first), int(last or first) + 1)] == numbers
     assert len(parts) == sum(n - 1 not in numbers for n in numbers), "as short as can be"
 
 
 def finalize(tmp_path: Path, tasks: int, mode: str, done: list[int]) -> int:
-    """The finalizer of array 70 of which these tasks are done."""
+    """Run the finalizer of array 70, of which the tasks `done` have finished."""
     folder = tmp_path / "slurm"
     folder.mkdir(exist_ok=True)
     for index in done:
@@ -52,8 +52,8 @@ def test_lost_tasks_are_repeated(
 ) -> None:
     assert finalize(tmp_path, tasks, "", done) == 0
     assert (tmp_path / "gathered").read_text() == "\n".join(f"{i} of {tasks}" for i in range(tasks))
-    told = capfd.readouterr().out
-    assert [i for i in range(tasks) if f"task {i} did not finish; repeating it here" in told] == repeated
+    output = capfd.readouterr().out
+    assert [i for i in range(tasks) if f"task {i} did not finish; repeating it here" in output] == repeated
     assert sorted(int(p.name.rpartition("_")[2]) for p in tmp_path.glob("tried_*")) == repeated
     # Started again, the finalizer repeats nothing.
     finalize(tmp_path, tasks, "always:0", [])
@@ -61,26 +61,26 @@ def test_lost_tasks_are_repeated(
 
 
 @pytest.mark.parametrize(
-    ("tasks", "done", "mode", "told", "tried"),
+    ("tasks", "done", "mode", "expected", "tried"),
     [
         pytest.param(3, [0, 1], "always:2", "1 of 3 tasks did not finish: 2. See {slurm}/70_2_0_log", 1, id="again"),
         pytest.param(1, [], "always:0", "1 of 1 tasks did not finish: 0. See {slurm}/70_0_log.out.", 1, id="of one"),
         pytest.param(8, [0, 4, 6], "", "5 of 8 tasks did not finish: 1-3, 5, 7. See ", 0, id="too many to repeat"),
     ],
 )  # fmt: skip
-def test_missing_tasks_are_named_and_nothing_is_gathered(
-    tmp_path: Path, tasks: int, done: list[int], mode: str, told: str, tried: int
+def test_missing_tasks_are_named_and_the_finalizer_does_not_run(
+    tmp_path: Path, tasks: int, done: list[int], mode: str, expected: str, tried: int
 ) -> None:
     with pytest.raises(Failure) as caught:
         finalize(tmp_path, tasks, mode, done)
-    assert told.format(slurm=tmp_path / "slurm") in caught.value.problems[0]
-    assert "The same command started again does what is missing." in caught.value.problems[0]
+    assert expected.format(slurm=tmp_path / "slurm") in caught.value.problems[0]
+    assert "Run the same command again to do the missing tasks." in caught.value.problems[0]
     assert len(list(tmp_path.glob("tried_*"))) == tried and not (tmp_path / "gathered").exists()
 
 
 @pytest.fixture
-def takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """takes(n): a Slurm that takes n jobs, 101 and so on, refuses the next, and notes in bin/ what it was asked."""
+def fake_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """fake_slurm(n): a Slurm that accepts n jobs, 101 and so on, rejects the next, and records the calls in bin/."""
     folder = tmp_path / "bin"
     folder.mkdir()
 
@@ -117,11 +117,11 @@ def run_array(tmp_path: Path, then: launch.Job | None = None, **keys: Any) -> in
     )  # fmt: skip
 
 
-def test_each_job_of_an_array_waits_for_the_one_before(
-    make_job: Any, takes: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_each_job_of_an_array_depends_on_the_previous_job(
+    make_job: Any, fake_slurm: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Also when the profile has a dependency of its own: that one is added."""
-    slurm, then = takes(3), make_job(kind="slurm", name="train", sbatch_args=["--dependency=singleton"])
+    """A dependency of the profile is kept."""
+    slurm, then = fake_slurm(3), make_job(kind="slurm", name="train", sbatch_args=["--dependency=singleton"])
     assert run_array(tmp_path, then, sbatch_args=["--dependency=after:9", "--comment=x"]) == 0
     parts, final, train = (headers((slurm / f"{job}.sh").read_text()) for job in (101, 102, 103))
     assert "--array=0-2%3" in parts and "--dependency=after:9" in parts
@@ -134,46 +134,46 @@ def test_each_job_of_an_array_waits_for_the_one_before(
 
 
 @pytest.mark.parametrize(("count", "cancelled"), [(0, None), (1, "101"), (2, "101 102")])
-def test_an_array_that_is_refused_in_part_leaves_nothing(
-    make_job: Any, takes: Any, tmp_path: Path, count: int, cancelled: str | None
+def test_a_partly_rejected_array_is_canceled(
+    make_job: Any, fake_slurm: Any, tmp_path: Path, count: int, cancelled: str | None
 ) -> None:
-    slurm, then = takes(count), make_job(kind="slurm", name="train")
-    with pytest.raises(UserError, match="Slurm refused the job: no more today"):
+    slurm, then = fake_slurm(count), make_job(kind="slurm", name="train")
+    with pytest.raises(UserError, match="Slurm rejected the job: no more today"):
         run_array(tmp_path, then)
     asked = slurm / "cancelled"
     assert (asked.read_text() if asked.exists() else None) == cancelled
     assert job_records.read_records(then.run_dir) == []
 
 
-def test_a_sweep_that_is_refused_in_part_leaves_nothing(
-    make_job: Any, takes: Any, capfd: pytest.CaptureFixture[str]
-) -> None:
-    slurm = takes(1)
+def test_a_partly_rejected_sweep_is_canceled(make_job: Any, fake_slurm: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    slurm = fake_slurm(1)
     jobs = [make_job(kind="slurm", name=f"s/p{n}", label=f"p{n}", nodes=n, mode="detached") for n in (1, 2)]
     with pytest.raises(UserError, match="no more today"):
         launch.run(jobs, sweep=True)
     assert (slurm / "cancelled").read_text() == "101"
-    assert "cancelled 101: the sweep is submitted whole or not at all" in capfd.readouterr().err
+    assert "cancelled 101: a sweep is submitted as a whole or not at all" in capfd.readouterr().err
 
 
-def test_points_that_ask_for_the_same_are_one_array(make_job: Any, recorder: Path) -> None:
+def test_points_with_equal_resources_are_one_array(make_job: Any, recorder: Path) -> None:
     jobs = [make_job(kind="slurm", name=f"s/p{n}", label=f"p{n}", nodes=1 + n % 2) for n in range(5)]
     jobs[2].run_dir.mkdir(parents=True)
     (jobs[2].run_dir / "finished.json").write_text("{}")
-    made = sweep.batches(jobs)
+    made = sweep.make_batches(jobs)
     assert [[job.label for job in batch.jobs] for batch in made] == [["p0", "p4"], ["p1", "p3"]]
     assert {batch.folder for batch in made} == {jobs[0].run_dir.parent / "slurm"}
-    assert ["--array=0-1%2" in headers(batch.text()) for batch in made] == [True, True]
+    assert ["--array=0-1%2" in headers(batch.script_text()) for batch in made] == [True, True]
 
 
 def test_tasks_of_an_array_have_no_gpu_and_one_node_each(recorder: Path, tmp_path: Path) -> None:
     cluster = ClusterConfig(kind="slurm", nodes=4, ntasks_per_node=8, gpus_per_node=8, max_crashes=2, max_requeues=5)
     one = Array("prep", tmp_path, "launch_entries:part", ("a",), 2, "launch_entries:gather", cluster)
-    lines = headers(one.parts().text())
+    lines = headers(one.task_batch().script_text())
     assert {"--nodes=1", "--ntasks-per-node=1"} <= set(lines) and not [line for line in lines if "gpus" in line]
-    tasks = one.parts().tasks
-    assert [(t.part, t.retries, t.max_crashes, t.args) for t in tasks] == [((i, 2), 2, 6, ("a",)) for i in range(2)]
-    final = one.finalizer("77").tasks[0]
+    tasks = one.task_batch().tasks
+    assert [(t.array_task, t.retries, t.max_crashes, t.args) for t in tasks] == [
+        ((i, 2), 2, 6, ("a",)) for i in range(2)
+    ]
+    final = one.finalizer_batch("77").tasks[0]
     assert final.args == (str(tmp_path / "slurm"), "77", "2", "launch_entries:part", "launch_entries:gather", "a")
     json.dumps([vars(task) for task in tasks])  # plain values: a container unpickles them
 
@@ -182,8 +182,8 @@ WORDS = st.text(st.characters(exclude_characters="\0\n\r", exclude_categories=["
 
 
 @given(st.lists(WORDS, max_size=3), WORDS)
-def test_paths_of_the_job_script_are_one_word_each(folders: list[str], image: str) -> None:
-    """The command line of every rank, taken apart as the shell does."""
+def test_paths_in_the_job_script_are_quoted(folders: list[str], image: str) -> None:
+    """The shell splits the command line of a rank into the intended words."""
     cluster = ClusterConfig(kind="slurm", container_runtime="apptainer", mounts=[f"/m/{f}:/in" for f in folders])
     job = launch.Job("n", Path("/runs/x"), "a:b", (), cluster, container=f"oras://{image}")
     binds = [f"/{f}:/{f}" for f in folders]
@@ -193,10 +193,30 @@ def test_paths_of_the_job_script_are_one_word_each(folders: list[str], image: st
 
 
 def test_one_batch_does_not_change_the_next(make_job: Any, recorder: Path) -> None:
-    """`text` of an array sets the number of tasks and takes it back."""
+    """`script_text` of an array sets the number of tasks and resets it."""
     job = make_job(kind="slurm")
     alone = Batch([job], "n", job.run_dir / "slurm")
-    before = alone.text()
+    before = alone.script_text()
     assert "array" not in before
-    Batch([job, job], "n", job.run_dir / "slurm").text()
-    assert alone.text() == before
+    Batch([job, job], "n", job.run_dir / "slurm").script_text()
+    assert alone.script_text() == before
+
+
+def test_local_array(tmp_path: Path) -> None:
+    from nano3.config.cluster import ClusterConfig
+
+    code = launch.run_array(
+        "prep", tmp_path, entry="launch_entries:part", args=(str(tmp_path), ""), tasks=3,
+        finalize="launch_entries:gather", cluster=ClusterConfig(),
+    )  # fmt: skip
+    assert code == 0 and (tmp_path / "gathered").read_text() == "0 of 3\n1 of 3\n2 of 3"
+
+
+def test_local_array_stops_at_a_failure(tmp_path: Path) -> None:
+    from nano3.config.cluster import ClusterConfig
+
+    code = launch.run_array(
+        "prep", tmp_path, entry="launch_entries:part", args=(str(tmp_path), "always:1"), tasks=3,
+        finalize="launch_entries:gather", cluster=ClusterConfig(),
+    )  # fmt: skip
+    assert code == 9 and not (tmp_path / "gathered").exists()

@@ -1,4 +1,4 @@
-"""What launch refuses before it starts anything."""
+"""launch.check: problems found before anything starts."""
 
 import re
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 import launch
-from launch.check import check
+from launch.check import check_jobs
 from nano3.config.cluster import ClusterConfig
 from nano3.utils.errors import Failure, UserError
 
 
 def problems(job: launch.Job) -> list[str]:
     try:
-        check([job])
+        check_jobs([job])
     except UserError as error:
         return error.problems
     return []
@@ -25,20 +25,20 @@ def problems(job: launch.Job) -> list[str]:
     [
         (
             {"nodes": 2},
-            "cluster.nodes=2 is for Slurm jobs: add cluster=slurm, or leave it out; ranks on this machine are",
+            "cluster.nodes=2 is for Slurm jobs: add cluster=slurm, or leave it out; on this machine,",
         ),
-        ({"gpus_per_node": 8}, "cluster.nproc_per_node."),
+        ({"gpus_per_node": 8}, "cluster.nproc_per_node sets the number of ranks."),
         ({"mode": "detached"}, "cluster.mode=detached is for Slurm jobs: add cluster=slurm, or leave it out."),
         ({"time": "1:00:00"}, "cluster.time=1:00:00 is for Slurm jobs"),
         ({"partition": "gpu"}, "cluster.partition=gpu is for Slurm jobs"),
         ({"sbatch_args": ["--exclusive"]}, "cluster.sbatch_args=['--exclusive'] is for Slurm jobs"),
-        ({"setup": ["module load cuda"]}, "cluster.setup is run by Slurm jobs only."),
+        ({"setup": ["module load cuda"]}, "cluster.setup is for Slurm jobs only."),
         ({"container_runtime": "pyxis"}, "cluster.container_runtime works with cluster.kind=slurm only."),
-        ({"nodes": 0}, "cluster.nodes=0 is too small: 1 at least."),
+        ({"nodes": 0}, "cluster.nodes=0 is too small. The minimum is 1."),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
 )
-def test_what_this_machine_alone_would_ignore_is_refused(make_job: Any, keys: dict[str, Any], says: str) -> None:
+def test_slurm_keys_are_rejected_on_this_machine(make_job: Any, keys: dict[str, Any], says: str) -> None:
     found = problems(make_job(kind="local", **keys))
     assert len(found) == 1 and says in found[0]
 
@@ -49,20 +49,20 @@ def test_what_this_machine_alone_would_ignore_is_refused(make_job: Any, keys: di
         ({"kind": "slrum"}, "cluster.kind=slrum is not known. Did you mean 'slurm'?"),
         ({"mode": "background"}, "cluster.mode=background is not known. Allowed: attached, detached."),
         ({"container_runtime": "docker"}, "cluster.container_runtime=docker is not known."),
-        ({"nodes": 0}, "cluster.nodes=0 is too small: 1 at least."),
+        ({"nodes": 0}, "cluster.nodes=0 is too small. The minimum is 1."),
         ({"ntasks_per_node": -1}, "cluster.ntasks_per_node=-1 is too small"),
-        ({"gpus_per_node": -1}, "cluster.gpus_per_node=-1 is too small: 0 at least."),
+        ({"gpus_per_node": -1}, "cluster.gpus_per_node=-1 is too small. The minimum is 0."),
         ({"cpus_per_task": 0}, "cluster.cpus_per_task=0 is too small"),
-        ({"signal_delay_s": 5}, "cluster.signal_delay_s=5 is too small: 30 at least."),
+        ({"signal_delay_s": 5}, "cluster.signal_delay_s=5 is too small. The minimum is 30."),
         ({"array_parallelism": 0}, "cluster.array_parallelism=0 is too small"),
         ({"poll_s": 0}, "cluster.poll_s=0 must be greater than 0."),
         ({"time": "4h"}, "cluster.time='4h' is not a time limit. Write it as HH:MM:SS"),
         ({"time": "01:00:00\n#SBATCH --wrap=x"}, "is not a time limit"),
         ({"time": "1"}, "cluster.time=1 leaves no time to work"),
         ({"mem": "64 GB"}, "cluster.mem='64 GB' is not a size"),
-        ({"partition": "a b"}, "cluster.partition='a b' is not a name that Slurm can have."),
-        ({"account": "x; rm -rf /"}, "cluster.account='x; rm -rf /' is not a name"),
-        ({"qos": "a\nb"}, r"cluster.qos='a\nb' is not a name"),
+        ({"partition": "a b"}, "cluster.partition='a b' is not a valid Slurm name."),
+        ({"account": "x; rm -rf /"}, "cluster.account='x; rm -rf /' is not a valid"),
+        ({"qos": "a\nb"}, r"cluster.qos='a\nb' is not a valid"),
         ({"env": {"A B": "1"}}, "cluster.env: 'A B' is not a variable name"),
         ({"env": {"X=1; rm": "1"}}, "cluster.env: 'X=1; rm' is not a variable name"),
         ({"env": {"": "1"}}, "cluster.env: '' is not a variable name"),
@@ -75,7 +75,7 @@ def test_what_this_machine_alone_would_ignore_is_refused(make_job: Any, keys: di
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
 )
-def test_refused(make_job: Any, recorder: Path, keys: dict[str, Any], says: str) -> None:
+def test_invalid_values_are_rejected(make_job: Any, recorder: Path, keys: dict[str, Any], says: str) -> None:
     found = problems(make_job(**{"kind": "slurm", **keys}))
     assert len(found) == 1 and says in found[0]
 
@@ -91,7 +91,7 @@ def test_refused(make_job: Any, recorder: Path, keys: dict[str, Any], says: str)
     ],
     ids=["defaults", "names", "arguments", "env", "no limit"],
 )
-def test_accepted(make_job: Any, recorder: Path, keys: dict[str, Any]) -> None:
+def test_valid_values_are_accepted(make_job: Any, recorder: Path, keys: dict[str, Any]) -> None:
     assert problems(make_job(**{"kind": "slurm", **keys})) == []
 
 
@@ -103,12 +103,12 @@ def test_all_problems_at_once(make_job: Any, recorder: Path) -> None:
 def test_points_of_a_sweep_share_a_problem(make_job: Any, recorder: Path) -> None:
     jobs = [make_job(kind="slurm", nodes=0, name=f"p{i}") for i in range(3)]
     with pytest.raises(UserError) as caught:
-        check(jobs)
+        check_jobs(jobs)
     assert len(caught.value.problems) == 1
 
 
 @pytest.mark.parametrize("name", ["100%", "back\\slash", "new\nline", "tab\t", "%j"])
-def test_run_folders_that_slurm_would_expand(make_job: Any, recorder: Path, name: str) -> None:
+def test_run_folders_that_slurm_would_expand_are_rejected(make_job: Any, recorder: Path, name: str) -> None:
     assert "Rename the folder" in problems(make_job(kind="slurm", name=name))[0]
 
 
@@ -126,19 +126,19 @@ def test_mounts(make_job: Any, recorder: Path, mount: str, says: str) -> None:
     assert says in problems(job)[0]
 
 
-def test_image_file_that_is_not_there(make_job: Any, recorder: Path) -> None:
+def test_missing_image_file(make_job: Any, recorder: Path) -> None:
     job = make_job(kind="slurm", container_runtime="apptainer", container="/no/such.sif")
-    assert problems(job) == ["run.env.container=/no/such.sif: there is no such file."]
+    assert problems(job) == ["run.env.container=/no/such.sif: no such file."]
 
 
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
         ({"container_runtime": "pyxis"}, "inside the container"),
-        ({"setup": ["module load x"]}, "cluster.setup is run by"),
+        ({"setup": ["module load x"]}, "cluster.setup is for"),
     ],
 )
-def test_what_only_slurm_does(make_job: Any, keys: dict[str, Any], says: str) -> None:
+def test_slurm_features_are_rejected_on_this_machine(make_job: Any, keys: dict[str, Any], says: str) -> None:
     assert says in problems(make_job(**keys))[0]
 
 
@@ -153,15 +153,15 @@ def test_no_slurm_here(make_job: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     assert "has no sbatch and srun" in problems(make_job(kind="slurm"))[0]
 
 
-def test_controller_that_does_not_answer(make_job: Any, recorder: Path) -> None:
+def test_controller_without_an_answer(make_job: Any, recorder: Path) -> None:
     (recorder / "sinfo").write_text("#!/bin/sh\necho 'sinfo: error: Unable to contact slurm controller' >&2\nexit 1\n")
     with pytest.raises(Failure, match=r"Slurm does not answer: .*Unable to contact"):
-        check([make_job(kind="slurm", partition="batch")])
+        check_jobs([make_job(kind="slurm", partition="batch")])
 
 
-def test_refusal_of_sbatch_is_told_and_leaves_no_job(make_job: Any, recorder: Path) -> None:
+def test_an_sbatch_error_is_reported_and_leaves_no_job(make_job: Any, recorder: Path) -> None:
     job = make_job(kind="slurm")
-    with pytest.raises(UserError, match="Slurm refused the job: not today"):
+    with pytest.raises(UserError, match="Slurm rejected the job: not today"):
         launch.run([job])
     assert not (job.run_dir / "jobs.json").exists()
     assert [p.name for p in (job.run_dir / "slurm").iterdir() if not re.match(r"code-|\.lock", p.name)] == []

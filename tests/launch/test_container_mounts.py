@@ -1,4 +1,4 @@
-"""Which folders a job uses, so that a container has them."""
+"""The folders that a run and a preparation read and write, for container mounts."""
 
 from pathlib import Path
 
@@ -60,25 +60,27 @@ def test_a_cache_that_is_filled_is_mounted(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("kind", "runtime", "told"),
+    ("kind", "runtime", "expected"),
     [
         pytest.param("local", "none", ["checkpoint.save", "logger.tensorboard_dir"], id="here"),
         pytest.param("slurm", "none", [], id="the nodes may have it"),
         pytest.param("slurm", "pyxis", ["checkpoint.save", "logger.tensorboard_dir"], id="to be mounted"),
     ],
 )
-def test_folders_in_which_a_run_could_write_nothing(tmp_path: Path, kind: str, runtime: str, told: list[str]) -> None:
+def test_folders_in_which_a_run_could_write_nothing(
+    tmp_path: Path, kind: str, runtime: str, expected: list[str]
+) -> None:
     config = PretrainConfig()
     config.run.output_dir = str(tmp_path / "run")
     config.checkpoint.save = config.logger.tensorboard_dir = "/proc/nope"
     config.cluster.kind, config.cluster.container_runtime = kind, runtime
     problems = run_folders.unwritable_problems(config)
-    assert [p.partition("=")[0] for p in problems] == told
+    assert [p.partition("=")[0] for p in problems] == expected
     assert all("=/proc/nope: cannot be written: " in p and "Choose another " in p for p in problems)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_folder_that_is_a_file_is_told_once(tmp_path: Path) -> None:
+def test_a_run_folder_that_is_a_file_is_reported_once(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     config = PretrainConfig()
     config.run.output_dir, config.checkpoint.save = str(tmp_path / "run"), str(tmp_path / "run/checkpoints")

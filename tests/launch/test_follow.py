@@ -1,23 +1,20 @@
-"""Following a job's log and end, sweeps on a terminal, and names that a terminal's markup would take apart."""
+"""launch.follow: logs, states, exit codes and Ctrl-C."""
 
-import os
-import pty
-import subprocess
-import sys
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from launch_helpers import ROOT
 
 import launch
-from launch import container, follow, local, slurm, sweep
-from launch.follow import LogStream, read_tail_and_size, report_failure, tail
-from launch.names import sweep_labels
-from launch.submit import Submitted
-from nano3.config.cluster import ClusterConfig
+from launch import follow, job_records, slurm
+from launch.api import follow_hint
+from launch.follow import LogStream, Watch, describe_state, read_tail_and_size, report_failure, tail_lines
+from launch.slurm import UNKNOWN, JobState
+from launch.submit import SubmittedJob
+from nano3.utils.errors import Failure, UserError
 
 LINES = st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n"), max_size=12), max_size=9)
 
@@ -32,13 +29,11 @@ def test_the_tail_is_the_end_of_the_log(
     log.write_bytes(written.encode())
     text, size = read_tail_and_size(log, wanted)
     assert written.endswith(text) and size == len(written.encode())
-    assert len(tail(log, wanted)) <= wanted
+    assert len(tail_lines(log, wanted)) <= wanted
 
 
-def test_a_log_that_comes_in_pieces_is_copied_byte_for_byte(
-    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
-) -> None:
-    """Cut in the middle of characters and of lines, with bytes of no encoding."""
+def test_a_growing_log_is_copied_byte_for_byte(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """The log is cut inside characters and lines and has invalid bytes."""
     written = "é€😀 ".encode() * 3 + b"\xff\x00\r50%\r100%\n" + b"no end"
     stream = LogStream(tmp_path / "log")
     with (tmp_path / "log").open("ab", buffering=0) as log:
@@ -49,32 +44,32 @@ def test_a_log_that_comes_in_pieces_is_copied_byte_for_byte(
 
 
 @pytest.mark.parametrize(
-    ("record", "streamed", "told", "shown"),
+    ("record", "streamed", "expected", "shown"),
     [
         pytest.param("42 3 node2\n", 0, "rank 3 on node2 failed first, with exit code 42", True, id="another rank"),
         pytest.param("42 3 node2\n", 3, "rank 3 on node2 failed first, with exit code 42", False, id="the one shown"),
-        pytest.param(None, 0, "job 7_1 ended as FAILED with exit code 42", False, id="nobody told"),
+        pytest.param(None, 0, "job 7_1 ended as FAILED with exit code 42", False, id="no record"),
     ],
 )
-def test_who_failed_first(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], record: str | None, streamed: int, told: str, shown: bool
+def test_report_of_the_first_failure(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], record: str | None, streamed: int, expected: str, shown: bool
 ) -> None:
-    one = Submitted("7_1", tmp_path / "run", tmp_path)
+    one = SubmittedJob("7_1", tmp_path / "run", tmp_path)
     one.log(3).write_text("".join(f"line {n}\n" for n in range(40)))
     if record:
         (tmp_path / "7_1.exit").write_text(record)
     report_failure(one, slurm.JobState("FAILED", 42), streamed)
     err = capfd.readouterr().err
-    assert told in err and f"logs: {tmp_path}/7_1_*_log.out" in err
+    assert expected in err and f"logs: {tmp_path}/7_1_*_log.out" in err
     assert ("line 39" in err and "line 15" in err) == shown and "line 14\n" not in err
 
 
-def test_following_ends_with_the_code_of_the_job_and_notes_it(
+def test_follow_returns_and_records_the_exit_code(
     make_job: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The log is copied once more after the end: the last words come late."""
+    """The log is copied once more after the end, because its last lines come late."""
     run_dir = make_job().run_dir
-    one = Submitted("7", run_dir, run_dir, poll_s=0.01)
+    one = SubmittedJob("7", run_dir, run_dir, poll_s=0.01)
     run_dir.mkdir()
     launch.job_records.add_record(
         run_dir, launch.job_records.JobRecord("7", "run", "2026-01-01T00:00:00+00:00", "/log", "/s")
@@ -93,122 +88,124 @@ def test_following_ends_with_the_code_of_the_job_and_notes_it(
     assert [line for line in err.splitlines() if line.startswith("launch: job 7 ")][:3] == [
         "launch: job 7 PENDING (Priority)", "launch: job 7 RUNNING", "launch: job 7 TIMEOUT",
     ]  # fmt: skip
-    (noted,) = launch.job_records.read_records(run_dir)
-    assert (noted.state, noted.exit_code) == ("TIMEOUT", 124)
-
-
-def on_a_terminal(program: str) -> str:
-    """What a program writes to a terminal of 200 columns, without colours."""
-    mine, theirs = pty.openpty()
-    env = {**os.environ, "TERM": "dumb", "COLUMNS": "200", "PYTHONPATH": f"{ROOT}", "NO_COLOR": "1"}
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=theirs, stderr=theirs, env=env)
-    os.close(theirs)
-    written = b""
-    while True:
-        try:
-            new = os.read(mine, 1 << 16)
-        except OSError:  # EIO: the other end has closed
-            break
-        if not new:
-            break
-        written += new
-    os.close(mine)
-    assert process.wait() == 0, written.decode()
-    return written.decode()
-
-
-SHOW = """
-from pathlib import Path
-from launch import Job
-from launch.sweep import Row, View
-from nano3.config.cluster import ClusterConfig
-job = Job("n", Path("/nowhere"), "a:b", (), ClusterConfig(), label="lr=1")
-with View([Row(job, "7_0", {state!r})]):
-    pass
-"""
-
-
-@pytest.mark.parametrize("state", ["RUNNING on rack[a1-a4]", "RUNNING on n[1-2]", "PENDING (x[/bold])", "a:100:b"])
-def test_a_state_on_a_terminal_is_shown_as_it_is(state: str) -> None:
-    assert state in on_a_terminal(SHOW.format(state=state))
-
-
-PLACES = st.lists(
-    st.lists(st.sampled_from(["a", "b", "ab", "c d"]), max_size=4).map(lambda p: Path("/", *p)), max_size=8
-)
-
-
-@given(PLACES)
-def test_every_folder_is_in_exactly_one_mount(folders: list[Path]) -> None:
-    """One that lies in another is not mounted again, whatever their order; `ab` does not lie in `a`."""
-    job = launch.Job("n", Path("/r"), "a:b", (), ClusterConfig(kind="slurm", mounts=["/x:/y:ro"]))
-    *own, given_one = container.mounts(job, folders)
-    assert given_one == "/x:/y:ro" and all(bind.partition(":")[0] == bind.partition(":")[2] for bind in own)
-    roots = [Path(bind.partition(":")[0]) for bind in own]
-    assert set(roots) <= set(folders)
-    assert all(sum(folder.is_relative_to(root) for root in roots) == 1 for folder in folders)
-
-
-def test_places_of_a_job_are_absolute_and_where_links_lead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "runs").symlink_to("disk")
-    (tmp_path / "gone").symlink_to("unmounted")
-    monkeypatch.chdir(tmp_path)
-    job = launch.Job("n", Path("runs/x"), "a:b", (), ClusterConfig(), folders=("gone", "disk"))
-    names = ["", "runs/x", "disk/x", "gone", "unmounted", "disk"]
-    assert container.places(job) == [tmp_path / name for name in names]
+    (recorded,) = launch.job_records.read_records(run_dir)
+    assert (recorded.state, recorded.exit_code) == ("TIMEOUT", 124)
 
 
 @pytest.mark.parametrize(
-    ("folders", "base"),
+    ("state", "text"),
     [
-        pytest.param(["/s/lr=1", "/s/lr=2"], "/s", id="side by side"),
-        pytest.param(["/s/lr=1"], "/s", id="one point"),
-        pytest.param(["/s/a/lr=1", "/s/ab/lr=2"], "/s", id="in folders whose names begin alike"),
-        pytest.param(["s/1", "s/2"], "{here}/s", id="relative"),
-        pytest.param(["s/1", "{here}/s/2"], "{here}/s", id="relative and absolute"),
+        (JobState("PENDING", reason="Resources"), "PENDING (Resources)"),
+        (JobState("RUNNING", nodes="node[1-2]"), "RUNNING on node[1-2]"),
+        (JobState("RUNNING", nodes="n1", restarts=2), "RUNNING on n1 restart 2"),
+        (JobState("FAILED", 3, "NonZeroExitCode", "n1"), "FAILED"),
     ],
 )
-def test_the_folder_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: list[str], base: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    jobs = [launch.Job("n", Path(f.format(here=tmp_path)), "a:b", (), ClusterConfig()) for f in folders]
-    assert str(sweep.base_folder(jobs)) == base.format(here=tmp_path)
+def test_describe_state(state: JobState, text: str) -> None:
+    assert describe_state(state) == text
 
 
-def test_points_with_values_of_any_encoding_have_labels() -> None:
-    labels = sweep_labels([[f"k={os.fsdecode(value)}"] for value in (b"caf\xe9", b"caf\xe8", b"caf")])
-    assert len(set(labels)) == 3 and all(label.isascii() and label.startswith("k=caf") for label in labels)
+def watch_of(monkeypatch: pytest.MonkeyPatch, answers: list[Any]) -> Watch:
+    """Return a watch of job 7 that gets these answers and then repeats the last one."""
+
+    def states(ids: Any) -> dict[str, JobState]:
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return dict.fromkeys(ids, answer)
+
+    monkeypatch.setattr(slurm, "states", states)
+    return Watch(["7"], 1e-9)
 
 
-@pytest.mark.parametrize("unfinished", ["0", "1"])
-def test_a_rank_that_ended_while_it_wrote_its_code_hides_no_other(tmp_path: Path, unfinished: str) -> None:
-    """torchrun ends the others with SIGTERM when one fails, wherever they are."""
-    failed = "1" if unfinished == "0" else "0"
-    (tmp_path / f"{failed}.exit").write_text("42")
-    (tmp_path / f"{unfinished}.exit").write_text("")
-    (tmp_path / "torchrun.log").write_text("")
-    job = launch.Job("n", tmp_path, "a:b", (), ClusterConfig(nproc_per_node=2))
-    code, why = local._torchrun_outcome(job, tmp_path, 1)
-    assert code == 42 and f"rank {failed} failed first, with exit code 42" in why
+def test_watch_needs_two_polls_to_accept_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that is preempted and requeued may show as ended for a moment."""
+    ended, waits, done = JobState("PREEMPTED", 143), JobState("PENDING", restarts=1), JobState("COMPLETED")
+    watch = watch_of(monkeypatch, [ended, waits, done])
+    seen = []
+    for _ in range(3):
+        watch.poll()
+        seen.append((watch.states["7"].state, watch.ended))
+    assert seen == [("PREEMPTED", False), ("PENDING", False), ("COMPLETED", True)]
 
 
-TORCHRUN_LOG = """
-Failures:
-[0]:
-  rank      : 0 (local_rank: 0)
-  exitcode  : -15 (pid: 4)
-------
-Root Cause (first observed failure):
-[0]:
-  rank      : 1 (local_rank: 1)
-  exitcode  : -9 (pid: 5)
-"""
+def test_watch_accepts_a_repeated_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = watch_of(monkeypatch, [JobState("FAILED", 3)])
+    watch.poll()
+    assert not watch.ended
+    watch.poll()
+    assert watch.ended
 
 
-def test_the_rank_that_was_killed_is_named_and_not_the_one_that_torchrun_ended(tmp_path: Path) -> None:
-    (tmp_path / "0.exit").write_text("1")
-    (tmp_path / "rank_1.log").write_text("its last words\n")
-    (tmp_path / "torchrun.log").write_text(TORCHRUN_LOG)
-    job = launch.Job("n", tmp_path, "a:b", (), ClusterConfig(nproc_per_node=2))
-    code, why = local._torchrun_outcome(job, tmp_path, 1)
-    assert code == 137 and "rank 1 failed first, with exit code 137" in why and "its last words" in why
+def test_watch_waits_for_a_silent_controller(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    watch = watch_of(monkeypatch, [Failure("Slurm does not answer"), Failure("x"), JobState("COMPLETED")])
+    assert [watch.poll(), watch.poll(), watch.poll(), watch.ended] == [False, False, True, True]
+    assert capfd.readouterr().err.count("does not answer. Still asking") == 1
+
+
+def test_watch_gives_up_on_a_forgotten_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "_FORGOTTEN_S", 0)
+    watch = watch_of(monkeypatch, [UNKNOWN])
+    with pytest.raises(Failure, match="does not know job 7"):
+        watch.poll() and watch.poll()
+
+
+def test_log_stream(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "log"
+    stream = LogStream(log)
+    stream.copy()
+    log.write_bytes(b"one\ntw")
+    stream.copy()
+    with log.open("ab") as f:
+        f.write(b"o\n\xff\n")
+    stream.copy()
+    stream.copy()
+    assert capfd.readouterr().out == "one\ntwo\n\ufffd\n"
+
+
+def test_follow_hint_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "a; rm -rf y"
+    assert follow_hint(folder) == f"Follow it with `nano3 tail '{folder}'`, end it with `nano3 cancel '{folder}'`."
+    job_records.add_record(folder, job_records.JobRecord("7", "run", "2026-01-01T00:00:00+00:00", "/log", "/script"))
+    monkeypatch.setattr(slurm, "states", lambda ids: dict.fromkeys(ids, JobState("RUNNING")))
+    with pytest.raises(UserError, match=re.escape(f"`nano3 cancel '{folder}'`")):
+        job_records.check_not_active([folder])
+
+
+@pytest.mark.parametrize("at", ["submitted", "detaching"])
+def test_ctrl_c_while_a_message_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], at: str
+) -> None:
+    """The first Ctrl-C detaches and the second cancels, at any point."""
+    cancelled: list[str] = []
+    real_say = follow.say
+
+    def say(text: str) -> None:
+        if text.startswith(at):
+            raise KeyboardInterrupt
+        real_say(text)
+
+    def work() -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(follow, "say", say)
+    monkeypatch.setattr(follow, "_DETACH_S", 0.1)
+    monkeypatch.setattr(slurm, "cancel", cancelled.extend)
+    assert follow.follow_attached("submitted job 7", work, ["7"], "how") == 130
+    assert cancelled == (["7"] if at == "detaching" else [])
+    assert ("detached; 7 keeps running" in capfd.readouterr().err) == (at == "submitted")
+
+
+def test_follow_continues_after_the_tail(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "log"
+    assert follow.read_tail_and_size(log, 2) == ("", 0)
+    log.write_bytes(b"one\ntwo\nthr")
+    text, size = follow.read_tail_and_size(log, 2)
+    with log.open("ab") as f:
+        f.write(b"ee\nfour\n")
+    print(text, end="", flush=True)
+    LogStream(log, size).copy()
+    assert capfd.readouterr().out == "two\nthree\nfour\n"
+    assert follow.read_tail_and_size(log, 0)[0] == ""

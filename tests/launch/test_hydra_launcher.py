@@ -1,4 +1,4 @@
-"""`--multirun` of a Hydra application, here; on Slurm in test_slurm_many.py."""
+"""launch.hydra_launcher on this machine; on Slurm in test_sweeps_on_slurm.py."""
 
 import json
 import subprocess
@@ -54,7 +54,7 @@ def app(tmp_path: Path) -> Run:
     return run
 
 
-def test_points_have_folders_named_after_what_varies(app: Run, tmp_path: Path) -> None:
+def test_points_have_folders_named_after_their_varying_keys(app: Run, tmp_path: Path) -> None:
     done = app("-m", "steps=1,2", "fail=8", "name=s")
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in (tmp_path / "runs" / "s").iterdir()) == ["steps=1", "steps=2"]
@@ -84,6 +84,6 @@ def test_user_errors_start_nothing(app: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "runs" / "base" / "steps=1" / "progress.json").exists()
 
 
-def test_without_multirun_a_sweep_is_refused(app: Run) -> None:
+def test_a_sweep_needs_multirun(app: Run) -> None:
     done = app("steps=1,2")
     assert done.returncode != 0 and "--multirun" in done.stderr

@@ -1,4 +1,4 @@
-"""jobs.json of a run when it is damaged, odd, or about runs with names that a shell would take apart."""
+"""launch.job_records: reading, writing and damaged files."""
 
 import argparse
 import json
@@ -13,14 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launch import job_records, slurm
+from launch.slurm import UNKNOWN, JobState
 from nano3.tools import jobs
 from nano3.utils.errors import Failure, UserError
 
-ENTRY = {"id": "7", "name": "run", "submitted": "2026-01-01T00:00:00+00:00", "log": "/log", "script": "/s", "parts": []}
+RECORD = {
+    "id": "7",
+    "name": "run",
+    "submitted": "2026-01-01T00:00:00+00:00",
+    "log": "/log",
+    "script": "/s",
+    "parts": [],
+}
 
 
-def entry(**more: Any) -> job_records.JobRecord:
-    return job_records.JobRecord(**{**ENTRY, "parts": (), **more})
+def make_record(job_id: str = "7", **more: Any) -> job_records.JobRecord:
+    return job_records.JobRecord(**{**RECORD, "id": job_id, "parts": (), **more})
 
 
 DAMAGE = {
@@ -34,29 +42,29 @@ DAMAGE = {
     "a job that is no object": '{"format": 1, "jobs": ["7"]}',
     "a job without its parts": '{"format": 1, "jobs": [{"id": "7"}]}',
     "a job with too little": '{"format": 1, "jobs": [{"id": "7", "parts": []}]}',
-    "a job with a key of the future": json.dumps({"format": 1, "jobs": [{**ENTRY, "colour": "red"}]}),
+    "a job with a key of the future": json.dumps({"format": 1, "jobs": [{**RECORD, "colour": "red"}]}),
     "not UTF-8": b'{"format": 1, "jobs": "\xe9\xff"}',
 }
 
 
 @pytest.mark.parametrize("content", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path, content: str | bytes) -> None:
+def test_a_damaged_file_is_named_with_the_fix(tmp_path: Path, content: str | bytes) -> None:
     file = tmp_path / job_records.FILE
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    for read in (job_records.read_records, lambda run_dir: job_records.add_record(run_dir, entry())):
+    for read in (job_records.read_records, lambda run_dir: job_records.add_record(run_dir, make_record())):
         with pytest.raises(Failure) as caught:
             read(tmp_path)
-        (told,) = caught.value.problems
-        assert told.startswith(f"{file}: damaged (") and "squeue" in told and "remove the file" in told
-    # The only trace of a job that may still run is not written over.
+        (message,) = caught.value.problems
+        assert message.startswith(f"{file}: damaged (") and "squeue" in message and "remove the file" in message
+    # The only record of a job that may still run is not overwritten.
     assert file.read_bytes() == (content if isinstance(content, bytes) else content.encode())
 
 
-def test_nothing_is_lost_when_several_write_at_once(tmp_path: Path) -> None:
-    """One follows job 0 to its end while others submit."""
-    job_records.add_record(tmp_path, entry(id="0"))
+def test_concurrent_writes_lose_no_record(tmp_path: Path) -> None:
+    """One thread records the end of job 0 while others add records."""
+    job_records.add_record(tmp_path, make_record("0"))
     ended = slurm.JobState("COMPLETED", 0)
-    work = [lambda n=n: job_records.add_record(tmp_path, entry(id=str(n))) for n in range(1, 40)]
+    work = [lambda n=n: job_records.add_record(tmp_path, make_record(str(n))) for n in range(1, 40)]
     work[20:20] = [lambda: job_records.record_end(tmp_path, "0", ended)] * 3
     with ThreadPoolExecutor(8) as threads:
         for done in [threads.submit(one) for one in work]:
@@ -65,7 +73,7 @@ def test_nothing_is_lost_when_several_write_at_once(tmp_path: Path) -> None:
     assert entries == {"0": "COMPLETED", **dict.fromkeys(map(str, range(1, 40)), "")}
 
 
-def test_a_folder_in_the_place_of_the_file_is_told(tmp_path: Path) -> None:
+def test_a_folder_instead_of_the_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / job_records.FILE).mkdir()
     with pytest.raises(Failure, match=r"jobs\.json: damaged \(.*Is a directory"):
         job_records.read_records(tmp_path)
@@ -75,12 +83,12 @@ def test_a_folder_in_the_place_of_the_file_is_told(tmp_path: Path) -> None:
     ("content", "code"),
     [pytest.param("{", 1, id="damaged"), pytest.param('{"format": 9, "jobs": []}', 1, id="of a newer nano3")],
 )
-def test_one_unreadable_run_hides_no_other_from_the_list(
+def test_an_unreadable_run_hides_no_other_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], content: str, code: int
 ) -> None:
     monkeypatch.setattr(slurm, "states", lambda ids: dict.fromkeys(ids, slurm.JobState("RUNNING", nodes="n1")))
     for name, job in (("a", "5"), ("c", "6")):
-        job_records.add_record(tmp_path / name, entry(id=job))
+        job_records.add_record(tmp_path / name, make_record(job))
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / job_records.FILE).write_text(content)
     assert jobs.run(argparse.Namespace(folders=[tmp_path])) == code
@@ -89,14 +97,14 @@ def test_one_unreadable_run_hides_no_other_from_the_list(
     assert err.startswith(f"error: {tmp_path}/b/{job_records.FILE}") and len(err.splitlines()) == 1
 
 
-def test_the_end_of_a_job_that_is_not_there_changes_no_other(tmp_path: Path) -> None:
-    job_records.add_record(tmp_path, entry())
+def test_the_end_of_an_unknown_job_changes_no_record(tmp_path: Path) -> None:
+    job_records.add_record(tmp_path, make_record())
     job_records.record_end(tmp_path, "8", slurm.JobState("FAILED", 3))
-    assert job_records.read_records(tmp_path) == [entry()]
+    assert job_records.read_records(tmp_path) == [make_record()]
 
 
-def test_only_the_newest_job_of_a_run_stands_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An older one whose end nobody noted was followed by another start, so it had ended."""
+def test_only_the_newest_job_of_a_run_prevents_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older job without a recorded end has ended, because another job was submitted after it."""
     asked: list[str] = []
 
     def states(ids: Any) -> dict[str, slurm.JobState]:
@@ -105,16 +113,16 @@ def test_only_the_newest_job_of_a_run_stands_in_the_way(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(slurm, "states", states)
     for job in ("7", "8"):
-        job_records.add_record(tmp_path, entry(id=job))
+        job_records.add_record(tmp_path, make_record(job))
     job_records.check_not_active([tmp_path])
     assert asked == ["8"]
 
 
-def test_without_open_jobs_slurm_need_not_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_is_not_needed_without_open_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    job_records.add_record(tmp_path / "ended", entry(state="COMPLETED", exit_code=0))
+    job_records.add_record(tmp_path / "ended", make_record(state="COMPLETED", exit_code=0))
     job_records.check_not_active([tmp_path / "ended", tmp_path / "new"])
-    job_records.add_record(tmp_path / "open", entry())
+    job_records.add_record(tmp_path / "open", make_record())
     with pytest.raises(Failure, match="This machine has no scontrol"):
         job_records.check_not_active([tmp_path / "open"])
 
@@ -123,10 +131,10 @@ HOSTILE = ["a b", "it's", "$(touch pwned)", "`id`", "-rf", "new\nline", 'say "x"
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_the_command_that_is_told_means_this_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_the_suggested_commands_are_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     run_dir = tmp_path / name
-    job_records.add_record(run_dir, entry(name=name, log=str(run_dir / "log")))
-    assert job_records.read_records(run_dir) == [entry(name=name, log=str(run_dir / "log"))]
+    job_records.add_record(run_dir, make_record(name=name, log=str(run_dir / "log")))
+    assert job_records.read_records(run_dir) == [make_record(name=name, log=str(run_dir / "log"))]
     monkeypatch.setattr(slurm, "states", lambda ids: dict.fromkeys(ids, slurm.JobState("PENDING")))
     with pytest.raises(UserError) as caught:
         job_records.check_not_active([run_dir])
@@ -140,10 +148,60 @@ NAMES = st.binary(min_size=1, max_size=20).map(os.fsdecode)
 
 @settings(max_examples=20)
 @given(st.lists(st.tuples(st.from_regex(r"[1-9]\d{0,6}(_\d{1,4})?", fullmatch=True), NAMES), max_size=5))
-def test_whatever_is_added_is_read_in_its_order(tmp_path_factory: pytest.TempPathFactory, added: list) -> None:
+def test_added_records_are_read_in_order(tmp_path_factory: pytest.TempPathFactory, added: list) -> None:
     run_dir = tmp_path_factory.mktemp("run")
-    entries = [entry(id=job, name=name, log=f"/{name}", parts=(job,)) for job, name in added]
-    for one in entries:
+    records = [make_record(job, name=name, log=f"/{name}", parts=(job,)) for job, name in added]
+    for one in records:
         job_records.add_record(run_dir, one)
-    assert job_records.read_records(run_dir) == entries
-    assert (run_dir / job_records.FILE).exists() == bool(entries)
+    assert job_records.read_records(run_dir) == records
+    assert (run_dir / job_records.FILE).exists() == bool(records)
+
+
+def test_records_are_read_as_written(tmp_path: Path) -> None:
+    assert job_records.read_records(tmp_path) == []
+    job_records.add_record(tmp_path, make_record("7", parts=("5", "6")))
+    job_records.add_record(tmp_path, make_record("8_1"))
+    job_records.record_end(tmp_path, "7", JobState("FAILED", 3))
+    assert job_records.read_records(tmp_path) == [
+        make_record("7", parts=("5", "6"), state="FAILED", exit_code=3),
+        make_record("8_1"),
+    ]
+    assert job_records.read_records(tmp_path)[0].ids == ["5", "6", "7"]
+
+
+def test_records_of_another_format(tmp_path: Path) -> None:
+    (tmp_path / "jobs.json").write_text(json.dumps({"format": 2}))
+    with pytest.raises(UserError, match="has format 2; this nano3 reads format 1"):
+        job_records.read_records(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("state", "refused"),
+    [(JobState("RUNNING"), True), (JobState("PENDING"), True), (JobState("COMPLETED"), False), (UNKNOWN, False)],
+)
+def test_a_run_folder_has_one_active_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: JobState, refused: bool
+) -> None:
+    job_records.add_record(tmp_path, make_record("7"))
+    monkeypatch.setattr(slurm, "states", lambda ids: dict.fromkeys(ids, state))
+    if refused:
+        with pytest.raises(UserError, match=f"job 7 of this run is {state.state}"):
+            job_records.check_not_active([tmp_path])
+    else:
+        job_records.check_not_active([tmp_path])
+
+
+def test_all_active_runs_are_reported_with_one_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def states(ids: Any) -> dict[str, JobState]:
+        asked.append(list(ids))
+        return dict.fromkeys(asked[-1], JobState("RUNNING"))
+
+    monkeypatch.setattr(slurm, "states", states)
+    folders = [tmp_path / name for name in ("new", "a", "b")]
+    for number, folder in enumerate(folders[1:]):
+        job_records.add_record(folder, make_record(f"7_{number}"))
+    with pytest.raises(UserError) as caught:
+        job_records.check_not_active(folders)
+    assert len(caught.value.problems) == 2 and asked == [["7_0", "7_1"]]

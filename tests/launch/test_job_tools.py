@@ -1,4 +1,4 @@
-"""nano3 jobs, tail and cancel on run folders; with a real Slurm in test_slurm_many.py."""
+"""nano3 jobs, tail and cancel on run folders; on a real Slurm in test_sweeps_on_slurm.py."""
 
 import argparse
 import json
@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 
 from launch import job_records, local_job, slurm
+from launch.follow import last_metrics, loss_text
 from launch.lock import hold_run_lock
-from launch.metrics import last_metrics, loss_text
 from nano3.tools import _folders, cancel, jobs, tail
 from nano3.utils.errors import Failure, UserError
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """One run that ended on Slurm, one that is on Slurm, one that ran here, and things that are not runs."""
+    """One ended Slurm run, one active Slurm run, one local run, and folders that are not runs."""
     for name in ("ended", "active", "here", "here/checkpoints/iter_10", "notes"):
         (tmp_path / name).mkdir(parents=True)
     for name, job_id, more in (("ended", "7", {"state": "FAILED", "exit_code": 3}), ("active", "8", {})):
@@ -53,7 +53,7 @@ def test_jobs(runs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     assert [line[0] for line in lines] == [str(runs / name) for name in ("active", "ended", "here")]
     assert lines[0][1:5] == ["8", "RUNNING", "on", "node1"] and lines[1][1:4] == ["7", "FAILED", "3"]
     assert lines[2][1:] == ["finished", "0", "10", "2.5000"]
-    assert asked == ["8"], "Slurm is not asked about what has ended"
+    assert asked == ["8"], "Slurm is asked only about jobs without a recorded end"
 
 
 def test_jobs_without_slurm(runs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
@@ -81,7 +81,7 @@ def test_tail_of_an_ended_job(runs: Path, capfd: pytest.CaptureFixture[str]) -> 
     ("name", "says"),
     [("nothing", "There is no run"), ("notes", "no run was started there"), (".", "is a sweep. Name one")],
 )
-def test_tail_of_what_cannot_be_followed(runs: Path, monkeypatch: pytest.MonkeyPatch, name: str, says: str) -> None:
+def test_tail_needs_a_run(runs: Path, monkeypatch: pytest.MonkeyPatch, name: str, says: str) -> None:
     monkeypatch.chdir(runs)
     with pytest.raises(UserError, match=says):
         tail.run(argparse.Namespace(run=name, lines=2, rank=0, no_follow=False))
@@ -93,7 +93,7 @@ def test_run_by_its_name(runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert _folders.run_folder("mine") == _folders.RUNS / "mine"
 
 
-def test_cancel_when_slurm_is_not_there(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancel_without_slurm(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(Failure, match="no scontrol"):
         cancel.run(argparse.Namespace(runs=[str(runs / "active")]))
@@ -127,8 +127,8 @@ def test_no_metrics_yet(tmp_path: Path) -> None:
     assert last_metrics(tmp_path) == {}
 
 
-def note(run_dir: Path, code: int | None, log: str = "") -> None:
-    """What launch leaves of a start on this machine."""
+def record_local_start(run_dir: Path, code: int | None, log: str = "") -> None:
+    """Write the record of a start on this machine."""
     run_dir.mkdir(exist_ok=True)
     (run_dir / "config.yaml").write_text("")
     start = local_job.LocalJob(1, "host", "2026-01-01T00:00:00+00:00", log, code)
@@ -140,8 +140,10 @@ WORDS = {"interrupted": "stopped", "killed": "failed", "segfault": "failed"}
 
 
 @pytest.mark.parametrize(("name", "code"), ENDS.items(), ids=ENDS)
-def test_how_a_run_here_ended(tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, code: int | None) -> None:
-    note(tmp_path / name, code)
+def test_state_of_an_ended_local_run(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, code: int | None
+) -> None:
+    record_local_start(tmp_path / name, code)
     assert jobs.run(argparse.Namespace(folders=[tmp_path])) == 0
     words = capfd.readouterr().out.splitlines()[2].split()
     assert words[1] == WORDS.get(name, name)
@@ -151,10 +153,10 @@ def test_how_a_run_here_ended(tmp_path: Path, capfd: pytest.CaptureFixture[str],
 @pytest.mark.parametrize(
     ("saved", "last", "word"), [(10, 10, "stopped"), (12, 10, "stopped"), (5, 10, "failed"), (None, 10, "failed")]
 )
-def test_how_a_run_ended_of_which_no_end_was_noted(
+def test_state_of_a_local_run_without_a_record(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], saved: int | None, last: int, word: str
 ) -> None:
-    """torchrun typed by hand, or a nano3 of before."""
+    """The run was started with torchrun by hand or by an older nano3."""
     (tmp_path / "config.yaml").write_text("")
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"iteration": last, "loss": 1.0}) + "\n")
     if saved:
@@ -165,7 +167,7 @@ def test_how_a_run_ended_of_which_no_end_was_noted(
 
 @pytest.fixture
 def running(make_job: Any, tmp_path: Path) -> Iterator[tuple[Path, "subprocess.Popen[bytes]"]]:
-    """A run here that counts until it is asked to stop."""
+    """A local run that counts until it is asked to stop."""
     job = make_job("steps=100000", "pause=0.1")
     code = (
         "import sys, pickle, launch; from nano3.config.cluster import ClusterConfig; from pathlib import Path;"
@@ -182,7 +184,7 @@ def running(make_job: Any, tmp_path: Path) -> Iterator[tuple[Path, "subprocess.P
     process.wait()
 
 
-def test_a_run_here_is_seen_and_stopped(running: Any, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_local_run_is_listed_and_stopped(running: Any, capfd: pytest.CaptureFixture[str]) -> None:
     run_dir, process = running
     jobs.run(argparse.Namespace(folders=[run_dir]))
     assert f"running (process {process.pid} on " in capfd.readouterr().out
@@ -195,8 +197,8 @@ def test_a_run_here_is_seen_and_stopped(running: Any, capfd: pytest.CaptureFixtu
     assert "waits or runs, neither here nor on Slurm" in capfd.readouterr().out
 
 
-def test_a_run_on_another_machine_is_not_stopped_from_here(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    note(tmp_path, None)
+def test_a_run_on_another_machine_is_not_stopped(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    record_local_start(tmp_path, None)
     with hold_run_lock(tmp_path) as lock:
         os.ftruncate(lock.fd, 0)
         os.pwrite(lock.fd, b"process 1 on elsewhere", 0)
@@ -204,8 +206,8 @@ def test_a_run_on_another_machine_is_not_stopped_from_here(tmp_path: Path, capfd
     assert "ssh elsewhere kill 1" in capfd.readouterr().err
 
 
-def test_tail_of_a_run_in_a_terminal_shows_its_metrics(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    note(tmp_path, 75)
+def test_tail_of_a_run_in_a_terminal_shows_metrics(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    record_local_start(tmp_path, 75)
     (tmp_path / "metrics.jsonl").write_text('{"iteration": 1}\n{"iteration": 2}\n')
     assert tail.run(argparse.Namespace(run=str(tmp_path), lines=1, rank=0, no_follow=False)) == 75
     out, err = capfd.readouterr()
@@ -215,9 +217,9 @@ def test_tail_of_a_run_in_a_terminal_shows_its_metrics(tmp_path: Path, capfd: py
         tail.run(argparse.Namespace(run=str(tmp_path), lines=1, rank=1, no_follow=False))
 
 
-def test_tail_of_a_point_of_a_sweep_here(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_tail_of_a_local_sweep_point(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     log = tmp_path / "logs" / "rank_0.log"
-    note(tmp_path, 1, str(log))
+    record_local_start(tmp_path, 1, str(log))
     log.parent.mkdir()
     log.write_text("one\ntwo\n")
     assert tail.run(argparse.Namespace(run=str(tmp_path), lines=1, rank=0, no_follow=True)) == 0

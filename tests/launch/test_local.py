@@ -1,8 +1,7 @@
-"""Running here: in this process, as processes, under torchrun."""
+"""launch.local: runs in this process and under torchrun."""
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -13,7 +12,8 @@ import pytest
 from launch_helpers import eventually, start_attached
 
 import launch
-from launch import sweep
+from launch import local
+from nano3.config.cluster import ClusterConfig
 from nano3.utils.errors import Failure
 
 
@@ -31,7 +31,7 @@ def test_exit_code(make_job: Any, code: int) -> None:
     assert launch.run([make_job("fail_rank=0", f"fail_code={code}")]) == code
 
 
-def test_errors_pass_to_the_caller(make_job: Any) -> None:
+def test_errors_propagate_to_the_caller(make_job: Any) -> None:
     with pytest.raises(Failure, match="disk full"):
         launch.run([make_job(entry="launch_entries:raise_failure", args=("disk full",))])
 
@@ -68,7 +68,9 @@ def test_torchrun_all_ranks_meet(make_job: Any) -> None:
     assert [(job.run_dir / f"sum_{rank}.txt").read_text() for rank in (0, 1)] == ["3.0", "3.0"]
 
 
-def test_torchrun_failed_rank_is_told_without_a_wall(make_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
+def test_torchrun_failed_rank_is_reported_without_a_traceback_wall(
+    make_job: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
     job = make_job("pause=0.1", "steps=100000", "fail_rank=1", "fail_code=4", nproc_per_node=2)
     assert launch.run([job]) == 4
     out, err = capfd.readouterr()
@@ -97,114 +99,35 @@ def test_torchrun_stop_lets_all_ranks_save(make_job: Any, number: signal.Signals
     assert "saved step" in (job.run_dir / "logs" / "rank_1.log").read_text()
 
 
-def points(make_job: Any, count: int, *options: str, **keys: Any) -> list[launch.Job]:
-    return [
-        make_job(*options, f"steps={i + 1}", name=f"sweep/steps={i + 1}", label=f"steps={i + 1}", **keys)
-        for i in range(count)
-    ]
+@pytest.mark.parametrize("unfinished", ["0", "1"])
+def test_an_empty_exit_file_hides_no_other_rank(tmp_path: Path, unfinished: str) -> None:
+    """torchrun ends the other ranks with SIGTERM at any point, even while one writes its exit file."""
+    failed = "1" if unfinished == "0" else "0"
+    (tmp_path / f"{failed}.exit").write_text("42")
+    (tmp_path / f"{unfinished}.exit").write_text("")
+    (tmp_path / "torchrun.log").write_text("")
+    job = launch.Job("n", tmp_path, "a:b", (), ClusterConfig(nproc_per_node=2))
+    code, why = local._torchrun_end(job, tmp_path, 1)
+    assert code == 42 and f"rank {failed} failed first, with exit code 42" in why
 
 
-def test_sweep_runs_every_point(make_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    jobs = points(make_job, 3)
-    assert launch.run(jobs, sweep=True) == 0
-    err = capfd.readouterr().err
-    assert [json.loads((job.run_dir / "finished.json").read_text())["step"] for job in jobs] == [1, 2, 3]
-    assert "3 of 3 points finished" in err
+TORCHRUN_LOG = """
+Failures:
+[0]:
+  rank      : 0 (local_rank: 0)
+  exitcode  : -15 (pid: 4)
+------
+Root Cause (first observed failure):
+[0]:
+  rank      : 1 (local_rank: 1)
+  exitcode  : -9 (pid: 5)
+"""
 
 
-def test_sweep_shows_a_table(make_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    launch.run(points(make_job, 2), sweep=True)
-    out = capfd.readouterr().out
-    assert re.search(r"^point\s+job\s+state\s+loss\s+exit$", out, re.MULTILINE)
-    assert re.search(r"^steps=2\s+-\s+finished\s+0.5000\s+0$", out, re.MULTILINE)
-
-
-def test_a_failed_point_hides_no_other(make_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    jobs = points(make_job, 3)
-    failing = make_job("fail_rank=0", "fail_code=7", name="sweep/bad", label="bad")
-    assert launch.run([failing, *jobs], sweep=True) == 7
-    err = capfd.readouterr().err
-    assert all((job.run_dir / "finished.json").exists() for job in jobs)
-    assert "3 of 4 points finished, 1 failed" in err and "boom on rank 0" in err
-
-
-def test_sweep_again_does_only_what_is_missing(make_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    jobs = points(make_job, 3)
-    launch.run(jobs, sweep=True)
-    (jobs[1].run_dir / "finished.json").unlink()
-    before = [(job.run_dir / "logs" / "rank_0.log").read_text() for job in jobs]
-    assert launch.run(jobs, sweep=True) == 0
-    after = [(job.run_dir / "logs" / "rank_0.log").read_text() for job in jobs]
-    assert [a == b for a, b in zip(after, before, strict=True)] == [True, False, True]
-    assert "finished before" in capfd.readouterr().out
-
-
-def test_sweep_dry_run(make_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    jobs = points(make_job, 2, preview="a preview")
-    assert launch.run(jobs, sweep=True, dry_run=True) == 0
-    assert capfd.readouterr().out.count("a preview") == 2
-    assert not jobs[0].run_dir.parent.exists()
-
-
-def test_stopping_a_sweep_lets_the_point_save(make_job: Any) -> None:
-    jobs = [make_job("steps=100000", "pause=0.1", name=f"sweep/{i}", label=str(i)) for i in range(2)]
-    program = (
-        "import sys, launch\nfrom pathlib import Path, PosixPath\nfrom nano3.config.cluster import ClusterConfig\n"
-        f"Job = launch.Job\nsys.exit(launch.run({jobs!r}, sweep=True))\n"
-    )
-    command = subprocess.Popen(
-        [sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    eventually(lambda: (jobs[0].run_dir / "environment_0.json").exists())
-    command.send_signal(signal.SIGTERM)
-    _, err = command.communicate(timeout=200)
-    assert command.returncode == 75
-    assert not jobs[1].run_dir.exists()
-    assert "0 of 2 points finished, 1 stopped, 1 not started" in err
-
-
-@pytest.mark.parametrize(
-    ("codes", "told", "code"),
-    [
-        pytest.param([0, 0], "2 of 2 points finished", 0, id="all"),
-        pytest.param([0, 3, None], "1 of 3 points finished, 1 failed, 1 not started", 3, id="interrupted"),
-        pytest.param([75, None, 0], "1 of 3 points finished, 1 stopped, 1 not started", 75, id="waiting"),
-        pytest.param([0, None], "1 of 2 points finished, 1 not started", 75, id="not started"),
-        pytest.param([75, 4, 3], "0 of 3 points finished, 2 failed, 1 stopped", 4, id="first that failed"),
-    ],
-)
-def test_how_a_sweep_ended(
-    make_job: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str], codes: list[int | None], told: str, code: int
-) -> None:
-    rows = [sweep.Row(job, code=end) for job, end in zip(points(make_job, len(codes)), codes, strict=True)]
-    assert sweep._outcome(rows, lambda row: tmp_path / "no log") == code
-    assert capfd.readouterr().err.splitlines()[-1] == f"launch: {told}"
-
-
-def test_a_point_that_stops_by_itself_hides_no_other(make_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    """Each was to train for so long; nobody asked the sweep to stop."""
-    jobs = [make_job("steps=9", "limit=2", name=f"sweep/{i}", label=str(i)) for i in range(2)]
-    assert launch.run(jobs, sweep=True) == 75
-    assert [json.loads((job.run_dir / "progress.json").read_text())["step"] for job in jobs] == [2, 2]
-    err = capfd.readouterr().err
-    assert "0: stopped, exit code 75" in err and "0 of 2 points finished, 2 stopped" in err
-
-
-def test_local_array(tmp_path: Path) -> None:
-    from nano3.config.cluster import ClusterConfig
-
-    code = launch.run_array(
-        "prep", tmp_path, entry="launch_entries:part", args=(str(tmp_path), ""), tasks=3,
-        finalize="launch_entries:gather", cluster=ClusterConfig(),
-    )  # fmt: skip
-    assert code == 0 and (tmp_path / "gathered").read_text() == "0 of 3\n1 of 3\n2 of 3"
-
-
-def test_local_array_stops_at_a_failure(tmp_path: Path) -> None:
-    from nano3.config.cluster import ClusterConfig
-
-    code = launch.run_array(
-        "prep", tmp_path, entry="launch_entries:part", args=(str(tmp_path), "always:1"), tasks=3,
-        finalize="launch_entries:gather", cluster=ClusterConfig(),
-    )  # fmt: skip
-    assert code == 9 and not (tmp_path / "gathered").exists()
+def test_the_killed_rank_is_named_and_not_a_rank_ended_by_torchrun(tmp_path: Path) -> None:
+    (tmp_path / "0.exit").write_text("1")
+    (tmp_path / "rank_1.log").write_text("its last words\n")
+    (tmp_path / "torchrun.log").write_text(TORCHRUN_LOG)
+    job = launch.Job("n", tmp_path, "a:b", (), ClusterConfig(nproc_per_node=2))
+    code, why = local._torchrun_end(job, tmp_path, 1)
+    assert code == 137 and "rank 1 failed first, with exit code 137" in why and "its last words" in why

@@ -1,4 +1,4 @@
-"""One process at a time in a run folder; and nothing is frozen for a start that is refused."""
+"""launch.lock: one process at a time in a run folder, and no configuration is saved for a refused start."""
 
 import errno
 import fcntl
@@ -18,7 +18,7 @@ from launch.lock import hold_run_lock, lock_holder
 from nano3.utils.errors import UserError
 
 
-def test_only_one_holds_a_folder(tmp_path: Path) -> None:
+def test_one_process_holds_a_run_folder(tmp_path: Path) -> None:
     with (
         hold_run_lock(tmp_path / "run"),
         pytest.raises(UserError, match=f"is in use by process {os.getpid()} on {socket.gethostname()}"),
@@ -42,7 +42,7 @@ def test_a_file_system_without_locks(
     assert "this file system has no locks" in capfd.readouterr().err
 
 
-def test_a_second_start_here_is_refused_until_the_first_is_gone(make_job: Any) -> None:
+def test_a_second_local_start_fails_until_the_first_has_ended(make_job: Any) -> None:
     job = make_job("steps=100000", "pause=0.05", "more=1")
     first = start_attached(job)
     eventually(lambda: (job.run_dir / "progress.json").exists())
@@ -54,7 +54,7 @@ def test_a_second_start_here_is_refused_until_the_first_is_gone(make_job: Any) -
     assert launch.run([job]) == 0
 
 
-def test_ranks_of_torchrun_hold_the_folder_as_long_as_they_live(make_job: Any) -> None:
+def test_torchrun_ranks_hold_the_run_folder(make_job: Any) -> None:
     job = make_job("steps=100000", "pause=0.05", "more=1", nproc_per_node=2)
     first = start_attached(job)
     eventually(lambda: all((job.run_dir / name).exists() for name in ("progress.json", "environment_1.json")))
@@ -68,20 +68,18 @@ def test_ranks_of_torchrun_hold_the_folder_as_long_as_they_live(make_job: Any) -
     torchrun = re.search(r"runs as process (\d+)", str(refused.value))
     assert torchrun is not None
     os.kill(int(torchrun[1]), signal.SIGKILL)
-    # Its ranks are told of its end by one of its threads; as long as it has another, it holds the folder too.
+    # The ranks die with the thread that started them; torchrun holds the lock until its last thread ends.
     eventually(lambda: all(ended(pid) for pid in (int(torchrun[1]), *ranks)) and not lock_holder(job.run_dir))
     assert launch.run([job]) == 0
 
 
 def ended(pid: int) -> bool:
-    """Gone, or waiting for a parent that does not ask."""
+    """Return whether a process is gone or a zombie."""
     stat = Path(f"/proc/{pid}/stat")
     return not stat.exists() or stat.read_text().split()[2] == "Z"
 
 
-def test_a_point_that_somebody_else_runs_is_refused_and_the_others_run(
-    make_job: Any, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_locked_point_is_refused_and_the_others_run(make_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
     jobs = [make_job("steps=1", name=f"s/{i}", label=f"p{i}") for i in range(2)]
     with hold_run_lock(jobs[0].run_dir):
         assert launch.run(jobs, sweep=True) == 2
@@ -89,20 +87,20 @@ def test_a_point_that_somebody_else_runs_is_refused_and_the_others_run(
     assert "p0: refused, exit code 2" in capfd.readouterr().err
 
 
-class Freezing:
-    """A run whose freezing is seen."""
+class SavingRun:
+    """A run that counts how often its configuration is saved."""
 
     def __init__(self, make_job: Any, **keys: Any) -> None:
         self.times = 0
-        self.job = make_job("steps=1", freeze=self._freeze, **keys)
+        self.job = make_job("steps=1", save_config=self._save, **keys)
 
-    def _freeze(self) -> None:
+    def _save(self) -> None:
         self.times += 1
 
 
 @pytest.mark.parametrize("sweep", [False, True])
-def test_a_run_is_frozen_under_its_lock_when_it_starts(make_job: Any, sweep: bool) -> None:
-    run = Freezing(make_job, label="p")
+def test_the_configuration_is_saved_under_the_run_lock(make_job: Any, sweep: bool) -> None:
+    run = SavingRun(make_job, label="p")
     launch.run([run.job], dry_run=True, sweep=sweep)
     assert run.times == 0
     with hold_run_lock(run.job.run_dir):
@@ -118,10 +116,10 @@ def test_a_run_is_frozen_under_its_lock_when_it_starts(make_job: Any, sweep: boo
 
 @pytest.mark.parametrize("kind", ["local", "slurm"])
 @pytest.mark.parametrize("sweep", [False, True])
-def test_a_run_with_an_active_job_is_not_frozen(
+def test_no_configuration_is_saved_while_a_job_is_active(
     make_job: Any, recorder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, sweep: bool
 ) -> None:
-    run = Freezing(make_job, kind=kind, label="p")
+    run = SavingRun(make_job, kind=kind, label="p")
     run.job.run_dir.mkdir()
     job_records.add_record(
         run.job.run_dir, job_records.JobRecord("77", "run", "2026-01-01T00:00:00+00:00", "/log", "/script")
@@ -135,24 +133,24 @@ def test_a_run_with_an_active_job_is_not_frozen(
     assert run.times == 0
 
 
-def test_a_run_with_a_problem_is_not_frozen(make_job: Any, recorder: Path) -> None:
-    run = Freezing(make_job, kind="slurm", partition="nowhere")
+def test_no_configuration_is_saved_for_an_invalid_job(make_job: Any, recorder: Path) -> None:
+    run = SavingRun(make_job, kind="slurm", partition="nowhere")
     with pytest.raises(UserError, match="no such partition"):
         launch.run([run.job])
     assert run.times == 0
 
 
-def test_submission_freezes(make_job: Any, recorder: Path) -> None:
-    run = Freezing(make_job, kind="slurm")
-    with pytest.raises(UserError, match="Slurm refused the job"):
+def test_submission_saves_the_configuration(make_job: Any, recorder: Path) -> None:
+    run = SavingRun(make_job, kind="slurm")
+    with pytest.raises(UserError, match="Slurm rejected the job"):
         launch.run([run.job])
     assert run.times == 1
 
 
-def test_nothing_is_submitted_before_a_run_whose_next_run_is_active(
+def test_nothing_is_submitted_if_the_next_run_is_active(
     make_job: Any, recorder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    following = Freezing(make_job, kind="slurm")
+    following = SavingRun(make_job, kind="slurm")
     following.job.run_dir.mkdir()
     job_records.add_record(
         following.job.run_dir, job_records.JobRecord("77", "run", "2026-01-01T00:00:00+00:00", "/log", "/script")

@@ -1,37 +1,13 @@
-"""Names made of what users type."""
+"""launch.names: job names and labels of sweep points."""
+
+import os
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.names import safe_name, sweep_labels, time_seconds
+from launch.names import slurm_job_name, sweep_labels
 from nano3.utils.errors import UserError
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("30", 1800),
-        ("0", 0),
-        ("90:30", 5430),
-        ("04:00:00", 14400),
-        ("1-0", 86400),
-        ("1-12", 129600),
-        ("2-03:04", 183840),
-        ("7-00:00:00", 604800),
-        ("1-02:03:04", 93784),
-        ("UNLIMITED", None),
-        ("infinite", None),
-    ],
-)
-def test_time_limit(text: str, seconds: int | None) -> None:
-    assert time_seconds(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "4h", "1:2:3:4", "-5", "1-", "1-2-3", "01:00:00; rm -rf x", "1:00\n", " 5"])
-def test_not_a_time_limit(text: str) -> None:
-    with pytest.raises(ValueError):
-        time_seconds(text)
 
 
 @pytest.mark.parametrize(
@@ -49,14 +25,14 @@ def test_not_a_time_limit(text: str) -> None:
         ("n" * 300, "n" * 100),
     ],
 )
-def test_slug(text: str, name: str) -> None:
-    assert safe_name(text) == name
+def test_slurm_job_name(text: str, name: str) -> None:
+    assert slurm_job_name(text) == name
 
 
 @given(st.text())
-def test_slug_is_always_safe(text: str) -> None:
-    assert set(safe_name(text)) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
-    assert safe_name(text)[0] not in "-."
+def test_slurm_job_name_is_always_safe(text: str) -> None:
+    assert set(slurm_job_name(text)) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+    assert slurm_job_name(text)[0] not in "-."
 
 
 @pytest.mark.parametrize(
@@ -85,7 +61,7 @@ def test_labels_do_not_depend_on_order() -> None:
     assert one == other
 
 
-def test_equal_points_are_refused() -> None:
+def test_equal_points_are_rejected() -> None:
     with pytest.raises(UserError, match="same point twice: a=1"):
         sweep_labels([["a=1"], ["a=1"], ["a=2"]])
     with pytest.raises(UserError, match="same point twice: lr=1 name=x"):
@@ -109,3 +85,8 @@ def test_labels_are_different_and_safe_folder_names(values: list[str]) -> None:
 def test_unsafe_values_get_a_hash(value: str) -> None:
     label = sweep_labels([[f"k={value}"], ["k=other"]])[0]
     assert label.startswith("k=") and label[-9] == "-" and "/" not in label
+
+
+def test_points_with_values_of_any_encoding_have_labels() -> None:
+    labels = sweep_labels([[f"k={os.fsdecode(value)}"] for value in (b"caf\xe9", b"caf\xe8", b"caf")])
+    assert len(set(labels)) == 3 and all(label.isascii() and label.startswith("k=caf") for label in labels)

@@ -1,4 +1,4 @@
-"""A node of the real Slurm that dies under a job."""
+"""A node failure on a real Slurm."""
 
 import json
 import os
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slurm
 
 
 def of_node(node: str, job_folder: Path) -> set[psutil.Process]:
-    """Every slurmstepd of a job on one node, with all that runs below it."""
+    """Return every slurmstepd of a job on one node with its child processes."""
     found: set[psutil.Process] = set()
     for process in psutil.process_iter():
         try:
@@ -31,7 +31,7 @@ def of_node(node: str, job_folder: Path) -> set[psutil.Process]:
 
 @contextmanager
 def dead(node: str, slurm_conf: str, job_folder: Path) -> Iterator[None]:
-    """A node without power: its slurmd answers nobody, all that ran there is gone, and Slurm finds out."""
+    """Simulate a node failure: slurmd does not answer, the processes of the job are gone, and the node is down."""
     slurmd = int((Path(slurm_conf).parent / "run" / f"slurmd-{node}.pid").read_text())
     os.kill(slurmd, signal.SIGSTOP)
     try:
@@ -49,7 +49,7 @@ def dead(node: str, slurm_conf: str, job_folder: Path) -> Iterator[None]:
 
 
 @pytest.mark.timeout(600)
-def test_a_job_whose_node_dies_goes_on_elsewhere(slurm_conf: str, slurm_job: Any) -> None:
+def test_a_job_on_a_failed_node_restarts_on_another(slurm_conf: str, slurm_job: Any) -> None:
     job = slurm_job("pause=0.1", "steps=100000", "more=3")
     command = start_attached(job)
     eventually(lambda: (job.run_dir / "progress.json").exists())

@@ -1,4 +1,4 @@
-"""The job script, run by a real bash with an srun that only writes down what it was given."""
+"""launch.script and launch.job_end: the job script, run by bash with a fake srun that records its call."""
 
 import json
 import os
@@ -12,7 +12,6 @@ import pytest
 from launch_helpers import with_cluster
 
 import launch
-from launch import container
 from launch.submit import Batch
 from nano3.config.cluster import ClusterConfig
 from nano3.utils.errors import UserError
@@ -54,9 +53,9 @@ def batch_of(job: launch.Job) -> Batch:
 
 @pytest.mark.parametrize("value", HOSTILE)
 @pytest.mark.parametrize("runtime", ["none", "apptainer"])
-def test_environment_values_arrive_as_they_are(make_job: Any, recorder: Path, value: str, runtime: str) -> None:
+def test_environment_values_are_unchanged(make_job: Any, recorder: Path, value: str, runtime: str) -> None:
     job = make_job(kind="slurm", env={"VALUE": value}, container_runtime=runtime, container="image")
-    done = run_script(batch_of(job).text())
+    done = run_script(batch_of(job).script_text())
     assert (done.returncode, done.stderr) == (0, "")
     _words, environment = srun_call(recorder)
     assert environment["VALUE"] == value
@@ -65,9 +64,9 @@ def test_environment_values_arrive_as_they_are(make_job: Any, recorder: Path, va
 
 
 @pytest.mark.parametrize("name", [h for h in HOSTILE if h and not set(h) & set("\\\n\r\t%")])
-def test_names_and_folders_arrive_as_they_are(make_job: Any, recorder: Path, name: str) -> None:
+def test_names_and_folders_are_unchanged(make_job: Any, recorder: Path, name: str) -> None:
     job = make_job(kind="slurm", name=name)
-    text = batch_of(job).text()
+    text = batch_of(job).script_text()
     assert run_script(text).returncode == 0
     words, _ = srun_call(recorder)
     folder = str(job.run_dir / "slurm")
@@ -82,52 +81,27 @@ def test_names_and_folders_arrive_as_they_are(make_job: Any, recorder: Path, nam
 @pytest.mark.parametrize("runtime", ["pyxis", "apptainer"])
 def test_image_is_one_word(make_job: Any, recorder: Path, image: str, runtime: str) -> None:
     job = make_job(kind="slurm", container_runtime=runtime, container=image)
-    assert run_script(batch_of(job).text()).returncode == 0
+    assert run_script(batch_of(job).script_text()).returncode == 0
     words, _ = srun_call(recorder)
     wanted = {"pyxis": f"--container-image={image}", "apptainer": f"docker://{image}"}
     assert wanted[runtime] in words
 
 
-@pytest.mark.parametrize(
-    ("image", "pyxis", "apptainer"),
-    [
-        ("nvcr.io/nvidia/nemo:25.11", "nvcr.io#nvidia/nemo:25.11", "docker://nvcr.io/nvidia/nemo:25.11"),
-        ("nvcr.io#nvidia/nemo:25.11", "nvcr.io#nvidia/nemo:25.11", "docker://nvcr.io/nvidia/nemo:25.11"),
-        ("docker://nvcr.io/nvidia/nemo", "docker://nvcr.io#nvidia/nemo", "docker://nvcr.io/nvidia/nemo"),
-        ("docker://nvcr.io#nvidia/nemo", "docker://nvcr.io#nvidia/nemo", "docker://nvcr.io/nvidia/nemo"),
-        ("localhost:5000/nemo", "localhost:5000#nemo", "docker://localhost:5000/nemo"),
-        ("pytorch/pytorch:2.9", "pytorch/pytorch:2.9", "docker://pytorch/pytorch:2.9"),
-        ("ubuntu:24.04", "ubuntu:24.04", "docker://ubuntu:24.04"),
-        ("/images/nemo.sqsh", "/images/nemo.sqsh", "/images/nemo.sqsh"),
-        ("nemo.sif", "{here}/nemo.sif", "nemo.sif"),
-        ("unpacked", "{here}/unpacked", "unpacked"),
-        ("oras://ghcr.io/a/b:1", "oras://ghcr.io/a/b:1", "oras://ghcr.io/a/b:1"),
-    ],
-)
-def test_an_image_as_each_runtime_spells_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: str, pyxis: str, apptainer: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "unpacked").mkdir()
-    assert container.image_words(image, "pyxis") == pyxis.format(here=tmp_path)
-    assert container.image_words(image, "apptainer") == apptainer
-
-
 @pytest.mark.parametrize("argument", ["--comment=a b", "--comment='; rm'", '--comment="$(id)"', "--constraint=a|b&c"])
 def test_extra_arguments_are_one_word_each(make_job: Any, recorder: Path, argument: str) -> None:
     job = make_job(kind="slurm", srun_args=[argument])
-    assert run_script(batch_of(job).text()).returncode == 0
+    assert run_script(batch_of(job).script_text()).returncode == 0
     assert argument in srun_call(recorder)[0]
 
 
-def test_what_a_profile_becomes(make_job: Any, recorder: Path) -> None:
+def test_profile_keys_in_the_script(make_job: Any, recorder: Path) -> None:
     job = make_job(
         kind="slurm", name="my run", account="proj", partition="batch", qos="high", nodes=2, ntasks_per_node=8,
         gpus_per_node=8, cpus_per_task=12, mem="0", time="1-12:00:00", signal_delay_s=300, mpi="pmix",
         sbatch_args=["--exclusive", "--constraint=h100"], srun_args=["--cpu-bind=none"], after=("5", "6_1"),
         setup=["module load cuda"],
     )  # fmt: skip
-    lines = batch_of(job).text().splitlines()
+    lines = batch_of(job).script_text().splitlines()
     for wanted in [
         "--job-name=my-run", "--account=proj", "--partition=batch", "--qos=high", "--nodes=2", "--ntasks-per-node=8",
         "--gpus-per-node=8", "--cpus-per-task=12", "--mem=0", "--time=1-12:00:00", "--signal=USR2@300", "--exclusive",
@@ -151,7 +125,7 @@ def test_pyxis_options(make_job: Any, recorder: Path, tmp_path: Path, monkeypatc
     job = make_job(
         kind="slurm", container_runtime="pyxis", container="img", mounts=[f"{data}:/data:ro"], env={"A": "1", "B": "2"}
     )
-    run_script(batch_of(job).text())
+    run_script(batch_of(job).script_text())
     words, _ = srun_call(recorder)
     assert "--container-image=img" in words
     mounts = next(word for word in words if word.startswith("--container-mounts=")).partition("=")[2].split(",")
@@ -171,7 +145,7 @@ def test_everything_a_run_uses_is_mounted_once(
     monkeypatch.chdir(tmp_path / "work")
     folders = ("inside", "link", f"{tmp_path}/lustre/data/part", f"{tmp_path}/lustre/data", f"{tmp_path}/lustre/data2")
     job = make_job(kind="slurm", container_runtime=runtime, container="img", folders=folders)
-    text = batch_of(job).text()
+    text = batch_of(job).script_text()
     run_script(text)
     words, _ = srun_call(recorder)
     if runtime == "pyxis":
@@ -180,7 +154,7 @@ def test_everything_a_run_uses_is_mounted_once(
         mounts = [words[i + 1] for i, word in enumerate(words) if word == "--bind"]
     names = ("run", "work", "elsewhere", "lustre/data", "lustre/data2")
     assert sorted(mounts) == sorted(f"{tmp_path / name}:{tmp_path / name}" for name in names)
-    assert launch.run([job], dry_run=True) == 1 and text == batch_of(job).text()
+    assert launch.run([job], dry_run=True) == 1 and text == batch_of(job).script_text()
 
 
 def test_apptainer_command(make_job: Any, recorder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +162,7 @@ def test_apptainer_command(make_job: Any, recorder: Path, tmp_path: Path, monkey
     job = make_job(
         kind="slurm", container_runtime="apptainer", container="my image.sif", gpus_per_node=8, python="python3.12"
     )
-    run_script(batch_of(job).text())
+    run_script(batch_of(job).script_text())
     words, _ = srun_call(recorder)
     start = words.index("apptainer")
     assert words[start : start + 9] == [
@@ -197,10 +171,10 @@ def test_apptainer_command(make_job: Any, recorder: Path, tmp_path: Path, monkey
     ]  # fmt: skip
 
 
-def test_own_python(make_job: Any, recorder: Path) -> None:
-    run_script(batch_of(make_job(kind="slurm")).text())
+def test_python_of_the_profile(make_job: Any, recorder: Path) -> None:
+    run_script(batch_of(make_job(kind="slurm")).script_text())
     assert sys.executable in srun_call(recorder)[0]
-    run_script(batch_of(make_job(kind="slurm", python="/opt/my python")).text())
+    run_script(batch_of(make_job(kind="slurm", python="/opt/my python")).script_text())
     assert "/opt/my python" in srun_call(recorder)[0]
 
 
@@ -228,7 +202,7 @@ def test_end_of_the_script(
     code: int, requeued: bool,
 ) -> None:  # fmt: skip
     job = make_job(kind="slurm", max_requeues=2)
-    text = batch_of(job).text()
+    text = batch_of(job).script_text()
     marks = [f"touch {job.run_dir}/slurm/7.again"] if again else []
     marks += [f"echo '{failed}' >{job.run_dir}/slurm/7.exit"] if failed else []
     srun = recorder / "srun"
@@ -239,24 +213,24 @@ def test_end_of_the_script(
     assert (calls.exists() and "requeue 7" in calls.read_text()) == requeued
 
 
-@pytest.mark.parametrize(("also_told", "requeued"), [(False, False), (True, True)])
+@pytest.mark.parametrize(("also_requested", "requeued"), [(False, False), (True, True)])
 def test_a_run_that_stopped_by_itself_is_not_requeued(
-    make_job: Any, recorder: Path, also_told: bool, requeued: bool
+    make_job: Any, recorder: Path, also_requested: bool, requeued: bool
 ) -> None:
-    """It was to train for so many minutes; unless Slurm told another rank to stop at the same time."""
+    """It is requeued only if Slurm asked another rank to stop at the same time."""
     job = make_job(kind="slurm")
-    text = batch_of(job).text()
-    marks = [f"touch {job.run_dir}/slurm/7.stopped"] + [f"touch {job.run_dir}/slurm/7.again"] * also_told
+    text = batch_of(job).script_text()
+    marks = [f"touch {job.run_dir}/slurm/7.stopped"] + [f"touch {job.run_dir}/slurm/7.again"] * also_requested
     (recorder / "srun").write_text("#!/bin/sh\n" + "\n".join(marks) + "\n")
     done = run_script(text)
-    assert done.returncode == 75 and ("stopped by itself" in done.stderr) == (not also_told)
+    assert done.returncode == 75 and ("stopped by itself" in done.stderr) == (not also_requested)
     calls = recorder / "scontrol.txt"
     assert (calls.exists() and "requeue 7" in calls.read_text()) == requeued
 
 
-def test_marks_of_an_earlier_start_are_removed(make_job: Any, recorder: Path) -> None:
+def test_markers_of_an_earlier_start_are_removed(make_job: Any, recorder: Path) -> None:
     job = make_job(kind="slurm")
-    text = batch_of(job).text()
+    text = batch_of(job).script_text()
     for name in ("7.again", "7.exit", "7.stopped"):
         (job.run_dir / "slurm" / name).write_text("5 0 node1\n")
     assert run_script(text).returncode == 0
@@ -265,23 +239,23 @@ def test_marks_of_an_earlier_start_are_removed(make_job: Any, recorder: Path) ->
 def test_task_of_an_array_requeues_itself_only(make_job: Any, recorder: Path) -> None:
     """For the last task of an array SLURM_JOB_ID is the id of the whole array."""
     job = make_job(kind="slurm")
-    text = batch_of(job).text()
+    text = batch_of(job).script_text()
     (recorder / "srun").write_text(f"#!/bin/sh\ntouch {job.run_dir}/slurm/7_3.again\n")
     run_script(text, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="3")
     assert "requeue 7_3\n" in (recorder / "scontrol.txt").read_text()
 
 
 def test_setup_may_use_set_e(make_job: Any, recorder: Path) -> None:
-    text = batch_of(make_job(kind="slurm", setup=["set -eu"])).text()
+    text = batch_of(make_job(kind="slurm", setup=["set -eu"])).script_text()
     (recorder / "srun").write_text("#!/bin/sh\nexit 4\n")
     assert run_script(text).returncode == 4
 
 
-def test_dry_run_prints_the_script_and_refusal(
+def test_dry_run_prints_the_script_and_the_error_of_sbatch(
     make_job: Any, recorder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     job = make_job(kind="slurm", preview="resolved: config\n")
-    text = Batch([job], job.name, job.run_dir / "slurm").text()
+    text = Batch([job], job.name, job.run_dir / "slurm").script_text()
     assert launch.run([job], dry_run=True) == 1
     out = capfd.readouterr().out
     assert text in out and "sbatch: error: not today" in out and "resolved: config" in out
@@ -307,7 +281,7 @@ def test_a_finished_run_is_not_submitted_again(
     (job.run_dir / "finished.json").write_text("{}")
     assert launch.run([job]) == 0
     assert f"{job.run_dir} has finished: nothing to do" in capfd.readouterr().err
-    with pytest.raises(UserError, match="Slurm refused"):  # it is submitted
+    with pytest.raises(UserError, match="Slurm rejected"):  # it is submitted
         launch.run([replace(job, changed=True)])
 
 
@@ -329,7 +303,9 @@ def test_an_array_has_a_container_only_if_it_has_an_image(
 
 def test_array_script(make_job: Any, recorder: Path) -> None:
     jobs = [make_job(kind="slurm", name=f"p{i}", array_parallelism=2) for i in range(4)]
-    text = Batch(jobs, "sweep", jobs[0].run_dir.parent / "slurm").text()
+    text = Batch(jobs, "sweep", jobs[0].run_dir.parent / "slurm").script_text()
     assert "#SBATCH --array=0-3%2" in text
-    text = Batch([with_cluster(job, array_parallelism=None) for job in jobs], "sweep", jobs[0].run_dir.parent).text()
+    text = Batch(
+        [with_cluster(job, array_parallelism=None) for job in jobs], "sweep", jobs[0].run_dir.parent
+    ).script_text()
     assert "#SBATCH --array=0-3%4" in text

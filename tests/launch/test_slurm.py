@@ -1,327 +1,286 @@
-"""Single jobs on a real Slurm of two nodes."""
+"""launch.slurm: parsing the output of Slurm's clients, and their failures."""
 
-import json
 import os
-import signal
-import subprocess
+import re
 import sys
-import time
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
-from launch_helpers import eventually, last_id, log_of, read_until, start_attached, state_of, with_cluster
+from hypothesis import given
+from hypothesis import strategies as st
 
-import launch
-from launch import job_records, slurm
-from launch.submit import Batch
-from nano3.utils.errors import UserError
+from launch import slurm
+from launch.slurm import UNKNOWN, JobState, _array_indices, parse_sacct, parse_scontrol, parse_time_limit
+from nano3.utils.errors import Failure
 
-pytestmark = pytest.mark.slurm
-# What is disturbed while it counts must not come to its end before: it does so by `more`, or is cancelled.
-ENDLESS = ("pause=0.1", "steps=100000")
+INDICES = st.lists(st.integers(0, 4000), min_size=1, max_size=30, unique=True).map(sorted)
 
 
-def progress(run_dir: Path) -> int:
-    file = run_dir / "progress.json"
-    return json.loads(file.read_text())["step"] if file.exists() and file.read_text() else 0
+def expression(indices: list[int]) -> str:
+    """Write a set of tasks as Slurm's client does: a step if they are evenly spaced, otherwise ranges (src/api)."""
+    steps = {b - a for a, b in pairwise(indices)}
+    if len(indices) > 5 and len(steps) == 1 and steps != {1}:
+        return f"{indices[0]}-{indices[-1]}:{steps.pop()}"
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and runs[-1][-1] == index - 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
-def test_attached_success(slurm_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    job = slurm_job("pause=0.1", nodes=2, ntasks_per_node=2, env={"HELLO": "a 'b'\n$c"})
-    assert launch.run([job]) == 0
-    out, err = capfd.readouterr()
-    assert out.count("fresh start") == 1 and "counted to 3" in out, "rank 0's log and no other's"
-    assert "COMPLETED" in err
-    ranks = [json.loads((job.run_dir / f"environment_{rank}.json").read_text()) for rank in range(4)]
-    assert [r["RANK"] for r in ranks] == ["0", "1", "2", "3"]
-    assert [r["LOCAL_RANK"] for r in ranks] == ["0", "1", "0", "1"]
-    assert {(r["WORLD_SIZE"], r["LOCAL_WORLD_SIZE"], r["HELLO"]) for r in ranks} == {("4", "2", "a 'b'\n$c")}
-    assert len({(r["MASTER_ADDR"], r["MASTER_PORT"]) for r in ranks}) == 1 and ranks[0]["MASTER_ADDR"] == "node1"
-    assert [e.state for e in job_records.read_records(job.run_dir)] == ["COMPLETED"]
-
-
-def test_one_task_for_each_gpu(slurm_job: Any) -> None:
-    job = slurm_job(nodes=1, ntasks_per_node=4, gpus_per_node=4, cpus_per_task=2)
-    assert launch.run([job]) == 0
-    ranks = [json.loads((job.run_dir / f"environment_{rank}.json").read_text()) for rank in range(4)]
-    assert {r["CUDA_VISIBLE_DEVICES"] for r in ranks} == {"0,1,2,3"}
-    assert {r["SLURM_CPUS_PER_TASK"] for r in ranks} == {"2"}
-
-
-def test_exit_code_of_the_rank_that_failed(slurm_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    job = slurm_job("pause=0.2", "steps=100", "fail_rank=3", "fail_code=42", nodes=2, ntasks_per_node=2)
-    assert launch.run([job]) == 42
-    err = capfd.readouterr().err
-    assert "rank 3 on node2 failed first, with exit code 42" in err and "boom on rank 3" in err
-    assert state_of(job.run_dir) == slurm.JobState("FAILED", 42, "NonZeroExitCode", "node[1-2]", 0)
-
-
-def test_a_killed_rank_ends_the_job(slurm_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    job = slurm_job(*ENDLESS, nodes=2, ntasks_per_node=2, mode="detached")
-    assert launch.run([job]) == 0
-    eventually(lambda: all((job.run_dir / f"environment_{rank}.json").exists() for rank in range(4)))
-    ranks = subprocess.run(
-        ["pgrep", "-f", f"launch.rank launch_entries:count {job.run_dir}"], capture_output=True, text=True
-    )
-    victim = next(
-        int(pid) for pid in ranks.stdout.split() if b"\0RANK=2\0" in Path(f"/proc/{pid}/environ").read_bytes()
-    )
-    os.kill(victim, signal.SIGKILL)
-    state = eventually(lambda: (s := state_of(job.run_dir)).ended and s)
-    assert (state.state, state.code) == ("FAILED", 137)
-    assert "the rank was ended by SIGKILL" in log_of(job.run_dir, 2)
-    survivors = subprocess.run(["pgrep", "-f", f"launch_entries:count {job.run_dir}"], capture_output=True, text=True)
-    assert survivors.stdout == ""
-
-
-def test_detached_returns_at_once(slurm_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    job = slurm_job("pause=60", mode="detached")
-    assert launch.run([job]) == 0
-    assert not state_of(job.run_dir).ended, "it did not wait for the job"
-    err = capfd.readouterr().err
-    assert f"submitted job {last_id(job.run_dir)}: {job.run_dir}" in err and f"nano3 tail {job.run_dir}" in err
-    with pytest.raises(UserError, match="of this run is"):
-        launch.run([job])
-
-
-def test_dry_run_is_what_is_submitted(slurm_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    job = slurm_job(nodes=2, mode="detached", preview="model: big")
-    assert launch.run([job], dry_run=True) == 0
-    out = capfd.readouterr().out
-    assert not job.run_dir.exists() and "to start at" in out and "model: big" in out
-    launch.run([job])
-    script = (job.run_dir / "slurm" / f"{last_id(job.run_dir)}_submission.sh").read_text()
-    assert script in out
-    assert out.startswith("# ---- job script\n" + script + "# ---- sbatch --test-only")
+@given(INDICES | st.builds(lambda first, step, n: list(range(first, first + step * n, step)), st.integers(0, 99),
+                           st.integers(1, 7), st.integers(6, 40)), st.none() | st.integers(1, 99))  # fmt: skip
+def test_every_waiting_task_of_an_array_is_found(indices: list[int], at_a_time: int | None) -> None:
+    text = expression(indices) + (f"%{at_a_time}" if at_a_time else "")
+    assert list(_array_indices(text)) == indices
+    line = f"JobId=9 ArrayJobId=9 ArrayTaskId={text} JobName=x JobState=PENDING Reason=Priority "
+    assert dict(parse_scontrol(line)) == {f"9_{i}": JobState("PENDING", 0, "Priority") for i in indices}
+    assert dict(parse_sacct(f"9_[{text}]|PENDING|0:0|None assigned")) == {
+        f"9_{i}": JobState("PENDING") for i in indices
+    }
 
 
 @pytest.mark.parametrize(
-    ("keys", "says"),
+    ("text", "found"),
     [
-        ({"partition": "urgent", "time": "60"}, "Requested time limit is invalid"),
-        ({"gpus_per_node": 9}, "Requested node configuration is not available"),
-        ({"nodes": 3}, "Node count specification invalid|More processors requested|not available"),
+        pytest.param("0-12:3", [0, 3, 6, 9, 12], id="a step"),
+        pytest.param("1,4-5,8-14:2%3", [1, 4, 5, 8, 10, 12, 14], id="all at once"),
+        pytest.param("1-3,7-9...", [1, 2, 3], id="cut off in a range"),
+        pytest.param("1-3,12...", [1, 2, 3], id="cut off in a number"),
+        pytest.param("1-3,...", [1, 2, 3], id="cut off between"),
+        pytest.param("N/A", [], id="none"),
     ],
-    ids=["time", "gpus", "nodes"],
 )
-def test_refusals_of_slurm(slurm_job: Any, keys: dict[str, Any], says: str) -> None:
-    job = slurm_job(**keys)
-    assert launch.run([job], dry_run=True) == 1
-    with pytest.raises(UserError, match=f"Slurm refused the job: .*({says})"):
-        launch.run([job])
-    assert not (job.run_dir / "jobs.json").exists()
+def test_lists_of_tasks(text: str, found: list[int]) -> None:
+    assert list(_array_indices(text)) == found
 
 
-@pytest.mark.parametrize("name", ['it\'s a "b"', "; touch pwned; $(touch pwned)", "a=b,c:dé😀"])
-def test_hostile_names(slurm_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    job = slurm_job(name=name, args=("",), entry="launch_entries:write_argument")
-    text = f"{name}\n'\"$x"
-    job = launch.Job(name, job.run_dir, job.entry, (str(tmp_path / "out"), text), job.cluster)
-    assert launch.run([job]) == 0
-    assert (tmp_path / "out").read_text() == text
-    assert not (tmp_path / "pwned").exists()
+STATES = sorted(slurm._END_CODES)
 
 
-def test_scancel_is_seen(slurm_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    job = slurm_job(*ENDLESS)
-    command = start_attached(job)
-    eventually(lambda: progress(job.run_dir) > 1)
-    slurm.cancel([last_id(job.run_dir)])
-    _out, err = command.communicate(timeout=200)
-    assert command.returncode == 143 and "CANCELLED" in err
-    time.sleep(1)  # a requeue would follow at once
-    assert state_of(job.run_dir).state == "CANCELLED", "a cancelled job whose ranks saved must not come back"
+@given(st.sampled_from(STATES), st.integers(0, 255), st.integers(0, 64))
+def test_the_code_of_a_job_is_zero_only_if_it_completed(state: str, code: int, signum: int) -> None:
+    """A command that follows a job exits with this code, so no failure may look like a success."""
+    exit_code = f"{code}:{signum}"
+    ((_, parsed),) = parse_scontrol(f"JobId=7 JobState={state} Reason=None ExitCode={exit_code} NodeList=n1 Restarts=0")
+    ((_, later),) = parse_sacct(f"7|{state}|{exit_code}|n1")
+    assert parsed.ended and (parsed.code == 0) == (state == "COMPLETED")
+    assert parsed == later, "accounting and controller agree"
+    if code and state != "COMPLETED":
+        assert parsed.code == code
 
 
-def test_requeue_goes_on_where_it_was(slurm_job: Any) -> None:
-    job = slurm_job(*ENDLESS, "more=3", nodes=2)
-    command = start_attached(job)
-    eventually(lambda: progress(job.run_dir) > 2)
-    subprocess.run(["scontrol", "requeue", last_id(job.run_dir)], check=True)
-    out, err = command.communicate(timeout=200)
-    assert command.returncode == 0 and "restart 1" in err
-    assert "resuming from step" in out and out.count("fresh start") == 1
+@given(st.text(st.characters(exclude_characters="\n="), max_size=60))
+def test_other_text_is_no_job(text: str) -> None:
+    assert list(parse_scontrol(text)) == []
 
 
-def test_saved_after_usr2_is_requeued_and_bounded(slurm_job: Any) -> None:
-    job = slurm_job(*ENDLESS, max_requeues=1)
-    command = start_attached(job)
-    eventually(lambda: progress(job.run_dir) > 1)
-    subprocess.run(["scancel", "--signal=USR2", last_id(job.run_dir)], check=True)
-    eventually(lambda: "resuming from step" in log_of(job.run_dir))
-    subprocess.run(["scancel", "--signal=USR2", last_id(job.run_dir)], check=True)
-    out, _err = command.communicate(timeout=200)
-    assert command.returncode == 75
-    assert "stopped after cluster.max_requeues=1 requeues; the same command goes on from here" in out
-
-
-def test_crash_loop_stops(slurm_job: Any) -> None:
-    job = slurm_job(*ENDLESS, "saves=0", max_crashes=1)
-    command = start_attached(job)
-    eventually(lambda: "fresh start" in log_of(job.run_dir))
-    subprocess.run(["scancel", "--signal=USR2", last_id(job.run_dir)], check=True)
-    out, _err = command.communicate(timeout=200)
-    assert command.returncode == 1 and "Gave up: the last 1 starts of this job made no progress" in out
-
-
-def test_preemption(slurm_job: Any) -> None:
-    job = slurm_job(*ENDLESS, "more=3", nodes=2, cpus_per_task=16)
-    command = start_attached(job)
-    eventually(lambda: progress(job.run_dir) > 2)
-    urgent = slurm_job(name="urgent", nodes=2, cpus_per_task=16, partition="urgent", mode="detached")
-    assert launch.run([urgent]) == 0
-    out, _err = command.communicate(timeout=200)
-    assert command.returncode == 0 and "resuming from step" in out and "saved step" in out
-    assert (urgent.run_dir / "finished.json").exists()
-
-
-def test_preemption_where_the_site_cancels(slurm_job: Any) -> None:
-    """PreemptMode=CANCEL: the job requeues itself in the grace time, if it saves in time."""
-    job = slurm_job(*ENDLESS, "more=3", nodes=2, cpus_per_task=16, partition="scavenge")
-    command = start_attached(job)
-    eventually(lambda: progress(job.run_dir) > 2)
-    urgent = slurm_job(name="urgent", nodes=2, cpus_per_task=16, partition="urgent", mode="detached")
-    assert launch.run([urgent]) == 0
-    out, _err = command.communicate(timeout=200)
-    assert command.returncode == 0 and "resuming from step" in out
-
-
-def test_a_run_that_stops_by_itself_is_not_requeued(slurm_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    job = slurm_job(*ENDLESS, "limit=2", nodes=2)
-    assert launch.run([job]) == 75
-    assert "stopped by itself before its end, with its state saved" in capfd.readouterr().out
-    assert (state_of(job.run_dir).state, state_of(job.run_dir).restarts) == ("FAILED", 0)
-
-
-@pytest.mark.timeout(600)
-def test_time_limit_with_and_without_saving(slurm_job: Any) -> None:
-    """Two jobs at once, because Slurm looks at limits every half minute only: one saves, one hears nothing."""
-    keys = {"time": "2", "signal_delay_s": 30, "mode": "detached", "max_requeues": 1}
-    good = slurm_job(*ENDLESS, name="good", **keys)
-    deaf = slurm_job(*ENDLESS, "deaf=1", name="deaf", **keys)
-    assert launch.run([good]) == 0 and launch.run([deaf]) == 0
-    for job, words in ((good, "saved step"), (deaf, "not stopped 15 s after SIGUSR2: killing the rank and requeueing")):
-        eventually(lambda run_dir=job.run_dir: state_of(run_dir).restarts == 1, 240)
-        assert words in log_of(job.run_dir)
-        eventually(lambda run_dir=job.run_dir: "resuming from step" in log_of(run_dir))
-
-
-def test_ctrl_c_detaches(slurm_job: Any) -> None:
-    job = slurm_job(*ENDLESS)
-    command = start_attached(job)
-    eventually(lambda: progress(job.run_dir) > 1)
-    command.send_signal(signal.SIGINT)
-    _out, err = command.communicate(timeout=200)
-    assert command.returncode == 130 and "detached" in err and "Traceback" not in err
-    assert state_of(job.run_dir).state == "RUNNING"
-
-
-def test_second_ctrl_c_cancels(slurm_job: Any) -> None:
-    job = slurm_job(*ENDLESS)
-    command = start_attached(job, detach_s=100)  # the second comes when this process gets to it
-    eventually(lambda: progress(job.run_dir) > 1)
-    command.send_signal(signal.SIGINT)
-    read_until(command.stderr, "detaching from")
-    command.send_signal(signal.SIGINT)
-    read_until(command.stderr, f"cancelled {last_id(job.run_dir)}")
-    assert command.wait() == 130
-    eventually(lambda: state_of(job.run_dir).state == "CANCELLED")
-
-
-def test_later_edits_do_not_reach_a_queued_job(slurm_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = tmp_path / "edited_entry.py"
-    module.write_text("def main(path):\n    open(path, 'w').write('old')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.chdir(tmp_path)  # `python -m` would take the working folder first
-    job = slurm_job(entry="edited_entry:main", args=(str(tmp_path / "out"),), sbatch_args=["--hold"], mode="detached")
-    assert launch.run([job]) == 0
-    module.write_text("def main(path):\n    open(path, 'w').write('new')\n")
-    subprocess.run(["scontrol", "release", last_id(job.run_dir)], check=True)
-    eventually(lambda: (tmp_path / "out").exists() and (tmp_path / "out").read_text())
-    assert (tmp_path / "out").read_text() == "old"
-
-
-def test_submitting_from_inside_an_allocation(slurm_job: Any, tmp_path: Path) -> None:
-    """The inner job must not take over the outer one's shape, and must find the cluster."""
-    inner = slurm_job(name="inner", ntasks_per_node=1, nodes=1)
-    program = tmp_path / "inner.py"
-    program.write_text(
-        "import sys, launch\nfrom pathlib import Path, PosixPath\nfrom nano3.config.cluster import ClusterConfig\n"
-        f"Job = launch.Job\nsys.exit(launch.run([{inner!r}]))\n"
+def test_text_of_the_user_is_no_state() -> None:
+    """A comment or a path may contain anything; the fields of the job come first."""
+    line = (
+        "JobId=7 JobName=a UserId=me(0) JobState=RUNNING Reason=None Restarts=0 ExitCode=0:0 NodeList=n1 "
+        "Command=/x/ JobState=COMPLETED/y WorkDir=/w NodeList=n9 Comment=ExitCode=3:0 JobState=FAILED"
     )
-    done = subprocess.run(
-        ["srun", "-n1", "-N1", "--mem=500", "-t5", "-J", "outer", sys.executable, str(program)],
-        capture_output=True, text=True, check=False, timeout=200,
+    assert dict(parse_scontrol(line)) == {"7": JobState("RUNNING", 0, "", "n1")}
+
+
+def client(folder: Path, name: str, program: str) -> None:
+    """Write a fake client of Slurm."""
+    file = folder / name
+    file.write_text(f"#!{sys.executable}\nimport os, sys\n{program}\n")
+    file.chmod(0o755)
+
+
+@pytest.fixture
+def bin_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder on PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
+
+
+def test_a_job_in_a_folder_of_any_encoding_has_a_state(bin_dir: Path) -> None:
+    client(bin_dir, "scontrol", "os.write(1, b'JobId=7 JobState=RUNNING NodeList=n1 WorkDir=/caf\\xe9 \\n')")
+    assert slurm.states(["7"]) == {"7": JobState("RUNNING", 0, "", "n1")}
+
+
+def test_lists_of_tasks_are_requested_in_full(bin_dir: Path) -> None:
+    """Slurm's clients cut lists at 64 characters, and tasks beyond that would seem forgotten."""
+    client(
+        bin_dir, "scontrol",
+        "tasks = ','.join(map(str, range(0, 400, 3))) + ',399'\n"
+        "most = int(os.environ.get('SLURM_BITSTR_LEN', '64'))\n"
+        "tasks = tasks[:most] + '...' if most else tasks\n"
+        "print(f'JobId=7 ArrayJobId=7 ArrayTaskId={tasks} JobState=PENDING')",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert json.loads((inner.run_dir / "environment_0.json").read_text())["WORLD_SIZE"] == "1"
-    assert "SBATCH" not in done.stderr
+    assert slurm.states(["7_399"])["7_399"].state == "PENDING"
 
 
-def test_own_sbatch_defaults_do_not_win_over_the_profile(slurm_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SBATCH_PARTITION", "urgent")
-    monkeypatch.setenv("SBATCH_TIMELIMIT", "1")
-    job = slurm_job(partition="batch", mode="detached")
-    assert launch.run([job]) == 0
-    told = subprocess.run(["scontrol", "show", "job", last_id(job.run_dir)], capture_output=True, text=True).stdout
-    assert "Partition=batch" in told and "TimeLimit=00:10:00" in told
-    free = with_cluster(slurm_job(name="free", mode="detached"), partition=None)
-    assert launch.run([free]) == 0
-    told = subprocess.run(["scontrol", "show", "job", last_id(free.run_dir)], capture_output=True, text=True).stdout
-    assert "Partition=urgent" in told, "a user's own default holds where the profile says nothing"
+@pytest.mark.parametrize(
+    ("controller", "accounting", "state"),
+    [
+        pytest.param("print('JobId=7 JobState=RUNNING')", "sys.exit('not asked')", "RUNNING", id="known"),
+        pytest.param("sys.exit('slurm_load_jobs error: Invalid job id specified')", "print('7|FAILED|3:0|n1')",
+                     "FAILED", id="forgotten, in the accounting"),
+        pytest.param("sys.exit('Invalid job id specified')", "sys.exit('Slurm accounting storage is disabled')",
+                     "UNKNOWN", id="forgotten, no accounting"),
+    ],
+)  # fmt: skip
+def test_source_of_a_job_state(bin_dir: Path, controller: str, accounting: str, state: str) -> None:
+    client(bin_dir, "scontrol", controller)
+    client(bin_dir, "sacct", accounting)
+    assert slurm.states(["7"])["7"].state == state
+    assert slurm.states([]) == {}, "no ids, no query"
 
 
-def test_containers_through_pyxis(slurm_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test cluster's pyxis takes the options and starts no container: this Python stands for the image's."""
-    if "container-image" not in subprocess.run(["srun", "--help"], capture_output=True, text=True).stdout:
-        pytest.skip("the cluster was started without --pyxis")
-    data = tmp_path / "data"
-    data.mkdir()
-    monkeypatch.chdir(tmp_path)
-    job = slurm_job(
-        container_runtime="pyxis", container="nvcr.io#nvidia/nemo:25.11", mounts=[f"{data}:/data:ro"], env={"A": "x y"},
-        python=sys.executable,
-    )  # fmt: skip
-    assert launch.run([job]) == 0
-    environment = json.loads((job.run_dir / "environment_0.json").read_text())
-    assert environment["FAKE_PYXIS_IMAGE"] == "nvcr.io#nvidia/nemo:25.11"
-    assert f"{data}:/data:ro" in environment["FAKE_PYXIS_MOUNTS"].split(",")
-    assert environment["FAKE_PYXIS_ENV"] == "A" and environment["A"] == "x y"
-    assert environment["PWD"] == str(tmp_path) or environment["FAKE_PYXIS_WORKDIR"] == str(tmp_path)
+def test_canceled_pending_tasks_have_the_state_of_the_array(bin_dir: Path) -> None:
+    client(bin_dir, "scontrol", "print('JobId=7 ArrayJobId=7 ArrayTaskId=4294967294 JobState=CANCELLED')")
+    assert {job: state.state for job, state in slurm.states(["7_0", "7_5"]).items()} == {
+        "7_0": "CANCELLED", "7_5": "CANCELLED",
+    }  # fmt: skip
 
 
-def test_dependency(slurm_job: Any) -> None:
-    first = slurm_job("pause=0.5", name="first", mode="detached")
-    assert launch.run([first]) == 0
-    second = slurm_job(name="second", after=(last_id(first.run_dir),))
-    assert launch.run([second]) == 0
-    assert (first.run_dir / "finished.json").exists()
+def test_a_silent_controller_is_no_forgotten_job(bin_dir: Path) -> None:
+    client(bin_dir, "scontrol", "sys.exit('slurm_load_jobs error: Unable to contact slurm controller')")
+    with pytest.raises(Failure, match=r"Slurm does not answer: .*Unable to contact"):
+        slurm.states(["7"])
 
 
-def test_dependency_that_fails_cancels(slurm_job: Any) -> None:
-    first = slurm_job("pause=0.5", "fail_rank=0", "fail_code=5", name="first", mode="detached")
-    assert launch.run([first]) == 0
-    second = slurm_job(name="second", after=(last_id(first.run_dir),))
-    assert launch.run([second]) == 143
-    assert not (second.run_dir / "finished.json").exists()
+@pytest.mark.parametrize("call", [slurm.partitions, lambda: slurm.cancel(["7"]), lambda: slurm.states(["7"])])
+def test_a_missing_client_is_named(bin_dir: Path, call: Callable[[], object]) -> None:
+    with pytest.raises(Failure, match=r"This machine has no (sinfo|scancel|scontrol): .* not installed here"):
+        call()
 
 
-def test_end_of_a_job_from_accounting(slurm_job: Any) -> None:
-    if (
-        "accounting_storage/none"
-        in subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True).stdout
-    ):
-        pytest.skip("the cluster has no accounting")
-    job = slurm_job("fail_rank=0", "fail_code=6")
-    assert launch.run([job]) == 6
-    job_id = last_id(job.run_dir)
-    told = eventually(lambda: (found := slurm._from_sacct(job_id)) and found[job_id].ended and found[job_id])
-    assert (told.state, told.code, told.nodes) == ("FAILED", 6, "node1")
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        pytest.param("pass", None, id="done"),
+        pytest.param("sys.exit('scancel: error: Kill job error on job id 7: Invalid job id specified')", None,
+                     id="it has ended"),
+        pytest.param("sys.exit('Access/permission denied')", "scancel: Access/permission denied", id="another user's"),
+    ],
+)  # fmt: skip
+def test_cancelling(bin_dir: Path, program: str, expected: str | None) -> None:
+    client(bin_dir, "scancel", f"open({str(bin_dir / 'asked')!r}, 'w').write(' '.join(sys.argv[1:]))\n{program}")
+    if expected:
+        with pytest.raises(Failure, match=re.escape(expected)):
+            slurm.cancel(["7", "8_1"])
+    else:
+        slurm.cancel(["7", "8_1"])
+    assert (bin_dir / "asked").read_text() == "7 8_1"
 
 
-def test_script_text_needs_no_submission(slurm_job: Any) -> None:
-    job = slurm_job()
-    Batch([job], job.name, job.run_dir / "slurm").text()
-    assert not job.run_dir.exists()
+@pytest.mark.parametrize(
+    ("program", "most"),
+    [
+        pytest.param("print('MaxArraySize            = 1001')", 1001, id="known"),
+        pytest.param("print('MaxArraySizeOfOthers = 7')", sys.maxsize, id="not printed"),
+        pytest.param("sys.exit(1)", sys.maxsize, id="no answer"),
+    ],
+)
+def test_max_array_size(bin_dir: Path, program: str, most: int) -> None:
+    client(bin_dir, "scontrol", program)
+    assert slurm.max_array_size() == most
+
+
+def test_a_submission_keeps_only_the_variables_of_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    outer = {"SLURM_CONF": "/c", "SLURM_JOB_ID": "1", "SLURM_NTASKS": "8", "SBATCH_QOS": "high", "SBATCH_WAIT": "1"}
+    for name, value in outer.items():
+        monkeypatch.setenv(name, value)
+    with slurm.submit_environment(keep=["SBATCH_QOS", "SBATCH_NOT_SET"]):
+        seen = {name: value for name, value in os.environ.items() if name.startswith(("SLURM_", "SBATCH_"))}
+    assert seen == {"SLURM_CONF": "/c", "SBATCH_QOS": "high"}
+    assert {name: os.environ[name] for name in outer} == outer, "and leaves everything as it was"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("30", 1800),
+        ("0", 0),
+        ("90:30", 5430),
+        ("04:00:00", 14400),
+        ("1-0", 86400),
+        ("1-12", 129600),
+        ("2-03:04", 183840),
+        ("7-00:00:00", 604800),
+        ("1-02:03:04", 93784),
+        ("UNLIMITED", None),
+        ("infinite", None),
+    ],
+)
+def test_time_limit(text: str, seconds: int | None) -> None:
+    assert parse_time_limit(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "4h", "1:2:3:4", "-5", "1-", "1-2-3", "01:00:00; rm -rf x", "1:00\n", " 5"])
+def test_not_a_time_limit(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_time_limit(text)
+
+
+@given(st.integers(0, 60), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
+def test_spellings_of_a_time_limit(days: int, hours: int, minutes: int, seconds: int) -> None:
+    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    assert parse_time_limit(f"{days}-{hours:02}:{minutes:02}:{seconds:02}") == total
+    assert parse_time_limit(f"{days * 24 + hours}:{minutes}:{seconds:02}") == total
+    assert parse_time_limit(f"{total // 60}:{seconds}") == total
+    assert parse_time_limit(f"{days}-{hours}") == (days * 24 + hours) * 3600
+    assert parse_time_limit(str(total // 60)) == total // 60 * 60
+
+
+def test_an_unknown_task_beside_known_ones(bin_dir: Path) -> None:
+    client(bin_dir, "scontrol", "print('JobId=7 ArrayJobId=7 ArrayTaskId=0-1 JobState=PENDING')")
+    assert slurm.states(["7_1", "7_2"]) == {"7_1": JobState("PENDING"), "7_2": UNKNOWN}
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        (
+            "JobId=7 JobName=a JobState=RUNNING Reason=None Dependency=(null) Restarts=2 NodeList=node[1-2] ",
+            {"7": JobState("RUNNING", 0, "", "node[1-2]", 2)},
+        ),
+        (
+            "JobId=7 JobName=a JobState=PENDING Reason=Resources Restarts=0 ExitCode=0:0 ReqNodeList=n9 NodeList= ",
+            {"7": JobState("PENDING", 0, "Resources")},
+        ),
+        ("JobId=7 JobState=FAILED Reason=NonZero ExitCode=3:0", {"7": JobState("FAILED", 3, "NonZero")}),
+        ("JobId=7 JobState=FAILED Reason=X ExitCode=0:9", {"7": JobState("FAILED", 137, "X")}),
+        ("JobId=7 JobState=CANCELLED Reason=None ExitCode=0:15", {"7": JobState("CANCELLED", 143)}),
+        ("JobId=7 JobState=TIMEOUT Reason=TimeLimit ExitCode=0:15", {"7": JobState("TIMEOUT", 124, "TimeLimit")}),
+        ("JobId=7 JobState=OUT_OF_MEMORY ExitCode=0:125", {"7": JobState("OUT_OF_MEMORY", 137)}),
+        ("JobId=7 JobState=NODE_FAIL ExitCode=0:0", {"7": JobState("NODE_FAIL", 1)}),
+        ("JobId=9 ArrayJobId=7 ArrayTaskId=3 JobState=COMPLETED ExitCode=0:0", {"7_3": JobState("COMPLETED")}),
+        (
+            "JobId=7 ArrayJobId=7 ArrayTaskId=1-2,5%2 JobState=PENDING Reason=Priority",
+            {f"7_{i}": JobState("PENDING", 0, "Priority") for i in (1, 2, 5)},
+        ),
+        ("JobId=7 ArrayJobId=7 ArrayTaskId=4294967294 JobState=CANCELLED", {"7": JobState("CANCELLED", 143)}),
+        ("", {}),
+        ("No jobs in the system", {}),
+    ],
+)  # fmt: skip
+def test_scontrol(line: str, found: dict[str, JobState]) -> None:
+    assert dict(parse_scontrol(line)) == found
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("7|COMPLETED|0:0|node1", {"7": JobState("COMPLETED", 0, "", "node1")}),
+        ("7|CANCELLED by 1000|0:0|node1", {"7": JobState("CANCELLED", 143, "", "node1")}),
+        ("7_3|FAILED|42:0|node2", {"7_3": JobState("FAILED", 42, "", "node2")}),
+        ("7_[0-1%4]|PENDING|0:0|None assigned", {"7_0": JobState("PENDING"), "7_1": JobState("PENDING")}),
+        ("", {}),
+        ("Slurm accounting storage is disabled", {}),
+    ],
+)
+def test_sacct(line: str, found: dict[str, JobState]) -> None:
+    assert dict(parse_sacct(line)) == found

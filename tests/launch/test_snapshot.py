@@ -1,4 +1,4 @@
-"""The copy of the code that a job runs."""
+"""launch.snapshot and launch.bootstrap: the copy of the code that a job runs."""
 
 import json
 import os
@@ -32,11 +32,11 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def take(code: Path, parent: Path, *entries: str) -> Path:
-    """A snapshot made by a process that runs the code in `code`."""
+    """Write a snapshot in a process that runs the code in `code`, and return its folder."""
     program = f"""
 from pathlib import Path
 from launch import snapshot
-plan = snapshot.plan(Path({str(parent)!r}), set({entries!r}))
+plan = snapshot.plan_snapshot(Path({str(parent)!r}), set({entries!r}))
 plan.write()
 print(plan.folder)
 """
@@ -47,15 +47,15 @@ print(plan.folder)
     return Path(done.stdout.strip())
 
 
-def test_working_copy_with_its_edits(checkout: Path, tmp_path: Path) -> None:
+def test_working_copy_with_edits(checkout: Path, tmp_path: Path) -> None:
     folder = take(checkout, tmp_path, "nano3.x:y", "launch_entries:count")
     assert (folder / "nano3" / "utils" / "files.py").read_text().endswith("EDITED = True\n")
     assert (folder / "launch" / "new_module.py").exists() and (folder / "conf" / "pretrain.yaml").exists()
     assert (folder / "launch_entries.py").exists() and (folder / "spare" / "submitit" / "__init__.py").exists()
     assert not (folder / "nano3" / "key.secret").exists(), "ignored files stay out"
     assert not list(folder.rglob("*.pyc"))
-    told = json.loads((folder / "code.json").read_text())
-    assert told["edited"] is True and len(told["commit"]) == 40
+    version = json.loads((folder / "code.json").read_text())
+    assert version["edited"] is True and len(version["commit"]) == 40
     assert "+EDITED = True" in (folder / "code.diff").read_text()
 
 
@@ -77,7 +77,7 @@ def test_equal_code_has_one_snapshot(checkout: Path, tmp_path: Path) -> None:
 
 
 def test_installed_packages(checkout: Path, tmp_path: Path) -> None:
-    """As from a wheel: no Git, conf/ inside the package."""
+    """As installed from a wheel: no Git, and conf/ is inside the package."""
     installed = tmp_path / "lib" / "site-packages"
     for name in ("nano3", "launch"):
         shutil.copytree(checkout / name, installed / name)
@@ -88,17 +88,17 @@ def test_installed_packages(checkout: Path, tmp_path: Path) -> None:
     assert not (folder / "code.diff").exists()
 
 
-def test_plan_writes_nothing(tmp_path: Path) -> None:
-    plan = snapshot.plan(tmp_path / "slurm", {"launch_entries:count"})
+def test_plan_snapshot_writes_nothing(tmp_path: Path) -> None:
+    plan = snapshot.plan_snapshot(tmp_path / "slurm", {"launch_entries:count"})
     assert plan.boot.parent == plan.folder and not (tmp_path / "slurm").exists()
 
 
-def test_boot_puts_the_snapshot_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the working folder and before PYTHONPATH, in children too."""
+def test_bootstrap_puts_the_snapshot_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes before the working folder and PYTHONPATH, in child processes too."""
     code, work = tmp_path / "code", tmp_path / "work"
-    for place, word in ((code, "snapshot"), (work, "edited")):
-        place.mkdir()
-        (place / "thing.py").write_text(f"WORD = {word!r}\n")
+    for path, word in ((code, "snapshot"), (work, "edited")):
+        path.mkdir()
+        (path / "thing.py").write_text(f"WORD = {word!r}\n")
     (code / "start.py").write_text(
         "import subprocess, sys, thing\nprint(thing.WORD, sys.argv[1:], flush=True)\n"
         "subprocess.run([sys.executable, '-c', 'import thing; print(thing.WORD)'])\n"
@@ -109,3 +109,60 @@ def test_boot_puts_the_snapshot_first(tmp_path: Path, monkeypatch: pytest.Monkey
         env={**os.environ, "PYTHONPATH": str(work)}, check=True,
     )  # fmt: skip
     assert done.stdout == "snapshot ['a b']\nsnapshot\n"
+
+
+def test_two_submissions_write_one_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two submissions share a slurm folder and write the same snapshot at the same time."""
+    plan, describe = snapshot.plan_snapshot(tmp_path, {"launch_entries:count"}), snapshot.code_version
+
+    def meanwhile(root: Path) -> dict[str, object]:
+        monkeypatch.setattr(snapshot, "code_version", describe)
+        plan.write()
+        return describe(root)
+
+    monkeypatch.setattr(snapshot, "code_version", meanwhile)
+    plan.write()
+    assert [p.name for p in tmp_path.iterdir()] == [plan.folder.name], "the copy that came second is gone"
+    assert all((plan.folder / path).read_bytes() == source.read_bytes() for path, source in plan.files.items())
+
+
+def test_a_failed_snapshot_leaves_nothing(tmp_path: Path) -> None:
+    plan = snapshot.plan_snapshot(tmp_path / "slurm", set())
+    (tmp_path / "slurm").write_text("a file")
+    with pytest.raises(OSError, match="slurm"):
+        plan.write()
+    assert not plan.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("entry", "module"),
+    [
+        pytest.param("my_entry:main", "my_entry.py", id="a module"),
+        pytest.param("my_entry.deep.one:main", "my_entry/deep/one.py", id="a package"),
+        pytest.param("my_entry.one:main", "my_entry/one.py", id="a package without __init__"),
+    ],
+)
+def test_the_snapshot_has_the_code_of_the_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: str, module: str
+) -> None:
+    file = tmp_path / "code" / module
+    file.parent.mkdir(parents=True)
+    file.write_text("def main(): pass\n")
+    if "deep" in entry:
+        for folder in (file.parent, file.parent.parent):
+            (folder / "__init__.py").touch()
+    (tmp_path / "code" / "bystander.py").touch()
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    plan = snapshot.plan_snapshot(tmp_path / "slurm", {entry})
+    assert plan.files[module] == file
+    assert not [path for path in plan.files if "bystander" in path or path.endswith(".pyc")]
+    file.write_text("def main(): return 1\n")
+    assert snapshot.plan_snapshot(tmp_path / "slurm", {entry}).folder != plan.folder, "named after its bytes"
+
+
+def test_an_entry_that_is_not_importable_here_is_left_to_the_ranks(tmp_path: Path) -> None:
+    """It may be in the container image."""
+    assert (
+        snapshot.plan_snapshot(tmp_path, {"not_here.at_all:main"}).files
+        == snapshot.plan_snapshot(tmp_path, set()).files
+    )

@@ -1,21 +1,22 @@
-"""One Slurm task: signals, exit codes, records; and the rank process itself."""
+"""launch.task: signals, exit codes and markers of one Slurm task."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launch_helpers import eventually
 
-from launch.task import RankProcess, RankTask, check_starts, port, record_failure
-from nano3.utils.errors import Failure, UserError
+from launch.task import RankProcess, RankTask, rendezvous_port
 
 
 @pytest.fixture(autouse=True)
-def _signals_restored():
+def _signals_restored() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
     yield
     for number, handler in before.items():
@@ -37,7 +38,7 @@ def python(program: str) -> list[str]:
         ("import os; os.abort()", 134),
     ],
 )
-def test_exit_code_of_the_child(program: str, code: int) -> None:
+def test_exit_code_of_the_rank_process(program: str, code: int) -> None:
     assert RankProcess(python(program), 10).wait() == code
 
 
@@ -50,13 +51,13 @@ time.sleep(30)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2"])
-def test_signals_are_passed_on(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_signals_are_forwarded(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     child = RankProcess(python(WAITS.format(name)), 20)
     while "ready" not in capfd.readouterr().out:
         time.sleep(0.05)
     os.kill(os.getpid(), getattr(signal, name))
     assert child.wait() == 75
-    assert child.told_to_end == (name == "SIGTERM") and not child.killed_late
+    assert child.sigterm_received == (name == "SIGTERM") and not child.killed_late
 
 
 def test_a_rank_that_does_not_stop_is_killed_with_its_children(tmp_path: Path) -> None:
@@ -77,57 +78,16 @@ time.sleep(60)
     eventually(lambda: not state.exists() or state.read_text().split()[2] == "Z")
 
 
-def test_first_failure_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for rank, code in (("3", 9), ("1", 1)):
-        monkeypatch.setenv("RANK", rank)
-        record_failure(tmp_path / "7_2", code)
-    assert (tmp_path / "7_2.exit").read_text().split()[:2] == ["9", "3"]
-    assert [p.name for p in tmp_path.iterdir()] == ["7_2.exit"]
-
-
-@pytest.mark.parametrize(
-    ("progress", "gives_up_at"),
-    [
-        ([None, None, None], 2),
-        ([None, "1", "1", "1"], 3),
-        (["1", "2", "3", "4", "5"], None),
-        ([None, "1", "1", "2", "2"], None),
-        (["5", "5", "5"], 2),
-    ],
-    ids=["never", "stuck after one", "always", "now and then", "resumed and stuck"],
-)
-def test_crash_loop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: list[str | None], gives_up_at: int | None
-) -> None:
-    file = tmp_path / "progress.json"
-    for start, value in enumerate(progress):
-        monkeypatch.setenv("SLURM_RESTART_COUNT", str(start))
-        if value is not None:
-            file.write_text(value)
-        if start == gives_up_at:
-            with pytest.raises(Failure, match="last 2 starts of this job made no progress"):
-                check_starts(tmp_path / "7", file, max_crashes=2)
-            return
-        check_starts(tmp_path / "7", file, max_crashes=2)
-    assert gives_up_at is None
-
-
-def test_another_job_with_an_old_id_starts_afresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "7.starts.json").write_text('["", "", ""]')
-    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
-    check_starts(tmp_path / "7", tmp_path / "progress.json", max_crashes=1)
-
-
 def run_task(tmp_path: Path, *args: str, **more: int) -> int:
-    """RankTask as task 0 of job 7, without Slurm."""
+    """Run a RankTask as rank 0 of job 7 without Slurm."""
     return start_task(tmp_path, *args, **more).wait()
 
 
 def start_task(
-    tmp_path: Path, *args: str, restarts: int = 0, retries: int = 0, part: bool = False
+    tmp_path: Path, *args: str, restarts: int = 0, retries: int = 0, array_task: bool = False
 ) -> "subprocess.Popen[bytes]":
     task = RankTask("launch_entries:" + args[0], args[1:], str(tmp_path), str(tmp_path / "progress.json"), 60, 2,
-                    (2, 5) if part else None, retries)  # fmt: skip
+                    (2, 5) if array_task else None, retries)  # fmt: skip
     program = f"import sys; from launch.task import RankTask; sys.exit({task!r}._run())"
     env = {**os.environ, "RANK": "0", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)}
     return subprocess.Popen([sys.executable, "-c", program], env=env)
@@ -152,7 +112,7 @@ def test_task_that_stops_by_itself_asks_for_no_requeue(tmp_path: Path) -> None:
     assert files(tmp_path) == {"7.stopped"}
 
 
-def test_task_that_was_told_to_stop_asks_for_a_requeue(tmp_path: Path) -> None:
+def test_task_with_a_stop_request_asks_for_a_requeue(tmp_path: Path) -> None:
     task = start_task(tmp_path, "count", str(tmp_path), "steps=6000", "pause=0.1")
     eventually(lambda: (tmp_path / "progress.json").exists())
     task.send_signal(signal.SIGUSR2)
@@ -160,63 +120,72 @@ def test_task_that_was_told_to_stop_asks_for_a_requeue(tmp_path: Path) -> None:
     assert files(tmp_path) == {"7.again"}
 
 
-def test_part_of_an_array(tmp_path: Path) -> None:
-    assert run_task(tmp_path, "part", str(tmp_path), "", part=True) == 0
+def test_task_of_an_array(tmp_path: Path) -> None:
+    assert run_task(tmp_path, "part", str(tmp_path), "", array_task=True) == 0
     assert (tmp_path / "part_2").read_text() == "2 of 5" and files(tmp_path) == {"7.done"}
 
 
-def test_part_that_fails_is_started_again(tmp_path: Path) -> None:
-    assert run_task(tmp_path, "part", str(tmp_path), "always:2", part=True, retries=1) == 0
+def test_failed_task_of_an_array_is_requeued(tmp_path: Path) -> None:
+    assert run_task(tmp_path, "part", str(tmp_path), "always:2", array_task=True, retries=1) == 0
     assert files(tmp_path) == {"7.again"}
     (tmp_path / "7.again").unlink()
-    assert run_task(tmp_path, "part", str(tmp_path), "always:2", part=True, retries=1, restarts=1) == 9
+    assert run_task(tmp_path, "part", str(tmp_path), "always:2", array_task=True, retries=1, restarts=1) == 9
     assert files(tmp_path) == {"7.exit"}
 
 
-def rank(*words: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-m", "launch.rank", *words], capture_output=True, text=True, check=False)
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "says"),
-    [
-        (("launch_entries:raise_failure", "disk full"), 1, "error: disk full\n"),
-        (("launch_entries:raise_unforeseen", "x"), 1, "ZeroDivisionError: x\n"),
-        (("launch_entries",), 2, "error: 'launch_entries' is not an entry. Write it as package.module:function.\n"),
-    ],
-)
-def test_how_a_rank_ends(words: tuple[str, ...], code: int, says: str) -> None:
-    done = rank(*words)
-    assert done.returncode == code and done.stderr.endswith(says)
-    assert ("Traceback" in done.stderr) == (words[0].endswith("unforeseen"))
-
-
-def test_user_error_has_its_own_code() -> None:
-    program = "from nano3.utils.errors import UserError\ndef f(): raise UserError(['one', 'two'])"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{program}\nimport __main__, sys\nfrom launch.rank import run_rank\n"
-         "sys.exit(run_rank('__main__:f', ()))"], capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (UserError.exit_code, "error: one\nerror: two\n")
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_signal_before_the_entry_handles_it(tmp_path: Path, number: signal.Signals) -> None:
-    (tmp_path / "slow_import.py").write_text("print('importing', flush=True)\nimport time\ntime.sleep(30)\n")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "launch.rank", "slow_import:main"],
-        env={**os.environ, "PYTHONPATH": f"{os.environ['PYTHONPATH']}:{tmp_path}"}, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None and process.stdout.readline() == "importing\n"
-    process.send_signal(number)
-    process.send_signal(number)
-    assert process.wait() == 75
-
-
-def test_where_the_ranks_of_a_job_meet() -> None:
-    """The same place for every rank; tasks of one array may share a host, and a second start must not fail as the
-    first."""
-    ports = {port(f"104_{task}", restart) for task in range(20) for restart in range(3)}
+def test_rendezvous_port() -> None:
+    """Equal for all ranks of a job, different for tasks that may share a host and after a restart."""
+    ports = {rendezvous_port(f"104_{task}", restart) for task in range(20) for restart in range(3)}
     assert len(ports) == 60
-    assert all(20_000 <= number < 32_768 for number in ports), "above is what Linux gives away"
-    assert port("104_0", 1) == port("104_0", 1)
+    assert all(20_000 <= number < 32_768 for number in ports), "higher ports are ephemeral"
+    assert rendezvous_port("104_0", 1) == rendezvous_port("104_0", 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGBUS, signal.SIGRTMIN, signal.SIGRTMIN + 6, signal.SIGRTMAX], ids=int)
+def test_a_rank_may_be_ended_by_any_signal(capfd: pytest.CaptureFixture[str], number: int) -> None:
+    assert (
+        RankProcess([sys.executable, "-c", f"import os; os.kill(os.getpid(), {int(number)})"], 10).wait()
+        == 128 + number
+    )
+    message = capfd.readouterr().err
+    assert "the rank was ended by " in message
+    assert str(int(number)) in message or message.rstrip().endswith(signal.Signals(number).name)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2], ids=lambda number: number.name)
+def test_a_rank_that_is_stopped_before_it_starts_is_requeued(tmp_path: Path, number: signal.Signals) -> None:
+    """A signal ends the rank before it handles signals; nothing is lost, so it is no failure."""
+    words = ("launch_entries:not_ready", (str(tmp_path),), str(tmp_path), str(tmp_path / "progress.json"))
+    program = f"import sys; from launch.task import RankTask; sys.exit(RankTask(*{words!r}, 600, 2)._run())"
+    env = {**os.environ, "RANK": "0", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "0"}
+    task = subprocess.Popen([sys.executable, "-c", program], env=env)
+    eventually((tmp_path / "waits").exists)
+    task.send_signal(number)
+    assert task.wait() == 0
+    assert {p.name for p in tmp_path.glob("7.*")} == {"7.again", "7.starts.json"}
+
+
+def test_a_signal_before_the_rank_process_exists_is_forwarded() -> None:
+    """The signal arrives between the handlers and the start of the process."""
+    popen = subprocess.Popen
+
+    def signal_meanwhile(*words: Any, **keys: Any) -> "subprocess.Popen[bytes]":
+        os.kill(os.getpid(), signal.SIGUSR2)
+        return popen(*words, preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN), **keys)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "Popen", signal_meanwhile)
+        child = RankProcess(["sleep", "600"], 1)
+    assert child.stop_requested and child.wait() == 137 and child.killed_late
+
+
+def test_arguments_of_an_entry_are_unchanged(tmp_path: Path) -> None:
+    """There is no shell between the task and its rank."""
+    words = ("a b", "$HOME;`id`", "'", '"', "--array-task", "\n", "", "*", "é😀", os.fsdecode(b"caf\xe9"))
+    task = RankTask("launch_entries:count", words, str(tmp_path), str(tmp_path / "p"), 60, 2, array_task=(3, 8))
+    expected = ["-u", "-m", "launch.rank", "--array-task", "3", "8", "launch_entries:count", *words]
+    assert task.command == [sys.executable, *expected]
+    program = "import os, sys; os.write(1, b'\\0'.join(map(os.fsencode, sys.argv[1:])))"
+    child = RankProcess(["sh", "-c", f'exec "$0" -c "$1" "$@" >{tmp_path}/out', sys.executable, program, *words], 10)
+    assert child.wait() == 0
+    assert (tmp_path / "out").read_bytes().split(b"\0")[1:] == [os.fsencode(word) for word in words]

@@ -1,4 +1,4 @@
-"""Real runs on the real Slurm: the same losses as here, through requeues, kills, sweeps and chained jobs."""
+"""Training on a real Slurm: the same losses as local runs through requeues, kills, sweeps and dependent jobs."""
 
 import subprocess
 from pathlib import Path
@@ -29,7 +29,7 @@ def cli(tmp_path_factory: pytest.TempPathFactory, slurm_conf: str) -> Commands:
 
 @pytest.fixture(scope="module")
 def data(cli: Commands) -> Path:
-    """Prepared by three tasks of a job array."""
+    """Data prepared by three tasks of a job array."""
     cli("-m", "nano3.data_prep", "data_blend=sample", "output_dir=data", *SLURM, "cluster.tasks=3")
     return cli.folder / "data"
 
@@ -43,7 +43,7 @@ def undisturbed(cli: Commands, data: Path) -> dict[int, float]:
 
 @pytest.fixture(scope="module")
 def prepared_here(cli: Commands) -> dict[str, bytes]:
-    """The files that one machine makes."""
+    """The files prepared on one machine."""
     cli("-m", "nano3.data_prep", "data_blend=sample", "output_dir=here")
     return prepared(cli.folder / "here")
 
@@ -54,7 +54,7 @@ def prepared(folder: Path) -> dict[str, bytes]:
     return files
 
 
-def test_an_array_prepares_the_bytes_that_one_machine_does(data: Path, prepared_here: dict[str, bytes]) -> None:
+def test_an_array_prepares_the_bytes_of_one_machine(data: Path, prepared_here: dict[str, bytes]) -> None:
     assert prepared(data) == prepared_here
 
 
@@ -66,8 +66,8 @@ def test_a_lost_task_is_repeated_alone_to_the_same_bytes(cli: Commands, prepared
     subprocess.run(["scancel", f"{array}_1"], env=cli.env, check=True)
     subprocess.run(["scontrol", "release", array, final], env=cli.env, check=True)
     eventually(lambda: (cli.folder / "lost" / "manifest.json").exists(), seconds=240)
-    told = log_of(folder)
-    assert told.count("did not finish; repeating it here") == 1 and "task 1 did not finish" in told
+    log = log_of(folder)
+    assert log.count("did not finish; repeating it here") == 1 and "task 1 did not finish" in log
     assert prepared(cli.folder / "lost") == prepared_here
 
 
@@ -84,7 +84,7 @@ LONGER = ["train.train_iters=400", "train.exit_iteration=150", "train.eval_inter
 
 
 def trains(run: Path) -> bool:
-    """It has written a few losses, and saved."""
+    """Return whether the run has written some losses and saved."""
     return (run / "progress.json").exists() and len(losses(run)) > 5
 
 
@@ -99,7 +99,7 @@ def uncut(cli: Commands, data: Path) -> dict[int, float]:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("how", ["scancel --signal=USR2", "scontrol requeue"])
 def test_a_requeued_run_resumes_to_the_same_losses(cli: Commands, uncut: dict[int, float], how: str) -> None:
-    """One is told to save before; the other is requeued by Slurm itself, as after a preemption."""
+    """One run is asked to save first; the other is requeued by Slurm itself, as after a preemption."""
     name = how.split()[0]
     cli("-m", "nano3.pretrain", *SMALL, *LONGER, *SLURM, f"run.name={name}", "cluster.mode=detached")
     run = cli.run_dir(name)
@@ -112,7 +112,7 @@ def test_a_requeued_run_resumes_to_the_same_losses(cli: Commands, uncut: dict[in
 
 
 @pytest.mark.timeout(600)
-def test_a_killed_rank_and_the_same_command_again_give_the_same_losses(cli: Commands, data: Path) -> None:
+def test_rerunning_after_a_killed_rank_gives_the_same_losses(cli: Commands, data: Path) -> None:
     words = [*SMALL, *LONGER, "train.micro_batch_size=1"]
     cli("-m", "nano3.pretrain", *words, "run.name=two-here", "cluster.nproc_per_node=2")
     command = ["-m", "nano3.pretrain", *words, *SLURM, "run.name=two", "cluster.ntasks_per_node=2"]

@@ -40,8 +40,8 @@ def job(cfg: DictConfig, label: str = "") -> launch.Job:
 
 def start(of: launch.Job) -> None:
     """What launch does before the first rank."""
-    assert of.freeze is not None
-    of.freeze()
+    assert of.save_config is not None
+    of.save_config()
 
 
 def test_the_data_is_known_by_its_content(composed: Compose, data: Path) -> None:

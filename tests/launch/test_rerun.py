@@ -1,4 +1,4 @@
-"""The same command typed again, with other keys, or while the run is active; with a Slurm that only answers."""
+"""Rerun the same command after the end or while the run is active, with a fake Slurm."""
 
 import json
 import shutil
@@ -24,8 +24,8 @@ def cli(tmp_path_factory: pytest.TempPathFactory) -> Commands:
 
 
 @pytest.fixture
-def again(cli: Commands, recorder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Types the command of the finished run again; its run folder."""
+def finished_run(cli: Commands, recorder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the finished run, with a fake Slurm on PATH."""
     monkeypatch.setitem(cli.env, "PATH", f"{recorder}:{cli.env['PATH']}")
     return cli.run_dir("one")
 
@@ -39,15 +39,15 @@ def files(run: Path) -> dict[Path, bytes]:
     return {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
 
 
-def test_a_finished_run_is_not_submitted_again_whatever_its_place_is(cli: Commands, again: Path) -> None:
-    before = files(again)
+def test_a_finished_run_is_not_submitted_again_with_another_cluster(cli: Commands, finished_run: Path) -> None:
+    before = files(finished_run)
     for words in ([], ["cluster.time=9", "cluster.nodes=2", "run.env.container=x", "run.wandb.mode=offline"]):
         assert "has finished: nothing to do" in one(cli, *words).stderr
-    assert files(again) == before
+    assert files(finished_run) == before
 
 
 @pytest.mark.slow
-def test_a_finished_point_is_not_run_again_whatever_its_place_is(cli: Commands, again: Path) -> None:
+def test_a_finished_point_is_not_run_again_with_another_cluster(cli: Commands, finished_run: Path) -> None:
     done = cli(
         "-m", "nano3.pretrain", "-m", *SMALL, "run.name=sweep", "optimizer.lr=1e-3,2e-3",
         "train.exit_iteration=1",
@@ -62,18 +62,20 @@ def test_a_finished_point_is_not_run_again_whatever_its_place_is(cli: Commands, 
     assert files(cli.run_dir("sweep")) == before
 
 
-def test_a_refused_start_changes_nothing_that_the_active_job_reads(cli: Commands, again: Path) -> None:
-    """The recorder's scontrol says that every job runs."""
-    job_records.add_record(again, job_records.JobRecord("1", "one", "2026-01-01T00:00:00+00:00", "/log", "/script"))
-    before = files(again)
+def test_a_refused_start_changes_no_file_of_the_active_job(cli: Commands, finished_run: Path) -> None:
+    """For the fake scontrol every job is running."""
+    job_records.add_record(
+        finished_run, job_records.JobRecord("1", "one", "2026-01-01T00:00:00+00:00", "/log", "/script")
+    )
+    before = files(finished_run)
     try:
         refused = one(cli, "optimizer.lr=1e-4", "train.exit_iteration=2", code=2)
         assert "job 1 of this run is RUNNING" in refused.stderr
         here = cli("-m", "nano3.pretrain", *SMALL, "run.name=one", "optimizer.lr=1e-4", code=2)
         assert "job 1 of this run is RUNNING" in here.stderr
-        assert files(again) == before
+        assert files(finished_run) == before
     finally:
-        (again / job_records.FILE).unlink()
+        (finished_run / job_records.FILE).unlink()
 
 
 SEED = "is a checkpoint of a different run: train.seed: 1234 in"
@@ -81,7 +83,7 @@ LOAD = ["run.name=new", "checkpoint.load=/nope"]
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         pytest.param(["train.seed=5"], SEED, id="seed here"),
         pytest.param(["train.seed=5", *SLURM], SEED, id="seed on Slurm"),
@@ -90,25 +92,25 @@ LOAD = ["run.name=new", "checkpoint.load=/nope"]
         pytest.param(["run.output_dir=/proc/nope"], "run.output_dir=/proc/nope: cannot be written", id="run folder"),
     ],
 )
-def test_what_the_ranks_would_refuse_is_refused_before_anything_is_written(
-    cli: Commands, again: Path, words: list[str], told: str
+def test_problems_of_the_ranks_are_found_before_anything_is_written(
+    cli: Commands, finished_run: Path, words: list[str], expected: str
 ) -> None:
-    before = files(again.parent)
+    before = files(finished_run.parent)
     done = cli("-m", "nano3.pretrain", *SMALL, "run.name=one", "train.exit_iteration=1", *words, code=2)
-    assert told in done.stderr and "Traceback" not in done.stderr
-    assert files(again.parent) == before
+    assert expected in done.stderr and "Traceback" not in done.stderr
+    assert files(finished_run.parent) == before
     assert not cli.run_dir("new").exists()
 
 
-def test_two_runs_do_not_save_into_one_folder(cli: Commands, again: Path) -> None:
-    shared = f"checkpoint.save={again}/checkpoints"
+def test_two_runs_do_not_save_into_one_folder(cli: Commands, finished_run: Path) -> None:
+    shared = f"checkpoint.save={finished_run}/checkpoints"
     for words in (["run.name=two"], ["run.name=two", "dry_run=true"]):
         done = cli("-m", "nano3.pretrain", *SMALL, *words, shared, code=2)
-        assert f"holds the checkpoints of another run, {again}. Choose another checkpoint.save" in done.stderr
+        assert f"holds the checkpoints of another run, {finished_run}. Choose another checkpoint.save" in done.stderr
     assert not cli.run_dir("two").exists()
 
 
-def test_a_finished_run_without_its_checkpoints_trains_again(cli: Commands, again: Path) -> None:
+def test_a_finished_run_without_its_checkpoints_trains_again(cli: Commands, finished_run: Path) -> None:
     words = ["-m", "nano3.pretrain", *SMALL, "run.name=lost", "train.exit_iteration=1"]
     cli(*words)
     shutil.rmtree(cli.run_dir("lost") / "checkpoints")
@@ -123,7 +125,7 @@ def test_a_finished_run_without_its_checkpoints_trains_again(cli: Commands, agai
 
 
 @pytest.mark.slow
-def test_points_that_are_given_one_folder_have_one_each_in_it(cli: Commands, again: Path) -> None:
+def test_points_get_their_own_folder_in_a_shared_folder(cli: Commands, finished_run: Path) -> None:
     sweep = ["-m", "nano3.pretrain", "-m", *SMALL, "run.name=shared", "optimizer.lr=1e-3,2e-3", "checkpoint.save=save"]
     sweep += ["train.exit_iteration=1", "logger.tensorboard_dir=board"]
     assert "2 of 2 points finished" in cli(*sweep).stderr
@@ -134,19 +136,19 @@ def test_points_that_are_given_one_folder_have_one_each_in_it(cli: Commands, aga
     assert cli(*sweep).stdout.count("finished before") == 2
 
 
-def test_what_makes_it_another_run(cli: Commands, again: Path) -> None:
-    config = record.load_run_config(again / "config.yaml")
-    told = json.loads((again / "starts" / "0001" / "start.json").read_text())["data"]
-    data = record.DataReference(**told)
-    assert not record.changed(again, config, data)
-    assert record.changed(again, config, record.DataReference(data.reference, data.folder, "other data"))
+def test_changed_run(cli: Commands, finished_run: Path) -> None:
+    config = record.load_run_config(finished_run / "config.yaml")
+    reference = json.loads((finished_run / "starts" / "0001" / "start.json").read_text())["data"]
+    data = record.DataReference(**reference)
+    assert not record.changed(finished_run, config, data)
+    assert record.changed(finished_run, config, record.DataReference(data.reference, data.folder, "other data"))
     config.cluster.nodes, config.data_blend.num_shards = 7, 5
-    assert not record.changed(again, config, data)
+    assert not record.changed(finished_run, config, data)
     config.optimizer.lr = 9
-    assert not record.changed(again, config, data), "nothing is left to train with it"
+    assert not record.changed(finished_run, config, data), "nothing is left to train with it"
     config.train.exit_iteration = 2
-    assert record.changed(again, config, data)
-    assert not record.changed(again.parent / "new", config, data)
+    assert record.changed(finished_run, config, data)
+    assert not record.changed(finished_run.parent / "new", config, data)
 
 
 def test_uncommitted_edits_of_any_encoding_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,9 +51,7 @@ def test_failed_point_and_rerun(slurm_job: Any, capfd: pytest.CaptureFixture[str
     assert "2 of 3 points finished, 1 failed" in err and "boom on rank 0" in err
     assert [job.finished for job in made] == [True, False, True]
     assert launch.run(made, sweep=True) == 0
-    assert [len(job_records.read_records(job.run_dir)) for job in made] == [1, 2, 1], (
-        "only what had not finished was run again"
-    )
+    assert [len(job_records.read_records(job.run_dir)) for job in made] == [1, 2, 1], "only unfinished points run again"
 
 
 def test_points_with_other_resources_get_their_own_array(slurm_job: Any) -> None:
@@ -65,10 +63,10 @@ def test_points_with_other_resources_get_their_own_array(slurm_job: Any) -> None
     assert worlds == ["1", "1", "2", "2"]
 
 
-def test_sweep_is_submitted_whole_or_not_at_all(slurm_job: Any) -> None:
+def test_a_sweep_is_submitted_as_a_whole_or_not_at_all(slurm_job: Any) -> None:
     made = points(slurm_job, 3, "pause=60", mode="detached")
     made[2] = with_cluster(made[2], gpus_per_node=9)
-    with pytest.raises(UserError, match="Slurm refused"):
+    with pytest.raises(UserError, match="Slurm rejected"):
         launch.run(made, sweep=True)
     states = slurm.states([last_id(made[0].run_dir)])
     assert eventually(lambda: {s.state for s in slurm.states(list(states)).values()} == {"CANCELLED"})
@@ -80,12 +78,12 @@ def test_detached_sweep_then_jobs_and_cancel(slurm_job: Any, capfd: pytest.Captu
     assert launch.run(made, sweep=True) == 0
     capfd.readouterr()
 
-    def told() -> bool:
+    def reported() -> bool:
         assert jobs.run(argparse.Namespace(folders=[base])) == 0
         out = capfd.readouterr().out
         return out.count("RUNNING on node1") == 1 and out.count("PENDING (JobArrayTaskLimit)") == 2
 
-    eventually(told)
+    eventually(reported)
     assert cancel.run(argparse.Namespace(runs=[str(base)])) == 0
     eventually(lambda: all(s.ended for s in slurm.states([last_id(job.run_dir) for job in made]).values()))
     capfd.readouterr()
@@ -119,7 +117,7 @@ def test_array_then_finalizer(slurm_job: Any, tmp_path: Path, tasks: int) -> Non
     assert (tmp_path / "gathered").read_text() == "\n".join(f"{i} of {tasks}" for i in range(tasks))
 
 
-def test_failed_task_is_started_again_alone(slurm_job: Any, tmp_path: Path) -> None:
+def test_a_failed_task_is_requeued_alone(slurm_job: Any, tmp_path: Path) -> None:
     assert run_array(tmp_path, "once:2") == 0
     assert len((tmp_path / "gathered").read_text().splitlines()) == 4
     array = job_records.read_records(tmp_path / "prep")[-1].parts[0]
@@ -127,14 +125,14 @@ def test_failed_task_is_started_again_alone(slurm_job: Any, tmp_path: Path) -> N
     assert [states[f"{array}_{i}"].restarts for i in range(4)] == [0, 0, 1, 0]
 
 
-def test_lost_task_is_repeated_by_the_finalizer_and_the_next_job_runs(slurm_job: Any, tmp_path: Path) -> None:
+def test_a_lost_task_is_repeated_by_the_finalizer(slurm_job: Any, tmp_path: Path) -> None:
     after = slurm_job(name="train")
     assert run_array(tmp_path, "vanish:1", then=after) == 0
     assert len((tmp_path / "gathered").read_text().splitlines()) == 4
     assert (after.run_dir / "finished.json").exists()
 
 
-def test_finalizer_names_what_is_missing(slurm_job: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_finalizer_names_missing_tasks(slurm_job: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     after = slurm_job(name="train")
     assert run_array(tmp_path, "always:3", then=after, keys={"max_crashes": 1}) == 1
     out, _err = capfd.readouterr()
@@ -158,7 +156,7 @@ def test_array_detached(slurm_job: Any, tmp_path: Path) -> None:
     eventually(lambda: (tmp_path / "gathered").exists())
 
 
-def test_array_larger_than_slurm_takes(slurm_job: Any, tmp_path: Path) -> None:
+def test_an_array_larger_than_slurm_allows(slurm_job: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cluster.tasks=2002 is more than .* 2001 at most"):
         run_array(tmp_path, "", tasks=2002, keys={"mode": "detached"})
 
@@ -192,7 +190,7 @@ hydra: {output_subdir: null, run: {dir: .}, sweep: {dir: "${dir}"}, launcher: {j
 """
 
 
-def test_multirun_takes_the_same_road(slurm_job: Any, tmp_path: Path) -> None:
+def test_multirun(slurm_job: Any, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(APP)
     (tmp_path / "app.yaml").write_text(CONFIG)
 

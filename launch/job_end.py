@@ -1,0 +1,168 @@
+"""How the tasks of a Slurm job report their end to its job script, and where the script requeues the job.
+
+srun ends all other tasks when one exits with anything but 0, and these may still be saving their part of a checkpoint.
+A task that saved therefore exits with 0 and leaves a marker file. After srun, the job script reads the markers and
+requeues the job (`requeue_script`) or exits with the job's code.
+
+All files are in RUN_DIR/slurm (or SWEEP_DIR/slurm). ID is the job's id: "123", or "123_4" for task 4 of an array.
+
+ID.exit         "CODE RANK HOST" of the first rank that failed. Written by that rank's task (`record_failure`). The job
+                script exits with CODE; launch.follow reports the rank (`first_failure`).
+ID.again        The run saved its state, or an array task has retries left. Written by tasks that were asked to stop and
+                by failed array tasks (`request_requeue`). The job script requeues the job; if that is not possible, it
+                exits with 75.
+ID.stopped      The run saved its state and stopped at a limit of its own. Written by a task whose rank returned 75
+                without a stop request (`mark_stopped`). The job script exits with 75 and does not requeue.
+ID.done         This task of an array succeeded. Written by the task, or by the finalizer after repeating the task
+                (`mark_done`). The finalizer reads it (launch.array).
+ID.starts.json  Contents of the progress file at each start of the job, oldest first. Written and read by the task of
+                rank 0 at each start (`check_crash_loop`).
+
+The job script removes ID.exit, ID.again and ID.stopped before each start. If srun failed, ID.exit decides and the other
+markers are ignored; if srun succeeded, ID.again comes before ID.stopped.
+"""
+
+import contextlib
+import os
+import shlex
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from nano3.utils.errors import RESTART_EXIT_CODE, Failure
+from nano3.utils.files import read_json, write_json
+
+# SLURM_JOB_ID does not name the files: for one task of an array it is the id of the whole array.
+_SETUP = """\
+job=${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}
+state={folder}/$job
+rm -f -- "$state.exit" "$state.again" "$state.stopped"
+export SUBMITIT_LOG_LEVEL=WARNING"""
+
+# Requeue only a job that is still RUNNING: a cancelled job must stay cancelled.
+_REQUEUE = """\
+code=$?
+if [ "$code" = 0 ] && [ -e "$state.again" ]; then
+  code={restart_code}
+  if [ "${{SLURM_RESTART_COUNT:-0}}" -ge {max_requeues} ]; then
+    echo "launch: stopped after cluster.max_requeues={max_requeues} requeues; run the same command to continue" >&2
+  elif scontrol show job -o "$job" | grep -q ' JobState=RUNNING ' && scontrol requeue "$job"; then
+    sleep 120
+  fi
+elif [ "$code" = 0 ] && [ -e "$state.stopped" ]; then
+  code={restart_code}
+  echo "launch: the run stopped by itself before its end and saved its state; run the same command to continue" >&2
+elif [ -e "$state.exit" ]; then
+  read -r code _ <"$state.exit"
+fi
+exit "$code"
+"""
+
+
+def marker_setup_script(folder: Path) -> str:
+    """Return the shell lines at the start of a job script that name the marker files and remove old ones.
+
+    Args:
+        folder: The job's slurm folder.
+    """
+    return _SETUP.format(folder=shlex.quote(str(folder)))
+
+
+def requeue_script(max_requeues: int) -> str:
+    """Return the shell lines after srun that requeue the job or exit with its code.
+
+    Args:
+        max_requeues: Requeues allowed for one job (cluster.max_requeues).
+    """
+    return _REQUEUE.format(max_requeues=max_requeues, restart_code=RESTART_EXIT_CODE)
+
+
+def current_job_id() -> str:
+    """Return the id of the Slurm job of this process: "123", or "123_4" for task 4 of an array."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+
+
+def restart_count() -> int:
+    """Return how often Slurm has requeued the job of this process."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+@dataclass(frozen=True)
+class RankFailure:
+    """The first rank of a job that failed by itself."""
+
+    code: int
+    rank: int
+    host: str
+
+
+@dataclass(frozen=True)
+class JobMarkers:
+    """The marker files of one job; see the table of this module."""
+
+    # The job's slurm folder.
+    folder: Path
+    job_id: str
+
+    def _path(self, suffix: str) -> Path:
+        return self.folder / f"{self.job_id}.{suffix}"
+
+    def request_requeue(self) -> None:
+        """Ask the job script to requeue the job."""
+        self._path("again").touch()
+
+    def mark_stopped(self) -> None:
+        """Record that the run saved its state and stopped by itself."""
+        self._path("stopped").touch()
+
+    def mark_done(self) -> None:
+        """Record that this task of an array succeeded."""
+        self._path("done").touch()
+
+    @property
+    def done(self) -> bool:
+        """Whether this task of an array succeeded."""
+        return self._path("done").exists()
+
+    def record_failure(self, code: int) -> None:
+        """Record the exit code of this rank unless another rank failed first."""
+        first = self._path("exit")
+        own = self._path(f"exit.{os.environ['RANK']}")
+        own.write_text(f"{code} {os.environ['RANK']} {socket.gethostname()}\n")
+        with contextlib.suppress(FileExistsError):
+            os.link(own, first)
+        own.unlink()
+
+    def first_failure(self) -> RankFailure | None:
+        """Return the first rank that failed, or None if none was recorded."""
+        try:
+            code, rank, host = self._path("exit").read_text().split()
+        except FileNotFoundError:
+            return None
+        return RankFailure(int(code), int(rank), host)
+
+    def check_crash_loop(self, progress_file: Path, max_crashes: int) -> None:
+        """Record this start and compare it with earlier starts of the same job.
+
+        Progress is any change of the progress file. Starts count however they ended: a node that dies at every start, a
+        time limit too short to save even once, a preemption at every start.
+
+        Args:
+            progress_file: File that the entry rewrites with each checkpoint.
+            max_crashes: Starts in a row that may end without progress.
+
+        Raises:
+            Failure: The last `max_crashes` starts of this job made no progress.
+        """
+        starts_file = self._path("starts.json")
+        # Slurm may reuse a job id, and the first start of a requeued job may have died before it wrote the file.
+        starts: list[str] = read_json(starts_file) if restart_count() and starts_file.exists() else []
+        progress = progress_file.read_text() if progress_file.exists() else ""
+        if len(starts) >= max_crashes and all(earlier == progress for earlier in starts[-max_crashes:]):
+            raise Failure(
+                f"Gave up: the last {max_crashes} starts of this job made no progress ({progress_file} did not "
+                "change). See the log above for the cause; raise cluster.max_crashes if the job is only preempted too "
+                "early."
+            )
+        write_json(starts_file, [*starts, progress])

@@ -1,0 +1,178 @@
+"""launch.sweep: local sweeps, the table, and the exit code."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launch_helpers import ROOT, eventually
+
+import launch
+from launch import sweep
+from nano3.config.cluster import ClusterConfig
+
+
+def points(make_job: Any, count: int, *options: str, **keys: Any) -> list[launch.Job]:
+    return [
+        make_job(*options, f"steps={i + 1}", name=f"sweep/steps={i + 1}", label=f"steps={i + 1}", **keys)
+        for i in range(count)
+    ]
+
+
+def test_sweep_runs_every_point(make_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    jobs = points(make_job, 3)
+    assert launch.run(jobs, sweep=True) == 0
+    err = capfd.readouterr().err
+    assert [json.loads((job.run_dir / "finished.json").read_text())["step"] for job in jobs] == [1, 2, 3]
+    assert "3 of 3 points finished" in err
+
+
+def test_sweep_shows_a_table(make_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    launch.run(points(make_job, 2), sweep=True)
+    out = capfd.readouterr().out
+    assert re.search(r"^point\s+job\s+state\s+loss\s+exit$", out, re.MULTILINE)
+    assert re.search(r"^steps=2\s+-\s+finished\s+0.5000\s+0$", out, re.MULTILINE)
+
+
+def test_a_failed_point_hides_no_other(make_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    jobs = points(make_job, 3)
+    failing = make_job("fail_rank=0", "fail_code=7", name="sweep/bad", label="bad")
+    assert launch.run([failing, *jobs], sweep=True) == 7
+    err = capfd.readouterr().err
+    assert all((job.run_dir / "finished.json").exists() for job in jobs)
+    assert "3 of 4 points finished, 1 failed" in err and "boom on rank 0" in err
+
+
+def test_a_repeated_sweep_runs_only_missing_points(make_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    jobs = points(make_job, 3)
+    launch.run(jobs, sweep=True)
+    (jobs[1].run_dir / "finished.json").unlink()
+    before = [(job.run_dir / "logs" / "rank_0.log").read_text() for job in jobs]
+    assert launch.run(jobs, sweep=True) == 0
+    after = [(job.run_dir / "logs" / "rank_0.log").read_text() for job in jobs]
+    assert [a == b for a, b in zip(after, before, strict=True)] == [True, False, True]
+    assert "finished before" in capfd.readouterr().out
+
+
+def test_sweep_dry_run(make_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    jobs = points(make_job, 2, preview="a preview")
+    assert launch.run(jobs, sweep=True, dry_run=True) == 0
+    assert capfd.readouterr().out.count("a preview") == 2
+    assert not jobs[0].run_dir.parent.exists()
+
+
+def test_stopping_a_sweep_lets_the_point_save(make_job: Any) -> None:
+    jobs = [make_job("steps=100000", "pause=0.1", name=f"sweep/{i}", label=str(i)) for i in range(2)]
+    program = (
+        "import sys, launch\nfrom pathlib import Path, PosixPath\nfrom nano3.config.cluster import ClusterConfig\n"
+        f"Job = launch.Job\nsys.exit(launch.run({jobs!r}, sweep=True))\n"
+    )
+    command = subprocess.Popen(
+        [sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    eventually(lambda: (jobs[0].run_dir / "environment_0.json").exists())
+    command.send_signal(signal.SIGTERM)
+    _, err = command.communicate(timeout=200)
+    assert command.returncode == 75
+    assert not jobs[1].run_dir.exists()
+    assert "0 of 2 points finished, 1 stopped, 1 not started" in err
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected", "code"),
+    [
+        pytest.param([0, 0], "2 of 2 points finished", 0, id="all"),
+        pytest.param([0, 3, None], "1 of 3 points finished, 1 failed, 1 not started", 3, id="interrupted"),
+        pytest.param([75, None, 0], "1 of 3 points finished, 1 stopped, 1 not started", 75, id="waiting"),
+        pytest.param([0, None], "1 of 2 points finished, 1 not started", 75, id="not started"),
+        pytest.param([75, 4, 3], "0 of 3 points finished, 2 failed, 1 stopped", 4, id="first that failed"),
+    ],
+)
+def test_exit_code_and_summary_of_a_sweep(
+    make_job: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str], codes: list[int | None], expected: str, code: int
+) -> None:
+    rows = [sweep.SweepRow(job, code=end) for job, end in zip(points(make_job, len(codes)), codes, strict=True)]
+    assert sweep._report(rows, lambda row: tmp_path / "no log") == code
+    assert capfd.readouterr().err.splitlines()[-1] == f"launch: {expected}"
+
+
+def test_a_point_that_stops_by_itself_hides_no_other(make_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    """Each point reaches a limit of its own; the sweep was not asked to stop."""
+    jobs = [make_job("steps=9", "limit=2", name=f"sweep/{i}", label=str(i)) for i in range(2)]
+    assert launch.run(jobs, sweep=True) == 75
+    assert [json.loads((job.run_dir / "progress.json").read_text())["step"] for job in jobs] == [2, 2]
+    err = capfd.readouterr().err
+    assert "0: stopped, exit code 75" in err and "0 of 2 points finished, 2 stopped" in err
+
+
+def test_a_point_that_is_stopped_before_it_starts_counts_as_stopped(make_job: Any) -> None:
+    jobs = [make_job(name=f"s/{i}", label=str(i), entry="launch_entries:not_ready") for i in range(2)]
+    jobs = [replace(job, args=(str(job.run_dir),)) for job in jobs]
+    program = (
+        "import sys, launch\nfrom pathlib import Path, PosixPath\nfrom nano3.config.cluster import ClusterConfig\n"
+        f"Job = launch.Job\nsys.exit(launch.run({jobs!r}, sweep=True))\n"
+    )
+    command = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    eventually((jobs[0].run_dir / "waits").exists)
+    command.send_signal(signal.SIGTERM)
+    _, err = command.communicate()
+    assert command.returncode == 75 and "0 of 2 points finished, 1 stopped, 1 not started" in err
+
+
+def on_a_terminal(program: str) -> str:
+    """Return what a program writes to a terminal of 200 columns without colors."""
+    mine, theirs = pty.openpty()
+    env = {**os.environ, "TERM": "dumb", "COLUMNS": "200", "PYTHONPATH": f"{ROOT}", "NO_COLOR": "1"}
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=theirs, stderr=theirs, env=env)
+    os.close(theirs)
+    written = b""
+    while True:
+        try:
+            new = os.read(mine, 1 << 16)
+        except OSError:  # EIO: the other end has closed
+            break
+        if not new:
+            break
+        written += new
+    os.close(mine)
+    assert process.wait() == 0, written.decode()
+    return written.decode()
+
+
+SHOW = """
+from pathlib import Path
+from launch import Job
+from launch.sweep import SweepRow, SweepTable
+from nano3.config.cluster import ClusterConfig
+job = Job("n", Path("/nowhere"), "a:b", (), ClusterConfig(), label="lr=1")
+with SweepTable([SweepRow(job, "7_0", {state!r})]):
+    pass
+"""
+
+
+@pytest.mark.parametrize("state", ["RUNNING on rack[a1-a4]", "RUNNING on n[1-2]", "PENDING (x[/bold])", "a:100:b"])
+def test_a_terminal_shows_states_without_markup(state: str) -> None:
+    assert state in on_a_terminal(SHOW.format(state=state))
+
+
+@pytest.mark.parametrize(
+    ("folders", "base"),
+    [
+        pytest.param(["/s/lr=1", "/s/lr=2"], "/s", id="side by side"),
+        pytest.param(["/s/lr=1"], "/s", id="one point"),
+        pytest.param(["/s/a/lr=1", "/s/ab/lr=2"], "/s", id="in folders with a common name prefix"),
+        pytest.param(["s/1", "s/2"], "{here}/s", id="relative"),
+        pytest.param(["s/1", "{here}/s/2"], "{here}/s", id="relative and absolute"),
+    ],
+)
+def test_base_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: list[str], base: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    jobs = [launch.Job("n", Path(f.format(here=tmp_path)), "a:b", (), ClusterConfig()) for f in folders]
+    assert str(sweep.base_folder(jobs)) == base.format(here=tmp_path)
