@@ -157,7 +157,7 @@ def check(config: PretrainConfig) -> Preflight:
     if problems:
         raise UserError(problems)
     if config.cluster.kind == "local" and not config.dry_run:
-        problems += backend.missing_here(config.backend)
+        problems += backend.missing_problems(config.backend)
     problems += run_folders.unwritable_problems(config)
     plan = preflight(config)
     problems += plan.problems

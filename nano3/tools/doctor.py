@@ -100,11 +100,10 @@ def backend_here(name: str) -> Callable[[], Line]:
     """Whether a backend can run in this Python; it imports none of it."""
 
     def look() -> Line:
-        missing = backend.missing_here(name)
-        if not missing:
-            return ", ".join(f"{p} {v}" for p, v in installed_versions(PACKAGES[name]).items()), ""
-        absent = missing[0].partition(" needs ")[2].partition(", not installed")[0]
-        return f"not installed: {absent}", backend.NEEDS[name][1]
+        module = backend.load(name)
+        if missing := module.missing():
+            return f"not installed: {', '.join(missing)}", module.INSTALL
+        return ", ".join(f"{p} {v}" for p, v in installed_versions(PACKAGES[name]).items()), ""
 
     return look
 

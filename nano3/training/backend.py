@@ -1,36 +1,80 @@
-"""Picks the backend and says, before anything heavy is imported, whether it can run here."""
+"""The interface of the two backends. Loading one imports neither torch nor megatron."""
 
-from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
 
+from nano3.config import PretrainConfig
+from nano3.training.dataset import TrainingData
+from nano3.training.run.outcome import Outcome, SaveHook, no_hook
+from nano3.training.run.resume import ResumePoint
 from nano3.utils.errors import did_you_mean
-from nano3.utils.provenance import is_installed
 
-# What each backend imports that the core installation does not hold, and how to get it.
-NEEDS = {
-    "transformers": (("torch", "transformers", "accelerate", "megatron.core"), "uv sync --extra train"),
-    "megatron": (("torch", "megatron.bridge"), "a GPU container or the extra `megatron` (docs/gpu.md)"),
-}
+BACKENDS = ("transformers", "megatron")
 
 
-def name_problems(backend: str) -> list[str]:
-    """Empty, or why `backend` is no backend."""
-    return [] if backend in NEEDS else [f"backend={backend}: no such backend.{did_you_mean(backend, list(NEEDS))}"]
+class Backend(Protocol):
+    """What a backend module provides. Only `train` imports torch."""
+
+    # How to install the packages that `missing` checks for.
+    INSTALL: str
+
+    def missing(self) -> list[str]:
+        """Return the packages this backend needs that are not installed in this Python."""
+
+    def check(self, config: PretrainConfig) -> list[str]:
+        """Return the problems with a configuration that only this backend has."""
+
+    def find_resume_point(self, config: PretrainConfig, run_dir: Path, data: TrainingData | None) -> ResumePoint:
+        """Return where a run starts; raise UserError if it may not.
+
+        Args:
+            config: The configuration of the run.
+            run_dir: The run folder.
+            data: The prepared data; None if it is not prepared yet.
+        """
+
+    def run_identity(self, config: PretrainConfig, data: TrainingData) -> dict[str, Any]:
+        """Return the values that must be the same on a resume."""
+
+    def mutable_settings(self, config: PretrainConfig) -> dict[str, Any]:
+        """Return the values that may change on a resume; a change is logged."""
+
+    def train(self, config: PretrainConfig, data_dir: Path, run_dir: Path, on_save: SaveHook = no_hook) -> Outcome:
+        """Train until train.train_iters, a limit or a signal.
+
+        Args:
+            config: The configuration of the run; the same on every rank.
+            data_dir: The folder of the prepared data.
+            run_dir: The run folder.
+            on_save: Called on rank 0 with the iteration and folder of each complete checkpoint.
+
+        Raises:
+            UserError: The configuration or the data is wrong.
+            Failure: The training cannot continue.
+        """
 
 
-def missing_here(backend: str) -> list[str]:
-    """Empty, or one message that names the packages `backend` lacks in this Python. Imports none of them."""
-    packages, remedy = NEEDS[backend]
-    absent = [name for name in packages if not is_installed(name)]
-    if not absent:
+def load(name: str) -> Backend:
+    """Return the backend called `name`."""
+    if name == "megatron":
+        from nano3.training.megatron import backend as megatron_backend
+
+        return megatron_backend
+    from nano3.training.hf import backend as hf_backend
+
+    return hf_backend
+
+
+def name_problems(name: str) -> list[str]:
+    """Return why there is no backend called `name`, or an empty list."""
+    return [] if name in BACKENDS else [f"backend={name}: no such backend.{did_you_mean(name, list(BACKENDS))}"]
+
+
+def missing_problems(name: str) -> list[str]:
+    """Return one message that names the packages a backend lacks, or an empty list."""
+    backend = load(name)
+    missing = backend.missing()
+    if not missing:
         return []
-    other = "\n  Without a GPU: +experiment=quickstart. On a cluster: cluster=slurm." if backend == "megatron" else ""
-    return [f"backend={backend} needs {', '.join(absent)}, not installed in this Python: {remedy}{other}"]
-
-
-def load(backend: str) -> Callable:
-    """The `train` function of a backend. Heavy: imports torch and more."""
-    if backend == "megatron":
-        from nano3.training.megatron.backend import train
-    else:
-        from nano3.training.hf.backend import train
-    return train
+    other = "\n  Without a GPU: +experiment=quickstart. On a cluster: cluster=slurm." if name == "megatron" else ""
+    return [f"backend={name} needs {', '.join(missing)}, not installed in this Python: {backend.INSTALL}{other}"]

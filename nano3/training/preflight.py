@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from nano3.config import PretrainConfig
-from nano3.config.pretrain import RecipeConfig
+from nano3.training import backend
 from nano3.training.checks.lr_schedule import schedule_problems, schedule_summary
 from nano3.training.checks.model_stats import (
     Architecture,
@@ -27,15 +27,12 @@ from nano3.training.checks.value_checks import (
     vocabulary_problems,
 )
 from nano3.training.dataset import TrainingData, open_data
-from nano3.training.hf.model import model_problems
-from nano3.training.megatron import recipe, schema, settings
+from nano3.training.megatron import schema, settings
 from nano3.training.megatron.recipe_check import (
-    blend_file_problems,
-    recipe_problems,
     similar_recipe_hint,
     tokenizer_problems,
 )
-from nano3.training.run.origin import Origin, find_origin
+from nano3.training.run.resume import ResumePoint, preview_resume_point
 from nano3.training.run.stop import last_iteration
 from nano3.utils.errors import UserError
 from nano3.utils.files import nearest_existing
@@ -93,22 +90,23 @@ def preflight(config: PretrainConfig) -> Preflight:
     known = schema.load_bundled(config.recipe._target_) if megatron else None
     layout = parallel_layout(config, known)
     result = Preflight()
-    _check_megatron(config, known, result)
+    chosen = backend.load(config.backend)
+    result.problems.extend(chosen.check(config))
+    if known:
+        _describe_recipe(config.recipe._target_, result)
     result.problems.extend([*value_problems(config), *initial_weights_problems(config)])
     result.problems.extend(run_section_problems(config, here=uses_this_python(config) and not config.dry_run))
     result.problems.extend(schedule_problems(config))
-    if not megatron:
-        result.problems.extend(model_problems(config.model))
     result.problems.extend(layout_problems(config, layout))
     data = _open_prepared_data(config, result)
     model = architecture_from_config(config, known, data.vocab_size if data else _expected_vocab_size(config, known))
     if megatron and model:
         result.problems.extend(divisibility_problems(model, layout.tensor, layout.expert))
     _add_model_rows(config, layout, model, result)
-    origin = find_origin(config, data)
-    result.problems.extend(origin.problems)
-    result.warnings.extend(origin.warnings)
-    span = iteration_range(config, origin)
+    preview = preview_resume_point(config, data, chosen.find_resume_point)
+    result.problems.extend(preview.problems)
+    result.warnings.extend(preview.warnings)
+    span = iteration_range(config, preview.point)
     _add_length_rows(config, layout, model, span, result)
     if data:
         result.problems.extend(vocabulary_problems(config, data.vocab_size))
@@ -126,15 +124,15 @@ def uses_this_python(config: PretrainConfig) -> bool:
     return c.kind == "local" or (c.container_runtime == "none" and c.python is None)
 
 
-def iteration_range(config: PretrainConfig, origin: Origin) -> IterationRange:
+def iteration_range(config: PretrainConfig, point: ResumePoint) -> IterationRange:
     """Return the iterations this command trains.
 
     Args:
         config: The run's configuration.
-        origin: The iteration at which the run starts.
+        point: Where the run starts.
     """
-    seen = origin.iteration if origin.own else 0
-    return IterationRange(origin.iteration, last_iteration(config), config.train.train_iters, seen)
+    seen = point.iteration if point.own else 0
+    return IterationRange(point.iteration, last_iteration(config), config.train.train_iters, seen)
 
 
 def estimate_memory_per_gpu(model: Architecture, layout: ParallelLayout, config: PretrainConfig) -> float:
@@ -167,25 +165,8 @@ def estimate_memory_per_gpu(model: Architecture, layout: ParallelLayout, config:
     return weights + optimizer + activations + logits
 
 
-def _check_megatron(config: PretrainConfig, known: schema.Schema | None, result: Preflight) -> None:
-    """Check names and types of all settings for Megatron-Bridge; without `known`, that there are none."""
-    if known is None:
-        if config.megatron:
-            result.problems.append("megatron: is used by backend=megatron only; remove it, or choose that backend.")
-        if config.recipe._target_ != RecipeConfig._target_:
-            result.problems.append(
-                f"recipe._target_={config.recipe._target_} is used by backend=megatron only; leave it out, or choose "
-                "that backend."
-            )
-        if config.recipe.per_split_data_args_path != RecipeConfig.per_split_data_args_path:
-            result.problems.extend(blend_file_problems(config))
-        return
-    target = config.recipe._target_
-    result.problems.extend(recipe.target_problems(target) or recipe_problems(target))
-    result.problems.extend(blend_file_problems(config))
-    chosen = [*settings.typed_settings(config), *settings.override_settings(config.megatron, known)]
-    result.problems.extend(settings.setting_problems(chosen, known))
-    result.problems.extend(settings.pattern_problems(config.model.hybrid_layer_pattern))
+def _describe_recipe(target: str, result: Preflight) -> None:
+    """Add the recipe's row, and a warning if its values are not recorded."""
     result.rows.append(("recipe", target.rpartition(".")[2]))
     if not schema.is_bundled(target):
         result.warnings.append(

@@ -48,16 +48,15 @@ def show(config: PretrainConfig, run_dir: Path, done: dict[str, Any]) -> None:
 
 def train(config: PretrainConfig, run_dir: Path) -> int:
     """The same for a configuration at hand; what a rank that torchrun started runs."""
-    problems = backend.missing_here(config.backend) + wandb_mirror.settings_problems(
+    problems = backend.missing_problems(config.backend) + wandb_mirror.settings_problems(
         wandb_mirror.wandb_settings(config.run.wandb, config.logger), "run.wandb.mode"
     )
     if problems:
         raise UserError(problems)
 
     with translate_disk_errors(f"a file of {run_dir}, or standard output"):
-        outcome = backend.load(config.backend)(
-            config, Path(config.run.data), run_dir, on_save=SaveRecorder(config, run_dir)
-        )
+        trainer = backend.load(config.backend)
+        outcome = trainer.train(config, Path(config.run.data), run_dir, on_save=SaveRecorder(config, run_dir))
         asked = config.train.exit_iteration
         as_asked = outcome.status == "finished" or (asked is not None and outcome.iteration >= asked)
         if is_rank_zero():

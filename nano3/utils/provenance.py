@@ -52,6 +52,11 @@ def is_installed(name: str) -> bool:
         return False
 
 
+def missing_modules(names: Iterable[str]) -> list[str]:
+    """Return the modules that cannot be imported, without importing more than their parent packages."""
+    return [name for name in names if not is_installed(name)]
+
+
 def user_name() -> str:
     """Return the login name, or "uid NUMBER" if the user has no name, as in many containers."""
     try:

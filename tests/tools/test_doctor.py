@@ -81,7 +81,7 @@ def test_own_members_are_listed(lines, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_backend_that_is_not_installed(lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.backend, "is_installed", lambda name: name != "accelerate")
+    monkeypatch.setattr("nano3.utils.provenance.is_installed", lambda name: name != "accelerate")
     told = lines()
     assert "not installed: accelerate" in told["backend=transformers"]
     assert "uv sync --extra train" in told["backend=transformers"]

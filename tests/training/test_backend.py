@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nano3.training import backend
-from nano3.training.backend import NEEDS, missing_here, name_problems
+from nano3.training.backend import BACKENDS, load, missing_problems, name_problems
 from nano3.utils.provenance import is_installed
 
 
@@ -28,7 +27,7 @@ def test_looking_imports_nothing(package: str) -> None:
     assert f"{package}.core" not in sys.modules and "heavier_of_this_test" not in sys.modules
 
 
-@pytest.mark.parametrize("name", NEEDS)
+@pytest.mark.parametrize("name", BACKENDS)
 def test_a_backend_that_there_is(name: str) -> None:
     assert name_problems(name) == []
 
@@ -46,17 +45,18 @@ def test_a_backend_that_there_is_not(name: str, told: str) -> None:
     assert name_problems(name) == [f"backend={name}: no such backend. {told}"]
 
 
-@pytest.mark.parametrize("name", NEEDS)
+@pytest.mark.parametrize("name", BACKENDS)
 def test_what_is_missing_is_named_with_the_remedy(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One message for all of it; what is there is not named."""
     needed = (f"{package}.core", "nobody_has_this", f"{package}.other")
-    monkeypatch.setitem(backend.NEEDS, name, (needed, "the remedy"))
-    (problem,) = missing_here(name)
+    monkeypatch.setattr(load(name), "PACKAGES", needed)
+    monkeypatch.setattr(load(name), "INSTALL", "the remedy")
+    (problem,) = missing_problems(name)
     start = f"backend={name} needs nobody_has_this, {package}.other, not installed in this Python: the remedy"
     assert problem.startswith(start)
     assert ("+experiment=quickstart" in problem) == (name == "megatron"), "only a GPU may be what is missing"
 
 
 def test_nothing_is_told_when_nothing_is_missing(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(backend.NEEDS, "megatron", ((package, f"{package}.core"), "the remedy"))
-    assert missing_here("megatron") == []
+    monkeypatch.setattr(load("megatron"), "PACKAGES", (package, f"{package}.core"))
+    assert missing_problems("megatron") == []

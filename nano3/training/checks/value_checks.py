@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import fields
+from pathlib import Path
 
 from nano3.artifacts import wandb_mirror
 from nano3.artifacts.names import alias_for, alias_problem
@@ -76,6 +77,19 @@ def vocabulary_problems(config: PretrainConfig, data_vocab_size: int) -> list[st
     return [
         f"model.vocab_size={size} is less than the data's vocabulary of {data_vocab_size}. Leave it null, or give at "
         f"least {data_vocab_size}."
+    ]
+
+
+def blend_file_problems(config: PretrainConfig) -> list[str]:
+    """Return why recipe.per_split_data_args_path is not the blend of run.data, the only data trained on."""
+    given, data = Path(config.recipe.per_split_data_args_path), Path(config.run.data)
+    if not data.is_dir() or given.absolute() == (data / "blend.json").absolute():
+        return []
+    if given.exists() and given.samefile(data / "blend.json"):
+        return []
+    return [
+        f"recipe.per_split_data_args_path={given} is not the blend of run.data ({data / 'blend.json'}), and recipes do "
+        "not read it. Leave it out, and choose the data with run.data=FOLDER."
     ]
 
 

@@ -1,147 +1,151 @@
-"""The transformers backend: the same config, data, batch arithmetic and schedule as Megatron's, on a CPU or one GPU.
+"""backend=transformers: Hugging Face's NemotronH on a CPU or one GPU, data parallel under torchrun.
 
-Hugging Face's NemotronH, Megatron's GPTDataset and OptimizerParamScheduler, an accelerate loop; data parallel under
-torchrun.
+It shares configuration, data, batch arithmetic and learning-rate schedule with backend=megatron: Megatron's GPTDataset
+and OptimizerParamScheduler in an accelerate loop.
 """
 
 import os
-from dataclasses import asdict, dataclass
+import platform
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from nano3.config.pretrain import PretrainConfig
+from nano3.config.model import ModelConfig
+from nano3.config.pretrain import PretrainConfig, RecipeConfig
 from nano3.training.checks.lr_schedule import schedule_problems
-from nano3.training.checks.value_checks import value_problems
+from nano3.training.checks.value_checks import blend_file_problems, value_problems, vocabulary_problems
 from nano3.training.dataset import TrainingData, open_data
 from nano3.training.hf.batch import BatchPlan, plan_batches
-from nano3.training.hf.model import embedding_rows, model_problems
-from nano3.training.run import parent_checkpoint
-from nano3.training.run.checkpoint_owner import claim_dir, owner_problem
-from nano3.training.run.checkpoints import (
-    MARKER,
-    CheckpointInfo,
-    checkpoint_dir,
-    latest_checkpoint,
-    read_checkpoint_info,
-)
+from nano3.training.hf.model import PARALLEL, embedding_rows, model_problems, value
+from nano3.training.run import resume
 from nano3.training.run.metrics import truncate_after
 from nano3.training.run.outcome import Outcome, SaveHook, no_hook
-from nano3.training.run.rank_sync import agree_on_rank0
-from nano3.training.run.resume import (
-    Start,
-    check_fixed,
-    check_new_phase,
-    check_resume,
-    fixed_keys,
-    told_keys,
-)
+from nano3.training.run.resume import CheckpointSearch, ResumePoint, agree_on_resume_point, world_size
 from nano3.training.run.stop import StopRequest
 from nano3.utils.console import say, warn
 from nano3.utils.errors import UserError
 from nano3.utils.gc_pause import gc_paused
+from nano3.utils.provenance import missing_modules
+
+PACKAGES = ("torch", "transformers", "accelerate", "megatron.core")
+INSTALL = "uv sync --extra train"
+# Settings of the model that change only its speed, or nothing in this backend.
+_MUTABLE_MODEL_KEYS = ("mamba_chunk_size", "sequence_parallel", *PARALLEL)
+_VERSIONS = ("torch", "transformers", "megatron-core")
+
+
+def missing() -> list[str]:
+    """Return the packages this backend needs that are not installed in this Python."""
+    return missing_modules(PACKAGES)
+
+
+def check(config: PretrainConfig) -> list[str]:
+    """Return why this backend cannot build the model, and the sections that only backend=megatron reads."""
+    problems = []
+    if config.megatron:
+        problems.append("megatron: is used by backend=megatron only; remove it, or choose that backend.")
+    if config.recipe._target_ != RecipeConfig._target_:
+        problems.append(
+            f"recipe._target_={config.recipe._target_} is used by backend=megatron only; leave it out, or choose "
+            "that backend."
+        )
+    if config.recipe.per_split_data_args_path != RecipeConfig.per_split_data_args_path:
+        problems += blend_file_problems(config)
+    return problems + model_problems(config.model)
+
+
+def run_identity(config: PretrainConfig, data: TrainingData) -> dict[str, Any]:
+    """Return the values that must be the same on a resume: architecture, data, seed, sample and batch size."""
+    shape = [f.name for f in fields(ModelConfig) if f.name not in _MUTABLE_MODEL_KEYS]
+    model = {key: value(config.model, key) for key in shape}
+    model["vocab_size"] = embedding_rows(config.model, data.vocab_size)
+    return resume.run_identity(config, data, model)
+
+
+def mutable_settings(config: PretrainConfig) -> dict[str, Any]:
+    """Return the values that may change on a resume; a change is logged, since losses then differ."""
+    more = {
+        "model.mamba_chunk_size": value(config.model, "mamba_chunk_size"),
+        "threads per rank": thread_count(config),
+        "processor": platform.machine(),
+    }
+    return resume.mutable_settings(config, more, _VERSIONS)
+
+
+def find_resume_point(config: PretrainConfig, run_dir: Path, data: TrainingData | None) -> ResumePoint:
+    """Return where a run starts.
+
+    Args:
+        config: The configuration of the run.
+        run_dir: The run folder.
+        data: The prepared data; None if it is not prepared yet.
+
+    Raises:
+        UserError: The run may not start there.
+    """
+    comparable = data is not None and not vocabulary_problems(config, data.vocab_size)  # else reported by preflight
+    identity = run_identity(config, data) if data and comparable else None
+    return resume.find_resume_point(config, run_dir, CheckpointSearch(), identity)
 
 
 def train(config: PretrainConfig, data_dir: Path, run_dir: Path, on_save: SaveHook = no_hook) -> Outcome:
-    """Train until train_iters, a limit or a signal; go on from the newest checkpoint when there is one.
+    """Train until train_iters, a limit or a signal; resume from the newest checkpoint if there is one.
 
-    Called in every rank with the same arguments. Raises `UserError` for what the user can mend, else `Failure`.
+    Args:
+        config: The configuration of the run; the same on every rank.
+        data_dir: The folder of the prepared data.
+        run_dir: The run folder.
+        on_save: Called on rank 0 with the iteration and folder of each complete checkpoint.
+
+    Raises:
+        UserError: The configuration or the data is wrong.
+        Failure: The training cannot continue.
     """
     run_dir = Path(run_dir).absolute()
     with StopRequest(config.train.exit_iteration, config.train.exit_duration_in_mins) as stop:
-        world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        data, plan = check(config, Path(data_dir), world_size)
-        threads = thread_count(config)
-        fixed, told = fixed_keys(config, data), told_keys(config, world_size, threads)
-        start = decide_start(config, run_dir, fixed, told, threads)
-        if start.folder is None or start.info is None:
-            say("fresh start")
-        elif start.new_phase:
-            say(f"new phase: iteration 0 with the weights and optimizer of {start.folder}")
-        elif start.iteration >= config.train.train_iters:
-            truncate_after(run_dir, start.iteration)
-            say(f"already finished: {start.folder} has all {config.train.train_iters} iterations; nothing to do")
-            return Outcome("finished", start.iteration, start.folder)
-        elif config.train.exit_iteration is not None and start.iteration >= config.train.exit_iteration:
-            # Of the reasons to stop only the one that all ranks see alike; a signal is agreed on in the loop.
-            reason = f"train.exit_iteration={config.train.exit_iteration}"
-            truncate_after(run_dir, start.iteration)
-            say(f"already at iteration {start.iteration} ({start.folder}); {reason} asks for no more")
-            return Outcome("stopped", start.iteration, start.folder, reason)
-        else:
-            say(f"resuming from iteration {start.iteration} of {start.folder}")
-        return _train(config, data, plan, run_dir, start, stop, on_save)
-
-
-@dataclass(frozen=True)
-class Found:
-    """The checkpoint that a run starts from, or none; `own`: this run has saved it itself."""
-
-    folder: Path | None = None
-    info: CheckpointInfo | None = None
-    own: bool = True
-    new_phase: bool = False
-
-    @property
-    def iteration(self) -> int:
-        """Iterations of this run's schedule that are done."""
-        return self.info.iteration if self.info and not self.new_phase else 0
-
-
-def look(config: PretrainConfig, run_dir: Path, fixed: dict[str, Any] | None) -> Found:
-    """Where this run starts. Raises `UserError` when it may not start there, as far as `fixed` (None: the data is not
-    known yet) tells."""
-    save = checkpoint_dir(config, run_dir)
-    if problem := owner_problem(save, run_dir):
-        raise UserError(problem)
-    folder = find_checkpoint(config, run_dir)
-    if folder is None:
-        return Found()
-    info, own = read_checkpoint_info(folder), folder.parent == save
-    new_phase = not own and not config.checkpoint.keep_iteration
-    if fixed is not None and new_phase:
-        check_new_phase(info, folder, fixed)
-    elif fixed is not None:
-        check_fixed(info, folder, fixed, own)
-    if not own and not new_phase and info.iteration >= config.train.train_iters:
-        raise UserError(
-            f"checkpoint.keep_iteration=true: {folder} has {info.iteration} iterations already, train.train_iters "
-            f"is {config.train.train_iters}. Give more, or leave it out to begin a new phase."
+        data, plan = validate_inputs(config, Path(data_dir), world_size())
+        identity, settings = run_identity(config, data), mutable_settings(config)
+        point = agree_on_resume_point(
+            config, run_dir, lambda: find_resume_point(config, run_dir, data), identity, settings
         )
-    return Found(folder, info, own, new_phase)
+        if outcome := _nothing_to_do(config, run_dir, point):
+            return outcome
+        say(point.sentence("weights and optimizer"))
+        return _train(config, data, plan, run_dir, point, stop, on_save)
 
 
-def decide_start(
-    config: PretrainConfig, run_dir: Path, fixed: dict[str, Any], told: dict[str, Any], threads: int
-) -> Start:
-    """Where this run starts, as rank 0 sees it. Raises `UserError`, on every rank, when it may not start there."""
-
-    def decide() -> dict[str, Any]:
-        found, save = look(config, run_dir, fixed), checkpoint_dir(config, run_dir)
-        if found.folder and found.info and not found.new_phase:
-            check_resume(found.info, found.folder, fixed, told, own_folder=found.own)
-        claim_dir(save, run_dir)
-        if found.own and found.folder:
-            parent_checkpoint.warn_unused_load(run_dir, config, found.folder)
-        else:
-            parent_checkpoint.record_parent(run_dir, found.folder, found.new_phase)
-        return {
-            "folder": found.folder and str(found.folder),
-            "info": found.info and asdict(found.info),
-            "new_phase": found.new_phase,
-        }
-
-    seen = agree_on_rank0(decide)
-    folder = Path(seen["folder"]) if seen["folder"] else None
-    info = CheckpointInfo(**seen["info"]) if seen["info"] else None
-    return Start(folder, info, fixed, told, threads, seen["new_phase"])
+def _nothing_to_do(config: PretrainConfig, run_dir: Path, point: ResumePoint) -> Outcome | None:
+    """Return how a run ends that has no iteration left, or None."""
+    if point.folder is None or point.new_phase:
+        return None
+    if point.iteration >= config.train.train_iters:
+        truncate_after(run_dir, point.iteration)
+        say(f"already finished: {point.folder} has all {config.train.train_iters} iterations; nothing to do")
+        return Outcome("finished", point.iteration, point.folder)
+    if config.train.exit_iteration is not None and point.iteration >= config.train.exit_iteration:
+        # The one reason to stop that all ranks see alike; they agree on a signal in the loop.
+        reason = f"train.exit_iteration={config.train.exit_iteration}"
+        truncate_after(run_dir, point.iteration)
+        say(f"already at iteration {point.iteration} ({point.folder}); {reason} asks for no more")
+        return Outcome("stopped", point.iteration, point.folder, reason)
+    return None
 
 
-def check(config: PretrainConfig, data_dir: Path, world_size: int) -> tuple[TrainingData, BatchPlan]:
-    """Everything that can be told before torch is imported; raises one `UserError` with all problems."""
+def validate_inputs(config: PretrainConfig, data_dir: Path, ranks: int) -> tuple[TrainingData, BatchPlan]:
+    """Check everything that can be known before torch is imported.
+
+    Args:
+        config: The configuration of the run.
+        data_dir: The folder of the prepared data.
+        ranks: The number of data-parallel ranks.
+
+    Raises:
+        UserError: Lists every problem.
+    """
     problems = model_problems(config.model) + schedule_problems(config) + value_problems(config)
     plan, data = None, None
     try:
-        plan = plan_batches(config.train.global_batch_size, config.train.micro_batch_size, world_size)
+        plan = plan_batches(config.train.global_batch_size, config.train.micro_batch_size, ranks)
     except UserError as error:
         problems += error.problems
     try:
@@ -158,7 +162,7 @@ def check(config: PretrainConfig, data_dir: Path, world_size: int) -> tuple[Trai
 
 
 def thread_count(config: PretrainConfig) -> int:
-    """train.threads, or half of the cores this process may use, shared by the ranks of this machine (at least 1).
+    """Return the threads of a rank: train.threads, or half of this process's cores shared by the machine's ranks.
 
     All cores would be faster on an idle machine and many times slower on a busy one.
     """
@@ -168,39 +172,36 @@ def thread_count(config: PretrainConfig) -> int:
     return max(1, len(os.sched_getaffinity(0)) // 2 // ranks)
 
 
-def find_checkpoint(config: PretrainConfig, run_dir: Path) -> Path | None:
-    """This run's newest checkpoint, else what checkpoint.load names: a folder of checkpoints, or one of them."""
-    own = latest_checkpoint(checkpoint_dir(config, run_dir))
-    if own is not None or config.checkpoint.load is None:
-        return own
-    load = Path(config.checkpoint.load).absolute()
-    if (load / MARKER).is_file():
-        return load
-    found = latest_checkpoint(load)
-    if found is None and load != checkpoint_dir(config, run_dir):
-        raise UserError(f"checkpoint.load={load} holds no complete checkpoint (iter_0000100 with {MARKER} in it).")
-    return found
-
-
 def _train(
     config: PretrainConfig,
     data: TrainingData,
     plan: BatchPlan,
     run_dir: Path,
-    start: Start,
+    point: ResumePoint,
     stop: StopRequest,
     on_save: SaveHook,
 ) -> Outcome:
-    """The part that needs torch."""
-    from nano3.training.hf.components import assemble
+    """Import torch, assemble the loop and run it."""
+    from nano3.training.hf.components import RunInputs, assemble
 
+    threads = thread_count(config)
+    inputs = RunInputs(
+        config=config,
+        data=data,
+        plan=plan,
+        run_dir=run_dir,
+        point=point,
+        threads=threads,
+        run_identity=run_identity(config, data),
+        mutable_settings=mutable_settings(config),
+        on_save=on_save,
+    )
     with gc_paused():  # imports torch and transformers
-        loop = assemble(config, data, plan, run_dir, start, on_save)
-    wanted = config.train.train_iters * config.train.global_batch_size * config.train.seq_length
+        loop = assemble(inputs)
+    planned = config.train.train_iters * config.train.global_batch_size * config.train.seq_length
     say(
-        f"{loop.parts.parameters:,} parameters; {wanted:,} tokens to train on, {data.tokens('train'):,} in the train "
-        f"split; "
-        f"{plan.data_parallel_size} rank(s) with {start.threads} thread(s) on {loop.parts.accelerator.device.type}; "
+        f"{loop.parts.parameters:,} parameters; {planned:,} tokens to train on, {data.tokens('train'):,} in the train "
+        f"split; {plan.data_parallel_size} rank(s) with {threads} thread(s) on {loop.parts.accelerator.device.type}; "
         f"ready after {loop.clock.since_start_s():.1f} s"
     )
     try:

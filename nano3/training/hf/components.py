@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from nano3.training.run import index_cache
 from nano3.training.run.checkpoints import checkpoint_dir, verify_checkpoint
 from nano3.training.run.metrics import Metrics
 from nano3.training.run.outcome import SaveHook
-from nano3.training.run.resume import Start
+from nano3.training.run.resume import ResumePoint
 from nano3.utils.errors import Failure
 
 if TYPE_CHECKING:
@@ -29,44 +30,57 @@ if TYPE_CHECKING:
     from nano3.training.hf.datasets import Datasets
 
 
-def assemble(
-    config: PretrainConfig, data: TrainingData, plan: BatchPlan, run_dir: Path, start: Start, on_save: SaveHook
-) -> Loop:
-    """The loop, ready to run at the iteration that `start` names."""
-    clock = Clock(elapsed_before=start.info.elapsed_s if start.info and not start.new_phase else 0.0)
-    iteration = start.iteration
-    if start.folder is not None and start.info is not None:
-        verify_checkpoint(start.folder, start.info)
-    accelerator = make_accelerator(start.threads)
-    datasets = _datasets(config, data, run_dir)
+@dataclass(frozen=True)
+class RunInputs:
+    """What is known of a run before torch is imported. `threads` is per rank."""
+
+    config: PretrainConfig
+    data: TrainingData
+    plan: BatchPlan
+    run_dir: Path
+    point: ResumePoint
+    threads: int
+    run_identity: dict[str, Any]
+    mutable_settings: dict[str, Any]
+    on_save: SaveHook
+
+
+def assemble(inputs: RunInputs) -> Loop:
+    """Return the loop, ready to run from the resume point."""
+    config, data, point = inputs.config, inputs.data, inputs.point
+    clock = Clock(elapsed_before=point.info.elapsed_s if point.info and not point.new_phase else 0.0)
+    if point.folder is not None and point.info is not None:
+        verify_checkpoint(point.folder, point.info)
+    accelerator = make_accelerator(inputs.threads)
+    datasets = _datasets(config, data, inputs.run_dir)
     seed_all(config.train.seed)
     raw = build_model(config.model, embedding_rows(config.model, data.vocab_size), config.train.seq_length, data.eod_id)
     rate = value(config.model, "moe_router_bias_update_rate")
     balance = ExpertBalance(raw, rate, lambda counts: accelerator.reduce(counts, "sum"))
     model, optimizer = accelerator.prepare(raw, make_optimizer(raw, config))
     rank, barrier = accelerator.process_index, accelerator.wait_for_everyone
-    writer = CheckpointWriter(checkpoint_dir(config, run_dir), config.checkpoint.keep_last, rank, barrier)
+    writer = CheckpointWriter(checkpoint_dir(config, inputs.run_dir), config.checkpoint.keep_last, rank, barrier)
     writer.clean()
     parts = TrainerComponents(
         config=config,
-        plan=plan,
+        plan=inputs.plan,
         accelerator=accelerator,
         model=model,
         optimizer=optimizer,
         scheduler=make_scheduler(optimizer, config),
         balance=balance,
         datasets=datasets,
-        metrics=Metrics(run_dir, rank, iteration, config),
+        metrics=Metrics(inputs.run_dir, rank, point.iteration, config),
         writer=writer,
         parameters=parameter_count(raw),
-        run_identity=start.run_identity,
-        mutable_settings=start.mutable_settings,
-        on_save=on_save,
+        run_identity=inputs.run_identity,
+        mutable_settings=inputs.mutable_settings,
+        on_save=inputs.on_save,
         export=lambda trained, folder: export_hf(trained, data.tokenizer, folder),
     )
-    if start.folder is not None:
-        restore(parts, start.folder, start.new_phase)
-    return Loop(parts, iteration, clock, None if start.new_phase else start.folder)
+    if point.folder is not None:
+        restore(parts, point.folder, point.new_phase)
+    return Loop(parts, point.iteration, clock, None if point.new_phase else point.folder)
 
 
 def make_accelerator(threads: int) -> "Accelerator":

@@ -16,35 +16,52 @@ from typing import Any
 from nano3.config import PretrainConfig
 from nano3.config.model import ModelConfig
 from nano3.config.pretrain import megatron_section
+from nano3.training.checks.value_checks import blend_file_problems
 from nano3.training.dataset import TrainingData, open_data
 from nano3.training.megatron import recipe, schema, settings
+from nano3.training.megatron.checkpoints import MegatronSearch, may_prune, remove_unfinished
 from nano3.training.megatron.compile_cache import set_compile_cache
 from nano3.training.megatron.errors import hide_expected_tracebacks, translate_errors
-from nano3.training.megatron.recipe_check import tokenizer_problems
-from nano3.training.megatron.start import Start, find_start, may_drop_old, remove_unfinished
-from nano3.training.run import index_cache, parent_checkpoint
-from nano3.training.run.checkpoint_owner import claim_dir, owner_problem
-from nano3.training.run.checkpoints import MARKER, checkpoint_dir, read_checkpoint_info
+from nano3.training.megatron.recipe_check import recipe_problems, tokenizer_problems
+from nano3.training.run import index_cache, resume
+from nano3.training.run.checkpoints import checkpoint_dir
 from nano3.training.run.metrics import truncate_after
 from nano3.training.run.outcome import Outcome, SaveHook, no_hook
-from nano3.training.run.rank_sync import agree_on_rank0
-from nano3.training.run.resume import check_fixed, check_new_phase, check_resume
+from nano3.training.run.resume import ResumePoint, world_size
 from nano3.training.run.startup_timer import StartupTimer
 from nano3.training.run.stop import StopRequest, last_iteration
 from nano3.utils.console import is_rank_zero, say
 from nano3.utils.errors import UserError
 from nano3.utils.gc_pause import gc_paused
-from nano3.utils.provenance import installed_versions, is_installed
+from nano3.utils.provenance import is_installed, missing_modules
 
-# How the model is cut. Optimizer state saved for one cut cannot be read for another; ranks may join or leave the
-# data-parallel group, and context parallelism and sequence parallelism cut no parameters.
-FREE_MODEL_KEYS = ("context_parallel_size", "sequence_parallel", "mamba_chunk_size")
-PACKAGES = ("torch", "megatron-bridge", "megatron-core", "transformer-engine")
-# What a new phase may choose anew, besides what an iteration is: weights alone can be cut in any way.
-CUT = ("model.tensor_model_parallel_size", "model.pipeline_model_parallel_size", "model.expert_model_parallel_size")
+# The optimizer's state can only be read for the tensor, pipeline and expert parallelism it was saved for. Context and
+# sequence parallelism split no parameters, and the data-parallel size is free.
+MUTABLE_MODEL_KEYS = ("context_parallel_size", "sequence_parallel", "mamba_chunk_size")
+VERSIONS = ("torch", "megatron-bridge", "megatron-core", "transformer-engine")
+PACKAGES = ("torch", "megatron.bridge")
+INSTALL = "a GPU container or the extra `megatron` (docs/gpu.md)"
 
 
-def train(config: PretrainConfig, data_dir: Path, run_dir: Path, *, on_save: SaveHook = no_hook) -> Outcome:
+def missing() -> list[str]:
+    """Return the packages this backend needs that are not installed in this Python."""
+    return missing_modules(PACKAGES)
+
+
+def check(config: PretrainConfig) -> list[str]:
+    """Return why the recipe cannot be used, and the problems with every setting of Megatron-Bridge's configuration."""
+    target = config.recipe._target_
+    known = schema.load_bundled(target)
+    chosen = [*settings.typed_settings(config), *settings.override_settings(config.megatron, known)]
+    return [
+        *(recipe.target_problems(target) or recipe_problems(target)),
+        *blend_file_problems(config),
+        *settings.setting_problems(chosen, known),
+        *settings.pattern_problems(config.model.hybrid_layer_pattern),
+    ]
+
+
+def train(config: PretrainConfig, data_dir: Path, run_dir: Path, on_save: SaveHook = no_hook) -> Outcome:
     """Train until `train.train_iters`, or until a signal or limit stops it with a checkpoint.
 
     Raises `UserError` for everything wrong with configuration or data, `Failure` when the loss is no longer a number.
@@ -62,126 +79,97 @@ def _train(config: PretrainConfig, data_dir: Path, run_dir: Path, stop: StopRequ
     data.require(config.train.seq_length, ["train"] + (["valid"] if config.train.eval_interval else []))
     set_environment()
     save = checkpoint_dir(config, run_dir)
-    start = decide_start(config, data, save)
-    if start.own and start.folder and start.iteration >= last_iteration(config):
-        truncate_after(run_dir, start.iteration)
-        say(f"finished: iteration {start.iteration} of {config.train.train_iters} is in {start.folder}; nothing to do")
-        return Outcome("finished", start.iteration, start.folder)
-    say(start.sentence(megatron_section(config, "checkpoint").get("pretrained_checkpoint")))
+    point = agree_on_resume_point(config, run_dir, data)
+    if point.own and point.folder and point.iteration >= last_iteration(config):
+        truncate_after(run_dir, point.iteration)
+        say(f"finished: iteration {point.iteration} of {config.train.train_iters} is in {point.folder}; nothing to do")
+        return Outcome("finished", point.iteration, point.folder)
+    say(point.sentence("weights", megatron_section(config, "checkpoint").get("pretrained_checkpoint")))
     startup.mark("checks")
     with gc_paused(freeze=True):  # imports the whole stack
         container = prepare(config, data, run_dir)
     index_cache.begin(index_cache.folder_of(run_dir, data.fingerprint))
     if is_rank_zero():
         remove_unfinished(save)
-    if not start.drop_old:
+    if not point.may_prune:
         container.checkpoint.most_recent_k = -1
-    load_from(container.checkpoint, start)
-    return _run(config, container, run_dir, save, data, start, startup, stop, on_save)
+    load_from(container.checkpoint, point)
+    return _run(config, container, run_dir, save, data, point, startup, stop, on_save)
 
 
-def look(config: PretrainConfig, data: TrainingData | None, save: Path) -> Start:
-    """Where this run starts. Raises `UserError` when it may not start there, as far as that can be told (`data` None:
-    it is not prepared yet)."""
-    if problem := owner_problem(save, Path(config.run.output_dir).absolute()):
-        raise UserError(problem)
-    start = find_start(save, config.checkpoint.load, config.checkpoint.keep_iteration)
-    if data:
-        check_same_run(config, data, start, quiet=True)
-    if start.folder and not start.own and start.iteration >= config.train.train_iters:
-        raise UserError(
-            f"checkpoint.keep_iteration=true: {start.folder} has {start.iteration} iterations already, "
-            f"train.train_iters is {config.train.train_iters}. Give more, or leave it out to begin a new phase."
-        )
-    return start
+def find_resume_point(config: PretrainConfig, run_dir: Path, data: TrainingData | None) -> ResumePoint:
+    """Return where a run starts.
+
+    Args:
+        config: The configuration of the run.
+        run_dir: The run folder.
+        data: The prepared data; None if it is not prepared yet.
+
+    Raises:
+        UserError: The run may not start there.
+    """
+    identity = run_identity(config, data) if data else None
+    return resume.find_resume_point(config, run_dir, MegatronSearch(), identity)
 
 
-def decide_start(config: PretrainConfig, data: TrainingData, save: Path) -> Start:
-    """Where this run starts, as rank 0 sees it. Raises `UserError`, on every rank, when it may not start there."""
+def agree_on_resume_point(config: PretrainConfig, run_dir: Path, data: TrainingData) -> ResumePoint:
+    """Return the resume point that rank 0 finds, on every rank.
 
-    def decide() -> dict[str, Any]:
-        c = config.checkpoint
-        start = look(config, data, save)
-        check_same_run(config, data, start)
-        run_dir = Path(config.run.output_dir).absolute()
-        if c.save_interval:
-            claim_dir(save, run_dir)
-        if start.own and start.folder:
-            parent_checkpoint.warn_unused_load(run_dir, config, start.folder)
-        else:
-            parent_checkpoint.record_parent(run_dir, start.folder, start.new_phase)
-        drop_old = c.keep_last == 0 or may_drop_old(save)
-        return vars(start) | {"folder": start.folder and str(start.folder), "drop_old": drop_old}
+    Args:
+        config: The configuration of the run.
+        run_dir: The run folder.
+        data: The prepared data.
 
-    told = agree_on_rank0(decide)
-    return Start(**told | {"folder": told["folder"] and Path(told["folder"])})
+    Raises:
+        UserError: The run may not start there; on every rank.
+    """
+    return resume.agree_on_resume_point(
+        config,
+        run_dir,
+        lambda: find_resume_point(config, run_dir, data),
+        run_identity(config, data),
+        mutable_settings(config),
+        lambda save: config.checkpoint.keep_last == 0 or may_prune(save),
+    )
 
 
-def load_from(checkpoint: Any, start: Start) -> None:
-    """Point Megatron-Bridge's checkpoint section at the start. A new phase is what it calls finetuning: weights alone,
-    since the optimizer's state is stored for one cut of the model."""
-    if start.new_phase:
-        checkpoint.load, checkpoint.pretrained_checkpoint, checkpoint.finetune = None, str(start.folder), True
+def load_from(checkpoint: Any, point: ResumePoint) -> None:
+    """Point Megatron-Bridge's checkpoint section at the resume point.
+
+    A new phase is what Megatron-Bridge calls finetuning. It takes the weights alone, since the optimizer's state is
+    stored for one split of the model over ranks.
+    """
+    if point.new_phase:
+        checkpoint.load, checkpoint.pretrained_checkpoint, checkpoint.finetune = None, str(point.folder), True
         return
-    checkpoint.load = str(start.folder) if start.folder else None
-    if other_world_size(start):
-        # Megatron-Bridge stores random states per rank with expert parallelism, and would look for those of ranks
-        # that were not there. Nothing of a run depends on them after initialisation: there is no dropout, and data go
-        # by consumed samples.
+    checkpoint.load = str(point.folder) if point.folder else None
+    if other_world_size(point):
+        # With expert parallelism Megatron-Bridge stores random states per rank, and would look for those of ranks that
+        # did not exist. The run does not depend on them after initialization: there is no dropout, and the data order
+        # follows the consumed samples.
         checkpoint.load_rng = False
 
 
-def check_same_run(config: PretrainConfig, data: TrainingData, start: Start, quiet: bool = False) -> None:
-    """Refuse to go on from a checkpoint of another model or other data; tell (unless `quiet`) what else changed."""
-    if not start.folder or not (start.folder / MARKER).is_file():
-        return
-    info, fixed = read_checkpoint_info(start.folder), fixed_keys(config, data)
-    if start.new_phase:
-        check_new_phase(info, start.folder, fixed, free=CUT)
-    elif quiet:
-        check_fixed(info, start.folder, fixed, start.own)
-    else:
-        check_resume(info, start.folder, fixed, told_keys(config), start.own)
+def other_world_size(point: ResumePoint) -> bool:
+    """Return whether the checkpoint was written by another number of ranks; False if that is unknown."""
+    return point.info is not None and point.info.mutable_settings.get("world size") not in (None, world_size())
 
 
-def other_world_size(start: Start) -> bool:
-    """Whether the checkpoint was written by another number of ranks; False when that is not known."""
-    if not start.folder or not (start.folder / MARKER).is_file():
-        return False
-    return read_checkpoint_info(start.folder).mutable_settings.get("world size") not in (None, world_size())
-
-
-def world_size() -> int:
-    """Ranks of this run, as the launcher says."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def fixed_keys(config: PretrainConfig, data: TrainingData) -> dict[str, Any]:
-    """What must be the same on a resume."""
-    shape = [f.name for f in fields(ModelConfig) if f.name not in FREE_MODEL_KEYS]
+def run_identity(config: PretrainConfig, data: TrainingData) -> dict[str, Any]:
+    """Return the values that must be the same on a resume: recipe, architecture, data, seed, sample and batch size."""
+    shape = [f.name for f in fields(ModelConfig) if f.name not in MUTABLE_MODEL_KEYS]
+    model = {name: getattr(config.model, name) for name in shape}
     return {
         "backend": "megatron",
         "recipe": config.recipe._target_,
-        **{f"model.{name}": getattr(config.model, name) for name in shape},
-        "train.seed": config.train.seed,
-        "train.seq_length": config.train.seq_length,
-        "train.global_batch_size": config.train.global_batch_size,
-        "data": data.fingerprint,
+        **resume.run_identity(config, data, model),
     }
 
 
-def told_keys(config: PretrainConfig) -> dict[str, Any]:
-    """What may change on a resume, but is told."""
-    return {
-        **{f"optimizer.{k}": v for k, v in vars(config.optimizer).items()},
-        **{f"scheduler.{k}": v for k, v in vars(config.scheduler).items()},
-        **{f"model.{name}": getattr(config.model, name) for name in FREE_MODEL_KEYS},
-        "train.train_iters": config.train.train_iters,
-        "train.micro_batch_size": config.train.micro_batch_size,
-        "megatron": str(config.megatron),
-        "world size": world_size(),
-        **{f"version of {name}": number for name, number in installed_versions(PACKAGES).items()},
-    }
+def mutable_settings(config: PretrainConfig) -> dict[str, Any]:
+    """Return the values that may change on a resume; a change is logged, since losses then differ."""
+    model = {f"model.{name}": getattr(config.model, name) for name in MUTABLE_MODEL_KEYS}
+    return resume.mutable_settings(config, {**model, "megatron": str(config.megatron)}, VERSIONS)
 
 
 def set_environment() -> None:
@@ -243,7 +231,7 @@ def _run(
     run_dir: Path,
     save: Path,
     data: TrainingData,
-    start: Start,
+    point: ResumePoint,
     startup: StartupTimer,
     stop: StopRequest,
     on_save: SaveHook,
@@ -258,7 +246,7 @@ def _run(
 
     startup.mark("imports and recipe")
     train = config.train
-    metrics = Metrics(run_dir, int(os.environ["RANK"]), start.iteration, config, train.train_iters)
+    metrics = Metrics(run_dir, int(os.environ["RANK"]), point.iteration, config, train.train_iters)
     with stop, hide_expected_tracebacks():
         hooks = TrainingHooks(
             RunContext(
@@ -273,8 +261,8 @@ def _run(
                 save_interval=config.checkpoint.save_interval,
                 train_iters=train.train_iters,
                 startup=startup,
-                run_identity=fixed_keys(config, data),
-                mutable_settings=told_keys(config),
+                run_identity=run_identity(config, data),
+                mutable_settings=mutable_settings(config),
                 validation=PerDatasetEval(data, train.eval_iters, forward_step) if train.eval_interval else None,
             )
         )

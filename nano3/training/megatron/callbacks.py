@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from nano3.training.megatron.checkpoints import TRACKER, record_begun
 from nano3.training.megatron.errors import divergence_message
-from nano3.training.megatron.start import TRACKER, note_begun
 from nano3.training.run import index_cache
 from nano3.training.run.checkpoints import MARKER, CheckpointInfo, folder_name
 from nano3.training.run.metrics import Metrics
@@ -180,7 +180,7 @@ class TrainingHooks:
             # Megatron-Bridge saves and leaves its loop after an iteration that is a multiple of exit_interval.
             context.state.cfg.train.exit_interval = iteration
         if is_rank_zero() and self._saves_after(iteration):
-            note_begun(self.run.save_folder, iteration)
+            record_begun(self.run.save_folder, iteration)
 
     def _saves_after(self, iteration: int) -> bool:
         """Return whether Megatron-Bridge saves after this iteration."""

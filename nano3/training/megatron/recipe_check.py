@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 from pathlib import Path
 
-from nano3.config.pretrain import PretrainConfig
 from nano3.training.dataset import TrainingData
 from nano3.training.megatron import schema
 from nano3.training.megatron.settings import Setting
@@ -36,19 +35,6 @@ def similar_recipe_hint(target: str) -> str:
     """Return " Did you mean X?" if the name of a recorded recipe is close to `target`, else ""."""
     near = difflib.get_close_matches(target, schema.RECIPES, n=1, cutoff=0.9)
     return f" Did you mean {near[0]!r}?" if near else ""
-
-
-def blend_file_problems(config: PretrainConfig) -> list[str]:
-    """Return why recipe.per_split_data_args_path is not the blend of run.data, the only data trained on."""
-    given, data = Path(config.recipe.per_split_data_args_path), Path(config.run.data)
-    if not data.is_dir() or given.absolute() == (data / "blend.json").absolute():
-        return []
-    if given.exists() and given.samefile(data / "blend.json"):
-        return []
-    return [
-        f"recipe.per_split_data_args_path={given} is not the blend of run.data ({data / 'blend.json'}), and recipes do "
-        "not read it. Leave it out, and choose the data with run.data=FOLDER."
-    ]
 
 
 def tokenizer_problems(overrides: list[Setting], data: TrainingData) -> list[str]:

@@ -7,7 +7,7 @@ A note in it, run.json, names the run folder. What lies in a run's own folder is
 import os
 from pathlib import Path
 
-from nano3.training.run.notes import read_note
+from nano3.training.run.record import read_state_file
 from nano3.utils.errors import UserError
 from nano3.utils.files import unwritable_reason, write_json
 
@@ -20,7 +20,7 @@ def owner_of(save: Path) -> Path | None:
     if not note.is_file():
         return None
     return Path(
-        read_note(note, "run_dir", "the next start that saves there writes it again, in its own name")["run_dir"]
+        read_state_file(note, "run_dir", "the next start that saves there writes it again, in its own name")["run_dir"]
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nano3.config import PretrainConfig
 from nano3.training.run.checkpoints import iteration_of
-from nano3.training.run.notes import read_note
+from nano3.training.run.record import read_state_file
 from nano3.utils.console import warn
 from nano3.utils.files import write_json
 
@@ -38,7 +38,7 @@ def read_parent(run_dir: Path) -> ParentCheckpoint | None:
     path = Path(run_dir) / NAME
     if not path.is_file():
         return None
-    found = read_note(path, "checkpoint", "it is then not known what the run began with")
+    found = read_state_file(path, "checkpoint", "it is then not known what the run began with")
     return ParentCheckpoint(Path(found["checkpoint"]), bool(found.get("new_phase"))) if found["checkpoint"] else None
 
 

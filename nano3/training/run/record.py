@@ -20,10 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 import nano3
 from nano3.config import PretrainConfig
 from nano3.training.run.checkpoints import latest_checkpoint, recorded_checkpoint_dir
-from nano3.training.run.notes import read_note
 from nano3.training.run.stop import last_iteration
 from nano3.utils.console import say
-from nano3.utils.errors import UserError
+from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import atomic_open, read_json, write_json, write_text
 from nano3.utils.provenance import commit_of, git_bytes, installed_versions, user_name
 from nano3.utils.tree import leaves
@@ -205,7 +204,27 @@ def read_finish_record(run_dir: Path) -> dict[str, Any] | None:
     if not marker.is_file():
         return None
     then = "the run then goes on from its newest checkpoint, and has nothing to do when that is its last"
-    return {"checkpoint": None} | read_note(marker, "iteration", then)
+    return {"checkpoint": None} | read_state_file(marker, "iteration", then)
+
+
+def read_state_file(path: Path, key: str, consequence: str) -> dict[str, Any]:
+    """Read a small JSON object beside a run's checkpoints or results.
+
+    Args:
+        path: The file.
+        key: A key that the object must have.
+        consequence: What happens if the user removes the file.
+
+    Raises:
+        Failure: The file is damaged; names the file and what removing it means.
+    """
+    try:
+        content = read_json(path)
+        if not isinstance(content, dict) or key not in content:
+            raise ValueError(f"it has no {key!r}")
+    except (ValueError, OSError) as error:
+        raise Failure(f"{path}: damaged ({error}). Remove it: {consequence}.") from error
+    return content
 
 
 def load_run_config(path: Path) -> PretrainConfig:

@@ -1,138 +1,368 @@
-"""What makes two starts the same run: keys that a checkpoint fixes, and keys whose change is told."""
+"""Where a run starts, for both backends: which checkpoint it resumes from, and whether that is the same run.
 
-import platform
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
+Preflight and the ranks use the same functions: `preview_resume_point` reports early what the ranks would refuse, and
+`agree_on_resume_point` decides on rank 0, since another job may have saved meanwhile. checkpoint.json and the data's
+manifest are enough for both; torch is not imported.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nano3.config.model import ModelConfig
 from nano3.config.pretrain import PretrainConfig
 from nano3.training.dataset import TrainingData
-from nano3.training.hf.model import PARALLEL, embedding_rows, value
-from nano3.training.run.checkpoints import CheckpointInfo
+from nano3.training.run import parent_checkpoint
+from nano3.training.run.checkpoint_owner import claim_dir, owner_problem
+from nano3.training.run.checkpoints import (
+    MARKER,
+    CheckpointInfo,
+    checkpoint_dir,
+    latest_checkpoint,
+    read_checkpoint_info,
+)
+from nano3.training.run.rank_sync import agree_on_rank0
 from nano3.utils.console import warn
 from nano3.utils.errors import UserError
+from nano3.utils.provenance import installed_versions
 
-# Two settings of the model that change only its speed, or nothing in this backend.
-_FREE_MODEL_KEYS = ("mamba_chunk_size", "sequence_parallel", *PARALLEL)
-# What may differ on a start from another run's checkpoint in the same schedule.
-_FREE_OF_ANOTHER_RUN = ("data", "train.seed")
-_VERSIONS = ("torch", "transformers", "megatron-core")
+# May differ from the run whose schedule is continued (checkpoint.keep_iteration).
+_FREE_IN_A_CONTINUED_SCHEDULE = ("data", "train.seed")
+# May differ in a new phase: weights alone can be split over any number of ranks.
+_FREE_IN_A_NEW_PHASE = (
+    "backend",
+    "data",
+    "recipe",
+    "model.tensor_model_parallel_size",
+    "model.pipeline_model_parallel_size",
+    "model.expert_model_parallel_size",
+)
 
 
 @dataclass(frozen=True)
-class Start:
-    """Where a run starts: from nothing (`folder` and `info` None) or from a checkpoint; and what identifies the run.
+class ResumePoint:
+    """Where a run starts: from scratch if `folder` is None, else from that checkpoint.
 
-    `new_phase`: weights and optimizer come from the checkpoint; iterations, schedule and data order begin at 0.
+    Attributes:
+        iteration: Iterations of this run's schedule that are done.
+        folder: The checkpoint folder of one iteration.
+        own: Whether this run saved the checkpoint itself.
+        new_phase: Whether weights come from the checkpoint while iterations, schedule and data order start at 0.
+        may_prune: Whether old checkpoints may be removed according to checkpoint.keep_last.
+        info: checkpoint.json; None if the checkpoint has none.
     """
 
-    folder: Path | None
-    info: CheckpointInfo | None
-    run_identity: dict[str, Any]
-    mutable_settings: dict[str, Any]
-    threads: int
+    iteration: int = 0
+    folder: Path | None = None
+    own: bool = True
     new_phase: bool = False
+    may_prune: bool = True
+    info: CheckpointInfo | None = field(default=None, compare=False)
 
-    @property
-    def iteration(self) -> int:
-        """Iterations of this run that are done."""
-        return self.info.iteration if self.info and not self.new_phase else 0
+    def sentence(self, restored: str, pretrained: str | None = None) -> str:
+        """Return the first line of the log.
 
+        Args:
+            restored: What a new phase takes from the checkpoint, such as "weights".
+            pretrained: The folder of other weights that a fresh start begins with.
+        """
+        if self.folder is None:
+            return f"fresh start from the weights of {pretrained}" if pretrained else "fresh start"
+        if self.new_phase:
+            return f"new phase: iteration 0 with the {restored} of {self.folder}"
+        return f"resuming from iteration {self.iteration} of {self.folder}"
 
-def fixed_keys(config: PretrainConfig, data: TrainingData) -> dict[str, Any]:
-    """Values that must be the same on a resume: architecture, data, seed, and what a sample and an iteration are."""
-    shape = [f.name for f in fields(ModelConfig) if f.name not in _FREE_MODEL_KEYS]
-    fixed = {f"model.{key}": value(config.model, key) for key in shape}
-    fixed["model.vocab_size"] = embedding_rows(config.model, data.vocab_size)
-    fixed["train.seed"] = config.train.seed
-    fixed["train.seq_length"] = config.train.seq_length
-    fixed["train.global_batch_size"] = config.train.global_batch_size
-    fixed["data"] = data.fingerprint
-    return fixed
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as values that JSON can hold."""
+        return asdict(self) | {"folder": self.folder and str(self.folder)}
 
-
-def told_keys(config: PretrainConfig, world_size: int, threads: int) -> dict[str, Any]:
-    """Values that may change on a resume; a change is told, because losses then differ from an undisturbed run's."""
-    told: dict[str, Any] = {f"optimizer.{k}": v for k, v in asdict(config.optimizer).items()}
-    told |= {f"scheduler.{k}": v for k, v in asdict(config.scheduler).items()}
-    told["train.train_iters"] = config.train.train_iters
-    told["train.micro_batch_size"] = config.train.micro_batch_size
-    told["model.mamba_chunk_size"] = value(config.model, "mamba_chunk_size")
-    told["world size"] = world_size
-    told["threads per rank"] = threads
-    told["processor"] = platform.machine()
-    told |= {f"version of {name}": version(name) for name in _VERSIONS}
-    return told
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "ResumePoint":
+        """Return the point that `to_json` was called on."""
+        folder, info = values["folder"], values["info"]
+        return cls(**values | {"folder": folder and Path(folder), "info": info and CheckpointInfo(**info)})
 
 
-def check_fixed(info: CheckpointInfo, folder: Path, fixed: dict[str, Any], own_folder: bool) -> None:
-    """Raise `UserError` naming every fixed key that differs.
+@dataclass(frozen=True)
+class ResumePreview:
+    """The resume point as preflight sees it. `problems` forbid the start, `warnings` do not."""
 
-    A run that goes on at the iteration of another run's checkpoint (checkpoint.keep_iteration; `own_folder` false) may
-    bring other data and another seed: that is how the rest of one schedule is trained on other data.
+    point: ResumePoint = field(default_factory=ResumePoint)
+    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class CheckpointSearch:
+    """How a backend finds checkpoints. By default, those with a checkpoint.json count."""
+
+    def newest_own(self, save: Path) -> Path | None:
+        """Return the newest checkpoint in this run's checkpoint folder."""
+        return latest_checkpoint(save)
+
+    def newest_in(self, load: Path) -> Path | None:
+        """Return the checkpoint that checkpoint.load names: `load` itself, or the newest one in it."""
+        return load if (load / MARKER).is_file() else latest_checkpoint(load)
+
+    def iteration(self, folder: Path) -> int:
+        """Return the iteration of a checkpoint."""
+        return read_checkpoint_info(folder).iteration
+
+
+def find_resume_point(
+    config: PretrainConfig, run_dir: Path, search: CheckpointSearch, identity: dict[str, Any] | None
+) -> ResumePoint:
+    """Return where a run starts: at its own newest checkpoint, else at that of checkpoint.load, else from scratch.
+
+    Args:
+        config: The configuration of the run.
+        run_dir: The run folder.
+        search: The backend's way to find checkpoints.
+        identity: The run's identity; None if the data is not prepared yet. It is then not compared.
+
+    Raises:
+        UserError: The run may not start there.
+        Failure: A checkpoint is damaged.
     """
-    changed = _differences(info.run_identity, fixed)
-    if not own_folder:
-        changed = {key: values for key, values in changed.items() if key not in _FREE_OF_ANOTHER_RUN}
-    if changed:
-        rows = [f"{key}: {_show(old)} in the checkpoint, now {_show(new)}" for key, (old, new) in changed.items()]
+    save = checkpoint_dir(config, run_dir)
+    if problem := owner_problem(save, run_dir):
+        raise UserError(problem)
+    point = _locate(config, save, search)
+    if point.folder and (point.folder / MARKER).is_file():
+        point = replace(point, info=read_checkpoint_info(point.folder))
+    if identity is not None and point.folder and point.info:
+        if point.new_phase:
+            check_new_phase(point.info, point.folder, identity)
+        else:
+            check_run_identity(point.info, point.folder, identity, point.own)
+    if point.folder and not point.own and not point.new_phase and point.iteration >= config.train.train_iters:
         raise UserError(
-            f"{folder} is a checkpoint of a different run: {'; '.join(rows)}. Give these their old values, or start "
-            "a new run with another run.name. May change on a resume: train.train_iters, train.micro_batch_size, "
-            "train.eval_*, train.exit_*, "
-            "train.threads, optimizer, scheduler, logger, checkpoint, cluster."
+            f"checkpoint.keep_iteration=true: {point.folder} has {point.iteration} iterations already, "
+            f"train.train_iters is {config.train.train_iters}. Set a larger train.train_iters, or leave out "
+            "checkpoint.keep_iteration to begin a new phase."
+        )
+    return point
+
+
+def _locate(config: PretrainConfig, save: Path, search: CheckpointSearch) -> ResumePoint:
+    """Return the resume point as far as folder names decide it."""
+    if own := search.newest_own(save):
+        return ResumePoint(search.iteration(own), own)
+    if config.checkpoint.load is None or Path(config.checkpoint.load).absolute() == save:
+        return ResumePoint()
+    load = Path(config.checkpoint.load).absolute()
+    source = search.newest_in(load)
+    if source is None:
+        raise UserError(
+            f"checkpoint.load={load} holds no complete checkpoint. Name a run's checkpoint folder or one of its iter_* "
+            "folders, or leave the key out to start from scratch."
+        )
+    if not config.checkpoint.keep_iteration:
+        return ResumePoint(0, source, own=False, new_phase=True)
+    return ResumePoint(search.iteration(source), source, own=False)
+
+
+def agree_on_resume_point(
+    config: PretrainConfig,
+    run_dir: Path,
+    find: Callable[[], ResumePoint],
+    identity: dict[str, Any],
+    settings: dict[str, Any],
+    may_prune: Callable[[Path], bool] = lambda save: True,
+) -> ResumePoint:
+    """Return the resume point that rank 0 finds, on every rank, and record it in the run folder.
+
+    Args:
+        config: The configuration of the run.
+        run_dir: The run folder.
+        find: Returns the resume point; called on rank 0 alone.
+        identity: The run's identity.
+        settings: The run's mutable settings; a change is logged.
+        may_prune: Whether old checkpoints in a folder may be removed; called on rank 0 alone.
+
+    Raises:
+        UserError: The run may not start there; on every rank.
+    """
+    save = checkpoint_dir(config, run_dir)
+
+    def decide() -> dict[str, Any]:
+        point = find()
+        if point.folder and point.info and not point.new_phase:
+            check_resume(point.info, point.folder, identity, settings, point.own)
+        if config.checkpoint.save_interval:
+            claim_dir(save, run_dir)
+        if point.own and point.folder:
+            parent_checkpoint.warn_unused_load(run_dir, config, point.folder)
+        else:
+            parent_checkpoint.record_parent(run_dir, point.folder, point.new_phase)
+        return replace(point, may_prune=may_prune(save)).to_json()
+
+    return ResumePoint.from_json(agree_on_rank0(decide))
+
+
+def preview_resume_point(
+    config: PretrainConfig,
+    data: TrainingData | None,
+    find: Callable[[PretrainConfig, Path, TrainingData | None], ResumePoint],
+) -> ResumePreview:
+    """Return the resume point that the ranks will find, before anything is written or submitted.
+
+    Args:
+        config: The configuration of the run.
+        data: The prepared data. Without it, the ranks check whether a checkpoint is of the same run.
+        find: `find_resume_point` of the backend.
+
+    Raises:
+        Failure: A checkpoint is damaged.
+    """
+    run_dir = Path(config.run.output_dir).absolute()
+    warnings: tuple[str, ...] = ()
+    if warning := _unseen_load_warning(config, checkpoint_dir(config, run_dir)):
+        config = replace(config, checkpoint=replace(config.checkpoint, load=None, keep_iteration=False))
+        warnings = (warning,)
+    try:
+        return ResumePreview(find(config, run_dir, data), warnings=warnings)
+    except UserError as error:
+        return ResumePreview(problems=tuple(error.problems), warnings=warnings)
+
+
+def _unseen_load_warning(config: PretrainConfig, save: Path) -> str | None:
+    """Return why checkpoint.load cannot be checked here: only the container has it, or another job will fill it."""
+    load, cluster = config.checkpoint.load, config.cluster
+    if load is None or Path(load).absolute() == save or cluster.kind == "local":
+        return None
+    in_container = cluster.container_runtime != "none" and not Path(load).exists()
+    waits = any(word.startswith("--dependency") for word in cluster.sbatch_args)
+    if not in_container and not waits:
+        return None
+    why = "the job waits for another one" if waits else "it is not there on this machine"
+    return f"checkpoint.load={load} is not checked now ({why}); the job fails if it holds no checkpoint."
+
+
+def run_identity(config: PretrainConfig, data: TrainingData, model: dict[str, Any]) -> dict[str, Any]:
+    """Return the values that must be the same on a resume.
+
+    Args:
+        config: The configuration of the run.
+        data: The prepared data.
+        model: The keys of `model` that decide the shape of the checkpoint, with their values.
+    """
+    return {
+        **{f"model.{key}": value for key, value in model.items()},
+        "train.seed": config.train.seed,
+        "train.seq_length": config.train.seq_length,
+        "train.global_batch_size": config.train.global_batch_size,
+        "data": data.fingerprint,
+    }
+
+
+def mutable_settings(config: PretrainConfig, more: dict[str, Any], packages: tuple[str, ...]) -> dict[str, Any]:
+    """Return the values that may change on a resume. A change is logged, since losses then differ.
+
+    Args:
+        config: The configuration of the run.
+        more: Settings of the backend.
+        packages: Packages whose versions are recorded.
+    """
+    return {
+        **{f"optimizer.{key}": value for key, value in asdict(config.optimizer).items()},
+        **{f"scheduler.{key}": value for key, value in asdict(config.scheduler).items()},
+        "train.train_iters": config.train.train_iters,
+        "train.micro_batch_size": config.train.micro_batch_size,
+        **more,
+        "world size": world_size(),
+        **{f"version of {name}": number for name, number in installed_versions(packages).items()},
+    }
+
+
+def world_size() -> int:
+    """Return the number of ranks according to the launcher's WORLD_SIZE."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def check_run_identity(info: CheckpointInfo, folder: Path, identity: dict[str, Any], own: bool) -> None:
+    """Raise UserError naming every value of the run's identity that differs from the checkpoint's.
+
+    Args:
+        info: The checkpoint's checkpoint.json.
+        folder: The checkpoint folder.
+        identity: The run's identity.
+        own: False if the run continues the schedule of another run. Data and seed may then differ, so that the rest of
+            a schedule can be trained on other data.
+    """
+    changed = _differences(info.run_identity, identity)
+    if not own:
+        changed = {key: values for key, values in changed.items() if key not in _FREE_IN_A_CONTINUED_SCHEDULE}
+    if changed:
+        raise UserError(
+            f"{folder} is a checkpoint of a different run: {_list(changed)}. Restore these values, or start a new run "
+            "with another run.name. May change on a resume: train.train_iters, train.micro_batch_size, train.eval_*, "
+            "train.exit_*, train.threads, optimizer, scheduler, logger, checkpoint, cluster."
         )
 
 
 def check_resume(
-    info: CheckpointInfo, folder: Path, fixed: dict[str, Any], told: dict[str, Any], own_folder: bool
+    info: CheckpointInfo, folder: Path, identity: dict[str, Any], settings: dict[str, Any], own: bool
 ) -> None:
-    """`check_fixed`, and warn of everything else that has changed."""
-    check_fixed(info, folder, fixed, own_folder)
-    for key in _FREE_OF_ANOTHER_RUN:
-        if info.run_identity.get(key) != fixed.get(key):
-            warn(f"{folder} was trained with another value of {key}; going on with the new one.")
-    for key, (old, new) in _differences(info.mutable_settings, told).items():
+    """Call `check_run_identity` and warn about every other value that changed.
+
+    Args:
+        info: The checkpoint's checkpoint.json.
+        folder: The checkpoint folder.
+        identity: The run's identity.
+        settings: The run's mutable settings.
+        own: Whether this run saved the checkpoint.
+    """
+    check_run_identity(info, folder, identity, own)
+    for key in _FREE_IN_A_CONTINUED_SCHEDULE:
+        if info.run_identity.get(key) != identity.get(key):
+            warn(f"{folder} was trained with another value of {key}; the run continues with the new one.")
+    for key, (old, new) in _differences(info.mutable_settings, settings).items():
         warn(f"{key} was {_show(old)} when {folder.name} was saved and is {_show(new)} now: {_effect(key)}")
 
 
-def check_new_phase(info: CheckpointInfo, folder: Path, fixed: dict[str, Any], free: Iterable[str] = ()) -> None:
-    """Raise `UserError` unless the checkpoint's weights fit this run's model; everything else is this run's own."""
-    skipped = {"backend", "data", "recipe", *free}
-    changed = {
-        k: v
-        for k, v in _differences(info.run_identity, fixed).items()
-        if k not in skipped and not k.startswith("train.")
-    }
-    if info.run_identity.get("backend") != fixed.get("backend"):
+def check_new_phase(info: CheckpointInfo, folder: Path, identity: dict[str, Any]) -> None:
+    """Raise UserError unless the checkpoint's weights fit this run's model.
+
+    Args:
+        info: The checkpoint's checkpoint.json.
+        folder: The checkpoint folder.
+        identity: The run's identity; only the shape of the model is compared.
+    """
+    if info.run_identity.get("backend") != identity.get("backend"):
         raise UserError(
             f"{folder} was written by the other backend. Export it (nano3 export) and start from that folder: "
             "+megatron.checkpoint.pretrained_checkpoint=FOLDER."
         )
+    changed = {
+        key: values
+        for key, values in _differences(info.run_identity, identity).items()
+        if key not in _FREE_IN_A_NEW_PHASE and not key.startswith("train.")
+    }
     if changed:
-        rows = [f"{key}: {_show(old)} in the checkpoint, now {_show(new)}" for key, (old, new) in changed.items()]
         raise UserError(
-            f"{folder} holds another model: {'; '.join(rows)}. A new phase starts from the weights of the same model; "
-            "give these their old values, or leave checkpoint.load out."
+            f"{folder} holds another model: {_list(changed)}. A new phase starts from the weights of the same model: "
+            "restore these values, or leave checkpoint.load out."
         )
 
 
 def _effect(key: str) -> str:
     if key == "train.train_iters":
         return (
-            "the learning-rate schedule follows the new length, and since the data order is drawn for train_iters x "
-            "global_batch_size samples, samples already seen may come again before all others were."
+            "the learning-rate schedule follows the new length. The data order is drawn for train_iters x "
+            "global_batch_size samples, so samples may come again before all others were read."
         )
     if key.startswith(("optimizer.", "scheduler.")):
-        return "the run goes on with the new value."
+        return "the run continues with the new value."
     return "sums are added up in another order or by other code, so losses can differ in their last digits."
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     return {k: (old.get(k), new.get(k)) for k in [*old, *(n for n in new if n not in old)] if old.get(k) != new.get(k)}
+
+
+def _list(changed: dict[str, tuple[Any, Any]]) -> str:
+    return "; ".join(f"{key}: {_show(old)} in the checkpoint, now {_show(new)}" for key, (old, new) in changed.items())
 
 
 def _show(value: Any) -> str:

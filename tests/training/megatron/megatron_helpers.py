@@ -44,10 +44,10 @@ def checkpoint(
     iteration: int,
     marked: bool = True,
     bridge: bool = True,
-    told: dict | None = None,
-    fixed: dict | None = None,
+    settings: dict | None = None,
+    identity: dict | None = None,
 ) -> Path:
-    """A checkpoint folder as Megatron-Bridge writes it, with or without nano3's mark."""
+    """Return a checkpoint folder as Megatron-Bridge writes it, with or without nano3's checkpoint.json."""
     folder = root / folder_name(iteration)
     folder.mkdir(parents=True)
     if bridge:
@@ -55,5 +55,7 @@ def checkpoint(
         (folder / "run_config.yaml").write_text("model: {}\n")
     if marked:
         info = {"iteration": iteration, "consumed_samples": 0, "consumed_tokens": 0, "elapsed_s": 0.0, "parameters": 1}
-        write_json(folder / MARKER, info | {"fixed": fixed or {}, "told": told or {}, "files": {}})
+        write_json(
+            folder / MARKER, info | {"run_identity": identity or {}, "mutable_settings": settings or {}, "files": {}}
+        )
     return folder

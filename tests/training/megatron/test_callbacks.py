@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nano3.training.megatron.callbacks import RunContext, StepTimer, TrainingHooks, peak_flops
-from nano3.training.megatron.start import TRACKER, begun
+from nano3.training.megatron.checkpoints import TRACKER, begun_iterations
 from nano3.training.run.checkpoints import MARKER, read_checkpoint_info
 from nano3.utils.errors import Failure
 from nano3.utils.files import read_json
@@ -102,7 +102,7 @@ def test_after_the_last_iteration_nobody_is_asked_to_stop(tmp_path: Path, alone)
     own, last = hooks(tmp_path, {45: "signal SIGTERM"}), context(44)
     own.on_train_step_end(last)
     assert (own.iteration, own.reason, last.state.cfg.train.exit_interval) == (45, "", None)
-    assert begun(tmp_path) == {45}
+    assert begun_iterations(tmp_path) == {45}
 
 
 def test_an_agreed_stop_ends_the_loop_after_this_iteration(tmp_path: Path, alone) -> None:
@@ -175,9 +175,9 @@ def test_a_save_is_noted_before_it_begins(tmp_path: Path, alone) -> None:
     for step in (8, 9, 10, 32, 44):
         own.on_train_step_end(context(step))
         own.reason = "" if step == 32 else own.reason
-        if begun(tmp_path):
-            folder_of(tmp_path, max(begun(tmp_path)))
-    assert begun(tmp_path) == {10, 33, 45}
+        if begun_iterations(tmp_path):
+            folder_of(tmp_path, max(begun_iterations(tmp_path)))
+    assert begun_iterations(tmp_path) == {10, 33, 45}
 
 
 def folder_of(root: Path, iteration: int) -> None:

@@ -75,7 +75,9 @@ def run_folder(tmp_path: Path, iterations: tuple[int, ...] = (10, 20)) -> Path:
         folder = tmp_path / "run" / "checkpoints" / folder_name(iteration)
         folder.mkdir(parents=True)
         info = {"iteration": iteration, "consumed_samples": 0, "consumed_tokens": 0, "elapsed_s": 0.0, "parameters": 1}
-        write_json(folder / MARKER, info | {"fixed": {"backend": "transformers"}, "told": {}, "files": {}})
+        write_json(
+            folder / MARKER, info | {"run_identity": {"backend": "transformers"}, "mutable_settings": {}, "files": {}}
+        )
     described = export.describe(small_qwen(), 2)
     config = AutoConfig.for_model(described.pop("model_type"), **described)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "hf")

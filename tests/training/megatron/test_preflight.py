@@ -14,7 +14,7 @@ from nano3.config import ModelConfig, PretrainConfig
 from nano3.training.checks.model_stats import Architecture, architecture_from_config, count_parameters, flops_per_token
 from nano3.training.checks.parallel_layout import ParallelLayout, layout_problems
 from nano3.training.dataset import open_data
-from nano3.training.megatron.backend import fixed_keys
+from nano3.training.megatron.backend import run_identity
 from nano3.training.megatron.recipe_check import recipe_problems
 from nano3.training.megatron.schema import load_bundled
 from nano3.training.megatron.settings import override_settings
@@ -242,7 +242,7 @@ def test_the_rest_of_a_schedule_needs_the_run_that_began_it(config: PretrainConf
     config.checkpoint.keep_iteration = True
     config.checkpoint.save = config.checkpoint.load = "/own"
     assert any("checkpoint.load=OTHER/checkpoints" in p for p in preflight(config).problems)
-    config.checkpoint.load = str(checkpoint(tmp_path / "other", 5, fixed=fixed_keys(config, data)))
+    config.checkpoint.load = str(checkpoint(tmp_path / "other", 5, identity=run_identity(config, data)))
     assert preflight(config).problems == []
 
 

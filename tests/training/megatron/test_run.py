@@ -12,14 +12,15 @@ from megatron_helpers import checkpoint
 from nano3.config import PretrainConfig
 from nano3.training.dataset import open_data
 from nano3.training.megatron import backend
-from nano3.training.megatron.start import Start
 from nano3.training.run import parent_checkpoint
+from nano3.training.run.checkpoints import read_checkpoint_info
+from nano3.training.run.resume import ResumePoint
 from nano3.utils.errors import UserError
 
 
 def test_a_finished_run_does_nothing(config: PretrainConfig, data_dir: Path, tmp_path: Path, capsys) -> None:
-    fixed = backend.fixed_keys(config, open_data(data_dir))
-    folder = checkpoint(tmp_path / "run" / "checkpoints", config.train.train_iters, fixed=fixed)
+    identity = backend.run_identity(config, open_data(data_dir))
+    folder = checkpoint(tmp_path / "run" / "checkpoints", config.train.train_iters, identity=identity)
     outcome = backend.train(config, data_dir, tmp_path / "run")
     assert (outcome.status, outcome.iteration, outcome.checkpoint, outcome.exit_code) == ("finished", 20, folder, 0)
     assert capsys.readouterr().out.startswith("finished: iteration 20 of 20")
@@ -29,7 +30,7 @@ def test_a_run_that_reached_its_exit_iteration_is_finished_too(
     config: PretrainConfig, data_dir: Path, tmp_path: Path
 ) -> None:
     config.train.exit_iteration = 10
-    checkpoint(tmp_path / "run" / "checkpoints", 10, fixed=backend.fixed_keys(config, open_data(data_dir)))
+    checkpoint(tmp_path / "run" / "checkpoints", 10, identity=backend.run_identity(config, open_data(data_dir)))
     assert backend.train(config, data_dir, tmp_path / "run").status == "finished"
 
 
@@ -90,10 +91,10 @@ def test_a_tokenizer_that_is_no_folder(data_dir: Path) -> None:
 )
 def test_what_a_resume_may_change(config: PretrainConfig, data_dir: Path, key: str, value: object, fixed: bool) -> None:
     data = open_data(data_dir)
-    before = backend.fixed_keys(config, data), backend.told_keys(config)
+    before = backend.run_identity(config, data), backend.mutable_settings(config)
     section, name = key.split(".")
     setattr(getattr(config, section), name, value)
-    after = backend.fixed_keys(config, data), backend.told_keys(config)
+    after = backend.run_identity(config, data), backend.mutable_settings(config)
     assert (before[0] != after[0]) is fixed
     assert (before[1] != after[1]) is not fixed
 
@@ -102,9 +103,10 @@ def test_what_a_resume_may_change(config: PretrainConfig, data_dir: Path, key: s
 def test_another_number_of_ranks_is_noticed(
     tmp_path: Path, monkeypatch, saved: int | None, now: str, other: bool
 ) -> None:
-    told = {} if saved is None else {"world size": saved}
+    settings = {} if saved is None else {"world size": saved}
     monkeypatch.setenv("WORLD_SIZE", now)
-    assert backend.other_world_size(Start(10, checkpoint(tmp_path, 10, told=told), own=True)) is other
+    folder = checkpoint(tmp_path, 10, settings=settings)
+    assert backend.other_world_size(ResumePoint(10, folder, info=read_checkpoint_info(folder))) is other
 
 
 def test_a_plain_process_becomes_a_run_of_one(monkeypatch) -> None:
@@ -137,15 +139,15 @@ print([m for m in ("torch", "triton") if m in sys.modules])
 @pytest.fixture
 def phase_one(config: PretrainConfig, data_dir: Path, tmp_path: Path) -> Path:
     """Iteration 20 of a run with `config`, in a folder of another run."""
-    fixed = backend.fixed_keys(config, open_data(data_dir))
-    return checkpoint(tmp_path / "one", 20, fixed=fixed, told=backend.told_keys(config))
+    identity = backend.run_identity(config, open_data(data_dir))
+    return checkpoint(tmp_path / "one", 20, identity=identity, settings=backend.mutable_settings(config))
 
 
-def decided(config: PretrainConfig, data_dir: Path, phase_one: Path, **checkpoint_keys: object) -> Start:
+def decided(config: PretrainConfig, data_dir: Path, phase_one: Path, **checkpoint_keys: object) -> ResumePoint:
     config.checkpoint.load = str(phase_one.parent)
     for key, value in checkpoint_keys.items():
         setattr(config.checkpoint, key, value)
-    return backend.decide_start(config, open_data(data_dir), Path(config.run.output_dir) / "checkpoints")
+    return backend.agree_on_resume_point(config, Path(config.run.output_dir), open_data(data_dir))
 
 
 def test_a_new_phase_may_change_samples_batch_cut_and_data(
@@ -156,13 +158,13 @@ def test_a_new_phase_may_change_samples_batch_cut_and_data(
     config.train.seed = 9
     config.model.tensor_model_parallel_size, config.model.pipeline_model_parallel_size = 2, 2
     start = decided(config, data_dir, phase_one)
-    assert start == Start(0, phase_one, own=False, new_phase=True)
-    assert start.sentence(None) == f"new phase: iteration 0 with the weights of {phase_one}"
+    assert start == ResumePoint(0, phase_one, own=False, new_phase=True)
+    assert start.sentence("weights") == f"new phase: iteration 0 with the weights of {phase_one}"
     assert capsys.readouterr().err == ""
     run_dir = Path(config.run.output_dir)
     assert parent_checkpoint.read_parent(run_dir) == parent_checkpoint.ParentCheckpoint(phase_one, new_phase=True)
-    own = checkpoint(run_dir / "checkpoints", 5, fixed=backend.fixed_keys(config, open_data(data_dir)))
-    assert decided(config, data_dir, phase_one) == Start(5, own, own=True)
+    own = checkpoint(run_dir / "checkpoints", 5, identity=backend.run_identity(config, open_data(data_dir)))
+    assert decided(config, data_dir, phase_one) == ResumePoint(5, own, own=True)
     assert "is not used" not in capsys.readouterr().err
     elsewhere = checkpoint(run_dir.parent / "two", 7)
     assert decided(config, data_dir, elsewhere).folder == own
@@ -177,7 +179,7 @@ def test_a_new_phase_needs_the_same_model(config: PretrainConfig, data_dir: Path
 
 def test_the_rest_of_a_schedule_keeps_its_iteration(config: PretrainConfig, data_dir: Path, phase_one: Path) -> None:
     config.train.train_iters = 40
-    assert decided(config, data_dir, phase_one, keep_iteration=True) == Start(20, phase_one, own=False)
+    assert decided(config, data_dir, phase_one, keep_iteration=True) == ResumePoint(20, phase_one, own=False)
     parent = parent_checkpoint.read_parent(Path(config.run.output_dir))
     assert parent is not None and parent.iteration == 20
     config.train.seq_length = 512
@@ -191,20 +193,20 @@ def test_the_rest_of_a_schedule_keeps_its_iteration(config: PretrainConfig, data
 def test_beside_somebody_elses_checkpoints_none_is_dropped(config: PretrainConfig, data_dir: Path) -> None:
     save = Path(config.run.output_dir) / "checkpoints"
     newest = checkpoint(save, 10, marked=False)
-    decide = backend.decide_start
-    assert decide(config, open_data(data_dir), save) == Start(10, newest, own=True, drop_old=False)
+    decide, run_dir = backend.agree_on_resume_point, Path(config.run.output_dir)
+    assert decide(config, run_dir, open_data(data_dir)) == ResumePoint(10, newest, may_prune=False)
     config.checkpoint.keep_last = 0
-    assert decide(config, open_data(data_dir), save).drop_old
+    assert decide(config, run_dir, open_data(data_dir)).may_prune
 
 
 def test_megatron_bridge_is_told_where_to_load_from(tmp_path: Path) -> None:
     from types import SimpleNamespace
 
     section = SimpleNamespace(load="x", pretrained_checkpoint="/hf", finetune=False, load_rng=True)
-    backend.load_from(section, Start(0, tmp_path, own=False, new_phase=True))
+    backend.load_from(section, ResumePoint(0, tmp_path, own=False, new_phase=True))
     assert (section.load, section.pretrained_checkpoint, section.finetune) == (None, str(tmp_path), True)
     section = SimpleNamespace(load="x", pretrained_checkpoint="/hf", finetune=False, load_rng=True)
-    backend.load_from(section, Start(10, tmp_path, own=True))
+    backend.load_from(section, ResumePoint(10, tmp_path, own=True))
     assert (section.load, section.pretrained_checkpoint, section.finetune) == (str(tmp_path), "/hf", False)
-    backend.load_from(section, Start(0, None, own=True))
+    backend.load_from(section, ResumePoint(0, None, own=True))
     assert section.load is None

@@ -1,18 +1,20 @@
 """What may change between two starts of a run, and where a start finds its checkpoint. No torch needed."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from training_processes import tiny_config
 
+from nano3.config import PretrainConfig
 from nano3.training.dataset import open_data
-from nano3.training.hf.backend import check, find_checkpoint, thread_count
+from nano3.training.hf.backend import mutable_settings, run_identity, thread_count, validate_inputs
 from nano3.training.run import checkpoints
 from nano3.training.run.checkpoints import CheckpointInfo
 from nano3.training.run.outcome import Outcome
-from nano3.training.run.resume import check_resume, fixed_keys, told_keys
+from nano3.training.run.resume import CheckpointSearch, check_resume, find_resume_point
 from nano3.utils.errors import UserError
+from nano3.utils.files import write_json
 
 FOLDER = Path("runs/a/checkpoints/iter_0000004")
 
@@ -20,7 +22,7 @@ FOLDER = Path("runs/a/checkpoints/iter_0000004")
 def saved(data: Path) -> CheckpointInfo:
     """What iteration 4 of the tiny run recorded."""
     config = tiny_config()
-    return CheckpointInfo(4, 16, 512, 1.0, 10, fixed_keys(config, open_data(data)), told_keys(config, 1, 1))
+    return CheckpointInfo(4, 16, 512, 1.0, 10, run_identity(config, open_data(data)), mutable_settings(config))
 
 
 @pytest.mark.parametrize(
@@ -35,10 +37,10 @@ def saved(data: Path) -> CheckpointInfo:
         ("train.global_batch_size", 8, "train.global_batch_size: 4 in the checkpoint, now 8"),
     ],
 )
-def test_fixed_keys_are_refused(data: Path, key: str, value: object, shown: str) -> None:
+def test_another_identity_is_refused(data: Path, key: str, value: object, shown: str) -> None:
     config = tiny_config(**{key: value})
     with pytest.raises(UserError) as caught:
-        check_resume(saved(data), FOLDER, fixed_keys(config, open_data(data)), told_keys(config, 1, 1), True)
+        check_resume(saved(data), FOLDER, run_identity(config, open_data(data)), mutable_settings(config), True)
     assert shown in str(caught.value)
     assert str(caught.value).count(" in the checkpoint") == 1
 
@@ -46,28 +48,32 @@ def test_fixed_keys_are_refused(data: Path, key: str, value: object, shown: str)
 def test_spelling_out_a_default_changes_nothing(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """null and the value that null stands for are the same run."""
     config = tiny_config(**{"model.vocab_size": 4096, "model.init_method_std": 0.02, "model.layernorm_epsilon": 1e-5})
-    check_resume(saved(data), FOLDER, fixed_keys(config, open_data(data)), told_keys(config, 1, 1), True)
+    check_resume(saved(data), FOLDER, run_identity(config, open_data(data)), mutable_settings(config), True)
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
-    ("changes", "ranks", "threads", "told"),
+    ("changes", "ranks", "shown"),
     [
-        ({"train.train_iters": 24}, 1, 1, ["train.train_iters was 12", "is 24 now", "may come again"]),
-        ({"optimizer.lr": 0.5}, 1, 1, ["optimizer.lr was 0.01", "goes on with the new value"]),
-        ({"scheduler.lr_wsd_decay_iters": 3}, 1, 1, ["scheduler.lr_wsd_decay_iters was 4"]),
-        ({"train.micro_batch_size": 1}, 1, 1, ["train.micro_batch_size was 2", "last digits"]),
-        ({"model.mamba_chunk_size": 8}, 1, 1, ["model.mamba_chunk_size was 16", "last digits"]),
-        ({}, 2, 1, ["world size was 1", "is 2 now", "last digits"]),
-        ({}, 1, 4, ["threads per rank was 1", "is 4 now", "last digits"]),
+        ({"train.train_iters": 24}, 1, ["train.train_iters was 12", "is 24 now", "may come again"]),
+        ({"optimizer.lr": 0.5}, 1, ["optimizer.lr was 0.01", "continues with the new value"]),
+        ({"scheduler.lr_wsd_decay_iters": 3}, 1, ["scheduler.lr_wsd_decay_iters was 4"]),
+        ({"train.micro_batch_size": 1}, 1, ["train.micro_batch_size was 2", "last digits"]),
+        ({"model.mamba_chunk_size": 8}, 1, ["model.mamba_chunk_size was 16", "last digits"]),
+        ({}, 2, ["world size was 1", "is 2 now", "last digits"]),
+        ({"train.threads": 4}, 1, ["threads per rank was 1", "is 4 now", "last digits"]),
     ],
     ids=["length", "rate", "decay", "micro batch", "chunk", "ranks", "threads"],
 )
-def test_told_keys_are_told(data: Path, capsys, changes: dict, ranks: int, threads: int, told: list[str]) -> None:
+def test_a_changed_setting_is_logged(
+    data: Path, capsys, monkeypatch: pytest.MonkeyPatch, changes: dict, ranks: int, shown: list[str]
+) -> None:
+    before = saved(data)
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
     config = tiny_config(**changes)
-    check_resume(saved(data), FOLDER, fixed_keys(config, open_data(data)), told_keys(config, ranks, threads), True)
+    check_resume(before, FOLDER, run_identity(config, open_data(data)), mutable_settings(config), True)
     printed = " ".join(capsys.readouterr().err.split())
-    assert all(text in printed for text in told), printed
+    assert all(text in printed for text in shown), printed
     assert printed.count("warning:") == 1
 
 
@@ -81,13 +87,13 @@ def test_told_keys_are_told(data: Path, capsys, changes: dict, ranks: int, threa
         "checkpoint.save_interval",
     ],
 )
-def test_free_keys_are_not_even_told(data: Path, capsys: pytest.CaptureFixture[str], key: str) -> None:
+def test_other_keys_are_not_logged(data: Path, capsys: pytest.CaptureFixture[str], key: str) -> None:
     config = tiny_config(**{key: 3})
-    check_resume(saved(data), FOLDER, fixed_keys(config, open_data(data)), told_keys(config, 1, 1), True)
+    check_resume(saved(data), FOLDER, run_identity(config, open_data(data)), mutable_settings(config), True)
     assert capsys.readouterr().err == ""
 
 
-def test_another_version_is_told(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_version_is_logged(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     info = saved(data)
     old = replace(info, mutable_settings={**info.mutable_settings, "version of torch": "2.0"})
     check_resume(old, FOLDER, info.run_identity, info.mutable_settings, True)
@@ -97,38 +103,42 @@ def test_another_version_is_told(data: Path, capsys: pytest.CaptureFixture[str])
 def test_another_runs_checkpoint_may_bring_other_data(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     info = saved(data)
     other = {**info.run_identity, "data": "f" * 64, "train.seed": 9}
-    check_resume(info, FOLDER, other, info.mutable_settings, own_folder=False)
+    check_resume(info, FOLDER, other, info.mutable_settings, own=False)
     assert "another value of data" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"data: \w{12}… in the checkpoint, now f{12}…"):
-        check_resume(info, FOLDER, other, info.mutable_settings, own_folder=True)
+        check_resume(info, FOLDER, other, info.mutable_settings, own=True)
 
 
 def make(root: Path, iteration: int) -> Path:
     folder = root / checkpoints.folder_name(iteration)
     folder.mkdir(parents=True)
-    (folder / checkpoints.MARKER).write_text("{}")
+    write_json(folder / checkpoints.MARKER, asdict(CheckpointInfo(iteration, 0, 0, 0.0, 1, {}, {})))
     return folder
+
+
+def resume_folder(config: PretrainConfig, run_dir: Path) -> Path | None:
+    return find_resume_point(config, run_dir, CheckpointSearch(), None).folder
 
 
 def test_own_checkpoint_comes_before_the_loaded_one(tmp_path: Path) -> None:
     config = tiny_config(**{"checkpoint.load": str(tmp_path / "other")})
     other = make(tmp_path / "other", 9)
-    assert find_checkpoint(config, tmp_path / "run") == other
+    assert resume_folder(config, tmp_path / "run") == other
     own = make(tmp_path / "run" / "checkpoints", 3)
-    assert find_checkpoint(config, tmp_path / "run") == own
+    assert resume_folder(config, tmp_path / "run") == own
 
 
 def test_load_may_name_one_checkpoint(tmp_path: Path) -> None:
     first, _ = make(tmp_path / "other", 4), make(tmp_path / "other", 9)
-    assert find_checkpoint(tiny_config(**{"checkpoint.load": str(first)}), tmp_path / "run") == first
+    assert resume_folder(tiny_config(**{"checkpoint.load": str(first)}), tmp_path / "run") == first
 
 
 def test_empty_load_is_an_error_but_empty_save_is_not(tmp_path: Path) -> None:
-    assert find_checkpoint(tiny_config(), tmp_path) is None
+    assert resume_folder(tiny_config(), tmp_path) is None
     same = {"checkpoint.save": str(tmp_path / "c"), "checkpoint.load": str(tmp_path / "c")}
-    assert find_checkpoint(tiny_config(**same), tmp_path) is None
+    assert resume_folder(tiny_config(**same), tmp_path) is None
     with pytest.raises(UserError, match=r"checkpoint.load=.*nowhere holds no complete checkpoint"):
-        find_checkpoint(tiny_config(**{"checkpoint.load": str(tmp_path / "nowhere")}), tmp_path)
+        resume_folder(tiny_config(**{"checkpoint.load": str(tmp_path / "nowhere")}), tmp_path)
 
 
 def test_all_problems_at_once(data: Path, tmp_path: Path) -> None:
@@ -141,7 +151,7 @@ def test_all_problems_at_once(data: Path, tmp_path: Path) -> None:
         "optimizer.clip_grad": -1.0,
     }
     with pytest.raises(UserError) as caught:
-        check(tiny_config(**changes), tmp_path / "nothing", 1)
+        validate_inputs(tiny_config(**changes), tmp_path / "nothing", 1)
     told = [
         "model.hidden_size",
         "lr_decay_style=none",
@@ -157,7 +167,7 @@ def test_all_problems_at_once(data: Path, tmp_path: Path) -> None:
 def test_megatron_keys_are_not_silently_ignored(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny_config()
     config.megatron = {"ddp": {"overlap_grad_reduce": True}}
-    check(config, data, 1)
+    validate_inputs(config, data, 1)
     assert "megatron.ddp: read by backend=megatron only" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""What the ranks would refuse about where a run starts, told before anything is frozen or submitted; both backends."""
+"""Preflight reports what the ranks would refuse about where a run starts; both backends."""
 
 from pathlib import Path
 
@@ -6,12 +6,11 @@ import pytest
 from megatron_helpers import checkpoint, model
 
 from nano3.config import PretrainConfig
+from nano3.training import backend as backends
 from nano3.training.dataset import open_data
-from nano3.training.megatron import backend
 from nano3.training.preflight import preflight
-from nano3.training.run import resume
 from nano3.training.run.checkpoint_owner import NOTE
-from nano3.training.run.origin import Origin, find_origin
+from nano3.training.run.resume import ResumePreview, preview_resume_point
 from nano3.utils.files import write_json
 
 BACKENDS = pytest.mark.parametrize("backend", ["megatron", "transformers"])
@@ -34,20 +33,26 @@ def choose(config: PretrainConfig, backend: str) -> PretrainConfig:
 
 def saved(config: PretrainConfig, root: Path, iteration: int) -> Path:
     """A checkpoint of that configuration's run."""
-    keys = backend.fixed_keys if config.backend == "megatron" else resume.fixed_keys
-    return checkpoint(root, iteration, fixed=keys(config, open_data(Path(config.run.data))))
+    identity = backends.load(config.backend).run_identity(config, open_data(Path(config.run.data)))
+    return checkpoint(root, iteration, identity=identity)
 
 
-def origin(config: PretrainConfig) -> Origin:
-    return find_origin(config, open_data(Path(config.run.data)))
+def preview(config: PretrainConfig, prepared: bool = True) -> ResumePreview:
+    """Return the resume point as preflight sees it, with or without the data."""
+    data = open_data(Path(config.run.data)) if prepared else None
+    return preview_resume_point(config, data, backends.load(config.backend).find_resume_point)
+
+
+def summary(found: ResumePreview) -> tuple[int, bool, tuple[str, ...], tuple[str, ...]]:
+    return found.point.iteration, found.point.own, found.problems, found.warnings
 
 
 @BACKENDS
 def test_a_fresh_start_and_a_resume(config: PretrainConfig, own: Path, backend: str) -> None:
     choose(config, backend)
-    assert origin(config) == Origin()
+    assert summary(preview(config)) == (0, True, (), ())
     saved(config, own, 5)
-    assert origin(config) == Origin(5)
+    assert summary(preview(config)) == (5, True, (), ())
 
 
 @BACKENDS
@@ -91,7 +96,7 @@ def test_a_load_that_only_the_job_can_see_is_left_to_it(
     config.checkpoint.load = str(tmp_path / "later")
     for name, value in changes.items():
         setattr(config.cluster, name, value)
-    found = origin(config)
+    found = preview(config)
     assert found.problems == () and why in found.warnings[0]
 
 
@@ -100,7 +105,7 @@ def test_another_runs_folder_is_refused(config: PretrainConfig, tmp_path: Path, 
     choose(config, backend).checkpoint.save = str(tmp_path / "shared")
     saved(config, tmp_path / "shared", 5)
     write_json(tmp_path / "shared" / NOTE, {"run_dir": str(tmp_path / "other")})
-    (problem,) = origin(config).problems
+    (problem,) = preview(config).problems
     assert f"holds the checkpoints of another run, {tmp_path / 'other'}" in problem
 
 
@@ -110,18 +115,18 @@ def test_another_runs_weights_may_be_loaded(config: PretrainConfig, tmp_path: Pa
     saved(choose(config, backend), tmp_path / "other", 5)
     write_json(tmp_path / "other" / NOTE, {"run_dir": str(tmp_path / "elsewhere")})
     config.checkpoint.load = str(tmp_path / "other")
-    assert (origin(config).iteration, origin(config).problems) == (0, ())
+    assert (preview(config).point.iteration, preview(config).problems) == (0, ())
     config.checkpoint.keep_iteration = True
-    assert origin(config) == Origin(5, own=False)
+    assert summary(preview(config)) == (5, False, (), ())
     config.train.train_iters = 5
-    assert "has 5 iterations already" in origin(config).problems[0]
+    assert "has 5 iterations already" in preview(config).problems[0]
 
 
 @BACKENDS
 def test_data_that_is_still_in_preparation(config: PretrainConfig, own: Path, backend: str) -> None:
     saved(choose(config, backend), own, 5)
     config.train.seed = 9
-    assert find_origin(config, None) == Origin(5)
+    assert summary(preview(config, prepared=False)) == (5, True, (), ())
 
 
 @BACKENDS
