@@ -1,10 +1,10 @@
-"""Tokenizers and text for the data tests."""
+"""Tokenizers and a hub client for the data tests."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
+from hub_server import Hub, HubEnv
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from nano3 import sample
@@ -14,7 +14,7 @@ SPECIAL = ["<unk>", "<s>", "</s>", "<|tool|>"]
 
 
 def corpus() -> list[str]:
-    """Some text to train tokenizers on: this library's own source."""
+    """Return text to train tokenizers on: the source of this library."""
     return [path.read_text() for path in sorted(SAMPLE.parent.rglob("*.py"))]
 
 
@@ -33,7 +33,7 @@ def tokenizers_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def byte_bpe(tokenizers_dir: Path) -> Path:
-    """GPT-2's kind."""
+    """A tokenizer like GPT-2's."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -47,7 +47,7 @@ def byte_bpe(tokenizers_dir: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def sentencepiece_bpe(tokenizers_dir: Path) -> Path:
-    """Llama 2's kind: spaces become a sign, unknown characters become bytes."""
+    """A tokenizer like Llama 2's: spaces become a visible character, unknown characters become bytes."""
     alphabet = [f"<0x{i:02X}>" for i in range(256)]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -62,7 +62,7 @@ def sentencepiece_bpe(tokenizers_dir: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def unigram(tokenizers_dir: Path) -> Path:
-    """T5's kind; fastokens does not read it."""
+    """A tokenizer like T5's; fastokens cannot load it."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -74,7 +74,7 @@ def unigram(tokenizers_dir: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tekken(tokenizers_dir: Path) -> Path:
-    """Mistral's Tekken, 131,072 ids: Nemotron 3 Nano's vocabulary as far as is known."""
+    """Mistral's Tekken with 131,072 ids, which appears to be Nemotron 3 Nano's vocabulary."""
     import base64
 
     import mistral_common
@@ -110,14 +110,14 @@ def tekken(tokenizers_dir: Path) -> Path:
 
 
 @pytest.fixture
-def hub_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Point the client at a server, in this process and in workers."""
+def hub_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubEnv:
+    """Return a function that points the hub's client at a server, in this process and in workers."""
     from huggingface_hub import HfFileSystem
 
-    def use(hub: Any, token: str | None = None) -> None:
+    def use(hub: Hub, token: str | None = None) -> None:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))  # read when imported
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))  # set on import
         monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
         monkeypatch.setenv("HF_TOKEN", token or "")
         HfFileSystem.clear_instance_cache()
@@ -126,7 +126,7 @@ def hub_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def byte_to_char() -> dict[int, str]:
-    """GPT-2's printable stand-ins for bytes."""
+    """Return GPT-2's printable characters for bytes."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [b for b in range(256) if b not in printable]
     return {**{b: chr(b) for b in printable}, **{b: chr(256 + i) for i, b in enumerate(rest)}}

@@ -1,4 +1,4 @@
-"""What the data tests share: writing files of every format, preparing, and a reference made by other people's code."""
+"""Shared by the data tests: files of every format, preparations, and expected results from other libraries."""
 
 import bz2
 import gzip
@@ -51,20 +51,20 @@ WORDS = [
 
 
 def texts(count: int, seed: int = 0, longest: int = 60) -> list[str]:
-    """Different documents; a few are empty."""
+    """Return different documents, a few of them empty."""
     rng = random.Random(seed)
     made = [f"{i} " + " ".join(rng.choices(WORDS, k=rng.randint(0, longest))) for i in range(count)]
     return ["" if i % 37 == 36 else text for i, text in enumerate(made)]
 
 
 def jsonl(documents: list[str]) -> bytes:
-    """JSON lines, half of them escaped."""
+    """Return JSON lines, half of them with ASCII escapes."""
     rows = [{"id": i, "text": text, "meta": {"text": "not this"}} for i, text in enumerate(documents)]
     return "".join(json.dumps(row, ensure_ascii=i % 2 == 0) + "\n" for i, row in enumerate(rows)).encode()
 
 
 def write(path: Path, documents: list[str], **parquet: Any) -> Path:
-    """Write documents in the format that the name's suffixes say."""
+    """Write documents in the format of the name's suffixes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.name
     table = pa.table({"id": range(len(documents)), "text": pa.array(documents, pa.string())})
@@ -87,7 +87,7 @@ def write(path: Path, documents: list[str], **parquet: Any) -> Path:
 
 
 def pack(data: bytes, suffix: str) -> bytes:
-    """Compress as the suffix says."""
+    """Compress data in the format of the suffix."""
     if suffix == ".zst":
         sink = pa.BufferOutputStream()
         with pa.CompressedOutputStream(sink, "zstd") as out:
@@ -98,30 +98,30 @@ def pack(data: bytes, suffix: str) -> bytes:
 
 
 def source(path: Path | str, name: str = "d", **keys: Any) -> SourceConfig:
-    """A dataset."""
+    """Return the configuration of a dataset."""
     return SourceConfig(name=name, path=str(path), **keys)
 
 
 def options(output: Path, tokenizer: Path, **keys: Any) -> PrepOptions:
-    """Small and quick unless told otherwise."""
+    """Return options of a small and fast preparation; `keys` override them."""
     return PrepOptions(
         **{"output_dir": str(output), "tokenizer_model": str(tokenizer), "num_shards": 8, "workers": 1, **keys}
     )
 
 
 def run(path: Path | list[SourceConfig], output: Path, tokenizer: Path, **keys: Any) -> Manifest:
-    """Prepare."""
+    """Prepare one path or several datasets."""
     sources = path if isinstance(path, list) else [source(path)]
     return prepare(sources, options(output, tokenizer, **keys), "test")
 
 
 def plan_build(sources: list[SourceConfig], options: PrepOptions, blend: str) -> Path:
-    """Write a plan; gives its path."""
+    """Write a plan and return its path."""
     return write_plan(make_request(sources, options, blend))
 
 
 def documents(folder: Path, split: str | None = None, dataset: str | None = None) -> list[list[int]]:
-    """Token ids of every document, in the order of splits and shards."""
+    """Return the token ids of every document, in the order of splits and shards."""
     found = []
     for shard in load_manifest(folder).shards:
         if split in (None, shard.split) and dataset in (None, shard.dataset):
@@ -131,7 +131,7 @@ def documents(folder: Path, split: str | None = None, dataset: str | None = None
 
 
 def reference(tokenizer: Path, documents: list[str]) -> list[list[int]]:
-    """What the documents must be on disk, by tokenizers' plainest call."""
+    """Return the token ids expected on disk, by the simplest call of tokenizers."""
     loaded = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     eod = loaded.token_to_id("</s>")
     ids = [loaded.encode(text, add_special_tokens=False).ids for text in documents]
@@ -139,8 +139,9 @@ def reference(tokenizer: Path, documents: list[str]) -> list[list[int]]:
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Name and SHA-256 of every published file but blend.json, which holds absolute paths, and manifest.json, which
-    holds options.
+    """Return the name and SHA-256 of every published file.
+
+    Without blend.json, which contains absolute paths, and manifest.json, which contains options.
     """
     files = sorted(p for p in folder.rglob("*") if p.is_file() and ".prep" not in p.parts)
     skip = {"blend.json", "manifest.json"}
@@ -148,19 +149,19 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def healthy(folder: Path) -> bool:
-    """Whether `nano3 verify` has nothing to say."""
+    """Return whether `nano3 verify` finds no problem."""
     return not [problem for _, problems in verify(folder) for problem in problems]
 
 
 def paper_plan(output: Path, datasets: list[DatasetPlan], **keys: Any) -> Plan:
-    """A plan of datasets that need not exist, for a tokenizer that need not either; `keys` are options."""
+    """Return a plan of datasets and a tokenizer that do not exist; `keys` are options."""
     info = TokenizerInfo("t", "/t", "0" * 64, 1000, 2, "</s>", 1, (0, 1, 2))
     settings = options(output, Path("/t"), **keys)
     return Plan("f" * 64, "paper", str(output), settings, info, "uint16", datasets)
 
 
 def paper_dataset(costs: list[int], formats: list[str] | None = None, name: str = "d", **keys: Any) -> DatasetPlan:
-    """A dataset that need not exist; cut into units and shards as `keys` say."""
+    """Return a dataset that does not exist, cut into units and shards by `keys`."""
     files = [f"{i:06d}" for i in range(len(costs))]
     keys.setdefault("times", [0] * len(costs))
     return DatasetPlan(

@@ -1,18 +1,26 @@
-"""A server on the loopback interface that answers as the Hugging Face hub does, for one dataset and one model."""
+"""A loopback server that answers like the Hugging Face hub."""
 
 import hashlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Protocol
 from urllib.parse import parse_qs, unquote, urlparse
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """Files by repository ("datasets/org/name" or "org/name"); `token` makes everything private.
+    """A hub with some repositories.
 
-    `breaks` counts for a file how many of its next answers break off, after `whole` bytes; `commit` is what main is.
+    Args:
+        repos: {"datasets/org/name" or "org/name": {path: content}}.
+        card: Metadata of the dataset card.
+        token: If set, every request needs it.
+
+    Attributes:
+        commit: The commit of `main`.
+        breaks: {file name: how many of its next answers break off after `whole` bytes}.
     """
 
     def __init__(self, repos: dict[str, dict[str, bytes]], card: dict | None = None, token: str | None = None) -> None:
@@ -56,7 +64,7 @@ class Hub:
                 elif body:
                     self.wfile.write(data)
 
-            def log_message(self, *args) -> None:
+            def log_message(self, *args: object) -> None:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -64,7 +72,7 @@ class Hub:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
-        """Be gone; again does no harm."""
+        """Shut the server down. May be called again."""
         self.closed = True
         self.server.shutdown()
         self.server.server_close()
@@ -125,5 +133,12 @@ class Hub:
 
 
 def oid(data: bytes) -> str:
-    """The hash git gives a file."""
+    """Return the Git hash of a file."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+class HubEnv(Protocol):
+    """Type of the fixture `hub_env`."""
+
+    def __call__(self, hub: Hub, token: str | None = None) -> None:
+        """Point the hub's client at a server."""

@@ -1,8 +1,9 @@
-"""What cannot be prepared is told with file, row and fix; what can be is not lost."""
+"""Errors about bad input name the file, the row, and the fix; good rows are not lost."""
 
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -34,11 +35,11 @@ def bad_files(folder: Path) -> dict[str, tuple[bytes, str]]:
 
 
 @pytest.mark.parametrize("name", bad_files(Path()))
-def test_bad_files_are_told_with_file_and_row(tmp_path: Path, byte_bpe: Path, name: str) -> None:
+def test_bad_files_are_reported_with_file_and_row(tmp_path: Path, byte_bpe: Path, name: str) -> None:
     data, message = bad_files(tmp_path)[name]
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / name).write_bytes(data)
-    for keys in ({}, {"valid_fraction": 0.0, "test_fraction": 0.0}):  # told by the plan, and by a worker
+    for keys in ({}, {"valid_fraction": 0.0, "test_fraction": 0.0}):  # reported by the planner, and by a worker
         with pytest.raises((Failure, UserError), match=message):
             run(tmp_path / "in", tmp_path / "out", byte_bpe, force=True, **keys)
     assert not (tmp_path / "out" / "manifest.json").exists()
@@ -64,8 +65,8 @@ def test_a_text_field_that_no_row_has(tmp_path: Path, byte_bpe: Path, name: str,
         run([source(path, text_field="txet")], tmp_path / "out", byte_bpe, **keys)
 
 
-def test_the_first_documents_of_all_datasets_are_looked_at(tmp_path: Path, byte_bpe: Path) -> None:
-    """Each mistake with its dataset, whatever format tells it; a damaged file makes it no mistake of the user alone."""
+def test_the_first_documents_of_all_datasets_are_checked(tmp_path: Path, byte_bpe: Path) -> None:
+    """Report each error with its dataset in any format; with a damaged file, the error is no UserError."""
     sources = [
         source(write(tmp_path / "a.jsonl", texts(50)), "first", text_field="txet"),
         source(write(tmp_path / "b.jsonl", texts(50)), "right"),
@@ -120,7 +121,9 @@ def test_an_empty_parquet(tmp_path: Path, byte_bpe: Path) -> None:
         run(tmp_path / "a.parquet", tmp_path / "out", byte_bpe)
 
 
-def test_unknown_files_in_a_folder_are_left_out_loudly(tmp_path: Path, byte_bpe: Path, capfd) -> None:
+def test_unknown_files_in_a_folder_are_left_out_with_a_warning(
+    tmp_path: Path, byte_bpe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     write(tmp_path / "in" / "a.jsonl", texts(10))
     (tmp_path / "in" / "README.md").write_text("not data")
     (tmp_path / "in" / "_SUCCESS").write_text("not data")
@@ -153,7 +156,7 @@ def test_unwritable_output(tmp_path: Path, byte_bpe: Path) -> None:
         run(path, tmp_path / "file" / "out", byte_bpe)
 
 
-def test_a_folder_that_is_not_ours_is_not_touched(tmp_path: Path, byte_bpe: Path) -> None:
+def test_a_folder_not_made_by_nano3_is_left_alone(tmp_path: Path, byte_bpe: Path) -> None:
     path = write(tmp_path / "a.jsonl", texts(10))
     (tmp_path / "out" / "train").mkdir(parents=True)
     for force in (False, True):
@@ -162,7 +165,7 @@ def test_a_folder_that_is_not_ours_is_not_touched(tmp_path: Path, byte_bpe: Path
 
 
 @pytest.fixture
-def tiny_disk(tmp_path: Path):
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()

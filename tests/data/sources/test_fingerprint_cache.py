@@ -1,4 +1,4 @@
-"""A rerun opens only files that are new or changed, and notices every one of those."""
+"""A rerun opens only new and changed files, and notices each of them."""
 
 import json
 import os
@@ -38,23 +38,23 @@ def corpus(tmp_path: Path) -> Path:
     for i in range(6):
         write(tmp_path / "in" / str(i % 2) / f"{i}.jsonl", texts(20, seed=i))
     write(tmp_path / "in" / "b.jsonl.gz", texts(20, seed=7))
-    (tmp_path / "in" / "notes").write_text("a name without suffix is looked into")
+    (tmp_path / "in" / "notes").write_text("a file without suffix is inspected")
     return tmp_path / "in"
 
 
-def remembered(folder: Path, output: Path) -> None:
-    """Look at all files as a run does that comes a few seconds after they were written."""
-    memory = FingerprintCache(created=time.time_ns() + LATER)
-    discover_files(source(folder), str(output), memory)
-    memory.save(output)
+def fill_cache(folder: Path, output: Path) -> None:
+    """Fill the cache as in a run a few seconds after the files were written."""
+    cache = FingerprintCache(created=time.time_ns() + LATER)
+    discover_files(source(folder), str(output), cache)
+    cache.save(output)
 
 
-def looked_at(folder: Path, output: Path) -> int:
-    """How many files a rerun opens; what it finds must be what a first run would find."""
-    memory = load_fingerprint_cache(output)
-    found = discover_files(source(folder), str(output), memory)
+def count_opened(folder: Path, output: Path) -> int:
+    """Return how many files a rerun opens; check that it finds the same as a first run."""
+    cache = load_fingerprint_cache(output)
+    found = discover_files(source(folder), str(output), cache)
     assert found == discover_files(source(folder), str(output))
-    return memory.opened
+    return cache.opened
 
 
 def rewrite(path: Path, data: bytes, back_to: os.stat_result | None = None) -> None:
@@ -67,7 +67,7 @@ def same_size(path: Path) -> bytes:
     return path.read_bytes().replace(b"the", b"eht").replace(b"of", b"fo")
 
 
-def edit_in_secret(folder: Path) -> None:
+def edit_keeping_size_and_mtime(folder: Path) -> None:
     path = folder / "1" / "1.jsonl"
     rewrite(path, same_size(path), back_to=path.stat())
 
@@ -92,7 +92,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], int]] = {
     "removed": (lambda folder: (folder / "0" / "2.jsonl").unlink(), 0),
     "longer": (lambda folder: write(folder / "1" / "1.jsonl", texts(21)), 1),
     "same_size": (lambda folder: rewrite(folder / "1" / "1.jsonl", same_size(folder / "1" / "1.jsonl")), 1),
-    "same_size_and_time": (edit_in_secret, 1),
+    "same_size_and_time": (edit_keeping_size_and_mtime, 1),
     "another_inode_same_size_and_time": (replace_by_rename, 1),
     "two_swapped": (swap, 2),
     "touched": (lambda folder: os.utime(folder / "1" / "1.jsonl"), 1),
@@ -101,42 +101,42 @@ CHANGES: dict[str, tuple[Callable[[Path], object], int]] = {
         1,
     ),
     "emptied": (lambda folder: (folder / "1" / "1.jsonl").write_bytes(b""), 0),
-    "packed_anew": (lambda folder: (folder / "b.jsonl.gz").write_bytes(pack(b'{"text": "x"}\n', ".xz")), 1),
+    "recompressed": (lambda folder: (folder / "b.jsonl.gz").write_bytes(pack(b'{"text": "x"}\n', ".xz")), 1),
     "folder_renamed": (lambda folder: (folder / "1").rename(folder / "2"), 3),
 }
 
 
 @pytest.mark.parametrize(("change", "opened"), CHANGES.values(), ids=CHANGES.keys())
-def test_what_has_changed_is_looked_at(tmp_path: Path, corpus: Path, change: Callable, opened: int) -> None:
-    remembered(corpus, tmp_path / "out")
+def test_changed_files_are_opened(tmp_path: Path, corpus: Path, change: Callable, opened: int) -> None:
+    fill_cache(corpus, tmp_path / "out")
     change(corpus)
-    assert looked_at(corpus, tmp_path / "out") == opened
+    assert count_opened(corpus, tmp_path / "out") == opened
 
 
-def test_a_link_that_breaks_is_told_on_a_rerun(tmp_path: Path, corpus: Path) -> None:
+def test_a_link_that_breaks_is_reported_on_a_rerun(tmp_path: Path, corpus: Path) -> None:
     target = write(tmp_path / "elsewhere.jsonl", texts(5))
     (corpus / "link.jsonl").symlink_to(target)
-    remembered(corpus, tmp_path / "out")
-    assert looked_at(corpus, tmp_path / "out") == 0
+    fill_cache(corpus, tmp_path / "out")
+    assert count_opened(corpus, tmp_path / "out") == 0
     rewrite(target, same_size(target), back_to=target.stat())
-    assert looked_at(corpus, tmp_path / "out") == 1
+    assert count_opened(corpus, tmp_path / "out") == 1
     target.unlink()
     with pytest.raises(UserError, match=r"link\.jsonl is a broken link to .*Repair or delete it"):
-        looked_at(corpus, tmp_path / "out")
+        count_opened(corpus, tmp_path / "out")
 
 
-def test_files_that_were_just_written_are_looked_at_again(tmp_path: Path, corpus: Path) -> None:
-    """They may be edited once more within one tick of the file system's clock."""
-    memory = FingerprintCache()
-    discover_files(source(corpus), str(tmp_path / "out"), memory)
-    memory.save(tmp_path / "out")
-    assert looked_at(corpus, tmp_path / "out") == 8
+def test_recently_written_files_are_opened_again(tmp_path: Path, corpus: Path) -> None:
+    """They may be edited again within one tick of the file system's clock."""
+    cache = FingerprintCache()
+    discover_files(source(corpus), str(tmp_path / "out"), cache)
+    cache.save(tmp_path / "out")
+    assert count_opened(corpus, tmp_path / "out") == 8
 
 
-def test_another_folder_under_the_same_name_is_looked_at(tmp_path: Path, corpus: Path) -> None:
-    remembered(corpus, tmp_path / "out")
+def test_a_dataset_at_another_root_is_opened(tmp_path: Path, corpus: Path) -> None:
+    fill_cache(corpus, tmp_path / "out")
     corpus.rename(tmp_path / "moved")
-    assert looked_at(tmp_path / "moved", tmp_path / "out") == 8
+    assert count_opened(tmp_path / "moved", tmp_path / "out") == 8
 
 
 GOOD = msgspec.msgpack.encode({"d": DatasetTable("/in", ["a"], [1], [1], [1], ["x"], ["txt"])})
@@ -150,26 +150,35 @@ DAMAGE = {
 }
 
 
+def test_the_columns_are_stored_under_their_first_names() -> None:
+    """So that caches of earlier versions are read."""
+    columns = {"keys": ["a"], "sizes": [1], "times": [2], "inode_times": [3], "prints": ["x"], "formats": ["txt"]}
+    stored = {"d": {"root": "/in", **columns}}
+    table = DatasetTable("/in", ["a"], [1], [2], [3], ["x"], ["txt"])
+    assert msgspec.to_builtins({"d": table}) == stored
+    assert msgspec.convert(stored, dict[str, DatasetTable]) == {"d": table}
+
+
 @pytest.mark.parametrize("data", DAMAGE.values(), ids=DAMAGE.keys())
-def test_a_damaged_memory_is_none(tmp_path: Path, corpus: Path, data: bytes) -> None:
+def test_a_damaged_cache_is_empty(tmp_path: Path, corpus: Path, data: bytes) -> None:
     (tmp_path / "out" / ".prep").mkdir(parents=True)
     (tmp_path / "out" / ".prep" / FILE_NAME).write_bytes(data)
     assert load_fingerprint_cache(tmp_path / "out").stored == {}
-    assert looked_at(corpus, tmp_path / "out") == 8
+    assert count_opened(corpus, tmp_path / "out") == 8
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=60), st.integers(0, len(GOOD)))
-def test_no_bytes_break_the_memory(tmp_path_factory: pytest.TempPathFactory, data: bytes, at: int) -> None:
+def test_no_bytes_break_the_cache(tmp_path_factory: pytest.TempPathFactory, data: bytes, at: int) -> None:
     out = tmp_path_factory.mktemp("out")
     (out / ".prep").mkdir()
     (out / ".prep" / FILE_NAME).write_bytes(GOOD[:at] + data)
-    memory = load_fingerprint_cache(out)
-    assert len(memory.get("d", "/in", [FileEntry("a", 1), FileEntry("b", 2)])) == 2
+    cache = load_fingerprint_cache(out)
+    assert len(cache.get("d", "/in", [FileEntry("a", 1), FileEntry("b", 2)])) == 2
 
 
-LOOKED = DatasetTable("s3://b/in", ["a"], [5], [7], [0], ["etag"], ["jsonl"])
-ELSEWHERE = {
+STORED = DatasetTable("s3://b/in", ["a"], [5], [7], [0], ["etag"], ["jsonl"])
+REMOTE = {
     "same": (FileEntry("a", 5, "etag", 7), ("etag", "jsonl")),
     "other_content": (FileEntry("a", 5, "other", 7), None),
     "other_size": (FileEntry("a", 6, "etag", 7), None),
@@ -178,24 +187,24 @@ ELSEWHERE = {
 }
 
 
-@pytest.mark.parametrize(("entry", "look"), ELSEWHERE.values(), ids=ELSEWHERE.keys())
-def test_a_store_s_own_hash_decides(entry: FileEntry, look: tuple | None) -> None:
-    memory = FingerprintCache({"d": LOOKED})
-    assert memory.get("d", "s3://b/in", [entry]) == [look]
-    assert memory.get("d", "s3://b/other", [entry]) == memory.get("e", "s3://b/in", [entry]) == [None]
+@pytest.mark.parametrize(("entry", "identity"), REMOTE.values(), ids=REMOTE.keys())
+def test_the_fingerprint_of_a_store_must_match(entry: FileEntry, identity: tuple | None) -> None:
+    cache = FingerprintCache({"d": STORED})
+    assert cache.get("d", "s3://b/in", [entry]) == [identity]
+    assert cache.get("d", "s3://b/other", [entry]) == cache.get("e", "s3://b/in", [entry]) == [None]
 
 
-def test_what_no_hash_and_no_inode_tells_is_not_remembered() -> None:
-    memory = FingerprintCache(created=time.time_ns())
+def test_files_without_hash_and_ctime_are_not_cached() -> None:
+    cache = FingerprintCache(created=time.time_ns())
     entries = [FileEntry("a", 5, "etag", 7), FileEntry("b", 5, None, 7), FileEntry("c", 5, None, 7, 9)]
-    memory.put("d", "s3://b/in", entries, [("etag", "txt"), ("x", "txt"), ("y", None)], opened=3)
-    assert memory.tables()["d"] == DatasetTable(
+    cache.put("d", "s3://b/in", entries, [("etag", "txt"), ("x", "txt"), ("y", None)], opened=3)
+    assert cache.tables()["d"] == DatasetTable(
         "s3://b/in", ["a", "c"], [5, 5], [7, 7], [0, 9], ["etag", "y"], ["txt", None]
     )
 
 
-def test_a_rerun_remembers_many_files_and_writes_nothing_else(tmp_path: Path, byte_bpe: Path) -> None:
-    """Files as fresh as these are not trusted at first; a later run over many of them is worth a note."""
+def test_a_rerun_over_many_files_saves_the_cache_and_nothing_else(tmp_path: Path, byte_bpe: Path) -> None:
+    """Such recent files are not cached by the first run; a later run over many of them saves the cache."""
     (tmp_path / "in").mkdir()
     for i in range(WORTH_SAVING):
         (tmp_path / "in" / f"{i}.txt").write_text(f"document {i}")
@@ -206,7 +215,7 @@ def test_a_rerun_remembers_many_files_and_writes_nothing_else(tmp_path: Path, by
     late = request.memory
     late.created += LATER
     late.save_if_many(tmp_path / "out")
-    assert looked_at(tmp_path / "in", tmp_path / "out") == 0
+    assert count_opened(tmp_path / "in", tmp_path / "out") == 0
     assert tree(tmp_path / "out") == before
     (tmp_path / "out" / ".prep").rename(tmp_path / "out" / "was")
     (tmp_path / "out" / ".prep").write_text("in the way: nothing can be written")
@@ -215,7 +224,7 @@ def test_a_rerun_remembers_many_files_and_writes_nothing_else(tmp_path: Path, by
 
 
 @given(st.text(alphabet="aB./ 1é", max_size=12), st.sampled_from(["", ".txt", ".JSONL", ".gz", ".jsonl.gz", ".", ".é"]))
-def test_inner_suffix_is_that_of_pathlib(start: str, end: str) -> None:
+def test_inner_suffix_agrees_with_pathlib(start: str, end: str) -> None:
     name = (start + end).rstrip("/")
     suffixes = [s.lower() for s in PurePosixPath(name).suffixes]
     while suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
@@ -246,10 +255,10 @@ def test_walk_finds_what_os_walk_finds(tmp_path_factory: pytest.TempPathFactory,
 
     build(root, made)
     wanted = set()
-    for place, folders, files in os.walk(root):
+    for folder, folders, files in os.walk(root):
         folders[:] = [f for f in folders if f[0] not in "._"]
         for name in (f for f in files if f[0] not in "._"):
-            path = Path(place, name)
+            path = Path(folder, name)
             wanted.add((str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns))
     found = walk_folder(str(root), "/nowhere", "label")
     assert {(e.key, e.size, e.mtime) for e in found} == wanted
@@ -260,13 +269,13 @@ def test_walk_finds_what_os_walk_finds(tmp_path_factory: pytest.TempPathFactory,
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_rerun_over_many_files_opens_none_of_them(tmp_path: Path, byte_bpe: Path) -> None:
-    """The whole command, over 10^5 files; on an idle machine of two cores the rerun took 1.8 seconds."""
+    """The whole command, over 10^5 files; the rerun takes 1.8 seconds on an idle machine with two cores."""
     for i in range(100_000):
         folder = tmp_path / "in" / str(i // 1000)
         if i % 1000 == 0:
             folder.mkdir(parents=True)
         (folder / f"{i}.txt").write_text(f"document {i}")
-    time.sleep(2.1)  # files that are fresher are looked at again
+    time.sleep(2.1)  # more recent files would be opened again
     (tmp_path / "b.json").write_text(json.dumps({"datasets": [{"name": "d", "path": str(tmp_path / "in")}]}))
     words = [f"blend_path={tmp_path}/b.json", f"tokenizer_model={byte_bpe}", f"output_dir={tmp_path}/out"]
     env = {**os.environ, "NANO3_HOME": str(tmp_path / "artifacts")}

@@ -1,6 +1,4 @@
-"""Which files a path names: hidden ones only by name, and one alone whatever it is called; here and on other file
-systems alike.
-"""
+"""Hidden files are listed only if the path names them, both locally and on other file systems."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -20,7 +18,7 @@ NAMES = [
 
 @pytest.fixture(params=["local", "memory"])
 def listed(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[[str], Listing]]:
-    """Lists a path below a place that holds the files of NAMES."""
+    """Return a function that lists a path below a folder with the files of NAMES."""
     if request.param == "local":
         for name in NAMES:
             path = tmp_path / "in" / name
@@ -29,9 +27,9 @@ def listed(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[
         yield lambda path: list_local(str(tmp_path / "in" / path), str(tmp_path / "out"), "label")
         return
     fs = fsspec.filesystem("memory")
-    fs.pipe({f"/place/in/{name}": b"{}\n" for name in NAMES})
-    yield lambda path: list_url(f"memory://place/in/{path}".rstrip("/"), "label")
-    fs.rm("/place", recursive=True)
+    fs.pipe({f"/folder/in/{name}": b"{}\n" for name in NAMES})
+    yield lambda path: list_url(f"memory://folder/in/{path}".rstrip("/"), "label")
+    fs.rm("/folder", recursive=True)
 
 
 WANTED: dict[str, tuple[str, list[str]]] = {
@@ -49,17 +47,15 @@ WANTED: dict[str, tuple[str, list[str]]] = {
 
 
 @pytest.mark.parametrize(("path", "wanted"), WANTED.values(), ids=WANTED.keys())
-def test_hidden_files_are_taken_only_where_they_are_named(
-    listed: Callable[[str], Listing], path: str, wanted: list[str]
-) -> None:
-    """Checkpoints of notebooks hold the same text again, and other systems' `._a.jsonl` holds none."""
+def test_hidden_files_are_listed_only_if_named(listed: Callable[[str], Listing], path: str, wanted: list[str]) -> None:
+    """Notebook checkpoints duplicate text, and `._a.jsonl` of macOS contains none."""
     listing = listed(path)
     assert sorted(entry.key for entry in listing.entries) == wanted
     assert {entry.size for entry in listing.entries} == {3}
     assert listing.strict == (path not in ("", "_x"))
 
 
-def test_the_root_and_the_key_together_are_the_file(listed: Callable[[str], Listing]) -> None:
+def test_root_and_key_form_the_path(listed: Callable[[str], Listing]) -> None:
     for path in ("", "*.jsonl", "x/*.jsonl", "a.jsonl"):
         listing = listed(path)
         for entry in listing.entries:
@@ -72,7 +68,7 @@ def test_the_root_and_the_key_together_are_the_file(listed: Callable[[str], List
     ["nothing", "*.txt", "x/.g/*.txt", "no/such/*.jsonl"],
     ids=["name", "glob", "hidden_glob", "glob_nowhere"],
 )
-def test_a_path_that_names_no_file_is_told(listed: Callable[[str], Listing], path: str) -> None:
+def test_a_path_without_files_is_reported(listed: Callable[[str], Listing], path: str) -> None:
     with pytest.raises(UserError, match=r"^label: .*(no such file|no file matches|nothing there)"):
         listed(path)
 
@@ -89,12 +85,12 @@ def test_a_path_that_names_no_file_is_told(listed: Callable[[str], Listing], pat
         ("_a/.b", "_a/*", True),
     ],
 )
-def test_each_sign_has_to_be_named(key: str, pattern: str, hidden: bool) -> None:
+def test_each_hidden_prefix_has_to_be_named(key: str, pattern: str, hidden: bool) -> None:
     assert is_hidden(key, pattern) is hidden
 
 
-def test_what_is_neither_file_nor_folder_is_not_waited_for(tmp_path: Path) -> None:
-    """Opening a pipe that nobody writes to would wait for ever."""
+def test_special_files_are_not_opened(tmp_path: Path) -> None:
+    """Opening a pipe without a writer would block forever."""
     (tmp_path / "a.jsonl").write_text("{}")
     os.mkfifo(tmp_path / "pipe.jsonl")
     for path in (tmp_path, tmp_path / "*.jsonl"):
@@ -103,13 +99,13 @@ def test_what_is_neither_file_nor_folder_is_not_waited_for(tmp_path: Path) -> No
         list_local(str(tmp_path / "pipe.jsonl"), "", "label")
 
 
-def test_a_link_that_leads_to_itself_is_told(tmp_path: Path) -> None:
+def test_a_link_to_itself_is_reported(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").symlink_to(tmp_path / "a.jsonl")
     for path in (tmp_path, tmp_path / "*.jsonl"):
         with pytest.raises(UserError, match=r"a\.jsonl is a broken link to .*a\.jsonl .*Repair or delete it"):
             list_local(str(path), "", "label")
 
 
-def test_a_url_of_an_unknown_kind_is_told() -> None:
+def test_an_unknown_protocol_is_reported() -> None:
     with pytest.raises(UserError, match=r"^label: Protocol not known: nosuch"):
         list_url("nosuch://a/b", "label")

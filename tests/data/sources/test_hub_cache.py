@@ -1,4 +1,4 @@
-"""hf_files=download: files of the hub go into its cache before they are read, and later runs need no hub."""
+"""hf_files=download: hub files are downloaded into the cache before they are read; later runs need no hub."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from data_helpers import documents, options, reference, run, source, texts, tree, write
-from hub_server import COMMIT, Hub
+from hub_server import COMMIT, Hub, HubEnv
 
 from nano3.data.build.run import print_plan
 from nano3.data.planning.planner import make_request
@@ -40,7 +40,7 @@ def files(tmp_path: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def hub(files: dict[str, bytes], hub_env) -> Iterator[Hub]:
+def hub(files: dict[str, bytes], hub_env: HubEnv) -> Iterator[Hub]:
     server = Hub({"datasets/org/set": files})
     hub_env(server)
     yield server
@@ -48,7 +48,7 @@ def hub(files: dict[str, bytes], hub_env) -> Iterator[Hub]:
 
 
 def in_cache(tmp_path: Path) -> list[str]:
-    """Names of the files of the dataset that are in the cache."""
+    """Return the names of the dataset's files in the cache."""
     return sorted(p.name for p in (tmp_path / "cache").glob("datasets--org--set/snapshots/*/data/*"))
 
 
@@ -56,22 +56,24 @@ TRAIN = [*(f"train-{i}.jsonl" for i in range(5)), "train-5.parquet"]
 
 
 def test_a_second_preparation_needs_no_hub(
-    tmp_path: Path, hub: Hub, byte_bpe: Path, sentencepiece_bpe: Path, capfd
+    tmp_path: Path, hub: Hub, byte_bpe: Path, sentencepiece_bpe: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run([source("hf://org/set")], tmp_path / "one", byte_bpe, workers=2, **DOWNLOAD)
     assert in_cache(tmp_path) == TRAIN
     hub.close()
     capfd.readouterr()
     run([source("hf://org/set")], tmp_path / "two", sentencepiece_bpe, workers=2, **DOWNLOAD)
-    told = capfd.readouterr().err
-    assert re.search(rf"cannot be reached \(\w+\): using its saved list of files, at commit {COMMIT}\.", told)
+    err = capfd.readouterr().err
+    assert re.search(rf"cannot be reached \(\w+\): using its saved list of files, at commit {COMMIT}\.", err)
     wanted = reference(sentencepiece_bpe, [t for i in range(6) for t in texts(30, seed=i)])
     assert sorted(documents(tmp_path / "two")) == sorted(wanted)
-    run([source("hf://org/set")], tmp_path / "streams", byte_bpe)  # what is in the cache serves both
+    run([source("hf://org/set")], tmp_path / "streams", byte_bpe)  # also reads cached files
     assert tree(tmp_path / "streams") == tree(tmp_path / "one")
 
 
-def test_a_pinned_commit_asks_nothing(tmp_path: Path, hub: Hub, byte_bpe: Path, capfd) -> None:
+def test_a_pinned_commit_needs_no_request(
+    tmp_path: Path, hub: Hub, byte_bpe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     pinned = [source("hf://org/set", revision=COMMIT)]
     run([source("hf://org/set")], tmp_path / "one", byte_bpe, **DOWNLOAD)
     hub.requests.clear()
@@ -113,7 +115,9 @@ def test_streaming_and_dry_runs_store_no_file(tmp_path: Path, hub: Hub, byte_bpe
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
 
 
-def test_a_private_dataset_is_downloaded_with_the_token(tmp_path: Path, files: dict, hub_env, byte_bpe: Path) -> None:
+def test_a_private_dataset_is_downloaded_with_the_token(
+    tmp_path: Path, files: dict, hub_env: HubEnv, byte_bpe: Path
+) -> None:
     server = Hub({"datasets/org/set": files}, token="secret")
     hub_env(server)
     with pytest.raises(UserError, match="private: set HF_TOKEN"):
@@ -124,7 +128,7 @@ def test_a_private_dataset_is_downloaded_with_the_token(tmp_path: Path, files: d
     server.close()
 
 
-def test_a_new_commit_is_downloaded_beside_the_old(tmp_path: Path, hub: Hub, files: dict, byte_bpe: Path) -> None:
+def test_a_new_commit_is_downloaded_next_to_the_old_one(tmp_path: Path, hub: Hub, files: dict, byte_bpe: Path) -> None:
     run([source("hf://org/set", split="validation")], tmp_path / "one", byte_bpe, **DOWNLOAD)
     hub.commit = NEXT
     files["data/validation-0.parquet"] = write(tmp_path / "new.parquet", texts(12, seed=9)).read_bytes()
@@ -133,18 +137,18 @@ def test_a_new_commit_is_downloaded_beside_the_old(tmp_path: Path, hub: Hub, fil
     assert manifest.datasets[0].documents == 12
     assert in_cache(tmp_path) == ["validation-0.parquet"] * 2
     pinned = [source("hf://org/set", split="validation", revision=COMMIT)]
-    run(pinned, tmp_path / "old", byte_bpe, **DOWNLOAD)  # the hub has it no more, the cache has
+    run(pinned, tmp_path / "old", byte_bpe, **DOWNLOAD)  # only the cache still has it
     assert tree(tmp_path / "old") == tree(tmp_path / "one")
 
 
 # Broken downloads
 
 
-def test_a_connection_that_breaks_is_taken_up_where_it_broke(tmp_path: Path, hub: Hub, files: dict) -> None:
+def test_a_broken_connection_is_resumed(tmp_path: Path, hub: Hub, files: dict) -> None:
     data = files["data/big.txt"] = os.urandom(1 << 20) * 12
     hub.breaks["big.txt"], hub.whole = 1, 11 << 20
     download_files([(ROOT, "data/big.txt", len(data))], hub.url)
-    assert hub.ranges == [f"data/big.txt bytes={10 << 20}-"]  # the client takes 10 MB at a time
+    assert hub.ranges == [f"data/big.txt bytes={10 << 20}-"]  # the client reads 10 MB at a time
     assert (tmp_path / "cache" / "datasets--org--set" / "snapshots" / COMMIT / "data" / "big.txt").read_bytes() == data
 
 
@@ -162,7 +166,7 @@ def test_a_failed_download_names_the_file_and_keeps_the_others(tmp_path: Path, h
     assert not list((tmp_path / "cache").rglob("*.incomplete"))
 
 
-def test_a_file_of_another_size_is_not_taken(tmp_path: Path, hub: Hub, files: dict) -> None:
+def test_a_file_with_another_size_is_rejected(tmp_path: Path, hub: Hub, files: dict) -> None:
     size = len(files["data/train-0.jsonl"])
     with pytest.raises(
         Failure, match=rf"train-0\.jsonl: {size:,} bytes in the cache, {size + 1:,} on the hub\. Remove /"
@@ -170,14 +174,14 @@ def test_a_file_of_another_size_is_not_taken(tmp_path: Path, hub: Hub, files: di
         download_files([(ROOT, "data/train-0.jsonl", size + 1)], hub.url)
 
 
-def test_too_little_room_is_told_before_anything_is_fetched(tmp_path: Path, hub: Hub) -> None:
+def test_too_little_space_is_reported_before_downloading(tmp_path: Path, hub: Hub) -> None:
     free = shutil.disk_usage(tmp_path).free
     with pytest.raises(UserError, match=r"to download into .*/cache, where .* GB are free\. .*hf_files=stream"):
         download_files([(ROOT, "data/train-0.jsonl", free), (ROOT, "data/train-1.jsonl", 1)], hub.url)
     assert hub.requests == []
 
 
-def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, hub: Hub, files: dict) -> None:
+def test_a_cache_that_cannot_be_written_is_reported(tmp_path: Path, hub: Hub, files: dict) -> None:
     (tmp_path / "cache").write_text("in the way")
     save_snapshot("org/set", None, HubSnapshot(COMMIT, {}, {}))
     assert load_snapshot("org/set", None) is None
@@ -185,7 +189,9 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, hub: Hub, files:
         download_files([(ROOT, "data/train-0.jsonl", len(files["data/train-0.jsonl"]))], hub.url)
 
 
-def test_long_downloads_are_told_of(tmp_path: Path, hub: Hub, files: dict, monkeypatch, capfd) -> None:
+def test_long_downloads_report_progress(
+    tmp_path: Path, hub: Hub, files: dict, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(hub_cache, "REPORT_INTERVAL_S", 0.0)
     wanted = [(ROOT, f"data/{name}", len(files[f"data/{name}"])) for name in TRAIN]
     download_files(wanted, hub.url)
@@ -198,16 +204,16 @@ def test_long_downloads_are_told_of(tmp_path: Path, hub: Hub, files: dict, monke
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"commit": 1}', b"\xff"])
-def test_a_damaged_list_is_none(tmp_path: Path, hub: Hub, damage: bytes) -> None:
-    listed = HubSnapshot(COMMIT, {"a": (1, "x")}, {"configs": []}, {"a": "txt", "b": None})
-    save_snapshot("org/set", "v1/x", listed)
-    assert load_snapshot("org/set", "v1/x") == load_snapshot("org/set", COMMIT) == listed
+def test_a_damaged_list_is_ignored(tmp_path: Path, hub: Hub, damage: bytes) -> None:
+    snapshot = HubSnapshot(COMMIT, {"a": (1, "x")}, {"configs": []}, {"a": "txt", "b": None})
+    save_snapshot("org/set", "v1/x", snapshot)
+    assert load_snapshot("org/set", "v1/x") == load_snapshot("org/set", COMMIT) == snapshot
     assert load_snapshot("org/set", None) is None
     snapshot_path("org/set", "v1/x").write_bytes(damage)
     assert load_snapshot("org/set", "v1/x") is None
 
 
-def test_the_format_of_another_file_under_the_same_name_is_not_believed() -> None:
+def test_the_format_of_a_changed_file_is_not_carried_over() -> None:
     before = HubSnapshot(COMMIT, {"a": (1, "x"), "b": (1, "y"), "c": (1, "z")}, {}, {"a": "txt", "b": "txt", "c": None})
     after = carry_over_formats(
         HubSnapshot(NEXT, {"a": (1, "x"), "b": (1, "new"), "c": (2, "z"), "d": (1, "d")}, {}), before
@@ -216,7 +222,7 @@ def test_the_format_of_another_file_under_the_same_name_is_not_believed() -> Non
     assert carry_over_formats(HubSnapshot(NEXT, {}, {}), None).formats == {}
 
 
-def test_a_wrong_word_is_told(tmp_path: Path, byte_bpe: Path) -> None:
+def test_a_wrong_value_is_reported(tmp_path: Path, byte_bpe: Path) -> None:
     path = write(tmp_path / "a.jsonl", ["a"])
     with pytest.raises(UserError, match="hf_files=downlaod: Did you mean 'download'"):
         run(path, tmp_path / "out", byte_bpe, hf_files="downlaod")

@@ -1,4 +1,4 @@
-"""JSON lines: blocks in memory that is used again and again, and rows as Python's json module has them."""
+"""JSON lines: blocks in reused memory, and the same rows as with Python's json module."""
 
 import io
 import json
@@ -21,7 +21,7 @@ def small_block(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def slow(data: bytes, most: int) -> jsonl.Fill:
-    """Fills memory as a network does: now and then less than there was room for."""
+    """Return a function that fills memory like a network: sometimes with less than fits."""
     f = io.BytesIO(data)
     return lambda memory: f.readinto(memory[: max(1, min(most, len(memory)))])
 
@@ -56,18 +56,18 @@ SHAPES = {
 @pytest.mark.parametrize("data", SHAPES.values(), ids=SHAPES.keys())
 def test_blocks_are_whole_lines_in_order(data: bytes, most: int) -> None:
     found = blocks(data, most=most)
-    assert b"".join(piece for _, piece in found) == data
+    assert b"".join(part for _, part in found) == data
     assert [offset for offset, _ in found] == np.cumsum([0, *(len(p) for _, p in found)])[:-1].tolist()
-    assert all(piece.endswith(b"\n") for _, piece in found[:-1]), "only the last line may lack its newline"
+    assert all(data.endswith(b"\n") for _, data in found[:-1]), "only the last line may lack its newline"
 
 
 @pytest.mark.usefixtures("small_block")
 @pytest.mark.parametrize("data", SHAPES.values(), ids=SHAPES.keys())
-def test_a_stop_at_any_byte_takes_the_lines_that_start_before_it(data: bytes) -> None:
+def test_a_stop_at_any_byte_includes_the_lines_that_start_before_it(data: bytes) -> None:
     starts = [0, *(i + 1 for i, byte in enumerate(data) if byte == ord("\n") and i + 1 < len(data))] if data else []
     for stop in range(len(data) + 2):
         end = min([s for s in starts if s >= stop], default=len(data))
-        assert b"".join(piece for _, piece in blocks(data, 0, stop)) == (data[:end] if stop else b""), stop
+        assert b"".join(part for _, part in blocks(data, 0, stop)) == (data[:end] if stop else b""), stop
 
 
 lines = st.lists(st.binary(max_size=3 * SMALL).map(lambda b: b.replace(b"\n", b".")), max_size=12)
@@ -76,21 +76,19 @@ lines = st.lists(st.binary(max_size=3 * SMALL).map(lambda b: b.replace(b"\n", b"
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=lines, last=st.booleans(), cut=st.integers(0, 400), most=st.integers(1, 80))
 @pytest.mark.usefixtures("small_block")
-def test_two_readers_that_meet_anywhere_have_every_line_once(
-    lines: list[bytes], last: bool, cut: int, most: int
-) -> None:
+def test_two_adjacent_readers_read_every_line_once(lines: list[bytes], last: bool, cut: int, most: int) -> None:
     data = b"\n".join(lines) + (b"\n" if last else b"")
     cut = min(cut, len(data))
-    got = b"".join(piece for _, piece in blocks(data, 0, cut, most))
+    got = b"".join(part for _, part in blocks(data, 0, cut, most))
     start = skip_to_line(io.BytesIO(data), cut, len(data))
-    assert start == (0 if cut == 0 else len(got)), "the second begins where the first has ended"
+    assert start == (0 if cut == 0 else len(got)), "the second starts where the first ended"
     if start < len(data):
-        got += b"".join(piece for _, piece in blocks(data, start, len(data), most))
+        got += b"".join(part for _, part in blocks(data, start, len(data), most))
     assert got == data
 
 
 @pytest.mark.usefixtures("small_block")
-def test_short_blocks_share_their_memory_and_a_long_one_has_its_own() -> None:
+def test_short_blocks_share_memory_and_a_long_one_has_its_own() -> None:
     data = b"a\n" * SMALL + b"x" * (2 * SMALL) + b"\n" + b"b\n" * SMALL
     seen = [(id(b.data), b.size) for b in line_blocks(slow(data, 1 << 20), 0, None)]
     memory = {at for at, size in seen if size <= SMALL}
@@ -99,8 +97,8 @@ def test_short_blocks_share_their_memory_and_a_long_one_has_its_own() -> None:
 
 
 @pytest.mark.usefixtures("small_block")
-def test_what_an_earlier_block_left_behind_the_last_line_is_not_read() -> None:
-    """The last block is short and lies in memory that still holds a longer one's rows."""
+def test_leftovers_of_an_earlier_block_are_not_read() -> None:
+    """The last block is short, and its memory still contains rows of a longer one."""
     rows = [f'{{"text": "{i}"}}\n'.encode() for i in range(9)]
     texts: list[str] = []
     for block in line_blocks(slow(b"".join(rows) + b'{"text": "9"}', 1 << 20), 0, None):
@@ -112,12 +110,12 @@ def test_what_an_earlier_block_left_behind_the_last_line_is_not_read() -> None:
 
 
 @given(st.lists(st.sampled_from([b"", b"{}", b"x" * 9]), max_size=30), st.booleans(), st.integers(0, 40))
-def test_both_ways_of_finding_lines_find_the_same(lines: list[bytes], last: bool, behind: int) -> None:
+def test_both_ways_of_finding_lines_agree(lines: list[bytes], last: bool, behind: int) -> None:
     data = b"\n".join(lines) + (b"\n" if last else b"")
-    block = Block(0, bytearray(data + b"\n" * behind), len(data))  # what lies behind the block is not of it
+    block = Block(0, bytearray(data + b"\n" * behind), len(data))  # bytes after the block do not belong to it
     found = []
     with pytest.MonkeyPatch.context() as patch:
-        for short in (1 << 30, 1):  # no line is counted as short; nearly all are
+        for short in (1 << 30, 1):  # no line is short; nearly all are
             patch.setattr(jsonl, "SHORT_LINE", short)
             patch.setattr(jsonl, "LINE_SAMPLE", 8)
             found.append(line_starts(block).tolist())
@@ -129,7 +127,7 @@ def test_both_ways_of_finding_lines_find_the_same(lines: list[bytes], last: bool
 
 
 def python_text(line: bytes) -> str | None:
-    """The text that Python's json module has in a line; None when it refuses, or has none that can be written."""
+    """Return the text of a line by Python's json module, or None if there is none that can be encoded."""
     try:
         row = json.loads(line.decode(errors="surrogateescape"))
         text = row["text"]
@@ -140,7 +138,7 @@ def python_text(line: bytes) -> str | None:
 
 
 def python_rows(data: bytes) -> tuple[list[tuple[int, str]], list[int]]:
-    """(key, text) of the good rows and keys of the bad, in the plainest way."""
+    """Return (key, text) of the good rows and keys of the bad ones, by Python's json module."""
     good, bad, key = [], [], 0
     for line in data.split(b"\n"):
         if line.strip():
@@ -154,7 +152,7 @@ def python_rows(data: bytes) -> tuple[list[tuple[int, str]], list[int]]:
 
 
 def rows_of(data: bytes) -> tuple[list[tuple[int, str]], list[int]]:
-    """The same by nano3."""
+    """Return the same by nano3."""
     texts, keys, bad = JsonRows("text").parse_lines(Block(0, data, len(data)))
     return list(zip(keys.tolist(), texts, strict=True)), [key for key, _, _ in bad]
 
@@ -169,13 +167,13 @@ NOT_LINES = {
 
 
 @pytest.mark.parametrize("data", NOT_LINES.values(), ids=NOT_LINES.keys())
-def test_as_many_objects_as_lines_are_not_rows_unless_each_has_its_own_line(data: bytes) -> None:
-    """The quick way reads a block's objects without looking at its lines."""
+def test_as_many_objects_as_lines_are_rows_only_if_each_has_its_own_line(data: bytes) -> None:
+    """The fast path decodes the objects of a block without splitting it into lines."""
     assert rows_of(data) == python_rows(data)
-    assert rows_of(data)[1], "there is something to refuse"
+    assert rows_of(data)[1], "there are bad rows"
 
 
-PIECES = [
+FRAGMENTS = [
     b"{", b"}", b"[", b"]", b":", b",", b'"', b"\n", b"\r\n", b" ", b"\\", b'"text"', b'"x"', b'{"text":"a"}',
     b'{"text": "b", "x": {}}', b'{"text":null}', b"1", b"-0.5e3", b"NaN", b"true", b"null", b"\xff", b"\\ud800", b"\t",
     b"\x00", "é".encode(), b'"text":"c"', b'{"text":"d","x":', b"{}}", b'{"text":1,"text":"e"}',
@@ -183,8 +181,8 @@ PIECES = [
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.lists(st.sampled_from(PIECES), max_size=14).map(b"".join))
-def test_any_bytes_have_the_rows_that_pythons_json_has(data: bytes) -> None:
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=14).map(b"".join))
+def test_any_bytes_have_the_same_rows_as_with_pythons_json(data: bytes) -> None:
     assert rows_of(data) == python_rows(data)
 
 
@@ -204,8 +202,8 @@ def test_rows_that_json_wrote_come_back(rows: list[dict[str, Any]], ascii: bool,
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["unix", "windows"])
 @pytest.mark.parametrize("last", [True, False], ids=["last_newline", "none"])
-def test_plain_rows_are_decoded_all_at_once(end: bytes, last: bool) -> None:
-    """It is several times as fast; a file of Windows must not lose that."""
+def test_plain_rows_are_decoded_by_the_fast_path(end: bytes, last: bool) -> None:
+    """It is several times as fast, also for files with Windows line endings."""
     data = end.join([b'{"text": "a"}'] * 3) + (end if last else b"")
     assert has_one_object_per_line(np.frombuffer(data, np.uint8), line_starts(Block(0, data, len(data))))
 
@@ -215,12 +213,12 @@ def test_plain_rows_are_decoded_all_at_once(end: bytes, last: bool) -> None:
     [(b"", []), (b"\n", []), (b'{"text": ""}', [3]), (b'\n{"text": ""}\n', [4])],
     ids=["nothing_else", "newline", "row", "row_on_the_second_line"],
 )
-def test_a_byte_order_mark_is_no_row_and_counts_in_keys(data: bytes, keys: list[int]) -> None:
+def test_a_byte_order_mark_is_not_a_row_but_counts_in_keys(data: bytes, keys: list[int]) -> None:
     whole = b"\xef\xbb\xbf" + data
     assert rows_of(whole) == ([(key, "") for key in keys], [])
 
 
-def test_a_byte_order_mark_in_the_middle_is_told_with_its_row() -> None:
-    """As `cat` of two files leaves it."""
+def test_a_byte_order_mark_in_the_middle_makes_a_bad_row() -> None:
+    """As left by `cat` of two files."""
     line = b'{"text": "a"}\n'
     assert rows_of(line + b"\xef\xbb\xbf" + line) == ([(0, "a")], [len(line)])

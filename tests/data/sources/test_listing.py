@@ -1,4 +1,4 @@
-"""Which files a path names; what cannot be read is told, never left out in silence."""
+"""Which files a path selects; unreadable files are reported, never silently left out."""
 
 import errno
 import fcntl
@@ -8,6 +8,7 @@ import random
 import shutil
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 from data_helpers import documents, pack, reference, run, source, texts, tree, write
@@ -22,7 +23,7 @@ def names(path: Path | str, output: Path | str = "/nowhere") -> list[str]:
     return discover_files(source(path), str(output)).keys
 
 
-def test_links_to_nowhere_are_told(tmp_path: Path, byte_bpe: Path) -> None:
+def test_broken_links_are_reported(tmp_path: Path, byte_bpe: Path) -> None:
     write(tmp_path / "in" / "a.jsonl", texts(10))
     (tmp_path / "in" / "b.jsonl").symlink_to("/nonexistent")
     (tmp_path / "in" / "c.jsonl").symlink_to("c.jsonl")
@@ -33,7 +34,9 @@ def test_links_to_nowhere_are_told(tmp_path: Path, byte_bpe: Path) -> None:
         assert "b.jsonl is a broken link to /nonexistent (No such file or directory)" in str(caught.value)
         assert "c.jsonl is a broken link to c.jsonl" in str(caught.value)
     for name in "bc":
-        (tmp_path / "in" / f"{name}.jsonl").rename(tmp_path / "in" / f"{name}.md")  # of no format: left out anyway
+        (tmp_path / "in" / f"{name}.jsonl").rename(
+            tmp_path / "in" / f"{name}.md"
+        )  # of no known format, so left out anyway
     assert names(tmp_path / "in") == ["a.jsonl"]
 
 
@@ -41,29 +44,29 @@ def test_folders_are_read_once(tmp_path: Path) -> None:
     write(tmp_path / "in" / "x" / "a.jsonl", ["a"])
     write(tmp_path / "elsewhere" / "b.jsonl", ["b"])
     (tmp_path / "in" / "x" / "loop").symlink_to(tmp_path / "in")
-    (tmp_path / "in" / "first").symlink_to(tmp_path / "in" / "x")  # the real folder's name is the one that counts
+    (tmp_path / "in" / "first").symlink_to(tmp_path / "in" / "x")  # the real folder's name counts
     (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "in" / "twice").symlink_to(tmp_path / "elsewhere")
     assert names(tmp_path / "in") == ["link/b.jsonl", "x/a.jsonl"]
 
 
-def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_folder_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "in" / "a.jsonl", ["a"])
     (tmp_path / "in" / "secret").mkdir()
     scan = os.scandir
 
-    def refuse(path: str):
+    def deny(path: str) -> Any:
         if str(path).endswith("secret"):
             raise PermissionError(errno.EACCES, "Permission denied")
         return scan(path)
 
-    monkeypatch.setattr(os, "scandir", refuse)  # root may read everything
+    monkeypatch.setattr(os, "scandir", deny)  # root can read everything
     with pytest.raises(UserError, match=r"secret: Permission denied\. Make it readable"):
         names(tmp_path / "in")
 
 
 @pytest.mark.parametrize("where", ["in", "in/*.jsonl", "in/{name}"])
-def test_a_name_that_is_not_utf8_is_told(tmp_path: Path, where: str) -> None:
+def test_a_name_that_is_not_utf8_is_reported(tmp_path: Path, where: str) -> None:
     (tmp_path / "in").mkdir()
     name = os.fsdecode(b"bad\xff.jsonl")
     try:
@@ -75,7 +78,7 @@ def test_a_name_that_is_not_utf8_is_told(tmp_path: Path, where: str) -> None:
     str(caught.value).encode()  # can be printed
 
 
-def test_the_output_may_lie_in_the_input(tmp_path: Path, byte_bpe: Path, capfd) -> None:
+def test_the_output_may_be_inside_the_input(tmp_path: Path, byte_bpe: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for out, path in (("in/out", "in"), ("in", "in"), ("in/out2", "in/**/*.json*")):
         path = str(tmp_path / path)
         write(tmp_path / "in" / "a.jsonl", texts(100))
@@ -85,7 +88,7 @@ def test_the_output_may_lie_in_the_input(tmp_path: Path, byte_bpe: Path, capfd) 
         shutil.rmtree(tmp_path / "in")
 
 
-def test_a_folder_of_ones_own_named_like_an_output_is_input(tmp_path: Path, byte_bpe: Path) -> None:
+def test_a_user_folder_named_like_an_output_is_read(tmp_path: Path, byte_bpe: Path) -> None:
     write(tmp_path / "in" / "train" / "a.jsonl", texts(10))
     assert names(tmp_path / "in", tmp_path / "in") == ["train/a.jsonl"]
     with pytest.raises(UserError, match="has train but no manifest"):
@@ -107,20 +110,22 @@ def test_a_folder_of_ones_own_named_like_an_output_is_input(tmp_path: Path, byte
         ("script.py", False),
     ],
 )
-def test_the_name_decides_in_a_folder(name: str, wanted: bool) -> None:
+def test_the_suffix_decides_in_a_folder(name: str, wanted: bool) -> None:
     assert may_hold_text(name) == wanted
 
 
-def test_files_of_other_kinds_are_left_out_with_one_note(tmp_path: Path, byte_bpe: Path, capfd) -> None:
+def test_files_of_other_formats_are_left_out_with_one_warning(
+    tmp_path: Path, byte_bpe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     write(tmp_path / "in" / "a.jsonl", texts(50))
     (tmp_path / "in" / "README.md").write_text("[![Build](x)](y) [data]")
     (tmp_path / "in" / "backup.tar.gz").write_bytes(gzip.compress(b"tar"))
     (tmp_path / "in" / "notes").write_text("not data")
     manifest = run(tmp_path / "in", tmp_path / "out", byte_bpe)
     assert manifest.datasets[0].files == 1
-    told = [line for line in capfd.readouterr().err.splitlines() if "left out" in line]
-    assert len(told) == 1
-    assert "3 file(s) of no known format left out: README.md, backup.tar.gz, notes" in told[0]
+    warnings = [line for line in capfd.readouterr().err.splitlines() if "left out" in line]
+    assert len(warnings) == 1
+    assert "3 file(s) of no known format left out: README.md, backup.tar.gz, notes" in warnings[0]
     with pytest.raises(UserError, match=r"README\.md is not of a known format"):
         names(tmp_path / "in" / "*.md")
 
@@ -133,23 +138,23 @@ def test_a_real_folder_with_brackets(tmp_path: Path) -> None:
     assert names(tmp_path / "q[1]") == ["a.jsonl"]
 
 
-def test_large_files_are_looked_at_in_many_places(tmp_path: Path) -> None:
+def test_large_files_are_fingerprinted_by_windows(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     data = bytearray(b"x" * 3 * WHOLE_FILE_LIMIT)
     path.write_bytes(data)
     before = discover_files(source(path), "").fingerprints
-    for place in (
+    for position in (
         0,
         len(data) - 1,
         *(i * (len(data) - WINDOW_SIZE) // (WINDOW_COUNT - 1) for i in range(1, WINDOW_COUNT - 1)),
     ):
-        data[place] ^= 1
+        data[position] ^= 1
         path.write_bytes(data)
-        data[place] ^= 1
+        data[position] ^= 1
         assert discover_files(source(path), "").fingerprints != before
 
 
-def test_list_local_gives_times_and_sizes(tmp_path: Path) -> None:
+def test_list_local_returns_times_and_sizes(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", ["a"])
     os.utime(path, ns=(5, 123456789))
     (entry,) = list_local(str(tmp_path), "", "label").entries
@@ -157,9 +162,11 @@ def test_list_local_gives_times_and_sizes(tmp_path: Path) -> None:
     assert entry == ("a.jsonl", info.st_size, None, 123456789, info.st_ctime_ns)
 
 
-def test_how_much_of_a_cut_file_could_be_read(tmp_path: Path, byte_bpe: Path) -> None:
+def test_truncation_is_reported_with_the_size_that_was_read(tmp_path: Path, byte_bpe: Path) -> None:
     rng = random.Random(0)
-    text = "".join(f'{{"text": "{rng.random()}"}}\n' for _ in range(60_000)).encode()  # bzip2 packs 900 KB at a time
+    text = "".join(
+        f'{{"text": "{rng.random()}"}}\n' for _ in range(60_000)
+    ).encode()  # bzip2 compresses blocks of 900 KB
     for suffix in (".gz", ".bz2", ".xz"):
         path = tmp_path / f"a.jsonl{suffix}"
         path.write_bytes(pack(text, suffix)[:-20_000])
@@ -171,12 +178,14 @@ def test_how_much_of_a_cut_file_could_be_read(tmp_path: Path, byte_bpe: Path) ->
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks(tmp_path: Path, byte_bpe: Path, code: int, monkeypatch, capfd) -> None:
-    def refuse(*_: object) -> None:
+def test_a_file_system_without_locks(
+    tmp_path: Path, byte_bpe: Path, code: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
         raise OSError(code, "No locks available")
 
     path = write(tmp_path / "a.jsonl", texts(100))
-    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", fail)
     run(path, tmp_path / "out", byte_bpe)
     assert "no locks on this file system" in capfd.readouterr().err
     assert sorted(documents(tmp_path / "out")) == sorted(reference(byte_bpe, texts(100)))
@@ -197,7 +206,7 @@ def test_a_lock_of_another_user_can_be_held(tmp_path: Path, monkeypatch: pytest.
     lock = tmp_path / "out" / ".prep" / "lock"
     lock.chmod(0o444)
     access = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != lock and access(path, mode))  # root may write
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != lock and access(path, mode))  # root can write
     with (
         output_dir.hold_output_lock(tmp_path / "out"),
         pytest.raises(UserError, match="another run"),
@@ -206,24 +215,24 @@ def test_a_lock_of_another_user_can_be_held(tmp_path: Path, monkeypatch: pytest.
         pass
 
 
-# Elsewhere
+# Remote
 
 
 @pytest.fixture
 def no_server() -> str:
-    """An address of this machine where nobody answers."""
+    """A local address without a server."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{s.getsockname()[1]}"
 
 
-def test_an_unreachable_host_is_told(no_server: str) -> None:
+def test_an_unreachable_host_is_reported(no_server: str) -> None:
     with pytest.raises(UserError, match=r"Connect call failed \('127\.0\.0\.1'"):
         names(f"http://{no_server}/a.jsonl")
 
 
 @pytest.mark.parametrize("case", ["no_credentials", "no_endpoint"])
-def test_s3_that_does_not_answer(tmp_path: Path, no_server: str, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s3_errors_say_what_to_set(tmp_path: Path, no_server: str, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()
@@ -244,7 +253,7 @@ def test_s3_that_does_not_answer(tmp_path: Path, no_server: str, case: str, monk
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def test_a_dataset_keeps_its_identity_when_links_lead_to_it(tmp_path: Path, byte_bpe: Path) -> None:
+def test_a_dataset_behind_a_link_keeps_its_identity(tmp_path: Path, byte_bpe: Path) -> None:
     write(tmp_path / "in" / "a.jsonl", texts(100))
     (tmp_path / "link").symlink_to(tmp_path / "in")
     run(tmp_path / "in", tmp_path / "one", byte_bpe)

@@ -1,6 +1,4 @@
-"""Data and tokenizers that are elsewhere: the hub (a loopback server that answers as it does), S3 (moto), any fsspec
-URL.
-"""
+"""Remote data and tokenizers: the hub (a loopback server), S3 (moto), and any fsspec URL."""
 
 import os
 import re
@@ -10,11 +8,12 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 from data_helpers import documents, reference, run, source, texts, tree, write
-from hub_server import COMMIT, Hub
+from hub_server import COMMIT, Hub, HubEnv
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,7 +33,7 @@ def files(tmp_path: Path) -> dict[str, bytes]:
     return {**found, "README.md": b"# a dataset", ".gitattributes": b""}
 
 
-def serve(repos: dict[str, dict[str, bytes]], **keys) -> Iterator[Hub]:
+def serve(repos: dict[str, dict[str, bytes]], **keys: Any) -> Iterator[Hub]:
     hub = Hub(repos, **keys)
     yield hub
     hub.close()
@@ -46,7 +45,7 @@ def hub(files: dict[str, bytes], byte_bpe: Path) -> Iterator[Hub]:
     yield from serve({"datasets/org/set": files, "org/model": model})
 
 
-def test_a_dataset_and_a_tokenizer_of_the_hub(tmp_path: Path, hub: Hub, hub_env, byte_bpe: Path) -> None:
+def test_a_dataset_and_a_tokenizer_of_the_hub(tmp_path: Path, hub: Hub, hub_env: HubEnv, byte_bpe: Path) -> None:
     hub_env(hub)
     sources = [source("hf://org/set", "a", subset="data"), source("hf://org/set", "b", split="validation")]
     manifest = run(sources, tmp_path / "out", "org/model", workers=2)
@@ -58,7 +57,7 @@ def test_a_dataset_and_a_tokenizer_of_the_hub(tmp_path: Path, hub: Hub, hub_env,
     assert run(sources, tmp_path / "out", "org/model") == manifest
 
 
-def test_cached_files_are_read_from_the_cache(tmp_path: Path, hub: Hub, hub_env, byte_bpe: Path) -> None:
+def test_cached_files_are_read_from_the_cache(tmp_path: Path, hub: Hub, hub_env: HubEnv, byte_bpe: Path) -> None:
     from huggingface_hub import hf_hub_download
 
     hub_env(hub)
@@ -73,8 +72,8 @@ def test_cached_files_are_read_from_the_cache(tmp_path: Path, hub: Hub, hub_env,
     assert hub.requests == []
 
 
-def test_a_downloaded_dataset_is_not_fetched_again(tmp_path: Path, hub: Hub, hub_env, byte_bpe: Path) -> None:
-    """Not downloaded it is read in place and nothing is stored; downloaded only its list of files is asked for."""
+def test_a_downloaded_dataset_is_not_fetched_again(tmp_path: Path, hub: Hub, hub_env: HubEnv, byte_bpe: Path) -> None:
+    """If not downloaded, it is streamed and not stored; otherwise only its list of files is requested."""
     from huggingface_hub import snapshot_download
 
     hub_env(hub)
@@ -89,7 +88,7 @@ def test_a_downloaded_dataset_is_not_fetched_again(tmp_path: Path, hub: Hub, hub
     assert tree(tmp_path / "cached") == tree(tmp_path / "streamed")
 
 
-def test_a_private_dataset(tmp_path: Path, files: dict[str, bytes], hub_env, byte_bpe: Path) -> None:
+def test_a_private_dataset(tmp_path: Path, files: dict[str, bytes], hub_env: HubEnv, byte_bpe: Path) -> None:
     for server in serve({"datasets/org/set": files}, token="secret"):
         hub_env(server)
         with pytest.raises(UserError, match="private: set HF_TOKEN"):
@@ -108,13 +107,15 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("keys", "message"), WRONG.values(), ids=WRONG.keys())
-def test_wrong_names_are_told(tmp_path: Path, hub: Hub, hub_env, byte_bpe: Path, keys: dict, message: str) -> None:
+def test_wrong_names_are_reported(
+    tmp_path: Path, hub: Hub, hub_env: HubEnv, byte_bpe: Path, keys: dict, message: str
+) -> None:
     hub_env(hub)
     with pytest.raises(UserError, match=message):
         run([source(**keys)], tmp_path / "out", byte_bpe)
 
 
-def test_no_hub(tmp_path: Path, hub_env, byte_bpe: Path) -> None:
+def test_an_unreachable_hub_is_reported(tmp_path: Path, hub_env: HubEnv, byte_bpe: Path) -> None:
     gone = Hub({})
     gone.close()
     hub_env(gone)
@@ -183,8 +184,8 @@ WANTED = st.lists(st.sampled_from(["a", "*", "**", "*.x", "a*", "?", "[ab]", "[!
 
 
 @given(PARTS, WANTED)
-def test_patterns_are_those_of_a_shell(path: str, wanted: list[str]) -> None:
-    """Compared with a regular expression: `**` is any number of folders, and everything at the end."""
+def test_patterns_agree_with_a_regular_expression(path: str, wanted: list[str]) -> None:
+    """`**` matches any number of folders; at the end, it matches everything."""
     sign = {"*": "[^/]*", "?": "[^/]", "[ab]": "[ab]", "[!a]": "[^a/]", "*.x": r"[^/]*\.x", "a*": "a[^/]*", "a": "a"}
     text = "".join("(?:[^/]+/)*" if part == "**" else f"{sign[part]}/" for part in wanted)
     pattern = "/".join(wanted)
@@ -246,7 +247,7 @@ def free_port() -> int:
 
 
 def wait_for(url: str) -> None:
-    """Until a server answers."""
+    """Wait until a server answers."""
     for _ in range(200):
         try:
             urllib.request.urlopen(url)
