@@ -19,14 +19,14 @@ class Registration:
         artifact: Name of the artifact.
         alias: Alias of the new version, or None for none.
         mirrored: W&B settings.
-        note: Why there is no alias, or None.
+        alias_warning: Why there is no alias, or None.
         folder: Folder for the files of the W&B run.
     """
 
     artifact: str
     alias: str | None
     mirrored: wandb_mirror.WandbSettings = field(default_factory=wandb_mirror.WandbSettings)
-    note: str | None = None
+    alias_warning: str | None = None
     folder: str = "."
 
     def problems(self, write: bool) -> list[str]:
@@ -78,8 +78,8 @@ def register(registration: Registration, folder: Path, manifest: Manifest) -> st
     )
     also = f" (also {registration.artifact}:{registration.alias})" if registration.alias else ""
     say(f"{artifact.reference}{also} is {artifact.path}")
-    if registration.note:
-        warn(registration.note)
+    if registration.alias_warning:
+        warn(registration.alias_warning)
     if registration.mirrored.on:
         mirror(registration, artifact)
     return artifact

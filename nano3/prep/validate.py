@@ -248,19 +248,19 @@ def blend_name(blend_path: str | None, group_name: str) -> str:
 
 
 def make_registration(config: DataPrepConfig, blend: str) -> Registration:
-    """Return how to register the data. If the blend's name cannot be an alias, use none and note why.
+    """Return how to register the data. If the blend's name cannot be an alias, use none and say why.
 
     Args:
         config: The preparation.
         blend: Name of the blend.
     """
-    alias, note = config.alias, None
+    alias, warning = config.alias, None
     if alias is None and blend:
         alias, why = alias_for(blend)
-        note = f"the data has no alias: {why}. To give it one: alias=NAME" if why else None
+        warning = f"the data has no alias: {why}. To give it one: alias=NAME" if why else None
     settings = wandb_mirror.WandbSettings(config.wandb.mode, config.wandb.project, config.wandb.entity)
     folder = Path(config.job_dir, f"prep-{slugify(blend) or 'blend'}").absolute()
-    return Registration(config.artifact, alias, settings, note, str(folder))
+    return Registration(config.artifact, alias, settings, warning, str(folder))
 
 
 # Sweeps

@@ -1,4 +1,4 @@
-"""nano3.data_prep as it is typed: sweeps, checks before any work, registration, Ctrl-C, the run that follows."""
+"""Test nano3.data_prep from the command line: sweeps, checks, registration, Ctrl-C, and --then."""
 
 import json
 import os
@@ -28,13 +28,13 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
 
 
 def blend(cli: Commands, name: str, weight: float = 1) -> str:
-    """Write a blend file; gives the override that chooses it."""
+    """Write a blend file and return the override that selects it."""
     sets = [{"name": n, "path": "text.jsonl", "weight": w} for n, w in (("a", 1), ("b", weight))]
     (cli.folder / name).write_text(json.dumps({"datasets": sets}))
     return f'blend_path="{name}"'
 
 
-def test_every_point_of_a_sweep_runs(cli: Commands) -> None:
+def test_every_sweep_point_runs(cli: Commands) -> None:
     (cli.folder / "multirun.yaml").write_text("mine")
     done = cli(*PREP, "-m", blend(cli, "b.json"), "add_bos=false", "max_doc_tokens=4,8", "output_dir=out")
     assert "2 of 2 points finished" in done.stdout
@@ -46,14 +46,14 @@ def test_every_point_of_a_sweep_runs(cli: Commands) -> None:
     assert (cli.folder / "multirun.yaml").read_text() == "mine"
 
 
-def test_points_with_folders_and_blends_of_their_own_keep_them(cli: Commands) -> None:
+def test_sweep_points_keep_their_own_folders_and_blends(cli: Commands) -> None:
     blend(cli, "a.json"), blend(cli, "b.json")
     cli(*PREP, "-m", "blend_path=a.json,b.json", "output_dir='out/${blend_path}'")
     assert (cli.folder / "out/a.json/manifest.json").exists()
     assert {"a", "b", "latest"} == set(store.aliases(DATA))
 
 
-def test_the_exit_code_is_the_first_that_failed_and_the_rest_still_runs(cli: Commands) -> None:
+def test_a_failed_point_sets_the_exit_code_and_the_others_run(cli: Commands) -> None:
     for name in ("bad", "good"):
         sets = [{"name": "a", "path": f"{name}.jsonl"}]
         (cli.folder / f"{name}.json").write_text(json.dumps({"datasets": sets}))
@@ -64,7 +64,7 @@ def test_the_exit_code_is_the_first_that_failed_and_the_rest_still_runs(cli: Com
     assert (cli.folder / "out/blend_path=good.json/manifest.json").exists()
 
 
-def test_a_mistake_in_any_point_is_told_before_the_first_works(cli: Commands) -> None:
+def test_a_mistake_in_any_point_is_reported_before_any_work(cli: Commands) -> None:
     done = cli(*PREP, "-m", blend(cli, "b.json"), "alias=fine,v7", "output_dir=out", code=2)
     assert "'v7' means version 7" in done.stderr
     assert not (cli.folder / "out").exists()
@@ -73,7 +73,7 @@ def test_a_mistake_in_any_point_is_told_before_the_first_works(cli: Commands) ->
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["num_shards=12,0"], "num_shards=0"),
         (["engine=auto,fast"], "engine=fast"),
@@ -84,15 +84,15 @@ def test_a_mistake_in_any_point_is_told_before_the_first_works(cli: Commands) ->
     ],
     ids=["number", "choice", "cluster", "blend file", "text", "tokenizer"],
 )
-def test_every_point_is_checked_fully_before_the_first_works(cli: Commands, words: list[str], told: str) -> None:
+def test_every_point_is_validated_before_any_work(cli: Commands, words: list[str], expected: str) -> None:
     own = [blend(cli, "b.json"), *(word.format(tokenizer=SAMPLE / "tokenizer") for word in words)]
     (cli.folder / "gone.json").write_text(json.dumps({"datasets": [{"name": "a", "path": "gone.jsonl"}]}))
     done = cli(*PREP, "-m", *own, "output_dir=out", code=2)
-    assert told in done.stderr
+    assert expected in done.stderr
     assert not (cli.folder / "out").exists() and not store.names()
 
 
-def test_other_data_in_the_output_folder_is_told_before_the_first_works(cli: Commands) -> None:
+def test_other_data_in_the_output_folder_is_reported_before_any_work(cli: Commands) -> None:
     cli(*PREP, blend(cli, "b.json"), 'output_dir="out/num_shards=4"', "alias=mine")
     done = cli(*PREP, "-m", blend(cli, "b.json"), "output_dir=out", "num_shards=2,4", code=2)
     assert "num_shards=4: holds other data" in done.stderr
@@ -100,24 +100,24 @@ def test_other_data_in_the_output_folder_is_told_before_the_first_works(cli: Com
 
 
 @pytest.mark.parametrize("home", ["/proc/nope", "/dev/null"])
-def test_a_store_that_cannot_be_written_is_told_before_any_work(cli: Commands, home: str) -> None:
+def test_an_unwritable_store_is_reported_before_any_work(cli: Commands, home: str) -> None:
     done = cli(*PREP, blend(cli, "b.json"), "output_dir=out", code=2, NANO3_HOME=home)
     assert f"the artifact store {home} cannot be written" in done.stderr
     assert not (cli.folder / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("file", "aliases", "told"),
+    ("file", "aliases", "expected"),
     [
         ("my blend.json", {"my-blend", "latest"}, ""),
         ("latest.json", {"latest"}, "no alias: 'latest' always means the newest version"),
         ("v7.json", {"latest"}, "no alias: 'v7' means version 7"),
     ],
 )
-def test_blend_files_whose_name_is_no_alias(cli: Commands, file: str, aliases: set[str], told: str) -> None:
+def test_blend_files_whose_name_cannot_be_an_alias(cli: Commands, file: str, aliases: set[str], expected: str) -> None:
     done = cli(*PREP, blend(cli, file), "output_dir=out")
     assert set(store.aliases(DATA)) == aliases
-    assert told in done.stderr
+    assert expected in done.stderr
 
 
 def test_a_changed_weight_is_a_new_version_and_a_rerun_writes_nothing(cli: Commands) -> None:
@@ -129,7 +129,7 @@ def test_a_changed_weight_is_a_new_version_and_a_rerun_writes_nothing(cli: Comma
     assert {p: p.stat().st_mtime_ns for p in store.home().rglob("*")} == before
 
 
-def test_the_run_that_follows_is_checked_before_any_work(cli: Commands) -> None:
+def test_the_followup_run_is_checked_before_any_work(cli: Commands) -> None:
     words = ["--then", "+experiment=quickstart", "train.global_batch_size=3", "run.name=latest"]
     done = cli(*PREP, blend(cli, "b.json"), "output_dir=out", *words, code=2)
     assert "then: train.global_batch_size=3 is not a multiple" in done.stderr
@@ -149,7 +149,7 @@ def test_a_preparation_without_then_imports_no_training(cli: Commands, words: li
 
 
 def test_the_data_of_a_run_is_found_by_its_folder(cli: Commands, tmp_path: Path) -> None:
-    """A run that follows its data on Slurm was frozen before the data was registered."""
+    """The configuration of a follow-up run on Slurm is saved before its data is registered."""
     start = {"data": {"reference": str(tmp_path), "folder": str(tmp_path), "fingerprint": "content"}}
     assert data_reference(start) is None
     store.register(DATA, tmp_path, "content")
@@ -169,12 +169,12 @@ def test_ctrl_c_is_one_line(cli: Commands) -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background processes ignore it
     )
     while not list(cli.folder.glob("out/.prep/*/plan.json")):
         time.sleep(0.05)
         assert process.poll() is None
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to the workers as well
+    os.killpg(process.pid, signal.SIGINT)  # to the workers too, as a terminal does
     _, err = process.communicate(timeout=200)
     assert process.returncode == 130
     assert err.strip().splitlines()[-1] == "stopped; run the same command again to resume"

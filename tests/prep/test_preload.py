@@ -1,4 +1,4 @@
-"""Which tokenizer loads before the configuration is composed."""
+"""Test which tokenizer loads before the configuration is composed."""
 
 from pathlib import Path
 
@@ -41,11 +41,11 @@ NOT_WANTED = [
 
 
 @pytest.mark.parametrize("words", WANTED)
-def test_a_plain_start(folder: Path, words: str) -> None:
+def test_a_plain_command_line_preloads(folder: Path, words: str) -> None:
     assert find_tokenizer_file(CommandLine.parse(words.split())) == str(folder.resolve() / "tok" / "tokenizer.json")
 
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("words", NOT_WANTED)
-def test_nothing_is_loaded_in_vain(words: str) -> None:
+def test_other_command_lines_do_not_preload(words: str) -> None:
     assert find_tokenizer_file(CommandLine.parse(words.split())) == ""

@@ -1,4 +1,4 @@
-"""A preparation is checked as a whole before any work, and its tasks register what `nano3.data_prep` asked for."""
+"""Test the validation of a preparation and the functions that its Slurm jobs call."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ DATA = "DataBlendsArtifact-pretrain"
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of this test's own with a text, a blend of it, a home folder and an artifact store to be."""
+    """Change to a folder with a text and a blend; set the home folder and the artifact store."""
     for name in ("NANO3_CONF", "HF_HOME", "HF_HUB_CACHE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NANO3_HOME", str(tmp_path / "store"))
@@ -57,8 +57,8 @@ def composed(*words: str, app: str = "data_prep") -> DictConfig:
         return compose(app, [*own, *words])
 
 
-def refused(*words: str) -> list[str]:
-    """What is told of a preparation that cannot be done; each mistake is the user's."""
+def problems_of(*words: str) -> list[str]:
+    """Return the problems of an invalid preparation."""
     with pytest.raises(UserError) as error:
         validate(composed(*words))
     assert error.value.exit_code == 2
@@ -72,8 +72,8 @@ def test_checking_writes_nothing(here: Path) -> None:
     assert sorted(here.rglob("*")) == before
 
 
-def test_home_is_home_wherever_a_place_is_given(here: Path) -> None:
-    """A folder that is called ~ is a trap for the next `rm -r`."""
+def test_a_tilde_is_expanded_in_every_path(here: Path) -> None:
+    """A folder named ~ is dangerous for the next `rm -r`."""
     (here / "home").mkdir()
     (here / "b.json").rename(here / "home" / "b.json")
     prep = validate(composed("blend_path='~/b.json'", "output_dir='~/out'", "job_dir='~/jobs'"))
@@ -82,7 +82,7 @@ def test_home_is_home_wherever_a_place_is_given(here: Path) -> None:
     assert prep.request.blend == "b"
 
 
-REFUSED = {
+INVALID = {
     "numbers": (["num_shards=0", "valid_fraction=2"], ["num_shards=0", "valid_fraction=2"]),
     "fractions-that-leave-no-training": (["valid_fraction=0.6", "test_fraction=0.6"], ["valid_fraction"]),
     "choices": (["dtype=int16", "engine=strickt", "hf_files=x"], ["dtype=int16", "'strict'", "hf_files=x"]),
@@ -114,17 +114,17 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("words", "told"), REFUSED.values(), ids=REFUSED)
-def test_everything_wrong_is_told_at_once_and_once(here: Path, words: list[str], told: list[str]) -> None:
-    problems = refused("blend_path=b.json", "output_dir=out", *words)
-    for text in told:
+@pytest.mark.parametrize(("words", "expected"), INVALID.values(), ids=INVALID)
+def test_all_problems_are_reported_once(here: Path, words: list[str], expected: list[str]) -> None:
+    problems = problems_of("blend_path=b.json", "output_dir=out", *words)
+    for text in expected:
         assert sum(text in problem for problem in problems) == 1, problems
     assert not (here / "out").exists() and not (here / "store").exists()
 
 
 @pytest.mark.parametrize("key", ["split", "text_field", "name", "path"])
-def test_a_null_where_text_is_needed_is_told(key: str) -> None:
-    """Not taken for the default: whoever writes null means something by it."""
+def test_a_null_in_place_of_text_is_rejected(key: str) -> None:
+    """It is not replaced by the default."""
     with pytest.raises(UserError) as error:
         parse_datasets([{"name": "a", "path": "x", key: None}], "b")
     (problem,) = error.value.problems
@@ -132,13 +132,13 @@ def test_a_null_where_text_is_needed_is_told(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["subset", "revision"])
-def test_a_null_where_it_is_the_default_is_fine(key: str) -> None:
+def test_a_null_that_is_the_default_is_accepted(key: str) -> None:
     assert parse_datasets([{"name": "a", "path": "x", key: None}], "b") == [SourceConfig(name="a", path="x")]
 
 
 @settings(max_examples=40)
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=3), st.lists, max_leaves=4))
-def test_any_json_is_read_or_refused_by_its_name(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
+def test_any_json_is_read_or_rejected_with_its_path(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
     path = tmp_path_factory.getbasetemp() / "any.json"
     for content in (value, {"datasets": value}, {"datasets": [{"name": value, "path": "x"}]}):
         path.write_text(json.dumps(content))
@@ -151,18 +151,18 @@ def test_any_json_is_read_or_refused_by_its_name(tmp_path_factory: pytest.TempPa
 @pytest.mark.parametrize(
     ("path", "chosen", "name"), [(None, "math", "math"), ("a/my.json", "math", "my"), ("x.tar.json", "m", "x.tar")]
 )
-def test_what_a_blend_is_called(path: str | None, chosen: str, name: str) -> None:
+def test_blend_name(path: str | None, chosen: str, name: str) -> None:
     assert blend_name(path, chosen) == name
 
 
-def test_the_group_is_read_when_there_is_no_file() -> None:
+def test_the_group_is_read_without_blend_path() -> None:
     config: Any = OmegaConf.to_object(composed("data_blend=sample"))
     name, sources = read_blend(config)
     assert name == "sample" and {source.name for source in sources} == {"docs", "code", "math"}
 
 
 @pytest.mark.parametrize(
-    ("given_alias", "blend", "alias", "note"),
+    ("given_alias", "blend", "alias", "warning"),
     [
         (None, "math", "math", None),
         (None, "my blend", "my-blend", None),
@@ -171,16 +171,16 @@ def test_the_group_is_read_when_there_is_no_file() -> None:
         ("mine", "v3", "mine", None),
         (None, "", None, None),
     ],
-    ids=["name", "mended", "reserved", "nothing left", "given", "no blend"],
+    ids=["name", "slug", "reserved", "nothing left", "given", "no blend"],
 )
-def test_the_alias_of_the_data(given_alias: str | None, blend: str, alias: str | None, note: str | None) -> None:
+def test_the_alias_of_the_data(given_alias: str | None, blend: str, alias: str | None, warning: str | None) -> None:
     how = make_registration(DataPrepConfig(alias=given_alias, job_dir="jobs"), blend)
     assert how.alias == alias
-    assert (how.note is None) if note is None else note.lower() in (how.note or "").lower()
+    assert (how.alias_warning is None) if warning is None else warning.lower() in (how.alias_warning or "").lower()
     assert Path(how.folder).is_absolute() and Path(how.folder).parent == Path("jobs").absolute()
 
 
-def test_one_task_here_is_no_problem() -> None:
+def test_one_local_task_is_no_problem() -> None:
     config = DataPrepConfig()
     assert submit_problems(config, "b", []) == []
     config.cluster.tasks = 2
@@ -193,7 +193,7 @@ def test_a_container_mounts_a_tokenizer_in_the_home_folder(here: Path) -> None:
     assert container_folders(options, []) == tuple(str(here / name) for name in ("home/tokenizer", "home/out", "store"))
 
 
-def test_points_that_would_share_get_their_own_folder_and_alias(here: Path) -> None:
+def test_colliding_sweep_points_get_their_own_folder_and_alias(here: Path) -> None:
     words = [["blend_path=b.json", "output_dir=out", f"num_shards={n}"] for n in (3, 4)]
     points = [composed(*point) for point in words]
     separate_sweep_points(points, words)
@@ -202,7 +202,7 @@ def test_points_that_would_share_get_their_own_folder_and_alias(here: Path) -> N
     assert len({point.job_dir for point in points}) == 2
 
 
-def test_mistakes_of_all_points_come_together() -> None:
+def test_mistakes_of_all_points_are_reported_together() -> None:
     words = [["blend_path=b.json", "output_dir=out", f"num_shards={n}"] for n in (0, -1)]
     with pytest.raises(UserError) as error:
         separate_sweep_points([composed(*point) for point in words], words)
@@ -213,7 +213,7 @@ def test_no_followup_without_then() -> None:
     assert compose_followup_if_any(DataPrepConfig()) is None
 
 
-def test_what_follows_is_checked_on_data_that_is_not_there_yet(here: Path) -> None:
+def test_the_followup_is_checked_on_data_that_does_not_exist_yet(here: Path) -> None:
     cfg = check_followup(composed("+experiment=quickstart", app="pretrain"), here / "out")
     assert cfg.run.data == str(here / "out")
     assert cfg.recipe.per_split_data_args_path == str(here / "out/blend.json")
@@ -226,15 +226,15 @@ mirrors = st.builds(wandb_mirror.WandbSettings, st.sampled_from(wandb_mirror.MOD
 
 
 @given(st.builds(Registration, texts, st.none() | texts, mirrors, st.none() | texts, texts))
-def test_a_registration_survives_a_command_line(how: Registration) -> None:
-    """It is one word of a job script: no line end may be in it, whatever a blend is called."""
+def test_a_registration_round_trips_through_a_command_line(how: Registration) -> None:
+    """It is one word of a job script, so it has no line end."""
     text = how.to_text()
     assert Registration.from_text(text) == how
     assert text.isascii() and "\n" not in text
 
 
-def test_finished_data_may_be_where_nothing_can_be_written(here: Path) -> None:
-    """Somebody else's, for instance: they are only looked at."""
+def test_finished_data_may_be_read_only(here: Path) -> None:
+    """It is only read."""
     (here / "out").mkdir()
     (here / "out/manifest.json").write_text("{}")
     assert output_problems(here / "out") == []
@@ -248,18 +248,18 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(here: Path, capsys: pytest.
     assert sorted(here.rglob("*")) == before
 
 
-def test_tasks_of_an_array_make_and_register_the_data(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The functions that jobs call, in the order in which Slurm calls them; a second finalizer changes nothing."""
+def test_array_tasks_make_and_register_the_data(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A second finalizer changes nothing."""
     source = SourceConfig(name="a", path=str(here / "text.jsonl"))
     options = PrepOptions(str(here / "out"), str(TOKENIZER), num_shards=3, valid_fraction=0.2, workers=1)
     plan = str(plan_build([source], options, "b"))
-    how = Registration(DATA, "b", note="it will be told").to_text()
+    how = Registration(DATA, "b", alias_warning="no alias").to_text()
     for index in (1, 0):
         assert slurm_entries.run_array_task(plan, str(here / "out"), how, index, 2) == 0
     assert slurm_entries.run_finalizer(plan, str(here / "out"), how) == 0
-    told = capsys.readouterr()
-    assert f"{DATA}:v1 (also {DATA}:b) is {here / 'out'}" in " ".join(told.out.split())
-    assert "it will be told" in told.err
+    printed = capsys.readouterr()
+    assert f"{DATA}:v1 (also {DATA}:b) is {here / 'out'}" in " ".join(printed.out.split())
+    assert "no alias" in printed.err
     made = store.resolve(f"{DATA}:b")
     manifest = json.loads((here / "out/manifest.json").read_text())
     assert made.path == str(here / "out")

@@ -1,7 +1,7 @@
-"""From the receipts of a finished build to its manifest."""
+"""Make the manifest of a finished build from its receipts."""
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 from nano3.data.build.receipts import ShardReceipt, UnitReceipt
@@ -108,7 +108,7 @@ def dataset_entry(plan: Plan, number: int, shards: list[ShardReceipt], units: li
 def input_entries(dataset: DatasetPlan) -> list[InputEntry]:
     """Return the manifest's entries of a dataset's files."""
     columns = (dataset.keys, dataset.sizes, dataset.fingerprints, dataset.times, dataset.formats)
-    rows = dataset.rows or [None] * len(dataset.keys)
+    rows: Sequence[int | None] = dataset.rows or [None] * len(dataset.keys)
     return [InputEntry(*values) for values in zip(*columns, rows, strict=True)]
 
 

@@ -190,7 +190,7 @@ class UnitEncoder:
         self.worker.tick(size)
 
     def stream(self, text: str, file: int, key: int, offset: int, hash_: np.uint64) -> None:
-        """Encode and write one long document in pieces.
+        """Encode and write one long document in chunks.
 
         Args:
             text: The document.
@@ -202,14 +202,14 @@ class UnitEncoder:
         split = int(split_of(np.array([hash_]), self.dataset.bounds)[0])
         writer = self.writer(split, int(np.searchsorted(self.dataset.shard_bounds[split], offset, "right")) - 1)
         length = written = 0
-        for ids, piece in encode_chunks(text, self.encode):
+        for ids, chunk in encode_chunks(text, self.encode):
             if not length:
-                self.check([piece], Columns(*(np.array([value]) for value in (file, key, offset, hash_))))
+                self.check([chunk], Columns(*(np.array([value]) for value in (file, key, offset, hash_))))
             self.special += self.worker.count_special(ids)
             tokens = self.framing.frame_chunk(ids, length, written)
             length, written = length + len(ids), written + len(tokens)
             writer.add_tokens(tokens)
-            size = utf8_size(piece)
+            size = utf8_size(chunk)
             self.text_bytes += size
             self.worker.tick(size)
         end = self.framing.end_tokens(length)

@@ -1,4 +1,4 @@
-"""Files written by threads past the page cache: whole, hashed, and gone when something failed."""
+"""Test files written by threads past the page cache: complete, hashed, and deleted after an error."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ def content(size: int) -> bytes:
 
 @pytest.mark.parametrize("piece", [1 << 30, 777_777])
 @pytest.mark.parametrize("size", SIZES)
-def test_what_is_written_is_there(tmp_path: Path, size: int, piece: int) -> None:
+def test_the_file_has_the_written_bytes(tmp_path: Path, size: int, piece: int) -> None:
     data = content(size)
     out = DirectWriter(tmp_path / "a.bin")
     for at in range(0, size, piece):
@@ -54,7 +54,7 @@ def test_arrays_of_any_dtype(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["fcntl", "write"])
 def test_a_file_system_without_direct_writes(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some refuse when asked, some at the first write."""
+    """Some file systems reject O_DIRECT in fcntl, some at the first write."""
     if where == "fcntl":
         real = direct_writer.fcntl.fcntl
 
@@ -106,6 +106,18 @@ def test_discard_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_folder_fails(tmp_path: Path) -> None:
     with pytest.raises(Failure, match="cannot be written: No such file or directory"):
         DirectWriter(tmp_path / "no" / "a")
+
+
+def test_discarding_after_a_failed_commit_closes_no_other_file(tmp_path: Path) -> None:
+    """The descriptor of a closed file is reused by the next one, maybe in another thread."""
+    (tmp_path / "a.bin" / "in the way").mkdir(parents=True)
+    out = DirectWriter(tmp_path / "a.bin")
+    with pytest.raises(Failure, match="cannot be written"):
+        out.commit(sync=False)
+    with (tmp_path / "other").open("w") as other:
+        out.discard()
+        other.write("still open")
+    assert (tmp_path / "other").read_text() == "still open"

@@ -1,4 +1,4 @@
-"""Joining: a shard is its units' documents in order, whatever happened between the parts and the receipt."""
+"""Test merging: a shard has its units' documents in order, also after an interruption."""
 
 from pathlib import Path
 
@@ -22,19 +22,21 @@ SHARD = (0, 0, 0)  # split, dataset, shard
 
 
 def make_unit(build: Path, number: int, documents: Documents | None, engine: str = "fastokens") -> None:
-    """A unit's part in the one shard and its receipt; None for a unit without any document."""
-    parts = []
+    """Write a unit's fragment for the only shard and its receipt; None for a unit without documents."""
+    fragments = []
     if documents is not None:
         writer = open_fragment(build, number, 0, 0)
         for key, ids in enumerate(documents):
             writer.add(np.array(ids, np.uint16), np.array([len(ids)], np.int32), (number, key), (number, key))
-        parts.append(writer.commit())
+        fragments.append(writer.commit())
     count = len(documents or [])
-    write_receipt(unit_receipt_path(build, number), UnitReceipt(number, engine, count, 0, {}, 0, 0, 0, count, parts))
+    write_receipt(
+        unit_receipt_path(build, number), UnitReceipt(number, engine, count, 0, {}, 0, 0, 0, count, fragments)
+    )
 
 
 def build_of(folder: Path, units: list[Documents | None]) -> tuple[Plan, Path]:
-    """A build of one shard, with a file for each unit."""
+    """Make a build of one shard with a file for each unit."""
     plan = paper_plan(folder, [paper_dataset([100] * len(units), shards=(1, 0, 0), cells_per_shard=len(units))])
     assert plan.units == len(units)
     build = folder / "build"
@@ -45,7 +47,7 @@ def build_of(folder: Path, units: list[Documents | None]) -> tuple[Plan, Path]:
     return plan, build
 
 
-def joined(build: Path) -> Documents:
+def merged_documents(build: Path) -> Documents:
     data = IndexedFile(build / "train" / "data_00000")
     return [data.document(i).tolist() for i in range(len(data))]
 
@@ -54,15 +56,15 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-part = st.none() | st.lists(st.lists(st.integers(0, 999), max_size=4), min_size=1, max_size=4)
+unit = st.none() | st.lists(st.lists(st.integers(0, 999), max_size=4), min_size=1, max_size=4)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(part, min_size=1, max_size=5))
+@given(st.lists(unit, min_size=1, max_size=5))
 def test_a_shard_is_its_units_documents_in_order(
     tmp_path_factory: pytest.TempPathFactory, units: list[Documents | None]
 ) -> None:
-    plan, build = build_of(tmp_path_factory.mktemp("join"), units)
+    plan, build = build_of(tmp_path_factory.mktemp("merge"), units)
     receipt = merge_shard(plan, build, *SHARD)
     wanted = [ids for documents in units for ids in documents or []]
     assert (receipt.documents, receipt.tokens) == (len(wanted), sum(map(len, wanted)))
@@ -70,52 +72,51 @@ def test_a_shard_is_its_units_documents_in_order(
     first = next((n for n, documents in enumerate(units) if documents), None)
     assert receipt.first == (None if first is None else (first, 0))
     if receipt.sequences:
-        assert joined(build) == wanted
+        assert merged_documents(build) == wanted
         assert receipt.bin_bytes == (build / "train" / "data_00000.bin").stat().st_size == 2 * receipt.tokens
         assert receipt.bin_xxh128 == checksum(build / "train" / "data_00000.bin")
         assert receipt.idx_xxh128 == checksum(build / "train" / "data_00000.idx")
     else:
         assert receipt.name is None
         assert names(build / "train") == [], "no files for a shard without a token"
-    assert names(build / "units") == [f"{n:06d}.json" for n in range(len(units))], "parts go once they are in a shard"
+    assert names(build / "units") == [f"{n:06d}.json" for n in range(len(units))], "merged fragments are deleted"
     assert BuildState(plan, build).shards == {SHARD: receipt}
     assert BuildState(plan, build).open_units() == []
 
 
-# A disk that refuses in the middle. A folder with the name of the file to be written is such a disk.
+# Write errors, made by a folder with the name of the file to be written
 
 UNITS: dict[str, list[Documents | None]] = {
-    "one_part_which_is_moved": [[[1, 2], [3]]],
-    "one_part_of_several_has_tokens": [[[]], [[1, 2], []], None, [[], []]],
-    "parts_that_are_copied": [[[1, 2]], [[], [3]], [[4]]],
+    "one_fragment_is_renamed": [[[1, 2], [3]]],
+    "one_fragment_of_several_has_tokens": [[[]], [[1, 2], []], None, [[], []]],
+    "fragments_are_copied": [[[1, 2]], [[], [3]], [[4]]],
 }
 REFUSALS = ["train/data_00000.idx", "shards/train.00000.json"]
 
 
 @pytest.mark.parametrize("refused", REFUSALS)
 @pytest.mark.parametrize("units", UNITS.values(), ids=UNITS.keys())
-def test_a_join_that_was_refused_is_done_by_the_next_run(
-    tmp_path: Path, units: list[Documents | None], refused: str
-) -> None:
+def test_a_failed_merge_succeeds_in_the_next_run(tmp_path: Path, units: list[Documents | None], refused: str) -> None:
     plan, build = build_of(tmp_path, units)
     (build / refused / "in the way").mkdir(parents=True)
     with pytest.raises(Failure, match=rf"{refused}: cannot be written: "):
         merge_shard(plan, build, *SHARD)
-    assert not list(build.rglob(".*")), "nothing half-written stays"
+    assert not list(build.rglob(".*")), "no temporary file is left"
     (build / refused / "in the way").rmdir()
     (build / refused).rmdir()
     state = BuildState(plan, build)
-    assert state.open_units() == [], "no unit has to be done again"
+    assert state.open_units() == [], "no unit is rebuilt"
     assert [shard for shard, _, _ in state.open_shards()] == [SHARD]
     again = merge_shard(plan, build, *SHARD)
-    assert joined(build) == [ids for documents in units for ids in documents or []]
+    assert merged_documents(build) == [ids for documents in units for ids in documents or []]
     assert BuildState(plan, build).shards == {SHARD: again}
 
 
 @pytest.mark.parametrize("after", [True, False], ids=["a_later_file", "an_earlier_file"])
-def test_a_part_that_was_moved_is_found_when_another_unit_has_documents_now(tmp_path: Path, after: bool) -> None:
-    """Killed between the only part's move and the receipt; then a file is mended, and its unit, that had nothing for
-    the shard, is made again and has.
+def test_a_renamed_fragment_is_found_if_another_unit_now_has_documents(tmp_path: Path, after: bool) -> None:
+    """The run was killed between renaming the only fragment and writing the receipt.
+
+    Then a file is edited, and its unit, which had no document for the shard, has some.
     """
     empty, full = (1, 0) if after else (0, 1)
     plan, build = build_of(tmp_path, [None if n == empty else [[1, 2], [3]] for n in range(2)])
@@ -127,12 +128,12 @@ def test_a_part_that_was_moved_is_found_when_another_unit_has_documents_now(tmp_
     assert BuildState(plan, build).open_units() == [empty]
     make_unit(build, empty, [[7, 8, 9]])
     receipt = merge_shard(plan, build, *SHARD)
-    assert joined(build) == ([[1, 2], [3], [7, 8, 9]] if after else [[7, 8, 9], [1, 2], [3]])
+    assert merged_documents(build) == ([[1, 2], [3], [7, 8, 9]] if after else [[7, 8, 9], [1, 2], [3]])
     assert receipt.bin_xxh128 == checksum(build / "train" / "data_00000.bin")
     assert full not in BuildState(plan, build).open_units()
 
 
-def test_a_moved_part_that_was_made_anew_takes_the_place_of_the_old(tmp_path: Path) -> None:
+def test_a_rebuilt_fragment_replaces_the_renamed_one(tmp_path: Path) -> None:
     plan, build = build_of(tmp_path, [[[1, 2], [3]]])
     (build / REFUSALS[0]).mkdir()
     with pytest.raises(Failure):
@@ -140,11 +141,11 @@ def test_a_moved_part_that_was_made_anew_takes_the_place_of_the_old(tmp_path: Pa
     (build / REFUSALS[0]).rmdir()
     make_unit(build, 0, [[4], [5, 6]])
     merge_shard(plan, build, *SHARD)
-    assert joined(build) == [[4], [5, 6]]
+    assert merged_documents(build) == [[4], [5, 6]]
 
 
 def test_a_shard_that_lost_all_its_tokens_has_no_files(tmp_path: Path) -> None:
-    """Its old ones are left to `finish`, which removes what no receipt names."""
+    """`finish_build` deletes the old files, as no receipt names them."""
     plan, build = build_of(tmp_path, [[[1, 2]], [[3]]])
     merge_shard(plan, build, *SHARD)
     for number in range(2):
@@ -159,8 +160,8 @@ def test_a_shard_that_lost_all_its_tokens_has_no_files(tmp_path: Path) -> None:
     [(["fastokens", "tokenizers"], "fastokens"), (["tokenizers", "tokenizers"], "tokenizers")],
     ids=["one_is_fast", "none_is"],
 )
-def test_a_shard_is_as_doubtful_as_the_most_doubtful_unit(tmp_path: Path, engines: list[str], wanted: str) -> None:
-    """Should the fast engine be disproved, everything that it had a part in is made again."""
+def test_a_shard_with_any_fast_fragment_counts_as_fast(tmp_path: Path, engines: list[str], wanted: str) -> None:
+    """After a mismatch, every shard with a fragment of the fast engine is rebuilt."""
     plan, build = build_of(tmp_path, [None, None])
     for number, engine in enumerate(engines):
         make_unit(build, number, [[number + 1]], engine)

@@ -1,4 +1,4 @@
-"""What an earlier run left: what of it a new request keeps, and what it throws away rather than trust."""
+"""Test what a new request reuses of an interrupted build."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -33,14 +33,14 @@ LARGE = WHOLE_FILE_LIMIT + 1
 
 
 def two_datasets() -> list[DatasetPlan]:
-    """Units 0 to 3 are of the first, a small file in each; 4 to 7 of the second, which is one large file."""
+    """Units 0 to 3 read the first dataset, one small file each; units 4 to 7 the second, one large file."""
     first = paper_dataset([100] * 4, shards=(2, 2, 0), cells_per_shard=2, times=[1] * 4)
     second = paper_dataset([LARGE], name="e", shards=(2, 1, 1), cells_per_shard=2, times=[1])
     return [first, second]
 
 
 def request_for(plan: Plan) -> PrepRequest:
-    """The request that would make this plan."""
+    """Return a request that makes this plan."""
     sources = [SourceConfig(name=d.name, path=d.path, weight=d.weight) for d in plan.datasets]
     datasets = deepcopy(plan.datasets)
     return PrepRequest(
@@ -52,23 +52,23 @@ def changed_options(request: PrepRequest, **keys: object) -> None:
     request.options = replace(request.options, **keys)
 
 
-# Going on with a plan
+# Resuming a plan
 
-KEPT: dict[str, Callable[[PrepRequest], object]] = {
+RESUMED: dict[str, Callable[[PrepRequest], object]] = {
     "nothing": lambda r: None,
     "a_weight": lambda r: setattr(r.datasets[1], "weight", 3.0),
     "the_blends_name": lambda r: setattr(r, "blend", "other"),
-    "another_place": lambda r: (setattr(r.datasets[0], "root", "/moved"), setattr(r.datasets[0], "path", "/moved")),
+    "another_location": lambda r: (setattr(r.datasets[0], "root", "/moved"), setattr(r.datasets[0], "path", "/moved")),
     "a_new_commit": lambda r: setattr(r.datasets[0], "revision", "abc"),
     "more_workers": lambda r: changed_options(r, workers=9),
-    "bad_rows_may_be_skipped_now": lambda r: changed_options(r, bad_rows="skip"),
+    "bad_rows_may_be_skipped": lambda r: changed_options(r, bad_rows="skip"),
     "a_small_file_was_touched": lambda r: r.datasets[0].times.__setitem__(0, 2),
     "the_output_has_moved": lambda r: changed_options(r, output_dir="/elsewhere"),
 }
 
 
-@pytest.mark.parametrize("change", KEPT.values(), ids=KEPT.keys())
-def test_a_plan_goes_on_with_what_may_differ_from_run_to_run(tmp_path: Path, change: Callable) -> None:
+@pytest.mark.parametrize("change", RESUMED.values(), ids=RESUMED.keys())
+def test_a_plan_is_resumed_with_the_new_settings(tmp_path: Path, change: Callable) -> None:
     saved = paper_plan(tmp_path, two_datasets())
     request = request_for(saved)
     change(request)
@@ -80,25 +80,25 @@ def test_a_plan_goes_on_with_what_may_differ_from_run_to_run(tmp_path: Path, cha
         assert (now.layout, now.units) == (before.layout, before.units)
 
 
-ANEW: dict[str, Callable[[PrepRequest], object]] = {
+NOT_RESUMED: dict[str, Callable[[PrepRequest], object]] = {
     "other_bytes": lambda r: setattr(r, "hash", "0" * 64),
     "a_large_file_was_touched": lambda r: r.datasets[1].times.__setitem__(0, 2),
-    "a_file_has_gone": lambda r: r.datasets[0].keys.__setitem__(3, "renamed"),
+    "a_file_was_removed": lambda r: r.datasets[0].keys.__setitem__(3, "renamed"),
     "a_file_has_other_content": lambda r: r.datasets[0].fingerprints.__setitem__(2, "other"),
     "a_file_has_another_format": lambda r: r.datasets[0].formats.__setitem__(2, "gz"),
 }
 
 
-@pytest.mark.parametrize("change", ANEW.values(), ids=ANEW.keys())
-def test_a_plan_is_made_anew_for_other_files(tmp_path: Path, change: Callable) -> None:
+@pytest.mark.parametrize("change", NOT_RESUMED.values(), ids=NOT_RESUMED.keys())
+def test_a_plan_is_not_resumed_with_other_files(tmp_path: Path, change: Callable) -> None:
     saved = paper_plan(tmp_path, two_datasets())
     request = request_for(saved)
     change(request)
     assert resume_plan(deepcopy(saved), request) is None
 
 
-def test_a_samples_plan_goes_on_though_the_request_has_more_files(tmp_path: Path) -> None:
-    """It names only the files that rows are taken from."""
+def test_the_plan_of_a_sample_is_resumed_with_fewer_files(tmp_path: Path) -> None:
+    """It has only the files from which rows are sampled."""
     saved = paper_plan(tmp_path, two_datasets())
     request = request_for(saved)
     for column in ("keys", "sizes", "fingerprints", "formats", "estimated_bytes", "times"):
@@ -113,7 +113,7 @@ def test_a_samples_plan_goes_on_though_the_request_has_more_files(tmp_path: Path
     ("old", "new", "wanted"),
     [("skip", "fail", True), ("skip", "skip", False), ("fail", "fail", False), ("fail", "skip", False)],
 )
-def test_only_who_skipped_and_now_forbids_wants_bad_rows_back(tmp_path: Path, old: str, new: str, wanted: bool) -> None:
+def test_skipped_rows_are_needed_only_if_bad_rows_now_fail(tmp_path: Path, old: str, new: str, wanted: bool) -> None:
     saved = paper_plan(tmp_path, two_datasets(), bad_rows=old)
     request = request_for(saved)
     changed_options(request, bad_rows=new)
@@ -121,9 +121,9 @@ def test_only_who_skipped_and_now_forbids_wants_bad_rows_back(tmp_path: Path, ol
     assert (resume_plan(saved, request) is None) is wanted
 
 
-# Cuts
+# Layouts
 
-OTHER_CUTS: dict[str, Callable[[Plan], object]] = {
+OTHER_LAYOUTS: dict[str, Callable[[Plan], object]] = {
     "name": lambda p: setattr(p.datasets[0], "name", "x"),
     "text_field": lambda p: setattr(p.datasets[0], "text_field", "body"),
     "units": lambda p: setattr(p.datasets[0], "cells_per_unit", 2),
@@ -137,8 +137,8 @@ OTHER_CUTS: dict[str, Callable[[Plan], object]] = {
     "tokenizer": lambda p: setattr(p, "tokenizer", replace(p.tokenizer, sha256="1" * 64)),
     "eod": lambda p: setattr(p, "tokenizer", replace(p.tokenizer, eod_id=0)),
 }
-SAME_CUTS: dict[str, Callable[[Plan], object]] = {
-    "bos_of_a_tokenizer_that_is_not_asked_for_it": lambda p: setattr(p, "tokenizer", replace(p.tokenizer, bos_id=0)),
+SAME_LAYOUTS: dict[str, Callable[[Plan], object]] = {
+    "unused_bos": lambda p: setattr(p, "tokenizer", replace(p.tokenizer, bos_id=0)),
     "an_edited_file": lambda p: p.datasets[0].fingerprints.__setitem__(0, "other"),
     "weight": lambda p: setattr(p.datasets[0], "weight", 2.0),
     "workers": lambda p: setattr(p, "options", replace(p.options, workers=7)),
@@ -146,16 +146,16 @@ SAME_CUTS: dict[str, Callable[[Plan], object]] = {
 }
 
 
-@pytest.mark.parametrize("change", OTHER_CUTS.values(), ids=OTHER_CUTS.keys())
-def test_units_of_another_recipe_or_shape_are_not_taken_over(tmp_path: Path, change: Callable) -> None:
+@pytest.mark.parametrize("change", OTHER_LAYOUTS.values(), ids=OTHER_LAYOUTS.keys())
+def test_units_of_another_layout_are_not_reused(tmp_path: Path, change: Callable) -> None:
     old, new = paper_plan(tmp_path, two_datasets()), paper_plan(tmp_path, two_datasets())
     change(new)
     assert not same_layout(old, new)
     assert not same_layout(new, old)
 
 
-@pytest.mark.parametrize("change", SAME_CUTS.values(), ids=SAME_CUTS.keys())
-def test_what_decides_no_byte_does_not_hinder_taking_over(tmp_path: Path, change: Callable) -> None:
+@pytest.mark.parametrize("change", SAME_LAYOUTS.values(), ids=SAME_LAYOUTS.keys())
+def test_settings_without_effect_on_bytes_keep_the_layout(tmp_path: Path, change: Callable) -> None:
     old, new = paper_plan(tmp_path, two_datasets()), paper_plan(tmp_path, two_datasets())
     change(new)
     assert same_layout(old, new)
@@ -166,10 +166,10 @@ files = st.lists(st.tuples(st.integers(1, 300), st.sampled_from(["jsonl", "gz"])
 
 @settings(max_examples=120, deadline=None)
 @given(files=files, shards=st.integers(1, 4), cells=st.integers(1, 5), data=st.data())
-def test_what_is_kept_reads_no_file_that_was_changed(
+def test_kept_units_read_no_changed_file(
     tmp_path_factory: pytest.TempPathFactory, files: list, shards: int, cells: int, data: st.DataObject
 ) -> None:
-    """Units by the files they read, and shards by the units they may have documents of."""
+    """Check units by the files they read, and shards by the units that may fill them."""
     costs, formats = map(list, zip(*files, strict=True))
     keys = {"shards": (shards, 1, 0), "cells_per_shard": cells}
     base = tmp_path_factory.getbasetemp()
@@ -198,15 +198,15 @@ MOVED: dict[str, Callable[[DatasetPlan], object]] = {
 
 
 @pytest.mark.parametrize("change", MOVED.values(), ids=MOVED.keys())
-def test_nothing_of_a_dataset_whose_cuts_have_moved_is_kept(tmp_path: Path, change: Callable) -> None:
+def test_all_units_are_stale_if_their_bounds_moved(tmp_path: Path, change: Callable) -> None:
     old, new = paper_plan(tmp_path, two_datasets()), paper_plan(tmp_path, two_datasets())
     change(new.datasets[0])
-    assert same_layout(old, new), "units and shards have the same numbers all the same"
+    assert same_layout(old, new), "the numbers of units and shards are the same"
     assert stale_units(old, new, tmp_path) == {0, 1, 2, 3}
 
 
-def test_a_shard_that_is_empty_now_may_have_held_anything_before(tmp_path: Path) -> None:
-    """More shards than places: which of them are empty depends on where the cuts are."""
+def test_an_empty_shard_may_have_had_documents_before(tmp_path: Path) -> None:
+    """With more shards than offsets, the bounds decide which are empty."""
     plan = paper_plan(tmp_path, [paper_dataset([9]), paper_dataset([2, 2], name="e", shards=(9, 0, 0))])
     empty = [shard for shard in plan.shards() if plan.datasets[shard[1]].units_of_shard(shard[0], shard[2]) == (0, -1)]
     assert len(empty) == 5
@@ -214,11 +214,11 @@ def test_a_shard_that_is_empty_now_may_have_held_anything_before(tmp_path: Path)
     assert not any(may_hold_documents(plan, shard, {0}) for shard in empty)
 
 
-# Adopting
+# Reusing builds
 
 
 def fill(plan: Plan, build: Path, skipped: dict[int, dict[str, int]] | None = None) -> None:
-    """A build in which everything is done, as far as receipts tell."""
+    """Write a build whose receipts say that everything is finished."""
     for sub in ("units", "shards"):
         (build / sub).mkdir(parents=True)
     plan.save(build / "plan.json")
@@ -230,14 +230,14 @@ def fill(plan: Plan, build: Path, skipped: dict[int, dict[str, int]] | None = No
 
 
 def kept(plan: Plan, build: Path) -> tuple[set[int], set[tuple[int, int, int]]]:
-    """Units and shards that have receipts."""
+    """Return the units and shards that have receipts."""
     units = {n for n in range(plan.units) if unit_receipt_path(build, n).exists()}
     return units, {shard for shard in plan.shards() if shard_receipt_path(build, plan, *shard).exists()}
 
 
 @pytest.fixture
 def plans(tmp_path: Path) -> tuple[Plan, Plan]:
-    """A plan, and that of an edit in file 1 of the first dataset: unit 1, and the shards of units 0 and 1."""
+    """Return a plan and the plan after an edit of file 1: unit 1 and the shards of units 0 and 1 are stale."""
     old, new = paper_plan(tmp_path, two_datasets()), paper_plan(tmp_path, two_datasets())
     new.hash = "a" * 64
     new.datasets[0].fingerprints[1] = "other"
@@ -248,7 +248,7 @@ def plans(tmp_path: Path) -> tuple[Plan, Plan]:
 WANTED = ({0, 2, 3, 4, 5, 6, 7}, {(0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 1, 1), (1, 1, 0), (2, 1, 0)})
 
 
-def test_an_unfinished_build_is_the_start_of_the_next(
+def test_an_interrupted_build_is_reused(
     tmp_path: Path, plans: tuple[Plan, Plan], capsys: pytest.CaptureFixture[str]
 ) -> None:
     old, new = plans
@@ -263,32 +263,34 @@ def test_an_unfinished_build_is_the_start_of_the_next(
 
 
 @pytest.mark.parametrize("removed", range(5))
-def test_a_kill_among_the_removals_does_no_harm(tmp_path: Path, plans: tuple[Plan, Plan], removed: int) -> None:
-    """Receipts of shards go before those of units, so no shard is believed without the units that it is of."""
+def test_a_kill_between_deletions_does_no_harm(tmp_path: Path, plans: tuple[Plan, Plan], removed: int) -> None:
+    """Receipts of shards are deleted before those of units, so no shard outlives its units."""
     old, new = plans
-    place = build_dir(tmp_path, old.hash)
-    fill(old, place)
-    gone = [shard_receipt_path(place, new, *shard) for shard in [(0, 0, 0), (1, 0, 0)]] + [unit_receipt_path(place, 1)]
+    folder = build_dir(tmp_path, old.hash)
+    fill(old, folder)
+    gone = [shard_receipt_path(folder, new, *shard) for shard in [(0, 0, 0), (1, 0, 0)]] + [
+        unit_receipt_path(folder, 1)
+    ]
     for path in gone[:removed]:
         path.unlink()
     build = build_dir(tmp_path, new.hash)
     if removed == len(gone) + 1:
-        (build / "units").mkdir(parents=True)  # an own build without a plan is worth nothing
+        (build / "units").mkdir(parents=True)  # an own build without a plan is useless
     reuse_partial_build(new, build)
     assert kept(new, build) == WANTED
 
 
-def test_the_own_build_comes_before_that_of_another_plan(tmp_path: Path, plans: tuple[Plan, Plan]) -> None:
+def test_the_own_build_is_preferred_to_that_of_another_plan(tmp_path: Path, plans: tuple[Plan, Plan]) -> None:
     old, new = plans
     build = build_dir(tmp_path, new.hash)
     fill(old, build_dir(tmp_path, old.hash))
     fill(new, build)
     reuse_partial_build(new, build)
     assert kept(new, build) == (set(range(new.units)), set(new.shards()))
-    assert build_dir(tmp_path, old.hash).exists(), "it goes when the data is published"
+    assert build_dir(tmp_path, old.hash).exists(), "it is deleted when the data is published"
 
 
-def test_a_build_of_other_cuts_is_left_alone_and_told(
+def test_a_build_of_another_layout_is_left_untouched(
     tmp_path: Path, plans: tuple[Plan, Plan], capsys: pytest.CaptureFixture[str]
 ) -> None:
     old, new = plans
@@ -301,8 +303,8 @@ def test_a_build_of_other_cuts_is_left_alone_and_told(
     assert "starting over beside it" in capsys.readouterr().out
 
 
-def test_only_units_that_left_out_faults_are_done_again_when_faults_are_forbidden(tmp_path: Path) -> None:
-    """A document that is too short was left out by a filter, which is no fault; `bad_rows` is not in a plan's hash."""
+def test_only_units_with_skipped_bad_rows_are_rebuilt_if_bad_rows_fail(tmp_path: Path) -> None:
+    """A short document is filtered, not bad; `bad_rows` is not part of a plan's hash."""
     old = paper_plan(tmp_path, two_datasets(), bad_rows="skip")
     new = paper_plan(tmp_path, two_datasets(), bad_rows="fail")
     build = build_dir(tmp_path, old.hash)
@@ -316,7 +318,7 @@ def test_only_units_that_left_out_faults_are_done_again_when_faults_are_forbidde
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"[1]", b"\xff", b"null"])
-def test_what_is_no_plan_is_none(tmp_path: Path, text: bytes) -> None:
+def test_an_unreadable_plan_is_none(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "plan.json").write_bytes(text)
     assert read_plan(tmp_path) is None
 

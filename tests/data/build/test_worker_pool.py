@@ -1,4 +1,4 @@
-"""The worker processes and the proof that goes on beside them."""
+"""Test the worker processes and the comparison of the engines."""
 
 import contextlib
 import json
@@ -6,7 +6,9 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from data_helpers import options, plan_build, run, source, texts, tree, write
@@ -25,7 +27,7 @@ def plan_path(tmp_path: Path, byte_bpe: Path) -> Path:
 
 
 def results(pool: WorkerPool) -> list[tuple[tuple, str, object]]:
-    """Everything until the pool is idle, ticks left out."""
+    """Return all results until the pool is idle, without ticks."""
     found = []
     while pool.busy:
         found += [row for row in pool.results() if row[1] != "tick"]
@@ -34,7 +36,7 @@ def results(pool: WorkerPool) -> list[tuple[tuple, str, object]]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 def test_one_thread_is_left_when_the_workers_are_forked(plan_path: Path) -> None:
-    """A thread would not be in the worker, but the locks that it held would."""
+    """A fork copies the locks of other threads, but not the threads."""
     program = (
         "import os, sys; from pathlib import Path; from nano3.data.build.worker_server import load_plan_engines;"
         "load_plan_engines(Path(sys.argv[1]), True); print(len(os.listdir('/proc/self/task')))"
@@ -46,7 +48,7 @@ def test_one_thread_is_left_when_the_workers_are_forked(plan_path: Path) -> None
     assert done.stdout.strip() == "1"
 
 
-def test_units_and_the_proof(plan_path: Path) -> None:
+def test_a_unit_and_the_comparison(plan_path: Path) -> None:
     with WorkerPool(plan_path, 1, fast=True) as pool:
         pool.compare_engines()
         pool.submit(0, ("unit", 0))
@@ -56,7 +58,7 @@ def test_units_and_the_proof(plan_path: Path) -> None:
     assert (kind, receipt.engine) == ("done", "fastokens")
 
 
-def test_the_proof_names_an_engine_that_cannot_read_the_tokenizer(tmp_path: Path, unigram: Path) -> None:
+def test_the_comparison_reports_a_tokenizer_that_the_fast_engine_cannot_read(tmp_path: Path, unigram: Path) -> None:
     path = write(tmp_path / "a.jsonl", texts(20))
     plan_path = plan_build([source(path)], options(tmp_path / "out", unigram), "test")
     with WorkerPool(plan_path, 1, fast=True) as pool:
@@ -65,17 +67,17 @@ def test_the_proof_names_an_engine_that_cannot_read_the_tokenizer(tmp_path: Path
     assert kind == "done" and str(why).startswith("fastokens cannot read this tokenizer")
 
 
-def test_a_worker_that_dies_is_told(plan_path: Path) -> None:
+def test_a_dead_worker_is_reported(plan_path: Path) -> None:
     with WorkerPool(plan_path, 1, fast=True) as pool:
-        pool._server.process.kill()  # first: a quick worker could be done before
+        pool._server.process.kill()  # first, as a quick worker could finish before
         pool._server.process.wait()
         pool.submit(0, ("unit", 0))
         with pytest.raises(Failure, match="a worker process died"):
             results(pool)
 
 
-def test_nothing_is_joined_before_the_proof(tmp_path: Path, byte_bpe: Path, plan_path: Path) -> None:
-    """Units of a run that was killed before the proof had ended are proven by the next one."""
+def test_no_shard_is_merged_before_the_comparison(tmp_path: Path, byte_bpe: Path, plan_path: Path) -> None:
+    """Units of a run killed before the comparison ended are checked by the next run."""
     plan = load_plan(plan_path)
     with WorkerPool(plan_path, 1, fast=True) as pool:
         for unit in BuildState(plan, plan_path.parent).open_units():
@@ -87,17 +89,17 @@ def test_nothing_is_joined_before_the_proof(tmp_path: Path, byte_bpe: Path, plan
     assert state.verified or (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_a_wrong_proof_throws_the_units_away(
-    tmp_path: Path, byte_bpe: Path, plan_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
+def test_a_mismatch_drops_the_finished_units(
+    tmp_path: Path, byte_bpe: Path, plan_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The workers have made units by the time the proof fails: the reference makes them anew."""
+    """Units finished before the mismatch are rebuilt with the reference engine."""
     real = WorkerPool.results
 
-    def wrong_proof(self: WorkerPool, timeout: float | None = None):
+    def mismatch(self: WorkerPool, timeout: float | None = None) -> Iterator[tuple[Any, str, Any]]:
         for task, kind, value in real(self, timeout):
             yield task, kind, "fastokens gives other ids than tokenizers for 'x'" if task == COMPARE_ENGINES else value
 
-    monkeypatch.setattr(WorkerPool, "results", wrong_proof)
+    monkeypatch.setattr(WorkerPool, "results", mismatch)
     manifest = run(tmp_path / "a.jsonl", tmp_path / "out", byte_bpe)
     assert manifest.versions["engine"] == "tokenizers"
     assert "Continuing with the reference engine" in capfd.readouterr().err
@@ -105,7 +107,7 @@ def test_a_wrong_proof_throws_the_units_away(
     run(tmp_path / "a.jsonl", tmp_path / "right", byte_bpe)
     assert tree(tmp_path / "right") == tree(tmp_path / "out")
     with pytest.raises(Failure, match="engine=strict"), monkeypatch.context() as patch:
-        patch.setattr(WorkerPool, "results", wrong_proof)
+        patch.setattr(WorkerPool, "results", mismatch)
         run(tmp_path / "a.jsonl", tmp_path / "strict", byte_bpe, engine="strict")
     receipts = (tmp_path / "strict" / ".prep").rglob("shards/*.json")
     assert [json.loads(p.read_text()) for p in receipts] == []
@@ -113,22 +115,22 @@ def test_a_wrong_proof_throws_the_units_away(
 
 
 @pytest.fixture
-def ahead():
-    """Nobody's process is left behind."""
+def no_process_left() -> Iterator[None]:
+    """Leave no process behind."""
     yield
     WorkerServerClient.cancel_preload()
 
 
-def proven(plan_path: Path) -> tuple[str, object]:
-    """Result of the proof in a new pool."""
+def compare(plan_path: Path) -> tuple[str, object]:
+    """Return the result of the comparison in a new pool."""
     with WorkerPool(plan_path, 1, fast=True) as pool:
         pool.compare_engines()
         ((_, kind, why),) = results(pool)
     return kind, why
 
 
-@pytest.mark.usefixtures("ahead")
-def test_a_tokenizer_loaded_ahead_is_used_once(plan_path: Path) -> None:
+@pytest.mark.usefixtures("no_process_left")
+def test_a_preloaded_tokenizer_is_used_once(plan_path: Path) -> None:
     WorkerServerClient.preload(load_plan(plan_path).tokenizer.file)
     process = WorkerServerClient._preloaded.process
     with WorkerPool(plan_path, 2, fast=True) as pool:
@@ -140,7 +142,7 @@ def test_a_tokenizer_loaded_ahead_is_used_once(plan_path: Path) -> None:
         assert pool._server.process is not process
 
 
-@pytest.mark.usefixtures("ahead")
+@pytest.mark.usefixtures("no_process_left")
 def test_a_plan_without_the_fast_engine_does_not_get_it(plan_path: Path) -> None:
     WorkerServerClient.preload(load_plan(plan_path).tokenizer.file)
     with WorkerPool(plan_path, 1, fast=False) as pool:
@@ -149,18 +151,18 @@ def test_a_plan_without_the_fast_engine_does_not_get_it(plan_path: Path) -> None
     assert receipt.engine == "tokenizers"
 
 
-@pytest.mark.usefixtures("ahead")
+@pytest.mark.usefixtures("no_process_left")
 @pytest.mark.parametrize("fault", ["other", "none", "broken"])
 def test_a_wrong_guess_does_no_harm(tmp_path: Path, plan_path: Path, unigram: Path, fault: str) -> None:
-    """The unigram tokenizer cannot be read by the fast engine: the proof would say so."""
+    """The fast engine cannot read the unigram tokenizer, which the comparison would report."""
     (tmp_path / "broken.json").write_text("{")
     files = {"other": unigram / "tokenizer.json", "none": tmp_path / "no.json", "broken": tmp_path / "broken.json"}
     WorkerServerClient.preload(str(files[fault]))
-    assert proven(plan_path) == ("done", "")
+    assert compare(plan_path) == ("done", "")
 
 
-@pytest.mark.usefixtures("ahead")
-def test_literal_special_tokens_are_split_by_a_tokenizer_loaded_ahead(tmp_path: Path, byte_bpe: Path) -> None:
+@pytest.mark.usefixtures("no_process_left")
+def test_a_preloaded_tokenizer_splits_literal_special_tokens(tmp_path: Path, byte_bpe: Path) -> None:
     path = write(tmp_path / "a.jsonl", ["a</s>b" * 50] * 20)
     trees = []
     for name, begin in (("ahead", True), ("later", False)):
@@ -171,7 +173,7 @@ def test_literal_special_tokens_are_split_by_a_tokenizer_loaded_ahead(tmp_path: 
     assert trees[0] == trees[1]
 
 
-def test_cancel_ends_what_nobody_took(plan_path: Path) -> None:
+def test_cancel_preload_ends_the_process(plan_path: Path) -> None:
     WorkerServerClient.preload(load_plan(plan_path).tokenizer.file)
     process = WorkerServerClient._preloaded.process
     WorkerServerClient.cancel_preload()
@@ -179,8 +181,8 @@ def test_cancel_ends_what_nobody_took(plan_path: Path) -> None:
     WorkerServerClient.cancel_preload()
 
 
-def test_as_many_sockets_as_there_are_workers() -> None:
-    """Linux sends 253 at once."""
+def test_more_sockets_than_fit_in_one_message() -> None:
+    """Linux sends at most 253 at once."""
     with contextlib.ExitStack() as stack:
         here, there = (stack.enter_context(end) for end in socket.socketpair())
         files = [stack.enter_context(Path(os.devnull).open()) for _ in range(301)]
@@ -195,9 +197,9 @@ def test_as_many_sockets_as_there_are_workers() -> None:
 
 
 def test_the_loading_process_imports_little() -> None:
-    """What it imports every start waits for; and a library that starts a thread must not be there when it forks."""
+    """Imports delay every run, and no library may start a thread before the fork."""
     program = (
-        "import sys, nano3.data.build.worker_server as prefork; prefork.import_worker();"
+        "import sys, nano3.data.build.worker_server as server; server.import_worker();"
         "print(*sorted({'hydra', 'omegaconf', 'rich', 'pyarrow', 'torch', 'fsspec'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -205,11 +207,11 @@ def test_the_loading_process_imports_little() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
-def test_a_thread_that_has_ended_is_waited_for() -> None:
+def test_ended_threads_are_waited_for() -> None:
     program = (
-        "import os, threading; from nano3.data.tokenization.engines import wait_until_alone\n"
+        "import os, threading; from nano3.data.tokenization.engines import wait_for_thread_exit\n"
         "for _ in range(300):\n"
-        "    thread = threading.Thread(target=str); thread.start(); thread.join(); wait_until_alone()\n"
+        "    thread = threading.Thread(target=str); thread.start(); thread.join(); wait_for_thread_exit()\n"
         "    assert len(os.listdir('/proc/self/task')) == 1"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

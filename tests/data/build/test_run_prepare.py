@@ -1,4 +1,4 @@
-"""The whole way from text to shards: the right ids, in the right splits and shards."""
+"""Test preparation from text to shards: the right ids in the right splits and shards."""
 
 import json
 import shutil
@@ -15,11 +15,11 @@ from nano3.data.dataset.indexed import IndexedFile
 NAMES = ["a.jsonl", "a.parquet", "a.jsonl.gz", "a.jsonl.zst", "a.arrow", "a.json"]
 
 
-# The right bytes
+# Bytes
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_documents_are_the_references(tmp_path: Path, byte_bpe: Path, name: str) -> None:
+def test_documents_have_the_reference_ids(tmp_path: Path, byte_bpe: Path, name: str) -> None:
     wanted = texts(400)
     manifest = run(write(tmp_path / name, wanted, row_group_size=90), tmp_path / "out", byte_bpe, valid_fraction=0.05)
     got = documents(tmp_path / "out")
@@ -30,8 +30,8 @@ def test_documents_are_the_references(tmp_path: Path, byte_bpe: Path, name: str)
     assert all(s.tokens for s in manifest.splits.values())
     train = documents(tmp_path / "out", "train")
     order = reference(byte_bpe, wanted)
-    places = [order.index(d) for d in train if d]
-    assert places == sorted(places)  # the order of the source
+    positions = [order.index(d) for d in train if d]
+    assert positions == sorted(positions)  # the order of the source
 
 
 def test_megatron_reads_every_shard_and_the_text_comes_back(tmp_path: Path, sentencepiece_bpe: Path) -> None:
@@ -53,8 +53,8 @@ def test_megatron_reads_every_shard_and_the_text_comes_back(tmp_path: Path, sent
 
 
 @pytest.mark.parametrize("add_eos", [True, False])
-def test_bytes_are_those_of_megatrons_tool(tmp_path: Path, byte_bpe: Path, add_eos: bool) -> None:
-    """One shard: .bin and .idx as Megatron's builder makes them from the reference's ids."""
+def test_bytes_equal_megatrons_tool(tmp_path: Path, byte_bpe: Path, add_eos: bool) -> None:
+    """.bin and .idx equal those of Megatron's builder from the reference ids."""
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
     wanted = texts(300)
@@ -128,7 +128,7 @@ def test_a_document_keeps_its_split(tmp_path: Path, byte_bpe: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.zst", "parquet"])
 def test_shards_are_about_equal(tmp_path: Path, byte_bpe: Path, kind: str) -> None:
-    """One file of 100 parts and two of one part, four shards."""
+    """One file a hundred times as large as two others, four shards."""
     for i, count in enumerate((3000, 30, 30)):
         write(tmp_path / "in" / f"{i}.{kind}", texts(count, seed=i), row_group_size=400)
     manifest = run(tmp_path / "in", tmp_path / "out", byte_bpe, num_shards=4, valid_fraction=0.0, test_fraction=0.0)
@@ -197,13 +197,13 @@ def test_a_hundred_thousand_tiny_files(tmp_path: Path, byte_bpe: Path) -> None:
 HEAVY = ("torch", "transformers", "megatron", "datasets", "tokenizers", "pyarrow", "huggingface_hub")
 
 
-def test_the_import_is_light() -> None:
+def test_importing_run_is_light() -> None:
     code = f"import sys, nano3.data.build.run; print([m for m in {HEAVY} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
 
 
-def test_prepared_data_knows_where_documents_came_from(tmp_path: Path, byte_bpe: Path) -> None:
+def test_the_manifest_has_the_source_of_a_shard(tmp_path: Path, byte_bpe: Path) -> None:
     write(tmp_path / "in" / "a.jsonl", ["first", "second"])
     write(tmp_path / "in" / "b.parquet", ["third"])
     manifest = run(tmp_path / "in", tmp_path / "out", byte_bpe, num_shards=1, valid_fraction=0.0, test_fraction=0.0)

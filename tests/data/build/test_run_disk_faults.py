@@ -1,5 +1,6 @@
-"""A disk that refuses, and kills at chosen system calls: told in one sentence, nothing half published, and the same
-command goes on to the same bytes.
+"""Test disk errors and kills at chosen system calls.
+
+The error is one sentence, nothing is half published, and the same command then makes the same bytes.
 """
 
 import errno
@@ -33,27 +34,27 @@ except Nano3Error as error:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, byte_bpe: Path) -> Path:
-    """A folder with the text, in/, and what an undisturbed run makes of it, out/."""
-    place = tmp_path_factory.mktemp("whole")
-    write(place / "in" / "a.jsonl", texts(600, seed=1))
-    write(place / "in" / "b.parquet", texts(600, seed=2), row_group_size=100)
-    run(place / "in", place / "out", byte_bpe)
-    return place
+    """Return a folder with text in in/ and its undisturbed preparation in out/."""
+    folder = tmp_path_factory.mktemp("whole")
+    write(folder / "in" / "a.jsonl", texts(600, seed=1))
+    write(folder / "in" / "b.parquet", texts(600, seed=2), row_group_size=100)
+    run(folder / "in", folder / "out", byte_bpe)
+    return folder
 
 
 def disturbed(whole: Path, out: Path, tokenizer: Path, call: str, what: str, when: int) -> tuple[bool, str, int]:
-    """A run with a fault; then what must be true of it, and of the run after it."""
+    """Run with a fault, run again, and check both results. Return (hit, stderr, exit code) of the first."""
     request = [[vars(source(whole / "in"))], vars(options(out, tokenizer, engine="tokenizers", check_every=0))]
     log = out.with_name(f"{out.name}.trace")
-    hit, told, code = with_fault(log, call, what, when, PREPARE, json.dumps(request))
-    assert "Traceback" not in told, told
+    hit, stderr, code = with_fault(log, call, what, when, PREPARE, json.dumps(request))
+    assert "Traceback" not in stderr, stderr
     if (out / "manifest.json").exists():
         assert tree(out) == tree(whole / "out")
     run(whole / "in", out, tokenizer)
     assert tree(out) == tree(whole / "out")
     assert healthy(out)
     assert not list(out.rglob("*.tmp"))
-    return hit, told, code
+    return hit, stderr, code
 
 
 REFUSALS = {
@@ -70,14 +71,14 @@ REFUSALS = {
 
 @needs_strace
 @pytest.mark.parametrize(("call", "what", "when", "message"), REFUSALS.values(), ids=REFUSALS.keys())
-def test_a_disk_that_refuses(
+def test_a_disk_error_is_reported_and_the_rerun_succeeds(
     tmp_path: Path, whole: Path, byte_bpe: Path, call: str, what: str, when: int, message: str
 ) -> None:
-    hit, told, code = disturbed(whole, tmp_path / "out", byte_bpe, call, what, when)
+    hit, stderr, code = disturbed(whole, tmp_path / "out", byte_bpe, call, what, when)
     assert hit
     assert code == 1
-    assert f"Failure: {tmp_path}/out" in told
-    assert message in told
+    assert f"Failure: {tmp_path}/out" in stderr
+    assert message in stderr
 
 
 @needs_strace
@@ -96,11 +97,11 @@ def test_a_disk_that_refuses(
     ],
 )
 def test_a_fault_at_every_system_call(tmp_path: Path, whole: Path, byte_bpe: Path, call: str, what: str) -> None:
-    """Of each kind, one after the other, until a run has no more of them."""
+    """Inject the fault at the first call, the second, and so on, until a run has no more calls."""
     for when in range(1, 60):
-        hit, told, code = disturbed(whole, tmp_path / str(when), byte_bpe, call, what, when)
+        hit, stderr, code = disturbed(whole, tmp_path / str(when), byte_bpe, call, what, when)
         if what.startswith("error") and hit and code:
-            assert f"{tmp_path}/{when}" in told, told
+            assert f"{tmp_path}/{when}" in stderr, stderr
         shutil.rmtree(tmp_path / str(when))
         if code == 0:
             break
@@ -108,15 +109,15 @@ def test_a_fault_at_every_system_call(tmp_path: Path, whole: Path, byte_bpe: Pat
 
 
 @pytest.mark.parametrize("code", DISK_FAULTS, ids=[errno.errorcode[code] for code in DISK_FAULTS])
-def test_what_a_disk_answers_is_told_with_its_file(tmp_path: Path, code: int) -> None:
+def test_a_disk_error_names_its_file(tmp_path: Path, code: int) -> None:
     with pytest.raises(Failure, match=r"/here: "), translate_disk_errors(str(tmp_path)):
         raise OSError(code, "text", "/here")
     with pytest.raises(Failure, match=f"^{tmp_path}: "), translate_disk_errors(str(tmp_path)):
         raise OSError(code, "text")
 
 
-def test_what_numpy_says_of_a_full_disk_is_one(tmp_path: Path) -> None:
-    """It raises an OSError without a number."""
+def test_an_error_of_numpy_on_a_full_disk_is_a_disk_error(tmp_path: Path) -> None:
+    """numpy raises an OSError without errno."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     try:
         with pytest.raises(Failure, match=r"^here: cannot be written: "), translate_disk_errors("here"):
@@ -126,22 +127,22 @@ def test_what_numpy_says_of_a_full_disk_is_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(2, "no such file"), BrokenPipeError(32, "pipe"), ValueError("x")])
-def test_a_fault_of_our_own_keeps_its_traceback(tmp_path: Path, error: Exception) -> None:
+def test_other_errors_are_not_translated(tmp_path: Path, error: Exception) -> None:
     with pytest.raises(type(error)), translate_disk_errors(str(tmp_path)):
         raise error
 
 
 @pytest.mark.parametrize(
-    ("raised", "told"),
-    [(RuntimeError("cannot save"), r"^/here: no space left"), (Failure("told already"), r"^told already$")],
+    ("raised", "message"),
+    [(RuntimeError("cannot save"), r"^/here: no space left"), (Failure("reported"), r"^reported$")],
     ids=["a library's error", "nano3's own"],
 )
-def test_what_was_raised_from_a_full_disk(raised: Exception, told: str) -> None:
+def test_an_error_caused_by_a_full_disk_is_translated(raised: Exception, message: str) -> None:
     def library() -> None:
         try:
             raise OSError(errno.ENOSPC, "full", "/here")
         except OSError as error:
             raise raised from error
 
-    with pytest.raises(Failure, match=told), translate_disk_errors("elsewhere"):
+    with pytest.raises(Failure, match=message), translate_disk_errors("elsewhere"):
         library()

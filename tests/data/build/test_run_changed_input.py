@@ -1,4 +1,4 @@
-"""Input that changes between runs, or during one: new text is never mixed with old, and what is still true is kept."""
+"""Test input that changes between or during runs: old and new text are never mixed, valid units are kept."""
 
 import argparse
 import os
@@ -18,7 +18,7 @@ from nano3.utils.errors import Failure, UserError
 
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many units from little text."""
+    """Make many units from little text."""
     from nano3.data.planning import plan
 
     monkeypatch.setattr(plan, "MIN_UNIT", 200_000)
@@ -27,7 +27,7 @@ def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
-    """Three files; b.jsonl is too large to be fingerprinted whole."""
+    """Write three files; b.jsonl is too large for a fingerprint of every byte."""
     for name, count in (("a.jsonl", 600), ("b.jsonl", 3000), ("c.parquet", 600)):
         write(tmp_path / "in" / name, texts(count, seed=count, longest=500), row_group_size=200)
     assert (
@@ -36,8 +36,8 @@ def many(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def unseen_edit(path: Path) -> None:
-    """Change letters where a large file's fingerprint does not look, and leave the size."""
+def undetected_edit(path: Path) -> None:
+    """Change bytes that a large file's fingerprint does not cover; keep the size."""
     before = path.stat().st_mtime_ns
     data = bytearray(path.read_bytes())
     at = data.index(b"model", 400_000)
@@ -46,7 +46,7 @@ def unseen_edit(path: Path) -> None:
     os.utime(path, ns=(before + 10**9, before + 10**9))
 
 
-def test_an_edit_anywhere_in_a_small_file_makes_other_data(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
+def test_any_edit_of_a_small_file_makes_other_data(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
     run(many, tmp_path / "out", byte_bpe)
     data = bytearray((many / "a.jsonl").read_bytes())
     data[data.index(b"model", 120_000)] ^= 1
@@ -55,14 +55,16 @@ def test_an_edit_anywhere_in_a_small_file_makes_other_data(tmp_path: Path, many:
         run(many, tmp_path / "out", byte_bpe)
 
 
-def test_an_unseen_edit_of_a_large_file_is_told(tmp_path: Path, many: Path, byte_bpe: Path, capfd) -> None:
+def test_an_undetected_edit_of_a_large_file_warns(
+    tmp_path: Path, many: Path, byte_bpe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     first = run(many, tmp_path / "out", byte_bpe)
-    unseen_edit(many / "b.jsonl")
+    undetected_edit(many / "b.jsonl")
     capfd.readouterr()
     assert run(many, tmp_path / "out", byte_bpe) == first
-    told = capfd.readouterr()
-    assert "b.jsonl: changed on disk since the data was made" in told.err
-    assert "force=true" in told.err
+    printed = capfd.readouterr()
+    assert "b.jsonl: changed on disk since the data was made" in printed.err
+    assert "force=true" in printed.err
     run(many, tmp_path / "out", byte_bpe, force=True)
     run(many, tmp_path / "fresh", byte_bpe)
     assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
@@ -71,7 +73,9 @@ def test_an_unseen_edit_of_a_large_file_is_told(tmp_path: Path, many: Path, byte
     assert capfd.readouterr().err == ""
 
 
-def test_a_touched_small_file_is_no_news(tmp_path: Path, many: Path, byte_bpe: Path, capfd) -> None:
+def test_a_touched_small_file_is_unchanged(
+    tmp_path: Path, many: Path, byte_bpe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     run(many, tmp_path / "out", byte_bpe)
     os.utime(many / "a.jsonl", (1, 1))
     capfd.readouterr()
@@ -80,25 +84,25 @@ def test_a_touched_small_file_is_no_news(tmp_path: Path, many: Path, byte_bpe: P
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_an_unfinished_build_keeps_nothing_of_an_edited_file(
-    tmp_path: Path, many: Path, byte_bpe: Path, force: bool, capfd
+def test_an_interrupted_build_drops_units_of_an_edited_file(
+    tmp_path: Path, many: Path, byte_bpe: Path, force: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     plan = plan_build([source(many)], options(tmp_path / "out", byte_bpe), "test")
-    for part in range(2):
-        run_task(plan, part, 2)
-    unseen_edit(many / "b.jsonl")
+    for task in range(2):
+        run_task(plan, task, 2)
+    undetected_edit(many / "b.jsonl")
     run(many, tmp_path / "out", byte_bpe, force=force)
     assert "finished units are kept" in capfd.readouterr().out
     run(many, tmp_path / "fresh", byte_bpe)
     assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
 
 
-def test_an_edit_during_the_run_is_not_published(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
+def test_an_edit_during_the_build_prevents_publishing(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
     plan = plan_build([source(many)], options(tmp_path / "out", byte_bpe), "test")
-    for part in range(2):
-        run_task(plan, part, 2)
-    os.utime(many / "a.jsonl", (1, 1))  # a small file is looked at again: its content is the same
-    unseen_edit(many / "b.jsonl")
+    for task in range(2):
+        run_task(plan, task, 2)
+    os.utime(many / "a.jsonl", (1, 1))  # a small file is fingerprinted again: same content
+    undetected_edit(many / "b.jsonl")
     with pytest.raises(Failure, match=r"b\.jsonl: was changed while the data was made") as caught:
         finalize(plan)
     assert "a.jsonl" not in str(caught.value)
@@ -109,20 +113,22 @@ def test_an_edit_during_the_run_is_not_published(tmp_path: Path, many: Path, byt
 
 
 def spoil(path: Path, row: int) -> None:
-    """Make a row of a JSON lines file bad."""
+    """Make a row of a JSON lines file invalid."""
     lines = path.read_bytes().splitlines(keepends=True)
     lines[row] = b'{"text": null}\n'
     path.write_bytes(b"".join(lines))
 
 
-def test_a_mended_row_costs_its_own_file_only(tmp_path: Path, many: Path, byte_bpe: Path, capfd) -> None:
+def test_a_corrected_row_rebuilds_only_its_file(
+    tmp_path: Path, many: Path, byte_bpe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     write(many / "d.jsonl", texts(600, seed=9, longest=500))
     spoil(many / "d.jsonl", 500)
     with pytest.raises(Failure, match=r"d\.jsonl: row 501 .*null"):
         run(many, tmp_path / "out", byte_bpe)
     assert len(list((tmp_path / "out").rglob("units/*.json"))) > 5
-    mended = (many / "d.jsonl").read_bytes().replace(b'{"text": null}', b'{"text": "mended"}')
-    (many / "d.jsonl").write_bytes(mended)
+    corrected = (many / "d.jsonl").read_bytes().replace(b'{"text": null}', b'{"text": "corrected"}')
+    (many / "d.jsonl").write_bytes(corrected)
     capfd.readouterr()
     run(many, tmp_path / "out", byte_bpe)
     kept = re.search(r"(\d+) finished units are kept", capfd.readouterr().out)
@@ -134,7 +140,9 @@ def test_a_mended_row_costs_its_own_file_only(tmp_path: Path, many: Path, byte_b
     assert list((tmp_path / "out" / ".prep").glob("*/units")) == []
 
 
-def test_other_options_start_over_without_force(tmp_path: Path, many: Path, byte_bpe: Path, capfd) -> None:
+def test_other_options_start_over_without_force(
+    tmp_path: Path, many: Path, byte_bpe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     plan = plan_build([source(many)], options(tmp_path / "out", byte_bpe), "test")
     run_task(plan, 0, 2)
     run(many, tmp_path / "out", byte_bpe, add_eos=False)
@@ -143,7 +151,7 @@ def test_other_options_start_over_without_force(tmp_path: Path, many: Path, byte
     assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
 
 
-def test_files_that_come_and_go_start_over(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
+def test_added_and_removed_files_start_over(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
     plan = plan_build([source(many)], options(tmp_path / "out", byte_bpe), "test")
     run_task(plan, 0, 2)
     (many / "a.jsonl").unlink()
@@ -153,7 +161,7 @@ def test_files_that_come_and_go_start_over(tmp_path: Path, many: Path, byte_bpe:
     assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
 
 
-def test_skipped_rows_are_not_forgotten(tmp_path: Path, byte_bpe: Path) -> None:
+def test_data_with_skipped_rows_is_rejected_if_bad_rows_fail(tmp_path: Path, byte_bpe: Path) -> None:
     path = write(tmp_path / "a.jsonl", texts(300))
     spoil(path, 7)
     manifest = run(path, tmp_path / "out", byte_bpe, bad_rows="skip", min_doc_chars=3)
@@ -167,7 +175,7 @@ def test_skipped_rows_are_not_forgotten(tmp_path: Path, byte_bpe: Path) -> None:
     run(short, tmp_path / "short", byte_bpe, min_doc_chars=3)  # a filter is no bad row
 
 
-def test_an_unfinished_build_does_not_hide_skipped_rows(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
+def test_an_interrupted_build_does_not_hide_skipped_rows(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
     spoil(many / "a.jsonl", 7)
     plan = plan_build([source(many)], options(tmp_path / "out", byte_bpe, bad_rows="skip"), "test")
     run_task(plan, 0, 2)
@@ -177,7 +185,7 @@ def test_an_unfinished_build_does_not_hide_skipped_rows(tmp_path: Path, many: Pa
 
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"hash": "x"}', b"\xff\xfe"])
-def test_a_damaged_plan_is_no_plan(tmp_path: Path, many: Path, byte_bpe: Path, damage: bytes, force: bool) -> None:
+def test_a_damaged_plan_is_ignored(tmp_path: Path, many: Path, byte_bpe: Path, damage: bytes, force: bool) -> None:
     path = many / "a.jsonl"
     plan = plan_build([source(path)], options(tmp_path / "out", byte_bpe), "test")
     run_task(plan, 0, 2)
@@ -189,7 +197,9 @@ def test_a_damaged_plan_is_no_plan(tmp_path: Path, many: Path, byte_bpe: Path, d
     assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
 
 
-def test_a_resumed_run_does_not_read_to_plan_again(tmp_path: Path, many: Path, byte_bpe: Path, monkeypatch) -> None:
+def test_resuming_does_not_scan_the_files_again(
+    tmp_path: Path, many: Path, byte_bpe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from nano3.data.planning import planner
 
     keys = {"sample": 1500, "workers": 2}
@@ -203,7 +213,7 @@ def test_a_resumed_run_does_not_read_to_plan_again(tmp_path: Path, many: Path, b
     assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
 
 
-def test_the_manifest_names_what_was_read(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
+def test_the_manifest_lists_the_input_files(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
     run(many, tmp_path / "out", byte_bpe)
     entry = load_manifest(tmp_path / "out").datasets[0]
     assert entry.rows == 4200
@@ -232,7 +242,7 @@ def test_a_lost_tokenizer_is_copied_back(tmp_path: Path, byte_bpe: Path) -> None
 
 
 def inspect(folder: Path) -> None:
-    """`nano3 inspect FOLDER --doc 0`."""
+    """Run `nano3 inspect FOLDER --doc 0`."""
     from nano3.tools import inspect_data as tool
 
     parser = argparse.ArgumentParser()
@@ -240,10 +250,12 @@ def inspect(folder: Path) -> None:
     tool.run(parser.parse_args([str(folder), "--doc", "0"]))
 
 
-# Splits of data whose start is not like its rest
+# Splits of data whose first documents differ from the rest
 
 
-def test_a_start_of_few_large_documents_decides_nothing(tmp_path: Path, byte_bpe: Path, monkeypatch) -> None:
+def test_a_few_large_first_documents_do_not_set_split_bounds(
+    tmp_path: Path, byte_bpe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from nano3.data.planning import splits
 
     monkeypatch.setattr(splits, "SCAN_BYTES", 100_000)
@@ -254,7 +266,9 @@ def test_a_start_of_few_large_documents_decides_nothing(tmp_path: Path, byte_bpe
     assert 90 < manifest.splits["test"].documents < 220
 
 
-def test_a_small_dataset_of_large_documents_has_every_split(tmp_path: Path, byte_bpe: Path, monkeypatch) -> None:
+def test_a_small_dataset_of_large_documents_has_every_split(
+    tmp_path: Path, byte_bpe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from nano3.data.planning import splits
 
     monkeypatch.setattr(splits, "SCAN_BYTES", 100)
@@ -263,7 +277,9 @@ def test_a_small_dataset_of_large_documents_has_every_split(tmp_path: Path, byte
     assert [s.documents for s in manifest.splits.values()] == [1, 1, 1]
 
 
-def test_a_split_that_stayed_empty_is_told(tmp_path: Path, byte_bpe: Path, monkeypatch, capfd) -> None:
+def test_an_empty_split_warns(
+    tmp_path: Path, byte_bpe: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     from nano3.data.planning import splits
 
     monkeypatch.setattr(splits, "SCAN_BYTES", 100)
@@ -271,15 +287,15 @@ def test_a_split_that_stayed_empty_is_told(tmp_path: Path, byte_bpe: Path, monke
         write(tmp_path / "in" / f"{i}.jsonl", texts(20, seed=i))
     manifest = run(tmp_path / "in", tmp_path / "out", byte_bpe, valid_fraction=1e-9, test_fraction=0.0)
     assert manifest.splits["valid"].documents == 0
-    told = capfd.readouterr().err
-    assert "no document of valid among its first 20" in told
-    assert "none of its 80 documents fell into valid. Raise valid_fraction" in told
+    printed = capfd.readouterr().err
+    assert "no document of valid among its first 20" in printed
+    assert "none of its 80 documents fell into valid. Raise valid_fraction" in printed
 
 
-# The fast engine disproved
+# Mismatches of the fast engine
 
 
-def test_strict_stops_on_a_build_that_is_disproved_already(tmp_path: Path, byte_bpe: Path) -> None:
+def test_strict_fails_on_a_build_with_a_mismatch(tmp_path: Path, byte_bpe: Path) -> None:
     from nano3.data.build.build_state import BuildState
     from nano3.data.planning.plan import load_plan
 
@@ -292,7 +308,7 @@ def test_strict_stops_on_a_build_that_is_disproved_already(tmp_path: Path, byte_
     assert sorted(documents(tmp_path / "out")) == sorted(reference(byte_bpe, texts(100)))
 
 
-def test_the_finalizer_makes_anew_what_a_disproved_engine_made(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
+def test_the_finalizer_rebuilds_units_after_a_mismatch(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
     from nano3.data.build.build_state import BuildState
     from nano3.data.planning.plan import load_plan
 

@@ -1,4 +1,4 @@
-"""The same bytes however it is done: by any number of workers, killed anywhere, again, beside others."""
+"""Test that reruns, kills, and any number of workers or tasks give the same bytes."""
 
 import json
 import subprocess
@@ -14,12 +14,12 @@ from nano3.data.build.run import finalize, run_task
 from nano3.data.dataset.manifest import load_manifest
 from nano3.utils.errors import Failure, UserError
 
-# The same bytes, however it is done
+# The same bytes
 
 
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
-    """Files of several formats with enough text for several units."""
+    """Write files of several formats with enough text for several units."""
     for i, kind in enumerate(("jsonl", "parquet", "jsonl.zst")):
         write(tmp_path / "in" / f"{i}.{kind}", texts(1500, seed=i, longest=900), row_group_size=200)
     return tmp_path / "in"
@@ -27,7 +27,7 @@ def many(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many units from little text; the sizes are written into the plan, so workers see them too."""
+    """Make many units from little text; the plan has their bounds, so workers use them too."""
     from nano3.data.planning import plan
 
     monkeypatch.setattr(plan, "MIN_UNIT", 200_000)
@@ -40,8 +40,8 @@ def test_any_number_of_workers_and_an_array(tmp_path: Path, many: Path, byte_bpe
     for workers in (2, 3):
         run(many, tmp_path / str(workers), byte_bpe, workers=workers)
     plan = plan_build([source(many)], options(tmp_path / "array", byte_bpe), "test")
-    for part in (2, 0, 1, 1):
-        run_task(plan, part, 3)
+    for task in (2, 0, 1, 1):
+        run_task(plan, task, 3)
     again = finalize(plan)
     assert finalize(plan) == again == load_manifest(tmp_path / "array")
     one = tree(tmp_path / "1")
@@ -51,7 +51,7 @@ def test_any_number_of_workers_and_an_array(tmp_path: Path, many: Path, byte_bpe
 
 
 @pytest.mark.usefixtures("small_units")
-def test_finalize_names_what_is_missing(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
+def test_finalize_names_the_first_missing_unit(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
     plan = plan_build([source(many)], options(tmp_path / "out", byte_bpe), "test")
     run_task(plan, 1, 3)
     with pytest.raises(Failure, match=r"units are not done \(the first is unit 0\)"):
@@ -70,8 +70,8 @@ prepare([SourceConfig(**s) for s in sources], PrepOptions(**options), "test")
 """
 
 
-def start(folder: Path, output: Path, tokenizer: Path, **keys) -> subprocess.Popen:
-    """Prepare in a process of its own."""
+def start(folder: Path, output: Path, tokenizer: Path, **keys: object) -> subprocess.Popen:
+    """Prepare in another process."""
     request = [[vars(source(folder))], vars(options(output, tokenizer, workers=2, **keys))]
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, json.dumps(request)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -79,7 +79,7 @@ def start(folder: Path, output: Path, tokenizer: Path, **keys) -> subprocess.Pop
 
 
 def kill_and_rerun(many: Path, tmp_path: Path, tokenizer: Path, moments: list[float]) -> None:
-    """Kill -9 at moments (shares of an undisturbed run's time), rerun, compare."""
+    """Kill -9 at moments, as fractions of an undisturbed run's time, rerun, and compare."""
     begun = time.monotonic()
     assert start(many, tmp_path / "whole", tokenizer).wait() == 0
     full = time.monotonic() - begun
@@ -111,7 +111,7 @@ def test_kill_and_rerun_fifty_times(tmp_path: Path, many: Path, byte_bpe: Path) 
 
 @pytest.mark.usefixtures("small_units")
 @pytest.mark.parametrize("damage", ["empty", "cut", "zeros", "gone"])
-def test_a_part_spoiled_by_a_power_cut_is_made_again(tmp_path: Path, many: Path, byte_bpe: Path, damage: str) -> None:
+def test_files_damaged_by_a_power_failure_are_rebuilt(tmp_path: Path, many: Path, byte_bpe: Path, damage: str) -> None:
     run(many, tmp_path / "whole", byte_bpe)
     plan = plan_build([source(many)], options(tmp_path / "out", byte_bpe), "test")
     run_task(plan, 0, 2)
@@ -128,7 +128,9 @@ def test_a_part_spoiled_by_a_power_cut_is_made_again(tmp_path: Path, many: Path,
 
 
 @pytest.mark.usefixtures("small_units")
-def test_a_disproved_engine_is_replaced_and_its_work_redone(tmp_path: Path, many: Path, byte_bpe: Path, capfd) -> None:
+def test_units_are_rebuilt_after_a_mismatch(
+    tmp_path: Path, many: Path, byte_bpe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     from nano3.data.build.build_state import MISMATCH_MARKER, BuildState
     from nano3.data.planning.plan import load_plan
 
@@ -142,7 +144,9 @@ def test_a_disproved_engine_is_replaced_and_its_work_redone(tmp_path: Path, many
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
-def test_an_engine_that_cannot_read_the_tokenizer(tmp_path: Path, unigram: Path, capfd) -> None:
+def test_a_tokenizer_that_the_fast_engine_cannot_read(
+    tmp_path: Path, unigram: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     wanted = texts(60)
     path = write(tmp_path / "a.jsonl", wanted)
     manifest = run(path, tmp_path / "out", unigram)
@@ -155,15 +159,15 @@ def test_an_engine_that_cannot_read_the_tokenizer(tmp_path: Path, unigram: Path,
     assert tree(tmp_path / "asked") == tree(tmp_path / "out")
 
 
-# Again
+# Reruns
 
 
 def changes(folder: Path) -> dict[str, int]:
-    """When each file was last written."""
+    """Return when each file was last written."""
     return {str(p): p.stat().st_mtime_ns for p in folder.rglob("*")} | {".": folder.stat().st_mtime_ns}
 
 
-def test_a_complete_run_is_left_alone(tmp_path: Path, byte_bpe: Path, capfd) -> None:
+def test_complete_data_is_left_untouched(tmp_path: Path, byte_bpe: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "a.jsonl", texts(100))
     first = run(path, tmp_path / "out", byte_bpe)
     before = changes(tmp_path / "out")
@@ -213,7 +217,7 @@ def test_other_data_needs_force(tmp_path: Path, byte_bpe: Path) -> None:
     assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
 
 
-def test_the_old_stays_until_the_new_is_whole(tmp_path: Path, byte_bpe: Path) -> None:
+def test_old_data_stays_until_the_new_data_is_complete(tmp_path: Path, byte_bpe: Path) -> None:
     path = write(tmp_path / "a.jsonl", texts(100))
     run(path, tmp_path / "out", byte_bpe)
     old = tree(tmp_path / "out")
@@ -226,7 +230,7 @@ def test_the_old_stays_until_the_new_is_whole(tmp_path: Path, byte_bpe: Path) ->
 
 @pytest.mark.parametrize("step", [0, 2, 5, 8])
 def test_killed_while_publishing(tmp_path: Path, byte_bpe: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stop after each rename in turn; the next run finishes it."""
+    """Stop before a rename; the next run completes the publishing."""
     path = write(tmp_path / "a.jsonl", texts(100))
     run(path, tmp_path / "out", byte_bpe)
     rename, count = Path.rename, [0]
@@ -247,7 +251,7 @@ def test_killed_while_publishing(tmp_path: Path, byte_bpe: Path, step: int, monk
     assert healthy(tmp_path / "out")
 
 
-def test_lost_shards_are_told(tmp_path: Path, byte_bpe: Path) -> None:
+def test_a_missing_shard_is_reported(tmp_path: Path, byte_bpe: Path) -> None:
     path = write(tmp_path / "a.jsonl", texts(100))
     run(path, tmp_path / "out", byte_bpe)
     next((tmp_path / "out" / "train").glob("*.idx")).unlink()
@@ -255,7 +259,7 @@ def test_lost_shards_are_told(tmp_path: Path, byte_bpe: Path) -> None:
         run(path, tmp_path / "out", byte_bpe)
 
 
-def test_two_at_once(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
+def test_a_second_preparation_is_locked_out(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
     from nano3.data.dataset.output_dir import hold_output_lock
 
     held, release = threading.Event(), threading.Event()
@@ -277,8 +281,10 @@ def test_two_at_once(tmp_path: Path, many: Path, byte_bpe: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_units")
-def test_a_plan_of_another_layout_starts_over(tmp_path: Path, many: Path, byte_bpe: Path, monkeypatch) -> None:
-    """Another version of nano3 may cut the work elsewhere; its unfinished units must not be mixed in."""
+def test_a_plan_of_another_layout_starts_over(
+    tmp_path: Path, many: Path, byte_bpe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another version of nano3 may have other unit bounds; its units must not be mixed in."""
     from nano3.data.planning import plan as layout
 
     run(many, tmp_path / "whole", byte_bpe)
