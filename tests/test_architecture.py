@@ -26,6 +26,16 @@ DATA_EXCEPTIONS = {
     ("nano3/data/planning/planner.py", "dataset"),
     ("nano3/data/tokenization/special_tokens.py", "planning"),
 }
+# Rooms and modules of nano3.training from top to bottom; each may import those on lower lines.
+TRAINING_ROOMS = (
+    {"preflight", "rank_main", "export"},
+    {"backend"},
+    {"reports"},
+    {"hf", "megatron"},
+    {"checks"},
+    {"run"},
+    {"dataset"},
+)
 # Started by torchrun and Slurm: entry points that lie in a room.
 ENTRIES = {"nano3/training/__main__.py"}
 
@@ -80,6 +90,21 @@ def test_data_imports_point_down() -> None:
             above = {m[2] for m in modules if len(m) > 2 and m[:2] == ["nano3", "data"] and m[2] in DATA_ROOMS[:height]}
             used |= {(str(path.relative_to(ROOT)), other) for other in above}
     assert used <= DATA_EXCEPTIONS, sorted(used - DATA_EXCEPTIONS)
+
+
+@pytest.mark.parametrize("level", range(len(TRAINING_ROOMS)))
+def test_training_imports_point_down(level: int) -> None:
+    below = set().union(*TRAINING_ROOMS[level + 1 :])
+    for room in TRAINING_ROOMS[level]:
+        for path in files_of(f"nano3.training.{room}"):
+            modules = [module.split(".") for module in imported_modules(path)]
+            wrong = {m[2] for m in modules if len(m) > 2 and m[:2] == ["nano3", "training"]} - below - {room}
+            assert not wrong, f"{path.relative_to(ROOT)} imports {', '.join(sorted(wrong))}"
+
+
+def test_every_module_of_training_has_its_level() -> None:
+    found = {path.stem for path in (ROOT / "nano3" / "training").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert found - {"__init__", "__main__", "__pycache__"} == set().union(*TRAINING_ROOMS)
 
 
 def test_no_module_and_no_function_grows_too_long() -> None:
