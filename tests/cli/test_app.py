@@ -1,8 +1,9 @@
-"""The command line as a user meets it: exit codes, messages, no traceback for a typo, all problems at once."""
+"""The command line as users see it: exit codes, messages, no tracebacks for typos, all problems at once."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,12 @@ from nano3.utils.command_line import CommandLine
 from nano3.utils.errors import UserError
 
 PRETRAIN, PREP, TOOL = "nano3.pretrain", "nano3.data_prep", "nano3"
-Run = subprocess.CompletedProcess
+Run = subprocess.CompletedProcess[str]
+Command = Callable[..., Run]
 
 
 @pytest.fixture
-def run(tmp_path: Path):
+def run(tmp_path: Path) -> Command:
     """Run `python -m MODULE ARGS` in an empty folder with an empty artifact store."""
     env = {**os.environ, "NANO3_HOME": str(tmp_path / "home"), "PYTHONPATH": str(Path(__file__).parents[2])}
     env.pop("HYDRA_FULL_ERROR", None)
@@ -34,7 +36,7 @@ def run(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("module", "args", "told"),
+    ("module", "args", "expected"),
     [
         pytest.param(PRETRAIN, ["train.train_itres=3"], ["Did you mean 'train.train_iters'?", "--cfg job"], id="typo"),
         pytest.param(PRETRAIN, ["trian.x=1", "modle=a"], ["'trian.x'", "'modle'"], id="two-typos"),
@@ -106,27 +108,27 @@ def run(tmp_path: Path):
         ),
     ],
 )
-def test_user_errors(run, module: str, args: list[str], told: list[str]) -> None:
+def test_user_errors(run: Command, module: str, args: list[str], expected: list[str]) -> None:
     done = run(module, *args)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "Error executing job" not in done.stderr
-    for text in told:
+    for text in expected:
         assert text in done.stderr, done.stderr
 
 
-def test_a_secret_in_a_configuration_is_refused_and_not_repeated(run) -> None:
+def test_a_secret_in_a_configuration_is_rejected_and_not_repeated(run: Command) -> None:
     words = ["+cluster.env.HF_TOKEN=hf_abc", "cluster.setup=['export WANDB_API_KEY=hf_abc']"]
     done = run(PREP, "data_blend=sample", *words)
     assert done.returncode == 2
     assert "cluster.env.HF_TOKEN: a secret" in done.stderr
     assert "cluster.setup (WANDB_API_KEY): a secret" in done.stderr
     assert "hf_abc" not in done.stdout + done.stderr
-    assert "hf_abc" not in run(PREP, words[0][1:]).stderr  # told to add a plus
+    assert "hf_abc" not in run(PREP, words[0][1:]).stderr  # advised to add a plus
 
 
 @pytest.mark.parametrize("module", [PRETRAIN, PREP])
-def test_help_names_every_group_and_key(run, module: str) -> None:
+def test_help_names_every_group_and_key(run: Command, module: str) -> None:
     app = module.partition(".")[2]
     out = run(module, "--help").stdout
     for key in schema_keys(SCHEMAS[app]):
@@ -135,24 +137,24 @@ def test_help_names_every_group_and_key(run, module: str) -> None:
         assert ", ".join(members(group)) in out
 
 
-def test_full_error_still_shows_the_traceback(run) -> None:
+def test_hydra_full_error_shows_the_traceback(run: Command) -> None:
     assert "Traceback" in run(PRETRAIN, "model=nano", HYDRA_FULL_ERROR="1").stderr
 
 
 @pytest.mark.parametrize("module", [PRETRAIN, PREP])
 @pytest.mark.parametrize("args", [["--help"], ["--cfg", "job"], ["--info", "defaults-tree"]], ids=" ".join)
-def test_hydras_own_flags(run, module: str, args: list[str]) -> None:
+def test_hydra_flags(run: Command, module: str, args: list[str]) -> None:
     done = run(module, *args)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_cfg_job_shows_the_composed_configuration(run) -> None:
+def test_cfg_job_shows_the_composed_configuration(run: Command) -> None:
     out = run(PRETRAIN, "--cfg", "job", "+experiment=tiny", "train.train_iters=5000").stdout
     assert "train_iters: 5000" in out
     assert "qwen3_8b_pretrain_config" in out
 
 
-def test_a_users_own_cluster_profile(run, tmp_path: Path) -> None:
+def test_a_users_own_cluster_profile(run: Command, tmp_path: Path) -> None:
     profile = tmp_path / "mine" / "cluster" / "hopper.yaml"
     profile.parent.mkdir(parents=True)
     profile.write_text("kind: slurm\npartition: h100\n")
@@ -160,7 +162,7 @@ def test_a_users_own_cluster_profile(run, tmp_path: Path) -> None:
     assert "partition: h100" in out
 
 
-def test_a_typo_in_a_users_own_profile_names_file_and_key(run, tmp_path: Path) -> None:
+def test_a_typo_in_a_users_own_profile_names_file_and_key(run: Command, tmp_path: Path) -> None:
     profile = tmp_path / "mine" / "cluster" / "hopper.yaml"
     profile.parent.mkdir(parents=True)
     profile.write_text("kind: slurm\npartitoin: h100\n")
@@ -185,45 +187,47 @@ BAD_FILES = {
 }
 
 
-@pytest.mark.parametrize(("text", "told"), BAD_FILES.values(), ids=BAD_FILES)
+@pytest.mark.parametrize(("text", "expected"), BAD_FILES.values(), ids=BAD_FILES)
 @pytest.mark.parametrize("module", [PRETRAIN, PREP])
-def test_what_is_wrong_in_a_users_own_profile(run, tmp_path: Path, module: str, text: str, told: list[str]) -> None:
+def test_problems_in_a_users_own_profile(
+    run: Command, tmp_path: Path, module: str, text: str, expected: list[str]
+) -> None:
     profile = tmp_path / "mine" / "cluster" / "hopper.yaml"
     profile.parent.mkdir(parents=True)
     profile.write_text(text)
     done = run(module, "cluster=hopper", NANO3_CONF=str(tmp_path / "mine"))
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr and "full_key" not in done.stderr
-    for words in told:
+    for words in expected:
         assert words in done.stderr
 
 
 @pytest.mark.parametrize(
     ("tag", "advised"), [("math", True), ("mth", False), ("v99", False)], ids=["blend", "typo", "version"]
 )
-def test_how_to_make_data_is_told_of_blends_that_there_are(
+def test_missing_data_of_a_known_blend_comes_with_the_command_to_prepare_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tag: str, advised: bool
 ) -> None:
     monkeypatch.setenv("NANO3_HOME", str(tmp_path))
     store.register("DataBlendsArtifact-pretrain", tmp_path, "content", alias="mine")
     with pytest.raises(UserError) as error:
         store.find_artifact(f"DataBlendsArtifact-pretrain:{tag}")
-    told = str(explain_error(error.value, "pretrain", CommandLine()))
-    assert f"no version or alias '{tag}'" in told
-    assert (f"python -m nano3.data_prep data_blend={tag}" in told) == advised
+    message = str(explain_error(error.value, "pretrain", CommandLine()))
+    assert f"no version or alias '{tag}'" in message
+    assert (f"python -m nano3.data_prep data_blend={tag}" in message) == advised
 
 
-def test_a_broken_configuration_of_a_run_is_named(tmp_path: Path) -> None:
+def test_broken_yaml_in_a_run_folder(tmp_path: Path) -> None:
     (tmp_path / "starts").mkdir()
     (tmp_path / "config.yaml").write_text("a: [\n")
     with pytest.raises(yaml.YAMLError) as error:
         OmegaConf.load(tmp_path / "config.yaml")
-    (told,) = explain_error(error.value, "pretrain", CommandLine()).problems
-    assert told.startswith(f"{tmp_path}/config.yaml, line 2, column 1: not valid YAML: ")
-    assert f"Copy the newest {tmp_path}/starts/*/config.yaml over it" in told
+    (message,) = explain_error(error.value, "pretrain", CommandLine()).problems
+    assert message.startswith(f"{tmp_path}/config.yaml, line 2, column 1: not valid YAML: ")
+    assert f"Copy the newest {tmp_path}/starts/*/config.yaml over it" in message
 
 
-def test_a_folder_of_members_that_is_not_there(run, tmp_path: Path) -> None:
+def test_missing_nano3_conf_folder(run: Command, tmp_path: Path) -> None:
     done = run(PREP, "data_blend=sample", NANO3_CONF=str(tmp_path / "nowhere"))
     assert done.returncode == 2
     assert f"NANO3_CONF={tmp_path}/nowhere: there is no such folder" in done.stderr
@@ -239,14 +243,14 @@ def test_a_folder_of_members_that_is_not_there(run, tmp_path: Path) -> None:
     ],
     ids=["set by a member", "set by a member, with a plus", "two plus", "dictionary"],
 )
-def test_free_keys_that_hydra_takes(run, args: list[str], key: str, value: str) -> None:
+def test_open_keys_that_hydra_accepts(run: Command, args: list[str], key: str, value: str) -> None:
     done = run(PRETRAIN, "--cfg", "job", *args)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"{key}: {value}\n" in done.stdout
 
 
 @pytest.mark.parametrize("module", [PRETRAIN, PREP, TOOL])
-def test_version(run, module: str) -> None:
+def test_version(run: Command, module: str) -> None:
     assert run(module, "--version").stdout.startswith("nano3 0.")
 
 
@@ -267,12 +271,12 @@ HEAVY = {"torch", "megatron", "transformers", "datasets", "wandb", "accelerate",
     ],
     ids=lambda v: v if isinstance(v, str) else " ".join(v),
 )
-def test_light_start(run, module: str, args: list[str]) -> None:
+def test_light_start(run: Command, module: str, args: list[str]) -> None:
     """`-X importtime` lists every module imported, on stderr."""
     done = run(module, *args, PYTHONPROFILEIMPORTTIME="1")
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if "|" in line}
     assert "hydra" in imported
-    # The namespace `megatron` is empty: looking for a module in it imports no more than that.
+    # Searching for a module in `megatron`, a namespace package, imports the empty namespace only.
     assert not {name for name in imported - {"megatron"} if name.split(".")[0] in HEAVY}
 
 
@@ -285,8 +289,8 @@ def test_light_start(run, module: str, args: list[str]) -> None:
         pytest.param(["nano3", "inspect", "data"], id="table"),
     ],
 )
-def test_a_reader_that_stops_reading(tmp_path: Path, words: list[str]) -> None:
-    """As in `nano3 inspect … | head`: no traceback, wherever the writing ends."""
+def test_closed_output_pipe(tmp_path: Path, words: list[str]) -> None:
+    """As in `nano3 inspect … | head`: no traceback, wherever the output ends."""
     env = {**os.environ, "NANO3_HOME": str(tmp_path / "artifacts")}
     if "inspect" in words:
         made = [

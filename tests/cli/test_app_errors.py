@@ -1,4 +1,4 @@
-"""Mistakes that once ended in a traceback or in wrong advice, as they are typed: exit code 2 and what to do."""
+"""Regression tests: mistakes that once ended in a traceback or wrong advice; exit code 2 and a fix."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ TOKENIZER = Path(__file__).parents[2] / "nano3/sample/tokenizer"
 
 @pytest.fixture(scope="module")
 def cli(tmp_path_factory: pytest.TempPathFactory) -> Commands:
-    """A folder with prepared data in `out`, and a folder `mine` of members of its own."""
+    """A folder with prepared data in `out` and group members in `mine`."""
     commands = Commands(tmp_path_factory.mktemp("mistakes"))
     commands.env.pop("NANO3_CONF", None)
     commands.env.pop("HYDRA_FULL_ERROR", None)
@@ -62,22 +62,22 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("words", "told"), MISTAKES.values(), ids=MISTAKES)
-def test_what_was_wrong_and_nothing_else(cli: Commands, words: list[str], told: list[str]) -> None:
+@pytest.mark.parametrize(("words", "expected"), MISTAKES.values(), ids=MISTAKES)
+def test_only_the_actual_problem_is_reported(cli: Commands, words: list[str], expected: list[str]) -> None:
     done = cli(*words, code=2)
     assert "Traceback" not in done.stderr
-    for text in told:
+    for text in expected:
         assert text in done.stderr, done.stderr
-    assert done.stderr.count("no cluster=") == 0, "a member that is there is not called missing"
+    assert done.stderr.count("no cluster=") == 0, "an existing member is not reported as missing"
 
 
-def test_a_members_own_defaults_and_folder_are_taken(cli: Commands) -> None:
+def test_defaults_of_a_member_in_a_config_dir(cli: Commands) -> None:
     done = cli("-m", "nano3.pretrain", "--cfg", "job", "--config-dir=mine", "cluster=hopper", "train.seed=3")
     assert "partition: h100" in done.stdout and "gpus_per_node: 8" in done.stdout
 
 
-def test_a_run_folder_with_its_configuration_alone_is_begun_anew(cli: Commands) -> None:
-    """Somebody copied config.yaml to another folder, or tidied starts/ away."""
+def test_a_run_folder_with_only_config_yaml_is_a_new_run(cli: Commands) -> None:
+    """As when config.yaml was copied to another folder, or starts/ was deleted."""
     (cli.folder / "alone").mkdir()
     (cli.folder / "alone/config.yaml").write_text("train: {seed: 1}\n")
     words = ["run.output_dir=alone", "run.data=./out", "train.seq_length=32", "dry_run=true"]

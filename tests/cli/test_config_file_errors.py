@@ -1,4 +1,4 @@
-"""What is wrong in a member's file is told with file, key and what may stand there; what is right is not told."""
+"""Mistakes in the file of a group member are reported with file and key; valid files are not."""
 
 from pathlib import Path
 
@@ -28,18 +28,18 @@ def _set_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def problems(folder: Path, group: str, text: str, app: str = "pretrain") -> list[str]:
-    """What is told of a member of `group` with this text; each begins with the file, which is taken off."""
+    """Return the problems of a member of `group` with this text, without the file's name."""
     path = folder / "mine.yaml"
     path.write_text(text)
-    told = problems_in_file(path, group, app)
-    assert all(problem.startswith(f"{path}") for problem in told)
-    return [problem.removeprefix(f"{path}: ") for problem in told]
+    found = problems_in_file(path, group, app)
+    assert all(problem.startswith(f"{path}") for problem in found)
+    return [problem.removeprefix(f"{path}: ") for problem in found]
 
 
-RIGHT = {
+VALID = {
     "plain": ("cluster", "kind: slurm\nnodes: 2\n"),
     "empty": ("cluster", "# nothing yet\n"),
-    "looked-up": ("cluster", "ntasks_per_node: ${cluster.gpus_per_node}\n"),
+    "interpolation": ("cluster", "ntasks_per_node: ${cluster.gpus_per_node}\n"),
     "still-missing": ("cluster", "partition: ???\n"),
     "other-member-first": ("cluster", "defaults: [slurm, _self_]\npartition: h100\n"),
     "environment": ("cluster", "env: {NCCL_DEBUG: INFO, OMP_NUM_THREADS: 4}\n"),
@@ -51,12 +51,12 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize(("group", "text"), RIGHT.values(), ids=RIGHT)
-def test_nothing_is_told_of_a_right_file(tmp_path: Path, group: str, text: str) -> None:
+@pytest.mark.parametrize(("group", "text"), VALID.values(), ids=VALID)
+def test_a_valid_file_has_no_problems(tmp_path: Path, group: str, text: str) -> None:
     assert problems(tmp_path, group, text) == []
 
 
-WRONG = {
+INVALID = {
     "typo": ("cluster", "partitoin: h100\n", "no key 'partitoin' in cluster. Did you mean 'partition'?"),
     "number-key": ("cluster", "1: x\n", "no key 1 in cluster. Allowed: account, "),
     "text": ("cluster", "nodes: two\n", "cluster.nodes: Value 'two'"),
@@ -80,33 +80,33 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("group", "text", "told"), WRONG.values(), ids=WRONG)
-def test_what_is_wrong_is_told_once(tmp_path: Path, group: str, text: str, told: str) -> None:
+@pytest.mark.parametrize(("group", "text", "expected"), INVALID.values(), ids=INVALID)
+def test_each_mistake_is_reported_once(tmp_path: Path, group: str, text: str, expected: str) -> None:
     (problem,) = problems(tmp_path, group, text)
-    assert told in problem, problem
-    assert "Allowed: ." not in problem, "an empty list of what is allowed helps nobody"
+    assert expected in problem, problem
+    assert "Allowed: ." not in problem, "an empty list of allowed keys is no help"
 
 
 @pytest.mark.parametrize(
     "member", sorted(Path(config_groups.conf_dir()).glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}"
 )
-def test_nano3s_own_members_are_right(member: Path) -> None:
+def test_members_in_conf_are_valid(member: Path) -> None:
     assert problems_in_file(member, member.parent.name, "pretrain") == []
 
 
-def test_all_mistakes_of_a_file_come_at_once(tmp_path: Path) -> None:
-    told = problems(tmp_path, "cluster", "noodes: 2\nmax_crashes: many\nenv: 3\nkind: slurm\n")
-    assert len(told) == 3
+def test_all_mistakes_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
+    found = problems(tmp_path, "cluster", "noodes: 2\nmax_crashes: many\nenv: 3\nkind: slurm\n")
+    assert len(found) == 3
 
 
 @given(
     st.sampled_from(sorted(config_groups.schema_keys(config_groups.SCHEMAS["pretrain"]))),
     st.text("abcdefgh_", min_size=1, max_size=6),
 )
-def test_a_key_with_letters_too_many_is_always_found(
+def test_a_key_with_extra_letters_is_always_found(
     tmp_path_factory: pytest.TempPathFactory, key: str, extra: str
 ) -> None:
-    """Whatever level it is on."""
+    """On any level."""
     parent, _, leaf = key.rpartition(".")
     wrong = f"{leaf}{extra}"
     if f"{parent}.{wrong}".lstrip(".") in config_groups.schema_keys(config_groups.SCHEMAS["pretrain"]):
@@ -129,7 +129,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("text", "where"), BROKEN.values(), ids=BROKEN)
-def test_broken_yaml_is_told_with_its_place_in_one_line(tmp_path: Path, text: str, where: str) -> None:
+def test_broken_yaml_is_reported_with_its_position_in_one_line(tmp_path: Path, text: str, where: str) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(text)
     (problem,) = problems_in_file(path, "cluster", "pretrain")
@@ -137,20 +137,20 @@ def test_broken_yaml_is_told_with_its_place_in_one_line(tmp_path: Path, text: st
     assert "\n" not in problem and "Correct the file" in problem
 
 
-def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+def test_a_binary_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_bytes(b"kind: \xff\xfe\n")
     (problem,) = problems_in_file(path, "cluster", "pretrain")
     assert problem.startswith(f"{path}: cannot be read: ")
 
 
-def test_a_yaml_error_without_a_place_is_told_too() -> None:
+def test_a_yaml_error_without_a_position() -> None:
     assert yaml_problem(yaml.YAMLError("odd\nmore")).startswith("a configuration file: not valid YAML: odd. Correct")
 
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """A folder given with --config-dir and one of $NANO3_CONF; both have a cluster/slurm, one each a member more."""
+    """A folder for --config-dir and one for $NANO3_CONF; both have cluster/slurm, each has another member."""
     for name, members in (("given", ("slurm", "one")), ("user", ("slurm", "two"))):
         for member in members:
             path = tmp_path / name / "cluster" / f"{member}.yaml"
@@ -167,7 +167,7 @@ FLAGS = {"two-words": ["--config-dir", "{given}"], "short": ["-cd", "{given}"], 
 @pytest.mark.parametrize(
     ("member", "where"), [("slurm", "given"), ("one", "given"), ("two", "user"), ("local", "own"), ("none", None)]
 )
-def test_a_member_is_searched_where_hydra_searches_it(
+def test_members_are_searched_in_hydras_order(
     folders: dict[str, Path], flags: list[str], member: str, where: str | None
 ) -> None:
     line = CommandLine.parse([*(word.format(**folders) for word in flags), f"cluster={member}"])
@@ -176,21 +176,21 @@ def test_a_member_is_searched_where_hydra_searches_it(
     assert (member in config_groups.members("cluster", line.config_dirs)) is (where is not None)
 
 
-def test_members_that_hydra_names_are_looked_into_as_well(folders: dict[str, Path]) -> None:
-    """A member that another file chooses stands on no command line."""
-    told = file_problems(
+def test_members_in_hydras_message_are_checked_too(folders: dict[str, Path]) -> None:
+    """A member that another file chooses is not on the command line."""
+    found = file_problems(
         "pretrain",
         parse_overrides(CommandLine.parse(["cluster=two", "train.seed=1"])),
         "In 'cluster/one': Key 'noodes' not in 'ClusterConfig'",
         [str(folders["given"])],
     )
-    assert [problem.partition(": ")[0] for problem in told] == [
+    assert [problem.partition(": ")[0] for problem in found] == [
         str(folders["user"] / "cluster/two.yaml"),
         str(folders["given"] / "cluster/one.yaml"),
     ]
 
 
-def test_a_folder_of_members_is_missed_only_when_it_is_named(
+def test_nano3_conf_is_reported_only_if_set_and_missing(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert conf_dir_problems() == []
@@ -202,7 +202,7 @@ def test_a_folder_of_members_is_missed_only_when_it_is_named(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (
             ["+experiment=tiny", "train=one_hopper"],
@@ -216,8 +216,8 @@ def test_a_folder_of_members_is_missed_only_when_it_is_named(
     ],
     ids=["both", "one typed", "experiment", "train", "nothing set", "neither there"],
 )
-def test_an_experiment_above_a_member_of_train_is_told(words: list[str], told: list[str]) -> None:
+def test_warning_about_an_experiment_that_overrides_train(words: list[str], expected: list[str]) -> None:
     found = experiment_override_warning(words) or ""
-    assert bool(found) == bool(told)
-    assert all(part in found for part in told)
+    assert bool(found) == bool(expected)
+    assert all(part in found for part in expected)
     assert "train.train_iters=" not in found or "train.train_iters=5" not in words

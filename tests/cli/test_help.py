@@ -1,4 +1,4 @@
-"""`--help` says of each key what the code has for it: numbers as numbers, truth values as YAML writes them."""
+"""`--help` prints the default and the documentation of every key."""
 
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 
@@ -12,7 +12,7 @@ from nano3.utils.command_line import CommandLine
 
 
 def leaves(schema: type, prefix: str = "") -> dict[str, object]:
-    """Every dotted key that holds a value with a default of its own."""
+    """Return every dotted key with a plain default."""
     found: dict[str, object] = {}
     for f in fields(schema):
         if isinstance(f.type, type) and is_dataclass(f.type):
@@ -22,23 +22,23 @@ def leaves(schema: type, prefix: str = "") -> dict[str, object]:
     return found
 
 
-def shown(app: str) -> dict[str, str]:
-    """The words after `=` for each key of the help text."""
+def printed_defaults(app: str) -> dict[str, str]:
+    """Return the text after `=` for each key of the help text."""
     lines = [line[2:].partition("=") for line in help.text(app).splitlines() if line[:2] == "  " and line[2] != " "]
     return {key: value for key, _, value in lines if key in leaves(SCHEMAS[app])}
 
 
 @pytest.mark.parametrize("app", SCHEMAS)
-def test_every_default_reads_back_as_the_value_itself(app: str) -> None:
-    told, have = shown(app), leaves(SCHEMAS[app])
-    assert told.keys() == have.keys()
+def test_every_printed_default_parses_to_the_default(app: str) -> None:
+    printed, have = printed_defaults(app), leaves(SCHEMAS[app])
+    assert printed.keys() == have.keys()
     for key, value in have.items():
         if isinstance(value, float):
-            assert float(told[key]) == value, key
+            assert float(printed[key]) == value, key
         elif isinstance(value, str):
-            assert told[key] == value, key
+            assert printed[key] == value, key
         else:
-            assert repr(yaml.safe_load(told[key])) == repr(value), key  # by name: True equals 1
+            assert repr(yaml.safe_load(printed[key])) == repr(value), key  # by name: True equals 1
 
 
 @pytest.mark.parametrize(
@@ -52,18 +52,18 @@ def test_every_default_reads_back_as_the_value_itself(app: str) -> None:
         ("scheduler.lr_decay_style", "=WSD"),
     ],
 )
-def test_one_is_not_true_and_nothing_is_null(key: str, line: str) -> None:
+def test_how_defaults_are_printed(key: str, line: str) -> None:
     assert f"\n  {key}{line}\n" in help.text("pretrain")
 
 
 @pytest.mark.parametrize("schema", [ClusterConfig, PrepOptions, DataPrepConfig], ids=lambda s: s.__name__)
-def test_every_key_has_its_sentence_also_an_inherited_one(schema: type) -> None:
-    told = help.field_docs(schema)
-    assert told.keys() >= {f.name for f in fields(schema)}
-    assert all(sentence[-1] in ".)" and not sentence.startswith("#") for sentence in told.values())
+def test_every_key_is_documented_inherited_ones_too(schema: type) -> None:
+    docs = help.field_docs(schema)
+    assert docs.keys() >= {f.name for f in fields(schema)}
+    assert all(sentence[-1] in ".)" and not sentence.startswith("#") for sentence in docs.values())
 
 
-def test_a_comment_of_several_lines_is_one_sentence() -> None:
+def test_a_comment_of_several_lines_becomes_one_line() -> None:
     assert "stream (read remotely, store nothing) or download" in help.field_docs(PrepOptions)["hf_files"]
     assert "\n" not in help.field_docs(PrepOptions)["hf_files"]
 
@@ -80,7 +80,7 @@ class Child(Parent):
     first: int = 2
 
 
-def test_the_child_has_the_last_word() -> None:
+def test_a_subclass_overrides_the_documentation() -> None:
     assert help.field_docs(Child) == {"first": "What the child says instead."}
 
 
@@ -89,10 +89,10 @@ def test_the_child_has_the_last_word() -> None:
     [(["--help"], True), (["a=1", "-h"], True), (["--hydra-help"], False), (["help=1"], False), ([], False)],
     ids=["long", "short at the end", "Hydra's own", "an override", "nothing"],
 )
-def test_when_the_help_is_asked_for(argv: list[str], asked: bool) -> None:
+def test_when_help_is_requested(argv: list[str], asked: bool) -> None:
     assert help.is_requested(CommandLine.parse(argv)) is asked
 
 
-def test_experiments_are_named_only_where_they_may_be_chosen() -> None:
+def test_experiments_are_listed_for_pretrain_only() -> None:
     assert "\n  experiment " in help.text("pretrain")
     assert "\n  experiment " not in help.text("data_prep")

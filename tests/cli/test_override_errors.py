@@ -1,4 +1,4 @@
-"""Wrong words of a command line: each is told once, with the nearest right one, and a right word never is."""
+"""Each wrong override is reported once, with the nearest valid key; valid overrides are never reported."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from nano3.utils.command_line import CommandLine
 from nano3.utils.errors import Failure, UserError
 
 parse = CommandLine.parse
-REFUSED = ConfigCompositionException("refused")
+HYDRA_ERROR = ConfigCompositionException("refused")
 KEYS = {app: sorted(schema_keys(schema)) for app, schema in SCHEMAS.items()}
 
 
@@ -36,7 +36,7 @@ def _set_up(monkeypatch: pytest.MonkeyPatch) -> None:
     register_config()
 
 
-MEANT = {
+SUGGESTIONS = {
     "leaf-alone": ("pretrain", "lr=1", "Did you mean 'optimizer.lr'?"),
     "short-leaf": ("pretrain", "seed=3", "Did you mean 'train.seed'?"),
     "wrong-section": ("pretrain", "model.seq_length=4", "Did you mean 'train.seq_length'?"),
@@ -56,15 +56,15 @@ MEANT = {
 }
 
 
-@pytest.mark.parametrize(("app", "word", "told"), MEANT.values(), ids=MEANT)
-def test_what_was_meant(app: str, word: str, told: str) -> None:
+@pytest.mark.parametrize(("app", "word", "expected"), SUGGESTIONS.values(), ids=SUGGESTIONS)
+def test_suggestions_for_unknown_keys(app: str, word: str, expected: str) -> None:
     (problem,) = override_problems(app, parse([word]), check_members=True)
-    assert told in problem, problem
+    assert expected in problem, problem
     assert f"python -m nano3.{app} --cfg job" in problem
 
 
 @given(st.sampled_from([(app, key) for app, keys in KEYS.items() for key in keys]))
-def test_no_right_key_is_refused(case: tuple[str, str]) -> None:
+def test_valid_keys_are_accepted(case: tuple[str, str]) -> None:
     app, key = case
     if key in config_groups.GROUPS or (
         app == "pretrain" and key.partition("data_blend.")[2] in config_groups.DATA_PREP_BLEND_KEYS
@@ -74,8 +74,8 @@ def test_no_right_key_is_refused(case: tuple[str, str]) -> None:
 
 
 @given(st.sampled_from(KEYS["pretrain"]), st.integers(0, 30), st.sampled_from("qxz"))
-def test_one_wrong_letter_is_told_with_the_right_key(key: str, place: int, letter: str) -> None:
-    """The advice is itself a key of the application, so that following it helps."""
+def test_one_wrong_letter_gets_a_valid_suggestion(key: str, place: int, letter: str) -> None:
+    """The suggestion is a key of the application."""
     parent, _, leaf = key.rpartition(".")
     wrong = leaf[: place % len(leaf)] + letter + leaf[place % len(leaf) + 1 :]
     word = f"{parent}.{wrong}".lstrip(".")
@@ -88,7 +88,7 @@ def test_one_wrong_letter_is_told_with_the_right_key(key: str, place: int, lette
         assert meant in (*KEYS["pretrain"], *config_groups.GROUPS)
 
 
-CHOSEN = {
+GROUP_CHOICES = {
     "two-at-once": (
         "pretrain",
         ["model=nano", "cluster=slrum"],
@@ -103,15 +103,15 @@ CHOSEN = {
 }
 
 
-@pytest.mark.parametrize(("app", "argv", "told"), CHOSEN.values(), ids=CHOSEN)
-def test_members_that_are_not_there(app: str, argv: list[str], told: list[str]) -> None:
+@pytest.mark.parametrize(("app", "argv", "expected"), GROUP_CHOICES.values(), ids=GROUP_CHOICES)
+def test_unknown_group_members(app: str, argv: list[str], expected: list[str]) -> None:
     problems = override_problems(app, parse(argv), check_members=True)
-    assert [p.startswith(t) for p, t in zip(problems, told, strict=True)] == [True] * len(told), problems
+    assert [p.startswith(t) for p, t in zip(problems, expected, strict=True)] == [True] * len(expected), problems
 
 
 @pytest.fixture
 def given_folder(tmp_path: Path) -> Path:
-    """A folder for --config-dir with a cluster of its own and a train that sets a free key."""
+    """A folder for --config-dir with a member of cluster, and one of train that sets an open key."""
     for name, text in (
         ("cluster/hopper", "kind: slurm\n"),
         ("train/own", "# @package _global_\nmegatron:\n  model:\n    there: 1\n"),
@@ -122,23 +122,23 @@ def given_folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("flag", [["--config-dir", "{}"], ["--config-dir={}"]], ids=["two words", "one word"])
-def test_members_of_a_given_folder_are_not_called_missing(given_folder: Path, flag: list[str]) -> None:
-    """The mistake is elsewhere on the line; only that one may be told."""
+def test_members_in_a_config_dir_are_known(given_folder: Path, flag: list[str]) -> None:
+    """Only the actual mistake, elsewhere on the line, is reported."""
     argv = [word.format(given_folder) for word in flag]
     argv += ["cluster=hopper", "train=own", "megatron.model.there=2", "train.seed=ten"]
-    (problem,) = explain_error(REFUSED, "pretrain", parse(argv)).problems
+    (problem,) = explain_error(HYDRA_ERROR, "pretrain", parse(argv)).problems
     assert problem.startswith("train.seed: Value 'ten'")
-    problems = explain_error(REFUSED, "pretrain", parse([*argv, "megatron.model.other=2"])).problems
+    problems = explain_error(HYDRA_ERROR, "pretrain", parse([*argv, "megatron.model.other=2"])).problems
     assert "+megatron.model.other=2" in problems[1] and len(problems) == 2
 
 
-def test_a_folder_with_an_equals_sign_is_no_override() -> None:
+def test_a_folder_with_an_equals_sign_is_not_an_override() -> None:
     argv = ["--config-dir", "runs/lr=1", "train.seed=1", "-m"]
     assert [o.key_or_group for o in parse_overrides(parse(argv))] == ["train.seed"]
     assert problems_before_composing("pretrain", parse(parse(argv).flags_first())) == []
 
 
-def test_a_word_that_cannot_be_read_leaves_the_telling_to_hydra() -> None:
+def test_an_unparsable_override_is_left_to_hydra() -> None:
     argv = ["train.seed=[1", "trian.x=1"]
     assert parse_overrides(parse(argv)) == ()
     with pytest.raises(OverrideParseException) as error:
@@ -157,10 +157,10 @@ TYPES = {
 }
 
 
-@pytest.mark.parametrize(("word", "told"), TYPES.values(), ids=TYPES)
-def test_a_value_of_the_wrong_type(word: str, told: str) -> None:
+@pytest.mark.parametrize(("word", "expected"), TYPES.values(), ids=TYPES)
+def test_a_value_of_the_wrong_type(word: str, expected: str) -> None:
     (problem,) = type_problems("pretrain", parse([word]))
-    assert problem.startswith(told), problem
+    assert problem.startswith(expected), problem
     assert "\n" not in problem
 
 
@@ -184,15 +184,15 @@ def test_a_secret_of_the_wrong_type_is_not_repeated() -> None:
         ("megatrons.x", False), ("cluster", False), ("cluster.environment", False), ("model.megatron.x", False),
     ],
 )  # fmt: skip
-def test_which_keys_are_free(key: str, free: bool) -> None:
+def test_open_keys(key: str, free: bool) -> None:
     assert is_open_key(key) is free
 
 
-def test_what_is_told_of_a_free_key_can_be_typed() -> None:
-    """Each advice, put into the command line instead, is read by Hydra as the same value."""
+def test_suggested_open_keys_parse_to_the_same_value() -> None:
+    """Hydra parses each suggested override to the same value."""
     word = "megatron.model={a: [1, 2], b: null, c: 'x y', d: {e: true, f: 1e-3}}"
-    told = open_key_problems("pretrain", parse_overrides(parse([word])))
-    advice = [problem.rpartition(" plus: ")[2] for problem in told]
+    problems = open_key_problems("pretrain", parse_overrides(parse([word])))
+    advice = [problem.rpartition(" plus: ")[2] for problem in problems]
     read = OverridesParser.create().parse_overrides(advice)
     assert {o.key_or_group.removeprefix("megatron.model."): o.value() for o in read} == {
         "a": [1, 2], "b": None, "c": "x y", "d.e": True, "d.f": 1e-3,
@@ -200,7 +200,7 @@ def test_what_is_told_of_a_free_key_can_be_typed() -> None:
     assert all(o.is_add() for o in read)
 
 
-def test_no_plus_is_asked_for_what_has_one_or_is_set() -> None:
+def test_no_plus_is_suggested_for_keys_that_have_one_or_are_set() -> None:
     for words in (["+megatron.model.x=1"], ["++megatron.model.x=1"], ["~megatron.model.x"], ["train.seed=1"]):
         assert open_key_problems("pretrain", parse_overrides(parse(words))) == []
     words = ["+megatron.model.x=1", "megatron.model.x=2", "megatron.model.y=3"]
@@ -208,7 +208,7 @@ def test_no_plus_is_asked_for_what_has_one_or_is_set() -> None:
     assert problem.startswith("megatron.model.y is not set yet")
 
 
-def test_a_dictionary_within_one_is_flattened() -> None:
+def test_nested_dictionaries_are_flattened() -> None:
     (override,) = parse_overrides(parse(["megatron={a: {b: {c: 1}}, d: 2}"]))
     assert dict(override_leaves(override)) == {"megatron.a.b.c": "1", "megatron.d": "2"}
 
@@ -216,12 +216,12 @@ def test_a_dictionary_within_one_is_flattened() -> None:
 @pytest.mark.parametrize(
     ("key", "there"), [("a", True), ("a.b", True), ("a.b.c", False), ("a.x", False), ("n", True), ("n.x", False)]
 )
-def test_a_null_is_set(key: str, there: bool) -> None:
+def test_a_null_counts_as_set(key: str, there: bool) -> None:
     assert is_set(OmegaConf.create({"a": {"b": 1}, "n": None}), key) is there
 
 
-def test_an_error_of_nano3_inside_another_is_told_itself() -> None:
-    """OmegaConf wraps what a resolver raises; what was wrong is the resolver's."""
+def test_a_wrapped_nano3_error_is_returned_unchanged() -> None:
+    """OmegaConf wraps the errors of resolvers."""
     own = UserError("run.data=x: there is no such folder")
     outer = ValueError("wrapped")
     outer.__cause__ = own
@@ -229,14 +229,14 @@ def test_an_error_of_nano3_inside_another_is_told_itself() -> None:
     assert explain_error(Failure("disk full"), "pretrain", parse([])).exit_code == 1
 
 
-def test_an_unknown_reference_is_one_line_with_its_key() -> None:
+def test_an_unknown_interpolation_is_one_line() -> None:
     with pytest.raises(InterpolationKeyError) as error:
         _ = OmegaConf.create({"a": "${nothing.here}"}).a
-    told = explain_error(error.value, "pretrain", parse(["train.sed=1"]))
-    assert told.exit_code == 2
-    assert told.problems == ["Interpolation key 'nothing.here' not found"]
+    explained = explain_error(error.value, "pretrain", parse(["train.sed=1"]))
+    assert explained.exit_code == 2
+    assert explained.problems == ["Interpolation key 'nothing.here' not found"]
 
 
-def test_advice_of_hydra_that_would_mislead_is_left_out() -> None:
+def test_misleading_advice_of_hydra_is_removed() -> None:
     text = "Key 'x' is not in struct\nTo append to your config use +x=1\n    full_key: x\n    object_type=dict\nmore"
     assert clean_hydra_message(text) == "Key 'x' is not in struct\n  more"

@@ -1,4 +1,4 @@
-"""Blend files of any content: read, or refused with a sentence for each thing that is wrong; never anything else."""
+"""Blend files of any content are either read or rejected with one message per problem."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ GOOD = st.fixed_dictionaries(
 
 
 def read(folder: Path, content: bytes) -> list[SourceConfig] | list[str]:
-    """What a blend file of this content gives: datasets, or problems."""
+    """Return the datasets of a blend file with this content, or its problems."""
     path = folder / "b.json"
     path.write_bytes(content)
     try:
@@ -39,7 +39,7 @@ def read(folder: Path, content: bytes) -> list[SourceConfig] | list[str]:
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(ENTRY, max_size=4) | VALUE)
-def test_any_json_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, datasets: object) -> None:
+def test_any_json_is_read_or_rejected(tmp_path_factory: pytest.TempPathFactory, datasets: object) -> None:
     found = read(tmp_path_factory.mktemp("blend"), json.dumps({"datasets": datasets}).encode())
     for source in (s for s in found if isinstance(s, SourceConfig)):
         assert source.name
@@ -49,12 +49,12 @@ def test_any_json_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, d
 
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=40))
-def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_any_bytes_are_read_or_rejected(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     assert read(tmp_path_factory.mktemp("blend"), content)
 
 
 @given(st.lists(GOOD, min_size=1, max_size=5, unique_by=lambda entry: entry["name"]))
-def test_good_entries_come_back_as_they_are(entries: list[dict]) -> None:
+def test_valid_entries_are_returned_unchanged(entries: list[dict]) -> None:
     found = parse_datasets(entries, "b")
     assert [s.name for s in found] == [entry["name"] for entry in entries]
     for source, entry in zip(found, entries, strict=True):
@@ -65,7 +65,7 @@ def test_good_entries_come_back_as_they_are(entries: list[dict]) -> None:
 @given(st.lists(GOOD, min_size=1, max_size=4, unique_by=lambda entry: entry["name"]), st.data())
 def test_one_wrong_key_is_one_problem(entries: list[dict], data: st.DataObject) -> None:
     number = data.draw(st.integers(0, len(entries) - 1))
-    key, value, told = data.draw(
+    key, value, expected = data.draw(
         st.sampled_from(
             [
                 ("weight", -1, "weight must be a number above 0, found -1"),
@@ -82,11 +82,11 @@ def test_one_wrong_key_is_one_problem(entries: list[dict], data: st.DataObject) 
         parse_datasets(entries, "blend b")
     (problem,) = caught.value.problems
     assert problem.startswith(f"blend b, dataset {number + 1}")
-    assert problem.endswith(told)
+    assert problem.endswith(expected)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         ('{"datasets": [], "datasets": [{"name": "a", "path": "x"}]}', "'datasets' is given more than once"),
         ('{"datasets": [{"name": "a", "path": "x", "weight": 1, "weight": 2}]}', "'weight' is given more than once"),
@@ -95,7 +95,7 @@ def test_one_wrong_key_is_one_problem(entries: list[dict], data: st.DataObject) 
     ],
     ids=["list twice", "key twice", "quote", "newline"],
 )
-def test_what_would_be_lost_or_cannot_be_is_refused(tmp_path: Path, content: str, told: str) -> None:
+def test_duplicate_keys_and_bad_text_fields_are_rejected(tmp_path: Path, content: str, expected: str) -> None:
     found = read(tmp_path, content.encode())
     assert len(found) == 1
-    assert told in str(found[0])
+    assert expected in str(found[0])

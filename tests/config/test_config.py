@@ -1,4 +1,4 @@
-"""Every file of conf/ composes, every key is documented, and the documented overrides work."""
+"""Every file in conf/ composes, every key is documented, and the documented overrides work."""
 
 import ast
 import dataclasses
@@ -57,7 +57,7 @@ def test_every_experiment_runs_on_every_cluster_profile(experiment: str, cluster
     assert cfg.run.name == experiment
 
 
-def test_experiment_tiny_is_what_the_documentation_says() -> None:
+def test_experiment_tiny_matches_the_documentation() -> None:
     cfg = composed("pretrain", "+experiment=tiny")
     assert (cfg.train.train_iters, cfg.train.global_batch_size, cfg.scheduler.lr_warmup_iters) == (1700, 32, 32)
     assert (cfg.logger.log_interval, cfg.checkpoint.save_interval) == (10, 20)
@@ -79,7 +79,7 @@ def test_public_override_keys(override: str, key: str, value: object) -> None:
     assert OmegaConf.select(composed("pretrain", "+experiment=tiny", override), key) == value
 
 
-def test_phases_share_one_schedule_and_meet() -> None:
+def test_phases_share_one_schedule() -> None:
     one, two = (composed("pretrain", "+experiment=nano3", f"train={p}") for p in ("phase1", "phase2"))
     assert one.scheduler == two.scheduler
     assert one.train.train_iters == two.train.train_iters
@@ -89,7 +89,7 @@ def test_phases_share_one_schedule_and_meet() -> None:
     assert one.train.train_iters * tokens == pytest.approx(25e12, rel=1e-4)
 
 
-def test_data_prep_takes_the_blends_own_values_and_lets_them_be_set() -> None:
+def test_a_blends_defaults_can_be_overridden() -> None:
     cfg = composed("data_prep", "data_blend=sample")
     assert cfg.tokenizer_model == "/sample/tokenizer"
     assert cfg.num_shards == 12
@@ -130,7 +130,7 @@ GOOD = {"name": "a", "path": "a.jsonl"}
 
 
 @pytest.mark.parametrize(
-    ("entries", "told"),
+    ("entries", "expected"),
     [
         pytest.param([], ["no datasets"], id="empty"),
         pytest.param(["a.jsonl"], ["expected keys and values"], id="not-a-mapping"),
@@ -145,20 +145,20 @@ GOOD = {"name": "a", "path": "a.jsonl"}
         pytest.param([{"name": "a"}, {**GOOD, "weight": -1}], ["path is missing", "found -1"], id="all-at-once"),
     ],
 )
-def test_blend_problems_are_all_told(entries: list, told: list[str]) -> None:
+def test_all_problems_of_a_blend_are_reported(entries: list, expected: list[str]) -> None:
     with pytest.raises(UserError) as error:
         parse_datasets(entries, "blend b")
-    for text in told:
+    for text in expected:
         assert text in str(error.value)
     assert "blend b" in str(error.value)
 
 
-def test_a_good_blend() -> None:
+def test_a_valid_blend() -> None:
     assert parse_datasets([{**GOOD, "weight": 2}], "b") == [SourceConfig(name="a", path="a.jsonl", weight=2.0)]
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (None, "no such file"),
         ("{", "not valid JSON"),
@@ -167,10 +167,10 @@ def test_a_good_blend() -> None:
     ],
     ids=["absent", "broken", "list", "no-list"],
 )
-def test_blend_file_errors(tmp_path: Path, content: str | None, told: str) -> None:
+def test_blend_file_errors(tmp_path: Path, content: str | None, expected: str) -> None:
     path = tmp_path / "blend.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(UserError, match=told.replace("{", r"\{").replace("[", r"\[")) as error:
+    with pytest.raises(UserError, match=expected.replace("{", r"\{").replace("[", r"\[")) as error:
         read_blend_file(path)
     assert str(path) in str(error.value)

@@ -1,4 +1,4 @@
-"""What is printed is what was said: on a terminal, in a pipe, of any name, and on rank 0 only."""
+"""Text and tables are printed verbatim on terminals and in pipes, on rank 0 only."""
 
 import contextlib
 import io
@@ -19,7 +19,7 @@ SAY = "from nano3.utils.console import say, table, warn; import sys\n"
 
 
 def written(program: str, terminal: bool, **env: str) -> str:
-    """stdout and stderr of a program, on a terminal of 200 columns or in a pipe."""
+    """Return stdout and stderr of a program, run on a terminal of 200 columns or in a pipe."""
     own = {"TERM": "dumb", "COLUMNS": "200", "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
     words = [sys.executable, "-c", SAY + program]
     if not terminal:
@@ -41,12 +41,12 @@ def written(program: str, terminal: bool, **env: str) -> str:
     return read.decode()
 
 
-# Each means something to rich: a tag, a tag's end (which raises), an escape, an emoji, a link.
+# Rich would interpret each of these: a tag, an end tag (which raises), an escape, an emoji, a link.
 NAMES = ["run[bold]", "x[/]y", "a[/b]", "[a1-a4]", "\\[x]", "conf.yaml:100:5", ":key:", "[link=/x]", "[#ff0000]"]
 
 
 @pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "pipe"])
-def test_names_are_shown_as_they_are(terminal: bool) -> None:
+def test_names_are_printed_verbatim(terminal: bool) -> None:
     program = f"for n in {NAMES!r}: say('said ' + n); warn('warned ' + n)\n"
     program += f"table('titled [/x]', ['run', 'n'], [(n, 1) for n in {NAMES!r}], right=['n'])"
     out = written(program, terminal)
@@ -57,7 +57,7 @@ def test_names_are_shown_as_they_are(terminal: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("env", "speaks"),
+    ("env", "prints"),
     [
         pytest.param({}, True, id="no ranks"),
         pytest.param({"RANK": "0"}, True, id="rank 0"),
@@ -67,20 +67,22 @@ def test_names_are_shown_as_they_are(terminal: bool) -> None:
         pytest.param({"RANK": "1", "SLURM_PROCID": "0"}, False, id="its other rank"),
     ],
 )
-def test_one_rank_speaks(monkeypatch: pytest.MonkeyPatch, capfd, env: dict[str, str], speaks: bool) -> None:
+def test_only_rank_zero_prints(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], env: dict[str, str], prints: bool
+) -> None:
     for name in ("RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     table("title", ["a"], [["cell"]])
-    assert is_rank_zero() is speaks and ("cell" in capfd.readouterr().out) is speaks
+    assert is_rank_zero() is prints and ("cell" in capfd.readouterr().out) is prints
 
 
 CELLS = st.text(st.characters(categories=["L", "N", "P", "S"]), max_size=12)
 
 
 @given(st.lists(st.tuples(CELLS, CELLS, CELLS), max_size=6))
-def test_a_table_in_a_pipe_can_be_cut_into_its_columns(rows: list[tuple[str, str, str]]) -> None:
+def test_columns_of_a_plain_table_are_aligned(rows: list[tuple[str, str, str]]) -> None:
     """Every column begins (or, on the right, ends) at the same character in each line."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
@@ -100,7 +102,7 @@ def test_long_lines_are_not_broken_in_a_pipe() -> None:
 
 
 def test_a_tool_shows_folders_of_any_encoding(tmp_path: Path) -> None:
-    """A name of Latin-1 must not take the list with it."""
+    """A folder name in Latin-1 must not break the list."""
     for name in (b"caf\xe9", b"plain"):
         folder = tmp_path / os.fsdecode(name)
         folder.mkdir()

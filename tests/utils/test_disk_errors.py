@@ -1,4 +1,4 @@
-"""A disk without room, under the output and under a run: one sentence with the file, and the next start goes on."""
+"""A full disk gives one message with the file, and the next start resumes."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ def bash(cli: Commands, line: str) -> "subprocess.CompletedProcess[str]":
     ],
     ids=["help", "version", "configuration", "dry run", "artifacts", "inspect"],
 )
-def test_output_that_has_no_room(cli: Commands, words: str) -> None:
+def test_output_to_a_full_device(cli: Commands, words: str) -> None:
     done = bash(cli, f"{sys.executable} -m {words} > /dev/full")
     assert done.stderr.startswith("error: standard output: no space left on the device.")
     assert done.stderr.count("\n") == 1
@@ -41,8 +41,8 @@ def test_output_that_has_no_room(cli: Commands, words: str) -> None:
 @pytest.mark.parametrize(
     "kilobytes", [16, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 4, 64, 256, 1024, 4096))]
 )
-def test_a_run_whose_files_cannot_grow(cli: Commands, kilobytes: int) -> None:
-    """The limit of a shell on the size of files fails at the file that first is larger, wherever in the run that is."""
+def test_a_run_with_a_file_size_limit(cli: Commands, kilobytes: int) -> None:
+    """A file size limit (ulimit -f) makes the first larger file fail, wherever in the run it is written."""
     name = f"limit{kilobytes}"
     words = [*SMALL, f"run.name={name}", f"run.data={cli.folder}/data"]
     done = bash(cli, f"ulimit -f {kilobytes}; {sys.executable} -m nano3.pretrain {' '.join(words)}")
@@ -54,8 +54,8 @@ def test_a_run_whose_files_cannot_grow(cli: Commands, kilobytes: int) -> None:
     assert sorted(losses(cli.run_dir(name))) == [1, 2, 3, 4, 5, 6]
 
 
-def test_the_limit_is_one_that_the_data_obey(cli: Commands) -> None:
-    """Preparing under such a limit fails too, naming the file."""
+def test_a_preparation_with_a_file_size_limit(cli: Commands) -> None:
+    """A preparation under such a limit fails too and names the file."""
     words = f"nano3.data_prep data_blend=sample output_dir={Path('other')} workers=1"
     done = bash(cli, f"ulimit -f 64; {sys.executable} -m {words}")
     assert "Traceback" not in done.stderr, done.stderr

@@ -1,4 +1,4 @@
-"""Holding the collector back: for the block alone, whatever happens in it, and whoever had switched it off."""
+"""The garbage collector is paused in the block only, and its previous state is restored."""
 
 import gc
 import weakref
@@ -44,7 +44,7 @@ def test_nothing_is_collected_in_the_block_and_everything_after_it() -> None:
     assert circle() is None
 
 
-def test_what_is_frozen_is_never_looked_at_again() -> None:
+def test_frozen_objects_are_not_collected() -> None:
     with gc_paused(freeze=True):
         circle = made()
     gc.collect()
@@ -63,7 +63,7 @@ def test_an_error_leaves_the_collector_on_and_freezes_nothing(freeze: bool) -> N
     assert gc.get_freeze_count() == before
 
 
-def test_who_had_switched_it_off_finds_it_off() -> None:
+def test_a_disabled_collector_stays_disabled() -> None:
     gc.disable()
     with gc_paused():
         pass

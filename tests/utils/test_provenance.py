@@ -1,11 +1,12 @@
-"""The code that runs is named rightly: nano3's own commit, never that of a repository it was installed into."""
+"""The commit is nano3's own, never that of a repository that nano3 is installed into."""
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from nano3.utils.provenance import commit_of, git, installed_versions
+from nano3.utils.provenance import commit_of, git, git_bytes, installed_versions
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def test_a_working_copy_has_commit_and_edits(repository: Path) -> None:
     assert "+EDITED = 1" in git(repository, "diff", "HEAD")
 
 
-def test_a_package_inside_somebody_elses_repository_has_none(tmp_path: Path) -> None:
+def test_a_package_in_another_repository_has_no_commit(tmp_path: Path) -> None:
     (tmp_path / "theirs.py").touch()
     commit(tmp_path, "theirs.py")
     site = tmp_path / ".venv" / "site-packages"
@@ -40,9 +41,46 @@ def test_a_package_inside_somebody_elses_repository_has_none(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("words", [["no-such-command"], ["rev-parse", "no-such-name"]], ids=" ".join)
-def test_what_git_refuses_is_empty(repository: Path, words: list[str]) -> None:
+def test_a_failing_git_command_gives_no_output(repository: Path, words: list[str]) -> None:
     assert git(repository, *words) == ""
 
 
 def test_only_installed_packages_have_a_version() -> None:
     assert list(installed_versions(["numpy", "no-such-package"])) == ["numpy"]
+
+
+@pytest.mark.parametrize("mode", [None, 0o644], ids=["no git", "not executable"])
+def test_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int | None) -> None:
+    if mode:
+        (tmp_path / "git").write_text("#!/bin/sh\necho deadbeef\n")
+        (tmp_path / "git").chmod(mode)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git(tmp_path, "status") == "" and git_bytes(tmp_path, "status") == b"" and commit_of(tmp_path) is None
+
+
+def test_a_missing_folder_has_no_commit(tmp_path: Path) -> None:
+    assert commit_of(tmp_path / "gone") is None
+
+
+def test_file_names_of_any_encoding(tmp_path: Path) -> None:
+    """Every file can be opened by the name that git prints."""
+    names = sorted([b"caf\xe9", b"a\nb", "é😀".encode(), b"-x", b"$(id)"])
+    for name in names:
+        (tmp_path / os.fsdecode(name)).write_bytes(name)
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    listed = git(tmp_path, "ls-files", "-z", "--others", ".").split("\0")[:-1]
+    assert sorted((tmp_path / name).read_bytes() for name in listed) == names
+
+
+def test_a_working_copy_without_a_commit_has_none(tmp_path: Path) -> None:
+    (tmp_path / "nano3").mkdir()
+    (tmp_path / "nano3" / "__init__.py").touch()
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    subprocess.run(["git", "-C", tmp_path, "add", "."], check=True)
+    assert commit_of(tmp_path) is None
+
+
+def test_versions_of_installed_packages() -> None:
+    assert installed_versions([]) == {}
+    found = installed_versions(["no-such-package", "PyArrow", "numpy"])
+    assert list(found) == ["PyArrow", "numpy"] and all(text[0].isdigit() for text in found.values())

@@ -1,4 +1,4 @@
-"""Which names are taken for secrets, and what is left of a configuration without them."""
+"""Secrets are recognized by name and removed from configurations and text."""
 
 import shlex
 
@@ -19,7 +19,7 @@ def test_other_names(key: str) -> None:
     assert not is_secret(key)
 
 
-def test_what_goes_to_others_has_none() -> None:
+def test_remove_secrets_from_a_configuration() -> None:
     config = {"a": [{"HF_TOKEN": "x", "NCCL_DEBUG": "INFO"}], "setup": ["export HF_TOKEN=x", "module load cuda"]}
     assert without_secrets(config) == {
         "a": [{"NCCL_DEBUG": "INFO"}],
@@ -27,7 +27,7 @@ def test_what_goes_to_others_has_none() -> None:
     }
 
 
-def test_a_secret_that_is_looked_up_is_none() -> None:
+def test_a_substituted_value_is_not_a_secret() -> None:
     assert (
         secret_problems({}, {"cluster.setup": ["export HF_TOKEN=$(cat ~/token)", 'export HF_TOKEN="$T"', "A=1"]}) == []
     )
@@ -53,17 +53,17 @@ LINES = {
 }
 
 
-@pytest.mark.parametrize(("line", "shown"), LINES.values(), ids=LINES.keys())
-def test_masked_lines(line: str, shown: str) -> None:
-    assert mask_secrets(line) == shown
-    assert mask_secrets(shown) == shown, "masking again changes nothing"
-    assert bool(secret_problems({}, {"cluster.setup": [line]})) == (line != shown)
+@pytest.mark.parametrize(("line", "redacted"), LINES.values(), ids=LINES.keys())
+def test_masked_lines(line: str, redacted: str) -> None:
+    assert mask_secrets(line) == redacted
+    assert mask_secrets(redacted) == redacted, "masking again changes nothing"
+    assert bool(secret_problems({}, {"cluster.setup": [line]})) == (line != redacted)
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="'\0"), min_size=4, max_size=30), st.text(max_size=8))
-def test_nothing_of_a_quoted_secret_is_shown(secret: str, before: str) -> None:
-    """Whatever is in it: blanks, commas, quotes, dollars, line ends."""
-    shown = mask_secrets(f"{before} HF_TOKEN={shlex.quote('«' + secret + '»')} NCCL_DEBUG=INFO")
-    assert "«" not in shown.removeprefix(before)
-    assert "»" not in shown.removeprefix(before)
-    assert shown.endswith(" NCCL_DEBUG=INFO")
+def test_a_quoted_secret_is_masked_completely(secret: str, before: str) -> None:
+    """Secrets may contain blanks, commas, quotes, dollars and line ends."""
+    redacted = mask_secrets(f"{before} HF_TOKEN={shlex.quote('«' + secret + '»')} NCCL_DEBUG=INFO")
+    assert "«" not in redacted.removeprefix(before)
+    assert "»" not in redacted.removeprefix(before)
+    assert redacted.endswith(" NCCL_DEBUG=INFO")
