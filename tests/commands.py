@@ -1,4 +1,4 @@
-"""nano3 as it is typed, in a folder of its own: what the end-to-end tests share."""
+"""Helpers of the end-to-end tests: run nano3 commands in a folder of their own."""
 
 import json
 import os
@@ -29,7 +29,7 @@ SMALL = [
 
 
 class Commands:
-    """Runs `python WORDS...` in `folder`, with an artifact store of its own."""
+    """Runs `python WORDS...` in `folder` with a separate artifact store."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -37,7 +37,7 @@ class Commands:
         self.env = {**os.environ, **own}
 
     def __call__(self, *words: str, code: int = 0, **env: str) -> "subprocess.CompletedProcess[str]":
-        """Run to the end; fails unless the exit code is `code`."""
+        """Run a command and fail unless its exit code is `code`."""
         done = subprocess.run(
             [sys.executable, *words], cwd=self.folder, env={**self.env, **env}, capture_output=True, text=True
         )
@@ -45,12 +45,12 @@ class Commands:
         return done
 
     def run_dir(self, name: str) -> Path:
-        """The run folder of run.name=NAME."""
+        """Return the run folder of run.name=NAME."""
         return self.folder / "output/nano3/runs" / name
 
 
 def losses(run: Path) -> dict[int, float]:
-    """Training loss by iteration; a resumed run has each iteration once."""
+    """Return the training loss by iteration, and fail if an iteration is recorded twice."""
     written = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     lines = [json.loads(line) for line in written if line.endswith("\n")]  # the last may still be on its way
     found = [(line["iteration"], line["loss"]) for line in lines if "loss" in line]

@@ -1,8 +1,8 @@
-"""Puts this folder on the path of every test, for `commands`; and a slow machine fails no property test."""
+"""Import submitit early, and let property tests run on slow machines."""
 
 import contextlib
 
-# Importing it configures logging anew, which closes the handlers that there are by then. absl's (Megatron imports it)
+# Importing submitit reconfigures logging, which closes existing handlers. absl's handler (imported by Megatron)
 # closes its stream too: inside a test with `capfd` that was pytest's own, and every later test in the process failed.
 with contextlib.suppress(ImportError):
     import submitit  # noqa: F401

@@ -1,4 +1,4 @@
-"""Faults from the kernel itself: strace makes the n-th system call of a kind fail, or kills the process at it."""
+"""Inject faults with strace: make the n-th system call of a kind fail, or kill the process there."""
 
 import shutil
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 
 @cache
 def works() -> bool:
-    """Whether strace is there and may trace; in a container it may not."""
+    """Return whether strace is installed and permitted, which it may not be in a container."""
     if not shutil.which("strace"):
         return False
     call = ["strace", "-f", "--seccomp-bpf", "-qq", "-e", "trace=rename", "-o", "/dev/null", "true"]
@@ -24,7 +24,7 @@ needs_strace = pytest.mark.skipif("not __import__('faults').works()", reason="ne
 def with_fault(log: Path, call: str, what: str, when: int, code: str, *args: object) -> tuple[bool, str, int]:
     """Run Python code whose `when`-th `call` gets fault `what` ("error=EIO", "signal=KILL").
 
-    Gives whether it came to that, what was printed, and the exit code. Each process and thread counts for itself.
+    Returns whether the fault occurred, the output, and the exit code. Calls are counted per process and thread.
     """
     # With seccomp-bpf, which is quicker, strace 6.1 delivers no signal. A process that is killed has not made the call.
     quick = ["--seccomp-bpf"] if what.startswith("error") else []

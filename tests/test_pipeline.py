@@ -1,4 +1,4 @@
-"""The whole pipeline as it is typed: raw text to data to a trained model, here, under torchrun, swept and chained."""
+"""The whole pipeline from the command line: one run, torchrun, a sweep, and --then."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def trained(cli: Commands, data: Path) -> Path:
     return cli.run_dir("one")
 
 
-def test_a_run_leaves_everything_that_it_was(trained: Path, data: Path) -> None:
+def test_a_run_records_its_inputs_and_results(trained: Path, data: Path) -> None:
     start = json.loads((trained / "starts/0001/start.json").read_text())
     assert start["data"]["reference"] == "DataBlendsArtifact-pretrain:v1"
     assert start["data"]["fingerprint"] == load_manifest(data).content
@@ -38,7 +38,7 @@ def test_a_run_leaves_everything_that_it_was(trained: Path, data: Path) -> None:
     assert (trained / "samples.txt").read_text().startswith("[The]")
 
 
-def test_starting_a_finished_run_again_does_nothing(cli: Commands, trained: Path) -> None:
+def test_rerunning_a_finished_run_changes_nothing(cli: Commands, trained: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file()}
     out = cli("-m", "nano3.pretrain", *SMALL, "run.name=one").stdout
     assert "already finished" in out
@@ -46,14 +46,14 @@ def test_starting_a_finished_run_again_does_nothing(cli: Commands, trained: Path
     assert {p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file()} == before
 
 
-def test_the_model_knows_the_data_it_came_from(cli: Commands, trained: Path) -> None:
+def test_lineage_of_the_model_names_its_data(cli: Commands, trained: Path) -> None:
     out = cli("-m", "nano3", "artifacts", "lineage", "ModelArtifact-pretrain:one").stdout
     assert "iter_0000006" in out
     assert "DataBlendsArtifact-pretrain:v1" in out
 
 
 @pytest.mark.slow
-def test_exit_iteration_stops_and_the_same_command_without_it_goes_on(cli: Commands, trained: Path) -> None:
+def test_a_run_stopped_at_exit_iteration_resumes(cli: Commands, trained: Path) -> None:
     half = cli("-m", "nano3.pretrain", *SMALL, "run.name=two", "train.exit_iteration=4")
     assert "stopped at iteration 4" in half.stdout
     rest = cli("-m", "nano3.pretrain", *SMALL, "run.name=two")
@@ -61,12 +61,12 @@ def test_exit_iteration_stops_and_the_same_command_without_it_goes_on(cli: Comma
     assert losses(trained.parent / "two") == losses(trained)
 
 
-def test_changing_what_a_run_is_is_refused(cli: Commands, trained: Path) -> None:
+def test_changing_the_run_identity_is_rejected(cli: Commands, trained: Path) -> None:
     done = cli("-m", "nano3.pretrain", *SMALL, "run.name=one", "model.hidden_size=64", "train.train_iters=9", code=2)
     assert "hidden_size" in done.stderr
 
 
-def test_dry_run_leaves_nothing(cli: Commands, data: Path) -> None:
+def test_a_dry_run_writes_nothing(cli: Commands, data: Path) -> None:
     out = cli("-m", "nano3.pretrain", *SMALL, "run.name=dry", "dry_run=true").stdout
     assert "parameters" in out
     assert "hybrid_layer_pattern: M*E" in out
@@ -74,7 +74,7 @@ def test_dry_run_leaves_nothing(cli: Commands, data: Path) -> None:
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_a_dry_run_under_torchrun_is_one_too(cli: Commands, data: Path, rank: str) -> None:
+def test_a_dry_run_under_torchrun(cli: Commands, data: Path, rank: str) -> None:
     done = cli("-m", "nano3.pretrain", *SMALL, "run.name=dry", "dry_run=true", RANK=rank, WORLD_SIZE="2")
     assert ("hybrid_layer_pattern: M*E" in done.stdout) == (rank == "0")
     assert not cli.run_dir("dry").exists()
@@ -82,7 +82,7 @@ def test_a_dry_run_under_torchrun_is_one_too(cli: Commands, data: Path, rank: st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["torchrun", "nproc_per_node"])
-def test_two_ranks_here_are_one_rank(cli: Commands, trained: Path, how: str) -> None:
+def test_two_local_ranks_give_the_losses_of_one(cli: Commands, trained: Path, how: str) -> None:
     words = ["nano3.pretrain", *SMALL, f"run.name={how}"]
     if how == "torchrun":
         done = cli("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", *words)
@@ -94,7 +94,7 @@ def test_two_ranks_here_are_one_rank(cli: Commands, trained: Path, how: str) -> 
 
 
 @pytest.mark.slow
-def test_a_local_sweep_shows_failures_and_repeats_only_those(cli: Commands, trained: Path) -> None:
+def test_a_local_sweep_repeats_only_failed_points(cli: Commands, trained: Path) -> None:
     sweep = ["-m", "nano3.pretrain", "-m", *SMALL, "run.name=sweep", "optimizer.lr=1e-3,1e30"]
     assert cli(*sweep, code=1).returncode == 1
     points = {p.parent.name: losses(p.parent) for p in (trained.parent / "sweep").glob("*/finished.json")}
@@ -106,7 +106,7 @@ def test_a_local_sweep_shows_failures_and_repeats_only_those(cli: Commands, trai
 
 
 @pytest.mark.slow
-def test_prepare_then_train_in_one_command(cli: Commands, data: Path) -> None:
+def test_prepare_then_train(cli: Commands, data: Path) -> None:
     cli("-m", "nano3.data_prep", "data_blend=sample", "output_dir=data", "--then", *SMALL, "run.name=then")
     assert (cli.folder / "output/nano3/runs/then/finished.json").exists()
     assert (
@@ -115,7 +115,7 @@ def test_prepare_then_train_in_one_command(cli: Commands, data: Path) -> None:
     )
 
 
-def test_a_mistake_in_then_is_told_before_any_work(cli: Commands) -> None:
+def test_a_mistake_in_then_is_reported_before_any_work(cli: Commands) -> None:
     done = cli("-m", "nano3.data_prep", "output_dir=never", "--then", "+experiment=tiny", "train.itres=1", code=2)
     assert "then: no key 'train.itres'" in done.stderr
     assert not (cli.folder / "never").exists()

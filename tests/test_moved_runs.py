@@ -1,4 +1,4 @@
-"""Runs that were moved, data prepared anew under a run, another place for checkpoints: never another result."""
+"""Moved run folders, data prepared again and other checkpoint folders never change the result."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ PREP = ["-m", "nano3.data_prep", "data_blend=sample", "workers=1", "num_shards=1
 
 @pytest.fixture(scope="module")
 def cli(tmp_path_factory: pytest.TempPathFactory) -> Commands:
-    return Commands(tmp_path_factory.mktemp("places"))
+    return Commands(tmp_path_factory.mktemp("moved"))
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def first(cli: Commands) -> Path:
     return cli.run_dir("first")
 
 
-def test_another_checkpoint_save_does_not_begin_again_in_silence(cli: Commands, first: Path) -> None:
+def test_another_checkpoint_save_does_not_restart_silently(cli: Commands, first: Path) -> None:
     other = cli.folder / "elsewhere"
     words = [*PRETRAIN, "run.name=first", "run.data=data", f"checkpoint.save={other}"]
     done = cli(*words, "train.train_iters=9", code=2)
@@ -50,17 +50,17 @@ def test_a_moved_run_exports_its_own_model(cli: Commands, first: Path) -> None:
 
 
 @pytest.mark.slow
-def test_data_prepared_anew_are_read_in_their_own_order(cli: Commands) -> None:
-    """As after a kill before the first checkpoint: the folder has an order of samples, of other data."""
+def test_data_prepared_again_gets_a_new_sample_index(cli: Commands) -> None:
+    """As after a kill before the first checkpoint: the folder has a sample index of other data."""
     run = cli.run_dir("second")
-    cli(*PREP, "output_dir=anew", "sample=60")
-    cli(*PRETRAIN, "run.name=second", "run.data=anew", "train.exit_iteration=1")
+    cli(*PREP, "output_dir=again", "sample=60")
+    cli(*PRETRAIN, "run.name=second", "run.data=again", "train.exit_iteration=1")
     before = losses(run)
     for file in ("checkpoints", "config.yaml", "finished.json"):
         shutil.rmtree(run / file) if (run / file).is_dir() else (run / file).unlink(missing_ok=True)
-    cli(*PREP, "output_dir=anew", "sample=100", "force=true")
-    cli(*PRETRAIN, "run.name=second", "run.data=anew")
-    cli(*PRETRAIN, "run.name=third", "run.data=anew")
+    cli(*PREP, "output_dir=again", "sample=100", "force=true")
+    cli(*PRETRAIN, "run.name=second", "run.data=again")
+    cli(*PRETRAIN, "run.name=third", "run.data=again")
     assert losses(run) == losses(cli.run_dir("third"))
     assert losses(run)[1] != before[1]
     (cache,) = (cli.run_dir("third") / "index_cache").iterdir()
@@ -68,12 +68,12 @@ def test_data_prepared_anew_are_read_in_their_own_order(cli: Commands) -> None:
     for file in cache.glob("*.npy"):
         file.write_bytes(file.read_bytes()[:100])  # as a full disk or a power cut leaves it
     shutil.rmtree(cli.run_dir("third") / "checkpoints")
-    cli(*PRETRAIN, "run.name=third", "run.data=anew")
+    cli(*PRETRAIN, "run.name=third", "run.data=again")
     assert losses(run) == losses(cli.run_dir("third"))
 
 
-def test_what_was_trained_after_the_last_checkpoint_is_not_told_as_done(cli: Commands, first: Path) -> None:
-    """A kill at iteration 8, whose newest checkpoint is of 6, and then a start that wants no more than 6."""
+def test_iterations_after_the_last_checkpoint_are_not_reported(cli: Commands, first: Path) -> None:
+    """A run killed at iteration 8 with its newest checkpoint at 6 is started again with train_iters=6."""
     metrics = first / "metrics.jsonl"
     whole = metrics.read_text()
     lines = [json.loads(line) for line in whole.splitlines()]

@@ -1,5 +1,4 @@
-"""What nano3 wrote is not text, wherever it lies; what it keeps names places that stay; nothing is taken over in
-silence."""
+"""nano3 never reads its own output as text, records stable paths, and overwrites nothing silently."""
 
 import json
 import os
@@ -29,7 +28,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
 
 
 def blend(path: str, name: str = "b.json") -> list[str]:
-    """Write a blend file of one dataset into the folder of the test; gives the override that chooses it."""
+    """Write a blend file of one dataset to the current folder and return the override that selects it."""
     Path(name).write_text(json.dumps({"datasets": [{"name": "d", "path": path}]}))
     return [f"blend_path={name}"]
 
@@ -38,7 +37,7 @@ def documents(folder: Path) -> int:
     return json.loads((folder / "manifest.json").read_text())["datasets"][0]["documents"]
 
 
-def test_a_sweep_below_its_own_text(cli: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_that_writes_into_its_text_folder(cli: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(cli.folder)
     words = [*PREP[:-2], *blend("text"), "workers=1", "output_dir=text/out"]
     cli(*words, "-m", "num_shards=4,5")
@@ -46,8 +45,8 @@ def test_a_sweep_below_its_own_text(cli: Commands, monkeypatch: pytest.MonkeyPat
     cli(*words, "-m", "num_shards=4,5")
 
 
-def test_the_store_and_runs_beside_the_text(cli: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same command twice, with the store where it is by default; it left its own versions in the text once."""
+def test_the_store_and_runs_inside_the_text_folder(cli: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the same command twice, with the artifact store in its default folder, which is inside the text folder."""
     monkeypatch.chdir(cli.folder / "text")
     Path("runs/mine/starts").mkdir(parents=True)
     Path("runs/mine/config.yaml").write_text("x: 1\n")
@@ -67,8 +66,8 @@ def test_the_store_and_runs_beside_the_text(cli: Commands, monkeypatch: pytest.M
     [("**/*.json*", ["mine.json", "own/train/x.jsonl"]), ("made/*.json", None), ("made/**/*", None)],
     ids=["all", "what was made", "all that was made"],
 )
-def test_a_pattern_leaves_out_what_was_made(tmp_path: Path, pattern: str, found: list[str] | None) -> None:
-    """`own` has a folder `train` of somebody else: nothing there says that nano3 made it."""
+def test_a_pattern_skips_nano3_output(tmp_path: Path, pattern: str, found: list[str] | None) -> None:
+    """`own` has a folder `train` that nano3 did not write."""
     files = ["mine.json", "own/train/x.jsonl", "made/manifest.json", "made/blend.json", "made/tokenizer/tokenizer.json"]
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -92,12 +91,12 @@ def test_a_pattern_leaves_out_what_was_made(tmp_path: Path, pattern: str, found:
     ],
     ids=["a configuration", "a name", "somebody's manifest", "versions", "places"],
 )
-def test_what_only_looks_like_nano3s_is_read(names: list[str]) -> None:
+def test_folders_that_resemble_nano3_output_are_read(names: list[str]) -> None:
     assert "a.jsonl" not in non_text_names(names)
 
 
 @pytest.mark.parametrize("way", ["out", "sub/../out", "link", "sub/link"])
-def test_data_are_whole_by_whatever_way_one_comes(cli: Commands, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+def test_data_is_verified_through_any_path(cli: Commands, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     monkeypatch.chdir(cli.folder)
     cli(*PREP, *blend("text"), "output_dir=out")
     Path("sub").mkdir()
@@ -106,7 +105,7 @@ def test_data_are_whole_by_whatever_way_one_comes(cli: Commands, monkeypatch: py
     assert "checks passed" in cli("-m", "nano3", "verify", way).stdout
 
 
-def test_a_path_with_dots_is_kept_without_them(cli: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dots_in_a_path_are_resolved(cli: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(cli.folder)
     Path("sub").mkdir()
     blend(str(cli.folder / "text"))
@@ -114,27 +113,25 @@ def test_a_path_with_dots_is_kept_without_them(cli: Commands, monkeypatch: pytes
     command = [sys.executable, *words, "output_dir=../out"]
     subprocess.run(command, cwd="sub", env=cli.env, check=True, capture_output=True)
     kept = json.loads(Path("out/blend.json").read_text())["train"][1::2]
-    assert kept and all(place.startswith(f"{cli.folder}/out/train/") for place in kept)
+    assert kept and all(path.startswith(f"{cli.folder}/out/train/") for path in kept)
     assert store.resolve("DataBlendsArtifact-pretrain:b").path == str(cli.folder / "out")
     assert "nothing to do" in cli(*words, "output_dir=out").stdout
 
 
 @pytest.mark.parametrize(
-    ("place", "kept"),
+    ("path", "kept"),
     [("a/b", "a/b"), ("a/../b", "b"), ("link/../b", "real/b"), ("../x", "../x"), ("gone/../b", "b")],
     ids=["no dots", "dots", "behind a link", "above", "through what is not there"],
 )
-def test_dots_behind_a_link_mean_what_the_system_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, kept: str
-) -> None:
+def test_dots_after_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, kept: str) -> None:
     monkeypatch.chdir(tmp_path)
     Path("real/deep").mkdir(parents=True)
     Path("link").symlink_to("real/deep")
-    assert normalize_path(place) == Path(os.path.normpath(tmp_path / kept))
+    assert normalize_path(path) == Path(os.path.normpath(tmp_path / kept))
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "| head -c 1", "| true"])
-def test_data_are_registered_whoever_reads_the_output(
+def test_data_is_registered_when_the_output_is_closed(
     cli: Commands, monkeypatch: pytest.MonkeyPatch, closed: str
 ) -> None:
     monkeypatch.chdir(cli.folder)
@@ -145,7 +142,7 @@ def test_data_are_registered_whoever_reads_the_output(
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         (["num_shards=5"], "num_shards was 4, now 5"),
         (["add_bos=true"], "add_bos was False, now True"),
@@ -155,8 +152,8 @@ def test_data_are_registered_whoever_reads_the_output(
     ],
     ids=["shards", "option", "dataset", "text", "dtype"],
 )
-def test_a_refusal_says_what_differs(
-    cli: Commands, monkeypatch: pytest.MonkeyPatch, change: list[str], told: str
+def test_changed_options_are_named(
+    cli: Commands, monkeypatch: pytest.MonkeyPatch, change: list[str], expected: str
 ) -> None:
     monkeypatch.chdir(cli.folder)
     cli(*PREP, *blend("text"), "output_dir=out")
@@ -165,11 +162,11 @@ def test_a_refusal_says_what_differs(
     Path("more/a.jsonl").write_text('{"text": "other"}\n')
     blend("more", "two.json")
     done = cli(*PREP, *blend("text"), "output_dir=out", *change, code=2)
-    assert told in done.stderr and "force=true" in done.stderr
+    assert expected in done.stderr and "force=true" in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "expected"),
     [
         ("zero.parquet", "no bytes at all"),
         ("zero.jsonl.gz", "no bytes at all"),
@@ -178,27 +175,29 @@ def test_a_refusal_says_what_differs(
         ("zero.jsonl", ""),
     ],
 )
-def test_a_file_that_is_not_what_its_name_says(
-    cli: Commands, monkeypatch: pytest.MonkeyPatch, name: str, told: str
+def test_content_that_does_not_match_the_file_name(
+    cli: Commands, monkeypatch: pytest.MonkeyPatch, name: str, expected: str
 ) -> None:
-    """In a folder, where nobody named it: text that is silently missing is noticed months later, if ever. JSON lines
-    may have any name, and none of them may be there."""
+    """A file in a folder whose content does not match its name must not be skipped silently.
+
+    JSON Lines files may have any name and may be empty.
+    """
     monkeypatch.chdir(cli.folder)
     Path("text", name).write_text("" if name.startswith("zero") else '{"text": "x"}\n' * ("json" in name) or "hello\n")
-    done = cli(*PREP, *blend("text"), "output_dir=out", code=2 if told else 0)
-    assert told in done.stderr and (name in done.stderr or not told)
+    done = cli(*PREP, *blend("text"), "output_dir=out", code=2 if expected else 0)
+    assert expected in done.stderr and (name in done.stderr or not expected)
 
 
-def test_other_keys_of_a_blend_file_are_refused(cli: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_keys_of_a_blend_file_are_rejected(cli: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(cli.folder)
     content = {"num_shards": 5, "tokenizer_modle": 1, "datasets": [{"name": "a", "path": "text", "wieght": 1}]}
     Path("x.json").write_text(json.dumps(content))
-    told = cli(*PREP, "blend_path=x.json", "output_dir=out", code=2).stderr
-    assert "no key 'num_shards'" in told and "num_shards=..." in told
-    assert "no key 'tokenizer_modle'" in told and "Did you mean 'weight'" in told
+    errors = cli(*PREP, "blend_path=x.json", "output_dir=out", code=2).stderr
+    assert "no key 'num_shards'" in errors and "num_shards=..." in errors
+    assert "no key 'tokenizer_modle'" in errors and "Did you mean 'weight'" in errors
 
 
-def test_datasets_of_a_command_line_take_no_blends_name(cli: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_datasets_on_the_command_line_need_a_blend_name(cli: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(cli.folder)
     own = [*PREP, "data_blend.datasets=[{name: d, path: text}]", "output_dir=out"]
     assert "Set data_blend.name=NAME" in cli(*own, code=2).stderr
