@@ -153,7 +153,7 @@ def origins_of(data: Path, manifest: Any, pieces: list[Piece]) -> dict[tuple[str
 
 def row(piece: Piece, dataset: str, origin: Any) -> list[str]:
     """A line of the table."""
-    file, place = (origin.path, origin.place) if origin else ("", "")
+    file, place = (origin.path, origin.position) if origin else ("", "")
     tokens = f"{piece.start:,}-{piece.stop - 1:,}"
     return [str(piece.sample), dataset, file, place, piece.shard, f"{piece.document:,}", tokens]
 

@@ -190,7 +190,7 @@ def run_task(worker: "Worker", engines: Engines, task: Task) -> "UnitReceipt | s
         return worker.encode_unit(task[1])
     from nano3.data.build.engine_check import compare_engines
 
-    return engines.why_not or compare_engines(worker, engines)
+    return engines.fast_error or compare_engines(worker, engines)
 
 
 def trim_heap() -> None:

@@ -1,8 +1,8 @@
-"""Megatron's indexed dataset on disk (MMIDIDX version 1): writing and reading .bin/.idx pairs.
+r"""Megatron's indexed dataset on disk (MMIDIDX version 1): writing and reading .bin/.idx pairs.
 
 `.bin` holds the token ids of all sequences, back to back. `.idx` holds, little-endian and without padding:
 
-    9 bytes         b"MMIDIDX\\0\\0"
+    9 bytes         b"MMIDIDX\0\0"
     uint64          version, 1
     uint8           dtype code
     uint64          S, the number of sequences

@@ -1,12 +1,13 @@
-"""The output folder: what is in it, who may write to it, and how a finished build takes its place.
+"""The output folder: what it contains, who may write to it, and how a finished build is published.
 
-    train/ valid/ test/  blend.json  manifest.json  tokenizer/      published, whole, read-only from then on
-    .prep/lock                                                      held while somebody prepares
-    .prep/<plan>/plan.json units/ shards/ train/ valid/ test/ …     a build in progress; the plan stays
-    .prep/publish                                                   names the build that is being moved into place
+    train/ valid/ test/  blend.json  manifest.json  tokenizer/      published data: complete, not changed afterwards
+    .prep/lock                                                      locked during a preparation
+    .prep/<plan>/plan.json units/ shards/ train/ valid/ test/ …     a build; only the plan is kept in the end
+    .prep/publish                                                   name of the build that is being published
+    .prep/old                                                       the data that is being replaced
 
-A build is made in its own folder and moved only when it is whole. Moving is a few renames; a file written first
-names the build, so that a run that was killed between two renames is finished by the next one.
+Data is built in a folder of its own and published when it is complete. Publishing is a few renames. `.prep/publish` is
+written first, so that the next run can finish the renames if this one is killed between two of them.
 """
 
 import contextlib
@@ -26,12 +27,17 @@ from nano3.utils.locks import lock_fd
 
 
 def build_dir(output: Path, plan_hash: str) -> Path:
-    """The folder of one build."""
+    """Return the folder of a build."""
     return prep_dir(output) / plan_hash[:16]
 
 
-def make_writable(output: Path) -> None:
-    """Create the folder; `UserError` when that, or writing in it, is not allowed."""
+def create_output_dir(output: Path) -> None:
+    """Create the output folder.
+
+    Raises:
+        UserError: It cannot be created or written.
+        Failure: The disk is full.
+    """
     try:
         prep_dir(output).mkdir(parents=True, exist_ok=True)
         if not os.access(prep_dir(output), os.W_OK | os.X_OK):
@@ -46,8 +52,17 @@ def make_writable(output: Path) -> None:
 
 @contextlib.contextmanager
 def hold_output_lock(output: Path, shared: bool = False) -> Iterator[None]:
-    """Hold the output folder. Tasks of one array share it; anybody else gets a `UserError`."""
-    make_writable(output)
+    """Lock the output folder while the block runs.
+
+    Args:
+        output: The output folder; created if needed.
+        shared: Take a shared lock, as the tasks of an array do.
+
+    Raises:
+        UserError: Another run has locked the folder, or it cannot be written.
+        Failure: The disk failed or is full, also while the block runs.
+    """
+    create_output_dir(output)
     path = prep_dir(output) / "lock"
     with open_lock(path, output) as f:
         try:
@@ -66,40 +81,39 @@ def hold_output_lock(output: Path, shared: bool = False) -> Iterator[None]:
 
 
 def open_lock(path: Path, output: Path) -> IO[str]:
-    """The lock file; one that belongs to somebody else can be locked without writing to it."""
+    """Open the lock file, for reading if it belongs to another user: that is enough to lock it."""
     try:
         return path.open("r" if path.exists() and not os.access(path, os.W_OK) else "a")
     except OSError as error:
         raise UserError(
-            f"output_dir={output}: its lock {path} cannot be opened: {error.strerror}. Another user made it: let them "
-            f"give you the folder, or choose another output_dir."
+            f"output_dir={output}: its lock {path} cannot be opened: {error.strerror}. It belongs to another user: ask "
+            f"them for access, or choose another output_dir."
         ) from error
 
 
 def remove_temporary_files(build: Path) -> None:
-    """Remove what killed runs left half-written. Only under an exclusive lock."""
-    places = [build.parent, build, *(build / sub for sub in ("units", "shards", "train", "valid", "test"))]
-    for path in (path for place in places for path in place.glob(".*.tmp")):
+    """Remove temporary files of killed runs. The caller holds the exclusive lock."""
+    folders = [build.parent, build, *(build / sub for sub in ("units", "shards", "train", "valid", "test"))]
+    for path in (path for folder in folders for path in folder.glob(".*.tmp")):
         path.unlink(missing_ok=True)
 
 
 def publish(output: Path, build: Path) -> None:
-    """Move a whole build into place of what is there, and drop other builds."""
+    """Replace the data in the output folder by a finished build, and remove other builds."""
     remove_path(prep_dir(output) / "old")
     write_text(prep_dir(output) / "publish", build.name)
     finish_publishing(output)
 
 
 def finish_publishing(output: Path) -> None:
-    """Go on with a publication that was begun: first everything old goes out, then everything new comes in, the
-    manifest last.
+    """Finish publishing a build, if a run has started to: move the old data away, then the new data in.
 
-    Every step can be repeated. The note is removed before the old files, which are then only waste.
+    Every step can be repeated, and the manifest is moved last. `.prep/publish` is removed before the old data.
     """
     if not is_publishing(output):
         return
-    note = prep_dir(output) / "publish"
-    build = prep_dir(output) / note.read_text().strip()
+    marker = prep_dir(output) / "publish"
+    build = prep_dir(output) / marker.read_text().strip()
     old = prep_dir(output) / "old"
     old.mkdir(exist_ok=True)
     if not (old / "complete").exists():
@@ -112,7 +126,7 @@ def finish_publishing(output: Path) -> None:
         if (build / name).exists():
             (build / name).rename(output / name)
     fsync_dir(output)
-    note.unlink()
+    marker.unlink()
     fsync_dir(prep_dir(output))
     for other in prep_dir(output).iterdir():
         if other.is_dir() and other != build:

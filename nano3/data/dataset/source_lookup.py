@@ -1,7 +1,7 @@
-"""Where a document of prepared data came from: the file and the row.
+"""Find the source file and row of a document in prepared data.
 
-A shard holds its documents in the order in which they are read, so the n-th one is found by reading the sources of the
-shard again, without tokenizing; the plan, which stays beside the data, tells where they begin.
+A shard holds its documents in the order in which they were read. Document n is found by reading the shard's source
+files again without tokenizing. The plan, which is kept with the data, says where they begin.
 """
 
 from collections.abc import Iterable, Iterator
@@ -24,8 +24,12 @@ BY_ROW = ("parquet", "arrow", "json")
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A document's file, and its key in it: a row number from 0, or the byte offset of its line in the uncompressed
-    file.
+    """The source of a document.
+
+    Attributes:
+        path: Path or URL of the file.
+        key: Row number, counted from 0, or byte offset of the line in the uncompressed file.
+        is_row: Whether `key` is a row number.
     """
 
     path: str
@@ -33,30 +37,39 @@ class SourceRow:
     is_row: bool
 
     @property
-    def place(self) -> str:
-        """In words: rows are counted from 1, as in messages about them."""
+    def position(self) -> str:
+        """The key in words; rows are counted from 1, as in error messages."""
         return f"row {self.key + 1:,}" if self.is_row else f"byte {self.key:,}"
 
 
 def load_build_plan(folder: Path, manifest: Manifest) -> Plan:
-    """The plan that prepared data was made by. Raises `Failure` when it is not there."""
+    """Return the plan that prepared data was made from; raise Failure if it is gone."""
     return load_plan(build_dir(folder, manifest.plan_hash) / "plan.json")
 
 
 def find_source_rows(plan: Plan, split: str, shard: int, numbers: Iterable[int]) -> dict[int, SourceRow]:
-    """Origins of documents by their number, from 0, in a shard; `shard` is the number in the names of its files.
+    """Find the sources of documents of a shard, by reading its source files up to the last of the documents.
 
-    Reads the shard's sources up to the last of the documents. Raises `Failure` when a source was changed, is gone, or
-    holds fewer documents than it did.
+    Args:
+        plan: Plan of the data.
+        split: Name of the split.
+        shard: The number in the names of the shard's files.
+        numbers: Numbers of the documents in the shard, counted from 0.
+
+    Returns:
+        The source of each document by its number.
+
+    Raises:
+        Failure: A source file has changed, is gone, or has fewer documents now.
     """
     wanted = sorted(set(numbers))
     found: dict[int, SourceRow] = {}
-    part = SPLITS.index(split)
-    number = next(d for d in range(len(plan.datasets)) if plan.first_shard(part, d + 1) > shard)
+    split_number = SPLITS.index(split)
+    number = next(d for d in range(len(plan.datasets)) if plan.first_shard(split_number, d + 1) > shard)
     dataset = plan.datasets[number]
     count = 0
     checked = -1
-    for file, keys in read_shard_documents(plan, dataset, part, shard - plan.first_shard(part, number)):
+    for file, keys in read_shard_documents(plan, dataset, split_number, shard - plan.first_shard(split_number, number)):
         if file != checked:
             check_unchanged(dataset, file)
             checked = file
@@ -68,26 +81,26 @@ def find_source_rows(plan: Plan, split: str, shard: int, numbers: Iterable[int])
             return found
     raise Failure(
         f"{dataset.path}: shard {shard} of {split} has a document {wanted[len(found)]:,}, but its sources now give "
-        f"{count:,}. They were changed since the data was prepared."
+        f"{count:,}. They have changed since the data was prepared."
     )
 
 
 def read_shard_documents(plan: Plan, dataset: DatasetPlan, split: int, shard: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(file number, int64 keys) of the documents of a dataset's shard, in their order in it."""
+    """Yield (file number, int64 keys) of the documents of a dataset's shard, in order."""
     first, last = dataset.units_of_shard(split, shard)
     for unit in range(first, last + 1):
-        for file, part in dataset.file_ranges(unit):
-            seed = file_seed(dataset.name, part.name)
-            for batch in read_documents(part):
-                _, keys, places = drop_short(batch, plan.options.min_doc_chars)
+        for file, file_range in dataset.file_ranges(unit):
+            seed = file_seed(dataset.name, file_range.name)
+            for batch in read_documents(file_range):
+                _, keys, offsets = drop_short(batch, plan.options.min_doc_chars)
                 splits = split_of(document_hash(seed, keys), dataset.bounds)
-                shards = assign_shards(dataset, splits, places + int(dataset.file_offsets[file]))
+                shards = assign_shards(dataset, splits, offsets + int(dataset.file_offsets[file]))
                 yield file, keys[(splits == split) & (shards == shard)]
 
 
 def check_unchanged(dataset: DatasetPlan, file: int) -> None:
-    """Raise `Failure` when a file is no longer what it was."""
+    """Raise Failure if a source file has changed since it was tokenized."""
     time = dataset.times[file] if dataset.times else 0
     identity = (dataset.keys[file], dataset.sizes[file], dataset.fingerprints[file], time)
     if changed := find_changed_files(dataset.root, iter([identity])):
-        raise Failure(f"{changed[0]}: was changed since the data was prepared; its rows cannot be told any more.")
+        raise Failure(f"{changed[0]}: has changed since the data was prepared, so its rows cannot be identified.")

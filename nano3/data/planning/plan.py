@@ -127,9 +127,7 @@ class DatasetPlan(
 
     @cached_property
     def shard_bounds(self) -> list[np.ndarray]:
-        """For each split int64[shards + 1]: shard s has the split's documents whose offset is in [bounds[s],
-        bounds[s + 1]).
-        """
+        """For each split int64[shards + 1]: the offset at which each shard begins, and the end of the last one."""
         return [split_evenly(self.extent, n, np.arange(n + 1)) for n in self.shards]
 
     def splittable(self, file: int) -> bool:
@@ -211,9 +209,7 @@ class Plan(msgspec.Struct, dict=True):
 
     @cached_property
     def first_units(self) -> list[int]:
-        """Number of the first unit of each dataset, then the number of all units: units are numbered consecutively
-        over the datasets.
-        """
+        """Number of the first unit of each dataset, then the number of all units: numbers run over all datasets."""
         return [0, *np.cumsum([d.units for d in self.datasets]).tolist()]
 
     @property
@@ -274,7 +270,8 @@ def split_evenly(total: int, parts: int, edges: np.ndarray) -> np.ndarray:
         int64 positions in [0, total], exact for any sizes.
     """
     whole, rest = divmod(total, max(parts, 1))
-    return edges * whole + edges * rest // max(parts, 1)
+    bounds: np.ndarray = edges * whole + edges * rest // max(parts, 1)
+    return bounds
 
 
 def hashed_settings(options: PrepOptions, tokenizer: TokenizerInfo, dtype: str) -> bytes:

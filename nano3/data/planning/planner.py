@@ -1,4 +1,4 @@
-"""From what was asked to a plan: check it, find the files, fingerprint them, lay out units and shards."""
+"""From a request to a plan: check it, find and fingerprint the files, lay out units and shards."""
 
 import re
 from dataclasses import asdict, dataclass
@@ -24,13 +24,24 @@ CHOICES = {
     "bad_rows": ("fail", "skip"),
     "hf_files": ("stream", "download"),
 }
-COST_BITS = 12
-MAX_SHARDS = 32_766  # Megatron-Core's BlendedDataset numbers them in int16
+ESTIMATE_BITS = 12
+MAX_SHARDS = 32_766  # Megatron-Core's BlendedDataset numbers shards in int16
 
 
 @dataclass
 class PrepRequest:
-    """A checked request with its files found and its identity known; cheap enough to make on every run."""
+    """A checked request whose files are found and whose identity is known. Cheap enough to make in every run.
+
+    Attributes:
+        sources: The datasets as configured.
+        options: Options of the preparation.
+        blend: Name of the blend.
+        tokenizer: The tokenizer.
+        dtype: NumPy name of the token dtype on disk.
+        datasets: Plans of the datasets, without split bounds, shards and units.
+        hash: Identity of the bytes to be made (`plan_hash`).
+        cache: Fingerprints of the files, to be saved for the next run.
+    """
 
     sources: list[SourceConfig]
     options: PrepOptions
@@ -43,40 +54,47 @@ class PrepRequest:
 
     @property
     def content(self) -> str:
-        """What `Manifest.content` of the data will be."""
+        """The `Manifest.content` that the data will have."""
         return content_hash(self.hash, {s.name: float(s.weight) for s in self.sources})
 
 
 def make_request(sources: list[SourceConfig], options: PrepOptions, blend: str) -> PrepRequest:
-    """Check everything, find all files. Raises one error with every problem, as `combine_errors` makes it.
+    """Check a request and find its files. The network is used only if nothing else is wrong.
 
-    A network is asked only when nothing else is wrong.
+    Args:
+        sources: The datasets.
+        options: Options of the preparation.
+        blend: Name of the blend.
+
+    Raises:
+        UserError: The request is wrong. The error lists all problems.
+        Failure: At least one problem is not a mistake in the request. The error lists all problems.
     """
     problems = check_options(options) + check_sources(sources)
     if problems:
         raise combine_errors([UserError(problems), *collect_problems(sources, options)])
     failures: list[Nano3Error] = []
-    memory = load_fingerprint_cache(Path(options.output_dir))
-    tokenizer, datasets = discover_datasets(sources, options, memory, failures)
+    cache = load_fingerprint_cache(Path(options.output_dir))
+    tokenizer, datasets = discover_datasets(sources, options, cache, failures)
     if failures or tokenizer is None:
         raise combine_errors(failures)
     dtype = smallest_dtype(tokenizer.vocab_size) if options.dtype == "auto" else options.dtype
     if dtype == "uint16" and tokenizer.vocab_size >= UINT16_VOCAB:
         raise UserError(f"dtype=uint16: the vocabulary of {tokenizer.vocab_size:,} ids does not fit. Set dtype=auto.")
     identity = plan_hash(datasets, options, tokenizer, dtype)
-    return PrepRequest(sources, options, blend, tokenizer, dtype, datasets, identity, memory)
+    return PrepRequest(sources, options, blend, tokenizer, dtype, datasets, identity, cache)
 
 
 def collect_problems(sources: list[SourceConfig], options: PrepOptions) -> list[Nano3Error]:
-    """What is wrong with the tokenizer and the datasets that are named on this machine; a network is not asked."""
+    """Return the errors of tokenizer and datasets that can be found without the network."""
     failures: list[Nano3Error] = []
-    here = [source for source in sources if "://" not in source.path]
-    discover_datasets(here, options, load_fingerprint_cache(Path(options.output_dir)), failures, network=False)
+    local = [source for source in sources if "://" not in source.path]
+    discover_datasets(local, options, load_fingerprint_cache(Path(options.output_dir)), failures, network=False)
     return failures
 
 
 def combine_errors(failures: list[Nano3Error]) -> Nano3Error:
-    """All of them as one, each problem once: a `UserError`, unless something that nobody mistyped is among them."""
+    """Return one error with each problem once: a UserError if all are, else the first other kind."""
     kind = next((type(f) for f in failures if not isinstance(f, UserError)), UserError)
     return kind(dict.fromkeys(problem for f in failures for problem in f.problems))
 
@@ -84,11 +102,22 @@ def combine_errors(failures: list[Nano3Error]) -> Nano3Error:
 def discover_datasets(
     sources: list[SourceConfig],
     options: PrepOptions,
-    memory: FingerprintCache,
+    cache: FingerprintCache,
     failures: list[Nano3Error],
     network: bool = True,
 ) -> tuple[TokenizerInfo | None, list[DatasetPlan]]:
-    """The tokenizer, unless only the network has it, and the datasets; adds what is wrong to `failures`."""
+    """Find the tokenizer and the files of all datasets.
+
+    Args:
+        sources: The datasets.
+        options: Options of the preparation.
+        cache: Files in it are not opened.
+        failures: Errors are added here.
+        network: Whether a tokenizer may be looked up on the Hub.
+
+    Returns:
+        The tokenizer, or None, and the datasets without errors.
+    """
     tokenizer, datasets = None, []
     try:
         if network or is_local_path(options.tokenizer_model):
@@ -98,15 +127,15 @@ def discover_datasets(
     with gc_paused():  # 10^5 files are a million objects
         for source in sources:
             try:
-                datasets.append(discover_dataset(source, options, memory))
+                datasets.append(discover_dataset(source, options, cache))
             except Nano3Error as error:
                 failures.append(error)
     return tokenizer, datasets
 
 
-def discover_dataset(source: SourceConfig, options: PrepOptions, memory: FingerprintCache) -> DatasetPlan:
-    """List and identify the files of one dataset."""
-    found = discover_files(source, options.output_dir, memory, save_list=options.hf_files == "download")
+def discover_dataset(source: SourceConfig, options: PrepOptions, cache: FingerprintCache) -> DatasetPlan:
+    """List and identify the files of a dataset."""
+    found = discover_files(source, options.output_dir, cache, save_list=options.hf_files == "download")
     return DatasetPlan(
         name=source.name,
         weight=float(source.weight),
@@ -124,24 +153,33 @@ def discover_dataset(source: SourceConfig, options: PrepOptions, memory: Fingerp
 
 
 def estimate_bytes(size: int, kind: str) -> int:
-    """Places of a file: its text, about, in twelve bits and zeros.
+    """Return about the bytes of text in a file, rounded up to ESTIMATE_BITS significant bits.
 
-    So a row mended in one file leaves the cuts between units where they are, and what is finished can be kept.
+    Because of the rounding, fixing a row of a file seldom moves the bounds of units, and finished units can be reused.
+
+    Args:
+        size: Bytes of the file.
+        kind: Format of the file.
     """
-    cost = size * FORMATS[kind].text_per_byte
-    step = 1 << max(cost.bit_length() - COST_BITS, 0)
-    return -(-cost // step) * step
+    estimate = size * FORMATS[kind].text_per_byte
+    step = 1 << max(estimate.bit_length() - ESTIMATE_BITS, 0)
+    return -(-estimate // step) * step
 
 
 def make_plan(request: PrepRequest) -> Plan:
-    """Complete the plan: sample, split bounds, shards, units. Raises one error with the problems of all datasets."""
+    """Complete a request to a plan: samples, split bounds, shards and units.
+
+    Raises:
+        UserError: A dataset has no documents, or its text field is wrong. The error lists all problems.
+        Failure: A row or a file is bad. The error lists all problems.
+    """
     failures: list[Nano3Error] = []
     for dataset in request.datasets:
         try:
             complete_dataset(dataset, request.options)
         except Nano3Error as error:
-            told = [p if p.startswith("dataset ") else f"dataset {dataset.name!r}: {p}" for p in error.problems]
-            failures.append(UserError(told) if isinstance(error, UserError) else Failure(told))
+            problems = [p if p.startswith("dataset ") else f"dataset {dataset.name!r}: {p}" for p in error.problems]
+            failures.append(UserError(problems) if isinstance(error, UserError) else Failure(problems))
     if failures:
         raise combine_errors(failures)
     lay_out(request.datasets, request.options)
@@ -159,7 +197,7 @@ def make_plan(request: PrepRequest) -> Plan:
 
 
 def complete_dataset(dataset: DatasetPlan, options: PrepOptions) -> None:
-    """Take the sample that was asked for, and look at the first documents to bound the splits."""
+    """Reduce a dataset to the requested sample and set the bounds of its splits."""
     if options.sample is not None:
         sample_rows(dataset, options.sample)
     if not dataset.keys or not sum(dataset.estimated_bytes):
@@ -168,7 +206,7 @@ def complete_dataset(dataset: DatasetPlan, options: PrepOptions) -> None:
 
 
 def check_options(options: PrepOptions) -> list[str]:
-    """One sentence for each option that cannot be right."""
+    """Return a problem for each option that is out of range."""
     problems = []
     for name, allowed in CHOICES.items():
         if (value := getattr(options, name)) not in allowed:
@@ -197,7 +235,7 @@ def check_options(options: PrepOptions) -> list[str]:
 
 
 def check_sources(sources: list[SourceConfig]) -> list[str]:
-    """One sentence for each dataset that cannot be right."""
+    """Return a problem for each dataset with a wrong name or weight."""
     problems = [] if sources else ["the blend has no dataset."]
     names = [s.name for s in sources]
     problems += [
@@ -207,7 +245,7 @@ def check_sources(sources: list[SourceConfig]) -> list[str]:
     ]
     for source in sources:
         if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", source.name):
-            problems.append(f"dataset {source.name!r}: a name is made of letters, digits and . _ + -")
+            problems.append(f"dataset {source.name!r}: a name consists of letters, digits and . _ + -")
         if not (np.isfinite(source.weight) and source.weight > 0):
             problems.append(f"dataset {source.name!r}: weight={source.weight} must be a positive number.")
     return problems

@@ -1,9 +1,18 @@
-"""Which documents a sample takes: the first rows of files spread over the dataset.
+"""Which documents `sample=N` takes of a dataset: the first rows of files that are spread evenly over it.
 
-Rows are counted without decoding texts: from a parquet file's metadata, and by the lines of JSON lines.
+The rule, for a dataset of F files:
+
+1. If N >= F, all files are chosen. Otherwise the files with the numbers i * F // N for i in 0, ..., N - 1 are.
+2. Each chosen file has a quota of N rows in proportion to its size, rounded down, but at least one row.
+3. Rows that files lack for their quotas are taken in equal parts from the chosen files that have more, then from the
+   other files in order.
+4. If there are more than N rows then, the files with the most rows lose the excess, but keep one row each.
+
+Rows are counted without decoding text: from a parquet file's metadata, and by counting lines in JSON lines.
 """
 
-from typing import IO, Any, NamedTuple
+from collections.abc import Callable
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -16,48 +25,51 @@ from nano3.utils.errors import Failure
 CHUNK = 4 << 20
 
 
-class Count(NamedTuple):
-    """Rows of a file's start, and about how much text is in them."""
+class RowCount(NamedTuple):
+    """Number of rows at the beginning of a file, and about the bytes of text in them."""
 
     rows: int
     text_bytes: int
 
 
 def sample_rows(dataset: DatasetPlan, wanted: int) -> None:
-    """Limit a dataset to its first rows of files spread over it: `wanted` rows in all, or as many as there are.
+    """Limit a dataset to a sample by the rule of this module.
 
-    Files get quotas by size; what a file lacks is taken from the others. Counting reads no more of a file than its
-    quota.
+    At most the rows of each file's quota are read. A dataset with fewer rows is taken completely.
+
+    Args:
+        dataset: The dataset; its files, rows and estimated bytes are changed.
+        wanted: Number of rows.
     """
     count = len(dataset.keys)
     order = list(range(count)) if wanted >= count else [i * count // wanted for i in range(wanted)]
     spare = sorted(set(range(count)) - set(order), reverse=True)
     sizes = np.array([dataset.sizes[i] for i in order], np.float64)
-    want = np.maximum(1, np.floor(sizes / sizes.sum() * wanted)).astype(int)
-    have: dict[int, Count] = {}
-    full: set[int] = set()
+    quotas = np.maximum(1, np.floor(sizes / sizes.sum() * wanted)).astype(int)
+    counts: dict[int, RowCount] = {}
+    exhausted: set[int] = set()
 
     def take(file: int, rows: int) -> None:
-        have[file] = count_rows(dataset, file, rows)
-        if have[file].rows < rows:
-            full.add(file)
+        counts[file] = count_rows(dataset, file, rows)
+        if counts[file].rows < rows:
+            exhausted.add(file)
 
-    for i, n in zip(order, want.tolist(), strict=True):
+    for i, n in zip(order, quotas.tolist(), strict=True):
         take(i, n)
-    while (missing := wanted - sum(c.rows for c in have.values())) > 0:
-        open_files = [i for i in have if i not in full]
+    while (missing := wanted - sum(c.rows for c in counts.values())) > 0:
+        open_files = [i for i in counts if i not in exhausted]
         if not open_files and not spare:
             break
         for i in open_files[:missing]:
-            take(i, have[i].rows + max(1, missing // len(open_files)))
+            take(i, counts[i].rows + max(1, missing // len(open_files)))
         if not open_files:
             take(spare.pop(), missing)
-    set_row_limits(dataset, have, wanted)
+    set_row_limits(dataset, counts, wanted)
 
 
-def set_row_limits(dataset: DatasetPlan, have: dict[int, Count], wanted: int) -> None:
-    """Set the dataset's rows, `wanted` at most; what is too much goes from the fullest files."""
-    rows = {i: c.rows for i, c in have.items()}
+def set_row_limits(dataset: DatasetPlan, counts: dict[int, RowCount], wanted: int) -> None:
+    """Reduce a dataset to the counted rows, at most `wanted`; the excess is removed from the files with most rows."""
+    rows = {i: c.rows for i, c in counts.items()}
     for i in sorted(rows, key=lambda i: (-rows[i], i)):
         if (extra := sum(rows.values()) - wanted) <= 0:
             break
@@ -68,59 +80,74 @@ def set_row_limits(dataset: DatasetPlan, have: dict[int, Count], wanted: int) ->
         setattr(dataset, name, [values[i] for i in kept])
     dataset.rows = [rows[i] for i in kept]
     dataset.estimated_bytes = [n * ROW_WIDTH for n in dataset.rows]
-    dataset.sampled_bytes = sum(have[i].text_bytes * rows[i] // have[i].rows for i in kept)
+    dataset.sampled_bytes = sum(counts[i].text_bytes * rows[i] // counts[i].rows for i in kept)
 
 
-def count_rows(dataset: DatasetPlan, file: int, limit: int) -> Count:
-    """Rows of a file, counted up to `limit`."""
-    part = dataset.whole_file(file)
-    with open_planned_file(part) as f:
-        if part.format == "parquet":
-            return parquet_rows(f, part, limit)
-        if part.format == "jsonl":
+def count_rows(dataset: DatasetPlan, file: int, limit: int) -> RowCount:
+    """Count the rows of a file, up to `limit`.
+
+    Args:
+        dataset: The dataset.
+        file: Number of the file in it.
+        limit: Number of rows at which counting stops.
+
+    Raises:
+        Failure: The file cannot be read, is damaged, or has changed.
+    """
+    whole = dataset.whole_file(file)
+    with open_planned_file(whole) as f:
+        if whole.format == "parquet":
+            return count_parquet_rows(f, whole, limit)
+        if whole.format == "jsonl":
             return count_lines(f.read, limit)
-        if FORMATS[part.format].compressed:
-            stream = Decompressor(f, part.format, part.path)
+        if FORMATS[whole.format].compressed:
+            stream = Decompressor(f, whole.format, whole.path)
             head = stream.read(HEAD_SIZE)
-            if detect_format(head, part.name, unpacked=True) == "jsonl":
+            if detect_format(head, whole.name, unpacked=True) == "jsonl":
                 return count_lines(stream.read, limit, head)
-    limited = FileRange(**{**part.__dict__, "rows": limit})
+    limited = FileRange(**{**whole.__dict__, "rows": limit})
     batches = [(len(b.keys) + len(b.bad), sum(map(len, b.texts))) for b in read_documents(limited)]
-    return Count(sum(rows for rows, _ in batches), sum(size for _, size in batches))
+    return RowCount(sum(rows for rows, _ in batches), sum(size for _, size in batches))
 
 
-def parquet_rows(f: IO[bytes], part: FileRange, limit: int) -> Count:
-    """From the metadata at the file's end."""
+def count_parquet_rows(f: IO[bytes], whole: FileRange, limit: int) -> RowCount:
+    """Count the rows of an open parquet file, up to `limit`, from its metadata."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         metadata = pq.read_metadata(f)
     except pa.ArrowInvalid as error:
-        raise Failure(f"{part.path}: damaged parquet: {error}") from error
+        raise Failure(f"{whole.path}: damaged parquet: {error}") from error
     rows = min(limit, metadata.num_rows)
     size = 0
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         columns = [group.column(i) for i in range(group.num_columns)]
-        size += sum(c.total_uncompressed_size for c in columns if c.path_in_schema == part.text_field)
-    return Count(rows, size * rows // max(metadata.num_rows, 1))
+        size += sum(c.total_uncompressed_size for c in columns if c.path_in_schema == whole.text_field)
+    return RowCount(rows, size * rows // max(metadata.num_rows, 1))
 
 
-def count_lines(read: Any, limit: int, head: bytes = b"") -> Count:
-    """Lines that are not blank, up to `limit`, and their bytes; `head` was read before."""
+def count_lines(read: Callable[[int], bytes], limit: int, head: bytes = b"") -> RowCount:
+    """Count the lines that are not blank, up to `limit`, and their bytes.
+
+    Args:
+        read: Reads at most so many bytes; b"" at the end.
+        limit: Number of lines at which counting stops.
+        head: What was read from the file before.
+    """
     rows = size = 0
-    begun = False  # whether the line at hand has anything in it yet
+    nonblank = False  # whether the current line has anything in it so far
     data = (head or read(CHUNK)).removeprefix(UTF8_BOM)
     while data:
         line, *others = data.split(b"\n")
-        begun = begun or bool(line.strip())
+        nonblank = nonblank or bool(line.strip())
         for following in others:
-            rows += begun
+            rows += nonblank
             size += len(line) + 1
             if rows >= limit:
-                return Count(rows, size)
-            line, begun = following, bool(following.strip())
+                return RowCount(rows, size)
+            line, nonblank = following, bool(following.strip())
         size += len(line)
         data = read(CHUNK)
-    return Count(rows + begun, size)
+    return RowCount(rows + nonblank, size)

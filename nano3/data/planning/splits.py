@@ -1,9 +1,17 @@
 """Which split a document is in.
 
-The split is a hash of (dataset, file, key), so it depends neither on the number of shards nor on workers. Plain
-hashing may leave a small dataset without validation documents; so the plan reads its start until it has met a
-document of every split, and when the dataset ends before that, moves the bounds so that each split gets its share
-and at least one. Only then: bounds that fit the few documents of a large dataset's start would be wrong for the rest.
+The rule:
+
+1. A document's key is its row number in the file, counted from 0, or the byte offset of its line (JSON lines).
+2. Its hash is a uint64 of dataset name, file name relative to the dataset's root, and key (`document_hash`).
+3. It is in valid if hash < bounds[0], else in test if hash < bounds[1], else in train.
+4. bounds[0] is floor(valid_fraction * 2^64), bounds[1] is floor((valid_fraction + test_fraction) * 2^64).
+
+So the split depends neither on the number of shards nor on the number of workers. By rule 4 alone, a small dataset
+might have no validation documents. Planning therefore reads documents from the beginning of the dataset until each
+requested split has one. If the dataset ends first, all hashes are known, and the bounds are set to quantiles of them
+instead, so that each split gets its share and at least one document (`fit_bounds`). If SCAN_BYTES of text are read
+first, rule 4 holds: bounds fitted to the beginning of a large dataset would be wrong for the rest of it.
 """
 
 import hashlib
@@ -18,17 +26,23 @@ from nano3.data.sources.readers import Batch, FileRange, read_documents, row_num
 from nano3.utils.errors import Failure, UserError
 
 FULL = 1 << 64
-SCAN_BYTES = 256 << 20  # text read at most in search of a document of every split
+SCAN_BYTES = 256 << 20  # most text that is read in search of a document of each split
 
 
 def file_seed(dataset: str, key: str) -> int:
-    """The number that stands for a file in the hash of its documents."""
+    """Return the number that stands for a file in the hashes of its documents: 64 bits of BLAKE2b, little-endian."""
     return int.from_bytes(hashlib.blake2b(f"{dataset}\0{key}".encode(), digest_size=8).digest(), "little")
 
 
 def document_hash(seed: int, keys: np.ndarray) -> np.ndarray:
-    """uint64 hash of documents by file seed and key (int64): the finalizer of splitmix64 on seed + key * golden
-    ratio.
+    """Return the hashes of documents: the finalizer of splitmix64 applied to seed + (key + 1) * 0x9E3779B97F4A7C15.
+
+    Args:
+        seed: `file_seed` of the file.
+        keys: int64 keys of the documents in it.
+
+    Returns:
+        uint64 hashes.
     """
     with np.errstate(over="ignore"):
         z = np.uint64(seed) + (keys.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
@@ -38,80 +52,117 @@ def document_hash(seed: int, keys: np.ndarray) -> np.ndarray:
 
 
 def split_of(hashes: np.ndarray, bounds: tuple[int, int]) -> np.ndarray:
-    """int8: 0 train, 1 valid, 2 test."""
+    """Return the split of each document as int8: 0 train, 1 valid, 2 test.
+
+    Args:
+        hashes: uint64 hashes of the documents.
+        bounds: `DatasetPlan.bounds`.
+    """
     valid, test = (np.uint64(min(b, FULL - 1)) for b in bounds)
     return np.where(hashes < valid, 1, np.where(hashes < test, 2, 0)).astype(np.int8)
 
 
 def set_bounds(dataset: DatasetPlan, options: PrepOptions) -> None:
-    """Choose `dataset.bounds`; note it when a split must stay empty because there are too few documents."""
-    wanted = (options.valid_fraction, options.test_fraction)
-    dataset.bounds = plain = (int(wanted[0] * FULL), int((wanted[0] + wanted[1]) * FULL))
-    needed = {0} | {i + 1 for i, share in enumerate(wanted) if share > 0}
+    """Set `dataset.bounds` by the rule of this module; add warnings about splits that may be or will be empty.
+
+    Args:
+        dataset: The dataset; its beginning is read.
+        options: Fractions of the splits, and how bad rows and short documents are treated.
+
+    Raises:
+        UserError: No row at the beginning of a file has the text field.
+        Failure: A row is bad, or a file cannot be read.
+    """
+    fractions = (options.valid_fraction, options.test_fraction)
+    dataset.bounds = plain = (int(fractions[0] * FULL), int((fractions[0] + fractions[1]) * FULL))
+    needed = {0} | {i + 1 for i, share in enumerate(fractions) if share > 0}
     if needed == {0}:
         return
     hashes: list[np.ndarray] = []
-    met: set[int] = set()
+    found: set[int] = set()
     read = 0
     for file, key in enumerate(dataset.keys):
         seed = file_seed(dataset.name, key)
-        part = dataset.whole_file(file)
-        for batch in read_documents(part):
+        whole = dataset.whole_file(file)
+        for batch in read_documents(whole):
             if read > SCAN_BYTES:
-                warn_of_unmet_splits(dataset, needed - met, sum(map(len, hashes)), read)
+                warn_of_unmet_splits(dataset, needed - found, sum(map(len, hashes)), read)
                 return
-            check_bad_rows(batch, part, options, dataset.name)
-            least = max(options.min_doc_chars, 1)
-            kept = np.array([len(text) >= least for text in batch.texts], bool)
-            found = document_hash(seed, batch.keys[kept])
-            hashes.append(found)
-            met.update(np.unique(split_of(found, plain)).tolist())
+            check_bad_rows(batch, whole, options, dataset.name)
+            min_chars = max(options.min_doc_chars, 1)
+            kept = np.array([len(text) >= min_chars for text in batch.texts], bool)
+            hashes.append(document_hash(seed, batch.keys[kept]))
+            found.update(np.unique(split_of(hashes[-1], plain)).tolist())
             read += sum(map(len, batch.texts))
-            if met >= needed:
+            if found >= needed:
                 return
-    fit_bounds(dataset, np.sort(np.concatenate(hashes)) if hashes else np.empty(0, np.uint64), wanted)
+    fit_bounds(dataset, np.sort(np.concatenate(hashes)) if hashes else np.empty(0, np.uint64), fractions)
 
 
 def warn_of_unmet_splits(dataset: DatasetPlan, splits: set[int], documents: int, read: int) -> None:
-    """Tell that a large dataset's start has no document of these splits; hashing will probably give them some."""
+    """Add a warning that the beginning of a large dataset has no document of these splits.
+
+    Args:
+        dataset: The dataset.
+        splits: The splits without a document.
+        documents: Number of documents at the beginning.
+        read: Characters of text in them.
+    """
     names = " and ".join(SPLITS[i] for i in sorted(splits))
     dataset.warnings.append(
         f"dataset {dataset.name!r}: no document of {names} among its first {documents:,} ({read / 1e6:,.0f} MB of "
-        f"text). If there is none in the rest either, the end of the run tells it."
+        f"text). If the rest has none either, there will be another warning at the end."
     )
 
 
-def fit_bounds(dataset: DatasetPlan, hashes: np.ndarray, wanted: tuple[float, float]) -> None:
-    """Give every split its share of these documents and at least one, train first, then valid, then test."""
+def fit_bounds(dataset: DatasetPlan, hashes: np.ndarray, fractions: tuple[float, float]) -> None:
+    """Set `dataset.bounds` so that these documents are split in the given proportion.
+
+    A split with a fraction above 0 gets the nearest number of documents to its share, but at least one. If there are
+    too few, train comes first, then valid, then test.
+
+    Args:
+        dataset: The dataset; a warning is added for each split that stays empty.
+        hashes: Sorted uint64 hashes of all its documents.
+        fractions: Shares of valid and test.
+    """
     count = len(hashes)
-    takes = [max(1, round(share * count)) if share > 0 else 0 for share in wanted]
+    takes = [max(1, round(share * count)) if share > 0 else 0 for share in fractions]
     while sum(takes) > max(count - 1, 0):
         takes[1 if takes[1] >= takes[0] else 0] -= 1
     ends = (takes[0], takes[0] + takes[1])
     dataset.bounds = (int(hashes[ends[0]]), int(hashes[ends[1]])) if count else (0, 0)
-    for i, share in enumerate(wanted):
+    for i, share in enumerate(fractions):
         if share > 0 and takes[i] == 0:
             dataset.warnings.append(
-                f"dataset {dataset.name!r}: {len(hashes)} document(s), too few for a {SPLITS[i + 1]} split. "
+                f"dataset {dataset.name!r}: {count} document(s), too few for a {SPLITS[i + 1]} split. "
                 f"Take more documents, or set {SPLITS[i + 1]}_fraction=0."
             )
 
 
-def check_bad_rows(batch: Batch, part: FileRange, options: PrepOptions, dataset: str) -> None:
-    """Raise `Failure` for the first bad row unless bad rows are skipped; `UserError` when a file begins with rows of
-    which none has the text field: then it is the field that is wrong.
+def check_bad_rows(batch: Batch, source: FileRange, options: PrepOptions, dataset: str) -> None:
+    """Raise an error for the first bad row of a batch, unless bad rows are skipped.
+
+    Args:
+        batch: A batch of the file.
+        source: What is read of the file.
+        options: The options; `bad_rows` is used.
+        dataset: Name of the dataset.
+
+    Raises:
+        UserError: The file begins with rows none of which has the text field: the field is probably wrong.
+        Failure: A row is bad.
     """
     if not batch.bad or options.bad_rows == "skip":
         return
-    key, _, what = batch.bad[0]
+    key, _, reason = batch.bad[0]
     if key <= len(UTF8_BOM) and not batch.texts and all(detail.startswith(NO_FIELD) for _, _, detail in batch.bad):
         raise UserError(
-            f"dataset {dataset!r}: text_field={part.text_field} is in none of the first {len(batch.bad):,} rows of "
-            f"{part.path}; {what.partition('; ')[2]}. Set the dataset's text_field to the one that holds the text, or "
-            "bad_rows=skip to leave such rows out."
+            f"dataset {dataset!r}: text_field={source.text_field} is in none of the first {len(batch.bad):,} rows of "
+            f"{source.path}; {reason.partition('; ')[2]}. Set the dataset's text_field to the one that holds the text, "
+            "or bad_rows=skip to leave such rows out."
         )
     raise Failure(
-        f"{part.path}: row {row_number(part, key):,} (dataset {dataset!r}): {what}. Mend the row, or set "
-        f"bad_rows=skip to leave "
-        f"such rows out and count them."
+        f"{source.path}: row {row_number(source, key):,} (dataset {dataset!r}): {reason}. Fix the row, or set "
+        f"bad_rows=skip to leave such rows out and count them."
     )

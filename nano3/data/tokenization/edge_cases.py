@@ -1,4 +1,4 @@
-"""Texts on which tokenizers have been seen to differ; an engine is proven on them before it is used."""
+"""Texts that tokenizers are known to encode differently. Engines are compared on them before the fast one is used."""
 
 WORDS = [
     "hello",
@@ -83,7 +83,7 @@ PLANES = [
 
 
 def edge_cases(special: list[str]) -> list[str]:
-    """All of them; `special` are the tokenizer's own added tokens, which are put into texts literally."""
+    """Return all edge cases, including texts with the tokenizer's own added tokens (`special`) written literally."""
     literal = [f"{a}{token}{b}" for token in special for a, b in (("", ""), ("a ", " b"), ("x", "y"))]
     if special:
         literal += ["".join(special), " ".join(special), special[0][:-1], special[-1] * 3, special[0].upper()]

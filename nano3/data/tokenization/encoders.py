@@ -1,7 +1,7 @@
-"""Texts to token ids: one small interface over two engines, and the proof that they agree.
+"""From texts to token ids: one interface over two engines, and the comparison of their results.
 
-An encoder takes a list of texts and gives their ids back to back (uint32) and the number of ids of each text
-(int64), without the special tokens a post-processor would add.
+An encoder takes a list of texts. It returns their ids back to back (uint32) and the number of ids of each text
+(int64), without the special tokens that a post-processor would add.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,12 @@ Encoder = Callable[[list[str]], Encoded]
 
 
 def fast_encoder(tokenizer: Any, split_special_tokens: bool) -> Encoder:
-    """Encoder on fastokens."""
+    """Return an encoder that uses fastokens.
+
+    Args:
+        tokenizer: A native tokenizer of fastokens.
+        split_special_tokens: Whether special tokens in a text are encoded as plain text.
+    """
 
     def encode(texts: list[str]) -> Encoded:
         ids, offsets = tokenizer.encode_batch_flat(texts, False, split_special_tokens)
@@ -24,7 +29,7 @@ def fast_encoder(tokenizer: Any, split_special_tokens: bool) -> Encoder:
 
 
 def reference_encoder(tokenizer: Any) -> Encoder:
-    """Encoder on tokenizers."""
+    """Return an encoder that uses a `tokenizers.Tokenizer`."""
 
     def encode(texts: list[str]) -> Encoded:
         rows = [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
@@ -36,23 +41,23 @@ def reference_encoder(tokenizer: Any) -> Encoder:
 
 
 def first_difference(one: Encoder, other: Encoder, texts: list[str]) -> int | None:
-    """Number of the first text that the encoders see differently, or None."""
+    """Return the index of the first text that two encoders encode differently, or None."""
     if not texts:
         return None
     ids, lengths = one(texts)
-    right, right_lengths = other(texts)
-    if np.array_equal(lengths, right_lengths) and np.array_equal(ids, right):
+    other_ids, other_lengths = other(texts)
+    if np.array_equal(lengths, other_lengths) and np.array_equal(ids, other_ids):
         return None
-    ends, right_ends = np.cumsum(lengths), np.cumsum(right_lengths)
+    ends, other_ends = np.cumsum(lengths), np.cumsum(other_lengths)
     for i in range(len(texts)):
-        mine = ids[ends[i] - lengths[i] : ends[i]]
-        if not np.array_equal(mine, right[right_ends[i] - right_lengths[i] : right_ends[i]]):
+        found = ids[ends[i] - lengths[i] : ends[i]]
+        if not np.array_equal(found, other_ids[other_ends[i] - other_lengths[i] : other_ends[i]]):
             return i
     return None
 
 
 class SpecialTokenCounter:
-    """Counts ids that belong to special tokens: literal special-token text inside documents."""
+    """Counts the ids of special tokens, which come from special tokens written literally in a text."""
 
     def __init__(self, special_ids: tuple[int, ...]) -> None:
         self._table: np.ndarray | None = None
@@ -65,10 +70,11 @@ class SpecialTokenCounter:
             self._table[ids] = True
 
     def __call__(self, ids: np.ndarray) -> int:
-        """Number of special ids in a uint32 array. A few ranges are compared directly, which is far faster than a
-        table.
+        """Return the number of special ids in a uint32 array.
+
+        A few ranges are compared directly, which is far faster than a lookup table.
         """
         if self._table is not None:
             return int(np.count_nonzero(self._table[ids[ids < len(self._table)]]))
-        # Usually they are the first ids: then there is nothing to subtract.
+        # Special ids usually begin at 0, and then nothing needs to be subtracted.
         return sum(int(np.count_nonzero((ids - start if start else ids) <= width)) for start, width in self._ranges)

@@ -1,8 +1,7 @@
-"""The two tokenizer engines, loaded without numpy or pyarrow: the process that loads them must have no threads when
-it forks.
+"""Load the two tokenizer engines, without NumPy or PyArrow: the process that loads them forks and must have no threads.
 
-`tokenizers` is the reference: its ids are right by definition. `fastokens` gives the same ids a hundred times faster
-where it can read the tokenizer; it is used only after a proof (`tokenize.py`).
+`tokenizers` is the reference: its ids are correct by definition. `fastokens` gives the same ids about a hundred times
+faster for the tokenizers that it can read. It is used only after a comparison (`nano3.data.build.engine_check`).
 """
 
 import contextlib
@@ -21,73 +20,85 @@ FAST = "fastokens"
 
 @dataclass
 class Engines:
-    """`fast` is None when it may not or cannot be used; `why_not` then says why."""
+    """The loaded engines.
+
+    Attributes:
+        reference: A `tokenizers.Tokenizer`.
+        fast: A native tokenizer of fastokens; None if it must not or cannot be used.
+        fast_error: Why fastokens cannot be used, or "".
+    """
 
     reference: Any
     fast: Any
-    why_not: str = ""
+    fast_error: str = ""
 
 
 def load_engines(
     file: str, split_special_tokens: bool, fast: bool, meanwhile: Callable[[], None] = lambda: None
 ) -> Engines:
-    """Load a tokenizer.json into both engines (the reference only, when not `fast`).
+    """Load a tokenizer.json into both engines.
 
-    The fast engine takes longest: the rest, `meanwhile` included, is done beside it in a thread, which has ended when
-    this returns. Truncation and padding that the file may ask for are switched off: documents stay whole.
+    fastokens takes longest to load, so everything else is done at the same time in a thread, which has ended when
+    this function returns. Truncation and padding in the file are switched off: documents stay whole.
+
+    Args:
+        file: Path of the tokenizer.json.
+        split_special_tokens: Whether special tokens in a text are encoded as plain text.
+        fast: Whether to load fastokens.
+        meanwhile: Called while fastokens loads.
     """
     if not fast:
         meanwhile()
         return Engines(load_reference(file, split_special_tokens), None)
-    beside: Future[Any] = Future()
+    result: Future[Any] = Future()
 
-    def others() -> None:
-        # The fast engine and what else a run does at its start are waited for first: two cores have enough in them.
+    def load_rest() -> None:
+        # fastokens and other work at the start of a run come first: they keep two cores busy.
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
         try:
             reference = load_reference(file, split_special_tokens)
             meanwhile()
-            beside.set_result(reference)
+            result.set_result(reference)
         except BaseException as error:
-            beside.set_exception(error)
+            result.set_exception(error)
 
-    thread = threading.Thread(target=others)
+    thread = threading.Thread(target=load_rest)
     thread.start()
     try:
-        quick, why_not = load_fast(file)
+        tokenizer, fast_error = load_fast(file)
     finally:
         thread.join()
         wait_for_thread_exit()
-    return Engines(beside.result(), quick, why_not)
+    return Engines(result.result(), tokenizer, fast_error)
 
 
 def load_fast(file: str) -> tuple[Any, str]:
-    """Load a tokenizer.json into fastokens; (None, why not) when it cannot be."""
+    """Load a tokenizer.json into fastokens; return (None, reason) if that fails."""
     from fastokens import _native
 
     try:
-        quick = _native.Tokenizer.from_file(file)
+        tokenizer = _native.Tokenizer.from_file(file)
     except (ValueError, RuntimeError, NotImplementedError, OSError) as error:
         return None, f"fastokens cannot read this tokenizer: {error}"
-    quick.no_truncation()
-    quick.no_padding()
-    return quick, ""
-
-
-def wait_for_thread_exit() -> None:
-    """Until threads that have ended are gone from the process (Linux): `join` returns a moment before they are."""
-    tasks, end = Path("/proc/self/task"), time.monotonic() + 1
-    while tasks.is_dir() and len(list(tasks.iterdir())) > threading.active_count() and time.monotonic() < end:
-        time.sleep(0.0005)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer, ""
 
 
 def load_reference(file: str, split_special_tokens: bool) -> Any:
     """Load a tokenizer.json into tokenizers."""
     from tokenizers import Tokenizer
 
-    reference = Tokenizer.from_file(file)
-    reference.no_truncation()
-    reference.no_padding()
-    reference.encode_special_tokens = split_special_tokens
-    return reference
+    tokenizer = Tokenizer.from_file(file)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = split_special_tokens
+    return tokenizer
+
+
+def wait_for_thread_exit() -> None:
+    """Wait until the kernel has removed ended threads (Linux): `join` returns slightly earlier."""
+    tasks, end = Path("/proc/self/task"), time.monotonic() + 1
+    while tasks.is_dir() and len(list(tasks.iterdir())) > threading.active_count() and time.monotonic() < end:
+        time.sleep(0.0005)

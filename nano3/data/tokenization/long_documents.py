@@ -1,8 +1,8 @@
-"""A document of any length, a piece at a time: memory then holds its text once and little else.
+"""Encode a document of any length in chunks, so that memory holds its text once and little else.
 
-Cutting a text changes the ids around the cut, unless the tokenizer has a boundary there anyway. Whether it does is
-asked of the engine at each cut: the text around it must have the same ids cut and whole. Where no cut is found the
-piece grows; a tokenizer that sees a text as one word (SentencePiece without pre-tokenizer) is given all of it.
+Cutting a text changes the ids around the cut, unless the tokenizer has a boundary there anyway. The engine is asked at
+each cut: the text around it must have the same ids whether it is cut or not. If no such cut is found, the chunk is
+extended. A tokenizer that treats a text as one word (SentencePiece without pre-tokenizer) gets the whole text.
 """
 
 import re
@@ -12,13 +12,13 @@ import numpy as np
 
 from nano3.data.tokenization.encoders import Encoder
 
-LONG = 8 << 20  # characters from which a document is taken in pieces
-PIECE = 2 << 20  # characters of a piece, about
-SEARCH = 64 << 10  # characters before the end of a piece in which a cut is looked for
-AROUND = 2048  # characters on each side of a cut that the engine is asked about
-TRIES = 3  # cuts of each kind
-# Where tokenizers usually have a boundary, the surest first: between words; after a line; after a full stop.
-LIKELY = (
+LONG = 8 << 20  # characters from which a document is encoded in chunks
+CHUNK_CHARS = 2 << 20  # approximate length of a chunk
+SEARCH_CHARS = 64 << 10  # characters at the end of a chunk that are searched for a cut
+CONTEXT_CHARS = 2048  # characters on each side of a cut for which the engine is asked
+TRIES = 3  # cuts of each kind that are tried
+# Where tokenizers usually have a boundary, the most reliable first: between words, after a line, after a full stop.
+LIKELY_BOUNDARIES = (
     re.compile(r"[a-z](?= [a-z])"),
     re.compile(r"\n(?=\w)"),
     re.compile(r"\w(?= \w)"),
@@ -27,31 +27,31 @@ LIKELY = (
 
 
 def encode_chunks(text: str, encode: Encoder) -> Iterator[tuple[np.ndarray, str]]:
-    """(ids uint32, piece) of each piece of a text in turn; together the ids of the whole text."""
+    """Yield the uint32 ids and the text of each chunk; together the ids are those of the whole text."""
     start = 0
     while start < len(text):
         stop = find_cut(text, start, encode)
-        piece = text[start:stop]
+        chunk = text[start:stop]
         start = stop
-        yield encode([piece])[0], piece
+        yield encode([chunk])[0], chunk
 
 
 def find_cut(text: str, start: int, encode: Encoder) -> int:
-    """The end of the piece that begins at `start`."""
-    end = start + PIECE
-    while end + AROUND < len(text):
-        for likely in LIKELY:
-            found = [m.end() for m in likely.finditer(text, end - SEARCH, end)]
+    """Return the end of the chunk that begins at `start`."""
+    end = start + CHUNK_CHARS
+    while end + CONTEXT_CHARS < len(text):
+        for pattern in LIKELY_BOUNDARIES:
+            found = [m.end() for m in pattern.finditer(text, end - SEARCH_CHARS, end)]
             for cut in reversed(found[-TRIES:]):
                 if is_boundary(text, cut, encode):
                     return cut
-        end += PIECE
+        end += CHUNK_CHARS
     return len(text)
 
 
 def is_boundary(text: str, cut: int, encode: Encoder) -> bool:
-    """Whether the text around a cut has the same ids cut and whole."""
-    left, right = text[max(0, cut - AROUND) : cut], text[cut : cut + AROUND]
+    """Return whether the text around a cut has the same ids with and without the cut."""
+    left, right = text[max(0, cut - CONTEXT_CHARS) : cut], text[cut : cut + CONTEXT_CHARS]
     ids, lengths = encode([left, right, left + right])
-    apart = int(lengths[0] + lengths[1])
-    return apart == int(lengths[2]) and bool(np.array_equal(ids[:apart], ids[apart:]))
+    separate = int(lengths[0] + lengths[1])
+    return separate == int(lengths[2]) and bool(np.array_equal(ids[:separate], ids[separate:]))

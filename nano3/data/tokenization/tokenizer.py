@@ -1,7 +1,7 @@
-"""Which tokenizer: where its files are, what they say about vocabulary and end of document. Loads no tokenizer.
+"""Find a tokenizer's files and read its vocabulary and special tokens, without loading the tokenizer.
 
-A tokenizer is a Hugging Face `tokenizer.json` (byte-level BPE, SentencePiece-style BPE or Unigram, WordPiece) with,
-beside it, `tokenizer_config.json` and perhaps `special_tokens_map.json`.
+A tokenizer is a Hugging Face `tokenizer.json` (byte-level BPE, SentencePiece-style BPE or Unigram, WordPiece) next to
+a `tokenizer_config.json` and possibly a `special_tokens_map.json`.
 """
 
 import hashlib
@@ -17,35 +17,48 @@ from nano3.utils.errors import UserError
 from nano3.utils.files import read_json
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-# End-of-document tokens that are recognised when no config names one.
+# End-of-document tokens that are recognized if no config names one.
 USUAL_EOD = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
 UINT16_VOCAB = 65500  # Megatron's own limit (DType.optimal_dtype), a little under 65536
 
 
-class ModelPart(msgspec.Struct):
-    """The part `model` of a tokenizer.json: its vocabulary. The merges, the larger half of the file, are skipped."""
+class ModelSection(msgspec.Struct):
+    """The section `model` of a tokenizer.json. Only the vocabulary is read; the merges are larger."""
 
     vocab: dict[str, int] | list[Any]
 
 
 class AddedToken(msgspec.Struct):
-    """An entry of a tokenizer.json's `added_tokens`."""
+    """An entry of `added_tokens` in a tokenizer.json."""
 
     content: str
     id: int
     special: bool = False
 
 
-class Spec(msgspec.Struct):
-    """What is read of a tokenizer.json."""
+class TokenizerJson(msgspec.Struct):
+    """The parts of a tokenizer.json that are read."""
 
-    model: ModelPart
+    model: ModelSection
     added_tokens: list[AddedToken] | None = None
 
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """What the data path must know of a tokenizer. `revision` is the commit when it came from a hub."""
+    """What data preparation needs to know about a tokenizer.
+
+    Attributes:
+        model: Hub id, folder or file, as configured.
+        folder: Folder of its files.
+        sha256: SHA-256 of tokenizer.json.
+        vocab_size: Number of ids.
+        eod_id: Id of the end-of-document token, or None if it has none.
+        eod_token: Text of the end-of-document token, or None.
+        bos_id: Id of the beginning-of-sequence token, or None.
+        special_ids: Sorted ids of special tokens.
+        revision: Commit of a tokenizer from the Hub.
+        json_name: Name of tokenizer.json in the folder.
+    """
 
     model: str
     folder: str
@@ -56,25 +69,30 @@ class TokenizerInfo:
     bos_id: int | None
     special_ids: tuple[int, ...]
     revision: str | None = None
+    json_name: str = "tokenizer.json"
 
     @property
     def file(self) -> str:
         """Path of tokenizer.json."""
         return str(Path(self.folder) / self.json_name)
 
-    json_name: str = "tokenizer.json"
-
 
 def find_tokenizer(model: str, add_bos: bool, add_eos: bool) -> TokenizerInfo:
-    """Find the files of `model` (hub id, folder, or tokenizer.json) and read them.
+    """Find the files of a tokenizer and read them.
 
-    Raises `UserError` when there are none, when they cannot be read, or when they name no token that is needed.
+    Args:
+        model: Hub id, folder, or path of a tokenizer.json.
+        add_bos: Whether the data needs a beginning-of-sequence token.
+        add_eos: Whether the data needs an end-of-document token.
+
+    Raises:
+        UserError: There is no such tokenizer, its files cannot be read, or they do not name a token that is needed.
     """
     path, revision = locate_tokenizer(model)
     check_name(str(path), f"tokenizer_model={model}")  # it goes into the plan
     try:
         data = path.read_bytes()
-        spec = msgspec.json.decode(data, type=Spec)
+        spec = msgspec.json.decode(data, type=TokenizerJson)
         ids = token_ids(spec)
     except OSError as error:
         raise UserError(f"tokenizer_model={model}: {path} cannot be read: {error.strerror}") from error
@@ -110,8 +128,8 @@ def find_tokenizer(model: str, add_bos: bool, add_eos: bool) -> TokenizerInfo:
 
 
 def locate_tokenizer(model: str) -> tuple[Path, str | None]:
-    """Path of the tokenizer.json and, from a hub, its commit."""
-    # Links are not followed: in a hub's cache each file is one, and what they lead to lies without the config files.
+    """Return the path of a model's tokenizer.json and, from the Hub, its commit."""
+    # Links are not followed: every file in the Hub's cache is a link, and its target is not next to the config files.
     path = Path(model).expanduser().absolute()
     if path.is_file():
         return path, None
@@ -130,13 +148,13 @@ def locate_tokenizer(model: str) -> tuple[Path, str | None]:
 
 
 def is_local_path(model: str) -> bool:
-    """Whether `model` means a file or folder of this machine, be it there or not, and no hub id."""
+    """Return whether `model` denotes a local file or folder, existing or not, rather than a Hub id."""
     looks_local = model.startswith(("/", ".", "~")) or model.endswith(".json") or model.count("/") > 1
     return looks_local or not model or Path(model).expanduser().exists()
 
 
-def token_ids(spec: Spec) -> dict[str, int]:
-    """Token text to id over the model's vocabulary and the added tokens."""
+def token_ids(spec: TokenizerJson) -> dict[str, int]:
+    """Return the id of each token of the vocabulary and of the added tokens."""
     vocab = spec.model.vocab
     ids = dict(vocab) if isinstance(vocab, dict) else {entry[0]: i for i, entry in enumerate(vocab)}
     ids.update({token.content: token.id for token in spec.added_tokens or []})
@@ -146,7 +164,7 @@ def token_ids(spec: Spec) -> dict[str, int]:
 
 
 def read_special_tokens(folder: Path) -> dict[str, str]:
-    """eos_token and bos_token as the config files beside tokenizer.json name them; tokenizer_config.json wins."""
+    """Return eos_token and bos_token from the config files in a folder; tokenizer_config.json takes precedence."""
     names: dict[str, str] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         if not (folder / file).is_file():
@@ -165,8 +183,8 @@ def read_special_tokens(folder: Path) -> dict[str, str]:
     return names
 
 
-def guess_eod_token(spec: Spec) -> str | None:
-    """The one special token that is commonly an end of document; None when there are several or none."""
+def guess_eod_token(spec: TokenizerJson) -> str | None:
+    """Return the special token that is a usual end-of-document token; None if there are several or none."""
     special = {t.content for t in spec.added_tokens or [] if t.special}
     found = [name for name in USUAL_EOD if name in special]
     return found[0] if len(found) == 1 else None
@@ -178,7 +196,7 @@ def smallest_dtype(vocab_size: int) -> str:
 
 
 def copy_tokenizer(info: TokenizerInfo, folder: Path) -> None:
-    """Put the tokenizer's files beside the data, so that nobody has to guess later what the ids mean."""
+    """Copy the tokenizer's files into a folder of the data, which records what the ids mean."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(info.file, folder / "tokenizer.json")
     for name in FILES[1:]:

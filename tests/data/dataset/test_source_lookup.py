@@ -78,7 +78,7 @@ def test_plain_text_files(tmp_path: Path, byte_bpe: Path) -> None:
         (tmp_path / "in" / f"{i:02d}.txt").write_text(text)
     run(tmp_path / "in", tmp_path / "out", byte_bpe, num_shards=4)
     origins = check(tmp_path / "out", byte_bpe)
-    assert {origin.place for origin in origins} == {"byte 0"}
+    assert {origin.position for origin in origins} == {"byte 0"}
     assert len({origin.path for origin in origins}) == 30
 
 
@@ -116,8 +116,8 @@ def test_bad_rows_are_not_counted(tmp_path: Path, byte_bpe: Path) -> None:
 
 
 def test_places_in_words() -> None:
-    assert SourceRow("a.parquet", 1233, True).place == "row 1,234"
-    assert SourceRow("a.jsonl", 1233, False).place == "byte 1,233"
+    assert SourceRow("a.parquet", 1233, True).position == "row 1,234"
+    assert SourceRow("a.jsonl", 1233, False).position == "byte 1,233"
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def ask(output: Path, numbers: list[int] | None = None) -> dict[int, SourceRow]:
 def test_an_edited_source_is_told(prepared: tuple[Path, Path]) -> None:
     output, path = prepared
     path.write_bytes(path.read_bytes().replace(b"id", b"ID"))
-    with pytest.raises(Failure, match=r"a\.jsonl: was changed since the data was prepared"):
+    with pytest.raises(Failure, match=r"a\.jsonl: has changed since the data was prepared"):
         ask(output)
 
 

@@ -159,7 +159,7 @@ def test_a_complete_run_writes_nothing(tmp_path: Path, byte_bpe: Path, monkeypat
     before = state()
     from nano3.data.dataset import output_dir
 
-    monkeypatch.setattr(output_dir, "make_writable", None)
+    monkeypatch.setattr(output_dir, "create_output_dir", None)
     monkeypatch.setattr("nano3.utils.files.temp_name", None)
     assert run(path, tmp_path / "out", byte_bpe) == first
     assert state() == before

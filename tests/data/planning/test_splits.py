@@ -135,7 +135,7 @@ REFUSED = {
     "behind_a_byte_order_mark": (batch([(3, "no_text", NO)]), UserError, "its fields: body"),
     "one_row_has_it": (batch([(0, "no_text", NO)], texts=1), Failure, "row 1 .*no field"),
     "another_fault_too": (batch([(0, "no_text", NO), (9, "null", "'text' is null")]), Failure, "row 1 .*no field"),
-    "not_at_the_start": (batch([(28, "no_text", NO)]), Failure, "row 3 .*Mend the row"),
+    "not_at_the_start": (batch([(28, "no_text", NO)]), Failure, "row 3 .*Fix the row"),
 }
 
 

@@ -47,7 +47,7 @@ def test_edge_cases(loaded, kind: str, split: bool) -> None:
     engines = loaded(kind, split)
     if engines.fast is None:
         assert kind == "unigram"
-        assert "fastokens cannot read this tokenizer" in engines.why_not
+        assert "fastokens cannot read this tokenizer" in engines.fast_error
         return
     cases = [*edge_cases(special(engines)), *texts(200)]
     fast, reference = fast_encoder(engines.fast, split), reference_encoder(engines.reference)

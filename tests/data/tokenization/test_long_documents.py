@@ -28,7 +28,7 @@ TOKENIZERS = ["byte_bpe", "sentencepiece_bpe", "unigram", "tekken"]
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of a few hundred characters, so that a test has many cuts."""
-    for name, value in {"PIECE": 300, "SEARCH": 100, "AROUND": 60}.items():
+    for name, value in {"CHUNK_CHARS": 300, "SEARCH_CHARS": 100, "CONTEXT_CHARS": 60}.items():
         monkeypatch.setattr(long_documents, name, value)
 
 
