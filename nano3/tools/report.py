@@ -7,6 +7,7 @@ nano3 report output/nano3/runs/sweep --output sweep.html
 import argparse
 import math
 import shlex
+import statistics
 from collections.abc import Sequence
 from datetime import datetime
 from html import escape
@@ -148,10 +149,8 @@ def measured(line: dict[str, Any], done: int) -> str:
 
 def usual(train: list[dict[str, Any]], key: str, form: str) -> str:
     """The median of a metric's last lines."""
-    from nano3.training.reports.summary import median
-
     values = [line[key] for line in train[-END:] if line.get(key) is not None]
-    return form.format(median(values)) if values else ""
+    return form.format(statistics.median_high(values)) if values else ""
 
 
 def curves(lines: dict[str, list[dict[str, Any]]]) -> str:

@@ -111,20 +111,20 @@ def samples_of(config: Any, folder: Path, iteration: int, only: int | None) -> r
 
 
 def pieces_of(order: Any, data: Path, samples: range, global_batch_size: int) -> Iterator[Piece]:
-    """The stretches of documents in these samples of a `TrainOrder`, in turn."""
+    """The stretches of documents in these samples of a `SampleIndex`, in turn."""
     import numpy as np
 
     from nano3.data.dataset.indexed import IndexedFile
 
     opened: dict[str, IndexedFile] = {}
     for sample in samples:
-        member, number = order.find(sample)
+        member, number = order.locate(sample)
         # By its name: the data may have been moved since.
         shard = "/".join(member.prefix.parts[-2:])
         if shard not in opened:
             opened[shard] = IndexedFile(data / shard)
         indexed = opened[shard]
-        for stretch in member.stretches(number, indexed.lengths):
+        for stretch in member.token_spans(number, indexed.lengths):
             # The last document that begins there: empty ones before it have no sequence.
             document = int(np.searchsorted(indexed.bounds, stretch.sequence, "right")) - 1
             yield Piece(sample % global_batch_size, shard, document, stretch.start, stretch.stop)

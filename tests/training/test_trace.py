@@ -173,7 +173,7 @@ def test_no_such_run() -> None:
 def test_a_run_that_has_not_begun(traced: Path, tmp_path: Path) -> None:
     shutil.copytree(traced, tmp_path / "run", ignore=shutil.ignore_patterns("index_cache"))
     code, _, errors = trace(tmp_path / "run", "--iteration", 1)
-    assert code == 2 and "holds no order of samples; the run makes it when it begins to train" in errors
+    assert code == 2 and "there is no sample index yet; the run creates it when training starts" in errors
 
 
 def test_data_that_was_prepared_anew(traced: Path, tmp_path: Path) -> None:

@@ -37,8 +37,8 @@ PEAK_FLOPS = {
     "L40S": 362e12,
 }
 
-# How often the ranks agree on stopping. It makes them wait for the GPU, and launchers allow two minutes between a signal
-# and the kill.
+# How often the ranks agree on stopping. This waits for the GPU, and launchers allow two minutes between a signal and
+# the kill.
 STOP_POLL_S = 5.0
 
 

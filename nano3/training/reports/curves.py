@@ -1,19 +1,19 @@
-"""Curves of several runs over iterations, as SVG text for a page."""
+"""Plot metrics of several runs over iterations, as SVG text for an HTML page."""
 
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nano3.training.reports.plot import BLUE, DATASET_COLOURS, ORANGE, smooth, style_axes
+from nano3.training.reports.plot import BLUE, DATASET_COLORS, ORANGE, smooth, style_axes
 
-COLOURS = (BLUE, ORANGE, *DATASET_COLOURS)
-Lines = list[dict[str, Any]]  # of metrics.jsonl
+COLORS = (BLUE, ORANGE, *DATASET_COLORS)
+Lines = list[dict[str, Any]]  # the lines of metrics.jsonl
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A figure: the metric `key`, its title and unit; noisy ones are smoothed."""
+    """A figure of one metric: its key in metrics.jsonl, its title with the unit, and whether to smooth it."""
 
     key: str
     title: str
@@ -34,7 +34,12 @@ CURVES = (
 
 
 def draw_curve(curve: Curve, runs: Mapping[str, Lines]) -> str | None:
-    """An <svg> element with one line a run; None when no run has this metric. Needs matplotlib."""
+    """Return an <svg> element with one line per run, or None if no run has this metric. Needs matplotlib.
+
+    Args:
+        curve: The metric to plot.
+        runs: Run name -> lines of its metrics.jsonl.
+    """
     found = {
         name: [(line["iteration"], line[curve.key]) for line in lines if line.get(curve.key) is not None]
         for name, lines in runs.items()
@@ -53,8 +58,8 @@ def draw_curve(curve: Curve, runs: Mapping[str, Lines]) -> str | None:
             x, y = zip(*points, strict=True)
             values = smooth(y) if curve.noisy else y
             marker = "o" if len(points) < 30 else ""
-            colour = COLOURS[number % len(COLOURS)]
-            axes.plot(x, values, color=colour, linewidth=1.6, marker=marker, markersize=3, label=name)
+            color = COLORS[number % len(COLORS)]
+            axes.plot(x, values, color=color, linewidth=1.6, marker=marker, markersize=3, label=name)
     if curve.log and all(value > 0 for points in found.values() for _, value in points):
         axes.set_yscale("log")
     axes.set(xlabel="iteration")
@@ -63,7 +68,7 @@ def draw_curve(curve: Curve, runs: Mapping[str, Lines]) -> str | None:
     if len(found) > 1:
         axes.legend(frameon=False, fontsize=8)
     text = io.StringIO()
-    # Text stays text, so that the page can be searched; names within the picture are those of the metric alone.
+    # Keep text as text, so that the page is searchable. The hash salt makes the element ids reproducible.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": curve.key}):
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]

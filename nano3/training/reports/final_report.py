@@ -1,4 +1,4 @@
-"""What is shown when a run has reached its end: a table, a picture and, for a small model, some of its own text."""
+"""The report at the end of a run: a table, a plot and, for a small model, generated text."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +13,13 @@ from nano3.utils.files import write_text
 
 
 def write_final_report(config: PretrainConfig, run_dir: Path) -> None:
-    """Print the summary, draw loss.png, and continue `logger.sample_prompts`. What is there is only shown again.
+    """Print the summary, plot loss.png, and generate text for `logger.sample_prompts`.
 
-    The run is finished by now, so what cannot be shown is told and changes nothing about that.
+    Plot and text are reused if they are newer than the metrics. A failure is only a warning: the run is finished.
+
+    Args:
+        config: The run's configuration.
+        run_dir: The run folder.
     """
     metrics, picture = run_dir / "metrics.jsonl", run_dir / "loss.png"
     fresh = not picture.exists() or not metrics.exists() or picture.stat().st_mtime < metrics.stat().st_mtime
@@ -32,18 +36,18 @@ def _show_samples(config: PretrainConfig, run_dir: Path, fresh: bool) -> None:
     if fresh or not samples.exists():
         written = generate(exported_model(run_dir), config.logger.sample_prompts)
         write_text(samples, "\n\n".join(f"[{s.prompt}]{s.text}" for s in written) + "\n")
-    say("\nThe model continues [a prompt]:\n")
+    say("\nText generated from [a prompt]:\n")
     say(samples.read_text())
 
 
-def _try(without: str, show: Callable[[], object]) -> bool:
-    """Whether it could be shown; otherwise says why not."""
+def _try(missing: str, show: Callable[[], object]) -> bool:
+    """Return whether `show` succeeded; otherwise print why not."""
     try:
         show()
     except ModuleNotFoundError as error:
-        warn(f"{without}: {error.name} is not installed. The run is finished.")
+        warn(f"{missing}: {error.name} is not installed. The run is finished.")
     except (Nano3Error, OSError, RuntimeError, ValueError, KeyError) as error:
-        warn(f"{without}: {error} The run is finished.")
+        warn(f"{missing}: {error} The run is finished.")
     else:
         return True
     return False

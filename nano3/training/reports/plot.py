@@ -1,4 +1,4 @@
-"""A picture of a run: training and validation loss over tokens, the learning rate below."""
+"""Plot a run: training and validation loss over tokens, with the learning rate below."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +11,20 @@ from nano3.utils.files import atomic_open
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, told apart by colour-blind readers too.
+# The colors of Okabe and Ito, distinguishable for color-blind readers.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"
-DATASET_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+DATASET_COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 
 
 def plot_losses(run_dir: Path, path: Path | None = None) -> Path:
-    """Draw a run's metrics.jsonl as a PNG (default: <run folder>/loss.png) and return its path.
+    """Plot a run's metrics.jsonl as a PNG and return its path.
 
-    Raises `UserError` when the run has no training lines yet.
+    Args:
+        run_dir: The run folder.
+        path: Where to write; by default loss.png in the run folder.
+
+    Raises:
+        UserError: The run has no training lines yet.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -28,7 +33,7 @@ def plot_losses(run_dir: Path, path: Path | None = None) -> Path:
     train = [line for line in lines if "loss" in line]
     valid = [line for line in lines if "valid_loss" in line]
     if not train:
-        raise UserError(f"{Path(run_dir) / FILE} has no training lines yet: nothing to draw.")
+        raise UserError(f"{Path(run_dir) / FILE} has no training lines yet: nothing to plot.")
     figure = Figure(figsize=(9, 6), dpi=144, layout="constrained")
     FigureCanvasAgg(figure)
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
@@ -48,7 +53,7 @@ def plot_losses(run_dir: Path, path: Path | None = None) -> Path:
 
 
 def style_axes(axes: "Axes") -> None:
-    """A pale grid and no frame."""
+    """Draw a pale grid and no frame."""
     axes.grid(color="#E5E5E5", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -61,9 +66,9 @@ def _draw_losses(axes: "Axes", train: list[dict[str, Any]], valid: list[dict[str
     if valid:
         at = [_x(line, per_iteration) for line in valid]
         names = [key for key in valid[-1] if key.startswith("valid_loss/")]
-        for name, colour in zip(names, DATASET_COLOURS, strict=False):
+        for name, color in zip(names, DATASET_COLORS, strict=False):
             label = name.removeprefix("valid_loss/")
-            axes.plot(at, [line[name] for line in valid], color=colour, linewidth=1, linestyle="--", label=label)
+            axes.plot(at, [line[name] for line in valid], color=color, linewidth=1, linestyle="--", label=label)
         axes.plot(at, [line["valid_loss"] for line in valid], color=ORANGE, marker="o", linewidth=2, label="validation")
         axes.annotate(f"{valid[-1]['valid_loss']:.2f}", (at[-1], valid[-1]["valid_loss"]), (6, 0),
                       textcoords="offset points", color=ORANGE, va="center")  # fmt: skip
@@ -72,7 +77,7 @@ def _draw_losses(axes: "Axes", train: list[dict[str, Any]], valid: list[dict[str
 
 
 def _x(line: dict[str, Any], per_iteration: float) -> float:
-    return line["iteration"] * per_iteration
+    return float(line["iteration"]) * per_iteration
 
 
 def _unit(tokens: float) -> tuple[float, str]:
@@ -83,7 +88,7 @@ def _unit(tokens: float) -> tuple[float, str]:
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """Exponential mean over about a twentieth of the points, without the usual bias at the start."""
+    """Return the exponential moving average over about a twentieth of the points, corrected for the start."""
     decay = 1 - 1 / max(1.0, len(values) / 20)
     mean, weight, smoothed = 0.0, 0.0, []
     for value in values:

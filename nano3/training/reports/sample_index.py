@@ -1,12 +1,12 @@
-"""Which documents a training sample is made of, from the index that Megatron keeps of it in the run folder.
+"""The documents of each training sample, from Megatron's sample index in the run folder.
 
-Both backends read samples from Megatron's GPTDataset, which writes the order it has drawn into RUN/index_cache, as
-numpy arrays beside a description in JSON. Reading them takes neither torch nor megatron. The formats are those of
+Both backends read samples from Megatron's GPTDataset, which writes the order of samples to RUN/index_cache as numpy
+arrays with a JSON description. Reading them needs neither torch nor megatron. The formats are those of
 megatron/core/datasets/gpt_dataset.py and blended_dataset.py (megatron-core 0.19):
 
-    blend:    dataset_index[sample] -> dataset, dataset_sample_index[sample] -> sample in it
-    dataset:  shuffle_index[sample] -> place; sample_index[place], sample_index[place + 1] -> (entry, offset) at which
-              it begins and ends; document_index[entry] -> document (a sequence of the .idx: one with tokens)
+    blend:    dataset_index[sample] -> dataset, dataset_sample_index[sample] -> sample in that dataset
+    dataset:  shuffle_index[sample] -> row; sample_index[row] and sample_index[row + 1] -> (entry, offset) of its start
+              and end; document_index[entry] -> document (a sequence of the .idx that has tokens)
 """
 
 import hashlib
@@ -21,7 +21,9 @@ import numpy as np
 from nano3.utils.errors import Failure, UserError
 
 BLEND, DATASET = "BlendedDataset", "GPTDataset"
-LABEL = 1  # a sample has one token more than seq_length: the last label
+LABEL = 1  # a sample has seq_length + 1 tokens, including the last label
+# A description that Megatron wrote. Its files are named after the hash of the whole object.
+Description = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -36,115 +38,130 @@ class TokenSpan:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The samples of one shard."""
+    """Megatron's index of one shard.
+
+    `documents` is an int32 array of sequences, `samples` an int32 or int64 array of shape [samples + 1, 2], and
+    `shuffle` an array of rows of `samples`. `prefix` is the shard's path without suffix.
+    """
 
     prefix: Path
     documents: np.ndarray
     samples: np.ndarray
     shuffle: np.ndarray
 
-    def stretches(self, sample: int, lengths: np.ndarray) -> list[TokenSpan]:
-        """The stretches of a sample, in turn; `lengths` are the tokens of each sequence of the shard."""
-        place = int(self.shuffle[sample])
-        (first, begin), (last, end) = self.samples[place].tolist(), self.samples[place + 1].tolist()
-        found = []
+    def token_spans(self, sample: int, lengths: np.ndarray) -> list[TokenSpan]:
+        """Return the spans of tokens that make up a sample, in order.
+
+        Args:
+            sample: Number of the sample in this shard.
+            lengths: Tokens of each sequence of the shard.
+        """
+        row = int(self.shuffle[sample])
+        (first, start), (last, end) = self.samples[row].tolist(), self.samples[row + 1].tolist()
+        spans = []
         for entry in range(first, last + 1):
             sequence = int(self.documents[entry])
             stop = end + LABEL if entry == last else int(lengths[sequence])
-            found.append(TokenSpan(self.prefix, sequence, begin if entry == first else 0, stop))
-        return found
+            spans.append(TokenSpan(self.prefix, sequence, start if entry == first else 0, stop))
+        return spans
 
 
 class SampleIndex:
-    """The training samples of a run, in the order in which they are read. `samples` is their number: train_iters x
-    global_batch_size. Megatron draws a few more for a blend, since it rounds up for each shard. `other_sizes` are those
-    of other orders in the same cache: the run was started with other lengths too.
+    """The training samples of a run, in reading order.
 
-    Raises `UserError` when the run has no such order, `Failure` when it is damaged.
+    `other_sizes` are the lengths of other indexes in the cache: the run was also started with other lengths.
     """
 
     def __init__(self, cache: Path, samples: int) -> None:
+        """Find the index with the given number of samples, the newest of several.
+
+        Args:
+            cache: Folder of Megatron's index files.
+            samples: train_iters x global_batch_size. Megatron draws a few more for a blend: it rounds up per shard.
+
+        Raises:
+            UserError: There is no such index.
+            Failure: A description is damaged.
+        """
         self.cache = cache
-        orders = read_descriptions(cache)
-        whole = [order for order in orders if not is_member(order, orders)]
-        fitting = [
-            order for order in whole if samples <= count_samples(order) <= samples + len(order.get("datasets", ()))
-        ]
+        descriptions = read_descriptions(cache)
+        indexes = [d for d in descriptions if not is_member(d, descriptions)]
+        fitting = [d for d in indexes if samples <= count_samples(d) <= samples + len(d.get("datasets", ()))]
         if not fitting:
-            raise UserError(missing_index_message(cache, samples, whole))
-        self.description = fitting[-1]  # the newest
-        self.other_sizes = sorted({count_samples(order) for order in whole} - {count_samples(self.description)})
+            raise UserError(missing_index_message(cache, samples, indexes))
+        self.description = fitting[-1]
+        self.other_sizes = sorted({count_samples(d) for d in indexes} - {count_samples(self.description)})
 
     @cached_property
     def blend(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """(int16 dataset, int64 sample in it) of each sample; None when there is one dataset only."""
+        """Dataset (int16) and sample in that dataset (int64) of each sample; None if there is only one dataset."""
         if self.description["class"] == DATASET:
             return None
         return self._load(self.description, "dataset_index"), self._load(self.description, "dataset_sample_index")
 
     @cached_property
     def members(self) -> list[ShardIndex]:
-        """The datasets that are mixed, one for each shard."""
+        """The datasets of the blend, one per shard."""
         return [
             ShardIndex(
-                Path(one["dataset_path"]),
-                self._load(one, "document_index"),
-                self._load(one, "sample_index"),
-                self._load(one, "shuffle_index"),
+                Path(member["dataset_path"]),
+                self._load(member, "document_index"),
+                self._load(member, "sample_index"),
+                self._load(member, "shuffle_index"),
             )
-            for one in self.description.get("datasets", [self.description])
+            for member in self.description.get("datasets", [self.description])
         ]
 
-    def find(self, sample: int) -> tuple[ShardIndex, int]:
-        """The dataset that a sample is from, and its number there."""
+    def locate(self, sample: int) -> tuple[ShardIndex, int]:
+        """Return the shard of a sample and the sample's number in that shard."""
         if self.blend is None:
             return self.members[0], sample
         return self.members[int(self.blend[0][sample])], int(self.blend[1][sample])
 
-    def _load(self, description: dict[str, Any], what: str) -> np.ndarray:
+    def _load(self, description: Description, name: str) -> np.ndarray:
         split = description.get("index_split", description.get("split"))
-        path = self.cache / f"{description_hash(description)}-{description['class']}-{split}-{what}.npy"
+        path = self.cache / f"{description_hash(description)}-{description['class']}-{split}-{name}.npy"
         try:
             loaded: np.ndarray = np.load(path, mmap_mode="r")
         except (OSError, ValueError) as error:
             raise Failure(
-                f"{path}: cannot be read: {error}. Remove {self.cache}; the next start makes it anew."
+                f"{path}: cannot be read: {error}. Remove {self.cache}; the next start creates it again."
             ) from error
         return loaded
 
 
-def description_hash(description: dict[str, Any]) -> str:
-    """What the files of a description's index begin with: the MD5 sum of its text."""
+def description_hash(description: Description) -> str:
+    """Return the prefix of the files of an index: the MD5 sum of its description's text."""
     return hashlib.md5(json.dumps(description, indent=4).encode(), usedforsecurity=False).hexdigest()
 
 
-def read_descriptions(cache: Path) -> list[dict[str, Any]]:
-    """Descriptions of the training orders in a cache, the newest last."""
+def read_descriptions(cache: Path) -> list[Description]:
+    """Return the descriptions of the training indexes in a cache, the newest last."""
     files = sorted(cache.glob("*-train-description.txt"), key=lambda path: path.stat().st_mtime_ns)
     try:
         return [json.loads(path.read_text()) for path in files]
     except ValueError as error:
         raise Failure(
-            f"{cache}: a description in it is damaged: {error}. Remove the folder and start again."
+            f"{cache}: a description in it is damaged: {error}. Remove the folder and start the run again."
         ) from error
 
 
-def is_member(order: dict[str, Any], orders: list[dict[str, Any]]) -> bool:
-    """Whether an order is a shard's in one of the blends."""
-    return any(order in blend.get("datasets", ()) for blend in orders)
+def is_member(description: Description, descriptions: list[Description]) -> bool:
+    """Return whether an index belongs to a shard of one of the blends."""
+    return any(description in blend.get("datasets", ()) for blend in descriptions)
 
 
-def count_samples(order: dict[str, Any]) -> int:
-    """Samples in an order."""
-    return int(order["size"] if order["class"] == BLEND else order["num_samples"])
+def count_samples(description: Description) -> int:
+    """Return the number of samples in an index."""
+    return int(description["size"] if description["class"] == BLEND else description["num_samples"])
 
 
-def missing_index_message(cache: Path, samples: int, orders: list[dict[str, Any]]) -> str:
-    """Why there is no order of that many samples."""
-    if not orders:
-        return f"{cache}: holds no order of samples; the run makes it when it begins to train."
-    others = " and ".join(f"{n:,}" for n in sorted({count_samples(order) for order in orders}))
+def missing_index_message(cache: Path, samples: int, descriptions: list[Description]) -> str:
+    """Return why there is no index of that many samples."""
+    if not descriptions:
+        return f"{cache}: there is no sample index yet; the run creates it when training starts."
+    others = " and ".join(f"{n:,}" for n in sorted({count_samples(d) for d in descriptions}))
     return (
-        f"{cache}: holds no order of {samples:,} samples (train.train_iters x train.global_batch_size), but of "
-        f"{others}: the run was started with another length."
+        f"{cache}: there is no sample index of {samples:,} samples (train.train_iters x train.global_batch_size), only "
+        f"of {others}: the run was started with another length."
     )

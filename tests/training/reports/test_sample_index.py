@@ -33,10 +33,10 @@ def ours(cache: Path, samples: int) -> list[list[int]]:
     order = SampleIndex(cache, samples)
     rows = []
     for sample in range(samples):
-        member, number = order.find(sample)
+        member, number = order.locate(sample)
         shard = IndexedFile(member.prefix)
         row: list[int] = []
-        for piece in member.stretches(number, shard.lengths):
+        for piece in member.token_spans(number, shard.lengths):
             start = int(shard.offsets[piece.sequence]) // shard.dtype.itemsize
             assert 0 <= piece.start < piece.stop <= int(shard.lengths[piece.sequence])
             row += shard.tokens[start + piece.start : start + piece.stop].tolist()
@@ -88,7 +88,7 @@ def test_the_order_of_the_length_asked_for_is_taken(data: Path, tmp_path: Path, 
 def test_another_length_is_told(data: Path, tmp_path: Path, child) -> None:
     child(megatrons, data, tmp_path / "cache", SAMPLES)
     with pytest.raises(
-        UserError, match=r"no order of 60 samples .*, but of 49: the run was started with another length"
+        UserError, match=r"no sample index of 60 samples .*, only of 49: the run was started with another length"
     ):
         SampleIndex(tmp_path / "cache", 60)
 
@@ -97,7 +97,7 @@ def test_another_length_is_told(data: Path, tmp_path: Path, child) -> None:
 def test_a_run_that_has_not_begun(tmp_path: Path, made: bool) -> None:
     if made:
         (tmp_path / "cache").mkdir()
-    with pytest.raises(UserError, match="holds no order of samples; the run makes it when it begins to train"):
+    with pytest.raises(UserError, match="there is no sample index yet; the run creates it when training starts"):
         SampleIndex(tmp_path / "cache", 48)
 
 
@@ -118,8 +118,8 @@ def test_a_damaged_index_is_named(kept: Path, tmp_path: Path, what: str, how: st
             path.unlink()
         else:
             path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(Failure, match=rf"{what}\.npy: cannot be read: .*the next start makes it anew"):
-        SampleIndex(cache, SAMPLES).find(0)
+    with pytest.raises(Failure, match=rf"{what}\.npy: cannot be read: .*the next start creates it again"):
+        SampleIndex(cache, SAMPLES).locate(0)
 
 
 def test_a_damaged_description_is_named(kept: Path, tmp_path: Path) -> None:
@@ -147,10 +147,10 @@ def test_the_newest_of_two_orders_of_one_length(kept: Path, tmp_path: Path) -> N
         pytest.param(2, [(7, 8, 9), (3, 0, 3), (5, 0, 1)], id="over three"),
     ],
 )
-def test_stretches(sample: int, stretches: list[tuple[int, int, int]]) -> None:
+def test_token_spans(sample: int, stretches: list[tuple[int, int, int]]) -> None:
     """Samples of four tokens and a label, over documents 7 (9 tokens), 3 (3) and 5 (6)."""
     lengths = np.array([0, 0, 0, 3, 0, 6, 0, 9])
     places = np.array([[0, 0], [0, 4], [0, 8], [2, 0]])
     order = ShardIndex(Path("p"), np.array([7, 3, 5]), places, np.array([0, 1, 2]))
-    assert order.stretches(sample, lengths) == [TokenSpan(Path("p"), *stretch) for stretch in stretches]
-    assert sum(s.stop - s.start for s in order.stretches(sample, lengths)) == 5
+    assert order.token_spans(sample, lengths) == [TokenSpan(Path("p"), *stretch) for stretch in stretches]
+    assert sum(s.stop - s.start for s in order.token_spans(sample, lengths)) == 5
