@@ -1,11 +1,11 @@
-"""Seconds from enter to job id: nano3 against hydra-submitit-launcher and NeMo-Run, on the Slurm of SLURM_CONF.
+"""Measure the seconds from a command to its job id: nano3 against hydra-submitit-launcher and NeMo-Run, on the Slurm of SLURM_CONF.
 
     make slurm-up && . .slurm/env.sh && python benchmarks/launch/bench.py
 
-The clock starts with the process and stops when sbatch has given the id: a wrapper first on PATH notes that moment, for
-all alike. `nano3` starts a real run (`+experiment=quickstart`, detached): it composes, checks the data, computes the
-preflight table and copies the code. `nano3, small program` and the peers start the smallest program they can. The order
-changes with every round.
+The clock starts with the process and stops when sbatch has returned the id; a wrapper of sbatch on PATH records that
+moment for all contestants. `nano3` starts a real run (`+experiment=quickstart`, detached): it composes the configuration,
+checks the data, computes the preflight table and copies the code. `nano3, small program` and the peers start the smallest
+program that they can. The order changes with every round.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-# nemo-run 0.11.1 does not import with the newest leptonai that it asks for.
+# nemo-run 0.11.1 cannot be imported with the newest leptonai that it allows.
 PEERS = ("hydra-submitit-launcher==1.2.0", "nemo-run==0.11.1", "leptonai==0.26.6")
 
 
@@ -35,7 +35,7 @@ class Contestant:
 
 
 def prepare(work: Path) -> list[Contestant]:
-    """Environments, data and configuration; everything that is not measured."""
+    """Prepare environments, data and configuration, which are not measured."""
     venv = work / "venv" / "bin" / "python"
     if not venv.exists():
         uv = shutil.which("uv") or sys.exit("uv is not on the PATH")
@@ -61,7 +61,7 @@ def prepare(work: Path) -> list[Contestant]:
 
 
 def environment(work: Path) -> dict[str, str]:
-    """What all contestants run with."""
+    """Return the environment of all contestants."""
     return {
         **os.environ,
         "PATH": f"{work / 'bin'}{os.pathsep}{os.environ['PATH']}",
@@ -74,7 +74,7 @@ def environment(work: Path) -> dict[str, str]:
 
 
 def measure(contestant: Contestant, work: Path, number: int) -> float:
-    """Seconds from the start of the process to sbatch's answer."""
+    """Return the seconds from the start of the process to the answer of sbatch."""
     stamps = work / "stamps"
     stamps.unlink(missing_ok=True)
     command = [*contestant.command, f"run.name=bench{number}"] if contestant.name == "nano3" else contestant.command
@@ -95,7 +95,7 @@ def measure(contestant: Contestant, work: Path, number: int) -> float:
 
 
 def main() -> None:
-    """Run, print the table, write the result."""
+    """Run the benchmark, print the table, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--work", type=Path, default=ROOT / ".bench" / "launch")

@@ -1,4 +1,4 @@
-"""The smallest Hydra application, for hydra-submitit-launcher: nothing is checked, read or copied."""
+"""The smallest Hydra application, for hydra-submitit-launcher: it checks, reads and copies nothing."""
 
 import time
 

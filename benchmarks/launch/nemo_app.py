@@ -1,4 +1,4 @@
-"""The smallest NeMo-Run experiment on Slurm, detached: one inline script, nothing packaged."""
+"""The smallest NeMo-Run experiment on Slurm, detached: one inline script without packaging."""
 
 import sys
 

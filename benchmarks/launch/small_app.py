@@ -1,4 +1,4 @@
-"""The same smallest Hydra application on nano3's road: checked, its code copied, submitted detached."""
+"""The smallest Hydra application submitted with launch.run: it is checked and its code is copied."""
 
 import sys
 import time
@@ -11,7 +11,7 @@ from nano3.config.cluster import ClusterConfig
 
 
 def work() -> None:
-    """What the job does."""
+    """Run the job."""
     time.sleep(0.1)
 
 

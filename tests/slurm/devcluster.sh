@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
 # A real Slurm of several nodes on one Debian machine, for tests, CI and contributors. Needs root, but no systemd and no cgroups.
 #
-#   devcluster.sh up DIR [options]    install what is missing, start what is not running, prove it with a job (idempotent)
-#   devcluster.sh down DIR [--purge]  stop the daemons whose state is in DIR, and only those; --purge removes DIR too
-#   devcluster.sh status DIR          one line per daemon; exit code 0 when all are up
-#   . DIR/env.sh                      what a shell needs to use it (SLURM_CONF)
-# DIR must be short and below folders that everybody may enter: munge refuses others.
+#   devcluster.sh up DIR [options]    install missing packages, start missing daemons, run a test job (idempotent)
+#   devcluster.sh down DIR [--purge]  stop only the daemons with their state in DIR; --purge removes DIR too
+#   devcluster.sh status DIR          one line per daemon; exit code 0 if all are up
+#   . DIR/env.sh                      set SLURM_CONF, to use the cluster in a shell
+# DIR must be a short path below world-accessible folders: munge rejects others.
 #
 # options of `up`, remembered in DIR/options:
-#   --nodes N (2)   --cpus N (16)   --mem MB (64000)   --gpus N (8)     what each node pretends to have
-#   --no-accounting                                                     no MariaDB, no slurmdbd: sacct answers nothing
+#   --nodes N (2)   --cpus N (16)   --mem MB (64000)   --gpus N (8)     resources of each node
+#   --no-accounting                                                     no MariaDB and no slurmdbd: sacct has no answers
 #   --pyxis                                                             accept pyxis' srun options (fake_pyxis.c; needs gcc)
 #
-# partitions: batch (default; preempted jobs are requeued), scavenge (preempted jobs are cancelled), urgent (preempts both, 10 minutes)
+# partitions: batch (default; preempted jobs are requeued), scavenge (preempted jobs are canceled), urgent (preempts both, 10 minutes)
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd -P)
@@ -53,7 +53,7 @@ daemons() {
   node_names | sed 's/^/slurmd-/'
 }
 
-# A pid is ours only when its command line or environment names our state folder: pid files outlive their processes.
+# A pid is ours only when its command line or environment names our state folder: pid files can outlive their processes.
 is_ours() {
   [ -n "$1" ] && kill -0 "$1" 2>/dev/null || return 1
   cat "/proc/$1/cmdline" 2>/dev/null | tr '\0' '\n' | grep -qF -- "$state/" && return 0
@@ -62,7 +62,7 @@ is_ours() {
 pid_of() { cat "$run/$1.pid" 2>/dev/null || true; }
 is_up() { is_ours "$(pid_of "$1")"; }
 listens() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
-until_true() { # seconds, what to say when it never happens, command...
+until_true() { # seconds, error message, command...
   local deadline=$((SECONDS + $1)) complaint=$2
   shift 2
   until "$@" >/dev/null 2>&1; do
@@ -94,11 +94,11 @@ down() {
     timeout 10 squeue -h -o %A 2>/dev/null | sort -u | xargs -r timeout 10 scancel 2>/dev/null || true
     for _ in $(seq 60); do [ -n "$(timeout 5 squeue -h -o %A 2>/dev/null || true)" ] || break; sleep 0.2; done
   fi
-  # A job's slurmstepd outlives its slurmd by design, and a slurmd that never met its controller wrote no pid file.
+  # slurmstepd outlives slurmd by design, and a slurmd that never reached its controller has no pid file.
   for pid in $(pgrep -x 'slurmd|slurmstepd' || true); do end_process "$pid"; done
   for daemon in slurmctld slurmdbd mariadbd munged; do end_process "$(pid_of $daemon)"; done
   rm -f "$run"/*.pid
-  if grep -qF "$hosts_tag" /etc/hosts; then # in place: /etc/hosts is a mount in containers
+  if grep -qF "$hosts_tag" /etc/hosts; then # rewrite in place: /etc/hosts is a mount in containers
     local kept
     kept=$(grep -vF "$hosts_tag" /etc/hosts || true)
     printf '%s\n' "$kept" >/etc/hosts
@@ -116,7 +116,7 @@ install_packages() {
   [ $pyxis = no ] || [ -f /usr/include/slurm/spank.h ] || wanted+=(libslurm-dev libc6-dev)
   [ ${#wanted[@]} -gt 0 ] || return 0
   say "installing ${wanted[*]}"
-  local policy=/usr/sbin/policy-rc.d made_policy=no # keeps apt from starting the daemons by itself
+  local policy=/usr/sbin/policy-rc.d made_policy=no # apt must not start the daemons
   [ -e $policy ] || { printf '#!/bin/sh\nexit 101\n' >$policy; chmod +x $policy; made_policy=yes; }
   export DEBIAN_FRONTEND=noninteractive
   { apt-get update && apt-get install -y --no-install-recommends "${wanted[@]}"; } >"$log/apt.log" 2>&1 || fail "apt-get install ${wanted[*]}"

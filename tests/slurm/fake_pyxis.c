@@ -1,6 +1,6 @@
 /* A SPANK plugin for the test cluster: srun accepts the container options of NVIDIA's pyxis, and the task runs without a
- * container. The task finds what was asked for in FAKE_PYXIS_IMAGE, FAKE_PYXIS_MOUNTS ... A mount whose source is missing
- * fails, as it would in pyxis, and --container-workdir is entered. */
+ * container. The options appear in the task's environment as FAKE_PYXIS_IMAGE, FAKE_PYXIS_MOUNTS ... A mount with a missing
+ * source fails, as in pyxis, and the task starts in --container-workdir. */
 #include <ctype.h>
 #include <slurm/spank.h>
 #include <stdio.h>
