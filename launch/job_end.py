@@ -39,7 +39,7 @@ state={folder}/$job
 rm -f -- "$state.exit" "$state.again" "$state.stopped"
 export SUBMITIT_LOG_LEVEL=WARNING"""
 
-# Requeue only a job that is still RUNNING: a cancelled job must stay cancelled.
+# Requeue only a job that is still RUNNING: a canceled job must stay canceled.
 _REQUEUE = """\
 code=$?
 if [ "$code" = 0 ] && [ -e "$state.again" ]; then
