@@ -30,12 +30,12 @@ from nano3.training.checks.lr_schedule import with_default_decay
 from nano3.training.preflight import Preflight, preflight
 from nano3.training.run.record import (
     DataReference,
-    changed,
-    left_behind,
-    lost_checkpoint,
+    abandoned_checkpoint_problems,
+    late_settings_warning,
+    missing_final_checkpoint,
+    run_changed,
     run_config_text,
     save_run_config,
-    unused,
 )
 from nano3.utils.console import is_rank_zero, say, table, warn
 from nano3.utils.errors import UserError
@@ -49,7 +49,7 @@ def main() -> None:
 
 def pretrain(cfg: DictConfig) -> int:
     """One run: check and launch; returns the exit code."""
-    run_dir = folder(cfg.run.output_dir)
+    run_dir = absolute_path(cfg.run.output_dir)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if "RANK" not in os.environ:
             raise UserError("WORLD_SIZE is set and RANK is not: start with torchrun, or unset WORLD_SIZE")
@@ -59,7 +59,7 @@ def pretrain(cfg: DictConfig) -> int:
 
 def rank_of_torchrun(cfg: DictConfig, run_dir: Path) -> int:
     """Every rank composes the same configuration and trains with its own copy; rank 0 alone writes it down."""
-    data = find_data(cfg)
+    data = resolve_data(cfg)
     config, preview = validate(cfg, data, run_dir)
     if config.dry_run:
         say(preview)
@@ -83,7 +83,7 @@ def make_job(
 
     `data` is given when it is still being made; `overrides` when they are not those of this command line.
     """
-    found = data or find_data(cfg)
+    found = data or resolve_data(cfg)
     words = task_overrides() if overrides is None else list(overrides)
     config, preview = validate(cfg, found, run_dir, label)
     if not label and (told := experiment_override_warning(words)):
@@ -105,7 +105,7 @@ def make_job(
         folders=(*run_folders.folders_read(config), *run_folders.folders_written(config)),
         preview=preview,
         label=label,
-        changed=changed(run_dir, config, found) or lost_checkpoint(run_dir) is not None,
+        changed=run_changed(run_dir, config, found) or missing_final_checkpoint(run_dir) is not None,
         save_config=save_config,
     )
 
@@ -113,16 +113,16 @@ def make_job(
 def validate(cfg: DictConfig, data: DataReference, run_dir: Path, label: str = "") -> tuple[PretrainConfig, str]:
     """The typed configuration with its data pinned, and as text; prints the preflight. Raises `UserError`."""
     config = resolve_paths(to_typed_config(cfg), data, run_dir, label)
-    if problems := left_behind(run_dir, config):
+    if problems := abandoned_checkpoint_problems(run_dir, config):
         raise UserError(problems)
-    late = unused(run_dir, config)
-    table("Preflight", ["what", "value"], check(config).rows)
+    late = late_settings_warning(run_dir, config)
+    table("Preflight", ["what", "value"], run_preflight(config).rows)
     if late:
         warn(late)
     return config, run_config_text(config)
 
 
-def find_data(cfg: DictConfig) -> DataReference:
+def resolve_data(cfg: DictConfig) -> DataReference:
     """Where run.data is and what it is. Raises `UserError` when it is not there."""
     from nano3.data.dataset.manifest import load_manifest  # imports numpy, which --cfg job can do without
 
@@ -135,23 +135,23 @@ def resolve_paths(config: PretrainConfig, data: DataReference, run_dir: Path, la
     left to nano3, and folders that are relative or that points share. A point (`label`) has its own folder below those
     that are given, as its run folder is one below run.output_dir."""
     given, board = config.checkpoint, config.logger.tensorboard_dir
-    save = folder(given.save or run_dir / "checkpoints")
-    load = folder(given.load) if given.load else save
+    save = absolute_path(given.save or run_dir / "checkpoints")
+    load = absolute_path(given.load) if given.load else save
     own = save / label if given.save else save
     return replace(
         with_default_decay(config),
         run=replace(config.run, data=data.folder, output_dir=str(run_dir)),
         checkpoint=replace(given, save=str(own), load=str(own if load == save else load)),
-        logger=replace(config.logger, tensorboard_dir=str(folder(board) / label) if board else None),
+        logger=replace(config.logger, tensorboard_dir=str(absolute_path(board) / label) if board else None),
     )
 
 
-def folder(place: str | Path) -> Path:
+def absolute_path(place: str | Path) -> Path:
     """Absolute, with ~ for the home folder."""
     return normalize_path(expand_user(place))
 
 
-def check(config: PretrainConfig) -> Preflight:
+def run_preflight(config: PretrainConfig) -> Preflight:
     """Everything that can be known before a rank starts. Raises `UserError` with all problems at once."""
     problems = backend.name_problems(config.backend)
     if problems:

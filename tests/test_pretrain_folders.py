@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nano3.config import PretrainConfig
-from nano3.pretrain import folder, resolve_paths
+from nano3.pretrain import absolute_path, resolve_paths
 from nano3.training.run.record import DataReference
 
 DATA = DataReference("data", "/data", "f")
@@ -49,8 +49,8 @@ def test_where_tensorboard_is(given: str | None, label: str, expected: str | Non
 
 @pytest.mark.parametrize(("place", "expected"), [("~/x", "/home/me/x"), ("/x", "/x")])
 def test_home(place: str, expected: str) -> None:
-    assert str(folder(place)) == expected
+    assert str(absolute_path(place)) == expected
 
 
 def test_the_home_of_nobody_is_a_name_like_any_other(tmp_path: Path) -> None:
-    assert folder("~nobody-of-that-name/x") == tmp_path / "~nobody-of-that-name" / "x"
+    assert absolute_path("~nobody-of-that-name/x") == tmp_path / "~nobody-of-that-name" / "x"

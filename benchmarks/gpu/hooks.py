@@ -73,8 +73,8 @@ def main() -> None:
     with gc_paused(freeze=True):
         container = prepare(config, data, folder)
     container.checkpoint.load = None
-    cache = index_cache.folder_of(folder, data.fingerprint)
-    index_cache.begin(cache)
+    cache = index_cache.cache_folder(folder, data.fingerprint)
+    index_cache.prepare_cache(cache)
     from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain
 

@@ -15,7 +15,7 @@ import launch
 from nano3.cli.app import to_typed_config
 from nano3.cli.override_errors import EXPECTED_ERRORS, explain_error, override_problems
 from nano3.config import DataPrepConfig
-from nano3.pretrain import check, folder, make_job, resolve_paths
+from nano3.pretrain import absolute_path, make_job, resolve_paths, run_preflight
 from nano3.training.run.record import DataReference
 from nano3.utils.command_line import CommandLine
 from nano3.utils.errors import UserError
@@ -68,9 +68,11 @@ def check_followup(cfg: DictConfig, data: Path) -> DictConfig:
     # Set instead of resolved, as the folder may not exist yet.
     cfg.run.data = str(data)
     cfg.recipe.per_split_data_args_path = f"{data}/blend.json"
-    config = resolve_paths(to_typed_config(cfg), DataReference(str(data), str(data), ""), folder(cfg.run.output_dir))
+    config = resolve_paths(
+        to_typed_config(cfg), DataReference(str(data), str(data), ""), absolute_path(cfg.run.output_dir)
+    )
     # The folder may hold other data that this preparation replaces, so check without data.
-    check(replace(config, run=replace(config.run, data=os.devnull)))
+    run_preflight(replace(config, run=replace(config.run, data=os.devnull)))
     return cfg
 
 
@@ -84,4 +86,4 @@ def make_followup_job(cfg: DictConfig, overrides: list[str], content: str, refer
         reference: Artifact reference of the data; None while it is not registered.
     """
     data = DataReference(reference or cfg.run.data, cfg.run.data, content)
-    return make_job(cfg, folder(cfg.run.output_dir), label="", data=data, overrides=overrides)
+    return make_job(cfg, absolute_path(cfg.run.output_dir), label="", data=data, overrides=overrides)

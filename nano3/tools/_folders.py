@@ -6,7 +6,7 @@ from pathlib import Path
 
 from launch import job_records
 from nano3.artifacts import resolver, store
-from nano3.training.run.record import latest_start
+from nano3.training.run.record import read_latest_start
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import expand_user
 
@@ -44,6 +44,6 @@ def refuse_other_data(folder: Path, data: Path) -> None:
     """Raise `Failure` when the data is not what the run's newest start read."""
     from nano3.data.dataset.manifest import load_manifest
 
-    read = latest_start(folder).get("data", {}).get("fingerprint")
+    read = read_latest_start(folder).get("data", {}).get("fingerprint")
     if read not in (None, load_manifest(data).content):
         raise Failure(f"{data}: is not the data that {folder} was trained on; it was prepared anew since.")

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from nano3.tools._folders import RUNS, run_folder
-from nano3.training.run.record import newest_start
+from nano3.training.run.record import latest_start_dir
 from nano3.utils.console import say, table
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import read_json
@@ -45,14 +45,14 @@ def run(args: argparse.Namespace) -> int:
 
 def not_a_run(folder: Path) -> str | None:
     """Why a folder cannot be compared."""
-    if newest_start(folder) is None:
+    if latest_start_dir(folder) is None:
         return f"{folder}: no start is recorded there (no starts/*/start.json): name a run, or a point of a sweep."
     return None
 
 
 def facts(folder: Path) -> tuple[Rows, Rows, Rows, Rows]:
     """Configuration, data, code and packages of a run's newest start. Raises `Failure` for a damaged record."""
-    start = newest_start(folder)
+    start = latest_start_dir(folder)
     assert start is not None
     try:
         config = yaml.safe_load((start / "config.yaml").read_text())

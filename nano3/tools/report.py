@@ -17,7 +17,7 @@ from typing import Any
 import nano3
 from nano3.tools._folders import RUNS, run_folder, run_folders
 from nano3.tools.diff import facts, not_a_run, shown
-from nano3.training.run.record import newest_start, read_finish_record
+from nano3.training.run.record import latest_start_dir, read_finish_record
 from nano3.utils.console import say
 from nano3.utils.errors import UserError
 from nano3.utils.files import write_text
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 def found(name: str) -> list[Path]:
     """The run that a name means, or the runs in the folder that it means."""
     folder = run_folder(name)
-    return sorted(inside for inside in run_folders(folder) if newest_start(inside)) or [folder]
+    return sorted(inside for inside in run_folders(folder) if latest_start_dir(inside)) or [folder]
 
 
 def names_of(folders: Sequence[Path]) -> dict[str, Path]:

@@ -20,7 +20,7 @@ from nano3.cli.config_file_errors import member_values
 from nano3.tools._folders import RUNS, refuse_other_data, run_folder
 from nano3.tools.diff import facts, not_a_run
 from nano3.training.run import parent_checkpoint
-from nano3.training.run.record import ROOT, code_version, newest_start
+from nano3.training.run.record import ROOT, code_version, latest_start_dir
 from nano3.utils.command_line import CommandLine
 from nano3.utils.console import say, warn
 from nano3.utils.errors import Failure, UserError
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(problem)
     if wrong := [word for word in args.changes if "=" not in word]:
         raise UserError([f"{word}: expected KEY=VALUE, as nano3.pretrain takes it" for word in wrong])
-    start = newest_start(folder)
+    start = latest_start_dir(folder)
     assert start is not None
     _, data, code, _ = facts(folder)
     config = read(start / "config.yaml")

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     samples = samples_of(config, folder, args.iteration, args.sample)
     refuse_other_data(folder, data)
     manifest = load_manifest(data)
-    cache = index_cache.folder_of(folder, open_data(data).fingerprint)
+    cache = index_cache.cache_folder(folder, open_data(data).fingerprint)
     order = SampleIndex(cache, config.train.train_iters * config.train.global_batch_size)
     if order.other_sizes:
         sizes = " and ".join(f"{size:,}" for size in order.other_sizes)

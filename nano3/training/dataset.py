@@ -52,7 +52,7 @@ class TrainingData:
     @property
     def blend_per_split(self) -> list[tuple[list[str], list[float]] | None]:
         """GPTDatasetConfig.blend_per_split: (prefixes, weights) of train, valid and test; None for an empty split."""
-        return [blend(self.split(name)) for name in SPLITS]
+        return [blend_of(self.split(name)) for name in SPLITS]
 
     def datasets(self, split: str = "valid") -> dict[str, tuple[Shard, ...]]:
         """Dataset name -> its shards in `split`, in blend order."""
@@ -89,7 +89,7 @@ class TrainingData:
         )
 
 
-def blend(shards: Sequence[Shard]) -> tuple[list[str], list[float]] | None:
+def blend_of(shards: Sequence[Shard]) -> tuple[list[str], list[float]] | None:
     """(prefixes, weights) as megatron.core takes a blend, or None for no shards."""
     return ([str(s.prefix) for s in shards], [s.weight for s in shards]) if shards else None
 

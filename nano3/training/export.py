@@ -58,7 +58,7 @@ def export(run_dir: Path, output: Path, iteration: int | None = None) -> Path:
         raise UserError(f"{output} exists already. Choose another --output, or remove it.")
     if why := unwritable_reason(output):
         raise UserError(f"--output={output}: cannot be written: {why}. Choose another --output.")
-    checkpoint = find(run_dir, iteration)
+    checkpoint = find_checkpoint(run_dir, iteration)
     info = read_checkpoint_info(checkpoint)
     verify_checkpoint(checkpoint, info)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def export(run_dir: Path, output: Path, iteration: int | None = None) -> Path:
             shutil.copytree(checkpoint / "hf", temp)
         else:
             _build(checkpoint, info, _tokenizer(run_dir, checkpoint), temp)
-        check_whole(temp)
+        check_complete(temp)
         temp.rename(output)
         fsync_dir(output.parent)
     finally:
@@ -78,7 +78,7 @@ def export(run_dir: Path, output: Path, iteration: int | None = None) -> Path:
     return output
 
 
-def find(run_dir: Path, iteration: int | None) -> Path:
+def find_checkpoint(run_dir: Path, iteration: int | None) -> Path:
     """The checkpoint folder that is meant; `run_dir` may also be one itself."""
     if (run_dir / MARKER).is_file():
         return run_dir
@@ -141,7 +141,7 @@ def model_section(checkpoint: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text())["model"]
 
 
-def describe(model: dict[str, Any], eod_id: int | None) -> dict[str, Any]:
+def hf_description(model: dict[str, Any], eod_id: int | None) -> dict[str, Any]:
     """config.json of a trained model: NemotronH for a hybrid, Qwen3 for the dense recipe."""
     tensor = int(model.get("tensor_model_parallel_size") or 1)
     rows = int(model["vocab_size"])
@@ -180,7 +180,7 @@ def _convert(checkpoint: Path, tokenizer: Path, output: Path) -> None:
 
     set_environment()
     eod_id = _eod_id(tokenizer)
-    shape = describe(model_section(checkpoint), eod_id)
+    shape = hf_description(model_section(checkpoint), eod_id)
     config = AutoConfig.for_model(shape.pop("model_type"), **shape)
     AutoBridge.from_hf_config(config).export_ckpt(str(checkpoint), str(output), show_progress=False)
     config.save_pretrained(output)
@@ -206,7 +206,7 @@ def _eod_id(tokenizer: Path) -> int | None:
     return Tokenizer.from_file(str(tokenizer / "tokenizer.json")).token_to_id(text) if text else None
 
 
-def check_whole(folder: Path) -> None:
+def check_complete(folder: Path) -> None:
     """Compare the tensors in `folder` with those that transformers' class for its config.json has; `Failure` when
     they differ."""
     import torch

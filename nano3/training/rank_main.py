@@ -17,7 +17,7 @@ from nano3.training.run import parent_checkpoint
 from nano3.training.run.checkpoints import checkpoint_fingerprint
 from nano3.training.run.lineage import data_reference, model_alias
 from nano3.training.run.outcome import Outcome
-from nano3.training.run.record import finished, latest_start, load_run_config
+from nano3.training.run.record import load_run_config, read_latest_start, valid_finish_record
 from nano3.utils.console import is_rank_zero, say, warn
 from nano3.utils.disk_errors import translate_disk_errors
 from nano3.utils.errors import UserError
@@ -31,14 +31,14 @@ def main(config_path: str) -> int:
     """
     path = Path(config_path).absolute()
     config, run_dir = load_run_config(path), path.parent
-    if done := finished(run_dir):
+    if done := valid_finish_record(run_dir):
         if is_rank_zero():
-            show(config, run_dir, done)
+            show_finished(config, run_dir, done)
         return 0
     return train(config, run_dir)
 
 
-def show(config: PretrainConfig, run_dir: Path, done: dict[str, Any]) -> None:
+def show_finished(config: PretrainConfig, run_dir: Path, done: dict[str, Any]) -> None:
     """The result of a run that has finished before; writes nothing that is there."""
     iteration = done.get("iteration")
     say(f"already finished: iteration {iteration} is in {done.get('checkpoint') or run_dir}; nothing to do")
@@ -60,11 +60,11 @@ def train(config: PretrainConfig, run_dir: Path) -> int:
         asked = config.train.exit_iteration
         as_asked = outcome.status == "finished" or (asked is not None and outcome.iteration >= asked)
         if is_rank_zero():
-            tell(config, run_dir, outcome, as_asked)
+            report_outcome(config, run_dir, outcome, as_asked)
     return 0 if as_asked else outcome.exit_code
 
 
-def tell(config: PretrainConfig, run_dir: Path, outcome: Outcome, as_asked: bool) -> None:
+def report_outcome(config: PretrainConfig, run_dir: Path, outcome: Outcome, as_asked: bool) -> None:
     """Say how the run ended and mark it finished if nothing is left that was asked for."""
     if outcome.status == "stopped" and outcome.checkpoint:
         goes_on = "a larger train.exit_iteration, or none," if as_asked else "the same command"
@@ -106,7 +106,7 @@ def register_checkpoint(config: PretrainConfig, run_dir: Path, iteration: int, f
 
     The same checkpoint again is the same version; another one in the same folder is a new version.
     """
-    start = latest_start(run_dir)
+    start = read_latest_start(run_dir)
     reference = data_reference(start)
     parent = parent_checkpoint.read_parent(run_dir)
     model = store.find_by_folder(str(parent.checkpoint)) if parent else None

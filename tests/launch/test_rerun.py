@@ -140,15 +140,15 @@ def test_changed_run(cli: Commands, finished_run: Path) -> None:
     config = record.load_run_config(finished_run / "config.yaml")
     reference = json.loads((finished_run / "starts" / "0001" / "start.json").read_text())["data"]
     data = record.DataReference(**reference)
-    assert not record.changed(finished_run, config, data)
-    assert record.changed(finished_run, config, record.DataReference(data.reference, data.folder, "other data"))
+    assert not record.run_changed(finished_run, config, data)
+    assert record.run_changed(finished_run, config, record.DataReference(data.reference, data.folder, "other data"))
     config.cluster.nodes, config.data_blend.num_shards = 7, 5
-    assert not record.changed(finished_run, config, data)
+    assert not record.run_changed(finished_run, config, data)
     config.optimizer.lr = 9
-    assert not record.changed(finished_run, config, data), "nothing is left to train with it"
+    assert not record.run_changed(finished_run, config, data), "nothing is left to train with it"
     config.train.exit_iteration = 2
-    assert record.changed(finished_run, config, data)
-    assert not record.changed(finished_run.parent / "new", config, data)
+    assert record.run_changed(finished_run, config, data)
+    assert not record.run_changed(finished_run.parent / "new", config, data)
 
 
 def test_uncommitted_edits_of_any_encoding_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

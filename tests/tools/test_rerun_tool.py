@@ -39,15 +39,15 @@ from nano3.cli.app import register_config, to_typed_config
 from nano3.cli.config_groups import conf_dir
 from hydra import compose, initialize_config_dir
 from pathlib import Path
-from nano3.pretrain import find_data, folder, pin
-from nano3.training.run.record import freeze
+from nano3.pretrain import absolute_path, resolve_data, resolve_paths
+from nano3.training.run.record import save_run_config
 register_config()
 words = {[*SHORT, "run.data=data", "run.name=short", "cluster.env.EXTRA=yes"]!r}
 words[-1] = "+" + words[-1]
 with initialize_config_dir(conf_dir(), version_base="1.3"):
     cfg = compose("pretrain", words)
-run_dir, data = folder(cfg.run.output_dir), find_data(cfg)
-freeze(run_dir, pin(to_typed_config(cfg), data, run_dir), data, words)
+run_dir, data = absolute_path(cfg.run.output_dir), resolve_data(cfg)
+save_run_config(run_dir, resolve_paths(to_typed_config(cfg), data, run_dir), data, words)
 """
     done = subprocess.run([sys.executable, "-c", frozen], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -11,8 +11,8 @@ import launch
 from nano3.cli.app import register_config
 from nano3.cli.config_groups import conf_dir
 from nano3.data.dataset.manifest import load_manifest
-from nano3.pretrain import check, find_data, folder, make_job, validate
-from nano3.training.run.record import latest_start, load_run_config
+from nano3.pretrain import absolute_path, make_job, resolve_data, run_preflight, validate
+from nano3.training.run.record import load_run_config, read_latest_start
 from nano3.utils.errors import UserError
 
 Compose = Callable[..., DictConfig]
@@ -35,7 +35,7 @@ def composed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Com
 
 
 def job(cfg: DictConfig, label: str = "") -> launch.Job:
-    return make_job(cfg, folder(cfg.run.output_dir) / label, label, overrides=["train.seq_length=32"])
+    return make_job(cfg, absolute_path(cfg.run.output_dir) / label, label, overrides=["train.seq_length=32"])
 
 
 def start(of: launch.Job) -> None:
@@ -45,11 +45,11 @@ def start(of: launch.Job) -> None:
 
 
 def test_the_data_is_known_by_its_content(composed: Compose, data: Path) -> None:
-    found = find_data(composed())
+    found = resolve_data(composed())
     assert (found.reference, found.folder) == (str(data), str(data))
     assert found.fingerprint == load_manifest(data).content
     with pytest.raises(UserError, match=r"run\.data=/nowhere: there is no such folder"):
-        find_data(composed("run.data=/nowhere"))
+        resolve_data(composed("run.data=/nowhere"))
 
 
 def test_making_a_job_writes_nothing(composed: Compose, tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_making_a_job_writes_nothing(composed: Compose, tmp_path: Path) -> None:
 
 def test_what_is_shown_is_what_the_ranks_read(composed: Compose, tmp_path: Path) -> None:
     cfg = composed("cluster.poll_s=7")
-    config, text = validate(cfg, find_data(cfg), tmp_path / "run")
+    config, text = validate(cfg, resolve_data(cfg), tmp_path / "run")
     start(job(cfg))
     assert (tmp_path / "run/config.yaml").read_text() == text
     assert load_run_config(tmp_path / "run/config.yaml") == config
@@ -77,7 +77,7 @@ def test_another_run_in_the_same_folder_is_noticed(composed: Compose, tmp_path: 
     start(job(composed()))
     assert not job(composed("cluster.poll_s=7")).changed
     assert job(composed("train.seed=7")).changed
-    assert latest_start(tmp_path / "run")["overrides"] == ["train.seq_length=32"]
+    assert read_latest_start(tmp_path / "run")["overrides"] == ["train.seq_length=32"]
 
 
 def test_a_point_of_a_sweep_has_its_own_folders(composed: Compose, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_point_of_a_sweep_has_its_own_folders(composed: Compose, tmp_path: Pat
         config = load_run_config(tmp_path / "run" / label / "config.yaml")
         assert config.checkpoint.save == config.checkpoint.load == str(tmp_path / "save" / label)
         assert config.logger.tensorboard_dir == str(tmp_path / "board" / label)
-        assert latest_start(tmp_path / "run" / label)["label"] == label
+        assert read_latest_start(tmp_path / "run" / label)["label"] == label
 
 
 @pytest.mark.parametrize("runtime", ["none", "pyxis"])
@@ -145,8 +145,8 @@ def test_a_package_is_missed_only_where_the_ranks_will_run(
     monkeypatch.setattr("nano3.training.backend.NEEDS", {"transformers": (("nobody_has_this",), "the remedy")})
     cfg = composed(f"cluster.kind={kind}", f"dry_run={dry_run}")
     if not told:
-        config, _ = validate(cfg, find_data(cfg), tmp_path / "run")
-        assert check(config).problems == []
+        config, _ = validate(cfg, resolve_data(cfg), tmp_path / "run")
+        assert run_preflight(config).problems == []
         return
     with pytest.raises(UserError, match="needs nobody_has_this, not installed in this Python: the remedy"):
-        validate(cfg, find_data(cfg), tmp_path / "run")
+        validate(cfg, resolve_data(cfg), tmp_path / "run")

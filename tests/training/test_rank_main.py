@@ -11,7 +11,7 @@ from training_processes import tiny_config
 from nano3.artifacts import store
 from nano3.artifacts.names import MODEL
 from nano3.training import rank_main
-from nano3.training.rank_main import SaveRecorder, tell
+from nano3.training.rank_main import SaveRecorder, report_outcome
 from nano3.training.reports.final_report import write_final_report
 from nano3.training.run import record
 from nano3.training.run.checkpoints import MARKER, CheckpointInfo
@@ -141,7 +141,7 @@ def test_a_progress_file_that_cannot_be_written_is_an_error(run_dir: Path) -> No
 
 def test_a_run_shorter_than_its_log_interval_is_finished(run_dir: Path, capsys) -> None:
     """No training line was written: there is no summary, and the run is finished all the same."""
-    tell(tiny_config(), run_dir, Outcome("finished", 3, run_dir / "checkpoints/iter_0000003"), as_asked=True)
+    report_outcome(tiny_config(), run_dir, Outcome("finished", 3, run_dir / "checkpoints/iter_0000003"), as_asked=True)
     assert read_json(run_dir / "finished.json")["iteration"] == 3
     told = " ".join(capsys.readouterr().err.split())
     assert "no summary: " in told and "has no training lines yet" in told and "no loss.png: " in told
@@ -161,7 +161,7 @@ def test_without_matplotlib_the_table_is_shown(run_dir: Path, monkeypatch, capsy
 
 def test_a_run_without_checkpoints_says_so(run_dir: Path, capsys) -> None:
     """As one that warms the kernel cache: checkpoint.save_interval=0."""
-    tell(tiny_config(), run_dir, Outcome("stopped", 2, None, "train.exit_iteration=2"), as_asked=True)
+    report_outcome(tiny_config(), run_dir, Outcome("stopped", 2, None, "train.exit_iteration=2"), as_asked=True)
     assert read_json(run_dir / "finished.json") == {"iteration": 2, "checkpoint": None}
     assert "no checkpoint was saved" in capsys.readouterr().out
 

@@ -16,7 +16,7 @@ from nano3.training.checks.lr_schedule import schedule_problems
 from nano3.training.checks.value_checks import blend_file_problems, value_problems, vocabulary_problems
 from nano3.training.dataset import TrainingData, open_data
 from nano3.training.hf.batch import BatchPlan, plan_batches
-from nano3.training.hf.model import PARALLEL, embedding_rows, model_problems, value
+from nano3.training.hf.model import PARALLEL, embedding_rows, model_problems, value_or_default
 from nano3.training.run import resume
 from nano3.training.run.metrics import truncate_after
 from nano3.training.run.outcome import Outcome, SaveHook, no_hook
@@ -57,7 +57,7 @@ def check(config: PretrainConfig) -> list[str]:
 def run_identity(config: PretrainConfig, data: TrainingData) -> dict[str, Any]:
     """Return the values that must be the same on a resume: architecture, data, seed, sample and batch size."""
     shape = [f.name for f in fields(ModelConfig) if f.name not in _MUTABLE_MODEL_KEYS]
-    model = {key: value(config.model, key) for key in shape}
+    model = {key: value_or_default(config.model, key) for key in shape}
     model["vocab_size"] = embedding_rows(config.model, data.vocab_size)
     return resume.run_identity(config, data, model)
 
@@ -65,7 +65,7 @@ def run_identity(config: PretrainConfig, data: TrainingData) -> dict[str, Any]:
 def mutable_settings(config: PretrainConfig) -> dict[str, Any]:
     """Return the values that may change on a resume; a change is logged, since losses then differ."""
     more = {
-        "model.mamba_chunk_size": value(config.model, "mamba_chunk_size"),
+        "model.mamba_chunk_size": value_or_default(config.model, "mamba_chunk_size"),
         "threads per rank": thread_count(config),
         "processor": platform.machine(),
     }

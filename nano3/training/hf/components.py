@@ -14,8 +14,8 @@ from nano3.training.dataset import TrainingData
 from nano3.training.hf.batch import BatchPlan
 from nano3.training.hf.checkpoints import CheckpointWriter, load_rng, load_state
 from nano3.training.hf.expert_bias import ExpertBalance
-from nano3.training.hf.loop import Clock, Loop, TrainerComponents
-from nano3.training.hf.model import build_model, embedding_rows, parameter_count, value
+from nano3.training.hf.loop import Loop, LoopClock, TrainerComponents
+from nano3.training.hf.model import build_model, embedding_rows, parameter_count, value_or_default
 from nano3.training.hf.rng import restore_rng, seed_all
 from nano3.training.run import index_cache
 from nano3.training.run.checkpoints import checkpoint_dir, verify_checkpoint
@@ -48,14 +48,14 @@ class RunInputs:
 def assemble(inputs: RunInputs) -> Loop:
     """Return the loop, ready to run from the resume point."""
     config, data, point = inputs.config, inputs.data, inputs.point
-    clock = Clock(elapsed_before=point.info.elapsed_s if point.info and not point.new_phase else 0.0)
+    clock = LoopClock(elapsed_before=point.info.elapsed_s if point.info and not point.new_phase else 0.0)
     if point.folder is not None and point.info is not None:
         verify_checkpoint(point.folder, point.info)
     accelerator = make_accelerator(inputs.threads)
     datasets = _datasets(config, data, inputs.run_dir)
     seed_all(config.train.seed)
     raw = build_model(config.model, embedding_rows(config.model, data.vocab_size), config.train.seq_length, data.eod_id)
-    rate = value(config.model, "moe_router_bias_update_rate")
+    rate = value_or_default(config.model, "moe_router_bias_update_rate")
     balance = ExpertBalance(raw, rate, lambda counts: accelerator.reduce(counts, "sum"))
     model, optimizer = accelerator.prepare(raw, make_optimizer(raw, config))
     rank, barrier = accelerator.process_index, accelerator.wait_for_everyone
@@ -103,12 +103,12 @@ def make_accelerator(threads: int) -> "Accelerator":
 def _datasets(config: PretrainConfig, data: TrainingData, run_dir: Path) -> "Datasets":
     from nano3.training.hf.datasets import DatasetBuilder, Datasets
 
-    t, cache = config.train, index_cache.folder_of(run_dir, data.fingerprint)
-    index_cache.begin(cache)
+    t, cache = config.train, index_cache.cache_folder(run_dir, data.fingerprint)
+    index_cache.prepare_cache(cache)
     builder = DatasetBuilder(data, t.seq_length, t.seed, cache)
     valid = builder.valid(t.eval_iters, t.global_batch_size) if t.eval_interval else ()
     datasets = Datasets(builder.train(t.train_iters * t.global_batch_size), valid)
-    index_cache.done(cache)
+    index_cache.mark_complete(cache)
     return datasets
 
 

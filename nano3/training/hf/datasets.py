@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nano3.training.dataset import Shard, TrainingData, blend
+from nano3.training.dataset import Shard, TrainingData, blend_of
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +75,7 @@ class DatasetBuilder:
         from megatron.core.tokenizers import MegatronTokenizer
 
         blends: list[tuple[list[str], list[float]] | None] = [None, None, None]
-        blends[split] = blend(shards)
+        blends[split] = blend_of(shards)
         tokenizer = MegatronTokenizer.from_pretrained(
             str(self.data.tokenizer), metadata_path={"library": "huggingface"}
         )

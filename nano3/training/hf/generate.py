@@ -9,7 +9,7 @@ from nano3.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class Sample:
+class Generation:
     """A prompt and what the model wrote after it."""
 
     prompt: str
@@ -30,7 +30,7 @@ def generate(
     max_new_tokens: int = 60,
     temperature: float = 0.8,
     seed: int = 0,
-) -> list[Sample]:
+) -> list[Generation]:
     """Continue each prompt; temperature 0 takes the likeliest token each time. The same seed gives the same text."""
     if temperature < 0:
         raise UserError(f"temperature={temperature:g} must be 0 (likeliest token) or more; 0.8 is usual.")
@@ -49,5 +49,5 @@ def generate(
         ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
         with torch.no_grad():
             out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, **choice)
-        samples.append(Sample(prompt, str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))))
+        samples.append(Generation(prompt, str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))))
     return samples

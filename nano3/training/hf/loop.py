@@ -57,7 +57,7 @@ class Step:
 
 
 @dataclass
-class Clock:
+class LoopClock:
     """Seconds spent training since the last report, and in the run altogether."""
 
     elapsed_before: float = 0.0
@@ -83,7 +83,7 @@ class Clock:
 class Loop:
     """Runs from `iteration` to the end, a limit or a signal."""
 
-    def __init__(self, parts: TrainerComponents, iteration: int, clock: Clock, saved: Path | None) -> None:
+    def __init__(self, parts: TrainerComponents, iteration: int, clock: LoopClock, saved: Path | None) -> None:
         self.parts, self.iteration, self.clock, self.saved = parts, iteration, clock, saved
 
     def run(self, stop: StopRequest) -> Outcome:

@@ -1,6 +1,6 @@
 """`ModelConfig` as a Hugging Face NemotronH: one description for both backends.
 
-Names on the left of `FIELDS` are Megatron's, on the right those of transformers' NemotronHConfig.
+Names on the left of `HF_NAMES` are Megatron's, on the right those of transformers' NemotronHConfig.
 """
 
 from dataclasses import fields
@@ -13,7 +13,7 @@ from nano3.utils.errors import UserError
 if TYPE_CHECKING:
     from transformers import NemotronHConfig, NemotronHForCausalLM
 
-FIELDS = {
+HF_NAMES = {
     "hybrid_layer_pattern": "hybrid_override_pattern",
     "hidden_size": "hidden_size",
     "ffn_hidden_size": "intermediate_size",
@@ -35,7 +35,7 @@ FIELDS = {
     "share_embeddings_and_output_weights": "tie_word_embeddings",
 }
 # Keys without which a layer of that kind has no shape, or no defined result.
-NEEDED = {
+REQUIRED_KEYS = {
     "M": ("mamba_num_heads", "mamba_head_dim", "mamba_state_dim", "mamba_num_groups"),
     "E": (
         "num_moe_experts",
@@ -75,7 +75,7 @@ def embedding_rows(model: ModelConfig, data_vocab_size: int) -> int:
     return model.vocab_size
 
 
-def value(model: ModelConfig, key: str) -> Any:
+def value_or_default(model: ModelConfig, key: str) -> Any:
     """The value of a key, or the default that stands for null."""
     own = getattr(model, key)
     return DEFAULTS.get(key) if own is None else own
@@ -91,14 +91,14 @@ def model_problems(model: ModelConfig) -> list[str]:
             f"backend=transformers is data-parallel only; {', '.join(parallel)} needs backend=megatron (or set 1)."
         )
     pattern = model.hybrid_layer_pattern
-    unknown = sorted(set(pattern or "") - set(NEEDED))
+    unknown = sorted(set(pattern or "") - set(REQUIRED_KEYS))
     if unknown:
         problems.append(
             f"model.hybrid_layer_pattern={pattern} has {' '.join(unknown)}; allowed: M Mamba-2, E experts, * "
             f"attention, - dense MLP."
         )
-    kinds = [k for k in NEEDED if pattern is None or k in pattern]
-    needed = ["hybrid_layer_pattern", "hidden_size", *(key for kind in kinds for key in NEEDED[kind])]
+    kinds = [k for k in REQUIRED_KEYS if pattern is None or k in pattern]
+    needed = ["hybrid_layer_pattern", "hidden_size", *(key for kind in kinds for key in REQUIRED_KEYS[kind])]
     missing = [key for key in needed if getattr(model, key) in (None, "")]
     if missing:
         names = ", ".join(f"model.{key}" for key in missing)
@@ -141,7 +141,7 @@ def hf_config(model: ModelConfig, rows: int, seq_length: int, eod_id: int | None
     from transformers import NemotronHConfig
 
     known = {f.name for f in fields(model)}
-    shape = {hf: v for key, hf in FIELDS.items() if key in known and (v := value(model, key)) is not None}
+    shape = {hf: v for key, hf in HF_NAMES.items() if key in known and (v := value_or_default(model, key)) is not None}
     return NemotronHConfig(
         architectures=["NemotronHForCausalLM"],
         vocab_size=rows,

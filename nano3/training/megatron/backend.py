@@ -88,7 +88,7 @@ def _train(config: PretrainConfig, data_dir: Path, run_dir: Path, stop: StopRequ
     startup.mark("checks")
     with gc_paused(freeze=True):  # imports the whole stack
         container = prepare(config, data, run_dir)
-    index_cache.begin(index_cache.folder_of(run_dir, data.fingerprint))
+    index_cache.prepare_cache(index_cache.cache_folder(run_dir, data.fingerprint))
     if is_rank_zero():
         remove_unfinished(save)
     if not point.may_prune:
@@ -254,7 +254,7 @@ def _run(
                 stop=stop,
                 on_save=on_save,
                 save_folder=save,
-                index_cache=index_cache.folder_of(run_dir, data.fingerprint),
+                index_cache=index_cache.cache_folder(run_dir, data.fingerprint),
                 log_interval=config.logger.log_interval,
                 global_batch_size=train.global_batch_size,
                 seq_length=train.seq_length,

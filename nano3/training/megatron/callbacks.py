@@ -138,7 +138,7 @@ class TrainingHooks:
         """Read the iteration, the size and the work of the model; mark the index cache complete."""
         from megatron.bridge.training.utils.flop_utils import num_floating_point_operations
 
-        index_cache.done(self.run.index_cache)
+        index_cache.mark_complete(self.run.index_cache)
         self.iteration = int(context.state.train_state.step)
         self._flops_per_step = float(num_floating_point_operations(context.state.cfg, self.run.global_batch_size))
         self._parameters = sum(p.numel() for chunk in context.model for p in chunk.parameters())

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-from nano3.training.dataset import Shard, TrainingData, blend
+from nano3.training.dataset import Shard, TrainingData, blend_of
 
 
 class PerDatasetEval:
@@ -60,7 +60,7 @@ class PerDatasetEval:
         from megatron.bridge.data.utils import get_dataset_provider
 
         config = copy.copy(cfg.dataset)
-        config.blend_per_split = [None, blend(shards), None]
+        config.blend_per_split = [None, blend_of(shards), None]
         samples = self.batches * cfg.validation.eval_global_batch_size
         return get_dataset_provider(config)([0, samples, 0], config)[1]
 

@@ -118,7 +118,7 @@ def data_settings(config: PretrainConfig, data: TrainingData, run_dir: Path) -> 
         Setting("dataset.blend", None, "run.data"),
         Setting("dataset.blend_per_split", blends, "run.data"),
         Setting("dataset.split", None, "run.data"),
-        Setting("dataset.path_to_cache", str(index_cache.folder_of(run_dir, data.fingerprint)), "run.output_dir"),
+        Setting("dataset.path_to_cache", str(index_cache.cache_folder(run_dir, data.fingerprint)), "run.output_dir"),
         Setting("tokenizer.tokenizer_type", "HuggingFaceTokenizer", "the data's tokenizer"),
         Setting("tokenizer.tokenizer_model", str(data.tokenizer), "the data's tokenizer"),
         Setting("tokenizer.hf_tokenizer_kwargs", {}, "the data's tokenizer"),

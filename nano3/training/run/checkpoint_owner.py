@@ -11,12 +11,12 @@ from nano3.training.run.record import read_state_file
 from nano3.utils.errors import UserError
 from nano3.utils.files import unwritable_reason, write_json
 
-NOTE = "run.json"
+OWNER_FILE = "run.json"
 
 
 def owner_of(save: Path) -> Path | None:
     """The run folder whose checkpoints lie in `save`; None when nobody has said so."""
-    note = save / NOTE
+    note = save / OWNER_FILE
     if not note.is_file():
         return None
     return Path(
@@ -32,7 +32,7 @@ def owner_problem(save: Path, run_dir: Path) -> str | None:
     return (
         f"checkpoint.save={save} holds the checkpoints of another run, {owner}. Choose another checkpoint.save, or "
         f"leave it out; to start from that run's weights: checkpoint.load={save}. If {owner} is an old place of this "
-        f"run, remove {save / NOTE}."
+        f"run, remove {save / OWNER_FILE}."
     )
 
 
@@ -46,4 +46,4 @@ def claim_dir(save: Path, run_dir: Path) -> None:
     if why := unwritable_reason(save):
         raise UserError(f"checkpoint.save={save}: cannot be written: {why}. Choose another checkpoint.save.")
     if owner_of(save) != run_dir:
-        write_json(save / NOTE, {"run_dir": str(run_dir)})
+        write_json(save / OWNER_FILE, {"run_dir": str(run_dir)})

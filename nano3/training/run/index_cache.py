@@ -10,26 +10,26 @@ from pathlib import Path
 
 from nano3.utils.console import is_rank_zero
 
-NAME, MARK = "index_cache", "whole"
+NAME, COMPLETE_MARKER = "index_cache", "whole"
 
 
-def folder_of(run_dir: Path, fingerprint: str) -> Path:
+def cache_folder(run_dir: Path, fingerprint: str) -> Path:
     """Where a run keeps the orders of the data with this fingerprint (`TrainingData.fingerprint`)."""
     return Path(run_dir) / NAME / fingerprint[:16]
 
 
-def begin(cache: Path) -> None:
+def prepare_cache(cache: Path) -> None:
     """Before Megatron looks into the folder: what is not known to be whole goes. Rank 0 alone does it, and writes
     before the others read."""
     if not is_rank_zero():
         return
-    if not (cache / MARK).exists():
+    if not (cache / COMPLETE_MARKER).exists():
         shutil.rmtree(cache, ignore_errors=True)
     cache.mkdir(parents=True, exist_ok=True)
-    (cache / MARK).unlink(missing_ok=True)
+    (cache / COMPLETE_MARKER).unlink(missing_ok=True)
 
 
-def done(cache: Path) -> None:
+def mark_complete(cache: Path) -> None:
     """After Megatron has written what it wanted."""
     if is_rank_zero():
-        (cache / MARK).touch()
+        (cache / COMPLETE_MARKER).touch()

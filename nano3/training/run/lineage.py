@@ -8,7 +8,7 @@ from nano3.artifacts.names import alias_for
 from nano3.config import PretrainConfig
 
 
-def shown_name(config: PretrainConfig, start: dict[str, Any]) -> str:
+def display_name(config: PretrainConfig, start: dict[str, Any]) -> str:
     """The run's name; a point of a sweep also has the keys and values in which it differs from the others."""
     label = start.get("label") or ""
     return f"{config.run.name} {label}".rstrip()
@@ -16,7 +16,7 @@ def shown_name(config: PretrainConfig, start: dict[str, Any]) -> str:
 
 def model_alias(config: PretrainConfig, start: dict[str, Any]) -> str | None:
     """The alias of the run's checkpoints; each point of a sweep has its own."""
-    return alias_for(shown_name(config, start))[0]
+    return alias_for(display_name(config, start))[0]
 
 
 def data_reference(start: dict[str, Any]) -> str | None:
@@ -30,7 +30,7 @@ def data_reference(start: dict[str, Any]) -> str | None:
     return found.reference if found and found.fingerprint == data["fingerprint"] else None
 
 
-def stored(reference: str) -> store.Artifact | None:
+def find_artifact(reference: str) -> store.Artifact | None:
     """The version that a pinned reference means; None when this store has no such version."""
     name, _, version = reference.rpartition(":v")
     try:

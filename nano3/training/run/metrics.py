@@ -17,8 +17,8 @@ from typing import Any
 
 from nano3.artifacts import wandb_mirror
 from nano3.config.pretrain import PretrainConfig
-from nano3.training.run.lineage import data_reference, shown_name, stored
-from nano3.training.run.record import latest_start
+from nano3.training.run.lineage import data_reference, display_name, find_artifact
+from nano3.training.run.record import read_latest_start
 from nano3.utils.console import is_rank_zero, say
 from nano3.utils.errors import Failure
 from nano3.utils.files import atomic_open, write_text
@@ -147,7 +147,7 @@ class Metrics:
     def _keep_up_to(self, iteration: int) -> None:
         """Drop lines of iterations that will be done again."""
         last = max((line["iteration"] for line in read_metrics(self.run_dir)), default=0)
-        self._sent = note_sent(self.run_dir, last)
+        self._sent = record_last_sent(self.run_dir, last)
         truncate_after(self.run_dir, iteration)
 
     def _move_aside(self) -> None:
@@ -172,13 +172,13 @@ class Metrics:
 
         None when W&B does not work. Raises `UserError` when it is not installed.
         """
-        start = latest_start(self.run_dir)
+        start = read_latest_start(self.run_dir)
         run = wandb_mirror.start_run(
             wandb_mirror.wandb_settings(config.run.wandb, config.logger),
             folder=self.run_dir,
             key="run.wandb.mode",
-            id=wandb_id(self.run_dir),
-            name=shown_name(config, start),
+            id=wandb_run_id(self.run_dir),
+            name=display_name(config, start),
             group=config.run.name if start.get("label") else None,
             job_type="pretrain",
             config=without_secrets(asdict(config)),
@@ -189,22 +189,22 @@ class Metrics:
             run.define_metric("iteration")
             run.define_metric("*", step_metric="iteration")
         if start and (reference := data_reference(start)):
-            if artifact := stored(reference):
+            if artifact := find_artifact(reference):
                 wandb_mirror.use_artifact(run, artifact)
             else:
                 wandb_mirror.use_reference(run, reference)
         return run
 
 
-def wandb_id(run_dir: Path) -> str:
-    """The id of this run folder's W&B run, made on first use and kept in `wandb_id`."""
+def wandb_run_id(run_dir: Path) -> str:
+    """The id of this run folder's W&B run, made on first use and kept in `wandb_run_id`."""
     path = Path(run_dir) / WANDB_ID
     if not path.is_file():
         write_text(path, secrets.token_hex(8) + "\n")
     return path.read_text().strip()
 
 
-def note_sent(run_dir: Path, iteration: int) -> int:
+def record_last_sent(run_dir: Path, iteration: int) -> int:
     """The last iteration that the W&B run of this folder has had, `iteration` being that of the last start; 0 without
     such a run. Kept in a file, for a start that is killed early has had less than the one before it."""
     path = Path(run_dir) / WANDB_SENT

@@ -12,7 +12,7 @@ from nano3.training.run.record import read_state_file
 from nano3.utils.console import warn
 from nano3.utils.files import write_json
 
-NAME = "began.json"
+PARENT_FILE = "began.json"
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class ParentCheckpoint:
 
 def record_parent(run_dir: Path, checkpoint: Path | None, new_phase: bool) -> None:
     """Write down what a run begins with; on rank 0, at a start that does not go on from a checkpoint of its own."""
-    write_json(run_dir / NAME, {"checkpoint": checkpoint and str(checkpoint), "new_phase": new_phase})
+    write_json(run_dir / PARENT_FILE, {"checkpoint": checkpoint and str(checkpoint), "new_phase": new_phase})
 
 
 def read_parent(run_dir: Path) -> ParentCheckpoint | None:
     """What a run began with; None for nothing, and for a run that did not write it down. Raises `Failure`."""
-    path = Path(run_dir) / NAME
+    path = Path(run_dir) / PARENT_FILE
     if not path.is_file():
         return None
     found = read_state_file(path, "checkpoint", "it is then not known what the run began with")
@@ -45,7 +45,7 @@ def read_parent(run_dir: Path) -> ParentCheckpoint | None:
 def warn_unused_load(run_dir: Path, config: PretrainConfig, own: Path) -> None:
     """Warn when checkpoint.load of a resume is another one than the run began with: its own checkpoint is newer."""
     load, save = config.checkpoint.load, own.parent
-    if load is None or Path(load).absolute() == save or not (run_dir / NAME).is_file():
+    if load is None or Path(load).absolute() == save or not (run_dir / PARENT_FILE).is_file():
         return
     began, given = read_parent(run_dir), Path(load).absolute()
     if began and given in (began.checkpoint, began.checkpoint.parent):

@@ -45,7 +45,7 @@ PACKAGES = (
 ROOT = Path(__file__).resolve().parents[3]
 # Where a run works and is watched, not what it computes, and how its data were prepared (their fingerprint tells): a
 # finished run is the same with other values of these.
-NOT_THE_RUN = ("cluster", "dry_run", "run.env", "run.wandb", "data_blend")
+IGNORED_SETTINGS = ("cluster", "dry_run", "run.env", "run.wandb", "data_blend")
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,14 @@ def save_run_config(
     finished.
     """
     text = run_config_text(config)
-    frozen, finished = run_dir / "config.yaml", run_dir / "finished.json"
-    if finished.exists():
-        lost = lost_checkpoint(run_dir)
-        if lost is None and not changed(run_dir, config, data):
+    frozen, valid_finish_record = run_dir / "config.yaml", run_dir / "finished.json"
+    if valid_finish_record.exists():
+        lost = missing_final_checkpoint(run_dir)
+        if lost is None and not run_changed(run_dir, config, data):
             return frozen
         if lost is not None:
             say(f"{lost}, with which {run_dir} had finished, is gone: the run is no longer finished and trains again")
-        finished.unlink()
+        valid_finish_record.unlink()
     numbers = [int(p.name) for p in (run_dir / "starts").glob("*") if re.fullmatch(r"\d{4}", p.name)]
     start = run_dir / "starts" / f"{max(numbers, default=0) + 1:04d}"
     commit, diff = code_version()
@@ -116,44 +116,44 @@ def _literal(value: Any) -> Any:
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
-def changed(run_dir: Path, config: PretrainConfig, data: DataReference) -> bool:
+def run_changed(run_dir: Path, config: PretrainConfig, data: DataReference) -> bool:
     """Whether the newest start in this run folder, if there is one, was of another run than this, which has something
     left to train.
 
     A run of another model or other data is refused before this is asked.
     """
     try:
-        other_data = latest_start(run_dir)["data"]["fingerprint"] != data.fingerprint
-        differ = bool(differing(run_dir, config))
+        other_data = read_latest_start(run_dir)["data"]["fingerprint"] != data.fingerprint
+        differ = bool(changed_settings(run_dir, config))
     except (FileNotFoundError, KeyError, ValueError):  # no start was recorded, or its record is damaged
         return False
-    return other_data or (differ and not has_all(run_dir, config))
+    return other_data or (differ and not has_all_iterations(run_dir, config))
 
 
-def has_all(run_dir: Path, config: PretrainConfig) -> bool:
+def has_all_iterations(run_dir: Path, config: PretrainConfig) -> bool:
     """Whether the run has finished, with a checkpoint, at or after the iteration that this configuration ends at."""
-    done = finished(run_dir)
+    done = valid_finish_record(run_dir)
     return bool(done and done["checkpoint"] and done["iteration"] >= last_iteration(config))
 
 
-def differing(run_dir: Path, config: PretrainConfig) -> list[str]:
-    """Keys that have another value than in the newest start of a run folder, those of `NOT_THE_RUN` left out.
+def changed_settings(run_dir: Path, config: PretrainConfig) -> list[str]:
+    """Keys that have another value than in the newest start of a run folder, those of `IGNORED_SETTINGS` left out.
 
     Raises `FileNotFoundError` when there is none.
     """
     before, now = (OmegaConf.load(run_dir / "config.yaml"), OmegaConf.create(run_config_text(config)))
     for one in (before, now):
-        for key in NOT_THE_RUN:
+        for key in IGNORED_SETTINGS:
             OmegaConf.update(one, key, None)
     trees: list[Any] = [OmegaConf.to_container(one) for one in (before, now)]
     flat = [dict(leaves(tree)) for tree in trees]
     return sorted(key for key in flat[0] | flat[1] if flat[0].get(key, ...) != flat[1].get(key, ...))
 
 
-def unused(run_dir: Path, config: PretrainConfig) -> str | None:
+def late_settings_warning(run_dir: Path, config: PretrainConfig) -> str | None:
     """What to say of settings that come too late, since the run has finished with others; None when there are none."""
     try:
-        keys = differing(run_dir, config) if has_all(run_dir, config) else []
+        keys = changed_settings(run_dir, config) if has_all_iterations(run_dir, config) else []
     except FileNotFoundError:
         return None
     if not keys:
@@ -165,13 +165,13 @@ def unused(run_dir: Path, config: PretrainConfig) -> str | None:
     )
 
 
-def finished(run_dir: Path) -> dict[str, Any] | None:
+def valid_finish_record(run_dir: Path) -> dict[str, Any] | None:
     """What finished.json says of a run that has reached its end, with the checkpoint that it names still there (or none
     named: none was asked for); else None."""
-    return read_finish_record(run_dir) if lost_checkpoint(run_dir) is None else None
+    return read_finish_record(run_dir) if missing_final_checkpoint(run_dir) is None else None
 
 
-def lost_checkpoint(run_dir: Path) -> Path | None:
+def missing_final_checkpoint(run_dir: Path) -> Path | None:
     """The checkpoint that finished.json names, if it is gone."""
     done = read_finish_record(run_dir)
     named = done["checkpoint"] if done else None
@@ -182,7 +182,7 @@ def lost_checkpoint(run_dir: Path) -> Path | None:
     return Path(named)
 
 
-def left_behind(run_dir: Path, config: PretrainConfig) -> list[str]:
+def abandoned_checkpoint_problems(run_dir: Path, config: PretrainConfig) -> list[str]:
     """Told when a run that has saved is started with another checkpoint.save: it would begin again at iteration 0."""
     if not (run_dir / "config.yaml").is_file() or not config.checkpoint.save:
         return []
@@ -247,12 +247,12 @@ def code_version() -> tuple[str | None, bytes]:
     return commit, git_bytes(ROOT, "diff", "HEAD") if commit else b""
 
 
-def newest_start(run_dir: Path) -> Path | None:
+def latest_start_dir(run_dir: Path) -> Path | None:
     """The folder of the newest start; None when none is recorded."""
     return max((path.parent for path in (run_dir / "starts").glob("*/start.json")), default=None)
 
 
-def latest_start(run_dir: Path) -> dict[str, Any]:
+def read_latest_start(run_dir: Path) -> dict[str, Any]:
     """start.json of the newest start; {} when none is recorded."""
-    start = newest_start(run_dir)
+    start = latest_start_dir(run_dir)
     return read_json(start / "start.json") if start else {}

@@ -65,7 +65,7 @@ def test_keys_of_absent_layers_are_not_needed() -> None:
 def test_every_architecture_key_is_mapped_or_named() -> None:
     """A key added to ModelConfig must be mapped, or stand in one of the lists of what is not architecture."""
     other = {"vocab_size", "moe_router_bias_update_rate", "sequence_parallel", *hf_model.PARALLEL}
-    assert {f.name for f in fields(ModelConfig)} == set(hf_model.FIELDS) | other
+    assert {f.name for f in fields(ModelConfig)} == set(hf_model.HF_NAMES) | other
 
 
 def expected_parameters(m: dict, rows: int) -> int:
@@ -101,9 +101,9 @@ def describe(model: ModelConfig, rows: int) -> tuple[dict, int, float]:
 def test_model_has_the_shape_that_was_asked_for(pattern: str, tmp_path: Path) -> None:
     model = replace(TINY, hybrid_layer_pattern=pattern)
     config, parameters, loss = Child(describe, (model, 256), tmp_path / "log.txt").result()
-    for ours, theirs in hf_model.FIELDS.items():
+    for ours, theirs in hf_model.HF_NAMES.items():
         if theirs != "hybrid_override_pattern":
-            assert config[theirs] == hf_model.value(model, ours), (ours, theirs)
+            assert config[theirs] == hf_model.value_or_default(model, ours), (ours, theirs)
     assert len(config["layers_block_type"]) == len(pattern)
     assert parameters == expected_parameters(vars(model), 256)
     assert loss == pytest.approx(5.545, abs=0.1)

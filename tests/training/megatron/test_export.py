@@ -46,7 +46,7 @@ def test_description_builds_the_model(section: dict, kind: str) -> None:
     torch = pytest.importorskip("torch")
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    described = export.describe(section, eod_id=2)
+    described = export.hf_description(section, eod_id=2)
     assert described.pop("model_type") == kind
     assert described["vocab_size"] == 4096, "padded to a multiple of 128, as Megatron did"
     config = AutoConfig.for_model(kind, **described)
@@ -59,7 +59,7 @@ def test_description_builds_the_model(section: dict, kind: str) -> None:
 
 def test_an_unknown_architecture_is_refused() -> None:
     with pytest.raises(UserError, match="knows hybrid"):
-        export.describe({"vocab_size": 10, "seq_length": 8}, None)
+        export.hf_description({"vocab_size": 10, "seq_length": 8}, None)
 
 
 def test_the_tokenizers_own_end_of_document() -> None:
@@ -78,7 +78,7 @@ def run_folder(tmp_path: Path, iterations: tuple[int, ...] = (10, 20)) -> Path:
         write_json(
             folder / MARKER, info | {"run_identity": {"backend": "transformers"}, "mutable_settings": {}, "files": {}}
         )
-    described = export.describe(small_qwen(), 2)
+    described = export.hf_description(small_qwen(), 2)
     config = AutoConfig.for_model(described.pop("model_type"), **described)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "hf")
     return tmp_path / "run"
@@ -119,13 +119,13 @@ def test_an_output_that_cannot_be_written(tmp_path: Path, output: str) -> None:
 
 def test_the_right_checkpoint_is_found(tmp_path: Path) -> None:
     run = run_folder(tmp_path)
-    assert export.find(run, None).name == "iter_0000020"
-    assert export.find(run, 10).name == "iter_0000010"
-    assert export.find(run / "checkpoints" / "iter_0000010", None).name == "iter_0000010"
+    assert export.find_checkpoint(run, None).name == "iter_0000020"
+    assert export.find_checkpoint(run, 10).name == "iter_0000010"
+    assert export.find_checkpoint(run / "checkpoints" / "iter_0000010", None).name == "iter_0000010"
     with pytest.raises(UserError, match="no checkpoint of iteration 15; it has 10, 20"):
-        export.find(run, 15)
+        export.find_checkpoint(run, 15)
     with pytest.raises(UserError, match="no complete checkpoint"):
-        export.find(tmp_path / "nowhere", None)
+        export.find_checkpoint(tmp_path / "nowhere", None)
 
 
 def test_a_megatron_checkpoint_without_its_configuration(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from nano3.config import PretrainConfig
 from nano3.training import backend as backends
 from nano3.training.dataset import open_data
 from nano3.training.preflight import preflight
-from nano3.training.run.checkpoint_owner import NOTE
+from nano3.training.run.checkpoint_owner import OWNER_FILE
 from nano3.training.run.resume import ResumePreview, preview_resume_point
 from nano3.utils.files import write_json
 
@@ -104,7 +104,7 @@ def test_a_load_that_only_the_job_can_see_is_left_to_it(
 def test_another_runs_folder_is_refused(config: PretrainConfig, tmp_path: Path, backend: str) -> None:
     choose(config, backend).checkpoint.save = str(tmp_path / "shared")
     saved(config, tmp_path / "shared", 5)
-    write_json(tmp_path / "shared" / NOTE, {"run_dir": str(tmp_path / "other")})
+    write_json(tmp_path / "shared" / OWNER_FILE, {"run_dir": str(tmp_path / "other")})
     (problem,) = preview(config).problems
     assert f"holds the checkpoints of another run, {tmp_path / 'other'}" in problem
 
@@ -113,7 +113,7 @@ def test_another_runs_folder_is_refused(config: PretrainConfig, tmp_path: Path, 
 def test_another_runs_weights_may_be_loaded(config: PretrainConfig, tmp_path: Path, backend: str) -> None:
     """Deliberately: a new phase, or the rest of its schedule."""
     saved(choose(config, backend), tmp_path / "other", 5)
-    write_json(tmp_path / "other" / NOTE, {"run_dir": str(tmp_path / "elsewhere")})
+    write_json(tmp_path / "other" / OWNER_FILE, {"run_dir": str(tmp_path / "elsewhere")})
     config.checkpoint.load = str(tmp_path / "other")
     assert (preview(config).point.iteration, preview(config).problems) == (0, ())
     config.checkpoint.keep_iteration = True

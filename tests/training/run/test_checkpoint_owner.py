@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nano3.training.run.checkpoint_owner import NOTE, claim_dir, owner_of, owner_problem
+from nano3.training.run.checkpoint_owner import OWNER_FILE, claim_dir, owner_of, owner_problem
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import write_json
 
@@ -25,12 +25,12 @@ def test_whose_checkpoints(tmp_path: Path, owner: str | None, save: str, refused
     run.mkdir()
     (tmp_path / "link").symlink_to(run)
     if owner:
-        write_json(folder / NOTE, {"run_dir": str(tmp_path / owner)})
+        write_json(folder / OWNER_FILE, {"run_dir": str(tmp_path / owner)})
     problem = owner_problem(folder, run)
     assert (problem is not None) is refused
     if problem:
         assert f"checkpoint.save={folder} holds the checkpoints of another run, {tmp_path / 'other'}" in problem
-        assert f"checkpoint.load={folder}" in problem and str(folder / NOTE) in problem
+        assert f"checkpoint.load={folder}" in problem and str(folder / OWNER_FILE) in problem
         with pytest.raises(UserError):
             claim_dir(folder, run)
         assert owner_of(folder) == tmp_path / "other"
@@ -41,9 +41,9 @@ def test_whose_checkpoints(tmp_path: Path, owner: str | None, save: str, refused
 
 def test_claiming_again_writes_nothing(tmp_path: Path) -> None:
     claim_dir(tmp_path / "save", tmp_path / "run")
-    before = (tmp_path / "save" / NOTE).stat().st_mtime_ns
+    before = (tmp_path / "save" / OWNER_FILE).stat().st_mtime_ns
     claim_dir(tmp_path / "save", tmp_path / "run")
-    assert (tmp_path / "save" / NOTE).stat().st_mtime_ns == before
+    assert (tmp_path / "save" / OWNER_FILE).stat().st_mtime_ns == before
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
@@ -54,6 +54,6 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"run": 1}'])
 def test_a_damaged_note_is_named_with_what_to_do(tmp_path: Path, content: str) -> None:
-    (tmp_path / NOTE).write_text(content)
+    (tmp_path / OWNER_FILE).write_text(content)
     with pytest.raises(Failure, match=r"run\.json: damaged \(.*\)\. Remove it: the next start"):
         claim_dir(tmp_path, tmp_path / "run")

@@ -10,37 +10,37 @@ from nano3.training.run import index_cache
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     """One that is whole."""
-    folder = index_cache.folder_of(tmp_path, "f" * 64)
-    index_cache.begin(folder)
+    folder = index_cache.cache_folder(tmp_path, "f" * 64)
+    index_cache.prepare_cache(folder)
     (folder / "order.npy").write_text("order")
-    index_cache.done(folder)
+    index_cache.mark_complete(folder)
     return folder
 
 
 def test_another_content_is_another_folder(tmp_path: Path, cache: Path) -> None:
-    other = index_cache.folder_of(tmp_path, "e" * 64)
+    other = index_cache.cache_folder(tmp_path, "e" * 64)
     assert other.parent == cache.parent and other != cache
-    index_cache.begin(other)
+    index_cache.prepare_cache(other)
     assert not list(other.iterdir()) and (cache / "order.npy").exists()
 
 
 def test_a_whole_one_is_kept(cache: Path) -> None:
-    index_cache.begin(cache)
+    index_cache.prepare_cache(cache)
     assert (cache / "order.npy").exists()
 
 
 def test_one_that_was_being_written_is_made_anew(cache: Path) -> None:
     """Also one that was whole before: a start of another length adds files to it."""
-    index_cache.begin(cache)
+    index_cache.prepare_cache(cache)
     (cache / "half.npy").write_text("ha")
-    index_cache.begin(cache)
+    index_cache.prepare_cache(cache)
     assert not list(cache.iterdir())
 
 
 def test_other_ranks_touch_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
-    index_cache.begin(cache)
-    assert (cache / index_cache.MARK).exists() and (cache / "order.npy").exists()
-    (cache / index_cache.MARK).unlink()
-    index_cache.done(cache)
-    assert not (cache / index_cache.MARK).exists()
+    index_cache.prepare_cache(cache)
+    assert (cache / index_cache.COMPLETE_MARKER).exists() and (cache / "order.npy").exists()
+    (cache / index_cache.COMPLETE_MARKER).unlink()
+    index_cache.mark_complete(cache)
+    assert not (cache / index_cache.COMPLETE_MARKER).exists()

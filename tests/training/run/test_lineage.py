@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nano3.artifacts import store
 from nano3.artifacts.names import alias_problem
 from nano3.config import PretrainConfig
-from nano3.training.run.lineage import data_reference, model_alias, shown_name, stored
+from nano3.training.run.lineage import data_reference, display_name, find_artifact, model_alias
 
 
 def named(name: str) -> PretrainConfig:
@@ -40,7 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ids=["a run", "no label", "a point", "a version", "a point of latest"],
 )
 def test_what_a_run_is_called(name: str, start: dict[str, Any], shown: str, alias: str | None) -> None:
-    assert shown_name(named(name), start) == shown
+    assert display_name(named(name), start) == shown
     assert model_alias(named(name), start) == alias
 
 
@@ -74,5 +74,5 @@ def test_which_artifact_the_data_is(folder: Path, reference: str, fingerprint: s
     ids=["old", "new", "no such version", "no such artifact", "of W&B"],
 )
 def test_a_reference_of_this_store_is_found(reference: str, version: int | None) -> None:
-    found = stored(reference)
+    found = find_artifact(reference)
     assert (found.version if found else None) == version

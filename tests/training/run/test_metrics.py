@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from training_processes import Child, tiny_config
 
-from nano3.training.hf.generate import Sample, exported_model, generate
+from nano3.training.hf.generate import Generation, exported_model, generate
 from nano3.training.reports.plot import plot_losses
 from nano3.training.reports.summary import print_summary, summarize
-from nano3.training.run.metrics import FILE, WANDB_SENT, Metrics, read_metrics, wandb_id
+from nano3.training.run.metrics import FILE, WANDB_SENT, Metrics, read_metrics, wandb_run_id
 from nano3.utils.errors import Failure, UserError
 
 
@@ -99,8 +99,8 @@ def test_console_lines(tmp_path: Path) -> None:
 
 
 def test_wandb_id_is_kept(tmp_path: Path) -> None:
-    assert wandb_id(tmp_path) == wandb_id(tmp_path)
-    assert len(wandb_id(tmp_path)) == 16
+    assert wandb_run_id(tmp_path) == wandb_run_id(tmp_path)
+    assert len(wandb_run_id(tmp_path)) == 16
 
 
 def test_wandb_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +125,7 @@ def test_wandb_offline_goes_on_with_the_same_run(tmp_path: Path) -> None:
     for start in (0, 2):
         Child(offline_run, (tmp_path, start), tmp_path / "log.txt").result()
     runs = list((tmp_path / "wandb").glob("offline-run-*"))
-    assert {run.name.rsplit("-", 1)[1] for run in runs} == {wandb_id(tmp_path)}
+    assert {run.name.rsplit("-", 1)[1] for run in runs} == {wandb_run_id(tmp_path)}
 
 
 class Mirror:
@@ -141,7 +141,7 @@ class Mirror:
 def mirrored(run_dir: Path, start: int, end: int, mirror: Mirror) -> None:
     """A start that is killed after iteration `end`."""
     metrics = Metrics(run_dir, 0, start, train_iters=10)
-    wandb_id(run_dir)
+    wandb_run_id(run_dir)
     metrics._wandb = mirror
     for i in range(start + 1, end + 1):
         metrics.log(iteration=i, consumed_tokens=i, loss=1.0)
@@ -158,9 +158,9 @@ def test_wandb_has_every_iteration_once(tmp_path: Path) -> None:
 def test_a_fresh_start_in_the_same_folder_is_another_run_for_wandb(tmp_path: Path) -> None:
     mirrored(tmp_path, 0, 7, Mirror())
     mirrored(tmp_path, 4, 5, Mirror())
-    before, mirror = wandb_id(tmp_path), Mirror()
+    before, mirror = wandb_run_id(tmp_path), Mirror()
     mirrored(tmp_path, 0, 3, mirror)
-    assert wandb_id(tmp_path) != before and mirror.had == [1, 2, 3]
+    assert wandb_run_id(tmp_path) != before and mirror.had == [1, 2, 3]
     assert not (tmp_path / WANDB_SENT).exists()
 
 
@@ -192,7 +192,7 @@ def test_nothing_there_yet(tmp_path: Path, function) -> None:
 
 
 def test_generation_is_repeatable(undisturbed: Path, tmp_path: Path) -> None:
-    def text(temperature: float, seed: int) -> list[Sample]:
+    def text(temperature: float, seed: int) -> list[Generation]:
         args = (exported_model(undisturbed), ["def main", "The"], 8, temperature, seed)
         return Child(generate, args, tmp_path / "log.txt").result()
 

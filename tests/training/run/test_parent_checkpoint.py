@@ -117,7 +117,7 @@ def test_trace_knows_where_a_run_began(cli: Commands) -> None:
 
 
 def test_a_damaged_note_is_told(tmp_path: Path) -> None:
-    (tmp_path / parent_checkpoint.NAME).write_text("{")
+    (tmp_path / parent_checkpoint.PARENT_FILE).write_text("{")
     with pytest.raises(Failure, match=r"began.json: damaged .*Remove it"):
         parent_checkpoint.read_parent(tmp_path)
 

@@ -16,16 +16,16 @@ from nano3.config import PretrainConfig
 from nano3.training.run.record import (
     ROOT,
     DataReference,
-    changed,
     code_version,
-    finished,
-    latest_start,
+    late_settings_warning,
+    latest_start_dir,
     load_run_config,
-    lost_checkpoint,
-    newest_start,
+    missing_final_checkpoint,
+    read_latest_start,
+    run_changed,
     run_config_text,
     save_run_config,
-    unused,
+    valid_finish_record,
 )
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import write_json
@@ -54,9 +54,9 @@ def end(run_dir: Path, checkpoint: Path | None) -> None:
 def test_a_start_is_recorded_with_what_it_was(tmp_path: Path) -> None:
     frozen = start(tmp_path, words=["train.seed=1", "run.name='a b'"], label="seed=1")
     assert frozen == tmp_path / "config.yaml"
-    assert (newest_start(tmp_path) or tmp_path) / "config.yaml" == tmp_path / "starts/0001/config.yaml"
+    assert (latest_start_dir(tmp_path) or tmp_path) / "config.yaml" == tmp_path / "starts/0001/config.yaml"
     assert frozen.read_text() == (tmp_path / "starts/0001/config.yaml").read_text()
-    told = latest_start(tmp_path)
+    told = read_latest_start(tmp_path)
     assert told["overrides"] == ["train.seed=1", "run.name='a b'"]
     assert told["data"] == vars(DATA) and told["label"] == "seed=1"
     assert told["packages"].keys() >= {"nano3", "omegaconf", "torch"}
@@ -66,7 +66,7 @@ def test_a_start_is_recorded_with_what_it_was(tmp_path: Path) -> None:
 def test_the_code_that_ran_can_be_had_again(tmp_path: Path) -> None:
     start(tmp_path)
     commit, diff = code_version()
-    assert latest_start(tmp_path)["code"] == {"commit": commit, "uncommitted": bool(diff)}
+    assert read_latest_start(tmp_path)["code"] == {"commit": commit, "uncommitted": bool(diff)}
     assert (tmp_path / "starts/0001/code.diff").read_bytes() == diff
     assert commit is not None and (ROOT / "nano3").is_dir()
 
@@ -79,7 +79,7 @@ def test_starts_are_numbered_and_none_is_overwritten(tmp_path: Path) -> None:
     start(tmp_path, whole(**{"train.seed": 4}))
     seeds = {p.parent.name: OmegaConf.load(p).train.seed for p in (tmp_path / "starts").glob("*/config.yaml")}
     assert seeds == {"0001": 1, "0003": 3, "0004": 4}
-    assert newest_start(tmp_path) == tmp_path / "starts/0004"
+    assert latest_start_dir(tmp_path) == tmp_path / "starts/0004"
     assert load_run_config(tmp_path / "config.yaml").train.seed == 4
 
 
@@ -103,7 +103,7 @@ CHANGES = {
 @pytest.mark.parametrize(("changes", "data", "other"), CHANGES.values(), ids=CHANGES)
 def test_what_makes_another_run(tmp_path: Path, changes: dict[str, Any], data: DataReference, other: bool) -> None:
     start(tmp_path)
-    assert changed(tmp_path, whole(**changes), data) is other
+    assert run_changed(tmp_path, whole(**changes), data) is other
 
 
 @pytest.mark.parametrize("lost", ["everything", "starts", "start.json", "config.yaml", "half of start.json"])
@@ -122,14 +122,14 @@ def test_without_a_record_nothing_has_changed(tmp_path: Path, lost: str) -> None
             (run / "config.yaml").unlink()
         case _:
             (run / "starts/0001/start.json").write_text('{"data": {')
-    assert changed(run, whole(**{"train.seed": 2}), DATA) is False
+    assert run_changed(run, whole(**{"train.seed": 2}), DATA) is False
     start(run)
-    assert latest_start(run)["data"] == vars(DATA)
+    assert read_latest_start(run)["data"] == vars(DATA)
 
 
 def test_nothing_recorded_is_an_empty_start(tmp_path: Path) -> None:
-    assert (newest_start(tmp_path), latest_start(tmp_path), finished(tmp_path)) == (None, {}, None)
-    assert lost_checkpoint(tmp_path) is None
+    assert (latest_start_dir(tmp_path), read_latest_start(tmp_path), valid_finish_record(tmp_path)) == (None, {}, None)
+    assert missing_final_checkpoint(tmp_path) is None
 
 
 def test_a_finished_run_that_is_started_again_stays_as_it_is(tmp_path: Path) -> None:
@@ -139,15 +139,15 @@ def test_a_finished_run_that_is_started_again_stays_as_it_is(tmp_path: Path) -> 
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     start(tmp_path, whole(**{"cluster.kind": "slurm"}), words=["cluster=slurm"])
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
-    assert finished(tmp_path) == {"iteration": 12, "checkpoint": str(tmp_path / "checkpoint")}
+    assert valid_finish_record(tmp_path) == {"iteration": 12, "checkpoint": str(tmp_path / "checkpoint")}
 
 
 def test_a_finished_run_goes_on_when_it_is_another_run(tmp_path: Path) -> None:
     start(tmp_path)
     end(tmp_path, None)
-    assert finished(tmp_path) is not None, "a run that was to save nothing has lost nothing"
+    assert valid_finish_record(tmp_path) is not None, "a run that was to save nothing has lost nothing"
     start(tmp_path, whole(**{"train.train_iters": 24}))
-    assert finished(tmp_path) is None
+    assert valid_finish_record(tmp_path) is None
     assert load_run_config(tmp_path / "config.yaml").train.train_iters == 24
 
 
@@ -169,26 +169,26 @@ def test_the_record_of_a_finished_run_stays_that_of_its_training(
     start(tmp_path)
     end(tmp_path, tmp_path / "checkpoint")
     before = (tmp_path / "config.yaml").read_text()
-    told = unused(tmp_path, whole(**change))
+    told = late_settings_warning(tmp_path, whole(**change))
     start(tmp_path, whole(**change))
     assert ((tmp_path / "config.yaml").read_text() != before) is goes_on
     assert len(list((tmp_path / "starts").iterdir())) == 1 + goes_on
-    assert (finished(tmp_path) is None) is goes_on
+    assert (valid_finish_record(tmp_path) is None) is goes_on
     assert (told is None) is goes_on
     assert goes_on or all(key in str(told) for key in change)
 
 
 def test_settings_that_are_those_of_the_training_are_not_told(tmp_path: Path) -> None:
     (tmp_path / "checkpoint").mkdir()
-    assert unused(tmp_path, whole()) is None, "nothing was ever started"
+    assert late_settings_warning(tmp_path, whole()) is None, "nothing was ever started"
     start(tmp_path)
-    assert unused(tmp_path, whole(**{"optimizer.lr": 0.5})) is None, "it has not finished"
+    assert late_settings_warning(tmp_path, whole(**{"optimizer.lr": 0.5})) is None, "it has not finished"
     end(tmp_path, tmp_path / "checkpoint")
-    assert unused(tmp_path, whole(**{"cluster.env": {"A": "1"}})) is None
+    assert late_settings_warning(tmp_path, whole(**{"cluster.env": {"A": "1"}})) is None
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", '{"iteration'])
-@pytest.mark.parametrize("read", [finished, lost_checkpoint])
+@pytest.mark.parametrize("read", [valid_finish_record, missing_final_checkpoint])
 def test_a_damaged_end_is_named_with_what_to_do(tmp_path: Path, content: str, read: Any) -> None:
     (tmp_path / "finished.json").write_text(content)
     with pytest.raises(Failure, match=r"finished\.json: damaged \(.*\)\. Remove it: the run then goes on"):
@@ -198,11 +198,11 @@ def test_a_damaged_end_is_named_with_what_to_do(tmp_path: Path, content: str, re
 def test_a_finished_run_whose_checkpoint_is_gone_trains_again(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     start(tmp_path)
     end(tmp_path, tmp_path / "gone")
-    assert finished(tmp_path) is None and lost_checkpoint(tmp_path) == tmp_path / "gone"
+    assert valid_finish_record(tmp_path) is None and missing_final_checkpoint(tmp_path) == tmp_path / "gone"
     start(tmp_path)
     assert "no longer finished" in " ".join(capsys.readouterr().out.split())
     assert not (tmp_path / "finished.json").exists()
-    assert newest_start(tmp_path) == tmp_path / "starts/0002"
+    assert latest_start_dir(tmp_path) == tmp_path / "starts/0002"
 
 
 plain = (
@@ -246,8 +246,8 @@ def test_a_shell_line_is_text_to_the_ranks(tmp_path: Path, line: str) -> None:
     config = whole(**{"cluster.setup": [line], "megatron": {"env_vars": {"A": line}}})
     start(tmp_path, config)
     assert load_run_config(tmp_path / "config.yaml") == config
-    assert not changed(tmp_path, config, DATA)
-    assert changed(tmp_path, replace(config, megatron={"env_vars": {"A": f"{line} "}}), DATA)
+    assert not run_changed(tmp_path, config, DATA)
+    assert run_changed(tmp_path, replace(config, megatron={"env_vars": {"A": f"{line} "}}), DATA)
 
 
 BAD = {
@@ -272,4 +272,4 @@ def test_a_configuration_that_is_none_is_told_with_its_file(tmp_path: Path, text
 def test_start_json_is_plain_for_other_tools(tmp_path: Path) -> None:
     start(tmp_path, words=["logger.sample_prompts=['日本']"])
     text = (tmp_path / "starts/0001/start.json").read_text()
-    assert "日本" in text and json.loads(text) == latest_start(tmp_path)
+    assert "日本" in text and json.loads(text) == read_latest_start(tmp_path)
