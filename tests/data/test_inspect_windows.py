@@ -110,7 +110,7 @@ def test_what_is_quickly_mended_needs_no_force(
     assert capfd.readouterr().err.splitlines()[-1].endswith(" checks failed. Prepare it again.")
     kept = {p: p.stat().st_mtime_ns for p in (spoiled / "train").iterdir()}
     sources = load_manifest(spoiled).datasets
-    run([source(d["path"], d["name"]) for d in sources], spoiled, byte_bpe, num_shards=6, valid_fraction=0.2,
+    run([source(d.path, d.name) for d in sources], spoiled, byte_bpe, num_shards=6, valid_fraction=0.2,
         test_fraction=0.0)  # fmt: skip
     assert tool(verify, spoiled) == 0
     assert {p: p.stat().st_mtime_ns for p in (spoiled / "train").iterdir()} == kept
