@@ -49,7 +49,7 @@ def test_a_dataset_and_a_tokenizer_of_the_hub(tmp_path: Path, hub: Hub, hub_env:
     hub_env(hub)
     sources = [source("hf://org/set", "a", subset="data"), source("hf://org/set", "b", split="validation")]
     manifest = run(sources, tmp_path / "out", "org/model", workers=2)
-    assert [d["revision"] for d in manifest.datasets] == [COMMIT, COMMIT]
+    assert [d.revision for d in manifest.datasets] == [COMMIT, COMMIT]
     assert manifest.tokenizer.revision == COMMIT
     wanted = reference(byte_bpe, [*texts(60), *texts(50, seed=1)])
     assert sorted(documents(tmp_path / "out", dataset="a")) == sorted(wanted)
