@@ -147,7 +147,7 @@ def test_data_is_registered_when_the_output_is_closed(
         (["num_shards=5"], "num_shards was 4, now 5"),
         (["add_bos=true"], "add_bos was False, now True"),
         (["blend_path=c.json"], "its datasets were d, now e"),
-        (["blend_path=two.json"], "the text has changed"),
+        (["blend_path=two.json"], "the text or the text field has changed"),
         (["dtype=int32"], "dtype was uint16, now int32"),
     ],
     ids=["shards", "option", "dataset", "text", "dtype"],

@@ -1,11 +1,12 @@
 """The one model of a command line: Hydra's flags, overrides (KEY=VALUE) and the `--then` words of nano3.data_prep.
 
-Only words are split here, without importing Hydra or OmegaConf; Hydra's own parser reads the values.
+Only words are split here; Hydra's own parser reads the values. nano3.data_prep imports this module before it starts to
+load the tokenizer, so it imports nothing slow: neither Hydra nor OmegaConf nor dataclasses.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 # All long flags of Hydra and nano3.
 FLAGS = (
@@ -18,8 +19,7 @@ CONFIG_DIR_FLAGS = ("--config-dir", "-cd")
 THEN = "--then"
 
 
-@dataclass(frozen=True)
-class Flag:
+class Flag(NamedTuple):
     """A word that begins with a dash, such as `--config-dir=mine` or `-m`."""
 
     word: str
@@ -27,8 +27,7 @@ class Flag:
     value: str | None = None  # after "=", or the next word if the flag takes one
 
 
-@dataclass(frozen=True)
-class OverrideWord:
+class OverrideWord(NamedTuple):
     """One override as typed: `key=value`, `+key=value`, `++key=value`, `~key` or `~key=value`."""
 
     word: str
@@ -49,8 +48,7 @@ class OverrideWord:
         return self.word.lstrip("+")
 
 
-@dataclass(frozen=True)
-class CommandLine:
+class CommandLine(NamedTuple):
     """The words after the program's name, split into flags, overrides and anything else."""
 
     words: tuple[str, ...] = ()
