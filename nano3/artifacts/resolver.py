@@ -1,4 +1,4 @@
-"""`${art:data,path}` in a configuration: an attribute of the artifact that `run.data` names."""
+"""Resolve `${art:data,path}` in a configuration: an attribute of the artifact that `run.data` names."""
 
 import re
 from dataclasses import dataclass
@@ -14,26 +14,31 @@ from nano3.utils.files import expand_user
 
 @dataclass(frozen=True)
 class ResolvedArtifact:
-    """What a data reference means now."""
+    """The folder that a data reference currently means."""
 
     folder: Path
-    # name:vN of the store, entity/project/name:vN of W&B, or the folder as it was given.
+    # name:vN of the store, entity/project/name:vN of W&B, or the folder as given.
     reference: str
 
 
 def resolve_reference(
     reference: str, settings: wandb_mirror.WandbSettings | None = None, key: str = "run.data="
 ) -> ResolvedArtifact:
-    """The folder that a data reference means: a folder, an artifact of the store or, when W&B is on, one of W&B.
+    """Return the folder that a data reference means: a folder, an artifact of the store or, with W&B enabled, of W&B.
 
-    A folder is anything with a slash or that exists as one. Raises `UserError` when it is none of them; `key` is what
-    the reference was given with.
+    Args:
+        reference: A path (anything with a slash, or an existing folder) or an artifact's `name:alias`.
+        settings: W&B settings; None searches the local store only.
+        key: The key that the reference was given with, for error messages.
+
+    Raises:
+        UserError: If the reference means neither a folder nor an artifact.
     """
     folder = expand_user(reference)
     if folder.is_dir():
         return ResolvedArtifact(folder.absolute(), reference)
     if "/" in reference or reference.startswith((".", "~")):
-        raise UserError(f"{key}{reference}: there is no such folder ({folder.absolute()})")
+        raise UserError(f"{key}{reference}: no such folder ({folder.absolute()})")
     try:
         artifact = store.resolve(reference)
     except UserError:
@@ -43,11 +48,6 @@ def resolve_reference(
     return ResolvedArtifact(Path(artifact.path), artifact.reference)
 
 
-def locate(reference: str) -> Path:
-    """The folder of `resolve_reference`, without W&B."""
-    return resolve_reference(reference).folder
-
-
 def wandb_settings_from(cfg: DictConfig) -> wandb_mirror.WandbSettings | None:
     """Return the W&B settings of a composed configuration, or None if it has no `run.wandb`."""
     found = OmegaConf.select(cfg, "run.wandb")
@@ -55,14 +55,16 @@ def wandb_settings_from(cfg: DictConfig) -> wandb_mirror.WandbSettings | None:
 
 
 def register_resolver() -> None:
-    """Teach OmegaConf `${art:KEY,ATTRIBUTE}`: KEY is a key of `run`, ATTRIBUTE path, version or reference."""
+    """Register `${art:KEY,ATTRIBUTE}`: KEY is a key of `run`; ATTRIBUTE is path, version or reference."""
 
     def art(key: str, attribute: str, *, _root_: DictConfig) -> Any:
         reference = OmegaConf.select(_root_, f"run.{key}")
         if reference is None:
-            raise UserError(f"${{art:{key},{attribute}}}: there is no run.{key}")
+            raise UserError(f"${{art:{key},{attribute}}}: no key run.{key}")
         if attribute not in ("path", "version", "reference"):
-            raise UserError(f"${{art:{key},{attribute}}}: an artifact has path, version and reference")
+            raise UserError(
+                f"${{art:{key},{attribute}}}: the attributes of an artifact are path, version and reference"
+            )
         found = resolve_reference(reference, wandb_settings_from(_root_))
         if attribute == "path":
             return str(found.folder)

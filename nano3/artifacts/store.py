@@ -1,11 +1,11 @@
-"""The local artifact store: plain JSON under $NANO3_HOME (default ./artifacts), always written, no service needed.
+"""The local artifact store: plain JSON under $NANO3_HOME (default ./artifacts). It needs no service.
 
-    <home>/DataBlendsArtifact-pretrain/v1.json      one file per version, never changed once written
-    <home>/DataBlendsArtifact-pretrain/math.alias   the version an alias points to; replaced atomically
-    <home>/DataBlendsArtifact-pretrain/places/…     the newest version at one path, named by the path's hash
+    <home>/DataBlendsArtifact-pretrain/v1.json      one file per version, never changed
+    <home>/DataBlendsArtifact-pretrain/math.alias   the version of an alias; replaced atomically
+    <home>/DataBlendsArtifact-pretrain/places/…     the newest version at one path; named by the path's hash
 
-A version file appears under its name by a hard link, which fails if the name exists: many writers on a shared file
-system each get a version of their own, and nobody ever reads half of one.
+A version file gets its name by a hard link, which fails if the name exists. Concurrent writers on a shared file system
+therefore each get their own version, and a reader never sees a partial file.
 """
 
 import hashlib
@@ -33,10 +33,12 @@ from nano3.utils.files import (
 from nano3.utils.provenance import user_name
 
 
-class UnknownReference(UserError):
-    """There is no such artifact, or it has no such version or alias."""
+class UnknownReferenceError(UserError):
+    """No artifact of this name, or no such version or alias.
 
-    # What was asked for after the colon.
+    `tag` is the requested version or alias.
+    """
+
     tag = ""
 
 
@@ -47,58 +49,63 @@ class Artifact:
     name: str
     version: int
     path: str
-    # Identity of the content: registering the same content at the same path again makes no new version.
+    # Identity of the content. Registering the same content at the same path again makes no new version.
     fingerprint: str
     metadata: dict[str, Any] = field(default_factory=dict)
-    # References ("name:v3") of the artifacts this one was made from.
+    # References ("name:v3") of the artifacts that this one was made from.
     inputs: list[str] = field(default_factory=list)
     created: str = ""
     creator: str = ""
 
     @property
     def reference(self) -> str:
-        """The reference that always means this version."""
+        """The permanent reference of this version."""
         return f"{self.name}:v{self.version}"
 
 
 def home() -> Path:
-    """The store's folder: $NANO3_HOME or ./artifacts."""
+    """Return the store's folder: $NANO3_HOME or ./artifacts."""
     return normalize_path(expand_user(os.environ.get("NANO3_HOME", "artifacts")))
 
 
 def names() -> list[str]:
-    """Names with at least one version, sorted."""
+    """Return the names that have at least one version, sorted."""
     return sorted(folder.name for folder in home().glob("*") if any(folder.glob("v*.json")))
 
 
 def versions(name: str) -> list[int]:
-    """Version numbers of `name`, ascending."""
+    """Return the version numbers of `name`, ascending."""
     found = (re.fullmatch(r"v([1-9][0-9]*)\.json", path.name) for path in (home() / name).glob("v*.json"))
     return sorted(int(m[1]) for m in found if m)
 
 
 def aliases(name: str) -> dict[str, int]:
-    """Alias to version; `latest` is the highest version and is not stored. Damaged ones are left out."""
+    """Return the version of each undamaged alias; `latest` is the highest version and is not stored."""
     have = versions(name)
     found = {path.stem: number for path in (home() / name).glob("*.alias") if (number := _number_in(path)) in have}
     return {**found, "latest": have[-1]} if have else found
 
 
 def damaged_aliases(name: str) -> list[str]:
-    """One sentence for each alias of `name` whose file names no version that is there."""
+    """Return a message for each alias of `name` whose file names no existing version."""
     have = versions(name)
     return [_damaged(path) for path in sorted((home() / name).glob("*.alias")) if _number_in(path) not in have]
 
 
 def load(name: str, version: int) -> Artifact:
-    """Read one version. Raises `FileNotFoundError` when there is none, `Failure` when its file is damaged."""
+    """Read one version.
+
+    Raises:
+        FileNotFoundError: If there is no such version.
+        Failure: If its file is damaged.
+    """
     path = home() / name / f"v{version}.json"
     try:
         return Artifact(**read_json(path))
     except (ValueError, TypeError) as error:
         raise Failure(
-            f"{path}: damaged ({error}). Remove it: the same nano3.data_prep, or the run's next checkpoint, registers "
-            "again what it stood for."
+            f"{path}: damaged ({error}). Remove it. The same nano3.data_prep command, or the run's next checkpoint, "
+            "registers its artifact again."
         ) from error
 
 
@@ -111,55 +118,71 @@ def register(
     inputs: Iterable[str] = (),
     alias: str | None = None,
 ) -> Artifact:
-    """Record `path` as the newest version of `name`, or return the version that is this content at this place already.
+    """Record `path` as the newest version of `name`, or return the existing version of this content at this path.
 
-    Only the newest version of a place counts: content that comes back after other content was there is a new version,
-    because the other's version is what `latest` means by then. Raises `UserError` as `registration_problems` has them.
+    Only the newest version of a path counts. Content that returns to a path after other content was there makes a new
+    version, because `latest` means the other version by then.
+
+    Args:
+        name: The artifact's name.
+        path: The folder that holds it.
+        fingerprint: The identity of its content.
+        metadata: JSON values to record with it.
+        inputs: References of the artifacts that it was made from.
+        alias: Another name for this version.
+
+    Raises:
+        UserError: If `registration_problems` finds any.
+        Failure: If the store cannot be written.
     """
     if found := registration_problems(name, alias):
         raise UserError(found)
-    place = str(Path(path).absolute())
-    version = find_by_path(name, place)
+    location = str(Path(path).absolute())
+    version = find_by_path(name, location)
     try:
         if version is None or version.fingerprint != fingerprint:
-            version = _append(Artifact(name, 0, place, fingerprint, metadata or {}, list(inputs), _now(), _creator()))
+            version = _append(
+                Artifact(name, 0, location, fingerprint, metadata or {}, list(inputs), _now(), _creator())
+            )
         if alias and aliases(name).get(alias) != version.version:
             write_text(home() / name / f"{alias}.alias", str(version.version))
     except OSError as error:
-        raise Failure(f"{place} could not be registered in the artifact store {home()}: {error.strerror}") from error
+        raise Failure(f"{location} cannot be registered in the artifact store {home()}: {error.strerror}") from error
     return version
 
 
 def registration_problems(name: str, alias: str | None = None, write: bool = False) -> list[str]:
-    """Everything that `register` would refuse. With `write` also a store that cannot be written, tried if need be."""
+    """Return everything that `register` would refuse; with `write` also whether the store cannot be written."""
     found = [p for p in (name_problem(name), alias_problem(alias) if alias else None) if p]
     if write and (why := unwritable_reason(home())):
         found.append(
-            f"the artifact store {home()} cannot be written: {why}. Set NANO3_HOME to a folder of yours that every "
-            f"machine of the run can see."
+            f"the artifact store {home()} cannot be written: {why}. Set NANO3_HOME to a folder that you can write and "
+            f"that every machine of the run can read."
         )
     return found
 
 
-def find_by_path(name: str, place: str) -> Artifact | None:
-    """The newest version of `name` at a path; None when there is none."""
+def find_by_path(name: str, path: str) -> Artifact | None:
+    """Return the newest version of `name` at an absolute path, or None."""
     try:
-        return load(name, _number_in(_place_file(name, place)) or 0)
+        return load(name, _number_in(_path_file(name, path)) or 0)
     except FileNotFoundError:
-        have = versions(name)  # a store of before there were place files
+        have = versions(name)  # a store written before places/ existed
         newest = load(name, have[-1]) if have else None
-        return newest if newest and newest.path == place else None
+        return newest if newest and newest.path == path else None
 
 
 def find_by_folder(folder: str) -> Artifact | None:
-    """The newest version of any artifact that is this folder."""
+    """Return the newest version of any artifact in this folder, or None."""
     return next((found for name in names() if (found := find_by_path(name, folder))), None)
 
 
 def find_artifact(reference: str) -> Artifact:
-    """What is recorded of `name`, `name:latest`, `name:v3` or `name:<alias>`, whatever lies at its path by now.
+    """Return the record of `name`, `name:latest`, `name:v3` or `name:<alias>`, without checking its path.
 
-    Raises `UserError` that lists what there is.
+    Raises:
+        UnknownReferenceError: If there is none; the message lists the existing ones.
+        Failure: If the alias or the record is damaged.
     """
     name, _, tag = reference.partition(":")
     tag = tag or "latest"
@@ -175,14 +198,14 @@ def find_artifact(reference: str) -> Artifact:
     return load(name, tags[tag])
 
 
-def _no_such(tag: str, text: str) -> UnknownReference:
-    error = UnknownReference(text)
+def _no_such(tag: str, text: str) -> UnknownReferenceError:
+    error = UnknownReferenceError(text)
     error.tag = tag
     return error
 
 
 def _number_in(path: Path) -> int | None:
-    """The version number that a file of the store holds; None when there is no such file, or it holds none."""
+    """Return the version number in a file of the store; None without such a file or number."""
     try:
         return int(path.read_text())
     except (FileNotFoundError, ValueError):
@@ -192,24 +215,28 @@ def _number_in(path: Path) -> int | None:
 def _damaged(alias: Path) -> str:
     have = ", ".join(map(str, versions(alias.parent.name))) or "none"
     return (
-        f"{alias}: names no version that is there. Write the number of one into it (there are: {have}), remove it, or "
-        "make it anew: the same nano3.data_prep or run does."
+        f"{alias}: names no existing version. Write the number of one into it (existing: {have}), remove it, or "
+        "run the same nano3.data_prep or nano3.pretrain command again, which writes it."
     )
 
 
 def resolve(reference: str) -> Artifact:
-    """`find_artifact` for use: the artifact is where it was, and still what it was. Raises `UserError`."""
+    """Return an artifact like `find_artifact`, and check that its path still holds its content.
+
+    Raises:
+        UserError: If the path is gone or holds other content now.
+    """
     artifact = find_artifact(reference)
     if not Path(artifact.path).exists():
         raise UserError(
-            f"{artifact.reference} was at {artifact.path}, which is gone. "
+            f"{artifact.reference} was at {artifact.path}, which no longer exists. "
             "Make it again, or name the folder where it is now."
         )
     newest = find_by_path(artifact.name, artifact.path)
     if newest and newest.version > artifact.version and newest.fingerprint != artifact.fingerprint:
         raise UserError(
             f"{artifact.reference} was at {artifact.path}, which now holds other content: {newest.reference}. "
-            f"Use that, or make the old one again (for data: with the weights and options it had)."
+            f"Use that, or make the old one again (for data: with its weights and options)."
         )
     return artifact
 
@@ -226,7 +253,7 @@ def _append(artifact: Artifact) -> Artifact:
         try:
             os.link(temp, target)
             fsync_dir(folder)
-            write_text(_place_file(artifact.name, artifact.path), str(number))
+            write_text(_path_file(artifact.name, artifact.path), str(number))
             return numbered
         except FileExistsError:
             number += 1
@@ -234,9 +261,9 @@ def _append(artifact: Artifact) -> Artifact:
             temp.unlink()
 
 
-def _place_file(name: str, place: str) -> Path:
-    """Finding a path's version must not mean reading every version: there is one for each checkpoint ever saved."""
-    return home() / name / "places" / hashlib.sha256(place.encode(errors="surrogatepass")).hexdigest()[:32]
+def _path_file(name: str, path: str) -> Path:
+    """Return the file with the newest version at a path, so that nothing has to read every version ever saved."""
+    return home() / name / "places" / hashlib.sha256(path.encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 def _now() -> str:

@@ -1,7 +1,7 @@
-"""Weights & Biases as a mirror of the local store: the same artifacts under the same names, by reference, and lineage.
+"""Mirror the local store in Weights & Biases: the same artifacts under the same names, by reference, with lineage.
 
-Nothing is uploaded but names, paths and sizes; of small JSON files also a checksum, so that new weights make a new
-version there as they do here. What goes wrong in W&B is told and never ends a run. `wandb` is imported only when asked.
+Only names, paths and sizes are uploaded, and checksums of small JSON files, so that new weights make a new version in
+W&B as well. A failure of W&B is logged and never ends a run. `wandb` is imported only if W&B is enabled.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ MISSING = "wandb is not installed: `pip install 'nano3[wandb]'`, or {key}=disabl
 
 @dataclass(frozen=True)
 class WandbSettings:
-    """Where artifacts are mirrored; the same three keys in both applications."""
+    """Where artifacts are mirrored; both applications have these three keys."""
 
     mode: str = "disabled"
     project: str = "nano3"
@@ -63,7 +63,7 @@ def wandb_settings(wandb: WandbKeys, logger: LoggerKeys | None) -> WandbSettings
 
 
 def settings_problems(settings: WandbSettings, key: str) -> list[str]:
-    """What can be known to be wrong before anything is started. `key` is the dotted key of the mode."""
+    """Return everything that is wrong with the settings; `key` is the dotted key of the mode."""
     if settings.mode not in MODES:
         return [f"{key}={settings.mode}:{did_you_mean(settings.mode, MODES)}"]
     if settings.on and importlib.util.find_spec("wandb") is None:
@@ -72,9 +72,16 @@ def settings_problems(settings: WandbSettings, key: str) -> list[str]:
 
 
 def start_run(settings: WandbSettings, *, folder: Path, key: str, **more: Any) -> Any:
-    """A W&B run that keeps its files in `folder`/wandb; None, with a warning, when there cannot be one.
+    """Start a W&B run that keeps its files in `folder`/wandb; warn and return None if that fails.
 
-    Raises `UserError` when wandb is not installed.
+    Args:
+        settings: Mode, project and entity.
+        folder: The parent of the run's `wandb` folder.
+        key: The dotted key of the mode, for error messages.
+        more: Further arguments of `wandb.init`.
+
+    Raises:
+        UserError: If wandb is not installed.
     """
     wandb = _load(settings, key)
     with log_failures("starting a run (not logged in? `wandb login`, or mode=offline)"):
@@ -91,11 +98,11 @@ def start_run(settings: WandbSettings, *, folder: Path, key: str, **more: Any) -
 
 @contextlib.contextmanager
 def log_failures(what: str) -> Iterator[None]:
-    """Turn whatever goes wrong in W&B into a warning: it must not end a training of weeks."""
+    """Log any failure of W&B as a warning: it must not end a training of weeks."""
     try:
         yield
     except Exception as error:
-        warn(f"W&B: {what} failed; going on without: {str(error) or type(error).__name__}")
+        warn(f"W&B: {what} failed; continuing without it: {str(error) or type(error).__name__}")
 
 
 def log_artifact(run: Any, artifact: Artifact, alias: str | None) -> None:
@@ -109,29 +116,33 @@ def use_artifact(run: Any, artifact: Artifact) -> None:
     with log_failures(f"recording that this run uses {artifact.reference}"):
         mirror = _mirror(artifact)
         if run.settings.mode == "offline":
-            # run.use_artifact refuses to work offline; this is what it does online, and what `wandb sync` sends later.
+            # run.use_artifact refuses to work offline. This is what it does online, and what `wandb sync` sends later.
             run._log_artifact(mirror, is_user_created=True, use_after_commit=True)
         else:
             run.use_artifact(mirror)
 
 
 def use_reference(run: Any, reference: str) -> None:
-    """Record an artifact that W&B alone knows as an input of a W&B run."""
+    """Record an artifact that only W&B knows as an input of a W&B run."""
     with log_failures(f"recording that this run uses {reference}"):
         run.use_artifact(reference)
 
 
 def active_run() -> Any:
-    """The W&B run of this process, or None; imports nothing."""
+    """Return the W&B run of this process, or None; import nothing."""
     return getattr(sys.modules.get("wandb"), "run", None)
 
 
 @cache
 def find_remote(reference: str, settings: WandbSettings) -> tuple[Path, str]:
-    """Folder and full reference (entity/project/name:vN) of an artifact in W&B. Raises `UserError`."""
+    """Return folder and full reference (entity/project/name:vN) of an artifact in W&B.
+
+    Raises:
+        UserError: If W&B has no such artifact, or its folder does not exist on this machine.
+    """
     where = f"{reference} is not in the local store, and "
     if settings.mode == "offline":
-        raise UserError(f"{where}run.wandb.mode=offline does not ask W&B; set run.wandb.mode=online to do so.")
+        raise UserError(f"{where}run.wandb.mode=offline does not ask W&B. Set run.wandb.mode=online to ask it.")
     wandb = _load(settings, "run.wandb.mode", where)
     prefix = "/".join(filter(None, [settings.entity, settings.project]))
     try:
@@ -140,13 +151,13 @@ def find_remote(reference: str, settings: WandbSettings) -> tuple[Path, str]:
         login = isinstance(error, wandb.errors.UsageError | wandb.errors.AuthenticationError)
         hint = "log in with `wandb login`" if login else "see run.wandb.project and run.wandb.entity"
         raise UserError(
-            f"{where}W&B did not give it from {prefix}: {str(error).strip() or type(error).__name__}\n  {hint}"
+            f"{where}W&B did not return it from {prefix}: {str(error).strip() or type(error).__name__}\n  {hint}"
         ) from None
     folder = artifact.metadata.get("path")
     if not folder or not Path(folder).exists():
         raise UserError(
-            f"{artifact.qualified_name} is {folder or 'without a path'} in W&B, which is not there on this machine. "
-            f"Artifacts are references: mount that file system, or point at a copy: run.data=DIR"
+            f"{artifact.qualified_name} is {folder or 'without a path'} in W&B, which does not exist on this machine. "
+            f"Artifacts are references: mount that file system, or use a copy: run.data=DIR"
         )
     return Path(folder), str(artifact.qualified_name)
 
@@ -165,9 +176,9 @@ def _mirror(artifact: Artifact) -> Any:
     kind = "model" if artifact.name.startswith("Model") else "dataset"
     known = {"path": artifact.path, "fingerprint": artifact.fingerprint, "local": artifact.reference}
     mirror = wandb.Artifact(artifact.name, kind, metadata={**artifact.metadata, **known, "inputs": artifact.inputs})
-    for place in sorted(Path(artifact.path).iterdir()):
-        if not place.name.startswith("."):  # .prep: the lock and the plan of a preparation
-            mirror.add_reference(place.as_uri(), name=place.name, checksum=place.name in CHECKED)
+    for path in sorted(Path(artifact.path).iterdir()):
+        if not path.name.startswith("."):  # .prep holds the lock and the plan of a preparation
+            mirror.add_reference(path.as_uri(), name=path.name, checksum=path.name in CHECKED)
     return mirror
 
 

@@ -16,7 +16,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from nano3.artifacts.store import UnknownReference
+from nano3.artifacts.store import UnknownReferenceError
 from nano3.cli.config_file_errors import conf_dir_problems, file_problems, yaml_problem
 from nano3.cli.config_groups import (
     DATA_PREP_BLEND_KEYS,
@@ -97,7 +97,7 @@ def problems_before_composing(name: str, line: CommandLine) -> list[str]:
 
 def _with_blend_hint(error: Nano3Error) -> Nano3Error:
     """Add the command that prepares the data, if the error is about missing data of a blend in conf/."""
-    if isinstance(error, UnknownReference) and error.tag in members("data_blend"):
+    if isinstance(error, UnknownReferenceError) and error.tag in members("data_blend"):
         return UserError(
             [f"{p}\n  To prepare it: python -m nano3.data_prep data_blend={error.tag}" for p in error.problems]
         )

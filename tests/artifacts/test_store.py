@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from nano3.artifacts import store
-from nano3.artifacts.names import MOST, alias_for, alias_problem, name_problem, slugify
-from nano3.artifacts.resolver import locate, register_resolver
-from nano3.utils.errors import Failure, UserError
+from nano3.artifacts.names import MAX_LENGTH, alias_for, alias_problem, name_problem, slugify
+from nano3.artifacts.resolver import register_resolver, resolve_reference
 from nano3.tools import artifacts as artifacts_tool
+from nano3.utils.errors import Failure, UserError
 
 DATA = "DataBlendsArtifact-pretrain"
 
@@ -153,7 +153,7 @@ def test_an_empty_store_says_how_to_fill_it() -> None:
 def test_a_folder_that_is_gone(folder: Path) -> None:
     store.register(DATA, folder, "plan1")
     folder.rmdir()
-    with pytest.raises(UserError, match="which is gone"):
+    with pytest.raises(UserError, match="which no longer exists"):
         store.resolve(DATA)
 
 
@@ -193,9 +193,9 @@ def test_resolver_gives_path_version_and_reference(folder: Path) -> None:
 
 def test_a_folder_is_a_reference_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
-    assert locate("data") == locate(str(folder)) == folder
+    assert resolve_reference("data").folder == resolve_reference(str(folder)).folder == folder
     with pytest.raises(UserError, match="no such folder"):
-        locate("./elsewhere")
+        resolve_reference("./elsewhere")
 
 
 def test_lineage_is_recorded(folder: Path, home: Path) -> None:
@@ -212,7 +212,7 @@ REGISTER = """
 import sys
 from pathlib import Path
 from nano3.artifacts import store
-from nano3.errors import Failure
+from nano3.utils.errors import Failure
 try:
     print(store.register("model", Path(sys.argv[1]), sys.argv[2], alias="best").reference)
 except Failure as failure:
@@ -232,7 +232,7 @@ def test_no_fault_leaves_half_an_entry(folder: Path, home: Path, tmp_path: Path,
         if not hit:
             break
         if what.startswith("error") and "model:v" not in told:
-            assert "could not be registered in the artifact store" in told
+            assert "cannot be registered in the artifact store" in told
             assert str(home) in told
         have = store.versions("model")
         assert have == list(range(1, len(have) + 1))
@@ -264,17 +264,17 @@ def test_an_alias_that_is_made_may_be_used(text: str) -> None:
 @given(ANY)
 def test_what_may_be_a_name_is_a_plain_file_name(text: str) -> None:
     plain = slugify(text)
-    assert len(plain) <= MOST
+    assert len(plain) <= MAX_LENGTH
     assert plain == Path(plain).name
     if name_problem(text) is None:
         assert text == Path(text).name
-        assert len(text.encode()) <= MOST
+        assert len(text.encode()) <= MAX_LENGTH
         assert text[0] not in ".-_"
 
 
 DAMAGE = {
-    "empty alias": ("math.alias", "", "names no version that is there"),
-    "alias without its version": ("math.alias", "7", "there are: 1, 2"),
+    "empty alias": ("math.alias", "", "names no existing version"),
+    "alias without its version": ("math.alias", "7", "existing: 1, 2"),
     "cut version": ("v1.json", '{"name": "Da', "damaged"),
     "other keys": ("v1.json", '{"nome": 1}', "damaged"),
 }

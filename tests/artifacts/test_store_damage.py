@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 
 from nano3.artifacts import resolver, store
 from nano3.artifacts.names import slugify
-from nano3.utils.errors import Failure, UserError
 from nano3.tools import _folders
 from nano3.tools import artifacts as tool
+from nano3.utils.errors import Failure, UserError
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +133,7 @@ from nano3.artifacts import store
 sys.stdin.readline()
 for _ in range(5):
     one = store.register("Data", Path(sys.argv[1]), "same", alias=sys.argv[2])
-    store.look_up("Data:" + sys.argv[2])
+    store.find_artifact("Data:" + sys.argv[2])
 print(one.version)
 """
 
@@ -163,13 +163,13 @@ def test_many_that_register_the_same_at_once(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("reference", "told"),
     [
-        pytest.param("./gone", "there is no such folder ({here}/gone)", id="a folder"),
-        pytest.param("~no-such-user/data", "there is no such folder ({here}/~no-such-user/data)", id="of nobody"),
-        pytest.param("~no-such-user", "there is no such folder ({here}/~no-such-user)", id="nobody's home"),
-        pytest.param("a/b:v3", "there is no such folder ({here}/a/b:v3)", id="of W&B, which is off"),
+        pytest.param("./gone", "no such folder ({here}/gone)", id="a folder"),
+        pytest.param("~no-such-user/data", "no such folder ({here}/~no-such-user/data)", id="of nobody"),
+        pytest.param("~no-such-user", "no such folder ({here}/~no-such-user)", id="nobody's home"),
+        pytest.param("a/b:v3", "no such folder ({here}/a/b:v3)", id="of W&B, which is off"),
         pytest.param("Daat", "no artifact 'Daat' in {here}/home. Did you mean 'Data'?", id="a mistyped name"),
         pytest.param("Data:v01", "has no version or alias 'v01'. Did you mean 'v1'?", id="a mistyped version"),
-        pytest.param("Data:../../data", "there is no such folder", id="a way out of the store"),
+        pytest.param("Data:../../data", "no such folder", id="a way out of the store"),
         pytest.param("..", None, id="a folder above"),
         pytest.param("Data:", None, id="the newest"),
     ],
@@ -180,7 +180,7 @@ def test_what_a_reference_means(
     monkeypatch.chdir(tmp_path)
     store.register("Data", folder, "plan")
     if told is None:
-        assert resolver.locate(reference).is_dir()
+        assert resolver.resolve_reference(reference).folder.is_dir()
         return
     with pytest.raises(UserError) as caught:
         resolver.resolve_reference(reference)
@@ -198,7 +198,8 @@ def test_a_folder_wins_over_an_artifact_of_its_name(
     assert _folders.data_folder("Data") == folder
     (tmp_path / "Data").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert _folders.data_folder("Data") == Path("Data") and resolver.locate("Data") == tmp_path / "Data"
+    assert _folders.data_folder("Data") == Path("Data")
+    assert resolver.resolve_reference("Data").folder == tmp_path / "Data"
     assert _folders.data_folder("Data:latest") == folder
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file; name the folder that"):
@@ -209,8 +210,10 @@ def test_a_folder_wins_over_an_artifact_of_its_name(
 @pytest.mark.parametrize(
     ("expression", "told"),
     [
-        pytest.param("${art:dta,path}", "there is no run.dta", id="key"),
-        pytest.param("${art:data,folder}", "an artifact has path, version and reference", id="attribute"),
+        pytest.param("${art:dta,path}", "no key run.dta", id="key"),
+        pytest.param(
+            "${art:data,folder}", "attributes of an artifact are path, version and", id="attribute"
+        ),
         pytest.param("${art:plain,version}", "run.plain={folder} is a folder, not an artifact", id="folder"),
         pytest.param("${art:data,path}", None, id="right"),
         pytest.param("${art:plain,path}", None, id="path of a folder"),

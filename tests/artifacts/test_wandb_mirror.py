@@ -11,12 +11,12 @@ from omegaconf import OmegaConf
 from wandb_file import records
 
 from nano3.artifacts import store, wandb_mirror
-from nano3.artifacts.resolver import resolve_reference, register_resolver
+from nano3.artifacts.resolver import register_resolver, resolve_reference
 from nano3.config import PretrainConfig
-from nano3.utils.errors import UserError
-from nano3.utils.files import write_json
 from nano3.training.run.lineage import model_alias
 from nano3.training.run.metrics import Metrics
+from nano3.utils.errors import UserError
+from nano3.utils.files import write_json
 
 DATA, MODEL = "DataBlendsArtifact-pretrain", "ModelArtifact-pretrain"
 
@@ -115,7 +115,7 @@ def test_training_goes_on_when_wandb_cannot_start(cli: Commands, data: Path) -> 
 
 
 @pytest.fixture
-def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """W&B knows one artifact, at a folder; gives the references it was asked for."""
     asked: list[str] = []
 
@@ -152,8 +152,8 @@ def test_then_wandb(service: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tag", "mode", "told"),
     [
-        ("math", "online", "is not there on this machine.*run.data=DIR"),
-        ("mth", "online", "W&B did not give it from me/mine: artifact not found"),
+        ("math", "online", "does not exist on this machine.*run.data=DIR"),
+        ("mth", "online", "W&B did not return it from me/mine: artifact not found"),
         ("math", "offline", "run.wandb.mode=offline does not ask W&B"),
         ("math", "disabled", "The store is empty"),
     ],

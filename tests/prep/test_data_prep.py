@@ -66,7 +66,7 @@ def test_a_failed_point_sets_the_exit_code_and_the_others_run(cli: Commands) -> 
 
 def test_a_mistake_in_any_point_is_reported_before_any_work(cli: Commands) -> None:
     done = cli(*PREP, "-m", blend(cli, "b.json"), "alias=fine,v7", "output_dir=out", code=2)
-    assert "'v7' means version 7" in done.stderr
+    assert "'v7' is reserved for version 7" in done.stderr
     assert not (cli.folder / "out").exists()
     done = cli(*PREP, "-m", "num_shards=3,4", "then=['+experiment=quickstart']", code=2)
     assert "sweep nano3.pretrain" in done.stderr
@@ -110,8 +110,8 @@ def test_an_unwritable_store_is_reported_before_any_work(cli: Commands, home: st
     ("file", "aliases", "expected"),
     [
         ("my blend.json", {"my-blend", "latest"}, ""),
-        ("latest.json", {"latest"}, "no alias: 'latest' always means the newest version"),
-        ("v7.json", {"latest"}, "no alias: 'v7' means version 7"),
+        ("latest.json", {"latest"}, "no alias: 'latest' is reserved for the newest version"),
+        ("v7.json", {"latest"}, "no alias: 'v7' is reserved for version 7"),
     ],
 )
 def test_blend_files_whose_name_cannot_be_an_alias(cli: Commands, file: str, aliases: set[str], expected: str) -> None:

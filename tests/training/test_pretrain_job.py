@@ -48,7 +48,7 @@ def test_the_data_is_known_by_its_content(composed: Compose, data: Path) -> None
     found = resolve_data(composed())
     assert (found.reference, found.folder) == (str(data), str(data))
     assert found.fingerprint == load_manifest(data).content
-    with pytest.raises(UserError, match=r"run\.data=/nowhere: there is no such folder"):
+    with pytest.raises(UserError, match=r"run\.data=/nowhere: no such folder"):
         resolve_data(composed("run.data=/nowhere"))
 
 

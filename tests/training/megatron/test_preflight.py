@@ -168,8 +168,8 @@ def test_all_problems_come_at_once(config: PretrainConfig) -> None:
         pytest.param("run.name", "my run", "for example run.name=my-run", id="name-with-space"),
         pytest.param("run.name", "lr=1e-3", "for example run.name=lr-1e-3", id="name-with-equals"),
         pytest.param("run.name", "a/b", "for example run.name=a-b", id="name-with-slash"),
-        pytest.param("run.name", "latest", "always means the newest version", id="name-latest"),
-        pytest.param("run.name", "v7", "means version 7", id="name-version"),
+        pytest.param("run.name", "latest", "is reserved for the newest version", id="name-latest"),
+        pytest.param("run.name", "v7", "is reserved for version 7", id="name-version"),
     ],
 )
 def test_values_that_no_run_can_have(config: PretrainConfig, backend: str, key: str, value: object, told: str) -> None:
