@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nano3.utils.provenance import commit_of, git, git_bytes, installed_versions
+from nano3.utils.provenance import commit_of, git, git_bytes, installed_versions, is_installed
 
 
 @pytest.fixture
@@ -84,3 +84,7 @@ def test_versions_of_installed_packages() -> None:
     assert installed_versions([]) == {}
     found = installed_versions(["no-such-package", "PyArrow", "numpy"])
     assert list(found) == ["PyArrow", "numpy"] and all(text[0].isdigit() for text in found.values())
+
+
+def test_is_installed() -> None:
+    assert is_installed("json") and not is_installed("no_such_package_of_this_test")

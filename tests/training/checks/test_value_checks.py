@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from nano3.artifacts import wandb_mirror
 from nano3.artifacts.names import alias_problem
 from nano3.config import ModelConfig, PretrainConfig
+from nano3.config.pretrain import megatron_section
 from nano3.training.checks.value_checks import (
     LARGEST_SEED,
     initial_weights_problems,
@@ -153,3 +154,10 @@ def test_modes_of_wandb(mode: str) -> None:
     told = [p for p in run_section_problems(changed(**{"run.wandb.mode": mode}), here=False) if "no such mode" in p]
     assert len(told) == (mode not in wandb_mirror.MODES)
     assert all(problem.startswith(f"run.wandb.mode={mode}: ") for problem in told)
+
+
+@pytest.mark.parametrize("section", ["x", None, 3, [], {}], ids=str)
+def test_a_section_that_is_none_is_empty(section: Any) -> None:
+    config = PretrainConfig(megatron={"checkpoint": section})
+    assert megatron_section(config, "checkpoint") == megatron_section(config, "model") == {}
+    assert initial_weights_problems(config) == []

@@ -41,3 +41,13 @@ def test_every_sample_is_read_once_whatever_the_ranks(steps: int, micro: int, ra
     plan = plan_batches(size, micro, ranks)
     read = [i for j in range(plan.accumulation) for r in range(ranks) for i in plan.samples(iteration, j, r)]
     assert read == list(range(iteration * size, (iteration + 1) * size))
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.integers(0, 50))
+def test_no_two_ranks_read_the_same_sample(steps: int, micro: int, ranks: int, iteration: int) -> None:
+    """Nor does a rank read one twice; every micro step has its size."""
+    plan = plan_batches(steps * micro * ranks, micro, ranks)
+    parts = [plan.samples(iteration, j, r) for j in range(plan.accumulation) for r in range(ranks)]
+    assert {len(part) for part in parts} == {micro}
+    assert len({i for part in parts for i in part}) == plan.global_batch_size
+    assert max(part.stop for part in parts) == plan.samples(iteration + 1, 0, 0).start

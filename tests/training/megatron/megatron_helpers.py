@@ -1,5 +1,4 @@
-"""What the tests of the Megatron backend share. None of them needs a GPU or Megatron-Bridge: the recorded schema
-stands in."""
+"""Helpers for tests of the Megatron backend without a GPU or Megatron-Bridge: they use the recorded schema."""
 
 import struct
 from pathlib import Path
@@ -7,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from xxhash import xxh3_128
 
-from nano3.config import ModelConfig
+from nano3.config import ModelConfig, PretrainConfig
+from nano3.training.checks.model_stats import Architecture, architecture_from_config
 from nano3.training.megatron import schema
 from nano3.training.run.checkpoints import MARKER, folder_name
 from nano3.utils.files import write_json
@@ -17,7 +17,7 @@ NANO, QWEN = schema.RECIPES
 
 
 def write_shard(folder: Path, prefix: str, split: str, dataset: str, tokens: int) -> dict:
-    """One .bin/.idx pair of a single document, and its manifest entry."""
+    """Write a .bin/.idx pair of one document and return its manifest entry."""
     path = folder / prefix
     path.parent.mkdir(parents=True, exist_ok=True)
     body = np.arange(tokens, dtype=np.uint16) % 4096
@@ -33,7 +33,7 @@ def write_shard(folder: Path, prefix: str, split: str, dataset: str, tokens: int
 
 
 def model(name: str) -> ModelConfig:
-    """A file of conf/model."""
+    """Return a model of conf/model."""
     from omegaconf import OmegaConf
 
     return ModelConfig(**OmegaConf.load(ROOT / "conf" / "model" / f"{name}.yaml"))
@@ -59,3 +59,19 @@ def checkpoint(
             folder / MARKER, info | {"run_identity": identity or {}, "mutable_settings": settings or {}, "files": {}}
         )
     return folder
+
+
+def config_without_data(backend: str, target: str) -> PretrainConfig:
+    """Return a configuration whose data does not exist, for a preflight in milliseconds."""
+    config = PretrainConfig(backend=backend)
+    config.recipe._target_, config.run.name = target, "a"
+    config.run.data, config.run.output_dir = "/nowhere/data", "/nowhere/run"
+    config.scheduler.lr_wsd_decay_iters = 100
+    return config
+
+
+def architecture_of(name: str, vocab_size: int) -> Architecture:
+    """Return the architecture of a model of conf/model with the values of the Nano recipe."""
+    found = architecture_from_config(PretrainConfig(model=model(name)), schema.load_bundled(NANO), vocab_size)
+    assert found is not None
+    return found

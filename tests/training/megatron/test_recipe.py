@@ -5,16 +5,23 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from megatron_helpers import NANO, QWEN
 
 from nano3.config import PretrainConfig
 from nano3.training.dataset import open_data
 from nano3.training.megatron import recipe
+from nano3.training.megatron.recipe import adaptations, field_getter
 from nano3.training.megatron.schema import load_bundled
-from nano3.training.megatron.settings import Setting, setting_problems
+from nano3.training.megatron.settings import (
+    Setting,
+    setting_problems,
+)
 from nano3.utils.errors import UserError
 
 FULL = {
@@ -179,3 +186,45 @@ def test_other_recipes_leave_the_hub_alone(tmp_path: Path) -> None:
     before = dict(os.environ)
     recipe.offline_hub(NANO, tmp_path / "scratch")
     assert os.environ == before and not (tmp_path / "scratch").exists()
+
+
+MODULES = ("deep_ep", "fused_weight_gradient_mlp_cuda")
+
+
+FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "model.moe_token_dispatcher_type": st.sampled_from(["flex", "alltoall", "allgather", None]),
+    "model.moe_flex_dispatcher_backend": st.sampled_from(["deepep", "hybridep", None]),
+    "model.expert_model_parallel_size": st.sampled_from([1, 2, 8]),
+    "model.gradient_accumulation_fusion": st.booleans(),
+    "comm_overlap": st.sampled_from([None, "something"]),
+    "dataset.create_attention_mask": st.booleans(),
+    "dataset.reset_attention_mask": st.booleans(),
+}
+
+
+recipes = st.fixed_dictionaries({}, optional=FIELDS)
+
+
+worlds, installed = st.sampled_from([1, 2, 8]), st.sets(st.sampled_from(MODULES))
+
+
+@given(recipes, worlds, installed)
+def test_an_adapted_recipe_needs_no_adaptation(recipe: dict[str, Any], world: int, has: set[str]) -> None:
+    """Whatever fields the recipe of a release has; each change is one, and the schema takes it."""
+    found = adaptations(recipe.get, world, has.__contains__)
+    assert setting_problems(found, load_bundled(NANO)) == []
+    assert len({s.path for s in found}) == len(found)
+    changed = recipe | {s.path: s.value for s in found}
+    assert adaptations(changed.get, world, has.__contains__) == []
+
+
+@given(recipes, worlds, installed)
+def test_what_is_needed_does_not_grow_with_what_is_installed(recipe: dict[str, Any], world: int, has: set[str]) -> None:
+    few = {s.path for s in adaptations(recipe.get, world, set(MODULES).__contains__)}
+    many = {s.path for s in adaptations(recipe.get, world, has.__contains__)}
+    assert few <= many
+
+
+def test_a_field_is_read_from_a_live_container_or_is_none() -> None:
+    get = field_getter(SimpleNamespace(model=SimpleNamespace(width=3, none=None), flag=False))
+    assert (get("model.width"), get("flag"), get("model.none.deeper"), get("nothing.at.all")) == (3, False, None, None)

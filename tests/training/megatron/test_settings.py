@@ -5,9 +5,12 @@ import enum
 from types import SimpleNamespace
 
 import pytest
-from megatron_helpers import NANO, QWEN, model
+from hypothesis import given
+from hypothesis import strategies as st
+from megatron_helpers import NANO, QWEN, config_without_data, model
 
 from nano3.config import ModelConfig, PretrainConfig
+from nano3.training.megatron.recipe import field_getter
 from nano3.training.megatron.schema import Field, Schema, load_bundled
 from nano3.training.megatron.settings import (
     CONTAINER_FIELDS,
@@ -15,8 +18,12 @@ from nano3.training.megatron.settings import (
     apply_settings,
     count_layers,
     override_settings,
+    pattern_problems,
     setting_problems,
     typed_settings,
+)
+from nano3.training.preflight import (
+    preflight,
 )
 from nano3.utils.errors import Failure
 
@@ -186,3 +193,50 @@ def test_every_place_is_in_the_recorded_schema() -> None:
     for places in CONTAINER_FIELDS.values():
         for place in places:
             assert load_bundled(NANO).lookup(place)[1] is None, place
+
+
+PATTERNS = {
+    "hybrid": ("MEM*E-", None),
+    "stages": ("ME|M*", None),
+    "more-after-the-stack": ("ME/*E", None),
+    "null": (None, None),
+    "empty": ("", "model.hybrid_layer_pattern= has no layer; allowed: M Mamba-2"),
+    "only-a-cut": ("|/M", "has no layer"),
+    "small-letters": ("me*", "model.hybrid_layer_pattern=me* has e m; allowed: M Mamba-2, E experts"),
+    "commas": ("M,E,M", "has ,; allowed"),
+}
+
+
+@pytest.mark.parametrize(("pattern", "told"), PATTERNS.values(), ids=PATTERNS)
+def test_a_pattern_that_megatron_would_refuse_is_told_before_the_job(pattern: str | None, told: str | None) -> None:
+    problems = pattern_problems(pattern)
+    assert len(problems) == (told is not None)
+    assert told is None or told in problems[0]
+    config = config_without_data("megatron", NANO)
+    config.model.hybrid_layer_pattern = pattern
+    assert [p for p in preflight(config).problems if "hybrid_layer_pattern" in p] == problems
+
+
+@given(st.fixed_dictionaries({}, optional={"seed": st.integers(0, 9), "train_iters": st.integers(1, 99)}))
+def test_what_is_typed_arrives_in_every_place(changes: dict[str, int]) -> None:
+    """Applied to a container, each place of a key reads back as the key's value."""
+    config = PretrainConfig()
+    for name, value in changes.items():
+        setattr(config.train, name, value)
+    parts = ("train", "model", "dataset", "rng", "validation", "optimizer", "scheduler", "logger", "checkpoint")
+    container = SimpleNamespace(**{part: SimpleNamespace() for part in parts})
+    apply_settings(container, typed_settings(config), load_bundled(NANO))
+    get = field_getter(container)
+    for name in changes:
+        assert [get(place) for place in CONTAINER_FIELDS[f"train.{name}"]] == [changes[name]] * len(
+            CONTAINER_FIELDS[f"train.{name}"]
+        )
+
+
+@given(st.dictionaries(st.sampled_from(["NCCL_DEBUG", "A"]), st.text(max_size=3)), st.integers(0, 4))
+def test_a_free_section_is_flattened_to_its_fields(env: dict[str, str], size: int) -> None:
+    """A dictionary that is a value stays one: its keys are no fields."""
+    found = override_settings({"ddp": {"bucket_size": size}, "env_vars": env}, load_bundled(NANO))
+    assert found == [
+        Setting("ddp.bucket_size", size, "megatron.ddp.bucket_size"), Setting("env_vars", env, "megatron.env_vars"),
+    ]  # fmt: skip

@@ -1,97 +1,34 @@
-"""Preflight: counts against Hugging Face's own modules and published figures, and every problem at once."""
+"""Preflight: the table, every problem at once, and an answer to any configuration."""
 
+import dataclasses
+import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
-from megatron_helpers import NANO, QWEN, ROOT, checkpoint, model
+from megatron_helpers import NANO, QWEN, ROOT, architecture_of, checkpoint, config_without_data, model
 
 from nano3.config import ModelConfig, PretrainConfig
-from nano3.training.checks.model_stats import Architecture, architecture_from_config, count_parameters, flops_per_token
-from nano3.training.checks.parallel_layout import ParallelLayout, layout_problems
+from nano3.training.checks.model_stats import (
+    Architecture,
+    count_parameters,
+)
+from nano3.training.checks.parallel_layout import ParallelLayout
 from nano3.training.dataset import open_data
 from nano3.training.megatron.backend import run_identity
 from nano3.training.megatron.recipe_check import recipe_problems
 from nano3.training.megatron.schema import load_bundled
 from nano3.training.megatron.settings import override_settings
-from nano3.training.preflight import estimate_memory_per_gpu, preflight
-
-
-def shape(name: str, vocab: int) -> Architecture:
-    found = architecture_from_config(PretrainConfig(model=model(name)), load_bundled(NANO), vocab)
-    assert found is not None
-    return found
-
-
-def test_nano_has_the_published_numbers() -> None:
-    """31.6 B parameters, 3.2 B active without and 3.6 B with embeddings (Nemotron 3 Nano technical report, table 1)."""
-    nano = shape("nemotron_3_nano", 131072)
-    counts = count_parameters(nano)
-    assert counts.total / 1e9 == pytest.approx(31.6, abs=0.05)
-    assert counts.active / 1e9 == pytest.approx(3.6, abs=0.05)
-    assert (counts.active - nano.vocab_size * nano.hidden_size) / 1e9 == pytest.approx(3.2, abs=0.05)
-
-
-def test_qwen3_8b_has_the_published_number() -> None:
-    config = PretrainConfig()
-    config.recipe._target_ = QWEN
-    counts = count_parameters(architecture_from_config(config, load_bundled(QWEN), 151936))
-    assert counts.total == counts.active
-    assert counts.total / 1e9 == pytest.approx(8.19, abs=0.005)
-
-
-@pytest.mark.parametrize("name", ["quickstart", "nemotron_3_nano_micro", "nemotron_3_nano"])
-def test_hybrids_equal_transformers_count(name: str) -> None:
-    torch = pytest.importorskip("torch")
-    from transformers import AutoModelForCausalLM
-
-    from nano3.training.hf.model import hf_config
-
-    with torch.device("meta"):
-        hf = AutoModelForCausalLM.from_config(hf_config(model(name), 4096, 256))
-    assert count_parameters(shape(name, 4096)).total == sum(p.numel() for p in hf.parameters())
-
-
-def test_a_dense_model_equals_transformers_count() -> None:
-    torch = pytest.importorskip("torch")
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = PretrainConfig(
-        model=ModelConfig(
-            hidden_size=512, ffn_hidden_size=1536, num_attention_heads=8, num_query_groups=2, kv_channels=64
-        )
-    )
-    config.recipe._target_, config.megatron = QWEN, {"model": {"num_layers": 6}}
-    hf = AutoConfig.for_model("qwen3", vocab_size=4096, hidden_size=512, intermediate_size=1536, num_hidden_layers=6,
-    num_attention_heads=8,
-                              num_key_value_heads=2, head_dim=64, tie_word_embeddings=False)  # fmt: skip
-    with torch.device("meta"):
-        built = AutoModelForCausalLM.from_config(hf)
-    assert count_parameters(architecture_from_config(config, load_bundled(QWEN), 4096)).total == sum(
-        p.numel() for p in built.parameters()
-    )
-
-
-@pytest.mark.parametrize("name", ["nemotron_3_nano", "nemotron_3_nano_micro"])
-def test_flops_are_near_six_per_active_parameter(name: str) -> None:
-    """The rule of thumb, without the embedding that is only looked up; scan and attention add to it."""
-    a = shape(name, 131072)
-    matrices = count_parameters(a).active - a.vocab_size * a.hidden_size
-    assert flops_per_token(a, 512) / (6 * matrices) == pytest.approx(1.04, abs=0.04)
-
-
-@given(st.integers(1, 8), st.integers(1, 64))
-def test_longer_samples_cost_more_and_more_experts_only_memory(scale: int, experts: int) -> None:
-    a = shape("nemotron_3_nano_micro", 4096)
-    assert flops_per_token(a, 1024 * (scale + 1)) > flops_per_token(a, 1024 * scale)
-    more = replace(a, num_moe_experts=a.num_moe_experts + experts)
-    assert count_parameters(more).total > count_parameters(a).total
-    router = experts * a.hidden_size * a.layers["E"]
-    assert count_parameters(more).active == count_parameters(a).active + router
+from nano3.training.preflight import (
+    IterationRange,
+    estimate_memory_per_gpu,
+    preflight,
+    short_number,
+)
 
 
 def test_a_good_configuration_has_no_problem_and_a_full_table(config: PretrainConfig) -> None:
@@ -321,50 +258,9 @@ def test_the_profile_for_one_hopper_gpu(config: PretrainConfig) -> None:
     assert not any("GB per GPU" in w for w in plan.warnings)
 
 
-LAYOUT = ParallelLayout(world=16, tensor=2, pipeline=2, context=1, expert=4)
-
-
-@pytest.mark.parametrize(
-    ("layout", "changes", "words"),
-    [
-        pytest.param(replace(LAYOUT, world=6), {}, "6 ranks cannot be divided into model replicas of 4", id="world"),
-        pytest.param(replace(LAYOUT, expert=16), {}, "does not divide the 8 ranks of a pipeline stage", id="experts"),
-        pytest.param(LAYOUT, {"global_batch_size": 10}, "What fits: train.global_batch_size=8 or 16;", id="batch"),
-        pytest.param(
-            LAYOUT, {"global_batch_size": 3}, "What fits: train.global_batch_size=16.", id="batch-below-one-step"
-        ),
-        pytest.param(LAYOUT, {"micro_batch_size": 0}, "train.micro_batch_size=0 must be at least 1", id="zero"),
-        pytest.param(
-            replace(LAYOUT, tensor=1, context=2, expert=1),
-            {"seq_length": 258},
-            "multiple of 2 x model.context",
-            id="context",
-        ),
-    ],
-)
-def test_layouts_that_cannot_work(config: PretrainConfig, layout: ParallelLayout, changes: dict, words: str) -> None:
-    config.train.global_batch_size, config.train.micro_batch_size = 16, 4
-    if layout.context == 1 and "global_batch_size" in changes:
-        config.train.micro_batch_size = 2 if changes["global_batch_size"] == 10 else 4
-    for key, value in changes.items():
-        setattr(config.train, key, value)
-    assert any(words in p for p in layout_problems(config, layout)), layout_problems(config, layout)
-
-
-@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 8), st.integers(1, 6), st.integers(1, 4))
-def test_a_layout_without_problems_divides_evenly(
-    tensor: int, pipeline: int, data: int, micro: int, steps: int
-) -> None:
-    config = PretrainConfig()
-    layout = ParallelLayout(tensor * pipeline * data, tensor, pipeline, 1, 1)
-    config.train.micro_batch_size, config.train.global_batch_size = micro, micro * data * steps
-    assert layout.data == data
-    assert layout_problems(config, layout) == []
-
-
 def test_memory_falls_with_more_ranks(config: PretrainConfig) -> None:
     config.train.seq_length = 8192
-    nano = shape("nemotron_3_nano", 131072)
+    nano = architecture_of("nemotron_3_nano", 131072)
     needs = [estimate_memory_per_gpu(nano, ParallelLayout(world, 1, 1, 1, 8), config) for world in (8, 16, 64)]
     assert needs == sorted(needs, reverse=True)
     assert needs[0] > 31.6e9 / 8 * 6
@@ -461,3 +357,106 @@ def test_it_imports_nothing_heavy() -> None:
     script = f"import sys, nano3.training.preflight; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
+
+
+SECTIONS = ("model", "train", "optimizer", "scheduler", "checkpoint", "logger")
+
+
+NUMBERS = [
+    (section, f.name, "float" in str(f.type))
+    for section in SECTIONS
+    for f in dataclasses.fields(getattr(PretrainConfig(), section))
+    if str(f.type).startswith(("int", "float", "<class 'int'>", "<class 'float'>"))
+]
+
+
+WHOLE = st.sampled_from([-(10**12), -2, -1, 0, 1, 2, 3, 7, 10**12])
+
+
+ANY = st.sampled_from([float("nan"), float("inf"), -0.5, 0.0, 1e-300, 1.0, 1e300])
+
+
+def test_there_are_numbers_to_try() -> None:
+    assert {("train", "seq_length", False), ("optimizer", "lr", True), ("model", "kv_channels", False)} <= set(NUMBERS)
+
+
+@given(
+    st.sampled_from(["megatron", "transformers"]),
+    st.sampled_from([NANO, QWEN, "megatron.bridge.recipes.x.y"]),
+    st.sampled_from([None, "quickstart", "nemotron_3_nano"]),
+    st.lists(st.sampled_from(NUMBERS).flatmap(lambda n: st.tuples(st.just(n), ANY if n[2] else WHOLE)), max_size=3),
+    st.integers(1, 9),
+)
+@example("megatron", NANO, None, [(("train", "micro_batch_size", False), 0)], 1)
+def test_a_preflight_answers_whatever_numbers_it_is_given(
+    backend: str, target: str, name: str | None, changes: list, ranks: int
+) -> None:
+    config = config_without_data(backend, target)
+    config.model = model(name) if name else ModelConfig()
+    config.cluster.nproc_per_node = ranks
+    for (section, key, _), value in changes:
+        setattr(getattr(config, section), key, value)
+    plan = preflight(config)
+    assert all(isinstance(text, str) and text for row in plan.rows for text in row)
+    assert all(problem.strip().endswith((".", ")", "?")) for problem in plan.problems), plan.problems
+
+
+ODD = st.sampled_from(["abc", "64", "", None, 2.5, True, [1], {"a": 1}, -1, 0, 8])
+
+
+FREE = st.dictionaries(st.sampled_from([f.name for f in dataclasses.fields(Architecture)] + ["num_layers"]), ODD)
+
+
+@given(st.sampled_from([NANO, QWEN]), st.one_of(ODD, FREE), st.one_of(ODD, st.just({"pretrained_checkpoint": "x"})))
+def test_a_preflight_answers_whatever_stands_in_the_megatron_section(
+    target: str, of_model: Any, checkpoint: Any
+) -> None:
+    """`+megatron.model=x` and `+megatron.model.num_layers=abc` are told, not met with a traceback."""
+    config = config_without_data("megatron", target)
+    config.megatron = {"model": of_model, "checkpoint": checkpoint}
+    problems = preflight(config).problems
+    for name, value in config.megatron.items():
+        if value is not None and not isinstance(value, dict):
+            assert any(problem.startswith(f"megatron.{name}={value}: ") for problem in problems), problems
+
+
+@pytest.mark.parametrize("value", ["abc", 2.5, [1]], ids=str)
+def test_a_size_of_the_wrong_type_is_told_and_not_used(value: Any) -> None:
+    config = config_without_data("megatron", QWEN)
+    config.megatron = {"model": {"num_layers": value}}
+    plan = preflight(config)
+    assert any(p.startswith(f"megatron.model.num_layers={value}: ") for p in plan.problems)
+    plain = preflight(config_without_data("megatron", QWEN))
+    assert dict(plan.rows)["parameters"] == dict(plain.rows)["parameters"], "the recipe's own number of layers"
+
+
+@given(st.floats(1, 9e20) | st.integers(1, 9 * 10**20))
+def test_a_number_in_words_has_three_digits_and_is_near(number: float) -> None:
+    text = short_number(number)
+    digits, _, unit = text.partition(" ")
+    assert re.fullmatch(r"\d{1,3}(\.\d{1,2})?", digits), text
+    size = {"": 1, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}[unit]
+    assert float(digits) * size == pytest.approx(number, rel=0.006)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (999, "999"), (999.7, "1 k"), (999_499, "999 k"), (999_999, "1 M"), (-5e6, "-5 M"), (31.6e9, "31.6 B")],
+)
+def test_numbers_in_words(number: float, text: str) -> None:
+    assert short_number(number) == text
+
+
+@pytest.mark.parametrize(
+    ("span", "words", "iterations"),
+    [
+        (IterationRange(0, 1700, 1700, 0), "1,700", 1700),
+        (IterationRange(0, 100, 1700, 0), "100 (from 0 to 100 of 1,700)", 100),
+        (IterationRange(1000, 1700, 1700, 1000), "700 (from 1,000 to 1,700 of 1,700)", 700),
+        (IterationRange(1700, 1700, 1700, 1700), "0 (from 1,700 to 1,700 of 1,700)", 0),
+        (IterationRange(200, 100, 1700, 200), "0 (from 200 to 100 of 1,700)", 0),
+    ],
+    ids=["whole", "a part", "the rest", "nothing", "beyond its exit"],
+)
+def test_the_iterations_of_one_command(span: IterationRange, words: str, iterations: int) -> None:
+    assert (str(span), span.iterations) == (words, iterations)
