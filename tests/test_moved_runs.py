@@ -28,7 +28,7 @@ def test_another_checkpoint_save_does_not_restart_silently(cli: Commands, first:
     other = cli.folder / "elsewhere"
     words = [*PRETRAIN, "run.name=first", "run.data=data", f"checkpoint.save={other}"]
     done = cli(*words, "train.train_iters=9", code=2)
-    assert "iter_0000006 and would begin again at iteration 0" in done.stderr
+    assert "iter_0000006 and would restart at iteration 0" in done.stderr
     assert "checkpoint.keep_iteration=true" in done.stderr
     assert not other.exists()
 

@@ -1,6 +1,6 @@
-"""Prepared data as training sees it: blend.json and manifest.json read, checked, and rebased on the folder they lie in.
+"""Read and check prepared data for training: blend.json and manifest.json, with paths relative to their folder.
 
-Imports neither torch nor megatron, so that preflight and dry runs can use it.
+It imports neither torch nor megatron, so preflight and dry runs can use it.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ SPLITS = ("train", "valid", "test")
 
 @dataclass(frozen=True)
 class Shard:
-    """One .bin/.idx pair. `prefix` is its path without suffix; `weight` its weight in its split's blend."""
+    """One .bin/.idx pair. `prefix` is the path without suffix, `weight` its weight in the blend of its split."""
 
     split: str
     dataset: str
@@ -32,7 +32,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """A checked data folder. `fingerprint` changes with shards, weights and tokenizer, not with the folder's place."""
+    """A checked data folder. `fingerprint` depends on shards, weights and tokenizer, not on the path of the folder."""
 
     folder: Path
     shards: tuple[Shard, ...]
@@ -42,11 +42,11 @@ class TrainingData:
     fingerprint: str
 
     def split(self, name: str) -> tuple[Shard, ...]:
-        """The shards of one split, in blend order."""
+        """Return the shards of one split, in blend order."""
         return tuple(s for s in self.shards if s.split == name)
 
     def tokens(self, split: str) -> int:
-        """Tokens in a split."""
+        """Return the number of tokens in a split."""
         return sum(s.tokens for s in self.split(split))
 
     @property
@@ -55,24 +55,32 @@ class TrainingData:
         return [blend_of(self.split(name)) for name in SPLITS]
 
     def datasets(self, split: str = "valid") -> dict[str, tuple[Shard, ...]]:
-        """Dataset name -> its shards in `split`, in blend order."""
+        """Return the shards of each dataset in `split`, in blend order."""
         found: dict[str, list[Shard]] = {}
         for shard in self.split(split):
             found.setdefault(shard.dataset, []).append(shard)
         return {name: tuple(shards) for name, shards in found.items()}
 
     def shares(self, split: str = "valid") -> dict[str, float]:
-        """Dataset name -> its share of the samples of `split`; together 1."""
+        """Return each dataset's share of the samples of `split`; the shares add up to 1."""
         total = sum(s.weight for s in self.split(split))
         return {name: sum(s.weight for s in shards) / total for name, shards in self.datasets(split).items()}
 
     def require(self, seq_length: int, splits: Sequence[str]) -> None:
-        """Raise `UserError` unless every named split holds a whole sample (Megatron loops or fails otherwise)."""
-        problems = [p for name in splits if (p := self._too_little(name, seq_length))]
+        """Check that each split holds at least one sample; Megatron hangs or fails otherwise.
+
+        Args:
+            seq_length: Tokens in a sample.
+            splits: The splits that are needed.
+
+        Raises:
+            UserError: A split is too small.
+        """
+        problems = [p for name in splits if (p := self._size_problem(name, seq_length))]
         if problems:
             raise UserError(problems)
 
-    def _too_little(self, split: str, seq_length: int) -> str | None:
+    def _size_problem(self, split: str, seq_length: int) -> str | None:
         tokens = self.tokens(split)
         if tokens > seq_length:
             return None
@@ -90,12 +98,16 @@ class TrainingData:
 
 
 def blend_of(shards: Sequence[Shard]) -> tuple[list[str], list[float]] | None:
-    """(prefixes, weights) as megatron.core takes a blend, or None for no shards."""
+    """Return (prefixes, weights) as megatron.core takes a blend, or None for no shards."""
     return ([str(s.prefix) for s in shards], [s.weight for s in shards]) if shards else None
 
 
 def open_data(folder: Path) -> TrainingData:
-    """Read and check a folder written by `python -m nano3.data_prep`; raises `UserError` with every problem found."""
+    """Read and check a folder written by `python -m nano3.data_prep`.
+
+    Raises:
+        UserError: Lists every problem found.
+    """
     folder = Path(folder).absolute()
     if not folder.is_dir():
         raise UserError(
@@ -176,7 +188,7 @@ def _empty_shard(folder: Path, entry: "ShardEntry") -> list[str]:
 
 
 def _pairs(flat: list[Any]) -> list[tuple[float, str]]:
-    """["w", "prefix", ...] -> [(w, prefix), ...]; raises `ValueError` when a weight is no positive number."""
+    """Return [(weight, prefix), ...] of ["weight", "prefix", ...]; raise ValueError if a weight is not positive."""
     if len(flat) % 2:
         raise ValueError("a blend list must alternate weight and prefix")
     pairs = [(float(w), str(p)) for w, p in zip(flat[::2], flat[1::2], strict=True)]
@@ -199,7 +211,7 @@ def _tokenizer_problems(folder: Path, entry: "TokenizerEntry") -> list[str]:
 
 
 def _fingerprint(manifest: "Manifest", shards: list[Shard], folder: Path) -> str:
-    """sha256 over what decides the training samples."""
+    """Return a sha256 over everything that determines the training samples."""
     hashes = {s.prefix: s.bin_xxh128 for s in manifest.shards}
     rows = [
         (s.split, str(s.prefix.relative_to(folder)), s.weight, hashes[str(s.prefix.relative_to(folder))])

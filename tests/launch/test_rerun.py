@@ -115,7 +115,7 @@ def test_a_finished_run_without_its_checkpoints_trains_again(cli: Commands, fini
     cli(*words)
     shutil.rmtree(cli.run_dir("lost") / "checkpoints")
     done = cli(*words)
-    assert "iter_0000001, with which" in done.stdout and "fresh start" in done.stdout
+    assert "iter_0000001, the last checkpoint of" in done.stdout and "fresh start" in done.stdout
     assert "is kept as metrics.1.jsonl" in done.stdout
     assert json.loads((cli.run_dir("lost") / "finished.json").read_text())["iteration"] == 1
     assert [p.name for p in sorted((cli.run_dir("lost") / "starts").iterdir())] == ["0001", "0002"]

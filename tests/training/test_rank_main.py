@@ -88,7 +88,7 @@ def test_a_run_whose_checkpoint_is_gone_is_frozen_anew_and_says_so(run_dir: Path
     record.save_run_config(run_dir, config, data, [])
     assert not (run_dir / "finished.json").exists()
     assert len(list((run_dir / "starts").iterdir())) == 2
-    assert "iter_0000012, with which" in capsys.readouterr().out
+    assert "iter_0000012, the last checkpoint of" in capsys.readouterr().out
     finished_run(run_dir, with_checkpoint=True)
     record.save_run_config(run_dir, config, data, [])
     assert len(list((run_dir / "starts").iterdir())) == 2

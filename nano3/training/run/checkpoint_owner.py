@@ -1,7 +1,8 @@
-"""Whose checkpoints a folder holds. `checkpoint.save` may be any folder, and two runs must not save into the same one:
-the second would take the first one's checkpoints for its own.
+"""Which run owns a checkpoint folder.
 
-A note in it, run.json, names the run folder. What lies in a run's own folder is its own, wherever that was moved to.
+`checkpoint.save` may be any folder, and two runs must not save in the same one: the second would resume from the
+checkpoints of the first. A file in it, run.json, names the run folder. A checkpoint folder inside a run folder belongs
+to that run, also after a move.
 """
 
 import os
@@ -15,31 +16,34 @@ OWNER_FILE = "run.json"
 
 
 def owner_of(save: Path) -> Path | None:
-    """The run folder whose checkpoints lie in `save`; None when nobody has said so."""
-    note = save / OWNER_FILE
-    if not note.is_file():
+    """Return the run folder that the checkpoints in `save` belong to, or None if it is not recorded."""
+    path = save / OWNER_FILE
+    if not path.is_file():
         return None
-    return Path(
-        read_state_file(note, "run_dir", "the next start that saves there writes it again, in its own name")["run_dir"]
-    )
+    return Path(read_state_file(path, "run_dir", "the next run that saves there becomes its owner")["run_dir"])
 
 
 def owner_problem(save: Path, run_dir: Path) -> str | None:
-    """Why the run in `run_dir` may not save in `save`, or None."""
+    """Return why the run in `run_dir` may not save in `save`, or None."""
     owner = owner_of(save)
     if owner is None or save.is_relative_to(run_dir) or os.path.realpath(owner) == os.path.realpath(run_dir):
         return None
     return (
         f"checkpoint.save={save} holds the checkpoints of another run, {owner}. Choose another checkpoint.save, or "
-        f"leave it out; to start from that run's weights: checkpoint.load={save}. If {owner} is an old place of this "
-        f"run, remove {save / OWNER_FILE}."
+        f"leave it out; to start from that run's weights: checkpoint.load={save}. If this run was moved from "
+        f"{owner}, remove {save / OWNER_FILE}."
     )
 
 
 def claim_dir(save: Path, run_dir: Path) -> None:
-    """Note that the checkpoints in `save` are those of the run in `run_dir`; on rank 0, before anything is saved.
+    """Record that the checkpoints in `save` belong to the run in `run_dir`. Call it on rank 0, before any save.
 
-    Raises `UserError` when they are another run's, or when nothing can be written there.
+    Args:
+        save: The checkpoint folder.
+        run_dir: The run folder.
+
+    Raises:
+        UserError: The folder belongs to another run, or cannot be written.
     """
     if problem := owner_problem(save, run_dir):
         raise UserError(problem)

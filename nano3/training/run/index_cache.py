@@ -1,8 +1,8 @@
-"""RUN/index_cache/CONTENT: the order of samples that Megatron has drawn from one content of the data.
+"""RUN/index_cache/FINGERPRINT: the sample order that Megatron draws from the data, one folder per data fingerprint.
 
-Megatron names these files after the data's paths, the lengths and the seed, not after what is in the data, and takes a
-file that is there for whole. So each content has a folder of its own, and a folder without its mark, which a start that
-was killed while it wrote there has left, is made anew.
+Megatron names these files after the data's paths, lengths and seed, not after its content, and never checks whether a
+file is complete. So each data fingerprint has its own folder, and a folder without the completion marker, left by a
+killed process, is rebuilt.
 """
 
 import shutil
@@ -14,13 +14,15 @@ NAME, COMPLETE_MARKER = "index_cache", "whole"
 
 
 def cache_folder(run_dir: Path, fingerprint: str) -> Path:
-    """Where a run keeps the orders of the data with this fingerprint (`TrainingData.fingerprint`)."""
+    """Return the folder for the data with this fingerprint (`TrainingData.fingerprint`)."""
     return Path(run_dir) / NAME / fingerprint[:16]
 
 
 def prepare_cache(cache: Path) -> None:
-    """Before Megatron looks into the folder: what is not known to be whole goes. Rank 0 alone does it, and writes
-    before the others read."""
+    """Remove the folder's files unless it is marked complete. Only rank 0 acts.
+
+    Call it before Megatron reads the folder; rank 0 writes there before the other ranks read.
+    """
     if not is_rank_zero():
         return
     if not (cache / COMPLETE_MARKER).exists():
@@ -30,6 +32,6 @@ def prepare_cache(cache: Path) -> None:
 
 
 def mark_complete(cache: Path) -> None:
-    """After Megatron has written what it wanted."""
+    """Mark the folder complete after Megatron has written to it. Only rank 0 acts."""
     if is_rank_zero():
         (cache / COMPLETE_MARKER).touch()

@@ -1,4 +1,4 @@
-"""What a run is called in the artifact store and in W&B, and which artifact its data is."""
+"""A run's name in the artifact store and in W&B, and the artifact that its data is."""
 
 import re
 from typing import Any
@@ -9,19 +9,20 @@ from nano3.config import PretrainConfig
 
 
 def display_name(config: PretrainConfig, start: dict[str, Any]) -> str:
-    """The run's name; a point of a sweep also has the keys and values in which it differs from the others."""
+    """Return the run's name, followed by the label of a sweep point."""
     label = start.get("label") or ""
     return f"{config.run.name} {label}".rstrip()
 
 
 def model_alias(config: PretrainConfig, start: dict[str, Any]) -> str | None:
-    """The alias of the run's checkpoints; each point of a sweep has its own."""
+    """Return the alias of the run's checkpoints; each point of a sweep has its own."""
     return alias_for(display_name(config, start))[0]
 
 
 def data_reference(start: dict[str, Any]) -> str | None:
-    """The artifact (name:vN) that a run's data is, also when the run was pointed at the folder or began before the data
-    was registered; None when the folder is no artifact, or a later one than the run's.
+    """Return the artifact (name:vN) of a run's data, or None if the folder is not registered with the same content.
+
+    It is also found if the configuration names a folder, or if the data was registered after the run started.
     """
     data = start["data"]
     if re.search(r":v\d+$", data["reference"]):
@@ -31,7 +32,7 @@ def data_reference(start: dict[str, Any]) -> str | None:
 
 
 def find_artifact(reference: str) -> store.Artifact | None:
-    """The version that a pinned reference means; None when this store has no such version."""
+    """Return the version that name:vN refers to, or None if this store does not have it."""
     name, _, version = reference.rpartition(":v")
     try:
         return store.load(name, int(version)) if "/" not in name else None

@@ -1,9 +1,8 @@
-"""Metrics of a run: metrics.jsonl and TensorBoard always, Weights & Biases when asked, lines on the console.
+"""Metrics of a run: metrics.jsonl, TensorBoard, the console and, on request, Weights & Biases.
 
-metrics.jsonl holds one object a line. A resume drops the lines after the checkpoint's iteration, which will be written
-again, so every iteration stands there once; a fresh start keeps the file of the training before it as metrics.1.jsonl.
-Training lines have `loss`, validation lines `valid_loss` and
-`valid_loss/<dataset>`.
+metrics.jsonl holds one JSON object per line. Training lines have `loss`, validation lines `valid_loss` and
+`valid_loss/<dataset>`. A resume drops the lines after the checkpoint's iteration, so each iteration appears once. A
+fresh start renames the file of an earlier training to metrics.1.jsonl.
 """
 
 import json
@@ -29,9 +28,10 @@ WANDB_ID, WANDB_SENT = "wandb_id", "wandb_sent"
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """All lines of a run's metrics.jsonl; a last line cut off by a kill is left out. Empty when there is no file.
+    """Return the lines of a run's metrics.jsonl, without an incomplete last line. Empty if there is no file.
 
-    Raises `Failure` naming file and line when one is damaged.
+    Raises:
+        Failure: A line is damaged; names file and line.
     """
     path = Path(run_dir) / FILE
     if not path.is_file():
@@ -41,9 +41,9 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def truncate_after(run_dir: Path, iteration: int) -> None:
-    """Drop what metrics.jsonl holds of later iterations, which no checkpoint has; also a line that was cut off.
+    """Drop lines of metrics.jsonl after `iteration`, and an incomplete last line. Only rank 0 acts.
 
-    Rank 0 alone does it. A start with nothing to do needs it too: it may follow a kill after its checkpoint.
+    A start that has nothing to train calls it too, since the process may have been killed after its last checkpoint.
     """
     if not is_rank_zero():
         return
@@ -63,17 +63,14 @@ def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
             raise ValueError("no metrics of an iteration")
     except ValueError as error:
         raise Failure(
-            f"{path}, line {number}: damaged ({error}). Nothing is trained from it: remove that line (sed -i "
-            f"{number}d {shlex.quote(str(path))}), and the run goes on."
+            f"{path}, line {number}: damaged ({error}). Training does not depend on it: remove the line (sed -i "
+            f"{number}d {shlex.quote(str(path))}) and start the run again."
         ) from error
     return values
 
 
 class Metrics:
-    """Everything that is recorded about a run. Does nothing on ranks other than 0.
-
-    `start_iteration` is the iteration that the run goes on from (0 for a fresh start: earlier metrics are moved aside).
-    """
+    """Records the metrics of a run. It does nothing on ranks other than 0."""
 
     def __init__(
         self,
@@ -83,15 +80,24 @@ class Metrics:
         config: PretrainConfig | None = None,
         train_iters: int | None = None,
     ) -> None:
+        """Open the outputs.
+
+        Args:
+            run_dir: The run folder.
+            rank: This process's rank.
+            start_iteration: The iteration that the run resumes from; 0 renames the metrics of an earlier training.
+            config: The configuration of the run.
+            train_iters: The last iteration, for the console; by default that of `config`.
+        """
         self.run_dir, self.active = Path(run_dir), rank == 0
         self.total = train_iters or (config.train.train_iters if config else None)
         self._wandb: Any = None
-        self._sent = 0  # the last iteration that W&B had from an earlier start; it takes nothing back
+        self._sent = 0  # the last iteration that W&B has from an earlier start; W&B cannot drop lines
         if not self.active:
             return
         self.run_dir.mkdir(parents=True, exist_ok=True)
         if start_iteration:
-            self._keep_up_to(start_iteration)
+            self._truncate(start_iteration)
         else:
             self._move_aside()
         self._file = (self.run_dir / FILE).open("a", encoding="utf-8")
@@ -100,14 +106,20 @@ class Metrics:
             self._wandb = self._open_wandb(config)
 
     def log(self, **values: Any) -> None:
-        """One training line; `iteration` and `loss` are needed, other numbers as the backend has them."""
+        """Record a training line. `iteration` and `loss` are required."""
         if self.active:
             self._record(values)
             say(_training_line(values, self.total))
 
     def log_valid(self, iteration: int, per_dataset: dict[str, float], shares: dict[str, float], **values: Any) -> None:
-        """One validation line: each dataset's loss, and the blend's, which is their mean weighted by `shares`; in nats
-        per token."""
+        """Record a validation line.
+
+        Args:
+            iteration: Iterations done.
+            per_dataset: Loss of each dataset in nats per token.
+            shares: Share of each dataset in the blend; weights the mean that is recorded as `valid_loss`.
+            **values: More values of the line.
+        """
         if self.active:
             valid_loss = sum(shares[name] * loss for name, loss in per_dataset.items())
             named = {f"valid_loss/{name}": loss for name, loss in per_dataset.items()}
@@ -116,14 +128,14 @@ class Metrics:
             say(f"validation at iteration {iteration}: loss {valid_loss:.4f}  ({parts})")
 
     def flush(self) -> None:
-        """Bring all lines to the disk; called before a checkpoint that counts on them."""
+        """Write all lines to disk. Call it before a checkpoint is saved."""
         if self.active:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._board.flush()
 
     def close(self, exit_code: int = 0) -> None:
-        """Flush and close everything; safe to call twice."""
+        """Flush and close all outputs. A second call does nothing."""
         if self.active and not self._file.closed:
             self.flush()
             self._file.close()
@@ -142,16 +154,16 @@ class Metrics:
             with wandb_mirror.log_failures("recording metrics"):
                 self._wandb.log(values)
                 return
-            self._wandb = None  # told once, not at every iteration
+            self._wandb = None  # log the failure once, not at every iteration
 
-    def _keep_up_to(self, iteration: int) -> None:
-        """Drop lines of iterations that will be done again."""
+    def _truncate(self, iteration: int) -> None:
+        """Drop the lines of iterations that will be repeated."""
         last = max((line["iteration"] for line in read_metrics(self.run_dir)), default=0)
         self._sent = record_last_sent(self.run_dir, last)
         truncate_after(self.run_dir, iteration)
 
     def _move_aside(self) -> None:
-        """Keep what an earlier training in this folder has recorded: a fresh start is no part of it."""
+        """Rename the metrics of an earlier training in this folder."""
         path = self.run_dir / FILE
         if path.is_file() and path.stat().st_size:
             number = next(n for n in count(1) if not self.run_dir.joinpath(f"metrics.{n}.jsonl").exists())
@@ -168,9 +180,12 @@ class Metrics:
         return SummaryWriter(log_dir=folder or str(self.run_dir / "tensorboard"), purge_step=purge)
 
     def _open_wandb(self, config: PretrainConfig) -> Any:
-        """The same W&B run on every start (its id lies in the run folder), with the data as its input.
+        """Return the run's W&B run, with the data as its input, or None if W&B fails.
 
-        None when W&B does not work. Raises `UserError` when it is not installed.
+        Its id is kept in the run folder, so that each start continues the same W&B run.
+
+        Raises:
+            UserError: wandb is not installed.
         """
         start = read_latest_start(self.run_dir)
         run = wandb_mirror.start_run(
@@ -197,7 +212,7 @@ class Metrics:
 
 
 def wandb_run_id(run_dir: Path) -> str:
-    """The id of this run folder's W&B run, made on first use and kept in `wandb_run_id`."""
+    """Return the id of this run folder's W&B run. It is created on first use and kept in RUN/wandb_id."""
     path = Path(run_dir) / WANDB_ID
     if not path.is_file():
         write_text(path, secrets.token_hex(8) + "\n")
@@ -205,8 +220,14 @@ def wandb_run_id(run_dir: Path) -> str:
 
 
 def record_last_sent(run_dir: Path, iteration: int) -> int:
-    """The last iteration that the W&B run of this folder has had, `iteration` being that of the last start; 0 without
-    such a run. Kept in a file, for a start that is killed early has had less than the one before it."""
+    """Record and return the last iteration that this folder's W&B run has received; 0 without a W&B run.
+
+    A start that is killed early has sent less than the one before it, so the maximum is kept in a file.
+
+    Args:
+        run_dir: The run folder.
+        iteration: The last iteration of the latest start.
+    """
     path = Path(run_dir) / WANDB_SENT
     if not (Path(run_dir) / WANDB_ID).is_file():
         return 0
@@ -223,11 +244,11 @@ def _training_line(values: dict[str, Any], total: int | None) -> str:
         if values.get(name) is not None:
             parts.append(text.format(values[name]))
     if total and values.get("seconds_per_iteration"):
-        parts.append(f"{_clock((total - iteration) * values['seconds_per_iteration'])} left")
+        parts.append(f"{_duration((total - iteration) * values['seconds_per_iteration'])} left")
     return "  ".join(parts)
 
 
-def _clock(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,4 +1,4 @@
-"""How a run ended, as every backend reports it."""
+"""How a run ended, as both backends report it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ SaveHook = Callable[[int, Path], None]
 
 
 def no_hook(iteration: int, folder: Path) -> None:
-    """The default `SaveHook`."""
+    """Do nothing; the default `SaveHook`."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`finished`: train_iters reached. `stopped`: saved after a signal or a limit; `reason` says which one."""
+    """`finished`: train.train_iters is reached. `stopped`: saved after a signal or a limit, named in `reason`."""
 
     status: Literal["finished", "stopped"]
     iteration: int
@@ -26,5 +26,5 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """0 for a finished run, 75 ("start me again") for a stopped one."""
+        """0 for a finished run, 75 (restart to continue) for a stopped one."""
         return 0 if self.status == "finished" else RESTART_EXIT_CODE

@@ -1,6 +1,6 @@
-"""RUN/began.json: the checkpoint of another run that a run began with, if any.
+"""RUN/began.json: the checkpoint of another run that a run started from, if any.
 
-The configuration names the folder in which that was looked for, and later starts may find, or name, another one there.
+The configuration names only the folder that was searched, and a later start may find another checkpoint there.
 """
 
 from dataclasses import dataclass
@@ -17,41 +17,60 @@ PARENT_FILE = "began.json"
 
 @dataclass(frozen=True)
 class ParentCheckpoint:
-    """`checkpoint`: the folder of one iteration. `new_phase`: only its weights were taken; iterations began at 1."""
+    """The checkpoint folder of one iteration, and whether only its weights were taken (`new_phase`)."""
 
     checkpoint: Path
     new_phase: bool
 
     @property
     def iteration(self) -> int:
-        """What was done before this run's first iteration."""
+        """Iterations of the schedule that were done before this run's first one."""
         return 0 if self.new_phase else iteration_of(self.checkpoint)
 
 
 def record_parent(run_dir: Path, checkpoint: Path | None, new_phase: bool) -> None:
-    """Write down what a run begins with; on rank 0, at a start that does not go on from a checkpoint of its own."""
+    """Record what a run starts from. Call it on rank 0 if the run does not resume from a checkpoint of its own.
+
+    Args:
+        run_dir: The run folder.
+        checkpoint: The other run's checkpoint; None for a fresh start.
+        new_phase: Whether only its weights are taken.
+    """
     write_json(run_dir / PARENT_FILE, {"checkpoint": checkpoint and str(checkpoint), "new_phase": new_phase})
 
 
 def read_parent(run_dir: Path) -> ParentCheckpoint | None:
-    """What a run began with; None for nothing, and for a run that did not write it down. Raises `Failure`."""
+    """Return what a run started from, or None for a fresh start or a run without began.json.
+
+    Raises:
+        Failure: The file is damaged.
+    """
     path = Path(run_dir) / PARENT_FILE
     if not path.is_file():
         return None
-    found = read_state_file(path, "checkpoint", "it is then not known what the run began with")
+    found = read_state_file(path, "checkpoint", "what the run started from is then unknown")
     return ParentCheckpoint(Path(found["checkpoint"]), bool(found.get("new_phase"))) if found["checkpoint"] else None
 
 
 def warn_unused_load(run_dir: Path, config: PretrainConfig, own: Path) -> None:
-    """Warn when checkpoint.load of a resume is another one than the run began with: its own checkpoint is newer."""
+    """Warn if checkpoint.load is not used because the run has a newer checkpoint of its own.
+
+    Args:
+        run_dir: The run folder.
+        config: The configuration of the run.
+        own: The run's own checkpoint that it resumes from.
+    """
     load, save = config.checkpoint.load, own.parent
     if load is None or Path(load).absolute() == save or not (run_dir / PARENT_FILE).is_file():
         return
-    began, given = read_parent(run_dir), Path(load).absolute()
-    if began and given in (began.checkpoint, began.checkpoint.parent):
+    parent, given = read_parent(run_dir), Path(load).absolute()
+    if parent and given in (parent.checkpoint, parent.checkpoint.parent):
         return
     if given.parent == save:
-        instead = f"To go back there, move what is newer out of {save}"
+        instead = f"To go back to it, move the newer checkpoints out of {save}"
     else:
-        instead = f"The run began with {began.checkpoint if began else 'no checkpoint'}; another run.name begins anew"
-    warn(f"checkpoint.load={load} is not used: this run goes on from {own}. {instead}.")
+        instead = (
+            f"The run started from {parent.checkpoint if parent else 'no checkpoint'}; use another run.name to start "
+            "from that one"
+        )
+    warn(f"checkpoint.load={load} is not used: this run resumes from {own}. {instead}.")

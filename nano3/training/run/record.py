@@ -1,7 +1,8 @@
-"""What a run folder remembers of each start, so that the run can be understood and repeated.
+"""The record of a run in its folder, from which it can be understood and repeated.
 
-RUN/config.yaml            the resolved configuration of the latest start; ranks read this file and nothing else
-RUN/starts/0001/           config.yaml, start.json and code.diff of every start, oldest first
+RUN/config.yaml            the resolved configuration of the latest start, the only file that ranks read
+RUN/starts/0001/           config.yaml, start.json and code.diff of each start, oldest first
+RUN/finished.json          the last iteration and its checkpoint, once the run has finished
 """
 
 import platform
@@ -43,41 +44,49 @@ PACKAGES = (
     "tokenizers",
 )
 ROOT = Path(__file__).resolve().parents[3]
-# Where a run works and is watched, not what it computes, and how its data were prepared (their fingerprint tells): a
-# finished run is the same with other values of these.
+# Settings that do not change what a run computes. The data's fingerprint stands for how it was prepared.
 IGNORED_SETTINGS = ("cluster", "dry_run", "run.env", "run.wandb", "data_blend")
 
 
 @dataclass(frozen=True)
 class DataReference:
-    """The data of a run: what was asked for and what it was found to be."""
+    """The data of a run, as requested and as resolved."""
 
-    # As given: an artifact or a folder; pinned to the version when it is an artifact.
+    # The artifact with its version, or the folder as given.
     reference: str
     # Absolute folder.
     folder: str
-    # `content` of its manifest: what it holds and how it is mixed.
+    # `content` of its manifest, which covers the documents and the blend.
     fingerprint: str
 
 
 def save_run_config(
     run_dir: Path, config: PretrainConfig, data: DataReference, overrides: Sequence[str], label: str = ""
 ) -> Path:
-    """Write config.yaml and the record of this start; return the path of config.yaml. Call it on one process only.
+    """Write config.yaml and the record of this start. Call it in one process only.
 
-    A finished run stays as it is when it is the same run, or has all the iterations that it is asked for: its record is
-    that of the training that was. With more to train, or without the checkpoint that it ended with, it is no longer
-    finished.
+    Leave a finished run untouched if the settings match or no further iterations are requested. Otherwise, or if its
+    last checkpoint is gone, the run is no longer finished.
+
+    Args:
+        run_dir: The run folder.
+        config: The resolved configuration.
+        data: The data of the run.
+        overrides: The words of the command line.
+        label: The label of a sweep point.
+
+    Returns:
+        The path of config.yaml.
     """
     text = run_config_text(config)
-    frozen, valid_finish_record = run_dir / "config.yaml", run_dir / "finished.json"
-    if valid_finish_record.exists():
-        lost = missing_final_checkpoint(run_dir)
-        if lost is None and not run_changed(run_dir, config, data):
-            return frozen
-        if lost is not None:
-            say(f"{lost}, with which {run_dir} had finished, is gone: the run is no longer finished and trains again")
-        valid_finish_record.unlink()
+    config_path, finish_path = run_dir / "config.yaml", run_dir / "finished.json"
+    if finish_path.exists():
+        missing = missing_final_checkpoint(run_dir)
+        if missing is None and not run_changed(run_dir, config, data):
+            return config_path
+        if missing is not None:
+            say(f"{missing}, the last checkpoint of {run_dir}, is gone: the run is no longer finished and trains again")
+        finish_path.unlink()
     numbers = [int(p.name) for p in (run_dir / "starts").glob("*") if re.fullmatch(r"\d{4}", p.name)]
     start = run_dir / "starts" / f"{max(numbers, default=0) + 1:04d}"
     commit, diff = code_version()
@@ -98,17 +107,17 @@ def save_run_config(
     with atomic_open(start / "code.diff") as f:
         f.write(diff)
     write_text(start / "config.yaml", text)
-    write_text(frozen, text)
-    return frozen
+    write_text(config_path, text)
+    return config_path
 
 
 def run_config_text(config: PretrainConfig) -> str:
-    """The configuration as config.yaml has it. References are resolved by now, so `${` is text, as in a shell line."""
+    """Return the text of config.yaml. References are resolved already, so `${` is plain text, as in a shell command."""
     return OmegaConf.to_yaml(OmegaConf.create(_literal(asdict(config))))
 
 
 def _literal(value: Any) -> Any:
-    """A copy in which OmegaConf looks nothing up: a backslash before every `${`, and those before it doubled."""
+    """Return a copy without interpolations for OmegaConf: `${` is escaped, and backslashes before it are doubled."""
     if isinstance(value, dict):
         return {key: _literal(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -117,10 +126,12 @@ def _literal(value: Any) -> Any:
 
 
 def run_changed(run_dir: Path, config: PretrainConfig, data: DataReference) -> bool:
-    """Whether the newest start in this run folder, if there is one, was of another run than this, which has something
-    left to train.
+    """Return whether the latest start in this folder had other settings or data and there is something left to train.
 
-    A run of another model or other data is refused before this is asked.
+    Args:
+        run_dir: The run folder.
+        config: The configuration of this start.
+        data: The data of this start.
     """
     try:
         other_data = read_latest_start(run_dir)["data"]["fingerprint"] != data.fingerprint
@@ -131,15 +142,20 @@ def run_changed(run_dir: Path, config: PretrainConfig, data: DataReference) -> b
 
 
 def has_all_iterations(run_dir: Path, config: PretrainConfig) -> bool:
-    """Whether the run has finished, with a checkpoint, at or after the iteration that this configuration ends at."""
+    """Return whether the run has finished, with a checkpoint, at or after the last iteration of this configuration."""
     done = valid_finish_record(run_dir)
     return bool(done and done["checkpoint"] and done["iteration"] >= last_iteration(config))
 
 
 def changed_settings(run_dir: Path, config: PretrainConfig) -> list[str]:
-    """Keys that have another value than in the newest start of a run folder, those of `IGNORED_SETTINGS` left out.
+    """Return the keys whose value differs from RUN/config.yaml, without those of `IGNORED_SETTINGS`.
 
-    Raises `FileNotFoundError` when there is none.
+    Args:
+        run_dir: The run folder.
+        config: The configuration of this start.
+
+    Raises:
+        FileNotFoundError: There is no RUN/config.yaml.
     """
     before, now = (OmegaConf.load(run_dir / "config.yaml"), OmegaConf.create(run_config_text(config)))
     for one in (before, now):
@@ -151,7 +167,7 @@ def changed_settings(run_dir: Path, config: PretrainConfig) -> list[str]:
 
 
 def late_settings_warning(run_dir: Path, config: PretrainConfig) -> str | None:
-    """What to say of settings that come too late, since the run has finished with others; None when there are none."""
+    """Return a warning about settings that differ from those the run has finished with, or None."""
     try:
         keys = changed_settings(run_dir, config) if has_all_iterations(run_dir, config) else []
     except FileNotFoundError:
@@ -160,19 +176,18 @@ def late_settings_warning(run_dir: Path, config: PretrainConfig) -> str | None:
         return None
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     return (
-        f"{run_dir} has finished with other values of {', '.join(keys[:3])}{more}; nothing is trained with those given "
-        "now. Ask for more iterations (train.train_iters), or give the run another name (run.name=...)."
+        f"{run_dir} has finished with other values of {', '.join(keys[:3])}{more}; nothing is trained with the new "
+        "ones. Set more iterations (train.train_iters), or another name (run.name=...)."
     )
 
 
 def valid_finish_record(run_dir: Path) -> dict[str, Any] | None:
-    """What finished.json says of a run that has reached its end, with the checkpoint that it names still there (or none
-    named: none was asked for); else None."""
+    """Return the contents of finished.json, or None if the run has not finished or its last checkpoint is gone."""
     return read_finish_record(run_dir) if missing_final_checkpoint(run_dir) is None else None
 
 
 def missing_final_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint that finished.json names, if it is gone."""
+    """Return the checkpoint in finished.json if it no longer exists, else None."""
     done = read_finish_record(run_dir)
     named = done["checkpoint"] if done else None
     if (
@@ -183,7 +198,12 @@ def missing_final_checkpoint(run_dir: Path) -> Path | None:
 
 
 def abandoned_checkpoint_problems(run_dir: Path, config: PretrainConfig) -> list[str]:
-    """Told when a run that has saved is started with another checkpoint.save: it would begin again at iteration 0."""
+    """Return why another checkpoint.save would restart this run at iteration 0, or an empty list.
+
+    Args:
+        run_dir: The run folder.
+        config: The configuration of this start.
+    """
     if not (run_dir / "config.yaml").is_file() or not config.checkpoint.save:
         return []
     old, new = recorded_checkpoint_dir(run_dir), Path(config.checkpoint.save)
@@ -192,19 +212,23 @@ def abandoned_checkpoint_problems(run_dir: Path, config: PretrainConfig) -> list
     if newest is None or latest_checkpoint(new) or given.is_relative_to(old):
         return []
     return [
-        f"checkpoint.save={new}: this run has saved {newest} and would begin again at iteration 0. To go on from there "
-        f"add checkpoint.load={old} checkpoint.keep_iteration=true; to begin anew give it another name: run.name=..."
+        f"checkpoint.save={new}: this run has saved {newest} and would restart at iteration 0. To resume from that "
+        f"checkpoint add checkpoint.load={old} checkpoint.keep_iteration=true; to start from scratch use another name: "
+        "run.name=..."
     ]
 
 
 def read_finish_record(run_dir: Path) -> dict[str, Any] | None:
-    """What finished.json says, whatever has become of the checkpoint that it names; None without one. Raises
-    `Failure`."""
+    """Return the contents of finished.json, or None if there is none.
+
+    Raises:
+        Failure: The file is damaged.
+    """
     marker = run_dir / "finished.json"
     if not marker.is_file():
         return None
-    then = "the run then goes on from its newest checkpoint, and has nothing to do when that is its last"
-    return {"checkpoint": None} | read_state_file(marker, "iteration", then)
+    consequence = "the run then resumes from its newest checkpoint, and ends at once if that is its last"
+    return {"checkpoint": None} | read_state_file(marker, "iteration", consequence)
 
 
 def read_state_file(path: Path, key: str, consequence: str) -> dict[str, Any]:
@@ -228,31 +252,36 @@ def read_state_file(path: Path, key: str, consequence: str) -> dict[str, Any]:
 
 
 def load_run_config(path: Path) -> PretrainConfig:
-    """Read a frozen config.yaml. Raises `UserError` when it is not one of this version of nano3."""
+    """Read RUN/config.yaml.
+
+    Raises:
+        UserError: The file is missing, or not a configuration of this version of nano3.
+    """
     try:
         merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), OmegaConf.load(path))
-        config: Any = OmegaConf.to_object(merged)
+        config = OmegaConf.to_object(merged)
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file; a run folder gets it when the run is started") from None
+        raise UserError(f"{path}: there is no such file; it is written when the run starts") from None
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(
             f"{path} is not a configuration of this version of nano3: {str(error).splitlines()[0]}"
         ) from None
+    assert isinstance(config, PretrainConfig)
     return config
 
 
 def code_version() -> tuple[str | None, bytes]:
-    """Commit of the checkout that nano3 runs from and its uncommitted changes; (None, b"") for an installed package."""
+    """Return the commit of nano3's checkout and its uncommitted diff; (None, b"") for an installed package."""
     commit = commit_of(ROOT)
     return commit, git_bytes(ROOT, "diff", "HEAD") if commit else b""
 
 
 def latest_start_dir(run_dir: Path) -> Path | None:
-    """The folder of the newest start; None when none is recorded."""
+    """Return the folder of the latest recorded start, or None."""
     return max((path.parent for path in (run_dir / "starts").glob("*/start.json")), default=None)
 
 
 def read_latest_start(run_dir: Path) -> dict[str, Any]:
-    """start.json of the newest start; {} when none is recorded."""
+    """Return start.json of the latest start; empty if none is recorded."""
     start = latest_start_dir(run_dir)
     return read_json(start / "start.json") if start else {}

@@ -1,4 +1,4 @@
-"""How long a start takes until its first step is done, taken apart: what a restart of every rank costs."""
+"""Time from the start of the process to its first finished step, by stage: the cost of a restart."""
 
 import os
 import time
@@ -7,29 +7,36 @@ from pathlib import Path
 
 
 class StartupTimer:
-    """Marks the ends of the parts of a start; the first part begins with the process."""
+    """Measures the stages of a start. The first stage begins with the process."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic, age: Callable[[], float] | None = None) -> None:
-        """`age` gives the seconds since this process was started."""
-        self._now = now
-        self._last = self._began = now() - (age or process_age)()
-        self._parts: dict[str, float] = {}
+        """Start the timer.
 
-    def mark(self, part: str) -> None:
-        """`part` ends now. A second mark of the same part is not counted."""
-        if part not in self._parts:
+        Args:
+            now: Returns the time in seconds.
+            age: Returns the seconds since this process was started.
+        """
+        self._now = now
+        self._last = self._process_start = now() - (age or process_age)()
+        self._stages: dict[str, float] = {}
+
+    def mark(self, stage: str) -> None:
+        """End a stage. A second mark of the same stage is ignored."""
+        if stage not in self._stages:
             now = self._now()
-            self._parts[part], self._last = now - self._last, now
+            self._stages[stage], self._last = now - self._last, now
 
     def sentence(self) -> str:
-        """For example "first step done 31.0 s after the start: checks 1.1 s, imports 17.2 s, ..."."""
-        parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self._parts.items())
-        return f"first step done {self._last - self._began:.1f} s after the start: {parts}"
+        """Return for example "first step done 31.0 s after the start: checks 1.1 s, imports 17.2 s, ..."."""
+        stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self._stages.items())
+        return f"first step done {self._last - self._process_start:.1f} s after the start: {stages}"
 
 
 def process_age() -> float:
-    """Seconds since this process was started, from Linux's /proc (proc(5): field 22 of stat, in clock ticks since
-    boot); 0 elsewhere."""
+    """Return the seconds since this process was started; 0 without Linux's /proc.
+
+    proc(5): field 22 of /proc/self/stat is the start time in clock ticks since boot.
+    """
     try:
         after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         uptime = float(Path("/proc/uptime").read_text().split()[0])

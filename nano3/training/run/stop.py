@@ -1,4 +1,4 @@
-"""Stopping a run from outside: a signal sets a flag, the loop reads it after an iteration, every rank agrees."""
+"""Stop a run with a checkpoint: a signal sets a flag, the loop reads it after an iteration, and all ranks agree."""
 
 import signal
 import time
@@ -18,10 +18,10 @@ def last_iteration(config: PretrainConfig) -> int:
 
 
 class StopRequest:
-    """A context manager that turns SIGTERM, SIGUSR2 and SIGINT into a request to save and stop, and watches the limits.
+    """A context manager that turns SIGTERM, SIGUSR2 and SIGINT into a request to save and stop.
 
-    It must be entered on the main thread (Python delivers signals there), and may be entered again while it is. A
-    second SIGINT interrupts at once. The old handlers come back at the end.
+    It also watches train.exit_iteration and train.exit_duration_in_mins. Enter it on the main thread, where Python
+    delivers signals; it is reentrant. A second SIGINT interrupts immediately. Leaving it restores the old handlers.
     """
 
     def __init__(self, exit_iteration: int | None = None, exit_duration_in_mins: float | None = None) -> None:
@@ -33,6 +33,7 @@ class StopRequest:
         self._depth = 0
 
     def __enter__(self) -> Self:
+        """Install the signal handlers."""
         self._depth += 1
         if self._depth == 1:
             for number in SIGNALS:
@@ -42,6 +43,7 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Restore the earlier handlers."""
         self._depth -= 1
         if self._depth == 0:
             for number, handler in self._previous.items():
@@ -53,7 +55,7 @@ class StopRequest:
         self.signal = signal.Signals(number)
 
     def reason(self, iteration: int) -> str:
-        """Why this rank wants to stop after `iteration`, or an empty string."""
+        """Return why this rank wants to stop after `iteration`, or an empty string."""
         if self.signal is not None:
             return f"signal {self.signal.name}"
         if self.exit_iteration is not None and iteration >= self.exit_iteration:
@@ -64,8 +66,13 @@ class StopRequest:
         return ""
 
     def agreed(self, iteration: int, any_rank: Callable[[bool], bool]) -> str:
-        """The reason to stop once any rank has one; `any_rank` is a logical or over all ranks and is always called."""
+        """Return the reason to stop if any rank has one, or an empty string.
+
+        Args:
+            iteration: The iteration that was just done.
+            any_rank: Returns the logical or over all ranks; called on every rank.
+        """
         own = self.reason(iteration)
         if not any_rank(bool(own)):
             return ""
-        return own or "another rank was told to stop"
+        return own or "another rank requested the stop"

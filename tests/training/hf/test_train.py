@@ -132,11 +132,11 @@ def test_finished_run_does_nothing_again(data: Path, undisturbed: Path) -> None:
 
 
 def test_two_ranks_equal_one_rank(data: Path, undisturbed: Path, tmp_path: Path) -> None:
-    """Two gloo ranks, one of them told to stop: both stop, save and go on to what one rank computes, bit for bit."""
+    """Two gloo ranks, one of which receives a stop signal: both stop, save and later reach what one rank computes, bit for bit."""
     config = tiny_config()
     stopped = [r.result() for r in start_ranks(config, data, tmp_path, 2, job=signal_rank_one)]
     assert {(o.status, o.iteration) for o in stopped} == {("stopped", 4)}
-    assert stopped[0].reason == "another rank was told to stop"
+    assert stopped[0].reason == "another rank requested the stop"
     assert stopped[1].reason == "signal SIGUSR2"
     assert [r.result().status for r in start_ranks(config, data, tmp_path, 2)] == ["finished", "finished"]
     assert losses(tmp_path) == losses(undisturbed)

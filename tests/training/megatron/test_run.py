@@ -168,7 +168,7 @@ def test_a_new_phase_may_change_samples_batch_cut_and_data(
     assert "is not used" not in capsys.readouterr().err
     elsewhere = checkpoint(run_dir.parent / "two", 7)
     assert decided(config, data_dir, elsewhere).folder == own
-    assert f"The run began with {phase_one}" in capsys.readouterr().err
+    assert f"The run started from {phase_one}" in capsys.readouterr().err
 
 
 def test_a_new_phase_needs_the_same_model(config: PretrainConfig, data_dir: Path, phase_one: Path) -> None:

@@ -55,5 +55,5 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"run": 1}'])
 def test_a_damaged_note_is_named_with_what_to_do(tmp_path: Path, content: str) -> None:
     (tmp_path / OWNER_FILE).write_text(content)
-    with pytest.raises(Failure, match=r"run\.json: damaged \(.*\)\. Remove it: the next start"):
+    with pytest.raises(Failure, match=r"run\.json: damaged \(.*\)\. Remove it: the next run"):
         claim_dir(tmp_path, tmp_path / "run")

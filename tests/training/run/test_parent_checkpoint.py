@@ -56,8 +56,8 @@ def test_lineage_goes_back_to_the_first_model(cli: Commands) -> None:
 def test_another_checkpoint_given_on_a_resume_is_told_to_be_unused(cli: Commands) -> None:
     shutil.copytree(cli.run_dir("a"), cli.run_dir("c"))
     told = pretrain(cli, "b", cli.run_dir("c") / "checkpoints", "train.exit_iteration=3")
-    assert "warning: checkpoint.load=" in told and "is not used: this run goes on from" in told
-    assert f"The run began with {cli.run_dir('a')}/checkpoints/iter_0000006" in told
+    assert "warning: checkpoint.load=" in told and "is not used: this run resumes from" in told
+    assert f"The run started from {cli.run_dir('a')}/checkpoints/iter_0000006" in told
     shutil.rmtree(cli.run_dir("c"))
     assert sorted(losses(cli.run_dir("b"))) == [1, 2, 3]
 
@@ -69,9 +69,9 @@ def test_another_checkpoint_given_on_a_resume_is_told_to_be_unused(cli: Commands
         ("/a/iter_0000006", "/a", ""),
         ("/a/iter_0000006", "/a/iter_0000006", ""),
         ("/a/iter_0000006", "/run/checkpoints", ""),
-        ("/a/iter_0000006", "/c", "The run began with /a/iter_0000006; another run.name begins anew"),
-        (None, "/c", "The run began with no checkpoint; another run.name begins anew"),
-        (None, "/run/checkpoints/iter_0000002", "To go back there, move what is newer out of /run/checkpoints"),
+        ("/a/iter_0000006", "/c", "The run started from /a/iter_0000006; use another run.name"),
+        (None, "/c", "The run started from no checkpoint; use another run.name"),
+        (None, "/run/checkpoints/iter_0000002", "To go back to it, move the newer checkpoints out of /run/checkpoints"),
         ("not noted", "/c", ""),
     ],
     ids=["none", "its folder", "itself", "own folder", "another", "fresh", "back", "an older run"],

@@ -191,7 +191,7 @@ def test_settings_that_are_those_of_the_training_are_not_told(tmp_path: Path) ->
 @pytest.mark.parametrize("read", [valid_finish_record, missing_final_checkpoint])
 def test_a_damaged_end_is_named_with_what_to_do(tmp_path: Path, content: str, read: Any) -> None:
     (tmp_path / "finished.json").write_text(content)
-    with pytest.raises(Failure, match=r"finished\.json: damaged \(.*\)\. Remove it: the run then goes on"):
+    with pytest.raises(Failure, match=r"finished\.json: damaged \(.*\)\. Remove it: the run then resumes"):
         read(tmp_path)
 
 
@@ -251,7 +251,7 @@ def test_a_shell_line_is_text_to_the_ranks(tmp_path: Path, line: str) -> None:
 
 
 BAD = {
-    "none": (None, "there is no such file; a run folder gets it when the run is started"),
+    "none": (None, "there is no such file; it is written when the run starts"),
     "key": ("trian: {seed: 1}\n", "is not a configuration of this version of nano3: Key 'trian' not in"),
     "type": ("train: {seed: one}\n", "is not a configuration of this version of nano3: Value 'one'"),
     "yaml": ("train: [\n", "is not a configuration of this version of nano3: while parsing"),

@@ -52,7 +52,7 @@ def test_limits(limits: dict, iteration: int, reason: str) -> None:
 
 @pytest.mark.parametrize(
     ("own", "others", "reason"),
-    [(True, False, "train.exit_iteration=1"), (False, True, "another rank was told to stop"), (False, False, "")],
+    [(True, False, "train.exit_iteration=1"), (False, True, "another rank requested the stop"), (False, False, "")],
     ids=["this rank", "another rank", "none"],
 )
 def test_all_ranks_agree(own: bool, others: bool, reason: str) -> None:
