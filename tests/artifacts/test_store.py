@@ -75,7 +75,7 @@ def test_a_store_that_cannot_be_written_is_told_before(monkeypatch: pytest.Monke
     assert not store.home().exists()
     monkeypatch.setenv("NANO3_HOME", "/proc/nope")
     assert "NANO3_HOME" in store.registration_problems(DATA, write=True)[0]
-    with pytest.raises(Failure, match="could not be registered"):
+    with pytest.raises(Failure, match="cannot be registered"):
         store.register(DATA, Path("/tmp"), "plan1")
 
 
@@ -87,7 +87,7 @@ def test_a_store_that_cannot_be_written_is_told_before(monkeypatch: pytest.Monke
         (".b/c+d-", "b-c-d", None),
         ("latest", None, "newest version"),
         ("v7", None, "version 7"),
-        ("日本", None, "no letter or digit"),
+        ("日本", None, "none of the letters and digits"),
     ],
 )
 def test_aliases_made_of_other_names(text: str, alias: str | None, why: str | None) -> None:

@@ -211,9 +211,7 @@ def test_a_folder_wins_over_an_artifact_of_its_name(
     ("expression", "told"),
     [
         pytest.param("${art:dta,path}", "no key run.dta", id="key"),
-        pytest.param(
-            "${art:data,folder}", "attributes of an artifact are path, version and", id="attribute"
-        ),
+        pytest.param("${art:data,folder}", "attributes of an artifact are path, version and", id="attribute"),
         pytest.param("${art:plain,version}", "run.plain={folder} is a folder, not an artifact", id="folder"),
         pytest.param("${art:data,path}", None, id="right"),
         pytest.param("${art:plain,path}", None, id="path of a folder"),
