@@ -1,11 +1,11 @@
-"""Measure the seconds from a command to its job id: nano3 against hydra-submitit-launcher and NeMo-Run, on the Slurm of SLURM_CONF.
+"""Measure the seconds from a command to its Slurm job id: nano3, hydra-submitit-launcher and NeMo-Run.
 
     make slurm-up && . .slurm/env.sh && python benchmarks/launch/bench.py
 
 The clock starts with the process and stops when sbatch has returned the id; a wrapper of sbatch on PATH records that
-moment for all contestants. `nano3` starts a real run (`+experiment=quickstart`, detached): it composes the configuration,
-checks the data, computes the preflight table and copies the code. `nano3, small program` and the peers start the smallest
-program that they can. The order changes with every round.
+moment for all contestants. `nano3` starts a real run (`+experiment=quickstart`, detached): it composes the
+configuration, checks the data, computes the preflight table and copies the code. `nano3, small program` and the peers
+start the smallest program that they can. The order changes with every round.
 """
 
 import argparse
