@@ -160,11 +160,11 @@ def paper_plan(output: Path, datasets: list[DatasetPlan], **keys: Any) -> Plan:
     return Plan("f" * 64, "paper", str(output), settings, info, "uint16", datasets)
 
 
-def paper_dataset(costs: list[int], formats: list[str] | None = None, name: str = "d", **keys: Any) -> DatasetPlan:
+def paper_dataset(estimates: list[int], formats: list[str] | None = None, name: str = "d", **keys: Any) -> DatasetPlan:
     """Return a dataset that does not exist, cut into units and shards by `keys`."""
-    files = [f"{i:06d}" for i in range(len(costs))]
-    keys.setdefault("times", [0] * len(costs))
+    files = [f"{i:06d}" for i in range(len(estimates))]
+    keys.setdefault("times", [0] * len(estimates))
     return DatasetPlan(
-        name, 1.0, "p", "text", "/r", None, files, list(costs), [f"print {f}" for f in files],
-        formats or ["jsonl"] * len(costs), list(costs), **keys,
+        name, 1.0, "p", "text", "/r", None, files, list(estimates), [f"print {f}" for f in files],
+        formats or ["jsonl"] * len(estimates), list(estimates), **keys,
     )  # fmt: skip

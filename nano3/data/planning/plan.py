@@ -259,7 +259,7 @@ def load_plan(path: Path) -> Plan:
 
 
 def split_evenly(total: int, parts: int, edges: np.ndarray) -> np.ndarray:
-    """Return where the given edges lie when [0, total) is divided into about equal parts.
+    """Return the positions of edges if [0, total) is divided into about equal parts.
 
     Args:
         total: Length to divide.

@@ -30,7 +30,7 @@ SCAN_BYTES = 256 << 20  # most text that is read in search of a document of each
 
 
 def file_seed(dataset: str, key: str) -> int:
-    """Return the number that stands for a file in the hashes of its documents: 64 bits of BLAKE2b, little-endian."""
+    """Return the number of a file that enters the hashes of its documents: 64 bits of BLAKE2b, little-endian."""
     return int.from_bytes(hashlib.blake2b(f"{dataset}\0{key}".encode(), digest_size=8).digest(), "little")
 
 

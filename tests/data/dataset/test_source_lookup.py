@@ -22,39 +22,39 @@ from nano3.utils.errors import Failure
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
-def text_at(origin: SourceRow) -> str:
-    """The text that an origin names, read without nano3."""
-    path = Path(origin.path)
+def text_at(row: SourceRow) -> str:
+    """The text of a source row, read without nano3."""
+    path = Path(row.path)
     kind = path.name.partition(".")[2]
     if kind == "parquet":
-        return pq.read_table(path)["text"][origin.key].as_py()
+        return pq.read_table(path)["text"][row.key].as_py()
     if kind == "arrow":
-        return pa.ipc.open_file(path).read_all()["text"][origin.key].as_py()
+        return pa.ipc.open_file(path).read_all()["text"][row.key].as_py()
     if kind == "json":
-        return json.loads(path.read_text())[origin.key]["text"]
+        return json.loads(path.read_text())[row.key]["text"]
     if kind == "txt":
         return path.read_text()
     if path.suffix == ".zst":
         data = pa.CompressedInputStream(pa.OSFile(str(path)), "zstd").read()
     else:
         data = OPENERS.get(path.suffix, open)(path, "rb").read()
-    return json.loads(data[origin.key :].partition(b"\n")[0])["text"]
+    return json.loads(data[row.key :].partition(b"\n")[0])["text"]
 
 
-def check(folder: Path, tokenizer: Path, least: int = 0) -> list[SourceRow]:
-    """Look up every document of every shard and compare; the origins."""
+def check(folder: Path, tokenizer: Path, min_chars: int = 0) -> list[SourceRow]:
+    """Look up every document of every shard and compare its ids; return the source rows."""
     manifest = load_manifest(folder)
     plan = load_build_plan(folder, manifest)
     seen = []
     for entry in manifest.shards:
         split, _, name = entry.prefix.partition("/")
         data = IndexedFile(folder / entry.prefix)
-        origins = find_source_rows(plan, split, int(name.removeprefix("data_")), range(len(data)))
-        assert list(origins) == list(range(len(data)))
-        found = [text_at(origins[n]) for n in range(len(data))]
-        assert all(len(text) >= least for text in found)
+        found_rows = find_source_rows(plan, split, int(name.removeprefix("data_")), range(len(data)))
+        assert list(found_rows) == list(range(len(data)))
+        found = [text_at(found_rows[n]) for n in range(len(data))]
+        assert all(len(text) >= min_chars for text in found)
         assert reference(tokenizer, found) == [data.document(n).tolist() for n in range(len(data))]
-        seen += origins.values()
+        seen += found_rows.values()
     return seen
 
 
@@ -67,9 +67,9 @@ def test_every_document_is_found(tmp_path: Path, byte_bpe: Path, name: str) -> N
     write(tmp_path / "in" / name, texts(150), **more)
     write(tmp_path / "in" / f"b{name}", texts(70, seed=1), **more)
     run(tmp_path / "in", tmp_path / "out", byte_bpe, num_shards=7, valid_fraction=0.2, test_fraction=0.1)
-    origins = check(tmp_path / "out", byte_bpe)
-    assert len(set(origins)) == 220
-    assert {Path(origin.path).name for origin in origins} == {name, f"b{name}"}
+    found_rows = check(tmp_path / "out", byte_bpe)
+    assert len(set(found_rows)) == 220
+    assert {Path(row.path).name for row in found_rows} == {name, f"b{name}"}
 
 
 def test_plain_text_files(tmp_path: Path, byte_bpe: Path) -> None:
@@ -77,15 +77,15 @@ def test_plain_text_files(tmp_path: Path, byte_bpe: Path) -> None:
         (tmp_path / "in").mkdir(exist_ok=True)
         (tmp_path / "in" / f"{i:02d}.txt").write_text(text)
     run(tmp_path / "in", tmp_path / "out", byte_bpe, num_shards=4)
-    origins = check(tmp_path / "out", byte_bpe)
-    assert {origin.position for origin in origins} == {"byte 0"}
-    assert len({origin.path for origin in origins}) == 30
+    found_rows = check(tmp_path / "out", byte_bpe)
+    assert {row.position for row in found_rows} == {"byte 0"}
+    assert len({row.path for row in found_rows}) == 30
 
 
 @pytest.mark.parametrize(
     "keys",
     [
-        pytest.param({"min_doc_chars": 80}, id="short ones left out"),
+        pytest.param({"min_doc_chars": 80}, id="short documents skipped"),
         pytest.param({"sample": 60}, id="sample"),
         pytest.param({"sample": 60, "min_doc_chars": 40, "valid_fraction": 0.3}, id="both"),
         pytest.param({"num_shards": 1}, id="one shard"),
@@ -104,7 +104,7 @@ def test_several_datasets(tmp_path: Path, byte_bpe: Path) -> None:
     paths = [write(tmp_path / f"{name}.jsonl", texts(50, seed=i)) for i, name in enumerate("abc")]
     sources: list[SourceConfig] = [source(path, path.stem, weight=1.0) for path in paths]
     prepare(sources, options(tmp_path / "out", byte_bpe, num_shards=11, valid_fraction=0.2), "test")
-    assert {origin.path for origin in check(tmp_path / "out", byte_bpe)} == {str(path) for path in paths}
+    assert {row.path for row in check(tmp_path / "out", byte_bpe)} == {str(path) for path in paths}
 
 
 def test_bad_rows_are_not_counted(tmp_path: Path, byte_bpe: Path) -> None:
@@ -115,51 +115,51 @@ def test_bad_rows_are_not_counted(tmp_path: Path, byte_bpe: Path) -> None:
     assert len(check(tmp_path / "out", byte_bpe)) == 40
 
 
-def test_places_in_words() -> None:
+def test_positions_in_words() -> None:
     assert SourceRow("a.parquet", 1233, True).position == "row 1,234"
     assert SourceRow("a.jsonl", 1233, False).position == "byte 1,233"
 
 
 @pytest.fixture
 def prepared(tmp_path: Path, byte_bpe: Path) -> tuple[Path, Path]:
-    """(output, source)."""
+    """(output folder, source file)."""
     path = write(tmp_path / "a.jsonl", texts(40))
     run(path, tmp_path / "out", byte_bpe, num_shards=2)
     return tmp_path / "out", path
 
 
-def ask(output: Path, numbers: list[int] | None = None) -> dict[int, SourceRow]:
+def look_up(output: Path, numbers: list[int] | None = None) -> dict[int, SourceRow]:
     return find_source_rows(load_build_plan(output, load_manifest(output)), "train", 0, numbers or [0])
 
 
-def test_an_edited_source_is_told(prepared: tuple[Path, Path]) -> None:
+def test_edited_source_is_reported(prepared: tuple[Path, Path]) -> None:
     output, path = prepared
     path.write_bytes(path.read_bytes().replace(b"id", b"ID"))
     with pytest.raises(Failure, match=r"a\.jsonl: has changed since the data was prepared"):
-        ask(output)
+        look_up(output)
 
 
-def test_a_source_of_another_size_is_told(prepared: tuple[Path, Path]) -> None:
+def test_source_of_another_size_is_reported(prepared: tuple[Path, Path]) -> None:
     output, path = prepared
     path.write_bytes(path.read_bytes() + b'{"text": "more"}\n')
     with pytest.raises(Failure, match=r"a\.jsonl"):
-        ask(output)
+        look_up(output)
 
 
-def test_a_source_that_is_gone_is_told(prepared: tuple[Path, Path]) -> None:
+def test_deleted_source_is_reported(prepared: tuple[Path, Path]) -> None:
     output, path = prepared
     path.unlink()
     with pytest.raises(Failure, match=r"a\.jsonl: cannot be read: No such file"):
-        ask(output)
+        look_up(output)
 
 
-def test_a_number_beyond_the_shard_is_told(prepared: tuple[Path, Path]) -> None:
+def test_number_beyond_the_shard_is_reported(prepared: tuple[Path, Path]) -> None:
     with pytest.raises(Failure, match="shard 0 of train has a document 500, but its sources now give"):
-        ask(prepared[0], [3, 500])
+        look_up(prepared[0], [3, 500])
 
 
-def test_a_lost_plan_is_told(prepared: tuple[Path, Path]) -> None:
+def test_deleted_plan_is_reported(prepared: tuple[Path, Path]) -> None:
     for plan in (prepared[0] / ".prep").glob("*/plan.json"):
         plan.unlink()
     with pytest.raises(Failure, match=r"plan\.json: cannot be read"):
-        ask(prepared[0])
+        look_up(prepared[0])

@@ -1,4 +1,4 @@
-"""Samples: so many rows, found without decoding what is not taken."""
+"""Samples: the requested number of rows, counted without decoding text."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ KINDS = ["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "json", "arrow", "arrows"]
 
 
 @pytest.mark.parametrize("blank", [b"", b"\n \n", b"\n"])
-def test_a_blank_file_gives_its_share_to_others(tmp_path: Path, byte_bpe: Path, blank: bytes) -> None:
+def test_quota_of_a_blank_file_goes_to_others(tmp_path: Path, byte_bpe: Path, blank: bytes) -> None:
     write(tmp_path / "in" / "0.jsonl", []).write_bytes(blank)
     write(tmp_path / "in" / "1.jsonl", []).write_bytes(b"\n")
     write(tmp_path / "in" / "2.jsonl", texts(300))
@@ -27,7 +27,7 @@ def test_a_blank_file_gives_its_share_to_others(tmp_path: Path, byte_bpe: Path, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_are_counted_as_they_are_read(tmp_path: Path, byte_bpe: Path, kind: str) -> None:
+def test_count_is_the_number_of_rows_read(tmp_path: Path, byte_bpe: Path, kind: str) -> None:
     path = write(tmp_path / f"a.{kind}", texts(230))
     (dataset,) = make_request([source(path)], options(tmp_path / "out", byte_bpe), "b").datasets
     read = sum(len(b.keys) + len(b.bad) for b in read_documents(dataset.whole_file(0)))
@@ -35,7 +35,7 @@ def test_rows_are_counted_as_they_are_read(tmp_path: Path, byte_bpe: Path, kind:
     assert read == 230
 
 
-ODD_LINES = {
+UNUSUAL_LINES = {
     "blank_lines": b'\n{"text": "a"}\n\n  \n{"text": "b"}',
     "carriage_returns": b'{"text": "a"}\r\n\r\n{"text": "b"}\r\n',
     "byte_order_mark": b'\xef\xbb\xbf\n{"text": "a"}\n{"text": "b"}\n',
@@ -44,10 +44,12 @@ ODD_LINES = {
 }
 
 
-@pytest.mark.parametrize("data", ODD_LINES.values(), ids=ODD_LINES.keys())
+@pytest.mark.parametrize("data", UNUSUAL_LINES.values(), ids=UNUSUAL_LINES.keys())
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 @pytest.mark.parametrize("chunk", [5, 9, 1000])
-def test_odd_lines(tmp_path: Path, byte_bpe: Path, data: bytes, suffix: str, chunk: int, monkeypatch) -> None:
+def test_unusual_lines_are_counted_as_read(
+    tmp_path: Path, byte_bpe: Path, data: bytes, suffix: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sampling, "CHUNK", chunk)
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(pack(data, suffix))
@@ -56,7 +58,7 @@ def test_odd_lines(tmp_path: Path, byte_bpe: Path, data: bytes, suffix: str, chu
     assert count_rows(dataset, 0, 100).rows == read == 2
 
 
-def test_counting_reads_no_more_than_it_needs() -> None:
+def test_counting_stops_reading_at_the_limit() -> None:
     reads = []
 
     def read(size: int) -> bytes:
@@ -79,11 +81,13 @@ def test_counting_decodes_no_text(tmp_path: Path, byte_bpe: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "jsonl.gz", "json"])
-def test_the_estimate_of_a_sample_comes_from_the_data(tmp_path: Path, byte_bpe: Path, kind: str, capfd) -> None:
+def test_dry_run_estimates_text_of_the_sample(
+    tmp_path: Path, byte_bpe: Path, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     wanted = ["word " * 2000] * 400
     path = write(tmp_path / f"a.{kind}", wanted, use_dictionary=False) if kind == "parquet" else None
     path = path or write(tmp_path / f"a.{kind}", wanted)
     print_plan(make_request([source(path)], options(tmp_path / "out", byte_bpe, sample=300), "b"))
-    told = re.search(r"about ([\d.]+) MB of text", capfd.readouterr().out)
-    assert told
-    assert 2.5 < float(told[1]) < 3.5
+    found = re.search(r"about ([\d.]+) MB of text", capfd.readouterr().out)
+    assert found
+    assert 2.5 < float(found[1]) < 3.5

@@ -1,4 +1,4 @@
-"""Splits: bounds that give every split its share, and rows that are refused before any work is done."""
+"""Splits: hashes, bounds that give every split its share, and bad rows found while planning."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nano3.data.planning import splits
-from nano3.data.planning.plan import DatasetPlan
+from nano3.data.planning.plan import SPLITS, DatasetPlan
 from nano3.data.planning.splits import FULL, check_bad_rows, document_hash, file_seed, fit_bounds, set_bounds, split_of
 from nano3.data.sources.readers import Batch
 from nano3.utils.errors import Failure, UserError
@@ -17,16 +17,16 @@ from nano3.utils.errors import Failure, UserError
 shares = st.sampled_from([0.0, 1e-9, 0.005, 0.1, 0.3, 0.49, 0.9])
 
 
-def numbers(count: int) -> np.ndarray:
-    """Hashes of documents, sorted."""
+def sorted_hashes(count: int) -> np.ndarray:
+    """Sorted hashes of the documents of a file."""
     return np.sort(document_hash(file_seed("d", "f"), np.arange(count, dtype=np.int64)))
 
 
 @given(count=st.integers(0, 200), valid=shares, test=shares.filter(lambda s: s < 0.1))
-def test_every_split_gets_its_share_and_at_least_one(count: int, valid: float, test: float) -> None:
+def test_every_split_gets_its_share_and_at_min_chars_one(count: int, valid: float, test: float) -> None:
     d = paper_dataset([1])
-    fit_bounds(d, numbers(count), (valid, test))
-    found = np.bincount(split_of(numbers(count), d.bounds), minlength=3).tolist()
+    fit_bounds(d, sorted_hashes(count), (valid, test))
+    found = np.bincount(split_of(sorted_hashes(count), d.bounds), minlength=3).tolist()
     wanted = [valid, test]
     assert all(n == 0 for n, share in zip(found[1:], wanted, strict=True) if share == 0)
     assert sum(found) == count
@@ -43,15 +43,15 @@ def test_every_split_gets_its_share_and_at_least_one(count: int, valid: float, t
 
 
 @given(st.integers(0, FULL - 1), st.integers(0, FULL - 1), st.lists(st.integers(0, FULL - 1), min_size=1))
-def test_a_split_is_chosen_by_the_plainest_comparison(a: int, b: int, hashes: list[int]) -> None:
-    """At bounds of 64 bits a float, or a signed number, would be wrong by a little or by a lot."""
+def test_split_is_chosen_by_plain_comparison(a: int, b: int, hashes: list[int]) -> None:
+    """Floats and signed integers cannot represent all 64-bit bounds."""
     valid, test = sorted((a, b))
     hashes += [valid, max(valid - 1, 0), test, max(test - 1, 0), FULL - 1, 0]
     found = split_of(np.array(hashes, np.uint64), (valid, test)).tolist()
     assert found == [1 if h < valid else 2 if h < test else 0 for h in hashes]
 
 
-def test_files_and_datasets_of_like_names_have_their_own_hashes() -> None:
+def test_files_with_similar_names_have_different_hashes() -> None:
     names = [("a", "b/c"), ("a/b", "c"), ("a", "b"), ("ab", ""), ("", "ab"), ("a", "bc")]
     assert len({file_seed(*pair) for pair in names}) == len(names)
     keys = np.arange(1000, dtype=np.int64)
@@ -63,7 +63,7 @@ def test_files_and_datasets_of_like_names_have_their_own_hashes() -> None:
 
 
 def dataset_of(folder: Path, files: dict[str, bytes]) -> DatasetPlan:
-    """A dataset whose files are there."""
+    """A dataset with existing files."""
     for name, data in files.items():
         (folder / name).write_bytes(data)
     sizes = [len(data) for data in files.values()]
@@ -92,14 +92,14 @@ def test_bounds_of_enough_documents_are_the_fractions(tmp_path: Path, keys: dict
     assert d.bounds == wanted
 
 
-def test_nothing_is_read_where_training_is_all(tmp_path: Path) -> None:
-    d = paper_dataset([100])  # its file is not there
+def test_nothing_is_read_for_training_data_only(tmp_path: Path) -> None:
+    d = paper_dataset([100])  # its file does not exist
     set_bounds(d, options(tmp_path, tmp_path, valid_fraction=0.0, test_fraction=0.0))
     with pytest.raises(Failure, match="cannot be read"):
         set_bounds(d, options(tmp_path, tmp_path))
 
 
-def test_a_bad_row_behind_what_is_read_does_not_stop_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_row_behind_the_scanned_text_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     d = dataset_of(tmp_path, {"a.jsonl": rows(1000), "b.jsonl": b'{"text": null}\n'})
     set_bounds(d, options(tmp_path, tmp_path, valid_fraction=0.2, test_fraction=0.2))
     monkeypatch.setattr(splits, "SCAN_BYTES", 100)
@@ -109,19 +109,19 @@ def test_a_bad_row_behind_what_is_read_does_not_stop_the_plan(tmp_path: Path, mo
     assert "no document of valid among its first 1,000" in d.warnings[0]
 
 
-@pytest.mark.parametrize("least", [0, 5])
-def test_documents_that_will_be_left_out_do_not_count(tmp_path: Path, least: int) -> None:
-    """Three texts among many that are empty or too short: each split has one of the three."""
-    short = "" if least == 0 else "abcd"
-    parts = {f"{i}.jsonl": rows(40, short) + rows(1, "long enough") for i in range(3)}
-    d = dataset_of(tmp_path, parts)
-    set_bounds(d, options(tmp_path, tmp_path, valid_fraction=1e-9, test_fraction=1e-9, min_doc_chars=least))
+@pytest.mark.parametrize("min_chars", [0, 5])
+def test_short_documents_do_not_count(tmp_path: Path, min_chars: int) -> None:
+    """There are three long texts among many short ones: each split has one of them."""
+    short = "" if min_chars == 0 else "abcd"
+    contents = {f"{i}.jsonl": rows(40, short) + rows(1, "long enough") for i in range(3)}
+    d = dataset_of(tmp_path, contents)
+    set_bounds(d, options(tmp_path, tmp_path, valid_fraction=1e-9, test_fraction=1e-9, min_doc_chars=min_chars))
     key = 40 * len(rows(1, short))
-    hashes = [document_hash(file_seed("d", name), np.array([key], np.int64))[0] for name in parts]
+    hashes = [document_hash(file_seed("d", name), np.array([key], np.int64))[0] for name in contents]
     assert sorted(split_of(np.array(hashes), d.bounds).tolist()) == [0, 1, 2]
 
 
-# Refusing
+# Bad rows
 
 
 def batch(bad: list[tuple[int, str, str]], texts: int = 0) -> Batch:
@@ -130,7 +130,7 @@ def batch(bad: list[tuple[int, str, str]], texts: int = 0) -> Batch:
 
 
 NO = "no field 'text'; its fields: body"
-REFUSED = {
+BAD_ROWS = {
     "no_row_has_the_field": (batch([(0, "no_text", NO), (9, "no_text", NO)]), UserError, "none of the first 2 rows"),
     "behind_a_byte_order_mark": (batch([(3, "no_text", NO)]), UserError, "its fields: body"),
     "one_row_has_it": (batch([(0, "no_text", NO)], texts=1), Failure, "row 1 .*no field"),
@@ -139,8 +139,8 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("found", "kind", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_a_wrong_field_is_told_apart_from_a_wrong_row(
+@pytest.mark.parametrize(("found", "kind", "message"), BAD_ROWS.values(), ids=BAD_ROWS.keys())
+def test_wrong_field_is_distinguished_from_bad_row(
     tmp_path: Path, found: Batch, kind: type[Exception], message: str
 ) -> None:
     d = dataset_of(tmp_path, {"a.jsonl": b'{"body": "a"}\n{"t": "abcd"}\n{}'})
@@ -148,3 +148,42 @@ def test_a_wrong_field_is_told_apart_from_a_wrong_row(
         check_bad_rows(found, d.whole_file(0), options(tmp_path, tmp_path), "d")
     assert "a.jsonl" in str(caught.value)
     check_bad_rows(found, d.whole_file(0), options(tmp_path, tmp_path, bad_rows="skip"), "d")
+
+
+@given(st.lists(st.integers(0, 1 << 62), min_size=1, max_size=50), st.integers(0, FULL - 1))
+def test_document_hash_is_splitmix64(keys: list[int], seed: int) -> None:
+    def plain(x: int) -> int:
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % FULL
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB % FULL
+        return x ^ (x >> 31)
+
+    wanted = [plain((seed + (k + 1) * 0x9E3779B97F4A7C15) % FULL) for k in keys]
+    assert document_hash(seed, np.array(keys)).tolist() == wanted
+
+
+def test_splits_of_many_documents_have_their_shares() -> None:
+    hashes = document_hash(file_seed("d", "a.jsonl"), np.arange(200_000))
+    counts = np.bincount(split_of(hashes, (int(0.01 * FULL), int(0.03 * FULL))), minlength=3) / 200_000
+    assert counts == pytest.approx([0.97, 0.01, 0.02], rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("count", "fractions", "wanted"),
+    [
+        (0, (0.1, 0.1), [0, 0, 0]),
+        (1, (0.1, 0.1), [1, 0, 0]),
+        (2, (0.1, 0.1), [1, 1, 0]),
+        (3, (0.1, 0.1), [1, 1, 1]),
+        (3, (0.0, 0.1), [2, 0, 1]),
+        (10, (0.4, 0.5), [1, 4, 5]),
+        (100, (0.005, 0.005), [98, 1, 1]),
+        (1000, (0.1, 0.2), [700, 100, 200]),
+    ],
+)
+def test_small_data_has_every_split(count: int, fractions: tuple[float, float], wanted: list[int]) -> None:
+    d = paper_dataset([1])
+    hashes = np.sort(document_hash(7, np.arange(count)))
+    fit_bounds(d, hashes, fractions)
+    assert np.bincount(split_of(hashes, d.bounds), minlength=3).tolist() == wanted
+    missing = [SPLITS[i + 1] for i, f in enumerate(fractions) if f and not wanted[i + 1]]
+    assert [name for name in missing if any(name in warning for warning in d.warnings)] == missing

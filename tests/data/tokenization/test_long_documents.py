@@ -1,4 +1,4 @@
-"""Long documents in pieces: the same ids as whole, in little memory."""
+"""Long documents in chunks: the same ids as the whole text, in little memory."""
 
 import json
 import random
@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -26,46 +27,46 @@ TOKENIZERS = ["byte_bpe", "sentencepiece_bpe", "unigram", "tekken"]
 
 
 @pytest.fixture
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces of a few hundred characters, so that a test has many cuts."""
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of a few hundred characters, so that a test has many cuts."""
     for name, value in {"CHUNK_CHARS": 300, "SEARCH_CHARS": 100, "CONTEXT_CHARS": 60}.items():
         monkeypatch.setattr(long_documents, name, value)
 
 
 @pytest.fixture(params=TOKENIZERS)
 def encoder(request: pytest.FixtureRequest) -> Encoder:
-    """The fast engine where it reads the tokenizer, else the reference."""
+    """The fast engine if it can read the tokenizer, else the reference."""
     engines = load_engines(str(request.getfixturevalue(request.param) / "tokenizer.json"), False, fast=True)
     return fast_encoder(engines.fast, False) if engines.fast else reference_encoder(engines.reference)
 
 
-def cut_up(text: str, encode: Encoder) -> tuple[list[int], list[str]]:
-    """Ids and pieces of a text taken piece by piece."""
+def encode_in_chunks(text: str, encode: Encoder) -> tuple[list[int], list[str]]:
+    """Ids and chunks of a text."""
     found = list(long_documents.encode_chunks(text, encode))
-    return [i for ids, _ in found for i in ids.tolist()], [piece for _, piece in found]
+    return [i for ids, _ in found for i in ids.tolist()], [chunk for _, chunk in found]
 
 
-@pytest.mark.usefixtures("small_pieces")
-def test_pieces_have_the_ids_of_the_whole(encoder: Encoder) -> None:
+@pytest.mark.usefixtures("small_chunks")
+def test_chunks_have_the_ids_of_the_whole_text(encoder: Encoder) -> None:
     rng = random.Random(1)
     samples = edge_cases(["</s>", "<|tool|>"])
     for _ in range(40):
         text = "".join(rng.choices([*WORDS, *samples, " and then ", "\n", "\n\n", ". "], k=400))
-        ids, parts = cut_up(text, encoder)
-        assert "".join(parts) == text
+        ids, chunks = encode_in_chunks(text, encoder)
+        assert "".join(chunks) == text
         assert ids == encoder([text])[0].tolist()
 
 
-@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.usefixtures("small_chunks")
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.one_of(st.text(max_size=40), st.sampled_from([" word", "\n", "a b", "日本。"])), max_size=60))
-def test_pieces_of_any_text(byte_bpe: Path, parts: list[str]) -> None:
+def test_chunks_of_any_text(byte_bpe: Path, parts: list[str]) -> None:
     encode = fast_encoder(load_engines(str(byte_bpe / "tokenizer.json"), False, fast=True).fast, False)
     text = " ".join(parts)
-    assert cut_up(text, encode)[0] == encode([text])[0].tolist()
+    assert encode_in_chunks(text, encode)[0] == encode([text])[0].tolist()
 
 
-@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize(
     ("name", "text", "many"),
     [
@@ -78,20 +79,20 @@ def test_pieces_of_any_text(byte_bpe: Path, parts: list[str]) -> None:
 )
 def test_where_a_text_is_cut(name: str, text: str, many: bool, request: pytest.FixtureRequest) -> None:
     engines = load_engines(str(request.getfixturevalue(name) / "tokenizer.json"), False, fast=True)
-    parts = cut_up(text, fast_encoder(engines.fast, False))[1]
-    assert (len(parts) > 5) == many
+    chunks = encode_in_chunks(text, fast_encoder(engines.fast, False))[1]
+    assert (len(chunks) > 5) == many
     if many:
-        assert max(map(len, parts)) < 700, "memory is for one piece"
+        assert max(map(len, chunks)) < 700, "memory is needed for one chunk"
 
 
 OPTIONS = [{}, {"add_bos": True}, {"max_doc_tokens": 1000, "add_bos": True}, {"add_eos": False, "max_doc_tokens": 3}]
 
 
-@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("keys", OPTIONS, ids=["eos", "bos", "limit", "no eos"])
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
 def test_long_and_short_documents_together(tmp_path: Path, byte_bpe: Path, name: str, keys: dict) -> None:
-    """The same files whether documents count as long or not: shards, splits, framing, counts."""
+    """The data is the same whether documents count as long or not."""
     wanted = texts(60)
     for i in (0, 7, 8, 59):
         wanted[i] = f"{i} " + " ".join(texts(80, seed=i))
@@ -107,8 +108,8 @@ def test_long_and_short_documents_together(tmp_path: Path, byte_bpe: Path, name:
         assert sorted(documents(tmp_path / "2000")) == sorted(reference(byte_bpe, wanted))
 
 
-def prepare_here(path: Path, output: Path, tokenizer: Path, **keys) -> dict:
-    """Prepare with the worker in this process, so that patched sizes hold in it; what the manifest counts."""
+def prepare_here(path: Path, output: Path, tokenizer: Path, **keys: Any) -> dict[str, Any]:
+    """Prepare with the worker in this process, where sizes are patched; return the dataset's manifest entry."""
     from data_helpers import options, plan_build, source
 
     from nano3.data.build.run import finalize
@@ -140,8 +141,8 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.jsonl.zst"])
-def test_documents_of_100_mb_take_little_memory(tmp_path: Path, tekken: Path, name: str) -> None:
-    """A worker takes its usual 250 MB and a few times the longest document: the line or page, and its text."""
+def test_documents_of_100_mb_need_little_memory(tmp_path: Path, tekken: Path, name: str) -> None:
+    """A worker needs 250 MB and a few times the longest document, for its line or page and its text."""
     sentence = " ".join(w for w in WORDS if w.isascii())
     long = [f"{i} {sentence}" * (104_000_000 // (len(sentence) + 2)) for i in range(3)]
     path = write(tmp_path / name, [*texts(50), *long, *texts(50, seed=1)], row_group_size=1)
@@ -166,7 +167,7 @@ def test_documents_of_100_mb_take_little_memory(tmp_path: Path, tekken: Path, na
     assert found == 3
 
 
-def test_measured_memory_is_that_of_children() -> None:
-    """The measure of the test above: megabytes of the largest child."""
+def test_memory_of_children_is_measured() -> None:
+    """RUSAGE_CHILDREN measures the largest child in KiB, as the test above assumes."""
     subprocess.run([sys.executable, "-c", "x = b'1' * (310 << 20)"], check=True)
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024 > 300

@@ -1,7 +1,8 @@
-"""Finding the tokenizer: links of a hub's cache, and files that are not what their names say."""
+"""Finding tokenizers: the Hub's cache, special tokens, and damaged or wrong files."""
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +12,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nano3.data.planning.planner import make_request
-from nano3.data.tokenization.tokenizer import copy_tokenizer, find_tokenizer
+from nano3.data.tokenization.tokenizer import copy_tokenizer, find_tokenizer, smallest_dtype
 from nano3.utils.errors import UserError
 
 SPECIAL = [{"id": 3, "content": "<s>", "special": True}, {"id": 4, "content": "</s>", "special": True}]
 SPEC = {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 2}}, "added_tokens": SPECIAL}
 
 
-def folder_of(place: Path, spec: Any = SPEC, **files: Any) -> Path:
+def folder_of(folder: Path, spec: Any = SPEC, **files: Any) -> Path:
     """A folder with tokenizer.json and other files."""
-    place.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, value in {"tokenizer": spec, **files}.items():
-        (place / f"{name}.json").write_text(json.dumps(value))
-    return place
+        (folder / f"{name}.json").write_text(json.dumps(value))
+    return folder
 
 
 @pytest.mark.parametrize("named", [".", "tokenizer.json"], ids=["folder", "file"])
-def test_a_snapshot_in_a_hubs_cache_has_its_config(tmp_path: Path, named: str) -> None:
-    """There each file is a link to one that is named by its hash, in another folder."""
+def test_snapshot_in_the_hub_cache_has_its_config(tmp_path: Path, named: str) -> None:
+    """Files in the cache are links to files in another folder, which are named by their hash."""
     plain = folder_of(tmp_path / "plain", tokenizer_config={"eos_token": "<s>"})
     snapshot, blobs = tmp_path / "snapshots" / "abc", tmp_path / "blobs"
     snapshot.mkdir(parents=True)
@@ -37,14 +38,14 @@ def test_a_snapshot_in_a_hubs_cache_has_its_config(tmp_path: Path, named: str) -
         path.rename(blobs / str(number))
         (snapshot / path.name).symlink_to(Path("..", "..", "blobs", str(number)))
     info = find_tokenizer(str(snapshot / named), False, True)
-    assert info.eod_token == "<s>", "and not </s>, which is guessed where no file names it"
+    assert info.eod_token == "<s>", "not </s>, which is the guess if no file names a token"
     copy_tokenizer(info, tmp_path / "copy")
     assert find_tokenizer(str(tmp_path / "copy"), False, True).eod_token == "<s>"
     assert not any(path.is_symlink() for path in (tmp_path / "copy").iterdir())
 
 
-def test_a_tokenizer_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers and tasks of an array may run elsewhere."""
+def test_relative_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers and tasks of an array may run in other folders."""
     folder_of(tmp_path / "t")
     monkeypatch.chdir(tmp_path)
     info = find_tokenizer("./t", False, True)
@@ -52,10 +53,10 @@ def test_a_tokenizer_is_found_from_another_folder(tmp_path: Path, monkeypatch: p
     assert Path(info.file).read_bytes() == (tmp_path / "t" / "tokenizer.json").read_bytes()
 
 
-def test_a_file_of_another_name_gets_the_usual_one_in_the_copy(tmp_path: Path) -> None:
-    place = folder_of(tmp_path / "t", special_tokens_map={"eos_token": "b"})
-    (place / "tokenizer.json").rename(place / "mine.json")
-    info = find_tokenizer(str(place / "mine.json"), False, True)
+def test_copy_has_the_usual_file_name(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "t", special_tokens_map={"eos_token": "b"})
+    (folder / "tokenizer.json").rename(folder / "mine.json")
+    info = find_tokenizer(str(folder / "mine.json"), False, True)
     copy_tokenizer(info, tmp_path / "copy")
     assert sorted(p.name for p in (tmp_path / "copy").iterdir()) == ["special_tokens_map.json", "tokenizer.json"]
     assert find_tokenizer(str(tmp_path / "copy"), False, True).eod_id == 1
@@ -83,27 +84,27 @@ NOT_A_TOKENIZER: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("spec", NOT_A_TOKENIZER.values(), ids=NOT_A_TOKENIZER.keys())
-def test_a_json_that_is_no_tokenizer_is_told(tmp_path: Path, spec: Any) -> None:
-    place = folder_of(tmp_path / "t", spec)
-    with pytest.raises(UserError, match=rf"^tokenizer_model={place}: .*tokenizer\.json is not a Hugging Face tok"):
-        find_tokenizer(str(place), False, False)
+def test_other_json_is_rejected(tmp_path: Path, spec: Any) -> None:
+    folder = folder_of(tmp_path / "t", spec)
+    with pytest.raises(UserError, match=rf"^tokenizer_model={folder}: .*tokenizer\.json is not a Hugging Face tok"):
+        find_tokenizer(str(folder), False, False)
 
 
 @pytest.mark.parametrize("config", [[], "text", 5, None], ids=["list", "text", "number", "null"])
 @pytest.mark.parametrize("name", ["tokenizer_config", "special_tokens_map"])
-def test_a_config_that_is_no_object_is_told(tmp_path: Path, name: str, config: Any) -> None:
-    place = folder_of(tmp_path / "t", **{name: config})
+def test_config_must_be_an_object(tmp_path: Path, name: str, config: Any) -> None:
+    folder = folder_of(tmp_path / "t", **{name: config})
     with pytest.raises(UserError, match=rf"{name}\.json: a JSON \w+, not an object"):
-        find_tokenizer(str(place), False, True)
+        find_tokenizer(str(folder), False, True)
 
 
-def test_a_file_that_cannot_be_read_is_told() -> None:
-    """Here one that is there and gives an error when it is read."""
+def test_unreadable_file_is_reported() -> None:
+    """The file exists, but reading it fails."""
     with pytest.raises(UserError, match=r"^tokenizer_model=/proc/self/mem: /proc/self/mem cannot be read: Inp"):
         find_tokenizer("/proc/self/mem", False, True)
 
 
-ODD_ENDS: dict[str, tuple[Any, int | None]] = {
+EOD_CONFIGS: dict[str, tuple[Any, int | None]] = {
     "null_is_no_name": ({"eos_token": None}, 4),
     "a_number_is_no_name": ({"eos_token": 3}, 4),
     "an_object_without_content": ({"eos_token": {"special": True}}, 4),
@@ -111,26 +112,26 @@ ODD_ENDS: dict[str, tuple[Any, int | None]] = {
 }
 
 
-@pytest.mark.parametrize(("config", "eod"), ODD_ENDS.values(), ids=ODD_ENDS.keys())
-def test_what_a_config_says_of_the_end_of_a_document(tmp_path: Path, config: Any, eod: int | None) -> None:
+@pytest.mark.parametrize(("config", "eod"), EOD_CONFIGS.values(), ids=EOD_CONFIGS.keys())
+def test_eod_token_in_the_config(tmp_path: Path, config: Any, eod: int | None) -> None:
     assert find_tokenizer(str(folder_of(tmp_path / "t", tokenizer_config=config)), False, True).eod_id == eod
 
 
-def test_of_two_usual_ends_none_is_guessed(tmp_path: Path) -> None:
+def test_no_guess_between_two_usual_eod_tokens(tmp_path: Path) -> None:
     two = [*SPECIAL, {"id": 5, "content": "<|endoftext|>", "special": True}]
-    place = folder_of(tmp_path / "t", {**SPEC, "added_tokens": two})
+    folder = folder_of(tmp_path / "t", {**SPEC, "added_tokens": two})
     with pytest.raises(UserError, match="no eos_token, which add_eos=true needs"):
-        find_tokenizer(str(place), False, True)
-    assert find_tokenizer(str(place), False, False).eod_id is None
+        find_tokenizer(str(folder), False, True)
+    assert find_tokenizer(str(folder), False, False).eod_id is None
 
 
-def test_all_tokens_that_are_missing_are_told_at_once(tmp_path: Path) -> None:
+def test_all_missing_tokens_are_reported_at_once(tmp_path: Path) -> None:
     config = {"eos_token": "<end>", "bos_token": "<begin>"}
-    place = folder_of(tmp_path / "t", tokenizer_config=config)
+    folder = folder_of(tmp_path / "t", tokenizer_config=config)
     with pytest.raises(UserError) as caught:
-        find_tokenizer(str(place), True, True)
+        find_tokenizer(str(folder), True, True)
     assert len(caught.value.problems) == 2
-    assert find_tokenizer(str(place), False, False).eod_token is None
+    assert find_tokenizer(str(folder), False, False).eod_token is None
 
 
 @given(
@@ -138,14 +139,14 @@ def test_all_tokens_that_are_missing_are_told_at_once(tmp_path: Path) -> None:
     added=st.lists(st.tuples(st.integers(0, 2000), st.text(min_size=1, max_size=4), st.booleans()), max_size=5),
     listed=st.booleans(),
 )
-def test_the_vocabulary_reaches_to_the_last_id_of_both_lists(
+def test_vocab_size_covers_vocabulary_and_added_tokens(
     tmp_path_factory: pytest.TempPathFactory, vocab: dict[str, int], added: list, listed: bool
 ) -> None:
-    """An id beyond `vocab_size` would not fit the dtype that is chosen by it."""
+    """An id beyond `vocab_size` might not fit the dtype chosen for it."""
     tokens = [{"id": number, "content": text, "special": special} for number, text, special in added]
     entries = [[text, -1.0] for text in vocab] if listed else vocab
-    place = folder_of(tmp_path_factory.getbasetemp() / "t", {"model": {"vocab": entries}, "added_tokens": tokens})
-    info = find_tokenizer(str(place), False, False)
+    folder = folder_of(tmp_path_factory.getbasetemp() / "t", {"model": {"vocab": entries}, "added_tokens": tokens})
+    info = find_tokenizer(str(folder), False, False)
     ids = dict(zip(vocab, range(len(vocab)), strict=True)) if listed else dict(vocab)
     ids.update({text: number for number, text, _ in added})
     assert info.vocab_size == max(ids.values()) + 1
@@ -153,14 +154,92 @@ def test_the_vocabulary_reaches_to_the_last_id_of_both_lists(
 
 
 @pytest.mark.parametrize("which", ["output_dir", "tokenizer_model"])
-def test_a_name_that_is_not_utf8_is_told_before_anything_is_written(tmp_path: Path, byte_bpe: Path, which: str) -> None:
-    """It would be written into the plan, which is JSON."""
+def test_names_must_be_utf8(tmp_path: Path, byte_bpe: Path, which: str) -> None:
+    """They are written into the plan, which is JSON. Nothing is written before the error."""
     odd = tmp_path / os.fsdecode(b"caf\xe9")
     path = write(tmp_path / "a.jsonl", ["a"] * 9)
     if which == "tokenizer_model":
         folder_of(odd)
-    places = {"output_dir": tmp_path / "out", "tokenizer_model": byte_bpe, which: odd}
+    folders = {"output_dir": tmp_path / "out", "tokenizer_model": byte_bpe, which: odd}
     with pytest.raises(UserError, match=rf"{which}=.*caf\\xe9.* is not UTF-8\. Rename it") as caught:
-        make_request([source(path)], options(places["output_dir"], places["tokenizer_model"]), "test")
+        make_request([source(path)], options(folders["output_dir"], folders["tokenizer_model"]), "test")
     assert str(caught.value).encode(), "the message itself is text"
-    assert not places["output_dir"].exists()
+    assert not folders["output_dir"].exists()
+
+
+def test_tokenizer_info(byte_bpe: Path, unigram: Path, tmp_path: Path) -> None:
+    for model in (byte_bpe, byte_bpe / "tokenizer.json"):
+        info = find_tokenizer(str(model), False, True)
+        assert (info.vocab_size, info.eod_id, info.eod_token, info.bos_id) == (1500, 2, "</s>", 1)
+        assert info.special_ids == (0, 1, 2, 3)
+    assert find_tokenizer(str(unigram), True, True).vocab_size > 100
+    copy_tokenizer(info, tmp_path / "copy")
+    assert find_tokenizer(str(tmp_path / "copy"), False, True).sha256 == info.sha256
+
+
+def variant(folder: Path, tmp_path: Path, **files: Any) -> Path:
+    """A copy of a tokenizer with other files; None removes a file."""
+    out = tmp_path / "variant"
+    shutil.copytree(folder, out)
+    for name, value in files.items():
+        path = out / f"{name}.json"
+        path.unlink(missing_ok=True)
+        if value is not None:
+            path.write_text(value if isinstance(value, str) else json.dumps(value))
+    return out
+
+
+EOD_FILES = {
+    "config": ({"tokenizer_config": {"eos_token": "<s>"}}, 1),
+    "config_as_object": ({"tokenizer_config": {"eos_token": {"content": "<|tool|>", "special": True}}}, 3),
+    "special_map": ({"tokenizer_config": None, "special_tokens_map": {"eos_token": "<s>"}}, 1),
+    "config_wins": ({"tokenizer_config": {"eos_token": "</s>"}, "special_tokens_map": {"eos_token": "<s>"}}, 2),
+    "only_usual_name": ({"tokenizer_config": None}, 2),
+}
+
+
+@pytest.mark.parametrize(("files", "eod"), EOD_FILES.values(), ids=EOD_FILES.keys())
+def test_end_of_document_token(byte_bpe: Path, tmp_path: Path, files: dict, eod: int) -> None:
+    assert find_tokenizer(str(variant(byte_bpe, tmp_path, **files)), False, True).eod_id == eod
+
+
+WRONG = {
+    "not_in_vocabulary": (
+        {"tokenizer_config": {"eos_token": "<|end|>"}},
+        "eos_token '<|end|>' is not in the vocabulary",
+    ),
+    "broken_config": ({"tokenizer_config": "{"}, "tokenizer_config.json: not valid JSON"),
+    "broken_tokenizer": ({"tokenizer": "{"}, "is not a Hugging Face tokenizer.json"),
+    "other_json": ({"tokenizer": {"a": 1}}, "is not a Hugging Face tokenizer.json"),
+    "no_tokenizer": ({"tokenizer": None}, "the folder has no tokenizer.json"),
+}
+
+
+@pytest.mark.parametrize(("files", "message"), WRONG.values(), ids=WRONG.keys())
+def test_wrong_tokenizer_is_rejected(byte_bpe: Path, tmp_path: Path, files: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message.replace("|", r"\|")):
+        find_tokenizer(str(variant(byte_bpe, tmp_path, **files)), False, True)
+
+
+def test_no_end_of_document_token(byte_bpe: Path, tmp_path: Path) -> None:
+    folder = variant(byte_bpe, tmp_path, tokenizer_config=None)
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    for token in spec["added_tokens"]:
+        token["special"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(UserError, match=r"no eos_token, which add_eos=true needs. Name it in .*tokenizer_config\.json"):
+        find_tokenizer(str(folder), False, True)
+    assert find_tokenizer(str(folder), False, False).eod_id is None
+
+
+@pytest.mark.parametrize("model", ["/no/such", "./no", "no/such/file.json", "x.json"])
+def test_missing_tokenizer_is_reported(model: str) -> None:
+    with pytest.raises(UserError, match="no such file or folder"):
+        find_tokenizer(model, False, True)
+
+
+@pytest.mark.parametrize(("vocab", "dtype"), [(10, "uint16"), (65499, "uint16"), (65500, "int32"), (131072, "int32")])
+def test_smallest_dtype_is_the_one_of_megatron(vocab: int, dtype: str) -> None:
+    from megatron.core.datasets.indexed_dataset import DType
+
+    assert smallest_dtype(vocab) == dtype == DType.optimal_dtype(vocab).__name__

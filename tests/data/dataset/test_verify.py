@@ -1,9 +1,12 @@
-"""Prepared data that was damaged in any way is found out; whoever reads it is told instead of given wrong tokens."""
+"""Verification finds any damage to prepared data, and readers raise errors instead of returning wrong tokens."""
 
 import itertools
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from data_helpers import run, source, texts, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nano3.data.dataset.checksum import checksum
 from nano3.data.dataset.indexed import HEADER, IndexedFile, write_index
 from nano3.data.dataset.manifest import load_manifest
 from nano3.data.dataset.verify import verify
@@ -19,11 +23,11 @@ from nano3.utils.errors import Failure, Nano3Error
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory, byte_bpe: Path) -> Path:
-    """Whole data of two datasets; never changed."""
-    place = tmp_path_factory.mktemp("good")
-    sources = [source(write(place / f"{n}.jsonl", texts(60, seed=i)), n) for i, n in enumerate("ab")]
-    run(sources, place / "out", byte_bpe, valid_fraction=0.1)
-    return place / "out"
+    """Good data of two datasets; restored after every change."""
+    folder = tmp_path_factory.mktemp("good")
+    sources = [source(write(folder / f"{n}.jsonl", texts(60, seed=i)), n) for i, n in enumerate("ab")]
+    run(sources, folder / "out", byte_bpe, valid_fraction=0.1)
+    return folder / "out"
 
 
 def problems_of(folder: Path) -> list[str]:
@@ -47,7 +51,7 @@ CHANGES = {
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_any_change_of_any_file_is_found_and_named(good: Path, data: st.DataObject) -> None:
+def test_any_change_of_any_file_is_found(good: Path, data: st.DataObject) -> None:
     files = [*sorted(good.glob("*/*.bin")), *sorted(good.glob("*/*.idx")), good / "tokenizer" / "tokenizer.json"]
     path = data.draw(st.sampled_from(files), label="file")
     before = path.read_bytes()
@@ -62,7 +66,7 @@ def test_any_change_of_any_file_is_found_and_named(good: Path, data: st.DataObje
     assert any(str(path.with_suffix("")) in problem for problem in problems)
 
 
-def test_nothing_is_wrong_with_good_data(good: Path) -> None:
+def test_good_data_has_no_problems(good: Path) -> None:
     assert problems_of(good) == []
 
 
@@ -88,7 +92,7 @@ BLENDS = {
 
 
 @pytest.mark.parametrize(("change", "message"), BLENDS.values(), ids=BLENDS.keys())
-def test_a_damaged_blend_is_told(tmp_path: Path, good: Path, change, message: str) -> None:
+def test_damaged_blend_is_reported(tmp_path: Path, good: Path, change: Callable[[Any], Any], message: str) -> None:
     shutil.copytree(good, tmp_path / "out", ignore=shutil.ignore_patterns(".prep"))
     path = tmp_path / "out" / "blend.json"
     text = path.read_text().replace(str(good), str(tmp_path / "out"))
@@ -114,7 +118,7 @@ MANIFESTS = {
 
 
 @pytest.mark.parametrize(("data", "message"), MANIFESTS.values(), ids=MANIFESTS.keys())
-def test_a_damaged_manifest_is_told(tmp_path: Path, data: bytes, message: str) -> None:
+def test_damaged_manifest_is_reported(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "manifest.json").write_bytes(data)
     with pytest.raises(Failure, match=rf"{tmp_path}/manifest\.json: {message}"):
         load_manifest(tmp_path)
@@ -128,15 +132,15 @@ def write_pair(prefix: Path, lengths: list[int], dtype: str) -> np.ndarray:
     tokens = np.arange(sum(lengths)).astype(dtype)
     prefix.with_name(prefix.name + ".bin").write_bytes(tokens.tobytes())
     with prefix.with_name(prefix.name + ".idx").open("wb") as f:
-        parts = np.array(lengths, np.int32)
-        write_index(f.write, lambda: iter([parts]), int(np.count_nonzero(parts)), len(parts), dtype)
+        counts = np.array(lengths, np.int32)
+        write_index(f.write, lambda: iter([counts]), int(np.count_nonzero(counts)), len(counts), dtype)
     return tokens
 
 
 @settings(max_examples=60, deadline=None)
 @given(LENGTHS, st.sampled_from(["uint16", "int32"]))
-def test_a_pair_comes_back(tmp_path_factory: pytest.TempPathFactory, lengths: list[int], dtype: str) -> None:
-    prefix = tmp_path_factory.mktemp("pair") / "data.v1"  # a dot in the name belongs to it
+def test_written_pair_is_read_back(tmp_path_factory: pytest.TempPathFactory, lengths: list[int], dtype: str) -> None:
+    prefix = tmp_path_factory.mktemp("pair") / "data.v1"  # the dot is part of the name
     tokens = write_pair(prefix, lengths, dtype)
     data = IndexedFile(prefix)
     ends = np.cumsum([0, *lengths])
@@ -148,10 +152,10 @@ def test_a_pair_comes_back(tmp_path_factory: pytest.TempPathFactory, lengths: li
 
 @settings(max_examples=100, deadline=None)
 @given(LENGTHS, st.data())
-def test_a_damaged_head_never_gives_more_than_there_is(
+def test_damaged_header_is_rejected(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], data: st.DataObject
 ) -> None:
-    """An index whose head was changed is refused, or is of another dtype with as many bytes: nothing else fits."""
+    """A changed header is rejected, unless it only names another dtype for a file without tokens."""
     prefix = tmp_path_factory.mktemp("pair") / "data"
     write_pair(prefix, lengths, "uint16")
     path = prefix.with_name("data.idx")
@@ -165,3 +169,81 @@ def test_a_damaged_head_never_gives_more_than_there_is(
         return
     assert found.dtype == np.int32
     assert not sum(lengths), "the same tokens cannot fill twice the bytes"
+
+
+@pytest.fixture
+def data(good: Path, tmp_path: Path) -> Path:
+    """A copy of the data, to be damaged."""
+    copy = shutil.copytree(good, tmp_path / "out")
+    edit(
+        copy / "blend.json",
+        lambda b: [b.update({k: [w.replace(str(good), str(copy)) for w in v]}) for k, v in b.items()],
+    )
+    return Path(copy)
+
+
+def edit(path: Path, change: Callable[[dict], object]) -> None:
+    """Change a JSON file."""
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def rewrite(data: Path, change: Callable[[np.ndarray], object]) -> None:
+    """Change a token of a shard."""
+    path = first_file(data, "train/*.bin")
+    tokens = np.fromfile(path, np.uint16)
+    change(tokens)
+    tokens.tofile(path)
+
+
+def first_file(data: Path, pattern: str) -> Path:
+    return next(iter(sorted(data.glob(pattern))))
+
+
+DAMAGE = {
+    "bit": (lambda d: rewrite(d, lambda t: t.__setitem__(5, t[5] ^ 1)), r"train/data_\d+\.bin: XXH128"),
+    "cut_bin": (
+        lambda d: first_file(d, "train/*.bin").write_bytes(first_file(d, "train/*.bin").read_bytes()[:-2]),
+        r"\.bin: .* bytes, but",
+    ),
+    "cut_idx": (
+        lambda d: first_file(d, "train/*.idx").write_bytes(first_file(d, "train/*.idx").read_bytes()[:-8]),
+        r"\.idx: .* header says",
+    ),
+    "lost": (lambda d: first_file(d, "valid/*.bin").unlink(), r"valid/data_\d+\.bin: missing"),
+    "tokenizer": (
+        lambda d: (d / "tokenizer" / "tokenizer.json").write_text("{}"),
+        r"tokenizer\.json: not the tokenizer",
+    ),
+    "blend": (lambda d: edit(d / "blend.json", lambda b: b["train"].pop(0)), r"blend\.json: train does not list"),
+    "sums": (
+        lambda d: edit(d / "manifest.json", lambda m: m["splits"]["train"].update(tokens=1)),
+        r"manifest\.json: train has 1 tokens",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE.keys())
+def test_problem_names_the_damaged_file(data: Path, damage: Callable[[Path], object], message: str) -> None:
+    damage(data)
+    problems = [p for _, found in verify(data) for p in found]
+    assert problems
+    assert re.search(message, "\n".join(problems)), problems
+
+
+WRONG_TOKENS = {
+    "range": (lambda t, ends: t.__setitem__(3, 65000), "outside the vocabulary of 1,500"),
+    "end": (lambda t, ends: t.__setitem__(ends[0], 9), "not with the end-of-document token 2"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG_TOKENS.values(), ids=WRONG_TOKENS.keys())
+def test_tokens_are_checked(data: Path, change: Callable[[np.ndarray, np.ndarray], object], message: str) -> None:
+    """Even if the checksums agree, as they do if the data was made wrongly."""
+    shard = load_manifest(data).shards[0]
+    ends = np.cumsum(IndexedFile(data / shard.prefix).lengths) - 1
+    rewrite(data, lambda t: change(t, ends))
+    path = data / f"{shard.prefix}.bin"
+    edit(data / "manifest.json", lambda m: m["shards"][0].update(bin_xxh128=checksum(path)))
+    assert message in " ".join(p for _, found in verify(data) for p in found)

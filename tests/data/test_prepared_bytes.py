@@ -1,4 +1,4 @@
-"""The bytes of Megatron's own preprocess tool, and the same documents however the text is cut into files."""
+"""Prepared data end to end: the bytes of Megatron's tool, any division into files, and a wrong engine."""
 
 import functools
 import json
@@ -20,12 +20,12 @@ ONE_SPLIT = {"valid_fraction": 0.0, "test_fraction": 0.0}
 
 @functools.cache
 def load(folder: Path) -> Tokenizer:
-    """A large one takes seconds."""
+    """Load a tokenizer once: large ones take seconds."""
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 def megatron_tool(prefix: Path, tokenizer: Path, wanted: list[str], append_eod: bool, split_special: bool) -> None:
-    """What tools/preprocess_data.py of Megatron-LM does with one process, without sentence splitting.
+    """Do what tools/preprocess_data.py of Megatron-LM does with one process and without sentence splitting.
 
     Encoder.encode: ids of the text, then the end-of-document id if there are any and `--append-eod` is given, and the
     number of ids in `sentence_lens`; Partition.process_json_file: `add_document(ids, sentence_lens)`, `finalize`.
@@ -56,7 +56,7 @@ def difficult(tokenizer: Path) -> list[str]:
 
 @pytest.mark.parametrize("tokenizer", [pytest.param("tekken", marks=pytest.mark.slow), "byte_bpe", "sentencepiece_bpe"])
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_bytes_are_those_of_megatrons_tool(
+def test_bytes_are_those_of_preprocess_data(
     tmp_path: Path, request: pytest.FixtureRequest, tokenizer: str, kind: str
 ) -> None:
     """Three tokenizers, two formats, with and without end-of-document tokens, special tokens as ids and as text."""
@@ -73,11 +73,11 @@ def test_bytes_are_those_of_megatrons_tool(
             assert ours == theirs.with_name(theirs.name + suffix).read_bytes(), (add_eos, split_special, suffix)
 
 
-# However the text is cut
+# Any division into files
 
 
-def cut(folder: Path, wanted: list[str], files: int, kind: str) -> Path:
-    """The same documents in so many files, in order."""
+def divide(folder: Path, wanted: list[str], files: int, kind: str) -> Path:
+    """Write documents into several files, in order."""
     edges = [i * len(wanted) // files for i in range(files + 1)]
     for i, (a, b) in enumerate(pairwise(edges)):
         write(folder / f"{i:03d}.{kind}", wanted[a:b])
@@ -90,7 +90,7 @@ def test_any_number_of_files_gives_the_same_documents(tmp_path: Path, byte_bpe: 
     wanted = texts(500)
     made = []
     for files in (1, 3, 50):
-        folder = cut(tmp_path / f"in{files}", wanted, files, kind)
+        folder = divide(tmp_path / f"in{files}", wanted, files, kind)
         run(folder, tmp_path / f"many{files}", byte_bpe, num_shards=7, **ONE_SPLIT)
         assert documents(tmp_path / f"many{files}") == reference(byte_bpe, wanted), files
         run(folder, tmp_path / f"one{files}", byte_bpe, num_shards=1, **ONE_SPLIT)
@@ -136,8 +136,10 @@ ZERO: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("make", ZERO.values(), ids=ZERO.keys())
 @pytest.mark.parametrize("sample", [None, 5])
-def test_zero_documents_are_refused(tmp_path: Path, byte_bpe: Path, make, sample: int | None) -> None:
-    """Alone, and beside a dataset that has some: the message names the one that has not."""
+def test_dataset_without_documents_is_rejected(
+    tmp_path: Path, byte_bpe: Path, make: Callable[[Path], object], sample: int | None
+) -> None:
+    """Alone or with another dataset; the message names the empty one."""
     make(tmp_path / "in")
     good = source(write(tmp_path / "good.jsonl", texts(50)), "good")
     for sources in ([source(tmp_path / "in", "bad")], [good, source(tmp_path / "in", "bad")]):
@@ -147,7 +149,7 @@ def test_zero_documents_are_refused(tmp_path: Path, byte_bpe: Path, make, sample
         assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_a_complete_run_writes_nothing(tmp_path: Path, byte_bpe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rerun_of_complete_data_writes_nothing(tmp_path: Path, byte_bpe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even a lock or a temporary file: the folder may be read-only."""
     path = write(tmp_path / "a.jsonl", texts(200))
     first = run(path, tmp_path / "out", byte_bpe)
@@ -165,12 +167,12 @@ def test_a_complete_run_writes_nothing(tmp_path: Path, byte_bpe: Path, monkeypat
     assert state() == before
 
 
-# An engine that is wrong
+# A wrong engine
 
 
 @pytest.fixture
 def wrong_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fastokens, in the workers, that errs where a text has the word "needle": no proof finds it."""
+    """A fastokens in the workers that is wrong for texts with the word "needle", which no edge case has."""
     package = tmp_path / "stand_in"
     package.mkdir()
     (package / "sitecustomize.py").write_text(
@@ -209,10 +211,10 @@ _native.Tokenizer = Wrong
 
 @pytest.mark.usefixtures("wrong_engine")
 @pytest.mark.parametrize("array", [False, True], ids=["here", "array"])
-def test_a_wrong_engine_is_found_and_replaced(
-    tmp_path: Path, byte_bpe: Path, array: bool, monkeypatch: pytest.MonkeyPatch, capfd
+def test_wrong_engine_is_detected_and_replaced(
+    tmp_path: Path, byte_bpe: Path, array: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Units were done before the fault shows; in the end every id is the reference's."""
+    """Some units are finished before the error is found; in the end every id is the reference's."""
     from nano3.data.planning import plan as layout
 
     monkeypatch.setattr(layout, "MIN_UNIT", 100_000)
@@ -223,8 +225,8 @@ def test_a_wrong_engine_is_found_and_replaced(
     keys = {"check_every": 1, **ONE_SPLIT}
     if array:
         planned = plan_build([source(path)], options(tmp_path / "out", byte_bpe, **keys), "test")
-        for part in (0, 2, 1):
-            run_task(planned, part, 3)
+        for task in (0, 2, 1):
+            run_task(planned, task, 3)
         manifest = finalize(planned)
     else:
         manifest = run(path, tmp_path / "out", byte_bpe, workers=2, **keys)
@@ -234,7 +236,7 @@ def test_a_wrong_engine_is_found_and_replaced(
 
 
 @pytest.mark.usefixtures("wrong_engine")
-def test_strict_stops_at_a_wrong_engine(tmp_path: Path, byte_bpe: Path) -> None:
+def test_strict_engine_stops_at_a_difference(tmp_path: Path, byte_bpe: Path) -> None:
     path = write(tmp_path / "a.jsonl", [*texts(2000, longest=200), "a needle"])
     for _ in range(2):
         with pytest.raises(Failure, match="engine=strict: fastokens gave other ids"):
@@ -243,7 +245,7 @@ def test_strict_stops_at_a_wrong_engine(tmp_path: Path, byte_bpe: Path) -> None:
 
 
 def test_shards_hold_every_document_once(tmp_path: Path, byte_bpe: Path) -> None:
-    """Sum over splits of documents = rows - skipped."""
+    """The documents of all splits are the rows without the skipped ones."""
     wanted = texts(400)
     manifest = run(write(tmp_path / "a.jsonl", wanted), tmp_path / "out", byte_bpe, min_doc_chars=20, num_shards=9)
     entry = manifest.datasets[0]
