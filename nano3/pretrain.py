@@ -6,7 +6,7 @@
     python -m nano3.pretrain +experiment=tiny cluster=slurm dry_run=true  # show the job, submit nothing
     python -m nano3.pretrain -m +experiment=tiny cluster=slurm train.global_batch_size=32,64
 
-The same command started again goes on from the newest checkpoint of run.output_dir.
+The same command, started again, resumes from the newest checkpoint of run.output_dir.
 """
 
 import contextlib
@@ -43,22 +43,25 @@ from nano3.utils.files import expand_user, normalize_path
 
 
 def main() -> None:
-    """Entry point."""
+    """Run `python -m nano3.pretrain`."""
     run_app("pretrain", pretrain)
 
 
 def pretrain(cfg: DictConfig) -> int:
-    """One run: check and launch; returns the exit code."""
+    """Check and launch one run, and return the exit code."""
     run_dir = absolute_path(cfg.run.output_dir)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if "RANK" not in os.environ:
             raise UserError("WORLD_SIZE is set and RANK is not: start with torchrun, or unset WORLD_SIZE")
-        return rank_of_torchrun(cfg, run_dir)
+        return train_torchrun_rank(cfg, run_dir)
     return launch.run([make_job(cfg, run_dir, label="")], dry_run=cfg.dry_run, sweep=False)
 
 
-def rank_of_torchrun(cfg: DictConfig, run_dir: Path) -> int:
-    """Every rank composes the same configuration and trains with its own copy; rank 0 alone writes it down."""
+def train_torchrun_rank(cfg: DictConfig, run_dir: Path) -> int:
+    """Train in one rank that torchrun started, and return the exit code.
+
+    Every rank composes the same configuration; only rank 0 writes it to the run folder.
+    """
     data = resolve_data(cfg)
     config, preview = validate(cfg, data, run_dir)
     if config.dry_run:
@@ -79,20 +82,25 @@ def make_job(
     data: DataReference | None = None,
     overrides: Sequence[str] | None = None,
 ) -> launch.Job:
-    """Check one composed configuration: a job that, once launch has frozen it, any rank can be started from.
+    """Check a composed configuration and return the job that launch starts.
 
-    `data` is given when it is still being made; `overrides` when they are not those of this command line.
+    Args:
+        cfg: The composed configuration.
+        run_dir: The run folder.
+        label: The label of a sweep point; "" for a single run.
+        data: The data, if it is still being prepared.
+        overrides: The words to record, if they are not those of this command line.
     """
     found = data or resolve_data(cfg)
     words = task_overrides() if overrides is None else list(overrides)
     config, preview = validate(cfg, found, run_dir, label)
-    if not label and (told := experiment_override_warning(words)):
-        warn(told)
+    if not label and (warning := experiment_override_warning(words)):
+        warn(warning)
 
     def save_config() -> None:
-        if config.cluster.container_runtime != "none":  # what is mounted must be there
-            for place in run_folders.folders_written(config):
-                Path(place).mkdir(parents=True, exist_ok=True)
+        if config.cluster.container_runtime != "none":  # a mounted folder must exist
+            for path in run_folders.folders_written(config):
+                Path(path).mkdir(parents=True, exist_ok=True)
         save_run_config(run_dir, config, found, words, label)
 
     return launch.Job(
@@ -111,7 +119,17 @@ def make_job(
 
 
 def validate(cfg: DictConfig, data: DataReference, run_dir: Path, label: str = "") -> tuple[PretrainConfig, str]:
-    """The typed configuration with its data pinned, and as text; prints the preflight. Raises `UserError`."""
+    """Return the resolved configuration, typed and as text, and print the preflight table.
+
+    Args:
+        cfg: The composed configuration.
+        data: The data of the run.
+        run_dir: The run folder.
+        label: The label of a sweep point.
+
+    Raises:
+        UserError: Lists every problem found.
+    """
     config = resolve_paths(to_typed_config(cfg), data, run_dir, label)
     if problems := abandoned_checkpoint_problems(run_dir, config):
         raise UserError(problems)
@@ -123,7 +141,11 @@ def validate(cfg: DictConfig, data: DataReference, run_dir: Path, label: str = "
 
 
 def resolve_data(cfg: DictConfig) -> DataReference:
-    """Where run.data is and what it is. Raises `UserError` when it is not there."""
+    """Return the folder and the fingerprint of run.data.
+
+    Raises:
+        UserError: There is no such data.
+    """
     from nano3.data.dataset.manifest import load_manifest  # imports numpy, which --cfg job can do without
 
     found = resolve_reference(cfg.run.data, wandb_settings_from(cfg))
@@ -131,9 +153,17 @@ def resolve_data(cfg: DictConfig) -> DataReference:
 
 
 def resolve_paths(config: PretrainConfig, data: DataReference, run_dir: Path, label: str = "") -> PretrainConfig:
-    """Replace what could mean something else tomorrow, or to another point of a sweep: the data's alias, a decay
-    left to nano3, and folders that are relative or that points share. A point (`label`) has its own folder below those
-    that are given, as its run folder is one below run.output_dir."""
+    """Return the configuration with the data folder, all paths and the default decay filled in.
+
+    An alias or a relative path could later refer to something else. A sweep point gets its own folder inside the given
+    checkpoint and TensorBoard folders, since points would otherwise share them.
+
+    Args:
+        config: The typed configuration.
+        data: The data of the run.
+        run_dir: The run folder.
+        label: The label of a sweep point.
+    """
     given, board = config.checkpoint, config.logger.tensorboard_dir
     save = absolute_path(given.save or run_dir / "checkpoints")
     load = absolute_path(given.load) if given.load else save
@@ -146,24 +176,28 @@ def resolve_paths(config: PretrainConfig, data: DataReference, run_dir: Path, la
     )
 
 
-def absolute_path(place: str | Path) -> Path:
-    """Absolute, with ~ for the home folder."""
-    return normalize_path(expand_user(place))
+def absolute_path(path: str | Path) -> Path:
+    """Return an absolute path, with ~ expanded."""
+    return normalize_path(expand_user(path))
 
 
 def run_preflight(config: PretrainConfig) -> Preflight:
-    """Everything that can be known before a rank starts. Raises `UserError` with all problems at once."""
+    """Check everything that can be known before a rank starts.
+
+    Raises:
+        UserError: Lists every problem found.
+    """
     problems = backend.name_problems(config.backend)
     if problems:
         raise UserError(problems)
     if config.cluster.kind == "local" and not config.dry_run:
         problems += backend.missing_problems(config.backend)
     problems += run_folders.unwritable_problems(config)
-    plan = preflight(config)
-    problems += plan.problems
+    result = preflight(config)
+    problems += result.problems
     if problems:
         raise UserError(problems)
-    return plan
+    return result
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m nano3.training RUN/config.yaml`: one rank of a frozen run; see nano3/training/rank_main.py."""
+"""`python -m nano3.training RUN/config.yaml`: train in one rank of a run (see nano3/training/rank_main.py)."""
 
 import sys
 

@@ -1,10 +1,9 @@
-"""A run's checkpoint as a Hugging Face model folder: config.json, safetensors, tokenizer, ready for `from_pretrained`.
+"""Export a checkpoint as a Hugging Face model folder (config.json, safetensors, tokenizer) for `from_pretrained`.
 
-A checkpoint of backend=transformers holds that folder if it is the last one of a finished run; otherwise the model is
-built from its own description in checkpoint.json and takes the weights of its state.pt. A Megatron checkpoint is
-converted by Megatron-Bridge's AutoBridge, which needs a GPU to be visible and a description of the model in Hugging
-Face's terms, made from the configuration which Megatron-Bridge saved with the checkpoint. Either way it is what was
-trained, whatever the run's configuration says today.
+The last checkpoint of a finished run of backend=transformers already holds that folder. For another one, the model is
+built from checkpoint.json and takes the weights of state.pt. A Megatron checkpoint is converted by Megatron-Bridge's
+AutoBridge, which needs a visible GPU and a Hugging Face description of the model; that description is made from the
+configuration which Megatron-Bridge saved with the checkpoint. The run's current configuration is never used.
 """
 
 import json
@@ -48,10 +47,16 @@ QWEN3 = {
 
 
 def export(run_dir: Path, output: Path, iteration: int | None = None) -> Path:
-    """Write the newest checkpoint of a run (or that of `iteration`) to `output`; returns `output`.
+    """Write a checkpoint of a run to `output`, and return `output`.
 
-    Raises `UserError` when there is no such checkpoint, or when `output` exists or cannot be written, `Failure` when
-    the checkpoint is damaged or the result is not a whole model.
+    Args:
+        run_dir: The run folder, or a checkpoint folder.
+        output: The folder to write.
+        iteration: The iteration of the checkpoint; None for the newest.
+
+    Raises:
+        UserError: There is no such checkpoint, or `output` exists or cannot be written.
+        Failure: The checkpoint is damaged, or the result is not a complete model.
     """
     run_dir, output = Path(run_dir).absolute(), Path(output).absolute()
     if output.exists():
@@ -79,7 +84,15 @@ def export(run_dir: Path, output: Path, iteration: int | None = None) -> Path:
 
 
 def find_checkpoint(run_dir: Path, iteration: int | None) -> Path:
-    """The checkpoint folder that is meant; `run_dir` may also be one itself."""
+    """Return the checkpoint folder of an iteration, or the newest one.
+
+    Args:
+        run_dir: The run folder, or a checkpoint folder.
+        iteration: The iteration; None for the newest.
+
+    Raises:
+        UserError: There is no such checkpoint.
+    """
     if (run_dir / MARKER).is_file():
         return run_dir
     found = complete_checkpoints(recorded_checkpoint_dir(run_dir))
@@ -93,7 +106,7 @@ def find_checkpoint(run_dir: Path, iteration: int | None) -> Path:
 
 
 def _run_config(run_dir: Path) -> dict[str, Any]:
-    """config.yaml of a run folder, or {}."""
+    """Return config.yaml of a run folder, or an empty dict."""
     from omegaconf import OmegaConf
 
     path = run_dir / "config.yaml"
@@ -101,20 +114,20 @@ def _run_config(run_dir: Path) -> dict[str, Any]:
 
 
 def _tokenizer(run_dir: Path, checkpoint: Path) -> Path:
-    """That of the run's data, else one that somebody has put into the checkpoint. Raises `Failure`."""
+    """Return the tokenizer folder of the run's data, or the one inside the checkpoint."""
     run = (owner_of(checkpoint.parent) or checkpoint.parent.parent) if run_dir == checkpoint else run_dir
     data = _run_config(run).get("run", {}).get("data")
-    places = [*([Path(data) / "tokenizer"] if data else []), checkpoint / "tokenizer"]
-    found = [place for place in places if (place / "tokenizer.json").is_file()]
+    folders = [*([Path(data) / "tokenizer"] if data else []), checkpoint / "tokenizer"]
+    found = [folder for folder in folders if (folder / "tokenizer.json").is_file()]
     if not found:
         raise Failure(
-            f"{places[-1]} holds no tokenizer.json, and the run's data folder is gone: put the tokenizer there."
+            f"{folders[-1]} holds no tokenizer.json, and the run's data folder is gone: put the tokenizer there."
         )
     return found[0]
 
 
 def _build(checkpoint: Path, info: CheckpointInfo, tokenizer: Path, output: Path) -> None:
-    """A checkpoint of backend=transformers -> `output`: the model it describes, with the weights of its state.pt."""
+    """Write the model that checkpoint.json describes, with the weights of state.pt, to `output`."""
     from nano3.training.hf.components import export_hf
 
     names = {f.name for f in fields(ModelConfig)}
@@ -132,29 +145,44 @@ def _build(checkpoint: Path, info: CheckpointInfo, tokenizer: Path, output: Path
 
 
 def model_section(checkpoint: Path) -> dict[str, Any]:
-    """The model that Megatron-Bridge built, from run_config.yaml in the checkpoint."""
+    """Return the section `model` of Megatron-Bridge's run_config.yaml in a checkpoint.
+
+    Raises:
+        Failure: There is no run_config.yaml.
+    """
     import yaml
 
     path = checkpoint / "run_config.yaml"
     if not path.is_file():
         raise Failure(f"{path} is missing: the checkpoint was not written by Megatron-Bridge, or not completely.")
-    return yaml.safe_load(path.read_text())["model"]
+    section: dict[str, Any] = yaml.safe_load(path.read_text())["model"]
+    return section
 
 
 def hf_description(model: dict[str, Any], eod_id: int | None) -> dict[str, Any]:
-    """config.json of a trained model: NemotronH for a hybrid, Qwen3 for the dense recipe."""
+    """Return config.json of a trained model: NemotronH for a hybrid, Qwen3 for the dense recipe.
+
+    Args:
+        model: The section `model` of run_config.yaml.
+        eod_id: Id of the end-of-document token.
+
+    Raises:
+        UserError: The model is neither of the two.
+    """
     tensor = int(model.get("tensor_model_parallel_size") or 1)
     rows = int(model["vocab_size"])
     if model.get("should_pad_vocab"):
         divisor = int(model.get("make_vocab_size_divisible_by") or 128)
-        rows = padded_vocab_size(rows, tensor) if divisor == 128 else -(-rows // (divisor * tensor)) * divisor * tensor
+        rows = padded_vocab_size(rows, tensor, divisor)
     if model.get("hybrid_layer_pattern"):
         names = {f.name for f in fields(ModelConfig)} - {"vocab_size"}
         shape = ModelConfig(**{k: v for k, v in model.items() if k in names})
-        config = hf_config(shape, rows, int(model["seq_length"]), eod_id).to_dict()
+        config: dict[str, Any] = hf_config(shape, rows, int(model["seq_length"]), eod_id).to_dict()
         return config | {"torch_dtype": "bfloat16", "use_mamba_kernels": True, "use_cache": True}
     if model.get("qk_layernorm"):
-        base = json.loads((Path(__file__).parent / "megatron" / "hub" / "Qwen--Qwen3-8B.json").read_text())
+        base: dict[str, Any] = json.loads(
+            (Path(__file__).parent / "megatron" / "hub" / "Qwen--Qwen3-8B.json").read_text()
+        )
         sizes = {hf: model[name] for hf, name in QWEN3.items() if model.get(name) is not None}
         return (
             base
@@ -172,7 +200,7 @@ def hf_description(model: dict[str, Any], eod_id: int | None) -> dict[str, Any]:
 
 
 def _convert(checkpoint: Path, tokenizer: Path, output: Path) -> None:
-    """Megatron checkpoint -> `output`, through an AutoBridge made from the configuration alone."""
+    """Write a Megatron checkpoint to `output`, through an AutoBridge made from the configuration alone."""
     from megatron.bridge import AutoBridge
     from transformers import AutoConfig, GenerationConfig
 
@@ -191,13 +219,13 @@ def _convert(checkpoint: Path, tokenizer: Path, output: Path) -> None:
 
 
 def _data_eod(tokenizer: Path) -> int | None:
-    """Id of the token that ended every document of the data; the tokenizer's own where there is no manifest."""
+    """Return the id of the data's end-of-document token, or the tokenizer's own if there is no manifest."""
     manifest = tokenizer.parent / "manifest.json"
     return int(read_json(manifest)["tokenizer"]["eod_id"]) if manifest.is_file() else _eod_id(tokenizer)
 
 
 def _eod_id(tokenizer: Path) -> int | None:
-    """Id of the token that ends a document, from the tokenizer's own files."""
+    """Return the id of the end-of-document token according to the tokenizer's files."""
     from tokenizers import Tokenizer
 
     settings = tokenizer / "tokenizer_config.json"
@@ -207,8 +235,11 @@ def _eod_id(tokenizer: Path) -> int | None:
 
 
 def check_complete(folder: Path) -> None:
-    """Compare the tensors in `folder` with those that transformers' class for its config.json has; `Failure` when
-    they differ."""
+    """Compare the number of stored parameters with that of the model in config.json.
+
+    Raises:
+        Failure: They differ.
+    """
     import torch
     from safetensors import safe_open
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -1,8 +1,8 @@
-"""One rank of a run: read the frozen configuration, train, register what was saved.
+"""One rank of a run: read RUN/config.yaml, train, register the checkpoints.
 
     python -m nano3.training RUN/config.yaml
 
-This is what torchrun, Slurm and sweeps start. It composes nothing, so later edits of conf/ do not reach a waiting run.
+torchrun, Slurm and sweeps start this. It composes no configuration, so edits of conf/ do not affect a waiting run.
 """
 
 from pathlib import Path
@@ -25,9 +25,14 @@ from nano3.utils.files import write_json
 
 
 def main(config_path: str) -> int:
-    """Train as RUN/config.yaml says. Returns 0 when train_iters or exit_iteration is reached, 75 when stopped before.
+    """Train with the configuration in RUN/config.yaml.
 
-    Raises `UserError` and `Failure`.
+    Returns:
+        The exit code: 0 if train.train_iters or train.exit_iteration is reached, 75 if stopped before.
+
+    Raises:
+        UserError: The configuration or the data is wrong.
+        Failure: The training cannot continue.
     """
     path = Path(config_path).absolute()
     config, run_dir = load_run_config(path), path.parent
@@ -39,7 +44,13 @@ def main(config_path: str) -> int:
 
 
 def show_finished(config: PretrainConfig, run_dir: Path, done: dict[str, Any]) -> None:
-    """The result of a run that has finished before; writes nothing that is there."""
+    """Show the result of a run that finished earlier, without overwriting its files.
+
+    Args:
+        config: The configuration of the run.
+        run_dir: The run folder.
+        done: The contents of finished.json.
+    """
     iteration = done.get("iteration")
     say(f"already finished: iteration {iteration} is in {done.get('checkpoint') or run_dir}; nothing to do")
     if iteration == config.train.train_iters:
@@ -47,7 +58,16 @@ def show_finished(config: PretrainConfig, run_dir: Path, done: dict[str, Any]) -
 
 
 def train(config: PretrainConfig, run_dir: Path) -> int:
-    """The same for a configuration at hand; what a rank that torchrun started runs."""
+    """Train with a resolved configuration, and return the exit code as `main` does.
+
+    Args:
+        config: The configuration of the run.
+        run_dir: The run folder.
+
+    Raises:
+        UserError: The configuration or the data is wrong.
+        Failure: The training cannot continue.
+    """
     problems = backend.missing_problems(config.backend) + wandb_mirror.settings_problems(
         wandb_mirror.wandb_settings(config.run.wandb, config.logger), "run.wandb.mode"
     )
@@ -57,22 +77,29 @@ def train(config: PretrainConfig, run_dir: Path) -> int:
     with translate_disk_errors(f"a file of {run_dir}, or standard output"):
         trainer = backend.load(config.backend)
         outcome = trainer.train(config, Path(config.run.data), run_dir, on_save=SaveRecorder(config, run_dir))
-        asked = config.train.exit_iteration
-        as_asked = outcome.status == "finished" or (asked is not None and outcome.iteration >= asked)
+        limit = config.train.exit_iteration
+        complete = outcome.status == "finished" or (limit is not None and outcome.iteration >= limit)
         if is_rank_zero():
-            report_outcome(config, run_dir, outcome, as_asked)
-    return 0 if as_asked else outcome.exit_code
+            report_outcome(config, run_dir, outcome, complete)
+    return 0 if complete else outcome.exit_code
 
 
-def report_outcome(config: PretrainConfig, run_dir: Path, outcome: Outcome, as_asked: bool) -> None:
-    """Say how the run ended and mark it finished if nothing is left that was asked for."""
+def report_outcome(config: PretrainConfig, run_dir: Path, outcome: Outcome, complete: bool) -> None:
+    """Log how the run ended, and write finished.json if it is complete.
+
+    Args:
+        config: The configuration of the run.
+        run_dir: The run folder.
+        outcome: How the training ended.
+        complete: Whether every requested iteration is done.
+    """
     if outcome.status == "stopped" and outcome.checkpoint:
-        goes_on = "a larger train.exit_iteration, or none," if as_asked else "the same command"
-        say(f"stopped at iteration {outcome.iteration} with a checkpoint; {goes_on} goes on from there")
+        resume = "a larger train.exit_iteration, or none," if complete else "the same command"
+        say(f"stopped at iteration {outcome.iteration} with a checkpoint; {resume} resumes from it")
     elif outcome.status == "stopped":
         say(f"stopped at iteration {outcome.iteration}; no checkpoint was saved")
     marker = run_dir / "finished.json"
-    if as_asked and not marker.exists():
+    if complete and not marker.exists():
         checkpoint = str(outcome.checkpoint) if outcome.checkpoint else None
         write_json(marker, {"iteration": outcome.iteration, "checkpoint": checkpoint})
     if outcome.status == "finished":
@@ -80,31 +107,45 @@ def report_outcome(config: PretrainConfig, run_dir: Path, outcome: Outcome, as_a
 
 
 class SaveRecorder:
-    """Called with every complete checkpoint. A registry that fails is told once and never ends the training: the
-    checkpoint is whole, and the next start finds it without a registry."""
+    """Records each complete checkpoint in progress.json and in the artifact store.
+
+    If registering fails, it warns once and training continues: a resume does not need the registry.
+    """
 
     def __init__(self, config: PretrainConfig, run_dir: Path) -> None:
-        self.config, self.run_dir, self._told = config, run_dir, False
+        self.config, self.run_dir, self._warned = config, run_dir, False
 
     def __call__(self, iteration: int, folder: Path) -> None:
-        # What a launcher watches: starts that leave it as it is are crashes.
+        """Record the checkpoint of an iteration.
+
+        Args:
+            iteration: The iteration of the checkpoint.
+            folder: The checkpoint folder.
+        """
+        # The launcher counts a start that leaves this file unchanged as a crash.
         write_json(self.run_dir / "progress.json", {"iteration": iteration, "checkpoint": str(folder)})
         try:
             register_checkpoint(self.config, self.run_dir, iteration, folder)
         except Exception as error:
-            if not self._told:
+            if not self._warned:
                 warn(
                     f"{folder} could not be registered as {MODEL} ({type(error).__name__}: {error}). Training "
-                    "goes on; later failures of this kind are not told."
+                    "continues. Further registration failures are not logged."
                 )
-            self._told = True
+            self._warned = True
 
 
 def register_checkpoint(config: PretrainConfig, run_dir: Path, iteration: int, folder: Path) -> None:
-    """Record a complete checkpoint as the newest `ModelArtifact-pretrain`, made from the run's data and, in a run that
-    began with one, another model.
+    """Register a complete checkpoint as the newest `ModelArtifact-pretrain`.
 
-    The same checkpoint again is the same version; another one in the same folder is a new version.
+    Its inputs are the run's data and the model that the run started from, if any. The same checkpoint keeps its
+    version; new contents of the same folder get a new version.
+
+    Args:
+        config: The configuration of the run.
+        run_dir: The run folder.
+        iteration: The iteration of the checkpoint.
+        folder: The checkpoint folder.
     """
     start = read_latest_start(run_dir)
     reference = data_reference(start)

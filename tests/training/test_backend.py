@@ -21,7 +21,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "heavy_of_this_test"
 
 
-def test_looking_imports_nothing(package: str) -> None:
+def test_is_installed_imports_nothing(package: str) -> None:
     assert is_installed(f"{package}.core") and is_installed("heavier_of_this_test")
     assert not is_installed(f"{package}.other") and not is_installed("nobody_has_this.core")
     assert f"{package}.core" not in sys.modules and "heavier_of_this_test" not in sys.modules
@@ -33,7 +33,7 @@ def test_a_backend_that_there_is(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "shown"),
     [
         ("megatorn", "Did you mean 'megatron'?"),
         ("transformer", "Did you mean 'transformers'?"),
@@ -41,8 +41,8 @@ def test_a_backend_that_there_is(name: str) -> None:
         ("", "Allowed: megatron, transformers."),
     ],
 )
-def test_a_backend_that_there_is_not(name: str, told: str) -> None:
-    assert name_problems(name) == [f"backend={name}: no such backend. {told}"]
+def test_a_backend_that_there_is_not(name: str, shown: str) -> None:
+    assert name_problems(name) == [f"backend={name}: no such backend. {shown}"]
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -57,6 +57,6 @@ def test_what_is_missing_is_named_with_the_remedy(name: str, package: str, monke
     assert ("+experiment=quickstart" in problem) == (name == "megatron"), "only a GPU may be what is missing"
 
 
-def test_nothing_is_told_when_nothing_is_missing(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_problem_when_nothing_is_missing(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load("megatron"), "PACKAGES", (package, f"{package}.core"))
     assert missing_problems("megatron") == []

@@ -89,12 +89,12 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_fault_is_told(copy: Path, name: str) -> None:
-    damage, told = FAULTS[name]
+def test_a_fault_is_reported(copy: Path, name: str) -> None:
+    damage, message = FAULTS[name]
     damage(copy)
     with pytest.raises(UserError) as caught:
         open_data(copy)
-    assert all(text in str(caught.value) for text in told), str(caught.value)
+    assert all(text in str(caught.value) for text in message), str(caught.value)
 
 
 def test_all_faults_at_once(copy: Path) -> None:
@@ -106,17 +106,17 @@ def test_all_faults_at_once(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seq_length", "splits", "told"),
+    ("seq_length", "splits", "message"),
     [
         (10**7, ["train", "valid"], ["The train split", "The valid split", "valid_fraction=", "train.eval_interval=0"]),
         (10**7, ["test"], ["test_fraction="]),
     ],
     ids=["train and valid", "test"],
 )
-def test_too_few_tokens(data: Path, seq_length: int, splits: list[str], told: list[str]) -> None:
+def test_too_few_tokens(data: Path, seq_length: int, splits: list[str], message: list[str]) -> None:
     with pytest.raises(UserError) as caught:
         open_data(data).require(seq_length, splits)
-    assert all(text in str(caught.value) for text in [*told, f"needs {seq_length + 1:,}"])
+    assert all(text in str(caught.value) for text in [*message, f"needs {seq_length + 1:,}"])
 
 
 def test_one_whole_sample_is_enough(data: Path) -> None:

@@ -71,7 +71,7 @@ def test_all_problems_come_at_once(config: PretrainConfig) -> None:
 
 @pytest.mark.parametrize("backend", ["megatron", "transformers"])
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         pytest.param("logger.log_interval", 0, "logger.log_interval=0 must be at least 1", id="log"),
         pytest.param("checkpoint.save_interval", -1, "checkpoint.save_interval=-1 must be at least", id="save"),
@@ -109,7 +109,9 @@ def test_all_problems_come_at_once(config: PretrainConfig) -> None:
         pytest.param("run.name", "v7", "is reserved for version 7", id="name-version"),
     ],
 )
-def test_values_that_no_run_can_have(config: PretrainConfig, backend: str, key: str, value: object, told: str) -> None:
+def test_values_that_no_run_can_have(
+    config: PretrainConfig, backend: str, key: str, value: object, message: str
+) -> None:
     """Known before the job: the rank would end at its first log line, checkpoint or validation."""
     if backend == "transformers":
         config.backend, config.model = backend, model("quickstart")
@@ -119,7 +121,7 @@ def test_values_that_no_run_can_have(config: PretrainConfig, backend: str, key: 
         node = getattr(node, name)
     setattr(node, leaf, value)
     problems = preflight(config).problems
-    assert sum(told in p for p in problems) == 1, problems
+    assert sum(message in p for p in problems) == 1, problems
 
 
 def test_megatron_may_run_without_saving(config: PretrainConfig) -> None:
@@ -142,7 +144,7 @@ def test_two_sources_of_weights_are_refused(config: PretrainConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         pytest.param({"num_attention_heads": 7}, "num_attention_heads=7 must be a multiple of model.num", id="groups"),
         pytest.param({"mamba_num_heads": 7}, "mamba_num_heads=7 must be a multiple of model.mamba_num", id="mamba"),
@@ -154,10 +156,10 @@ def test_two_sources_of_weights_are_refused(config: PretrainConfig) -> None:
         ),
     ],
 )
-def test_sizes_that_megatron_cannot_divide(config: PretrainConfig, changes: dict, told: str) -> None:
+def test_sizes_that_megatron_cannot_divide(config: PretrainConfig, changes: dict, message: str) -> None:
     for name, value in changes.items():
         setattr(config.model, name, value)
-    assert sum(told in p for p in preflight(config).problems) == 1, preflight(config).problems
+    assert sum(message in p for p in preflight(config).problems) == 1, preflight(config).problems
 
 
 @pytest.mark.parametrize("name", ["hidden_size", "num_attention_heads", "moe_router_topk", "num_query_groups"])
@@ -219,7 +221,7 @@ def bridge(tmp_path: Path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "told"),
+    ("target", "message"),
     [
         pytest.param(
             NANO.replace("pretrain_config", "pretrian_config"), "'nemotron_3_nano_pretrain_config'", id="name"
@@ -228,10 +230,10 @@ def bridge(tmp_path: Path, monkeypatch) -> None:
         pytest.param(QWEN, "there is no module megatron.bridge.recipes.qwen.qwen3.", id="nothing-near"),
     ],
 )
-def test_a_recipe_that_the_installed_bridge_lacks(config: PretrainConfig, bridge, target: str, told: str) -> None:
+def test_a_recipe_that_the_installed_bridge_lacks(config: PretrainConfig, bridge, target: str, message: str) -> None:
     assert recipe_problems(NANO) == []
     config.recipe._target_ = target
-    assert any(told in p for p in preflight(config).problems), preflight(config).problems
+    assert any(message in p for p in preflight(config).problems), preflight(config).problems
 
 
 def test_a_misspelt_recipe_is_told_where_there_is_no_bridge(config: PretrainConfig) -> None:
@@ -337,8 +339,8 @@ def test_the_transformers_backend_refuses_what_it_would_not_use(config: Pretrain
 
 
 def test_the_schedule_is_shown(config: PretrainConfig) -> None:
-    told = dict(preflight(config).rows)["learning rate"]
-    assert told == "WSD: 2 iterations of warmup, 13 stable, 5 of decay (minus_sqrt); 0.001 to 1e-05"
+    message = dict(preflight(config).rows)["learning rate"]
+    assert message == "WSD: 2 iterations of warmup, 13 stable, 5 of decay (minus_sqrt); 0.001 to 1e-05"
 
 
 def test_an_unknown_recipe_is_told_not_guessed(config: PretrainConfig) -> None:

@@ -1,4 +1,4 @@
-"""A run before its first rank: checked as a whole, pinned to its data, frozen only when it is started."""
+"""A run before its first rank: checked as a whole, with its data resolved, and written only when it starts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -103,7 +103,7 @@ def test_what_a_container_mounts_is_made_before_it_starts(composed: Compose, tmp
     assert (tmp_path / "save").is_dir() is (runtime == "pyxis")
 
 
-def test_a_backend_that_is_none_is_told_alone(composed: Compose) -> None:
+def test_an_unknown_backend_is_the_only_problem(composed: Compose) -> None:
     """Which of the other keys are wrong depends on it."""
     with pytest.raises(UserError) as error:
         job(composed("backend=transfomers", "train.train_iters=0"))
@@ -111,7 +111,7 @@ def test_a_backend_that_is_none_is_told_alone(composed: Compose) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["train.train_iters=0", "optimizer.lr=-1", "run.name=v7"], ["train_iters=0 must", "optimizer.lr=-1", "v7"]),
         (["train.seq_length=10000000"], ["The train split of", "The valid split of"]),
@@ -125,26 +125,26 @@ def test_a_backend_that_is_none_is_told_alone(composed: Compose) -> None:
     ],
     ids=["values", "length", "vocabulary", "folder", "load", "exit", "megatron", "secret", "empty"],
 )
-def test_a_users_mistake_is_told_before_anything_is_written(
-    composed: Compose, tmp_path: Path, words: list[str], told: list[str]
+def test_a_user_mistake_is_reported_before_anything_is_written(
+    composed: Compose, tmp_path: Path, words: list[str], message: list[str]
 ) -> None:
     with pytest.raises(UserError) as error:
         job(composed(*words))
     assert error.value.exit_code == 2
-    for text in told:
+    for text in message:
         assert sum(text in problem for problem in error.value.problems) == 1, error.value.problems
     assert sorted(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("kind", "dry_run", "told"), [("local", False, True), ("local", True, False), ("slurm", False, False)]
+    ("kind", "dry_run", "message"), [("local", False, True), ("local", True, False), ("slurm", False, False)]
 )
 def test_a_package_is_missed_only_where_the_ranks_will_run(
-    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, dry_run: bool, told: bool
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, dry_run: bool, message: bool
 ) -> None:
     monkeypatch.setattr("nano3.training.backend.NEEDS", {"transformers": (("nobody_has_this",), "the remedy")})
     cfg = composed(f"cluster.kind={kind}", f"dry_run={dry_run}")
-    if not told:
+    if not message:
         config, _ = validate(cfg, resolve_data(cfg), tmp_path / "run")
         assert run_preflight(config).problems == []
         return

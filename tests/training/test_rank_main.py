@@ -62,7 +62,7 @@ def test_other_weights_in_the_same_folder_are_a_new_version(run_dir: Path, again
 
 
 def finished_run(run_dir: Path, with_checkpoint: bool) -> Path:
-    """The frozen configuration of a run that has finished."""
+    """Write the configuration of a run that has finished, and return its path."""
     folder = run_dir / "checkpoints" / "iter_0000012"
     if with_checkpoint:
         folder.mkdir(parents=True)
@@ -81,7 +81,7 @@ def test_only_a_finished_run_never_trains(run_dir: Path, monkeypatch, capsys, th
     assert ("already finished: iteration 12 is in" in capsys.readouterr().out) is there
 
 
-def test_a_run_whose_checkpoint_is_gone_is_frozen_anew_and_says_so(run_dir: Path, capsys) -> None:
+def test_a_run_whose_last_checkpoint_is_gone_is_saved_again(run_dir: Path, capsys) -> None:
     finished_run(run_dir, with_checkpoint=False)
     data = record.DataReference(**read_json(run_dir / "starts/0001/start.json")["data"])
     config = record.load_run_config(run_dir / "config.yaml")
@@ -95,7 +95,7 @@ def test_a_run_whose_checkpoint_is_gone_is_frozen_anew_and_says_so(run_dir: Path
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("run:\n  name: a\n bad: [", "is not a configuration of this version of nano3"),
         ("run:\n  nmae: a\n", "is not a configuration of this version of nano3"),
@@ -104,11 +104,11 @@ def test_a_run_whose_checkpoint_is_gone_is_frozen_anew_and_says_so(run_dir: Path
     ],
     ids=["no YAML", "unknown key", "wrong type", "missing"],
 )
-def test_a_broken_configuration_is_told_with_its_file(tmp_path: Path, text: str | None, told: str) -> None:
+def test_a_broken_configuration_is_reported_with_its_file(tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "config.yaml"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         record.load_run_config(path)
     assert str(path) in str(error.value)
 
@@ -120,15 +120,15 @@ def test_no_name_ends_a_run_at_its_first_checkpoint(run_dir: Path, name: str) ->
     assert store.resolve(MODEL).path == str(folder)
 
 
-def test_a_registry_that_fails_is_told_once_and_training_goes_on(run_dir: Path, monkeypatch, capsys) -> None:
+def test_a_failing_registry_is_logged_once_and_training_continues(run_dir: Path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("NANO3_HOME", str(run_dir / "a file"))
     (run_dir / "a file").write_text("where the store should be")
     recorder = SaveRecorder(tiny_config(), run_dir)
     save(recorder, 4)
     save(recorder, 8)
-    told = capsys.readouterr().err
-    assert told.count("could not be registered") == 1
-    assert "iter_0000004" in told and "Training goes on" in " ".join(told.split())
+    message = capsys.readouterr().err
+    assert message.count("could not be registered") == 1
+    assert "iter_0000004" in message and "Training continues" in " ".join(message.split())
     assert read_json(run_dir / "progress.json")["iteration"] == 8
 
 
@@ -141,10 +141,10 @@ def test_a_progress_file_that_cannot_be_written_is_an_error(run_dir: Path) -> No
 
 def test_a_run_shorter_than_its_log_interval_is_finished(run_dir: Path, capsys) -> None:
     """No training line was written: there is no summary, and the run is finished all the same."""
-    report_outcome(tiny_config(), run_dir, Outcome("finished", 3, run_dir / "checkpoints/iter_0000003"), as_asked=True)
+    report_outcome(tiny_config(), run_dir, Outcome("finished", 3, run_dir / "checkpoints/iter_0000003"), complete=True)
     assert read_json(run_dir / "finished.json")["iteration"] == 3
-    told = " ".join(capsys.readouterr().err.split())
-    assert "no summary: " in told and "has no training lines yet" in told and "no loss.png: " in told
+    message = " ".join(capsys.readouterr().err.split())
+    assert "no summary: " in message and "has no training lines yet" in message and "no loss.png: " in message
 
 
 def test_without_matplotlib_the_table_is_shown(run_dir: Path, monkeypatch, capsys) -> None:
@@ -161,7 +161,7 @@ def test_without_matplotlib_the_table_is_shown(run_dir: Path, monkeypatch, capsy
 
 def test_a_run_without_checkpoints_says_so(run_dir: Path, capsys) -> None:
     """As one that warms the kernel cache: checkpoint.save_interval=0."""
-    report_outcome(tiny_config(), run_dir, Outcome("stopped", 2, None, "train.exit_iteration=2"), as_asked=True)
+    report_outcome(tiny_config(), run_dir, Outcome("stopped", 2, None, "train.exit_iteration=2"), complete=True)
     assert read_json(run_dir / "finished.json") == {"iteration": 2, "checkpoint": None}
     assert "no checkpoint was saved" in capsys.readouterr().out
 

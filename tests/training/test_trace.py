@@ -128,7 +128,7 @@ def test_nothing_heavy_is_imported(traced: Path) -> None:
 
 
 def test_sources_that_are_gone(traced: Path, tmp_path: Path) -> None:
-    """The table is shown, and what it cannot tell is said once for each shard."""
+    """The table is shown, and each shard without known sources is reported once."""
     folder, data = tmp_path / "run", tmp_path / "data"
     shutil.copytree(traced, folder)
     shutil.copytree(load_from(traced), data)
@@ -149,7 +149,7 @@ def load_from(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("words", "told", "code"),
+    ("words", "message", "code"),
     [
         pytest.param(["--iteration", 13], "--iteration 13: this run has iterations 1 to 12.", 2, id="too late"),
         pytest.param(["--iteration", 0], "0 is too small: 1 at least", 2, id="too early"),
@@ -160,9 +160,9 @@ def load_from(folder: Path) -> Path:
         ),
     ],
 )
-def test_what_is_asked_wrongly(traced: Path, words: list[object], told: str, code: int) -> None:
+def test_what_is_asked_wrongly(traced: Path, words: list[object], message: str, code: int) -> None:
     ended, _, errors = trace(traced, *words)
-    assert ended == code and told in errors and "Traceback" not in errors
+    assert ended == code and message in errors and "Traceback" not in errors
 
 
 def test_no_such_run() -> None:
@@ -176,7 +176,7 @@ def test_a_run_that_has_not_begun(traced: Path, tmp_path: Path) -> None:
     assert code == 2 and "there is no sample index yet; the run creates it when training starts" in errors
 
 
-def test_data_that_was_prepared_anew(traced: Path, tmp_path: Path) -> None:
+def test_data_that_was_prepared_again(traced: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(traced, folder)
     path = max((folder / "starts").glob("*/start.json"))

@@ -1,8 +1,8 @@
 """Batch arithmetic: which samples each rank reads, micro step by micro step.
 
 A sample is one sequence. One iteration consumes `global_batch_size` consecutive samples of the data order; micro step j
-of rank r takes `micro_batch_size` of them, in the order in which Megatron's pretraining sampler deals them out: all
-ranks' micro batches of step 0, then those of step 1, and so on.
+of rank r takes `micro_batch_size` of them, in the order of Megatron's pretraining sampler: the micro batches of all
+ranks for step 0, then those for step 1, and so on.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,13 @@ class BatchPlan:
         return self.global_batch_size // (self.micro_batch_size * self.data_parallel_size)
 
     def samples(self, iteration: int, micro_step: int, rank: int) -> range:
-        """Indices into the data order for `micro_step` of `rank`, `iteration` iterations being finished."""
+        """Return the samples of one micro step as indices into the data order.
+
+        Args:
+            iteration: Iterations that are done.
+            micro_step: The micro step, from 0.
+            rank: The data-parallel rank.
+        """
         step = self.micro_batch_size * self.data_parallel_size
         start = iteration * self.global_batch_size + micro_step * step + rank * self.micro_batch_size
         return range(start, start + self.micro_batch_size)

@@ -1,4 +1,4 @@
-"""Checkpoints of the transformers backend: found by scan, written whole or not at all, verified before use.
+"""Write and load checkpoints of backend=transformers. A checkpoint is written completely or not at all.
 
     checkpoints/iter_0000100/
       state.pt         model, optimizer, scheduler (torch.save)
@@ -24,21 +24,28 @@ from nano3.utils.files import fsync_dir, write_json
 
 
 class CheckpointWriter:
-    """Writes checkpoints under `root`. Every rank calls `save`; `barrier` waits for all of them."""
+    """Writes checkpoints in `root`. Every rank calls `save`; `barrier` waits for all ranks."""
 
     def __init__(self, root: Path, keep_last: int, rank: int, barrier: Callable[[], None]) -> None:
         self.root, self.keep_last, self.rank, self.barrier = root, keep_last, rank, barrier
 
     def clean(self) -> None:
-        """Remove what a killed save or removal left behind; on rank 0, at the start of a run."""
+        """Remove incomplete folders of an interrupted save or removal. Only rank 0 acts."""
         if self.rank == 0 and self.root.is_dir():
             for path in self.root.glob("iter_*.tmp"):
                 shutil.rmtree(path)
 
     def save(self, info: CheckpointInfo, state: Any, rng: Any, extra: Callable[[Path], None] | None = None) -> Path:
-        """Write one checkpoint, drop those beyond `keep_last`, return its folder.
+        """Write one checkpoint, remove those beyond `keep_last`, and return its folder.
 
-        `extra(folder)` may add files on rank 0. Raises `Failure` when it cannot be written.
+        Args:
+            info: The contents of checkpoint.json, without `files`.
+            state: Model, optimizer and scheduler state; written by rank 0.
+            rng: Random states of this rank.
+            extra: Adds files to the folder; called on rank 0.
+
+        Raises:
+            Failure: The checkpoint cannot be written.
         """
         final = self.root / folder_name(info.iteration)
         temp = final.with_name(final.name + ".tmp")
@@ -59,8 +66,8 @@ class CheckpointWriter:
             if self.rank == 0:
                 shutil.rmtree(temp, ignore_errors=True)  # it may be what fills the disk
             raise Failure(
-                f"Cannot write checkpoint {final}: {error}. Earlier checkpoints are untouched; make room and start the "
-                f"run again."
+                f"Cannot write checkpoint {final}: {error}. Earlier checkpoints are untouched. Free disk space and "
+                f"start the run again."
             ) from error
         self.barrier()
         return final
@@ -80,12 +87,12 @@ class CheckpointWriter:
                 self._remove(old)
 
     def _remove(self, folder: Path) -> None:
-        """Rename first, so that a half-removed folder is never taken for a checkpoint."""
-        doomed = folder.with_name(f"{folder.name}.old.tmp")
-        shutil.rmtree(doomed, ignore_errors=True)
-        folder.rename(doomed)
+        """Rename the folder before removing it, so that a partly removed one never counts as a checkpoint."""
+        trash = folder.with_name(f"{folder.name}.old.tmp")
+        shutil.rmtree(trash, ignore_errors=True)
+        folder.rename(trash)
         fsync_dir(self.root)
-        shutil.rmtree(doomed)
+        shutil.rmtree(trash)
 
 
 def _write(path: Path, value: Any) -> None:
@@ -105,15 +112,20 @@ def _fsync(path: Path) -> None:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """model, optimizer and scheduler state, on the CPU."""
+    """Return the model, optimizer and scheduler state, on the CPU."""
     return _load(folder / "state.pt")
 
 
 def load_rng(folder: Path, rank: int) -> dict[str, Any] | None:
-    """The generators of `rank`, or None (with a warning) when the checkpoint was written by fewer ranks."""
+    """Return the random states of a rank, or None with a warning if fewer ranks wrote the checkpoint.
+
+    Args:
+        folder: The checkpoint folder.
+        rank: The rank of this process.
+    """
     path = folder / f"rng_{rank:05d}.pt"
     if not path.is_file():
-        warn(f"{folder} has no random state for rank {rank}; it is seeded anew.")
+        warn(f"{folder} has no random state for rank {rank}; it is seeded again.")
         return None
     return _load(path)
 
@@ -121,4 +133,5 @@ def load_rng(folder: Path, rank: int) -> dict[str, Any] | None:
 def _load(path: Path) -> dict[str, Any]:
     import torch
 
-    return torch.load(path, map_location="cpu", weights_only=True)
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state

@@ -1,4 +1,4 @@
-"""Puts a run of the transformers backend together, always in the same order, and loads a checkpoint into it."""
+"""Assemble a run of backend=transformers and load a checkpoint into it."""
 
 import logging
 import os
@@ -84,10 +84,10 @@ def assemble(inputs: RunInputs) -> Loop:
 
 
 def make_accelerator(threads: int) -> "Accelerator":
-    """torch with this many threads, on a GPU when there is one; the libraries quiet."""
+    """Return an accelerator with `threads` torch threads, on a GPU if there is one, and silence the libraries."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Waiting threads sleep instead of spinning: on a busy machine two spinning ones are slower than one. OpenMP reads
-    # this when torch is first imported.
+    # Waiting threads sleep instead of spinning: on a busy machine two spinning threads are slower than one. OpenMP
+    # reads this when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
     from accelerate import Accelerator
@@ -113,7 +113,7 @@ def _datasets(config: PretrainConfig, data: TrainingData, run_dir: Path) -> "Dat
 
 
 def make_optimizer(model: Any, config: PretrainConfig) -> Any:
-    """AdamW in two groups: weight decay on parameters of two or more dimensions only, as in Megatron."""
+    """Return AdamW with weight decay on parameters of two or more dimensions only, as in Megatron."""
     import torch
 
     o = config.optimizer
@@ -126,9 +126,15 @@ def make_optimizer(model: Any, config: PretrainConfig) -> Any:
 
 
 def restore(parts: TrainerComponents, folder: Path, new_phase: bool = False) -> None:
-    """Load a verified checkpoint. Every key of the model must match; the configuration decides rates and betas.
+    """Load a verified checkpoint. Learning rates and betas come from the configuration.
 
-    A new phase takes model and optimizer only: its schedule and random numbers begin as those of a fresh start.
+    Args:
+        parts: The assembled run.
+        folder: The checkpoint folder.
+        new_phase: Whether to load only model and optimizer; schedule and random numbers then start fresh.
+
+    Raises:
+        Failure: The checkpoint does not fit the model or the optimizer.
     """
     state = load_state(folder)
     try:
@@ -140,10 +146,10 @@ def restore(parts: TrainerComponents, folder: Path, new_phase: bool = False) -> 
     for group in parts.optimizer.param_groups:
         group["betas"], group["eps"] = (o.adam_beta1, o.adam_beta2), o.adam_eps
     if new_phase:
-        parts.scheduler.step(0)  # sets the first rate, which the optimizer's state has overwritten
+        parts.scheduler.step(0)  # restores the first rate, which loading the optimizer overwrote
         return
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Megatron about a rank, when there is one process
+        warnings.simplefilter("ignore")  # Megatron warns about ranks in a single process
         parts.scheduler.load_state_dict(state["scheduler"])
     rng = load_rng(folder, parts.accelerator.process_index)
     if rng is not None:
@@ -151,8 +157,14 @@ def restore(parts: TrainerComponents, folder: Path, new_phase: bool = False) -> 
 
 
 def export_hf(model: Any, tokenizer: Path, folder: Path) -> None:
-    """Write `folder` so that transformers' from_pretrained loads model and tokenizer from it."""
-    # Training runs without a cache; generation wants one, which NemotronH can build only with an attention layer in it.
+    """Write model and tokenizer for transformers' from_pretrained.
+
+    Args:
+        model: The trained model.
+        tokenizer: The folder of the data's tokenizer.
+        folder: The folder to write.
+    """
+    # Training uses no cache. Generation needs one, and NemotronH can build it only with an attention layer.
     cached = "full_attention" in model.config.layers_block_type
     model.config.use_cache = model.generation_config.use_cache = cached
     model.save_pretrained(folder)

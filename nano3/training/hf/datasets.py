@@ -1,7 +1,7 @@
 """Megatron's own GPTDataset over a checked data folder.
 
-megatron.core is imported when the first dataset is built: it takes about ten seconds, since its package imports the
-tensor-parallel layers and torch's compiler whichever module is asked for.
+megatron.core is imported when the first dataset is built. That takes about ten seconds, since its package imports the
+tensor-parallel layers and torch's compiler.
 """
 
 import logging
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     import torch
     from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
 
-# Id that cross entropy leaves out; Megatron marks such tokens with loss_mask 0.
+# Label that cross entropy ignores; Megatron marks such tokens with loss_mask 0.
 IGNORED = -100
 
 
 @dataclass(frozen=True)
 class ValidSet:
-    """Validation samples of one dataset. `share` is its part of the blend; `batches` global batches are read."""
+    """Validation samples of one dataset: its share of the blend and the number of global batches that are read."""
 
     dataset: str
     share: float
@@ -46,11 +46,16 @@ class DatasetBuilder:
         self.data, self.seq_length, self.seed, self.cache = data, seq_length, seed, cache
 
     def train(self, samples: int) -> Any:
-        """The training samples. Their order is fixed by the seed, the blend and `samples` together."""
+        """Return the training samples. Seed, blend and `samples` together determine their order."""
         return self._build(0, self.data.split("train"), samples)
 
     def valid(self, batches: int, global_batch_size: int) -> tuple[ValidSet, ...]:
-        """Per-dataset validation sets that together have about `batches` global batches, at least one each."""
+        """Return one validation set per dataset, with at least one global batch each and about `batches` in total.
+
+        Args:
+            batches: Global batches of all sets together.
+            global_batch_size: Samples in a global batch.
+        """
         by_dataset, shares = self.data.datasets("valid"), self.data.shares("valid")
         each = -(-batches // len(by_dataset))
         return tuple(
@@ -93,7 +98,14 @@ class DatasetBuilder:
 
 
 def collate(dataset: Any, indices: range) -> "dict[str, torch.Tensor]":
-    """Model inputs for these samples: int64 [micro_batch_size, seq_length]. The labels are shifted by one already."""
+    """Return the model inputs of some samples, int64 of shape [micro_batch_size, seq_length].
+
+    The labels are already shifted by one.
+
+    Args:
+        dataset: A Megatron dataset.
+        indices: The samples.
+    """
     import torch
 
     rows = [dataset[i] for i in indices]

@@ -1,4 +1,4 @@
-"""Balancing experts without an auxiliary loss: a bias on each expert's score, moved against its load after every step.
+"""Balance experts without an auxiliary loss: after each step, move a bias on each expert's score against its load.
 
 transformers stores the bias (`e_score_correction_bias`) but never updates it. The rule is megatron.core's
 get_updated_expert_bias, from Wang et al., "Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts" (2024).
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class ExpertBalance:
-    """Counts the tokens each expert gets in training passes; `update` moves the biases and forgets the counts.
+    """Counts the tokens of each expert in training passes; `update` moves the biases and resets the counts.
 
     `add_ranks(tensor)` returns the sum over all ranks.
     """
@@ -28,27 +28,31 @@ class ExpertBalance:
     def _watch(self, experts: Any, gate: Any) -> None:
         import torch
 
-        place = len(self._gates)
+        index = len(self._gates)
         self._gates.append(gate)
         self._counts.append(0)
 
         def count(module: Any, args: tuple[Any, ...]) -> None:
             if module.training and torch.is_grad_enabled():
                 chosen = torch.bincount(args[1].flatten(), minlength=len(gate.e_score_correction_bias))
-                self._counts[place] += chosen.float()
+                self._counts[index] += chosen.float()
 
         experts.register_forward_pre_hook(count)
 
     def update(self) -> float | None:
-        """Move every bias by `rate` towards balance. Returns the worst largest/mean load, None without experts."""
+        """Move each bias by `rate` towards balance.
+
+        Returns:
+            The largest ratio of maximum to mean load over all layers, or None without experts.
+        """
         import torch
 
         worst = None
         with torch.no_grad():
-            for place, gate in enumerate(self._gates):
-                counts = self.add_ranks(self._counts[place])
+            for index, gate in enumerate(self._gates):
+                counts = self.add_ranks(self._counts[index])
                 mean = counts.mean()
                 gate.e_score_correction_bias.add_(self.rate * torch.sign(mean - counts))
                 worst = max(worst or 0.0, (counts.max() / mean).item())
-                self._counts[place] = 0
+                self._counts[index] = 0
         return worst

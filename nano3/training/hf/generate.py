@@ -1,4 +1,4 @@
-"""Text from a trained model, through transformers' own from_pretrained and generate."""
+"""Generate text with a trained model through transformers' from_pretrained and generate."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +10,18 @@ from nano3.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Generation:
-    """A prompt and what the model wrote after it."""
+    """A prompt and the text that the model generated after it."""
 
     prompt: str
     text: str
 
 
 def exported_model(run_dir: Path) -> Path:
-    """The hf/ folder of a finished run's last checkpoint; raises `UserError` when there is none."""
+    """Return the hf/ folder of a finished run's last checkpoint.
+
+    Raises:
+        UserError: The run has none.
+    """
     folder = latest_checkpoint(recorded_checkpoint_dir(run_dir))
     if folder is None or not (folder / "hf").is_dir():
         raise UserError(f"{run_dir} has no exported model yet: it is written when the run reaches train.train_iters.")
@@ -31,7 +35,18 @@ def generate(
     temperature: float = 0.8,
     seed: int = 0,
 ) -> list[Generation]:
-    """Continue each prompt; temperature 0 takes the likeliest token each time. The same seed gives the same text."""
+    """Continue each prompt. The same seed gives the same text.
+
+    Args:
+        model_dir: A Hugging Face model folder.
+        prompts: The texts to continue.
+        max_new_tokens: Tokens to generate after each prompt.
+        temperature: Sampling temperature; 0 takes the likeliest token each time.
+        seed: Seed of the sampling.
+
+    Raises:
+        UserError: The temperature is negative.
+    """
     if temperature < 0:
         raise UserError(f"temperature={temperature:g} must be 0 (likeliest token) or more; 0.8 is usual.")
     import torch

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainerComponents:
-    """Everything a run is made of. `fixed` and `told` identify it in checkpoints (resume.py)."""
+    """The parts of an assembled run. `run_identity` and `mutable_settings` are stored in its checkpoints."""
 
     config: PretrainConfig
     plan: BatchPlan
@@ -47,18 +47,17 @@ class TrainerComponents:
 
 @dataclass
 class Step:
-    """One finished iteration: global mean loss in nats per token, gradient norm before clipping, the rate it ran at."""
+    """One finished iteration: mean loss over all ranks in nats per token, gradient norm before clipping, its rate."""
 
     loss: float
     grad_norm: float
     lr: float
     expert_imbalance: float | None
-    stop: bool = False
 
 
 @dataclass
 class LoopClock:
-    """Seconds spent training since the last report, and in the run altogether."""
+    """Seconds of training since the last report, and wall-clock seconds of the run."""
 
     elapsed_before: float = 0.0
     started: float = field(default_factory=time.monotonic)
@@ -66,28 +65,32 @@ class LoopClock:
     iterations: int = 0
 
     def since_start_s(self) -> float:
-        """Seconds since this start."""
+        """Return the seconds since this start."""
         return time.monotonic() - self.started
 
     def elapsed_s(self) -> float:
-        """Wall-clock seconds of this run, earlier starts included."""
+        """Return the wall-clock seconds of this run, including earlier starts."""
         return self.elapsed_before + self.since_start_s()
 
     def take(self) -> float:
-        """Seconds per iteration since the last call."""
+        """Return the seconds per iteration since the last call."""
         mean = self.training_s / max(1, self.iterations)
         self.training_s, self.iterations = 0.0, 0
         return mean
 
 
 class Loop:
-    """Runs from `iteration` to the end, a limit or a signal."""
+    """Trains from `iteration` to train.train_iters, a limit or a signal."""
 
     def __init__(self, parts: TrainerComponents, iteration: int, clock: LoopClock, saved: Path | None) -> None:
         self.parts, self.iteration, self.clock, self.saved = parts, iteration, clock, saved
 
     def run(self, stop: StopRequest) -> Outcome:
-        """Train; returns how it ended. Raises `Failure` naming the iteration when loss or gradient is not finite."""
+        """Train, and return how it ended.
+
+        Raises:
+            Failure: Loss or gradient is not finite; names the iteration.
+        """
         t, c = self.parts.config.train, self.parts.config.checkpoint
         if self.iteration == 0 and t.eval_interval:
             self.validate()
@@ -110,7 +113,7 @@ class Loop:
         return Outcome("finished", self.iteration, self.saved)
 
     def step(self) -> Step:
-        """One optimizer step over `global_batch_size` samples."""
+        """Take one optimizer step over train.global_batch_size samples."""
         import torch
 
         p = self.parts
@@ -126,38 +129,38 @@ class Loop:
         mean = p.accelerator.reduce(total, "mean").item()
         limit = p.config.optimizer.clip_grad or float("inf")
         norm = float(torch.nn.utils.clip_grad_norm_(p.model.parameters(), limit))
-        self._must_be_finite(mean, norm)
+        self._check_finite(mean, norm)
         p.optimizer.step()
         p.optimizer.zero_grad()
         p.scheduler.step(p.plan.global_batch_size)
         return Step(mean, norm, lr, p.balance.update())
 
-    def _must_be_finite(self, loss: float, norm: float) -> None:
+    def _check_finite(self, loss: float, norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
             return
         raise Failure(
             f"Iteration {self.iteration + 1}: loss is {loss}, gradient norm {norm}; the step was not taken. Newest "
-            f"checkpoint: {self.saved or 'none yet'}. A start from it with the same settings fails at the same place: "
+            f"checkpoint: {self.saved or 'none yet'}. A resume with the same settings fails at the same iteration: "
             f"lower optimizer.lr (now {self.parts.config.optimizer.lr:g}) or lengthen scheduler.lr_warmup_iters."
         )
 
     def validate(self) -> None:
-        """Loss on every dataset's validation samples, the same ones each time, and their mean weighted by the blend."""
+        """Record the loss on each dataset's validation samples, the same ones each time, and the weighted mean."""
         import torch
 
         p = self.parts
         p.model.eval()
         per_dataset: dict[str, float] = {}
         with torch.no_grad():
-            for part in p.datasets.valid:
-                steps = [(k, j) for k in range(part.batches) for j in range(p.plan.accumulation)]
-                losses = [p.model(**self._batch(part.samples, k, j)).loss for k, j in steps]
-                per_dataset[part.dataset] = p.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
-        shares = {part.dataset: part.share for part in p.datasets.valid}
+            for valid in p.datasets.valid:
+                steps = [(k, j) for k in range(valid.batches) for j in range(p.plan.accumulation)]
+                losses = [p.model(**self._batch(valid.samples, k, j)).loss for k, j in steps]
+                per_dataset[valid.dataset] = p.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+        shares = {valid.dataset: valid.share for valid in p.datasets.valid}
         p.metrics.log_valid(self.iteration, per_dataset, shares, elapsed_s=round(self.clock.elapsed_s(), 2))
 
     def report(self, step: Step) -> None:
-        """Write the metrics of the iteration just done."""
+        """Record the metrics of the iteration that was just done."""
         p, t = self.parts, self.parts.config.train
         seconds = self.clock.take()
         samples = self.iteration * t.global_batch_size
@@ -176,7 +179,7 @@ class Loop:
         )
 
     def save(self, last: bool) -> None:
-        """A checkpoint of the present state; the last one of a run also holds the exported model."""
+        """Save a checkpoint. The last one of a run also holds the exported model."""
         p, t = self.parts, self.parts.config.train
         samples = self.iteration * t.global_batch_size
         model = p.accelerator.unwrap_model(p.model)
@@ -211,4 +214,4 @@ class Loop:
 
         accelerator = self.parts.accelerator
         flag = torch.tensor(float(own), device=accelerator.device)
-        return accelerator.reduce(flag, "sum").item() > 0
+        return bool(accelerator.reduce(flag, "sum").item() > 0)

@@ -1,7 +1,4 @@
-"""`ModelConfig` as a Hugging Face NemotronH: one description for both backends.
-
-Names on the left of `HF_NAMES` are Megatron's, on the right those of transformers' NemotronHConfig.
-"""
+"""Build `ModelConfig` as a Hugging Face NemotronH, so that one description serves both backends."""
 
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -13,6 +10,7 @@ from nano3.utils.errors import UserError
 if TYPE_CHECKING:
     from transformers import NemotronHConfig, NemotronHForCausalLM
 
+# Megatron's name of a key -> that of transformers' NemotronHConfig.
 HF_NAMES = {
     "hybrid_layer_pattern": "hybrid_override_pattern",
     "hidden_size": "hidden_size",
@@ -34,7 +32,7 @@ HF_NAMES = {
     "layernorm_epsilon": "layer_norm_epsilon",
     "share_embeddings_and_output_weights": "tie_word_embeddings",
 }
-# Keys without which a layer of that kind has no shape, or no defined result.
+# The keys that each kind of layer needs.
 REQUIRED_KEYS = {
     "M": ("mamba_num_heads", "mamba_head_dim", "mamba_state_dim", "mamba_num_groups"),
     "E": (
@@ -47,7 +45,7 @@ REQUIRED_KEYS = {
     "*": ("num_attention_heads", "num_query_groups", "kv_channels"),
     "-": ("ffn_hidden_size",),
 }
-# What a null means for the rest: megatron.core's own defaults.
+# The values of null keys: megatron.core's defaults.
 DEFAULTS = {
     "mamba_chunk_size": 128,
     "moe_router_bias_update_rate": 1e-3,
@@ -64,7 +62,15 @@ PARALLEL = (
 
 
 def embedding_rows(model: ModelConfig, data_vocab_size: int) -> int:
-    """Rows of the embedding: model.vocab_size as it is, else the data's vocabulary padded; `UserError` if too few."""
+    """Return the rows of the embedding: model.vocab_size, or the data's vocabulary padded as Megatron pads it.
+
+    Args:
+        model: The configuration of the model.
+        data_vocab_size: Ids of the data's tokenizer.
+
+    Raises:
+        UserError: model.vocab_size is too small for the data.
+    """
     if model.vocab_size is None:
         return padded_vocab_size(data_vocab_size, model.tensor_model_parallel_size or 1)
     if model.vocab_size < data_vocab_size:
@@ -76,13 +82,13 @@ def embedding_rows(model: ModelConfig, data_vocab_size: int) -> int:
 
 
 def value_or_default(model: ModelConfig, key: str) -> Any:
-    """The value of a key, or the default that stands for null."""
+    """Return the value of a key, or its default if it is null."""
     own = getattr(model, key)
     return DEFAULTS.get(key) if own is None else own
 
 
 def model_problems(model: ModelConfig) -> list[str]:
-    """Why `backend=transformers` cannot build this model; empty when it can."""
+    """Return why backend=transformers cannot build this model, or an empty list."""
     parallel = [f"model.{k}={v}" for k in PARALLEL if (v := getattr(model, k)) not in (None, 1)]
     problems = []
     if parallel or model.sequence_parallel:
@@ -110,7 +116,7 @@ def model_problems(model: ModelConfig) -> list[str]:
 
 
 def _shape_problems(model: ModelConfig, pattern: str) -> list[str]:
-    """Divisibility and ranges between keys that are all set."""
+    """Check divisibility and ranges of keys that are all set."""
     rules = [
         ("*", "num_attention_heads", "num_query_groups", "must be a multiple of"),
         ("M", "mamba_num_heads", "mamba_num_groups", "must be a multiple of"),
@@ -121,7 +127,7 @@ def _shape_problems(model: ModelConfig, pattern: str) -> list[str]:
         if kind not in pattern:
             continue
         a, b = getattr(model, left), getattr(model, right)
-        if b < 1:  # told by values.py
+        if b < 1:  # reported by checks/value_checks.py
             continue
         if a % b if "multiple" in rule else a < b:
             problems.append(f"model.{left}={a} {rule} model.{right}={b}.")
@@ -137,7 +143,14 @@ def _shape_problems(model: ModelConfig, pattern: str) -> list[str]:
 
 
 def hf_config(model: ModelConfig, rows: int, seq_length: int, eod_id: int | None = None) -> "NemotronHConfig":
-    """The NemotronHConfig of a checked `model` with `rows` embedding rows. No position embedding, sigmoid, relu²."""
+    """Return the NemotronHConfig of a checked model: no position embedding, sigmoid router, squared ReLU.
+
+    Args:
+        model: The configuration of the model.
+        rows: Rows of the embedding.
+        seq_length: Tokens in a sample.
+        eod_id: Id of the end-of-document token.
+    """
     from transformers import NemotronHConfig
 
     known = {f.name for f in fields(model)}
@@ -156,16 +169,29 @@ def hf_config(model: ModelConfig, rows: int, seq_length: int, eod_id: int | None
 
 
 def build_model(model: ModelConfig, rows: int, seq_length: int, eod_id: int | None = None) -> "NemotronHForCausalLM":
-    """A freshly initialised fp32 model, drawn from torch's global generator. `UserError` lists every problem."""
+    """Return a freshly initialized fp32 model, drawn from torch's global generator.
+
+    Args:
+        model: The configuration of the model.
+        rows: Rows of the embedding.
+        seq_length: Tokens in a sample.
+        eod_id: Id of the end-of-document token.
+
+    Raises:
+        UserError: Lists every problem with the model.
+    """
     problems = model_problems(model)
     if problems:
         raise UserError(problems)
     from transformers import NemotronHForCausalLM
 
     config = hf_config(model, rows, seq_length, eod_id)
-    return NemotronHForCausalLM._from_config(config, attn_implementation="sdpa", experts_implementation="eager")
+    built: NemotronHForCausalLM = NemotronHForCausalLM._from_config(
+        config, attn_implementation="sdpa", experts_implementation="eager"
+    )
+    return built
 
 
 def parameter_count(model: Any) -> int:
-    """Trainable parameters of a torch module."""
+    """Return the number of trainable parameters of a torch module."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,8 +1,7 @@
-"""backend=megatron: pretraining through Megatron-Bridge's own `pretrain`, on one GPU or thousands.
+"""backend=megatron: pretraining with Megatron-Bridge's own `pretrain`, on one GPU or thousands.
 
-The order matters: what can be refused without CUDA is refused first (`prepare`), then the first log line says where
-the run starts, then Megatron-Bridge takes over. Rank and world size come from RANK, WORLD_SIZE and LOCAL_RANK as
-torchrun, Slurm through nano3's launcher, or nobody (then it is a run of one) set them.
+Everything that can be checked without CUDA is checked before Megatron-Bridge takes over. Rank and world size come from
+RANK, WORLD_SIZE and LOCAL_RANK, set by torchrun or by nano3's launcher; without them the run has one rank.
 """
 
 import contextlib
@@ -62,13 +61,21 @@ def check(config: PretrainConfig) -> list[str]:
 
 
 def train(config: PretrainConfig, data_dir: Path, run_dir: Path, on_save: SaveHook = no_hook) -> Outcome:
-    """Train until `train.train_iters`, or until a signal or limit stops it with a checkpoint.
+    """Train until train.train_iters, a limit or a signal; resume from the newest checkpoint if there is one.
 
-    Raises `UserError` for everything wrong with configuration or data, `Failure` when the loss is no longer a number.
+    Args:
+        config: The configuration of the run; the same on every rank.
+        data_dir: The folder of the prepared data.
+        run_dir: The run folder.
+        on_save: Called on rank 0 with the iteration and folder of each complete checkpoint.
+
+    Raises:
+        UserError: The configuration or the data is wrong.
+        Failure: The training cannot continue, for example because the loss is not a number.
     """
     stop = StopRequest(config.train.exit_iteration, config.train.exit_duration_in_mins)
-    # One rank that is told to stop before its first step has nothing to save and leaves at once. Of several one may be
-    # told earlier than another: they agree after the first step.
+    # A single rank that receives a signal before its first step has nothing to save and exits at once. Several ranks
+    # may receive it at different moments, so they agree after the first step.
     with stop if world_size() > 1 else contextlib.nullcontext():
         return _train(config, Path(data_dir), Path(run_dir).absolute(), stop, on_save)
 
@@ -173,29 +180,40 @@ def mutable_settings(config: PretrainConfig) -> dict[str, Any]:
 
 
 def set_environment() -> None:
-    """Rank variables for a plain process, and caches that make every start after the first one fast; before torch is
-    imported, which reads them."""
+    """Set the rank variables of a single process and the folders of compiled kernels.
+
+    Call it before torch is imported, which reads them.
+    """
     if "RANK" not in os.environ:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
-        alone = {
+        single_rank = {
             "RANK": "0",
             "WORLD_SIZE": "1",
             "LOCAL_RANK": "0",
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-        for name, value in alone.items():
+        for name, value in single_rank.items():
             os.environ.setdefault(name, value)
     set_compile_cache()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def prepare(config: PretrainConfig, data: TrainingData, run_dir: Path) -> Any:
-    """The checked ConfigContainer: recipe, typed sections, data, adaptations, then `megatron:`. Touches no GPU.
+    """Return Megatron-Bridge's ConfigContainer of a run. It uses no GPU.
 
-    Raises `UserError` with every problem.
+    The recipe's values are overridden by the typed sections, the data's settings, nano3's adaptations and `megatron:`,
+    in that order.
+
+    Args:
+        config: The configuration of the run.
+        data: The prepared data.
+        run_dir: The run folder.
+
+    Raises:
+        UserError: Lists every problem found.
     """
     target = config.recipe._target_
     if problems := recipe.target_problems(target):
@@ -236,7 +254,7 @@ def _run(
     stop: StopRequest,
     on_save: SaveHook,
 ) -> Outcome:
-    """Hand over to Megatron-Bridge and translate how it ended."""
+    """Call Megatron-Bridge's `pretrain` and translate how it ended."""
     from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain
 
@@ -280,7 +298,7 @@ def _run(
 
 
 def _release() -> None:
-    """Destroy what is left of the process group and the garbage that manual collection kept."""
+    """Destroy the process group if there is one, and collect garbage."""
     import torch.distributed as dist
 
     if dist.is_initialized():

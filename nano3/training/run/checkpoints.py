@@ -158,6 +158,6 @@ def file_sha256(path: Path) -> str:
 
 def _damaged(folder: Path, what: str) -> str:
     return (
-        f"Checkpoint damaged: {what}. Remove {folder} to resume from the checkpoint before it, or to start from scratch "
-        "if there is none."
+        f"Checkpoint damaged: {what}. Remove {folder} to resume from the checkpoint before it, or to start from "
+        "scratch if there is none."
     )

@@ -31,8 +31,9 @@ def agree_on_rank0(decide: Callable[[], dict[str, Any]], timeout: timedelta = ti
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return decide()
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
-    store, rank, world = next(iter(dist.rendezvous("env://", timeout=timeout)))
+    store, rank, world = next(iter(rendezvous("env://", timeout=timeout)))
     _stores.append(store)
     if rank != 0:
         try:

@@ -18,7 +18,7 @@ def test_accumulation(sizes: tuple[int, int, int], accumulation: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "told"),
+    ("sizes", "message"),
     [
         ((32, 1, 7), ["=28 or 35", "1 or 2 or 4 or 8 data-parallel rank(s)"]),
         ((10, 4, 1), ["=8 or 12", "micro_batch_size=1 or 2 or 5"]),
@@ -28,10 +28,10 @@ def test_accumulation(sizes: tuple[int, int, int], accumulation: int) -> None:
     ],
     ids=["ranks", "micro batch", "too small", "zero", "all wrong"],
 )
-def test_indivisible_sizes_say_what_fits(sizes: tuple[int, int, int], told: list[str]) -> None:
+def test_indivisible_sizes_say_what_fits(sizes: tuple[int, int, int], message: list[str]) -> None:
     with pytest.raises(UserError) as caught:
         plan_batches(*sizes)
-    assert all(text in str(caught.value) for text in told), str(caught.value)
+    assert all(text in str(caught.value) for text in message), str(caught.value)
 
 
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 5), st.integers(0, 1000))

@@ -49,8 +49,8 @@ def _die_at(call: str) -> None:
     ["os.mkdir iter_0000003.tmp", "open rng_00000.pt", "open state.pt", "open .checkpoint.json", "os.rename .tmp"],
 )
 def test_kill_while_saving_leaves_the_one_before(tmp_path: Path, moment: str) -> None:
-    """Wherever the save of iteration 3 is killed, iteration 2 is the newest, whole; the next start cleans up and goes
-    on."""
+    """Wherever the save of iteration 3 is killed, iteration 2 is the newest, whole; the next start cleans up and
+    resumes."""
     root = tmp_path / "checkpoints"
     child = Child(write, (root, [1, 2, 3], 2, moment), tmp_path / "log.txt")
     child.process.join(60)
@@ -113,7 +113,7 @@ def test_scan_ignores_everything_without_a_marker(tmp_path: Path) -> None:
     assert checkpoints.latest_checkpoint(tmp_path) == tmp_path / "iter_0000007"
 
 
-def test_root_follows_the_frozen_configuration(tmp_path: Path) -> None:
+def test_the_checkpoint_dir_follows_the_saved_configuration(tmp_path: Path) -> None:
     assert checkpoints.recorded_checkpoint_dir(tmp_path) == tmp_path / "checkpoints"
     (tmp_path / "config.yaml").write_text("checkpoint:\n  save: null\n")
     assert checkpoints.recorded_checkpoint_dir(tmp_path) == tmp_path / "checkpoints"
@@ -132,7 +132,7 @@ def _flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "damage", "told"),
+    ("file", "damage", "message"),
     [
         ("state.pt", _truncate, "bytes instead of"),
         ("state.pt", _flip, "has changed"),
@@ -143,20 +143,20 @@ def _flip(path: Path) -> None:
     ],
     ids=["truncated", "one bit", "missing", "random state", "marker without newline", "empty marker"],
 )
-def test_damage_is_found_and_named(data: Path, undisturbed: Path, tmp_path: Path, file: str, damage, told) -> None:
+def test_damage_is_found_and_named(data: Path, undisturbed: Path, tmp_path: Path, file: str, damage, message) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(undisturbed, run_dir)
     shutil.rmtree(run_dir / "checkpoints" / "iter_0000012")
     damage(run_dir / "checkpoints" / "iter_0000008" / file)
-    if told is None:
+    if message is None:
         assert train_here(tiny_config(), data, run_dir).status == "finished"
         return
-    with pytest.raises(Failure, match=rf"Checkpoint damaged: .*iter_0000008/{file} .*{told}.*Remove .*iter_0000008"):
+    with pytest.raises(Failure, match=rf"Checkpoint damaged: .*iter_0000008/{file} .*{message}.*Remove .*iter_0000008"):
         train_here(tiny_config(), data, run_dir)
 
 
 def test_newest_without_its_marker_is_passed_over(data: Path, undisturbed: Path, tmp_path: Path) -> None:
-    """As if iteration 12 had been killed while saving: the run goes on from 8 and ends the same."""
+    """As if iteration 12 had been killed while saving: the run resumes from 8 and ends the same."""
     run_dir = tmp_path / "run"
     shutil.copytree(undisturbed, run_dir)
     (run_dir / "checkpoints" / "iter_0000012" / checkpoints.MARKER).unlink()

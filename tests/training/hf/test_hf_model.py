@@ -33,7 +33,7 @@ def test_rows_of_the_embedding() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"hidden_size": None, "kv_channels": None}, ["not set: model.hidden_size, model.kv_channels"]),
         ({"hybrid_layer_pattern": None, "mamba_state_dim": None}, ["hybrid_layer_pattern, model.mamba_state_dim"]),
@@ -50,9 +50,9 @@ def test_rows_of_the_embedding() -> None:
     ],
     ids=["missing", "no pattern", "letters", "heads", "mamba heads", "top-k", "one expert", "tied", "parallel"],
 )
-def test_problems(changes: dict, told: list[str]) -> None:
+def test_problems(changes: dict, message: list[str]) -> None:
     problems = "\n".join(hf_model.model_problems(replace(TINY, **changes)))
-    assert all(text in problems for text in told), problems
+    assert all(text in problems for text in message), problems
 
 
 def test_keys_of_absent_layers_are_not_needed() -> None:

@@ -175,7 +175,7 @@ def test_nan_stops_and_names_the_iteration(data: Path, tmp_path: Path) -> None:
     assert all(math.isfinite(line["loss"]) for line in read_metrics(tmp_path) if "loss" in line)
 
 
-def test_save_hook_is_told_of_every_checkpoint(data: Path, tmp_path: Path) -> None:
+def test_the_save_hook_is_called_for_every_checkpoint(data: Path, tmp_path: Path) -> None:
     changes = {"train.train_iters": 5, "scheduler.lr_wsd_decay_iters": 2}
     config = tiny_config(**changes, **{"checkpoint.save_interval": 2, "train.eval_interval": 0})
     assert Child(train_and_collect, (config, data, tmp_path), tmp_path / "log.txt").result() == [

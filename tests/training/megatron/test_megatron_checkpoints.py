@@ -1,4 +1,4 @@
-"""Where a Megatron run starts, and that nothing is removed which nano3 did not begin itself."""
+"""Where a Megatron run starts, and that nano3 removes only its own unfinished checkpoints."""
 
 from pathlib import Path
 
@@ -106,7 +106,7 @@ def test_a_foreign_folder_that_is_not_whole_is_refused(tmp_path: Path) -> None:
         resume_point(tmp_path, None)
 
 
-def test_only_what_nano3_began_is_removed(tmp_path: Path) -> None:
+def test_only_unfinished_saves_of_nano3_are_removed(tmp_path: Path) -> None:
     strange = checkpoint(tmp_path, 5, marked=False)
     kept = checkpoint(tmp_path, 10)
     record_begun(tmp_path, 20)

@@ -57,20 +57,20 @@ def test_a_fresh_start_and_a_resume(config: PretrainConfig, own: Path, backend: 
 
 @BACKENDS
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         pytest.param("train.seed", 5, "train.seed: 1234 in the checkpoint, now 5", id="seed"),
         pytest.param("model.hidden_size", 192, "in the checkpoint, now 192", id="width"),
     ],
 )
 def test_another_run_in_its_place_is_refused(
-    config: PretrainConfig, own: Path, backend: str, key: str, value: int, told: str
+    config: PretrainConfig, own: Path, backend: str, key: str, value: int, message: str
 ) -> None:
     folder = saved(choose(config, backend), own, 5)
     section, name = key.split(".")
     setattr(getattr(config, section), name, value)
     problems = preflight(config).problems
-    assert any(told in p and str(folder) in p for p in problems), problems
+    assert any(message in p and str(folder) in p for p in problems), problems
 
 
 @BACKENDS

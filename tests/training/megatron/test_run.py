@@ -43,7 +43,9 @@ def test_a_run_that_reached_its_exit_iteration_is_finished_too(
             "valid split",
             id="no-valid",
         ),
-        pytest.param(lambda d: (d / "train/data_00000.bin").write_bytes(b""), "has 0 bytes", id="cut-shard"),
+        pytest.param(
+            lambda d: (d / "train/data_00000.bin").write_bytes(b""), ": 0 bytes, but the manifest", id="cut-shard"
+        ),
         pytest.param(lambda d: (d / "tokenizer/tokenizer.json").write_text("{}"), "not the tokenizer", id="tokenizer"),
     ],
 )
@@ -199,7 +201,7 @@ def test_beside_somebody_elses_checkpoints_none_is_dropped(config: PretrainConfi
     assert decide(config, run_dir, open_data(data_dir)).may_prune
 
 
-def test_megatron_bridge_is_told_where_to_load_from(tmp_path: Path) -> None:
+def test_load_from_sets_megatron_bridges_checkpoint_section(tmp_path: Path) -> None:
     from types import SimpleNamespace
 
     section = SimpleNamespace(load="x", pretrained_checkpoint="/hf", finetune=False, load_rng=True)

@@ -1,4 +1,4 @@
-"""Each content of the data has an order of samples of its own, and one that was not written to its end is made anew."""
+"""Each content of the data has its own index cache, and an incomplete one is rebuilt."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def test_a_whole_one_is_kept(cache: Path) -> None:
     assert (cache / "order.npy").exists()
 
 
-def test_one_that_was_being_written_is_made_anew(cache: Path) -> None:
+def test_an_incomplete_cache_is_rebuilt(cache: Path) -> None:
     """Also one that was whole before: a start of another length adds files to it."""
     index_cache.prepare_cache(cache)
     (cache / "half.npy").write_text("ha")

@@ -1,4 +1,4 @@
-"""What a run is called elsewhere, and which artifact its data is; other stores' references are not looked for."""
+"""The names of a run in the store and in W&B, and the artifact that its data is."""
 
 from pathlib import Path
 from typing import Any

@@ -103,7 +103,7 @@ def test_wandb_id_is_kept(tmp_path: Path) -> None:
     assert len(wandb_run_id(tmp_path)) == 16
 
 
-def test_wandb_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_wandb_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     from nano3.training.run.metrics import Metrics
 
@@ -121,7 +121,7 @@ def offline_run(run_dir: Path, start: int) -> None:
     metrics.close()
 
 
-def test_wandb_offline_goes_on_with_the_same_run(tmp_path: Path) -> None:
+def test_wandb_offline_continues_the_same_run(tmp_path: Path) -> None:
     for start in (0, 2):
         Child(offline_run, (tmp_path, start), tmp_path / "log.txt").result()
     runs = list((tmp_path / "wandb").glob("offline-run-*"))

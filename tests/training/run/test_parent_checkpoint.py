@@ -1,4 +1,4 @@
-"""What a run began with: written down once, pinned when it is run again, told in lineage, never replaced in silence."""
+"""The checkpoint that a run started from: recorded once, reused by a rerun, part of the lineage."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def cli(tmp_path_factory: pytest.TempPathFactory) -> Commands:
     assert (
         f"new phase: iteration 0 with the weights and optimizer of {cli.run_dir('a')}/checkpoints/iter_0000006" in done
     )
-    assert "stopped at iteration 2 with a checkpoint; a larger train.exit_iteration, or none, goes on from" in done
+    assert "stopped at iteration 2 with a checkpoint; a larger train.exit_iteration, or none, resumes from" in done
     return cli
 
 
@@ -53,17 +53,17 @@ def test_lineage_goes_back_to_the_first_model(cli: Commands) -> None:
     assert f"{cli.run_dir('b')}/checkpoints/iter_0000002" in shown
 
 
-def test_another_checkpoint_given_on_a_resume_is_told_to_be_unused(cli: Commands) -> None:
+def test_a_resume_warns_about_an_unused_load(cli: Commands) -> None:
     shutil.copytree(cli.run_dir("a"), cli.run_dir("c"))
-    told = pretrain(cli, "b", cli.run_dir("c") / "checkpoints", "train.exit_iteration=3")
-    assert "warning: checkpoint.load=" in told and "is not used: this run resumes from" in told
-    assert f"The run started from {cli.run_dir('a')}/checkpoints/iter_0000006" in told
+    message = pretrain(cli, "b", cli.run_dir("c") / "checkpoints", "train.exit_iteration=3")
+    assert "warning: checkpoint.load=" in message and "is not used: this run resumes from" in message
+    assert f"The run started from {cli.run_dir('a')}/checkpoints/iter_0000006" in message
     shutil.rmtree(cli.run_dir("c"))
     assert sorted(losses(cli.run_dir("b"))) == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
-    ("began_with", "load", "told"),
+    ("began_with", "load", "message"),
     [
         ("/a/iter_0000006", None, ""),
         ("/a/iter_0000006", "/a", ""),
@@ -76,15 +76,15 @@ def test_another_checkpoint_given_on_a_resume_is_told_to_be_unused(cli: Commands
     ],
     ids=["none", "its folder", "itself", "own folder", "another", "fresh", "back", "an older run"],
 )
-def test_which_checkpoints_are_told_to_be_unused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], began_with: str | None, load: str | None, told: str
+def test_which_loads_are_unused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], began_with: str | None, load: str | None, message: str
 ) -> None:
     if began_with != "not noted":
         parent_checkpoint.record_parent(tmp_path, Path(began_with) if began_with else None, new_phase=True)
     config = PretrainConfig(checkpoint=CheckpointConfig(load=load))
     parent_checkpoint.warn_unused_load(tmp_path, config, Path("/run/checkpoints/iter_0000004"))
     shown = capsys.readouterr().err
-    assert told in shown and bool(shown) == bool(told)
+    assert message in shown and bool(shown) == bool(message)
 
 
 def test_a_rerun_begins_with_the_same_checkpoint(cli: Commands) -> None:
@@ -105,18 +105,18 @@ def test_a_rerun_of_a_run_whose_beginning_is_gone() -> None:
     assert found_parent(Path("b"), parent, ["checkpoint.load=null"])
 
 
-def test_trace_knows_where_a_run_began(cli: Commands) -> None:
+def test_trace_knows_where_a_run_started(cli: Commands) -> None:
     words = ["checkpoint.keep_iteration=true", "train.seed=5"]
     pretrain(cli, "kept", cli.run_dir("a") / "checkpoints/iter_0000003", *words)
     done = cli("-m", "nano3", "trace", "kept", "--iteration", "2", "--no-sources", code=2)
     assert "this run has iterations 4 to 6; those before are of the run of" in done.stderr
     assert "iter_0000003" in done.stderr
     cli("-m", "nano3", "trace", "kept", "--iteration", "4", "--no-sources")
-    told = cli("-m", "nano3", "trace", "b", "--iteration", "6", "--no-sources").stderr
-    assert "nothing after iteration 3: whether this batch was read is not known" in told
+    message = cli("-m", "nano3", "trace", "b", "--iteration", "6", "--no-sources").stderr
+    assert "nothing after iteration 3: whether this batch was read is not known" in message
 
 
-def test_a_damaged_note_is_told(tmp_path: Path) -> None:
+def test_a_damaged_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / parent_checkpoint.PARENT_FILE).write_text("{")
     with pytest.raises(Failure, match=r"began.json: damaged .*Remove it"):
         parent_checkpoint.read_parent(tmp_path)

@@ -1,4 +1,4 @@
-"""What ranks decide alike: the start (rank 0 looks, the others are told) and when to ask about stopping."""
+"""Decisions that all ranks share: the resume point, decided on rank 0, and when to poll for a stop."""
 
 import json
 import subprocess
@@ -41,13 +41,13 @@ def own_sight(config: PretrainConfig, data: Path, run_dir: Path) -> dict:
             raise (UserError if config.train.seed else Failure)(["no", f"not rank {os.environ['RANK']} either"])
 
         return agree_on_rank0(refuse)
-    told = agree_on_rank0(lambda: {"folder": f"seen by {os.environ['RANK']}"})
+    message = agree_on_rank0(lambda: {"folder": f"seen by {os.environ['RANK']}"})
     dist.init_process_group("gloo")
     total = torch.ones(1)
     dist.all_reduce(total)
     dist.barrier()
     dist.destroy_process_group()
-    return {**told, "ranks": int(total)}
+    return {**message, "ranks": int(total)}
 
 
 def test_all_ranks_start_where_rank_zero_says(tmp_path: Path) -> None:
@@ -128,11 +128,11 @@ class Ranks:
     st.integers(0, 3),
     st.integers(1, 200),
 )
-def test_all_ranks_stop_together_and_soon(step_s: list[float], rank: int, told: int) -> None:
+def test_all_ranks_stop_together_and_soon(step_s: list[float], rank: int, message: int) -> None:
     ranks = Ranks(step_s)
-    stopped, _ = ranks.run(told + 101, {min(rank, len(step_s) - 1): told})
-    assert told <= stopped <= told + 100
-    assert (stopped - told) * min(step_s) <= 5 or stopped - told <= 1
+    stopped, _ = ranks.run(message + 101, {min(rank, len(step_s) - 1): message})
+    assert message <= stopped <= message + 100
+    assert (stopped - message) * min(step_s) <= 5 or stopped - message <= 1
 
 
 def test_fast_steps_are_not_interrupted_every_time() -> None:

@@ -56,11 +56,11 @@ def test_a_start_is_recorded_with_what_it_was(tmp_path: Path) -> None:
     assert frozen == tmp_path / "config.yaml"
     assert (latest_start_dir(tmp_path) or tmp_path) / "config.yaml" == tmp_path / "starts/0001/config.yaml"
     assert frozen.read_text() == (tmp_path / "starts/0001/config.yaml").read_text()
-    told = read_latest_start(tmp_path)
-    assert told["overrides"] == ["train.seed=1", "run.name='a b'"]
-    assert told["data"] == vars(DATA) and told["label"] == "seed=1"
-    assert told["packages"].keys() >= {"nano3", "omegaconf", "torch"}
-    assert told["time"].endswith("+00:00"), "starts on machines of different time zones can be put in order"
+    message = read_latest_start(tmp_path)
+    assert message["overrides"] == ["train.seed=1", "run.name='a b'"]
+    assert message["data"] == vars(DATA) and message["label"] == "seed=1"
+    assert message["packages"].keys() >= {"nano3", "omegaconf", "torch"}
+    assert message["time"].endswith("+00:00"), "starts on machines of different time zones can be put in order"
 
 
 def test_the_code_that_ran_can_be_had_again(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_finished_run_that_is_started_again_stays_as_it_is(tmp_path: Path) -> 
     assert valid_finish_record(tmp_path) == {"iteration": 12, "checkpoint": str(tmp_path / "checkpoint")}
 
 
-def test_a_finished_run_goes_on_when_it_is_another_run(tmp_path: Path) -> None:
+def test_a_finished_run_continues_when_its_settings_change(tmp_path: Path) -> None:
     start(tmp_path)
     end(tmp_path, None)
     assert valid_finish_record(tmp_path) is not None, "a run that was to save nothing has lost nothing"
@@ -152,7 +152,7 @@ def test_a_finished_run_goes_on_when_it_is_another_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "goes_on"),
+    ("change", "continues"),
     [
         pytest.param({"train.train_iters": 24}, True, id="more iterations"),
         pytest.param({"train.train_iters": 6}, False, id="fewer iterations"),
@@ -162,23 +162,23 @@ def test_a_finished_run_goes_on_when_it_is_another_run(tmp_path: Path) -> None:
     ],
 )
 def test_the_record_of_a_finished_run_stays_that_of_its_training(
-    tmp_path: Path, change: dict[str, Any], goes_on: bool
+    tmp_path: Path, change: dict[str, Any], continues: bool
 ) -> None:
-    """Else trace, diff and rerun would tell of settings with which nothing was trained."""
+    """Otherwise trace, diff and rerun would show settings that were never trained with."""
     (tmp_path / "checkpoint").mkdir()
     start(tmp_path)
     end(tmp_path, tmp_path / "checkpoint")
     before = (tmp_path / "config.yaml").read_text()
-    told = late_settings_warning(tmp_path, whole(**change))
+    message = late_settings_warning(tmp_path, whole(**change))
     start(tmp_path, whole(**change))
-    assert ((tmp_path / "config.yaml").read_text() != before) is goes_on
-    assert len(list((tmp_path / "starts").iterdir())) == 1 + goes_on
-    assert (valid_finish_record(tmp_path) is None) is goes_on
-    assert (told is None) is goes_on
-    assert goes_on or all(key in str(told) for key in change)
+    assert ((tmp_path / "config.yaml").read_text() != before) is continues
+    assert len(list((tmp_path / "starts").iterdir())) == 1 + continues
+    assert (valid_finish_record(tmp_path) is None) is continues
+    assert (message is None) is continues
+    assert continues or all(key in str(message) for key in change)
 
 
-def test_settings_that_are_those_of_the_training_are_not_told(tmp_path: Path) -> None:
+def test_unchanged_settings_give_no_warning(tmp_path: Path) -> None:
     (tmp_path / "checkpoint").mkdir()
     assert late_settings_warning(tmp_path, whole()) is None, "nothing was ever started"
     start(tmp_path)
@@ -225,7 +225,7 @@ trees = st.recursive(
     st.floats(1e-12, 1e3),
     st.text("a${}\\ ", max_size=6),
 )
-def test_a_frozen_configuration_reads_back_as_it_was(
+def test_a_saved_configuration_reads_back_unchanged(
     tmp_path_factory: pytest.TempPathFactory, free: dict[str, Any], rate: float, prompt: str
 ) -> None:
     """Whatever the text in it: ranks read this file and nothing else."""
@@ -258,14 +258,14 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("text", "told"), BAD.values(), ids=BAD)
-def test_a_configuration_that_is_none_is_told_with_its_file(tmp_path: Path, text: str | None, told: str) -> None:
+@pytest.mark.parametrize(("text", "message"), BAD.values(), ids=BAD)
+def test_an_invalid_configuration_is_reported_with_its_file(tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "config.yaml"
     if text is not None:
         path.write_text(text)
     with pytest.raises(UserError) as error:
         load_run_config(path)
-    assert str(error.value).startswith(str(path)) and told in str(error.value)
+    assert str(error.value).startswith(str(path)) and message in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -142,7 +142,7 @@ def test_empty_load_is_an_error_but_empty_save_is_not(tmp_path: Path) -> None:
 
 
 def test_all_problems_at_once(data: Path, tmp_path: Path) -> None:
-    """Model, schedule, numbers, batch and data are told together, before torch is imported."""
+    """Model, schedule, numbers, batch and data are reported together, before torch is imported."""
     changes = {
         "model.hidden_size": None,
         "scheduler.lr_decay_style": "none",
@@ -152,7 +152,7 @@ def test_all_problems_at_once(data: Path, tmp_path: Path) -> None:
     }
     with pytest.raises(UserError) as caught:
         validate_inputs(tiny_config(**changes), tmp_path / "nothing", 1)
-    told = [
+    message = [
         "model.hidden_size",
         "lr_decay_style=none",
         "log_interval=0",
@@ -160,8 +160,8 @@ def test_all_problems_at_once(data: Path, tmp_path: Path) -> None:
         "is not a multiple of train.micro_batch_size",
         "nothing does",
     ]
-    assert all(text in str(caught.value) for text in told), str(caught.value)
-    assert len(caught.value.problems) == len(told)
+    assert all(text in str(caught.value) for text in message), str(caught.value)
+    assert len(caught.value.problems) == len(message)
 
 
 def test_megatron_keys_are_not_silently_ignored(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

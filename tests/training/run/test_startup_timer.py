@@ -18,14 +18,14 @@ class Ticks:
         return self.at
 
 
-def test_parts_are_told_in_order_and_add_up() -> None:
+def test_stages_are_listed_in_order_and_add_up() -> None:
     clock = Ticks()
     startup = StartupTimer(clock, age=lambda: 2.5)
     for part, seconds in (("checks", 0.5), ("imports", 17.0), ("first step", 10.25)):
         clock.at += seconds
         startup.mark(part)
-    told = "first step done 30.2 s after the start: checks 3.0 s, imports 17.0 s, first step 10.2 s"
-    assert startup.sentence() == told
+    message = "first step done 30.2 s after the start: checks 3.0 s, imports 17.0 s, first step 10.2 s"
+    assert startup.sentence() == message
 
 
 def test_a_part_ends_once() -> None:

@@ -18,7 +18,7 @@ def test_signal_is_kept_until_asked_for(number: signal.Signals) -> None:
     assert signal.getsignal(number) is before
 
 
-def test_entered_again_it_goes_on_until_the_outer_end() -> None:
+def test_the_outermost_exit_restores_the_handlers() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with StopRequest() as stop:
         with stop:
