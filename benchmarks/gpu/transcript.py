@@ -13,7 +13,7 @@ from pathlib import Path
 STARTS = (
     *("$ ", "fresh start", "resuming", "removing", "removed", "new phase", "adapted", "first step done", "iterations "),
     *("validation", "warning", "error", "stopped", "finished", "already finished", "Run ", "training loss", "speed"),
-    *("TOLD", "stretches:", "sample  ", "[exiting program", "[exit code"),
+    *("TOLD", "stretches:", "spans:", "sample  ", "[exiting program", "[exit code"),
 )
 ITERATION = re.compile(r"iteration +\d")
 PYTEST = re.compile(r"(\[gw\d+\] \[ *\d+%\] )?(PASSED|FAILED|ERROR) |=+ .*(passed|failed)")

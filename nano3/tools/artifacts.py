@@ -1,4 +1,4 @@
-"""What the local store holds and what was made from what.
+"""Show the artifacts in the local store and what each was made from.
 
 nano3 artifacts list
 nano3 artifacts show DataBlendsArtifact-pretrain:sample
@@ -14,60 +14,63 @@ from nano3.artifacts import store
 from nano3.utils.console import print_problems, say, table
 from nano3.utils.errors import Failure
 
-HELP = "list artifacts, show one, or follow its lineage"
+HELP = "list artifacts, show one, or print its lineage"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the tool's arguments."""
     what = parser.add_subparsers(dest="what", required=True)
-    what.add_parser("list", help="every version of every artifact")
+    what.add_parser("list", help="list every version of every artifact")
     for name, text in (
-        ("show", "all that is known of one"),
-        ("lineage", "what it was made from, back to the beginning"),
+        ("show", "show everything that is recorded about an artifact"),
+        ("lineage", "show all artifacts that it was made from, directly or indirectly"),
     ):
         what.add_parser(name, help=text).add_argument("reference", help="name, name:latest, name:v3 or name:<alias>")
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the tool and return its exit code."""
     if args.what == "list":
-        return list_all()
+        return list_artifacts()
     artifact = store.find_artifact(args.reference)
     if args.what == "show":
         say(json.dumps({"reference": artifact.reference, **asdict(artifact)}, indent=2))
     else:
-        lineage(artifact, 0)
+        print_lineage(artifact, 0)
     return 0
 
 
-def list_all() -> int:
-    """The table of all that can be read; exit code 1, and what to do, when some cannot."""
-    rows, damaged = [], []
+def list_artifacts() -> int:
+    """Print a table of all readable artifacts and the problems of the others; return 1 if there are any, else 0."""
+    rows, problems = [], []
     for name in store.names():
-        tags = store.aliases(name)
-        damaged += store.damaged_aliases(name)
+        aliases = store.aliases(name)
+        problems += store.damaged_aliases(name)
         for version in store.versions(name):
             try:
-                a = store.load(name, version)
+                artifact = store.load(name, version)
             except Failure as error:
-                damaged += error.problems
+                problems += error.problems
                 continue
-            known = ", ".join(sorted(t for t, v in tags.items() if v == version))
-            gone = "" if Path(a.path).exists() else "  (not there any more)"
-            rows.append([name, f"v{version}", known, a.created, a.path + gone])
+            own = ", ".join(sorted(alias for alias, number in aliases.items() if number == version))
+            missing = "" if Path(artifact.path).exists() else "  (no longer exists)"
+            rows.append([name, f"v{version}", own, artifact.created, artifact.path + missing])
     if rows:
         table(f"Artifacts in {store.home()}", ["name", "version", "aliases", "created", "path"], rows)
-    elif not damaged:
+    elif not problems:
         say(f"no artifacts in {store.home()}")
-    print_problems(damaged)
-    return Failure.exit_code if damaged else 0
+    print_problems(problems)
+    return Failure.exit_code if problems else 0
 
 
-def lineage(artifact: store.Artifact, depth: int) -> None:
+def print_lineage(artifact: store.Artifact, depth: int) -> None:
+    """Print an artifact and, indented below it, everything that it was made from."""
     say(f"{'  ' * depth}{artifact.reference}  {artifact.path}  ({artifact.created}, {artifact.creator})")
     for reference in artifact.inputs:
         name, _, version = reference.rpartition(":v")
         try:
-            made_from = store.load(name, int(version))
+            source = store.load(name, int(version))
         except FileNotFoundError:
             say(f"{'  ' * (depth + 1)}{reference}  (not in this store)")
         else:
-            lineage(made_from, depth + 1)
+            print_lineage(source, depth + 1)

@@ -1,96 +1,114 @@
-"""What differs between two runs: configuration, data, code, packages; of each its newest start.
+"""Compare the newest starts of two runs: configuration, data, code and packages.
 
 nano3 diff tiny tiny-lr2
 """
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-from nano3.tools._folders import RUNS, run_folder
+from nano3.tools._arguments import RUNS, find_run
 from nano3.training.run.record import latest_start_dir
 from nano3.utils.console import say, table
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import read_json
 from nano3.utils.tree import leaves
 
-HELP = "what differs between two runs"
-NOTHING = "-"
-Rows = dict[str, Any]
+HELP = "compare two runs"
+ABSENT = "-"
+Values = dict[str, Any]
+
+
+class StartRecord(NamedTuple):
+    """What is recorded about one start of a run, each part by key.
+
+    Attributes:
+        configuration: Values by dotted key. Paths in the run's own folder begin with RUN.
+        data: Reference, path and fingerprint of the data.
+        code: Commit, and the text of the uncommitted changes.
+        packages: Version of Python and of each package.
+    """
+
+    configuration: Values
+    data: Values
+    code: Values
+    packages: Values
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the tool's arguments."""
     for name in ("a", "b"):
         parser.add_argument(name, metavar=f"RUN_{name.upper()}", help=f"run folder, or its name under {RUNS}")
 
 
 def run(args: argparse.Namespace) -> int:
-    a, b = run_folder(args.a), run_folder(args.b)
-    problems = [problem for folder in dict.fromkeys((a, b)) if (problem := not_a_run(folder))]
-    if problems:
+    """Run the tool and return its exit code."""
+    a, b = find_run(args.a), find_run(args.b)
+    if problems := [problem for folder in dict.fromkeys((a, b)) if (problem := missing_start_problem(folder))]:
         raise UserError(problems)
     same = []
-    for what, left, right in zip(("configuration", "data", "code", "packages"), facts(a), facts(b), strict=True):
-        rows = differences(left, right)
-        if rows:
-            table(f"{what}: {len(rows)} differ", ["what", str(a), str(b)], rows)
+    for name, left, right in zip(StartRecord._fields, read_start_record(a), read_start_record(b), strict=True):
+        if rows := differing_rows(left, right):
+            table(f"{name}: {len(rows)} different", ["key", str(a), str(b)], rows)
         else:
-            same.append(what)
+            same.append(name)
     if same:
         say(f"the same: {', '.join(same)}")
     return 0
 
 
-def not_a_run(folder: Path) -> str | None:
-    """Why a folder cannot be compared."""
-    if latest_start_dir(folder) is None:
-        return f"{folder}: no start is recorded there (no starts/*/start.json): name a run, or a point of a sweep."
+def missing_start_problem(run_dir: Path) -> str | None:
+    """Return the problem of a folder without a recorded start, or None if it has one."""
+    if latest_start_dir(run_dir) is None:
+        return f"{run_dir}: no start is recorded there (no starts/*/start.json). Give a run, or a point of a sweep."
     return None
 
 
-def facts(folder: Path) -> tuple[Rows, Rows, Rows, Rows]:
-    """Configuration, data, code and packages of a run's newest start. Raises `Failure` for a damaged record."""
-    start = latest_start_dir(folder)
+def read_start_record(run_dir: Path) -> StartRecord:
+    """Return the record of a run's newest start; raise Failure if it is damaged."""
+    start = latest_start_dir(run_dir)
     assert start is not None
     try:
         config = yaml.safe_load((start / "config.yaml").read_text())
         record = read_json(start / "start.json")
-        code = {**record["code"], "uncommitted": changes(start)}
-        packages = {"python": record["python"], **record["packages"]}
-        own = str(folder.absolute())
-        return {k: placed(v, own) for k, v in leaves(config)}, dict(record["data"]), code, packages
+        return StartRecord(
+            {key: _shorten_own_path(value, str(run_dir.absolute())) for key, value in leaves(config)},
+            dict(record["data"]),
+            {**record["code"], "uncommitted": _uncommitted_changes(start)},
+            {"python": record["python"], **record["packages"]},
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        what = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise Failure(
-            f"{start}: the record of this start is damaged: {what}. Start the run again to renew it."
+            f"{start}: the record of this start is damaged: {reason}. Start the run again to renew it."
         ) from None
 
 
-def changes(start: Path) -> str:
-    """The uncommitted changes of a start, so that equal ones compare equal."""
+def _uncommitted_changes(start: Path) -> str:
+    """Return the recorded diff of a start, "" without one. The text itself is compared, not its size."""
     path = start / "code.diff"
     return path.read_text(errors="replace") if path.exists() else ""
 
 
-def placed(value: Any, own: str) -> Any:
-    """A place in the run's own folder, written so that it is the same for both."""
-    return value.replace(own, "RUN", 1) if isinstance(value, str) and value.startswith(own) else value
+def _shorten_own_path(value: Any, run_dir: str) -> Any:
+    """Replace the run's own folder by RUN, so that such paths compare equal."""
+    return value.replace(run_dir, "RUN", 1) if isinstance(value, str) and value.startswith(run_dir) else value
 
 
-def differences(a: Rows, b: Rows) -> list[tuple[str, str, str]]:
-    """What is not the same, with both values; keys in the order of `a`, then those of `b` alone."""
+def differing_rows(a: Values, b: Values) -> list[tuple[str, str, str]]:
+    """Return (key, value in a, value in b) for keys whose values differ, in the order of `a`, then of `b`."""
     keys = [*a, *(key for key in b if key not in a)]
     return [
-        (key, shown(key, a.get(key, NOTHING)), shown(key, b.get(key, NOTHING)))
+        (key, format_value(key, a.get(key, ABSENT)), format_value(key, b.get(key, ABSENT)))
         for key in keys
-        if a.get(key, NOTHING) != b.get(key, NOTHING)
+        if a.get(key, ABSENT) != b.get(key, ABSENT)
     ]
 
 
-def shown(key: str, value: Any) -> str:
-    """A value for the table; of a diff its size."""
+def format_value(key: str, value: Any) -> str:
+    """Return a value as text for a table. Uncommitted changes are shown by their size."""
     if key == "uncommitted":
         return f"{value.count(chr(10)):,} lines (starts/*/code.diff)" if value else "none"
     return "null" if value is None else str(value)

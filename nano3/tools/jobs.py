@@ -1,4 +1,4 @@
-"""Runs, here and on Slurm: state, iteration, loss.
+"""List runs on this machine and on Slurm with their state, iteration and loss.
 
 nano3 jobs                              runs under output/nano3/runs
 nano3 jobs output/nano3/runs/my_sweep   the points of one sweep
@@ -9,63 +9,67 @@ from pathlib import Path
 
 from launch import job_records, local_job, slurm
 from launch.follow import describe_state, last_metrics, loss_text
-from nano3.tools import _local
-from nano3.tools._folders import RUNS, run_folders
+from nano3.tools._arguments import RUNS, find_runs_below
+from nano3.tools._local_runs import local_state, newest_start_is_local
 from nano3.utils.console import print_problems, say, table, warn
 from nano3.utils.errors import Failure, Nano3Error, UserError
 
-HELP = "list runs with their state, here or on Slurm"
+HELP = "list runs with their state, on this machine or on Slurm"
 _COLUMNS = ("run", "job", "state", "exit", "iteration", "loss", "started")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folders", nargs="*", type=Path, default=[RUNS], help=f"run folders or their parents ({RUNS})")
+    """Add the tool's arguments."""
+    parser.add_argument(
+        "folders", nargs="*", type=Path, default=[RUNS], help=f"run folders or their parents (default: {RUNS})"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the tool and return its exit code."""
     missing = [folder for folder in args.folders if not folder.is_dir()]
     if missing and args.folders != [RUNS]:
         raise UserError([f"There is no folder {folder}." for folder in missing])
-    runs = sorted({found for folder in args.folders if folder.is_dir() for found in run_folders(folder)})
+    runs = sorted({run_dir for folder in args.folders if folder.is_dir() for run_dir in find_runs_below(folder)})
     if not runs:
         say(f"No runs under {', '.join(map(str, args.folders))}.")
         return 0
-    last, damaged = _last_jobs(runs)
-    states = _states([entry for entry in last.values() if entry])
+    last, problems = _last_jobs(runs)
+    states = _states([record for record in last.values() if record])
     table("runs", _COLUMNS, [_row(run_dir, states) for run_dir in last], right=("exit", "iteration", "loss"))
-    print_problems(damaged)
-    return Failure.exit_code if damaged else 0
+    print_problems(problems)
+    return Failure.exit_code if problems else 0
 
 
 def _last_jobs(runs: list[Path]) -> tuple[dict[Path, job_records.JobRecord | None], list[str]]:
-    """The newest job of each run whose jobs can be read, None for one without; and what is wrong with the others."""
-    found: dict[Path, job_records.JobRecord | None] = {}
-    damaged: list[str] = []
+    """Return the newest Slurm job of each run (None if it has none), and the problems of unreadable job records."""
+    last: dict[Path, job_records.JobRecord | None] = {}
+    problems: list[str] = []
     for run_dir in runs:
         try:
-            found[run_dir] = next(reversed(job_records.read_records(run_dir)), None)
+            last[run_dir] = next(reversed(job_records.read_records(run_dir)), None)
         except Nano3Error as error:
-            damaged += error.problems
-    return found, damaged
+            problems += error.problems
+    return last, problems
 
 
-def _states(entries: list[job_records.JobRecord]) -> dict[str, slurm.JobState]:
-    """Slurm is asked only about jobs whose end has not been noted."""
-    states = {e.id: slurm.JobState(e.state, e.exit_code or 0) for e in entries if e.state}
+def _states(records: list[job_records.JobRecord]) -> dict[str, slurm.JobState]:
+    """Return states by job id. Slurm is queried only for jobs without a recorded end."""
+    states = {r.id: slurm.JobState(r.state, r.exit_code or 0) for r in records if r.state}
     try:
-        return states | slurm.states(e.id for e in entries if not e.state)
+        return states | slurm.states(r.id for r in records if not r.state)
     except Failure as error:
         warn(str(error))
         return states
 
 
 def _row(run_dir: Path, states: dict[str, slurm.JobState]) -> tuple[object, ...]:
+    """Return a run's cells for the table."""
     metrics = last_metrics(run_dir)
     progress = (metrics.get("iteration", ""), loss_text(metrics))
-    if _local.is_newest(run_dir):
-        here, start = _local.state_of(run_dir), local_job.newest_local_job(run_dir)
-        code = "" if here.code is None else here.code
-        return (run_dir, "", here, code, *progress, start.started if start else "")
+    if newest_start_is_local(run_dir):
+        local, job = local_state(run_dir), local_job.newest_local_job(run_dir)
+        return (run_dir, "", local, "" if local.code is None else local.code, *progress, job.started if job else "")
     last = job_records.read_records(run_dir)[-1]
     state = states.get(last.id, slurm.UNKNOWN)
     return (run_dir, last.id, describe_state(state), state.code if state.ended else "", *progress, last.submitted)

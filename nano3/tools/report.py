@@ -1,4 +1,4 @@
-"""One page about one run or several: how each ended, their curves, and what differs between their configurations.
+"""Write one HTML page about runs: how each ended, their curves, and the differences between their configurations.
 
 nano3 report quickstart
 nano3 report output/nano3/runs/sweep --output sweep.html
@@ -12,18 +12,18 @@ from collections.abc import Sequence
 from datetime import datetime
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nano3
-from nano3.tools._folders import RUNS, run_folder, run_folders
-from nano3.tools.diff import facts, not_a_run, shown
+from nano3.tools._arguments import RUNS, find_run, find_runs_below
+from nano3.tools.diff import ABSENT, StartRecord, format_value, missing_start_problem, read_start_record
 from nano3.training.run.record import latest_start_dir, read_finish_record
 from nano3.utils.console import say
 from nano3.utils.errors import UserError
 from nano3.utils.files import write_text
 
-HELP = "one HTML page about runs: results, curves, what differs"
-END = 20  # lines of the log whose median is the speed told
+HELP = "write one HTML page about runs: results, curves, differences"
+SPEED_LINES = 20  # the speed is the median over this many lines of metrics at the end
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1240px; margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 1.5em; margin-bottom: 0; } h2 { font-size: 1.15em; margin-top: 2em; }
@@ -36,22 +36,37 @@ th:first-child, td:first-child, .left td, .left th { text-align: left; } tr.best
 """
 
 
+# Lines of metrics.jsonl.
+Lines = list[dict[str, Any]]
+
+
+class ReportedRun(NamedTuple):
+    """What the page shows of a run."""
+
+    folder: Path
+    lines: Lines
+    record: StartRecord
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the tool's arguments."""
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help=f"run folder or its name under {RUNS}, or a folder of runs (a sweep)"
     )
-    parser.add_argument("--output", metavar="FILE", help="where to write (RUN/report.html; ./report.html of several)")
+    parser.add_argument(
+        "--output", metavar="FILE", help="file to write (default: RUN/report.html, or ./report.html for several runs)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    folders = list(dict.fromkeys(folder for name in args.runs for folder in found(name)))
-    problems = [problem for folder in folders if (problem := not_a_run(folder))]
-    if problems:
+    """Run the tool and return its exit code."""
+    folders = list(dict.fromkeys(folder for name in args.runs for folder in find_started_runs(name)))
+    if problems := [problem for folder in folders if (problem := missing_start_problem(folder))]:
         raise UserError(problems)
     target = Path(args.output or (folders[0] / "report.html" if len(folders) == 1 else "report.html"))
     if target.is_dir():
-        raise UserError(f"--output {target}: is a folder; name a file, as in --output {target}/report.html")
-    page = make_page(names_of(folders), "nano3 report " + shlex.join(args.runs))
+        raise UserError(f"--output {target} is a folder. Name a file: --output {target}/report.html")
+    page = make_page(unique_names(folders), "nano3 report " + shlex.join(args.runs))
     try:
         write_text(target, page)
     except OSError as error:
@@ -60,127 +75,157 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def found(name: str) -> list[Path]:
-    """The run that a name means, or the runs in the folder that it means."""
-    folder = run_folder(name)
-    return sorted(inside for inside in run_folders(folder) if latest_start_dir(inside)) or [folder]
+def find_started_runs(name: str) -> list[Path]:
+    """Return the run with a name, or all started runs in the folder with that name."""
+    folder = find_run(name)
+    return sorted(run_dir for run_dir in find_runs_below(folder) if latest_start_dir(run_dir)) or [folder]
 
 
-def names_of(folders: Sequence[Path]) -> dict[str, Path]:
-    """Short names that tell the runs apart."""
+def unique_names(folders: Sequence[Path]) -> dict[str, Path]:
+    """Return the folders by their shortest names that differ: the same number of last path components for all."""
     absolute = [folder.absolute() for folder in folders]
-    for parts in range(1, max(len(path.parts) for path in absolute)):
-        names = ["/".join(path.parts[-parts:]) for path in absolute]
+    for count in range(1, max(len(path.parts) for path in absolute)):
+        names = ["/".join(path.parts[-count:]) for path in absolute]
         if len(set(names)) == len(names):
             break
     return dict(zip(names, folders, strict=True))
 
 
-def make_page(runs: dict[str, Path], command: str) -> str:
-    """The page; it needs nothing beside it. Raises `Failure` for a damaged run, `UserError` without matplotlib."""
+def make_page(folders: dict[str, Path], command: str) -> str:
+    """Return the page as self-contained HTML.
+
+    Args:
+        folders: Run folders by name.
+        command: Command shown at the top of the page.
+
+    Raises:
+        UserError: matplotlib is not installed.
+        Failure: A file of a run is damaged.
+    """
     from nano3.training.run.metrics import read_metrics
 
-    lines = {name: read_metrics(folder) for name, folder in runs.items()}
-    known = {name: facts(folder) for name, folder in runs.items()}
+    lines = {name: read_metrics(folder) for name, folder in folders.items()}
+    runs = {name: ReportedRun(folder, lines[name], read_start_record(folder)) for name, folder in folders.items()}
     title = next(iter(runs)) if len(runs) == 1 else f"{len(runs)} runs"
-    made = (
-        f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z} by nano3 {nano3.__version__}: <code>{escape(command)}</code>"
-    )
-    parts = [
+    time = f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"
+    made = f"{time} by nano3 {nano3.__version__}: <code>{escape(command)}</code>"
+    sections = [
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
         f"<style>{STYLE}</style></head><body><h1>{escape(title)}</h1><p class='made'>{made}</p>",
         "<h2>Results</h2>",
-        results(runs, lines, known),
+        results_table(runs),
         "<h2>Curves</h2>",
-        curves(lines),
-        "<h2>What differs</h2>" if len(runs) > 1 else "<h2>Configuration</h2>",
-        differences(known),
+        draw_curves(lines),
+        "<h2>Differences</h2>" if len(runs) > 1 else "<h2>Configuration</h2>",
+        record_tables({name: run.record for name, run in runs.items()}),
         "</body></html>\n",
     ]
-    return "\n".join(parts)
+    return "\n".join(sections)
 
 
-def results(runs: dict[str, Path], lines: dict[str, list[dict[str, Any]]], known: dict[str, Any]) -> str:
-    """One line a run; the one with the lowest last validation loss is marked where losses can be compared: of the same
-    data, and measured after training has begun."""
-    last = {name: [line for line in lines[name] if "valid_loss" in line and line["iteration"]][-1:] for name in runs}
-    ended = {n: found[0]["valid_loss"] for n, found in last.items() if found and math.isfinite(found[0]["valid_loss"])}
-    data = {known[name][1].get("fingerprint") for name in ended}
-    best = min(ended, key=lambda name: ended[name]) if len(ended) > 1 and len(data) == 1 else None
+def results_table(runs: dict[str, ReportedRun]) -> str:
+    """Return a table with one row per run.
+
+    The run with the lowest last validation loss is marked if the losses can be compared: they were measured on the
+    same data, after training had started.
+    """
+    losses: dict[str, float] = {}
+    for name, run in runs.items():
+        last = [line["valid_loss"] for line in run.lines if "valid_loss" in line and line["iteration"]][-1:]
+        if last and math.isfinite(last[0]):
+            losses[name] = last[0]
+    data = {runs[name].record.data.get("fingerprint") for name in losses}
+    best = min(losses, key=lambda name: losses[name]) if len(losses) > 1 and len(data) == 1 else None
     columns = ["run", "state", "tokens", "training loss", "validation loss", "tokens/s", "MFU", "hours", "data", "code"]
-    rows = [[name, *result(folder, lines[name], known[name])] for name, folder in runs.items()]
-    return html_table(columns, rows, best=best)
+    return html_table(columns, [[name, *result_cells(run)] for name, run in runs.items()], best=best)
 
 
-def result(folder: Path, lines: list[dict[str, Any]], known: tuple[dict[str, Any], ...]) -> list[str]:
-    """State, tokens, losses, speed, hours, data and code of a run."""
+def result_cells(run: ReportedRun) -> list[str]:
+    """Return a run's state, tokens, losses, speed, hours, data and code."""
     from nano3.training.reports.summary import final_loss
 
-    config, data, code, _ = known
-    train = [line for line in lines if "loss" in line]
-    valid = [line for line in lines if "valid_loss" in line]
+    configuration, data, code, _ = run.record
+    train = [line for line in run.lines if "loss" in line]
+    valid = [line for line in run.lines if "valid_loss" in line]
     commit = f"{(code.get('commit') or '-')[:9]}{'+' * bool(code.get('uncommitted'))}"
-    tail = [str(data.get("reference", "-")), commit]
+    origin = [str(data.get("reference", "-")), commit]
     if not train:
-        return ["not begun", *[""] * 6, *tail]
-    whole = config.get("train.train_iters")
-    done = train[-1]["iteration"]
-    finish = read_finish_record(folder)  # later than the last line when log_interval does not divide it
+        return ["not started", *[""] * 6, *origin]
+    total = configuration.get("train.train_iters")
+    logged = train[-1]["iteration"]
+    finish = read_finish_record(run.folder)  # later than the last line if log_interval does not divide it
     ended = finish["iteration"] if finish else None
-    state = "finished" if ended is not None and ended >= (whole or 0) else f"at {max(done, ended or 0):,} of {whole:,}"
-    elapsed = [line["elapsed_s"] for line in lines if "elapsed_s" in line]
+    finished = ended is not None and ended >= (total or 0)
+    elapsed = [line["elapsed_s"] for line in run.lines if "elapsed_s" in line]
     return [
-        state,
+        "finished" if finished else f"at {max(logged, ended or 0):,} of {total:,}",
         f"{train[-1]['consumed_tokens']:,}",
         f"{final_loss(train):.4f}",
-        measured(valid[-1], done) if valid else "",
-        usual(train, "tokens_per_s", "{:,.0f}"),
-        usual(train, "mfu", "{:.1%}"),
+        format_valid_loss(valid[-1], logged) if valid else "",
+        recent_median(train, "tokens_per_s", "{:,.0f}"),
+        recent_median(train, "mfu", "{:.1%}"),
         f"{elapsed[-1] / 3600:.2f}" if elapsed else "",
-        *tail,
+        *origin,
     ]
 
 
-def measured(line: dict[str, Any], done: int) -> str:
-    """A validation loss, with its iteration when the run has gone on since."""
-    at = f" (at {line['iteration']:,})" if line["iteration"] < done else ""
+def format_valid_loss(line: dict[str, Any], iteration: int) -> str:
+    """Return a validation loss, with its iteration if that is before `iteration`."""
+    at = f" (at {line['iteration']:,})" if line["iteration"] < iteration else ""
     return f"{line['valid_loss']:.4f}{at}"
 
 
-def usual(train: list[dict[str, Any]], key: str, form: str) -> str:
-    """The median of a metric's last lines."""
-    values = [line[key] for line in train[-END:] if line.get(key) is not None]
+def recent_median(train: Lines, key: str, form: str) -> str:
+    """Return the median of a metric over the last lines, or "" if they do not have it.
+
+    Args:
+        train: Lines with training metrics.
+        key: Name of the metric.
+        form: Format string for the value.
+    """
+    values = [line[key] for line in train[-SPEED_LINES:] if line.get(key) is not None]
     return form.format(statistics.median_high(values)) if values else ""
 
 
-def curves(lines: dict[str, list[dict[str, Any]]]) -> str:
-    """Every metric that the runs have, as a picture."""
+def draw_curves(lines: dict[str, Lines]) -> str:
+    """Return a picture of every metric that the runs have; raise UserError without matplotlib."""
     from nano3.training.reports.curves import CURVES, draw_curve
 
     try:
         drawn = [picture for curve in CURVES if (picture := draw_curve(curve, lines))]
     except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed, and it draws the curves: pip install 'nano3[train]'") from None
+        raise UserError(
+            f"{error.name} is required for the curves, but not installed: pip install 'nano3[train]'"
+        ) from None
     return f"<div class='curves'>{''.join(drawn)}</div>" if drawn else "<p>There are no metrics yet.</p>"
 
 
-def differences(known: dict[str, Any]) -> str:
-    """Keys whose values are not the same in all runs; of a single run everything."""
-    parts = []
-    for number, what in enumerate(("configuration", "data", "code", "packages")):
-        values = {name: every[number] for name, every in known.items()}
-        keys = dict.fromkeys(key for one in values.values() for key in one)
-        told = [key for key in keys if len(known) == 1 or len({repr(one.get(key, "-")) for one in values.values()}) > 1]
-        rows = [[key, *(shown(key, one.get(key, "-")) for one in values.values())] for key in told]
+def record_tables(records: dict[str, StartRecord]) -> str:
+    """Return tables of the keys whose values differ between runs. For a single run they show all keys."""
+    tables = []
+    for name in StartRecord._fields:
+        values = {run: getattr(record, name) for run, record in records.items()}
+        rows = [
+            [key, *(format_value(key, own.get(key, ABSENT)) for own in values.values())]
+            for key in dict.fromkeys(key for own in values.values() for key in own)
+            if len(records) == 1 or len({repr(own.get(key, ABSENT)) for own in values.values()}) > 1
+        ]
         if rows:
-            parts.append(f"<h3>{what}</h3>" + html_table(["", *known], rows, left=True))
-    return "\n".join(parts) or "<p>Nothing: configuration, data, code and packages are the same.</p>"
+            tables.append(f"<h3>{name}</h3>" + html_table(["", *records], rows, left=True))
+    return "\n".join(tables) or "<p>None: configuration, data, code and packages are the same.</p>"
 
 
 def html_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], best: str | None = None, left: bool = False
 ) -> str:
-    """A table; the row that begins with `best` is marked."""
+    """Return an HTML table.
+
+    Args:
+        columns: Column titles.
+        rows: Cells as plain text.
+        best: First cell of the row to mark, if any.
+        left: Whether to align all columns to the left.
+    """
     head = "".join(f"<th>{escape(name)}</th>" for name in columns)
     body = ""
     for row in rows:

@@ -1,9 +1,9 @@
-"""Follow a run as the command that started it would: rank 0's log, then its exit code.
+"""Follow a run like the command that started it: print rank 0's log, then return the run's exit code.
 
 nano3 tail output/nano3/runs/tiny
 nano3 tail tiny -n 100 --no-follow
 
-A run of one process here writes to the terminal that started it: of such a run metrics.jsonl is shown.
+A run of one process on this machine writes to the terminal that started it. For such a run, metrics.jsonl is shown.
 """
 
 import argparse
@@ -13,79 +13,93 @@ from pathlib import Path
 from launch import job_records, local_job, slurm
 from launch.follow import LogStream, describe_state, follow, read_tail_and_size, say
 from launch.submit import SubmittedJob
-from nano3.tools import _local
-from nano3.tools._arguments import at_least
-from nano3.tools._folders import RUNS, run_folder, run_folders
+from nano3.tools._arguments import RUNS, at_least, find_run, find_runs_below
+from nano3.tools._local_runs import local_state, newest_start_is_local
 from nano3.utils.errors import INTERRUPTED_EXIT_CODE, UserError
 
 HELP = "show and follow the log of a run"
-_LOOK_S = 0.5
+_POLL_SECONDS = 0.5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the tool's arguments."""
     parser.add_argument("run", help=f"run folder, or its name under {RUNS}")
-    parser.add_argument("-n", "--lines", type=at_least(0), default=20, help="lines of the log to begin with (20)")
-    parser.add_argument("--rank", type=at_least(0), default=0, help="show the log of this rank (0)")
+    parser.add_argument(
+        "-n", "--lines", type=at_least(0), default=20, help="lines of the log to begin with (default: 20)"
+    )
+    parser.add_argument("--rank", type=at_least(0), default=0, help="show the log of this rank (default: 0)")
     parser.add_argument("--no-follow", action="store_true", help="show these lines and stop")
 
 
 def run(args: argparse.Namespace) -> int:
-    run_dir = run_folder(args.run)
-    refuse_sweep(run_dir)
-    if _local.is_newest(run_dir):
-        return tail_here(run_dir, args)
-    entry = job_records.read_records(run_dir)[-1]
-    job = SubmittedJob(entry.id, run_dir, Path(entry.log).parent)
+    """Run the tool and return its exit code."""
+    run_dir = find_run(args.run)
+    check_is_run(run_dir)
+    if newest_start_is_local(run_dir):
+        return tail_local_run(run_dir, args)
+    record = job_records.read_records(run_dir)[-1]
+    job = SubmittedJob(record.id, run_dir, Path(record.log).parent)
     text, size = read_tail_and_size(job.log(args.rank), args.lines)
     print(text, end="", flush=True)
-    if args.no_follow or entry.state:
-        state = slurm.JobState(entry.state, entry.exit_code or 0) if entry.state else slurm.states([entry.id])[entry.id]
-        say(f"job {entry.id} {describe_state(state)}; log: {job.log(args.rank)}")
+    if args.no_follow or record.state:
+        if record.state:
+            state = slurm.JobState(record.state, record.exit_code or 0)
+        else:
+            state = slurm.states([record.id])[record.id]
+        say(f"job {record.id} {describe_state(state)}; log: {job.log(args.rank)}")
         return 0
     try:
         return follow(job, rank=args.rank, offset=size)
     except KeyboardInterrupt:
-        say(f"job {entry.id} goes on")
+        say(f"job {record.id} continues")
         return INTERRUPTED_EXIT_CODE
 
 
-def tail_here(run_dir: Path, args: argparse.Namespace) -> int:
-    """The same for a run on this machine."""
-    log = log_here(run_dir, args.rank)
+def tail_local_run(run_dir: Path, args: argparse.Namespace) -> int:
+    """Show and follow a run on this machine; return its exit code, or 0 with --no-follow."""
+    log = local_log(run_dir, args.rank)
     text, size = read_tail_and_size(log, args.lines)
     print(text, end="", flush=True)
     stream = LogStream(log, size)
     try:
-        while not args.no_follow and _local.state_of(run_dir).holder:
+        while not args.no_follow and local_state(run_dir).holder:
             stream.copy()
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
-        say(f"{run_dir} goes on")
+        say(f"{run_dir} continues")
         return INTERRUPTED_EXIT_CODE
     stream.copy()
-    state = _local.state_of(run_dir)
+    state = local_state(run_dir)
     say(f"{run_dir}: {state}; log: {log}")
     return 0 if args.no_follow else state.exit_code
 
 
-def log_here(run_dir: Path, rank: int) -> Path:
-    """Where the output of a rank is, or the best there is; says so when that is not the output."""
-    start = local_job.newest_local_job(run_dir)
-    kept = Path(start.log) if start and start.log and rank == 0 else run_dir / "logs" / f"rank_{rank}.log"
-    if kept.exists():
-        return kept
+def local_log(run_dir: Path, rank: int) -> Path:
+    """Return the log of a rank, or the metrics file of a run that wrote to its terminal.
+
+    Args:
+        run_dir: Run folder.
+        rank: Number of the rank.
+
+    Raises:
+        UserError: There is no log of this rank, and it is not rank 0.
+    """
+    job = local_job.newest_local_job(run_dir)
+    log = Path(job.log) if job and job.log and rank == 0 else run_dir / "logs" / f"rank_{rank}.log"
+    if log.exists():
+        return log
     if rank:
-        raise UserError(f"{run_dir}: there is no log of rank {rank} ({kept}).")
-    whose = f" (process {start.pid} on {start.host})" if start else ""
-    say(f"{run_dir}: its output went to the terminal that started it{whose}; these are its metrics")
+        raise UserError(f"{run_dir}: there is no log of rank {rank} ({log}).")
+    process = f" (process {job.pid} on {job.host})" if job else ""
+    say(f"{run_dir}: its output went to the terminal that started it{process}; these are its metrics")
     return run_dir / "metrics.jsonl"
 
 
-def refuse_sweep(run_dir: Path) -> None:
-    """A sweep has no log of its own. Raises `UserError`."""
-    folders = list(run_folders(run_dir))
-    if run_dir in folders:
+def check_is_run(folder: Path) -> None:
+    """Raise UserError if a folder is a sweep, which has no log of its own, or no run at all."""
+    run_dirs = list(find_runs_below(folder))
+    if folder in run_dirs:
         return
-    if folders:
-        raise UserError(f"{run_dir} is a sweep. Name one of its points: {', '.join(sorted(map(str, folders)))}.")
-    raise UserError(f"{run_dir}: no run was started there. `nano3 jobs` lists what there is.")
+    if run_dirs:
+        raise UserError(f"{folder} is a sweep. Name one of its points: {', '.join(sorted(map(str, run_dirs)))}.")
+    raise UserError(f"{folder}: no run was started there. `nano3 jobs` lists all runs.")

@@ -287,7 +287,7 @@ def test_a_damaged_file_is_named_and_hides_nothing_else(
     store.register(DATA, folder, "plan1", alias="math")
     store.register(DATA, folder.parent, "plan2", alias="code")
     (home / DATA / file).write_text(content)
-    assert artifacts_tool.list_all() == 1
+    assert artifacts_tool.list_artifacts() == 1
     out, err = capsys.readouterr()
     assert f"{DATA}  v2" in out and "code, latest" in out
     assert str(home / DATA / file) in err and told in err
@@ -315,7 +315,7 @@ def test_a_version_whose_folder_is_gone_is_listed_as_such(
     """As most checkpoints of a long run are (checkpoint.keep_last)."""
     store.register(DATA, folder, "plan1")
     store.register(DATA, folder.parent / "gone", "plan2")
-    assert artifacts_tool.list_all() == 0
+    assert artifacts_tool.list_artifacts() == 0
     first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith(DATA))
     assert first.rstrip().endswith(str(folder))
-    assert second.rstrip().endswith(f"{folder.parent / 'gone'}  (not there any more)")
+    assert second.rstrip().endswith(f"{folder.parent / 'gone'}  (no longer exists)")

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 from nano3.artifacts import resolver, store
 from nano3.artifacts.names import slugify
-from nano3.tools import _folders
 from nano3.tools import artifacts as tool
+from nano3.tools._arguments import find_data
 from nano3.utils.errors import Failure, UserError
 
 
@@ -51,7 +51,7 @@ def test_files_that_no_registration_writes_are_no_versions(folder: Path, home: P
     store.register("Data", folder, "plan")
     (home / "Data" / name).write_text("{}")
     assert store.versions("Data") == [1] and store.resolve("Data").version == 1
-    assert tool.list_all() == 0
+    assert tool.list_artifacts() == 0
     assert store.register("Data", folder, "other").version == 2
 
 
@@ -61,7 +61,7 @@ def test_strange_things_in_the_store_hide_nothing(folder: Path, home: Path, caps
     (home / "empty").mkdir()
     (home / "Data" / "notes").mkdir()
     (home / "gone").symlink_to("nowhere")
-    assert store.names() == ["Data"] and tool.list_all() == 0
+    assert store.names() == ["Data"] and tool.list_artifacts() == 0
     assert "Data  v1" in capsys.readouterr().out
 
 
@@ -93,12 +93,12 @@ def test_a_damaged_version_is_named_with_what_to_do(
     store.register("Model", folder, "run", inputs=["Data:v1"])
     file = home / "Data" / "v1.json"
     file.write_text(content)
-    for look in (lambda: store.find_artifact("Data"), lambda: tool.lineage(store.find_artifact("Model"), 0)):
+    for look in (lambda: store.find_artifact("Data"), lambda: tool.print_lineage(store.find_artifact("Model"), 0)):
         with pytest.raises(Failure) as caught:
             look()
         assert caught.value.problems[0].startswith(f"{file}: damaged (") and "Remove it" in caught.value.problems[0]
     capsys.readouterr()
-    assert tool.list_all() == 1
+    assert tool.list_artifacts() == 1
     out, err = capsys.readouterr()
     assert "Model  v1" in out and str(file) in err
 
@@ -108,7 +108,7 @@ def test_lineage_goes_back_to_the_beginning(folder: Path, capsys: pytest.Capture
     store.register("Data", folder, "plan")
     for name, inputs in (("One", ["Data:v1"]), ("Two", ["One:v1", "Data:v1", "team/project/Data:v3", "Gone:v9"])):
         store.register(name, folder / name, "run", inputs=inputs)
-    tool.lineage(store.find_artifact("Two"), 0)
+    tool.print_lineage(store.find_artifact("Two"), 0)
     lines = [line.split("  (")[0].rstrip() for line in capsys.readouterr().out.splitlines()]
     assert lines == [
         f"Two:v1  {folder}/Two", f"  One:v1  {folder}/One", f"    Data:v1  {folder}", f"  Data:v1  {folder}",
@@ -195,16 +195,16 @@ def test_a_folder_wins_over_an_artifact_of_its_name(
 ) -> None:
     """As in a shell: what is here is meant."""
     store.register("Data", folder, "plan")
-    assert _folders.data_folder("Data") == folder
+    assert find_data("Data") == folder
     (tmp_path / "Data").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert _folders.data_folder("Data") == Path("Data")
+    assert find_data("Data") == Path("Data")
     assert resolver.resolve_reference("Data").folder == tmp_path / "Data"
-    assert _folders.data_folder("Data:latest") == folder
+    assert find_data("Data:latest") == folder
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a file; name the folder that"):
-        _folders.data_folder(str(tmp_path / "file"))
-    assert _folders.data_folder("~no-such-user/x") == Path("~no-such-user/x")
+    with pytest.raises(UserError, match=r"is a file\. Give the folder that"):
+        find_data(str(tmp_path / "file"))
+    assert find_data("~no-such-user/x") == Path("~no-such-user/x")
 
 
 @pytest.mark.parametrize(

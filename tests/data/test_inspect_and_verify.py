@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import pytest
 from data_helpers import documents, run, source, texts, write
@@ -20,17 +20,19 @@ from nano3.utils.errors import Failure, UserError
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory, byte_bpe: Path) -> Path:
-    """Two datasets in several shards each; read-only."""
+    """Two datasets of several shards each; tests must not change it."""
     folder = tmp_path_factory.mktemp("data")
     sources = [source(write(folder / f"{n}.jsonl", texts(30, seed=i)), n) for i, n in enumerate("ab")]
     run(sources, folder / "out", byte_bpe, num_shards=6, valid_fraction=0.2, test_fraction=0.0)
     return folder / "out"
 
 
-def run_tool(module: Any, *words: object) -> int:
+def run_tool(module: ModuleType, *words: object) -> int:
+    """Run a tool and return its exit code."""
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
-    return module.run(parser.parse_args(list(map(str, words))))
+    code: int = module.run(parser.parse_args(list(map(str, words))))
+    return code
 
 
 @pytest.mark.parametrize(
@@ -60,17 +62,17 @@ def test_inspect_shows_documents_in_order_across_shards(
         run_tool(inspect_data, good, "--doc", len(wanted), *choice)
 
 
-@pytest.mark.parametrize("most", [1, 5, 10**6])
+@pytest.mark.parametrize("limit", [1, 5, 10**6])
 def test_inspect_counts_omitted_characters(
-    good: Path, byte_bpe: Path, capfd: pytest.CaptureFixture[str], most: int
+    good: Path, byte_bpe: Path, capfd: pytest.CaptureFixture[str], limit: int
 ) -> None:
     tokenizer = Tokenizer.from_file(str(byte_bpe / "tokenizer.json"))
     number, ids = max(enumerate(documents(good, "train")), key=lambda pair: len(pair[1]))
     text = tokenizer.decode(ids, skip_special_tokens=False)
-    run_tool(inspect_data, good, "--doc", number, "--chars", most)
+    run_tool(inspect_data, good, "--doc", number, "--chars", limit)
     out = capfd.readouterr().out
-    assert f"\n{text[:most]}\n" in out
-    assert (f"... {len(text) - most:,} characters more (--chars 0)" in out) == (len(text) > most)
+    assert f"\n{text[:limit]}\n" in out
+    assert (f"... {len(text) - limit:,} more characters (--chars 0)" in out) == (len(text) > limit)
 
 
 @pytest.fixture
@@ -130,7 +132,7 @@ def test_lost_small_files_are_restored_without_force(
 
 
 def nano3(*words: object) -> tuple[int, str, str]:
-    """Exit code, stdout, stderr of `python -m nano3`."""
+    """Run `python -m nano3`; return exit code, stdout and stderr."""
     done = subprocess.run([sys.executable, "-m", "nano3", *map(str, words)], capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr
 
@@ -166,18 +168,18 @@ WRONG = {
     "number": (["--doc", 100000], "documents 0 to"),
     "split alone": (["--split", "tran"], "Did you mean 'train'"),
     "dataset alone": (["--dataset", "c"], "Allowed: a, b"),
-    "good split alone": (["--split", "valid", "--chars", 0], "--split, --chars: chooses among"),
+    "good split alone": (["--split", "valid", "--chars", 0], "--split, --chars: only used to show documents"),
     "both": (["--split", "tran", "--dataset", "c"], "--dataset c"),
-    "count": (["--doc", 0, "--count", 0], "--count: 0 is too small: 1 at least"),
+    "count": (["--doc", 0, "--count", 0], "--count: 0 is too small. The minimum is 1."),
     "negative count": (["--doc", 0, "--count", -2], "-2 is too small"),
-    "chars": (["--doc", 0, "--chars", -20], "--chars: -20 is too small: 0 at least"),
+    "chars": (["--doc", 0, "--chars", -20], "--chars: -20 is too small. The minimum is 0."),
     "negative doc": (["--doc", -1], "--doc: -1 is too small"),
     "no number": (["--doc", "x"], "'x' is not a whole number"),
 }
 
 
 @pytest.mark.parametrize(("words", "message"), WRONG.values(), ids=WRONG.keys())
-def test_inspect_reports_wrong_options(data: Path, words: list, message: str) -> None:
+def test_inspect_reports_wrong_options(data: Path, words: list[object], message: str) -> None:
     code, _, err = nano3("inspect", data, *words)
     assert code == 2
     assert message in err

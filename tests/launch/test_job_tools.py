@@ -15,7 +15,8 @@ import pytest
 from launch import job_records, local_job, slurm
 from launch.follow import last_metrics, loss_text
 from launch.lock import hold_run_lock
-from nano3.tools import _folders, cancel, jobs, tail
+from nano3.tools import cancel, jobs, tail
+from nano3.tools._arguments import RUNS, find_run
 from nano3.utils.errors import Failure, UserError
 
 
@@ -65,7 +66,7 @@ def test_jobs_without_slurm(runs: Path, monkeypatch: pytest.MonkeyPatch, capfd: 
 
 def test_jobs_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    assert jobs.run(argparse.Namespace(folders=[_folders.RUNS])) == 0
+    assert jobs.run(argparse.Namespace(folders=[RUNS])) == 0
     assert "No runs under output/nano3/runs." in capfd.readouterr().out
     with pytest.raises(UserError, match="There is no folder nowhere"):
         jobs.run(argparse.Namespace(folders=[Path("nowhere")]))
@@ -89,8 +90,8 @@ def test_tail_needs_a_run(runs: Path, monkeypatch: pytest.MonkeyPatch, name: str
 
 def test_run_by_its_name(runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / _folders.RUNS / "mine").mkdir(parents=True)
-    assert _folders.run_folder("mine") == _folders.RUNS / "mine"
+    (tmp_path / RUNS / "mine").mkdir(parents=True)
+    assert find_run("mine") == RUNS / "mine"
 
 
 def test_cancel_without_slurm(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +195,7 @@ def test_a_local_run_is_listed_and_stopped(running: Any, capfd: pytest.CaptureFi
     jobs.run(argparse.Namespace(folders=[run_dir]))
     assert "stopped" in capfd.readouterr().out
     assert cancel.run(argparse.Namespace(runs=[str(run_dir)])) == 0
-    assert "waits or runs, neither here nor on Slurm" in capfd.readouterr().out
+    assert "No process and no Slurm job of" in capfd.readouterr().out
 
 
 def test_a_run_on_another_machine_is_not_stopped(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -88,7 +88,7 @@ def test_detached_sweep_then_jobs_and_cancel(slurm_job: Any, capfd: pytest.Captu
     eventually(lambda: all(s.ended for s in slurm.states([last_id(job.run_dir) for job in made]).values()))
     capfd.readouterr()
     assert cancel.run(argparse.Namespace(runs=[str(base)])) == 0
-    assert "waits or runs" in capfd.readouterr().out
+    assert "is running or pending" in capfd.readouterr().out
 
 
 def test_tail_follows_to_the_end(slurm_job: Any, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""nano3 diff: what differs between two runs."""
+"""nano3 diff: compare two runs."""
 
 import argparse
 import json
@@ -13,8 +13,8 @@ from nano3.training.run.record import DataReference, save_run_config
 from nano3.utils.errors import Failure, UserError
 
 
-def frozen(folder: Path, lr: float = 1e-3, fingerprint: str = "content") -> Path:
-    """A run folder as a start leaves it."""
+def make_run(folder: Path, lr: float = 1e-3, fingerprint: str = "content") -> Path:
+    """Write a run folder with the record of a start."""
     config = PretrainConfig()
     config.run.name, config.run.output_dir = folder.name, str(folder)
     config.run.data, config.optimizer.lr = "/data", lr
@@ -25,23 +25,24 @@ def frozen(folder: Path, lr: float = 1e-3, fingerprint: str = "content") -> Path
 
 @pytest.fixture
 def runs(tmp_path: Path) -> tuple[Path, Path]:
-    return frozen(tmp_path / "one"), frozen(tmp_path / "two")
+    return make_run(tmp_path / "one"), make_run(tmp_path / "two")
 
 
-def told(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+def diff_lines(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Return the output with single spaces."""
     assert diff.run(argparse.Namespace(a=str(a), b=str(b))) == 0
     return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_a_run_and_itself(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert told(runs[0], runs[0], capsys) == ["the same: configuration, data, code, packages"]
+def test_a_run_compared_with_itself(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert diff_lines(runs[0], runs[0], capsys) == ["the same: configuration, data, code, packages"]
 
 
-def test_places_in_the_own_folder_are_the_same(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    lines = told(*runs, capsys)
+def test_paths_in_the_own_folder_compare_equal(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    lines = diff_lines(*runs, capsys)
     assert lines == [
-        "configuration: 1 differ",
-        f"what {runs[0]} {runs[1]}",
+        "configuration: 1 different",
+        f"key {runs[0]} {runs[1]}",
         "run.name one two",
         "the same: data, code, packages",
     ]
@@ -49,7 +50,7 @@ def test_places_in_the_own_folder_are_the_same(runs: tuple[Path, Path], capsys: 
 
 def test_the_newest_starts_are_compared(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     a, b = runs
-    frozen(b, lr=0.5, fingerprint="other")
+    make_run(b, lr=0.5, fingerprint="other")
     start = b / "starts" / "0002"
     record = json.loads((start / "start.json").read_text())
     record["packages"]["torch"] = "3.0"
@@ -57,7 +58,7 @@ def test_the_newest_starts_are_compared(runs: tuple[Path, Path], capsys: pytest.
     record["code"]["commit"] = "abc"
     (start / "start.json").write_text(json.dumps(record))
     (start / "code.diff").write_text("one\ntwo\n")
-    lines = told(a, b, capsys)
+    lines = diff_lines(a, b, capsys)
     assert "optimizer.lr 0.001 0.5" in lines
     assert "fingerprint content other" in lines
     assert any(line.startswith("commit ") and line.endswith(" abc") for line in lines)
@@ -67,7 +68,7 @@ def test_the_newest_starts_are_compared(runs: tuple[Path, Path], capsys: pytest.
     assert not any(line.startswith("the same") for line in lines)
 
 
-def test_what_is_no_run(runs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_folders_without_a_start_are_rejected(runs: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no start is recorded there"):
         diff.run(argparse.Namespace(a=str(runs[0]), b=str(tmp_path)))
     with pytest.raises(UserError, match="There is no run 'nowhere'"):
@@ -75,16 +76,16 @@ def test_what_is_no_run(runs: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["start.json", "config.yaml"])
-@pytest.mark.parametrize("content", ["", "a: [", "{}"], ids=["empty", "cut", "without keys"])
+@pytest.mark.parametrize("content", ["", "a: [", "{}"], ids=["empty", "truncated", "without keys"])
 def test_a_damaged_record_is_named(runs: tuple[Path, Path], file: str, content: str) -> None:
     if (file, content) == ("config.yaml", "{}"):
-        pytest.skip("a configuration without keys differs in all of them")
+        pytest.skip("an empty configuration is valid; all keys differ")
     (runs[1] / "starts" / "0001" / file).write_text(content)
     with pytest.raises(Failure, match="two/starts/0001: the record of this start is damaged"):
         diff.run(argparse.Namespace(a=str(runs[0]), b=str(runs[1])))
 
 
-def test_it_reads_what_is_frozen(runs: tuple[Path, Path]) -> None:
-    """Every leaf of config.yaml is compared."""
+def test_every_setting_is_compared(runs: tuple[Path, Path]) -> None:
+    """The keys are the leaves of config.yaml."""
     config = OmegaConf.to_container(OmegaConf.load(runs[0] / "config.yaml"))
     assert dict(diff.leaves(config))["optimizer.lr"] == 1e-3

@@ -1,4 +1,4 @@
-"""nano3 report: one page about runs, which needs nothing beside it."""
+"""nano3 report: one self-contained page about runs."""
 
 import argparse
 import html
@@ -21,7 +21,7 @@ from nano3.utils.errors import Failure, UserError
 
 
 def make_run(folder: Path, lr: float = 1e-3, end: float = 5.0, iterations: int = 40, **keys: Any) -> Path:
-    """A run folder as a start and its training leave it; the loss falls from 9 to `end`."""
+    """Write a run folder with a record, metrics and a finish record; the loss falls from 9 to `end`."""
     config = PretrainConfig()
     config.run.name, config.run.output_dir, config.run.data = folder.name, str(folder), "/data"
     config.optimizer.lr, config.train.train_iters = lr, 40
@@ -45,7 +45,7 @@ def make_run(folder: Path, lr: float = 1e-3, end: float = 5.0, iterations: int =
 
 
 def make_report(tmp_path: Path, *runs: Path, output: str | None = None) -> str:
-    """The page's text."""
+    """Run the tool and return the page."""
     target = Path(output) if output else tmp_path / "page.html"
     assert report.run(argparse.Namespace(runs=[str(run) for run in runs], output=str(target))) == 0
     return target.read_text()
@@ -82,11 +82,12 @@ class Tables(HTMLParser):
 
 
 def pictures(page: str) -> list[ElementTree.Element]:
-    """The page's pictures, parsed as XML."""
+    """Return the page's pictures, parsed as XML."""
     return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL)]
 
 
 def words(picture: ElementTree.Element) -> str:
+    """Return the text in a picture."""
     return " ".join(text.strip() for text in picture.itertext() if text.strip())
 
 
@@ -104,7 +105,7 @@ def test_one_run(tmp_path: Path) -> None:
     assert all(title in words for title, words in zip(wanted, titles, strict=True))
 
 
-def test_several_runs_are_told_apart_and_compared(tmp_path: Path) -> None:
+def test_several_runs_are_compared(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"lr-{lr}", lr, end) for lr, end in ((0.1, 6.0), (0.01, 5.0), (0.001, 7.0))]
     page = make_report(tmp_path, *runs)
     results, configuration = Tables(page).tables
@@ -117,8 +118,8 @@ def test_several_runs_are_told_apart_and_compared(tmp_path: Path) -> None:
     assert "lr-0.01" in words(pictures(page)[0])
 
 
-def test_only_losses_that_can_be_compared_make_a_best_run(tmp_path: Path) -> None:
-    """Not those of the untrained model, and not those of other data."""
+def test_the_best_run_is_marked_only_if_losses_are_comparable(tmp_path: Path) -> None:
+    """Losses of the untrained model or of different data are not comparable."""
 
     def best(*runs: Path) -> list[str]:
         return re.findall(r"<tr class='best'><td>(.*?)</td>", make_report(tmp_path, *runs))
@@ -137,8 +138,8 @@ def test_only_losses_that_can_be_compared_make_a_best_run(tmp_path: Path) -> Non
     assert best(runs[0], *short) == []
 
 
-def test_a_run_that_was_asked_to_stop_is_not_at_its_end(tmp_path: Path) -> None:
-    """And a validation of an earlier iteration is said to be one."""
+def test_a_stopped_run_is_not_finished(tmp_path: Path) -> None:
+    """A validation loss of an earlier iteration is labeled with it."""
     run = make_run(tmp_path / "a", iterations=25)
     (run / "finished.json").write_text(json.dumps({"iteration": 25, "checkpoint": None}))
     row = Tables(make_report(tmp_path, run)).tables[0][1]
@@ -146,7 +147,7 @@ def test_a_run_that_was_asked_to_stop_is_not_at_its_end(tmp_path: Path) -> None:
     assert row[4] == "7.5000 (at 20)"
 
 
-def test_a_sweep_by_its_folder(tmp_path: Path) -> None:
+def test_the_folder_of_a_sweep(tmp_path: Path) -> None:
     for lr in (0.1, 0.01):
         make_run(tmp_path / "sweep" / f"lr-{lr}", lr)
     (tmp_path / "sweep" / "jobs.json").write_text("[]")
@@ -154,43 +155,43 @@ def test_a_sweep_by_its_folder(tmp_path: Path) -> None:
     assert [row[0] for row in Tables(page).tables[0][1:]] == ["lr-0.01", "lr-0.1"]
 
 
-def test_equal_names_get_their_folder(tmp_path: Path) -> None:
+def test_equal_names_are_prefixed_with_their_folder(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name / "tiny") for name in "ab"]
     assert [row[0] for row in Tables(make_report(tmp_path, *runs)).tables[0][1:]] == ["a/tiny", "b/tiny"]
 
 
-def test_the_same_run_twice_is_one(tmp_path: Path) -> None:
+def test_a_repeated_run_is_shown_once(tmp_path: Path) -> None:
     run = make_run(tmp_path / "tiny")
     assert len(Tables(make_report(tmp_path, run, run)).tables[0]) == 2
 
 
-def test_runs_that_are_the_same(tmp_path: Path) -> None:
+def test_equal_runs(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "one"), make_run(tmp_path / "two")]
     table = Tables(make_report(tmp_path, *runs)).tables[1]
     assert table[1:] == [["run.name", "one", "two"]]
 
 
-@pytest.mark.parametrize(("iterations", "state"), [(0, "not begun"), (10, "at 10 of 40"), (40, "finished")])
+@pytest.mark.parametrize(("iterations", "state"), [(0, "not started"), (10, "at 10 of 40"), (40, "finished")])
 def test_state(tmp_path: Path, iterations: int, state: str) -> None:
     page = make_report(tmp_path, make_run(tmp_path / "tiny", iterations=iterations))
     assert Tables(page).tables[0][1][1] == state
     assert ("There are no metrics yet." in page) == (iterations == 0)
 
 
-def test_what_gpus_tell(tmp_path: Path) -> None:
+def test_gpu_metrics(tmp_path: Path) -> None:
     page = make_report(tmp_path, make_run(tmp_path / "tiny", mfu=0.415, memory_gb=61.0))
     assert Tables(page).tables[0][1][6] == "41.5%"
     titles = " ".join(words(picture) for picture in pictures(page))
     assert "model FLOPs utilization" in titles and "peak memory" in titles
 
 
-def test_the_page_needs_nothing_beside_it(tmp_path: Path) -> None:
+def test_the_page_is_self_contained(tmp_path: Path) -> None:
     page = make_report(tmp_path, make_run(tmp_path / "tiny"))
     assert not {"script", "link", "img", "iframe"} & set(Tables(page).tags)
     assert not re.search(r"(src|href)=[\"'](?!#)", re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL))
 
 
-def test_names_are_text_not_html(tmp_path: Path) -> None:
+def test_names_are_escaped(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name) for name in ("a<b>&c", "d")]
     page = make_report(tmp_path, *runs)
     assert "<b>" not in page and html.escape("a<b>&c") in page
@@ -198,57 +199,57 @@ def test_names_are_text_not_html(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_where_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, several: bool) -> None:
+def test_default_output_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, several: bool) -> None:
     monkeypatch.chdir(tmp_path)
     runs = [make_run(tmp_path / name) for name in ("a", "b")[: 1 + several]]
     assert report.run(argparse.Namespace(runs=[str(run) for run in runs], output=None)) == 0
     assert (tmp_path / ("report.html" if several else "a/report.html")).is_file()
 
 
-def test_a_new_folder_is_made_for_it(tmp_path: Path) -> None:
+def test_the_output_folder_is_created(tmp_path: Path) -> None:
     assert make_report(tmp_path, make_run(tmp_path / "a"), output=str(tmp_path / "x" / "y" / "page.html"))
 
 
 @pytest.mark.parametrize(
-    ("damage", "error", "told"),
+    ("damage", "error", "message"),
     [
         pytest.param(("metrics.jsonl", "{\n"), Failure, "metrics.jsonl, line 1: damaged", id="metrics"),
         pytest.param(("finished.json", "{"), Failure, "finished.json: damaged", id="marker"),
         pytest.param(("starts/0001/start.json", "{"), Failure, "the record of this start is damaged", id="start"),
     ],
 )
-def test_damage_is_named(tmp_path: Path, damage: tuple[str, str], error: type[Exception], told: str) -> None:
+def test_damaged_files_are_named(tmp_path: Path, damage: tuple[str, str], error: type[Exception], message: str) -> None:
     run = make_run(tmp_path / "a")
     (run / damage[0]).write_text(damage[1])
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         make_report(tmp_path, run)
     assert not (tmp_path / "page.html").exists()
 
 
-def test_a_place_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--output .*/file/page\.html: cannot be written: "):
         make_report(tmp_path, make_run(tmp_path / "a"), output=str(tmp_path / "file" / "page.html"))
 
 
-def test_wrong_words(tmp_path: Path) -> None:
+def test_wrong_arguments(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no start is recorded there"):
         make_report(tmp_path, tmp_path / "empty")
     with pytest.raises(UserError, match="There is no run 'nowhere'"):
         make_report(tmp_path, Path("nowhere"))
-    with pytest.raises(UserError, match=r"--output .*empty: is a folder; name a file"):
+    with pytest.raises(UserError, match=r"--output .*empty is a folder. Name a file"):
         make_report(tmp_path, make_run(tmp_path / "a"), output=str(tmp_path / "empty"))
 
 
-def test_a_typed_command(tmp_path: Path) -> None:
+def test_the_command(tmp_path: Path) -> None:
     run = make_run(tmp_path / "tiny")
     done = subprocess.run([sys.executable, "-m", "nano3", "report", str(run)], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"report of 1 run: {run}/report.html\n")
 
 
 @pytest.mark.parametrize("curve", CURVES, ids=lambda curve: curve.key)
-def test_every_curve_draws(curve: Curve) -> None:
+def test_every_curve_is_drawn(curve: Curve) -> None:
     lines = [{"iteration": i, curve.key: 1 / i} for i in range(1, 50)]
     picture = draw_curve(curve, {"a": lines, "b": lines[:3], "c": []})
     assert picture is not None
@@ -256,6 +257,6 @@ def test_every_curve_draws(curve: Curve) -> None:
     assert draw_curve(curve, {"a": [{"iteration": 1}], "b": []}) is None
 
 
-def test_a_curve_with_zeros_is_not_on_a_logarithmic_axis() -> None:
+def test_a_curve_with_zeros_uses_a_linear_axis() -> None:
     curve = Curve("grad_norm", "norm", log=True)
     assert draw_curve(curve, {"a": [{"iteration": i, "grad_norm": float(i)} for i in range(3)]})

@@ -1,4 +1,4 @@
-"""nano3 rerun: a run started again from its record is the same run under another name."""
+"""nano3 rerun: a run from the record of another is the same run under another name."""
 
 import json
 import re
@@ -23,18 +23,18 @@ SHORT = [
 
 
 def call(folder: Path, *words: str) -> tuple[int, str, str]:
-    """A command of nano3 in a folder: exit code, output, errors."""
+    """Run a Python module in a folder; return exit code, output and errors."""
     env = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-m", *words], cwd=folder, env=env, capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with prepared data and a run `short` that was frozen but has not trained: its rank was refused."""
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with prepared data and a run `short` that has a saved configuration but no training."""
     folder = tmp_path_factory.mktemp("rerun")
     assert call(folder, "nano3.data_prep", "data_blend=sample", "output_dir=data", "sample=60", "workers=1")[0] == 0
-    frozen = f"""
+    program = f"""
 from nano3.cli.app import register_config, to_typed_config
 from nano3.cli.config_groups import conf_dir
 from hydra import compose, initialize_config_dir
@@ -49,50 +49,51 @@ with initialize_config_dir(conf_dir(), version_base="1.3"):
 run_dir, data = absolute_path(cfg.run.output_dir), resolve_data(cfg)
 save_run_config(run_dir, resolve_paths(to_typed_config(cfg), data, run_dir), data, words)
 """
-    done = subprocess.run([sys.executable, "-c", frozen], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder
 
 
-def shown(output: str) -> dict[str, Any]:
-    """The configuration that a dry run prints."""
+def printed_config(output: str) -> dict[str, Any]:
+    """Return the configuration that a dry run prints."""
     text = output[re.search(r"^run:", output, re.MULTILINE).start() :]  # type: ignore[union-attr]
     lines = [line for line in text.splitlines() if line.startswith(" ") or re.match(r"[a-z_]+:|- ", line)]
     return yaml.safe_load("\n".join(lines))
 
 
-def record(place: Path) -> dict[str, Any]:
-    return yaml.safe_load((place / "output/nano3/runs/short/config.yaml").read_text())
+def record(project: Path) -> dict[str, Any]:
+    """Return the recorded configuration of `short`."""
+    return yaml.safe_load((project / "output/nano3/runs/short/config.yaml").read_text())
 
 
-def test_a_dry_run_shows_the_same_configuration(place: Path) -> None:
-    code, output, errors = call(place, "nano3", "rerun", "short", "dry_run=true")
+def test_a_dry_run_shows_the_same_configuration(project: Path) -> None:
+    code, output, errors = call(project, "nano3", "rerun", "short", "dry_run=true")
     assert code == 0, errors
-    config, was = shown(output), record(place)
-    new = place / "output/nano3/runs/short-again"
-    assert config["run"].pop("name") == "short-again" and was["run"].pop("name") == "short"
-    assert config["run"].pop("output_dir") == str(new) and was["run"].pop("output_dir")
-    assert config["checkpoint"].pop("save") == str(new / "checkpoints") and was["checkpoint"].pop("save")
-    assert config["checkpoint"].pop("load") == str(new / "checkpoints") and was["checkpoint"].pop("load")
-    assert config.pop("dry_run") is True and was.pop("dry_run") is False
-    assert config == was
+    config, recorded = printed_config(output), record(project)
+    new = project / "output/nano3/runs/short-again"
+    assert config["run"].pop("name") == "short-again" and recorded["run"].pop("name") == "short"
+    assert config["run"].pop("output_dir") == str(new) and recorded["run"].pop("output_dir")
+    assert config["checkpoint"].pop("save") == str(new / "checkpoints") and recorded["checkpoint"].pop("save")
+    assert config["checkpoint"].pop("load") == str(new / "checkpoints") and recorded["checkpoint"].pop("load")
+    assert config.pop("dry_run") is True and recorded.pop("dry_run") is False
+    assert config == recorded
     assert not new.exists()
 
 
-def test_changes_and_a_name(place: Path) -> None:
+def test_overrides_and_a_name(project: Path) -> None:
     words = ["run.name=other", "optimizer.lr=0.5", "train.seq_length=32", "dry_run=true"]
-    code, output, errors = call(place, "nano3", "rerun", "short", *words)
+    code, output, errors = call(project, "nano3", "rerun", "short", *words)
     assert code == 0, errors
-    config = shown(output)
+    config = printed_config(output)
     assert (config["run"]["name"], config["optimizer"]["lr"], config["train"]["seq_length"]) == ("other", 0.5, 32)
     assert config["train"]["train_iters"] == 3
 
 
-def test_a_group_that_is_chosen_anew(place: Path) -> None:
-    assert record(place)["cluster"]["env"] == {"EXTRA": "yes"}
-    code, output, errors = call(place, "nano3", "rerun", "short", "cluster=local", "dry_run=true")
+def test_a_chosen_group_replaces_the_recorded_one(project: Path) -> None:
+    assert record(project)["cluster"]["env"] == {"EXTRA": "yes"}
+    code, output, errors = call(project, "nano3", "rerun", "short", "cluster=local", "dry_run=true")
     assert code == 0, errors
-    assert shown(output)["cluster"]["env"] == {}
+    assert printed_config(output)["cluster"]["env"] == {}
 
 
 CONFIG = {
@@ -106,9 +107,9 @@ CONFIG = {
 }
 
 
-def test_places_of_the_old_run_are_left_out() -> None:
-    kept = rerun.kept(CONFIG, Path("/runs/a"), [])
-    assert kept == {
+def test_folders_of_the_old_run_are_dropped() -> None:
+    inherited = rerun.inherited_config(CONFIG, Path("/runs/a"), [])
+    assert inherited == {
         "run": {"data": "/d", "env": {"container": None}},
         "checkpoint": {"save_interval": 5},
         "logger": {"log_interval": 1},
@@ -119,25 +120,25 @@ def test_places_of_the_old_run_are_left_out() -> None:
     assert CONFIG["run"]["name"] == "a"  # type: ignore[index]
 
 
-def test_what_lies_elsewhere_is_kept() -> None:
+def test_folders_elsewhere_are_inherited() -> None:
     config = {**CONFIG, "logger": {"tensorboard_dir": "/boards"}}
     config["checkpoint"] = {"save": "/runs/a/checkpoints", "load": "/runs/other/checkpoints"}
-    kept = rerun.kept(config, Path("/runs/a"), [])
-    assert kept["checkpoint"] == {"load": "/runs/other/checkpoints"}
-    assert kept["logger"] == {"tensorboard_dir": "/boards"}
+    inherited = rerun.inherited_config(config, Path("/runs/a"), [])
+    assert inherited["checkpoint"] == {"load": "/runs/other/checkpoints"}
+    assert inherited["logger"] == {"tensorboard_dir": "/boards"}
 
 
 @pytest.mark.parametrize(
     ("changes", "gone"),
     [(["cluster=local"], "cluster"), (["train=phase1", "optimizer.lr=1"], None), (["train.seed=4"], None)],
 )
-def test_groups_that_are_chosen_are_left_out(changes: list[str], gone: str | None) -> None:
-    kept = rerun.kept(CONFIG, Path("/runs/a"), changes)
-    assert set(CONFIG) - set(kept) == {"dry_run", gone} - {None}
+def test_chosen_groups_are_dropped(changes: list[str], gone: str | None) -> None:
+    inherited = rerun.inherited_config(CONFIG, Path("/runs/a"), changes)
+    assert set(CONFIG) - set(inherited) == {"dry_run", gone} - {None}
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         pytest.param(["nowhere"], "There is no run 'nowhere'", id="no run"),
         pytest.param(["short", "optimizer.lr"], "optimizer.lr: expected KEY=VALUE", id="no value"),
@@ -145,32 +146,32 @@ def test_groups_that_are_chosen_are_left_out(changes: list[str], gone: str | Non
         pytest.param(["short", "optimizer.lrr=1", "dry_run=true"], "optimizer.lr", id="typo"),
     ],
 )
-def test_what_is_asked_wrongly(place: Path, words: list[str], told: str) -> None:
-    code, _, errors = call(place, "nano3", "rerun", *words)
-    assert code == 2 and told in errors and "Traceback" not in errors
+def test_wrong_arguments(project: Path, words: list[str], message: str) -> None:
+    code, _, errors = call(project, "nano3", "rerun", *words)
+    assert code == 2 and message in errors and "Traceback" not in errors
 
 
-def test_data_that_was_prepared_anew(place: Path, tmp_path: Path) -> None:
+def test_data_that_was_prepared_again(project: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    subprocess.run(["cp", "-r", str(place / "output/nano3/runs/short"), str(folder)], check=True)
+    subprocess.run(["cp", "-r", str(project / "output/nano3/runs/short"), str(folder)], check=True)
     path = folder / "starts" / "0001" / "start.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"data": {"fingerprint": "other"}}))
-    code, _, errors = call(place, "nano3", "rerun", str(folder), "dry_run=true")
-    assert code == 1 and "it was prepared anew since" in errors
+    code, _, errors = call(project, "nano3", "rerun", str(folder), "dry_run=true")
+    assert code == 1 and "It has been prepared again since." in errors
 
 
-def test_other_code_is_told_with_the_way_back(place: Path, tmp_path: Path) -> None:
+def test_other_code_is_reported_with_commands_to_restore_it(project: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    subprocess.run(["cp", "-r", str(place / "output/nano3/runs/short"), str(folder)], check=True)
+    subprocess.run(["cp", "-r", str(project / "output/nano3/runs/short"), str(folder)], check=True)
     path = folder / "starts" / "0001" / "start.json"
     started = json.loads(path.read_text())
     started["code"]["commit"] = "abc123"
     path.write_text(json.dumps(started))
     (path.parent / "code.diff").write_text("diff --git a b\n")
-    code, _, errors = call(place, "nano3", "rerun", str(folder), "dry_run=true")
-    told = " ".join(errors.split())
-    assert code == 0 and "it was at abc123 with changes" in told
-    assert f"checkout abc123 && git -C {ROOT} apply {path.parent}/code.diff" in told
+    code, _, errors = call(project, "nano3", "rerun", str(folder), "dry_run=true")
+    warning = " ".join(errors.split())
+    assert code == 0 and "It was at abc123 with changes" in warning
+    assert f"checkout abc123 && git -C {ROOT} apply {path.parent}/code.diff" in warning
 
 
 @pytest.mark.parametrize(
@@ -183,27 +184,27 @@ def test_other_code_is_told_with_the_way_back(place: Path, tmp_path: Path) -> No
         (None, "/abs/data"),
     ],
 )
-def test_data_is_named_by_its_version_when_it_was(reference: str | None, name: str) -> None:
-    assert rerun.named(reference, "/abs/data") == name
+def test_data_keeps_its_artifact_version(reference: str | None, name: str) -> None:
+    assert rerun.data_reference(reference, "/abs/data") == name
 
 
-@pytest.mark.parametrize("text", ["", "a: [", "{}", "run: {}"], ids=["empty", "cut", "no keys", "no data"])
+@pytest.mark.parametrize("text", ["", "a: [", "{}", "run: {}"], ids=["empty", "truncated", "no keys", "no data"])
 def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(Failure, match=r"config\.yaml: the record of this start is damaged"):
-        rerun.read(tmp_path / "config.yaml")
+        rerun.load_recorded_config(tmp_path / "config.yaml")
 
 
 @pytest.mark.slow
-def test_the_same_losses(place: Path) -> None:
-    """A run from the record of another gives its losses to the last bit."""
+def test_the_same_losses(project: Path) -> None:
+    """A rerun reproduces the losses to the last bit."""
     words = [*SHORT, "run.data=data", "train.threads=1"]
-    assert call(place, "nano3.pretrain", *words, "run.name=first")[0] == 0
-    code, output, errors = call(place, "nano3", "rerun", "first")
+    assert call(project, "nano3.pretrain", *words, "run.name=first")[0] == 0
+    code, output, errors = call(project, "nano3", "rerun", "first")
     assert code == 0, errors
-    assert "starts as output/nano3/runs/first was started (0001), with run.name='first-again'" in output
-    runs = [read_metrics(place / "output/nano3/runs" / name) for name in ("first", "first-again")]
+    assert "starting like output/nano3/runs/first (0001), with run.name='first-again'" in output
+    runs = [read_metrics(project / "output/nano3/runs" / name) for name in ("first", "first-again")]
     losses = [[line["loss"] for line in lines if "loss" in line] for lines in runs]
     assert len(losses[0]) == 3 and losses[0] == losses[1]
-    code, output, _ = call(place, "nano3", "diff", "first", "first-again")
-    assert code == 0 and "configuration: 1 differ" in output and "the same: code, packages" in output
+    code, output, _ = call(project, "nano3", "diff", "first", "first-again")
+    assert code == 0 and "configuration: 1 different" in output and "the same: code, packages" in output

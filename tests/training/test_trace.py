@@ -1,4 +1,4 @@
-"""nano3 trace: from an iteration of a run to the rows of the files it was trained on."""
+"""nano3 trace: from an iteration of a run to the rows of its source files."""
 
 import gzip
 import io
@@ -24,7 +24,7 @@ SEQ, BATCH, ITERATIONS = 32, 4, 12
 
 @pytest.fixture(scope="module")
 def traced(data: Path, undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The undisturbed run with the record that a start leaves."""
+    """The undisturbed run with the record of a start."""
     folder = tmp_path_factory.mktemp("traced") / "run"
     shutil.copytree(undisturbed, folder, ignore=shutil.ignore_patterns("checkpoints"))
     config = resolved(data)
@@ -33,26 +33,26 @@ def traced(data: Path, undisturbed: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 def resolved(data: Path) -> PretrainConfig:
-    """The configuration of the undisturbed run as a start freezes it: nothing refers to anything else."""
+    """Return the configuration of the undisturbed run as a start saves it, without references to other keys."""
     return tiny_config(**{"run.data": str(data), "recipe.per_split_data_args_path": str(data / "blend.json")})
 
 
 def trace(folder: Path, *words: object) -> tuple[int, str, str]:
-    """Exit code, output, errors."""
+    """Run the tool; return exit code, output and errors."""
     done = subprocess.run(
         [sys.executable, "-m", "nano3", "trace", str(folder), *map(str, words)], capture_output=True, text=True
     )
     return done.returncode, done.stdout, done.stderr
 
 
-def order_of(folder: Path) -> Path:
-    """Where a run has the order of its one content of data."""
+def sample_index_of(folder: Path) -> Path:
+    """Return the index cache of a run with one data fingerprint."""
     (cache,) = (folder / "index_cache").iterdir()
     return cache
 
 
 def rows(output: str) -> list[dict[str, str]]:
-    """The table's lines by column."""
+    """Return the table's rows by column."""
     title, names, *lines = output.splitlines()
     assert "iteration" in title
     columns = re.split(r"\s{2,}", names.strip())
@@ -60,22 +60,22 @@ def rows(output: str) -> list[dict[str, str]]:
     return [dict(zip(columns, row, strict=True)) for row in table]
 
 
-def text_of(file: str, place: str) -> str:
-    """The text at a place, read without nano3."""
-    kind, _, number = place.partition(" ")
-    at = int(number.replace(",", ""))
+def text_of(file: str, position: str) -> str:
+    """Return the text at a position, read without nano3."""
+    kind, _, number = position.partition(" ")
+    offset = int(number.replace(",", ""))
     path = Path(file)
     if kind == "row":
-        return pq.read_table(path)["text"][at - 1].as_py()
+        return pq.read_table(path)["text"][offset - 1].as_py()
     if path.suffix == ".gz":
         whole = gzip.decompress(path.read_bytes())
     else:
         whole = pa.CompressedInputStream(io.BytesIO(path.read_bytes()), "zstd").read()
-    return json.loads(whole[at:].partition(b"\n")[0])["text"]
+    return json.loads(whole[offset:].partition(b"\n")[0])["text"]
 
 
-def megatrons(data: Path, cache: Path, samples: range, iterations: int = ITERATIONS) -> list[list[int]]:
-    """Tokens and last label of these samples, by Megatron's own dataset."""
+def megatron_tokens(data: Path, cache: Path, samples: range, iterations: int = ITERATIONS) -> list[list[int]]:
+    """Return the tokens and the last label of each sample, read with Megatron's own dataset."""
     from nano3.training.dataset import open_data
     from nano3.training.hf.datasets import DatasetBuilder
 
@@ -85,7 +85,9 @@ def megatrons(data: Path, cache: Path, samples: range, iterations: int = ITERATI
 
 
 @pytest.mark.parametrize("iteration", [1, 7, 12])
-def test_the_rows_hold_what_the_model_was_given(data: Path, traced: Path, tmp_path: Path, iteration: int) -> None:
+def test_the_rows_contain_the_tokens_that_the_model_read(
+    data: Path, traced: Path, tmp_path: Path, iteration: int
+) -> None:
     code, output, errors = trace(traced, "--iteration", iteration)
     assert (code, errors) == (0, "")
     tokenizer = Tokenizer.from_file(str(SAMPLE / "tokenizer" / "tokenizer.json"))
@@ -93,12 +95,12 @@ def test_the_rows_hold_what_the_model_was_given(data: Path, traced: Path, tmp_pa
     found: dict[int, list[int]] = {}
     for row in rows(output):
         start, _, last = row["tokens"].replace(",", "").partition("-")
-        ids = [*tokenizer.encode(text_of(row["file"], row["place"]), add_special_tokens=False).ids, eod]
+        ids = [*tokenizer.encode(text_of(row["file"], row["position"]), add_special_tokens=False).ids, eod]
         found.setdefault(int(row["sample"]), []).extend(ids[int(start) : int(last) + 1])
         assert Path(row["file"]).name.startswith(row["dataset"])
     samples = range((iteration - 1) * BATCH, iteration * BATCH)
-    given = Child(megatrons, (data, order_of(traced), samples), tmp_path / "log.txt").result()
-    assert [found[sample] for sample in range(BATCH)] == given
+    expected = Child(megatron_tokens, (data, sample_index_of(traced), samples), tmp_path / "log.txt").result()
+    assert [found[sample] for sample in range(BATCH)] == expected
     assert f"samples {samples[0]} to {samples[-1]} of the run" in output
 
 
@@ -106,9 +108,9 @@ def test_one_sample_and_its_text(data: Path, traced: Path, tmp_path: Path) -> No
     code, output, _ = trace(traced, "--iteration", 3, "--sample", 2, "--text")
     assert code == 0
     assert {row["sample"] for row in rows(output.partition("----")[0])} == {"2"}
-    given = Child(megatrons, (data, order_of(traced), range(10, 11)), tmp_path / "log.txt").result()
+    expected = Child(megatron_tokens, (data, sample_index_of(traced), range(10, 11)), tmp_path / "log.txt").result()
     tokenizer = Tokenizer.from_file(str(SAMPLE / "tokenizer" / "tokenizer.json"))
-    assert output.endswith("---- sample 2\n" + tokenizer.decode(given[0], skip_special_tokens=False) + "\n")
+    assert output.endswith("---- sample 2\n" + tokenizer.decode(expected[0], skip_special_tokens=False) + "\n")
 
 
 def test_without_the_sources(traced: Path) -> None:
@@ -127,11 +129,11 @@ def test_nothing_heavy_is_imported(traced: Path) -> None:
     assert not re.search(r"\|\s+(torch|megatron|transformers)\b", done.stderr)
 
 
-def test_sources_that_are_gone(traced: Path, tmp_path: Path) -> None:
-    """The table is shown, and each shard without known sources is reported once."""
+def test_missing_sources(traced: Path, tmp_path: Path) -> None:
+    """The table is still shown, with one warning per shard."""
     folder, data = tmp_path / "run", tmp_path / "data"
     shutil.copytree(traced, folder)
-    shutil.copytree(load_from(traced), data)
+    shutil.copytree(data_of(traced), data)
     config = resolved(data)
     save_run_config(folder, config, DataReference(str(data), str(data), load_manifest(data).content), [])
     for plan in (data / ".prep").glob("*/plan.json"):
@@ -141,8 +143,8 @@ def test_sources_that_are_gone(traced: Path, tmp_path: Path) -> None:
     assert "cannot be read: No such file" in errors and "Traceback" not in errors
 
 
-def load_from(folder: Path) -> Path:
-    """The data folder of a run."""
+def data_of(folder: Path) -> Path:
+    """Return the data folder of a run."""
     from nano3.training.run.record import load_run_config
 
     return Path(load_run_config(folder / "config.yaml").run.data)
@@ -152,7 +154,7 @@ def load_from(folder: Path) -> Path:
     ("words", "message", "code"),
     [
         pytest.param(["--iteration", 13], "--iteration 13: this run has iterations 1 to 12.", 2, id="too late"),
-        pytest.param(["--iteration", 0], "0 is too small: 1 at least", 2, id="too early"),
+        pytest.param(["--iteration", 0], "0 is too small. The minimum is 1.", 2, id="too early"),
         pytest.param(["--iteration", "x"], "'x' is not a whole number", 2, id="no number"),
         pytest.param([], "the following arguments are required: --iteration", 2, id="none"),
         pytest.param(
@@ -160,9 +162,9 @@ def load_from(folder: Path) -> Path:
         ),
     ],
 )
-def test_what_is_asked_wrongly(traced: Path, words: list[object], message: str, code: int) -> None:
-    ended, _, errors = trace(traced, *words)
-    assert ended == code and message in errors and "Traceback" not in errors
+def test_wrong_arguments(traced: Path, words: list[object], message: str, code: int) -> None:
+    exit_code, _, errors = trace(traced, *words)
+    assert exit_code == code and message in errors and "Traceback" not in errors
 
 
 def test_no_such_run() -> None:
@@ -170,7 +172,7 @@ def test_no_such_run() -> None:
     assert code == 2 and "There is no run 'nowhere'" in errors
 
 
-def test_a_run_that_has_not_begun(traced: Path, tmp_path: Path) -> None:
+def test_a_run_without_training(traced: Path, tmp_path: Path) -> None:
     shutil.copytree(traced, tmp_path / "run", ignore=shutil.ignore_patterns("index_cache"))
     code, _, errors = trace(tmp_path / "run", "--iteration", 1)
     assert code == 2 and "there is no sample index yet; the run creates it when training starts" in errors
@@ -184,10 +186,10 @@ def test_data_that_was_prepared_again(traced: Path, tmp_path: Path) -> None:
     record["data"]["fingerprint"] = "other"
     path.write_text(json.dumps(record))
     code, _, errors = trace(folder, "--iteration", 1)
-    assert code == 1 and "is not the data that" in errors and "it was prepared anew since" in errors
+    assert code == 1 and "is not the data that" in errors and "It has been prepared again since." in errors
 
 
-def test_a_batch_size_that_changed_on_the_way(traced: Path, tmp_path: Path) -> None:
+def test_a_changed_batch_size(traced: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(traced, folder)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -199,10 +201,10 @@ def test_a_batch_size_that_changed_on_the_way(traced: Path, tmp_path: Path) -> N
     assert code == 1 and "after iteration 5 the run had read 40 samples, not 5 x 4" in errors
 
 
-def test_a_run_of_another_length_before(data: Path, traced: Path, tmp_path: Path) -> None:
+def test_an_earlier_start_with_another_length(data: Path, traced: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(traced, folder)
-    Child(megatrons, (data, order_of(folder), range(1), 24), tmp_path / "log.txt").result()
+    Child(megatron_tokens, (data, sample_index_of(folder), range(1), 24), tmp_path / "log.txt").result()
     code, output, errors = trace(folder, "--iteration", 5)
     assert code == 0 and rows(output) == rows(trace(traced, "--iteration", 5)[1])
-    assert "also holds orders of 97 samples: this run was started with other lengths too" in errors
+    assert "also holds indexes of 97 samples: this run was also started with other lengths" in errors

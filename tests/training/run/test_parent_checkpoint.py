@@ -10,7 +10,7 @@ from commands import SMALL, Commands, losses
 from nano3.cli.config_file_errors import member_values
 from nano3.config import PretrainConfig
 from nano3.config.train import CheckpointConfig
-from nano3.tools.rerun import chosen_keys, found_parent, without
+from nano3.tools.rerun import checkpoint_to_load, drop_keys, train_member_keys
 from nano3.training.run import parent_checkpoint
 from nano3.utils.errors import Failure, UserError
 
@@ -100,20 +100,20 @@ def test_a_rerun_begins_with_the_same_checkpoint(cli: Commands) -> None:
 
 def test_a_rerun_of_a_run_whose_beginning_is_gone() -> None:
     parent = parent_checkpoint.ParentCheckpoint(Path("/gone/iter_0000006"), new_phase=True)
-    with pytest.raises(UserError, match="began with /gone/iter_0000006, which is not there any more"):
-        found_parent(Path("b"), parent, [])
-    assert found_parent(Path("b"), parent, ["checkpoint.load=null"])
+    with pytest.raises(UserError, match="started from /gone/iter_0000006, which no longer exists"):
+        checkpoint_to_load(Path("b"), parent, [])
+    assert checkpoint_to_load(Path("b"), parent, ["checkpoint.load=null"])
 
 
 def test_trace_knows_where_a_run_started(cli: Commands) -> None:
     words = ["checkpoint.keep_iteration=true", "train.seed=5"]
     pretrain(cli, "kept", cli.run_dir("a") / "checkpoints/iter_0000003", *words)
     done = cli("-m", "nano3", "trace", "kept", "--iteration", "2", "--no-sources", code=2)
-    assert "this run has iterations 4 to 6; those before are of the run of" in done.stderr
+    assert "this run has iterations 4 to 6; earlier ones belong to the run of" in done.stderr
     assert "iter_0000003" in done.stderr
     cli("-m", "nano3", "trace", "kept", "--iteration", "4", "--no-sources")
     message = cli("-m", "nano3", "trace", "b", "--iteration", "6", "--no-sources").stderr
-    assert "nothing after iteration 3: whether this batch was read is not known" in message
+    assert "nothing after iteration 3. It may not have read this batch." in message
 
 
 def test_a_damaged_file_is_reported(tmp_path: Path) -> None:
@@ -144,6 +144,6 @@ def test_the_keys_that_a_member_sets(member: str, has: list[str], has_not: str) 
 
 def test_a_rerun_with_another_train_member_takes_what_that_sets() -> None:
     record = {"train": {"seq_length": 64, "seed": 7}, "scheduler": {"lr_decay_style": "WSD"}, "megatron": {"x": 1}}
-    left = without(record, chosen_keys(["train=long_context", "run.name=x"]))
+    left = drop_keys(record, train_member_keys(["train=long_context", "run.name=x"]))
     assert left == {"train": {"seed": 7}, "scheduler": {}, "megatron": {"x": 1}}
     assert record["train"] == {"seq_length": 64, "seed": 7}

@@ -1,0 +1,72 @@
+"""Arguments of the tools: numbers, a run by path or name, folders without data."""
+
+import argparse
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from nano3.tools import inspect_data, tail, verify
+from nano3.tools._arguments import RUNS, find_run, find_runs_below
+from nano3.utils.errors import Failure, UserError
+
+
+def test_runs_are_found_below_a_folder(tmp_path: Path) -> None:
+    """Subfolders of a run contain no runs, and links are not followed."""
+    for name in ("a", "a/checkpoints/iter_1", "a/logs", "sweep/lr=1", "sweep/slurm", "b/deep/er", "wandb"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.yaml").touch()
+    (tmp_path / "sweep" / "round").symlink_to(tmp_path)
+    found = {str(run_dir.relative_to(tmp_path)) for run_dir in find_runs_below(tmp_path)}
+    assert found == {"a", "sweep/lr=1", "b/deep/er"}
+    assert list(find_runs_below(tmp_path / "gone")) == []
+
+
+def test_a_path_takes_precedence_over_a_run_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes").touch()
+    with pytest.raises(UserError, match=r"no run 'notes', neither here nor under output/nano3/runs\. `nano3 jobs`"):
+        find_run("notes")
+    (tmp_path / RUNS / "mine").mkdir(parents=True)
+    assert find_run("mine") == RUNS / "mine"
+    (tmp_path / "mine").mkdir()
+    assert find_run("mine") == Path("mine")
+
+
+@pytest.mark.parametrize("tool", [inspect_data, verify], ids=["inspect", "verify"])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        pytest.param("nothing", "no manifest.json; it is not a folder that nano3.data_prep made", id="empty"),
+        pytest.param(".prep", "no manifest.json; its preparation is not finished: run it again", id="unfinished"),
+        pytest.param("manifest.json", "cannot be read: ", id="a folder for a file"),
+    ],
+)
+def test_a_folder_without_data_is_rejected(tmp_path: Path, tool: ModuleType, make: str, message: str) -> None:
+    (tmp_path / make).mkdir()
+    parser = argparse.ArgumentParser()
+    tool.add_arguments(parser)
+    with pytest.raises((UserError, Failure)) as caught:
+        tool.run(parser.parse_args([str(tmp_path)]))
+    assert str(tmp_path) in str(caught.value) and message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tool", "words", "message"),
+    [
+        pytest.param(inspect_data, ["d", "--doc", "-1"], "-1 is too small. The minimum is 0.", id="document"),
+        pytest.param(inspect_data, ["d", "--count", "0"], "0 is too small. The minimum is 1.", id="count"),
+        pytest.param(inspect_data, ["d", "--chars", "many"], "'many' is not a whole number", id="characters"),
+        pytest.param(verify, ["d", "--threads", "1.5"], "'1.5' is not a whole number", id="threads"),
+        pytest.param(tail, ["r", "-n", "-3"], "-3 is too small. The minimum is 0.", id="lines"),
+        pytest.param(tail, ["r", "--rank", ""], "'' is not a whole number", id="rank"),
+    ],
+)
+def test_numbers_are_checked_by_the_parser(
+    capsys: pytest.CaptureFixture[str], tool: ModuleType, words: list[str], message: str
+) -> None:
+    parser = argparse.ArgumentParser()
+    tool.add_arguments(parser)
+    with pytest.raises(SystemExit) as raised:
+        parser.parse_args(words)
+    assert raised.value.code == 2 and message in capsys.readouterr().err
