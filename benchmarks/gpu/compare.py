@@ -1,8 +1,8 @@
-"""Same weights, same batch: Megatron's loss against Hugging Face's, for trained and for fresh weights; and some
-generated text.
+"""Compare the losses of Megatron and Hugging Face for the same weights and batch, and generate text:
 
-compare.py RUN_DIR DATA_DIR HF_DIR FRESH_DIR: RUN_DIR has a Megatron checkpoint, HF_DIR becomes its export, FRESH_DIR
-holds a Hugging Face model that was never trained.
+    compare.py RUN_DIR DATA_DIR HF_DIR FRESH_DIR
+
+RUN_DIR has a Megatron checkpoint, HF_DIR becomes its export, and FRESH_DIR holds an untrained Hugging Face model.
 """
 
 import json
@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def batch(data):
-    """The first 4 x 1,024 tokens of the validation split and the tokens after each."""
+    """Return the first 4 x 1,024 tokens of the validation split and the token after each."""
     import numpy as np
     import torch
     from megatron.core.datasets.indexed_dataset import IndexedDataset

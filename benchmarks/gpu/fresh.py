@@ -1,4 +1,4 @@
-"""A Hugging Face NemotronH of a conf/model file with random weights: fresh.py MODEL.yaml DATA_DIR OUT_DIR"""
+"""Create a Hugging Face NemotronH with random weights from a conf/model file: fresh.py MODEL.yaml DATA_DIR OUT_DIR"""
 
 import shutil
 import sys

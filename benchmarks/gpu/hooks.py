@@ -1,10 +1,10 @@
-"""What nano3 costs inside Megatron-Bridge's loop, in one process, so that the host's changing load does not count:
+"""Measure the cost of nano3's callback in Megatron-Bridge's loop, in one process to exclude the host's changing load:
 
     python benchmarks/gpu/hooks.py RUN_DIR DATA_DIR MODEL.yaml key=value...
 
-Ten steps with nano3's callback, ten without, in turn (off, on, on, off). Every block ends with Megatron-Bridge's own
-log line, and those with the callback with nano3's too. From half of the steps on the garbage collector may search again
-what the imports made (`gc.unfreeze`).
+Ten steps with the callback alternate with ten without (off, on, on, off). Every block ends with the log line of
+Megatron-Bridge, and blocks with the callback also with that of nano3. After half of the steps, the garbage collector
+searches the imported objects again (`gc.unfreeze`).
 """
 
 import gc
@@ -27,8 +27,8 @@ from nano3.utils.gc_pause import gc_paused
 BLOCK = 10
 
 
-class InTurn:
-    """Hands Megatron-Bridge's events on to nano3's callback in every other block, and keeps each block's time."""
+class AlternatingHooks:
+    """Passes events to nano3's callback in every other block and records the time of each block."""
 
     def __init__(self, hooks: TrainingHooks, half: int) -> None:
         self.hooks, self.half = hooks, half
@@ -93,11 +93,11 @@ def main() -> None:
         save_interval=0,
         train_iters=train.train_iters,
     )
-    turns = InTurn(TrainingHooks(run), half=train.train_iters // 2)
-    pretrain(config=container, forward_step_func=forward_step, callbacks=[turns])
-    for (frozen, on), blocks in sorted(turns.blocks.items()):
-        told = f"{len(blocks)} blocks, median {statistics.median(blocks):.1f} ms a step, least {min(blocks):.1f}"
-        print(f"RESULT callback {'on' if on else 'off'}, imports {'frozen' if frozen else 'searched'}: {told}")
+    hooks = AlternatingHooks(TrainingHooks(run), half=train.train_iters // 2)
+    pretrain(config=container, forward_step_func=forward_step, callbacks=[hooks])
+    for (frozen, on), blocks in sorted(hooks.blocks.items()):
+        result = f"{len(blocks)} blocks, median {statistics.median(blocks):.1f} ms a step, least {min(blocks):.1f}"
+        print(f"RESULT callback {'on' if on else 'off'}, imports {'frozen' if frozen else 'searched'}: {result}")
 
 
 if __name__ == "__main__":

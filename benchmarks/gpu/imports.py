@@ -1,8 +1,8 @@
-"""What importing Megatron-Bridge costs, and what every collection costs after it; needs the stack and no GPU:
+"""Measure the import of Megatron-Bridge and the garbage collections after it, without a GPU:
 
     python benchmarks/gpu/imports.py DATA_DIR RUN_DIR [MODEL.yaml]
 
-Two processes in turn, with and without `nano3.utils.gc_pause.gc_paused`, three rounds.
+Processes with and without `nano3.utils.gc_pause.gc_paused` alternate for three rounds.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ SETTINGS = ["train.seq_length=1024", "train.global_batch_size=32", "train.micro_
 
 
 def measure(held_back: bool, data_dir: str, run_dir: str, model: str) -> None:
-    """One process: seconds of `prepare`, which imports the stack, and of one full collection."""
+    """Print the seconds of `prepare`, which imports the stack, and of one full collection."""
     from nano3.training.dataset import open_data
     from nano3.training.megatron.backend import prepare, set_environment
     from nano3.utils.gc_pause import gc_paused

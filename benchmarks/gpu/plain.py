@@ -1,4 +1,4 @@
-"""The peer of train.py: the same container handed to Megatron-Bridge's `pretrain` with nothing of nano3 in the loop."""
+"""Counterpart of train.py: the same container in Megatron-Bridge's `pretrain` without nano3 in the loop."""
 
 import sys
 from pathlib import Path

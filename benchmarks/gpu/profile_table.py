@@ -1,4 +1,4 @@
-"""What the GPU did in the profiled steps: profile_table.py TRACE.json.gz [--json FILE]
+"""Summarize the GPU work of the profiled steps: profile_table.py TRACE.json.gz [--json FILE]
 
 TRACE is a Chrome trace of torch.profiler. Times are summed over kernels by kind; "busy" is the union of their
 intervals, so that kernels side by side are not counted twice, and "idle" is the rest of the steps.
@@ -12,7 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-# First match counts; names as CUDA libraries and Triton give them.
+# The first match counts. The names come from CUDA libraries and Triton.
 KINDS = {
     "collectives": r"nccl",
     "matrix products": r"nvjet|gemm|cutlass|xmma|cublas|splitK|Kernel2",
@@ -28,12 +28,12 @@ KINDS = {
 
 
 def kind_of(name: str) -> str:
-    """The kind of work that a kernel's name tells."""
+    """Return the kind of work of a kernel, by its name."""
     return next((kind for kind, pattern in KINDS.items() if re.search(pattern, name, re.IGNORECASE)), "other")
 
 
 def union(intervals: list[tuple[float, float]]) -> float:
-    """Total length of the union of (start, end) intervals."""
+    """Return the total length of the union of (start, end) intervals."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(intervals):
         total += max(0.0, end - max(start, reached))
@@ -42,7 +42,7 @@ def union(intervals: list[tuple[float, float]]) -> float:
 
 
 def summary(events: list[dict[str, Any]]) -> dict[str, Any]:
-    """Milliseconds a step by kind and by kernel, from a trace's events (their times are in microseconds)."""
+    """Return milliseconds per step by kind and by kernel, from trace events in microseconds."""
     steps = [
         e for e in events if str(e.get("name", "")).startswith("ProfilerStep#") and e.get("cat") == "user_annotation"
     ]
@@ -74,17 +74,17 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the summary here")
     arguments = parser.parse_args()
     with gzip.open(arguments.trace) as f:
-        told = summary(json.load(f)["traceEvents"])
-    print(f"{told['steps']} steps, each {told['ms_per_step']:.1f} ms")
-    print(f"GPU busy {told['busy_ms']:.1f} ms, idle {told['idle_ms']:.1f} ms;", end=" ")
-    print(f"{told['launches']:.0f} launches a step\n")
-    for kind, ms in told["kinds_ms"].items():
-        print(f"{ms:9.1f} ms {ms / told['ms_per_step']:6.1%}  {kind}")
+        table = summary(json.load(f)["traceEvents"])
+    print(f"{table['steps']} steps, each {table['ms_per_step']:.1f} ms")
+    print(f"GPU busy {table['busy_ms']:.1f} ms, idle {table['idle_ms']:.1f} ms;", end=" ")
+    print(f"{table['launches']:.0f} launches a step\n")
+    for kind, ms in table["kinds_ms"].items():
+        print(f"{ms:9.1f} ms {ms / table['ms_per_step']:6.1%}  {kind}")
     print()
-    for k in told["kernels"]:
+    for k in table["kernels"]:
         print(f"{k['ms']:9.2f} ms {k['launches']:7.0f} x  {k['kind'][:16]:16}  {k['name'][:110]}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(told, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(table, indent=1) + "\n")
 
 
 if __name__ == "__main__":

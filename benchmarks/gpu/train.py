@@ -1,7 +1,8 @@
-"""One run of the Megatron backend as a process of its own, without Hydra: train.py RUN_DIR DATA_DIR [MODEL.yaml]
-[key=value ...]
+"""Run the Megatron backend in one process, without Hydra:
 
-Prints a line of JSON at the end: how the run ended and how long it took.
+    train.py RUN_DIR DATA_DIR [MODEL.yaml] [key=value ...]
+
+The last line of output is JSON: how the run ended and how long it took.
 """
 
 import fcntl
@@ -21,13 +22,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def build(data_dir: str, run_dir: str, arguments: list[str]) -> PretrainConfig:
-    """Defaults, then YAML files in order, then key=value."""
-    parts = [OmegaConf.structured(PretrainConfig)]
+    """Merge defaults, YAML files in order, and key=value arguments."""
+    layers = [OmegaConf.structured(PretrainConfig)]
     for argument in arguments:
         if argument.endswith(".yaml"):
-            parts.append(OmegaConf.create({"model": OmegaConf.load(ROOT / argument)}))
-    parts.append(OmegaConf.from_dotlist([a for a in arguments if "=" in a]))
-    merged = OmegaConf.merge(*parts)
+            layers.append(OmegaConf.create({"model": OmegaConf.load(ROOT / argument)}))
+    layers.append(OmegaConf.from_dotlist([a for a in arguments if "=" in a]))
+    merged = OmegaConf.merge(*layers)
     merged.run.data, merged.run.output_dir, merged.data_blend.name = data_dir, run_dir, "given"
     merged.recipe.per_split_data_args_path = f"{data_dir}/blend.json"
     config = OmegaConf.to_object(merged)
@@ -36,8 +37,7 @@ def build(data_dir: str, run_dir: str, arguments: list[str]) -> PretrainConfig:
 
 
 def wait_for_turn() -> None:
-    """Import what takes long, then wait for the lock file named by TURN: one process trains while the next one is
-    starting."""
+    """Import the stack, then wait for the lock file in TURN, so that one process starts while another trains."""
     if "TURN" not in os.environ or os.environ.get("LOCAL_RANK", "0") != "0":
         return
     import megatron.bridge.training.pretrain  # noqa: F401
@@ -58,13 +58,13 @@ def main() -> int:
         print(f"{type(error).__name__}: {error}\nREFUSED {time.time() - started:.1f} s", flush=True)
         return error.exit_code
     if is_rank_zero():
-        told = {
+        result = {
             "status": outcome.status,
             "iteration": outcome.iteration,
             "reason": outcome.reason,
             "checkpoint": str(outcome.checkpoint),
         }
-        print("OUTCOME " + json.dumps(told | {"seconds": round(time.time() - started, 1)}), flush=True)
+        print("OUTCOME " + json.dumps(result | {"seconds": round(time.time() - started, 1)}), flush=True)
     return outcome.exit_code
 
 

@@ -1,9 +1,8 @@
-"""The logs of `tests/gpu` as one text, without what Megatron-Bridge says itself:
+"""Print the logs of `tests/gpu` as one text, without the output of Megatron-Bridge:
 
     python benchmarks/gpu/transcript.py LOGS [PYTEST.txt ...]
 
-First what pytest said of each test, then every command that the tests ran, in order of its start, with nano3's own
-lines.
+First the result of each test, then every command that the tests ran, by start time, with the lines of nano3.
 """
 
 import re
@@ -13,32 +12,32 @@ from pathlib import Path
 STARTS = (
     *("$ ", "fresh start", "resuming", "removing", "removed", "new phase", "adapted", "first step done", "iterations "),
     *("validation", "warning", "error", "stopped", "finished", "already finished", "Run ", "training loss", "speed"),
-    *("TOLD", "stretches:", "spans:", "sample  ", "[exiting program", "[exit code"),
+    *("RESULT", "spans:", "sample  ", "[exiting program", "[exit code"),
 )
 ITERATION = re.compile(r"iteration +\d")
 PYTEST = re.compile(r"(\[gw\d+\] \[ *\d+%\] )?(PASSED|FAILED|ERROR) |=+ .*(passed|failed)")
-PLACES = ("/tmp/nano3-gpu/", "/work/main/")
+PREFIXES = ("/tmp/nano3-gpu/", f"{Path(__file__).resolve().parents[2]}/")
 WIDTH = 400
 
 
 def shortened(line: str) -> str:
-    """Folders of the machine left out, and cut."""
-    for place in PLACES:
-        line = line.replace(place, "")
+    """Return a line without the folders of the machine, cut to `WIDTH`."""
+    for prefix in PREFIXES:
+        line = line.replace(prefix, "")
     return line[:WIDTH]
 
 
 def main() -> None:
-    logs, *told = (Path(argument) for argument in sys.argv[1:])
-    for path in told:
+    logs, *reports = (Path(argument) for argument in sys.argv[1:])
+    for path in reports:
         text = path.read_text()
-        side_by_side = "[gw" in text  # then pytest tells each test twice
+        side_by_side = "[gw" in text  # pytest-xdist prints each test twice
         print(f"######## {path.name}")
         for line in text.splitlines():
             if PYTEST.match(line) and not (side_by_side and line.startswith("PASSED")):
                 print(shortened(line).rstrip())
         print()
-    for path in sorted(logs.iterdir(), key=lambda p: [float(part) for part in p.stem.split("_")]):
+    for path in sorted(logs.iterdir(), key=lambda p: [float(number) for number in p.stem.split("_")]):
         for line in path.read_text(errors="replace").splitlines():
             if line.startswith(STARTS) or ITERATION.match(line):
                 print(shortened(line))

@@ -1,8 +1,9 @@
-"""The data benchmark's own tools: what it reads back, how it compares, what it writes. No network, no peer."""
+"""The tools of the data benchmark, without network and without the other programs."""
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,11 @@ DATA = Path(__file__).parents[2] / "benchmarks" / "data"
 
 
 @pytest.fixture(autouse=True)
-def scripts_on_path(monkeypatch):
+def scripts_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(DATA))
 
 
-def write_pair(prefix, documents):
+def write_pair(prefix: Path, documents: list[list[int]]) -> None:
     from nano3.data.dataset.indexed import write_index
 
     np.concatenate(documents).astype(np.int32).tofile(prefix.with_suffix(".bin"))
@@ -24,7 +25,7 @@ def write_pair(prefix, documents):
         write_index(f.write, lambda: iter([lengths]), len(documents), len(documents), "int32")
 
 
-def test_ids_see_order_content_and_documents(tmp_path):
+def test_ids_see_order_content_and_documents(tmp_path: Path) -> None:
     import ids
 
     for name, documents in {"a": [[1, 2], [3]], "b": [[3], [1, 2]], "c": [[1, 2], [4]]}.items():
@@ -36,7 +37,7 @@ def test_ids_see_order_content_and_documents(tmp_path):
     assert a.counts != c.counts
 
 
-def test_measure_counts_children(tmp_path):
+def test_measure_counts_children(tmp_path: Path) -> None:
     import measure
 
     burn = (
@@ -47,7 +48,7 @@ def test_measure_counts_children(tmp_path):
     assert usage.peak_mb >= usage.peak_process_mb > 80
 
 
-def test_measure_raises_with_the_log(tmp_path):
+def test_measure_raises_with_the_log(tmp_path: Path) -> None:
     import measure
 
     with pytest.raises(RuntimeError, match="no luck"):
@@ -66,7 +67,7 @@ def test_measure_raises_with_the_log(tmp_path):
     ],
     ids=["text", "latin-1", "nul", "blank", "large", "register table"],
 )
-def test_what_is_a_document(tmp_path, data, name, kept):
+def test_what_is_a_document(tmp_path: Path, data: bytes, name: str, kept: bool) -> None:
     import corpus
 
     path = tmp_path / name
@@ -75,10 +76,10 @@ def test_what_is_a_document(tmp_path, data, name, kept):
     assert (corpus.document(path) == data) is kept
 
 
-def test_report_says_who_agrees(tmp_path):
+def test_report_says_who_agrees(tmp_path: Path) -> None:
     import report
 
-    def run(contender, wall, stream, tokens=9):
+    def run(contender: str, wall: float, stream: str, tokens: int = 9) -> dict[str, Any]:
         usage = {"wall_s": wall, "cpu_s": wall, "peak_mb": 1.0, "peak_process_mb": 1.0, "other_cpu_s": 0.0}
         ids = {"tokens": tokens, "documents": 2, "counts": "c", "stream": stream}
         return {"contender": contender, "size": "tiny", "round": 1, "command": contender, **usage, **ids}

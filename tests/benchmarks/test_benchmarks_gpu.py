@@ -1,4 +1,4 @@
-"""The GPU benchmark's own arithmetic over a profiler's trace; the trace itself comes from a GPU."""
+"""The evaluation scripts of the GPU benchmark, and that its page agrees with the recorded results."""
 
 import gzip
 import json
@@ -14,7 +14,7 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "gpu"
 
 
 @pytest.fixture(autouse=True)
-def scripts_on_path(monkeypatch):
+def scripts_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(GPU))
 
 
@@ -35,27 +35,27 @@ def event(name: str, start: float, length: float, category: str = "kernel") -> d
     ],
     ids=["none", "one", "touching", "overlapping", "within", "unsorted", "twice"],
 )
-def test_side_by_side_kernels_are_counted_once(intervals, total) -> None:
+def test_concurrent_kernels_are_counted_once(intervals: list[tuple[float, float]], total: float) -> None:
     import profile_table
 
     assert profile_table.union(intervals) == total
 
 
 @pytest.mark.parametrize("kernel", json.loads((RESULTS / "profile_h100.json").read_text())["kernels"])
-def test_every_large_kernel_of_the_recorded_profile_has_its_kind(kernel) -> None:
+def test_every_large_kernel_of_the_recorded_profile_has_its_kind(kernel: dict[str, str]) -> None:
     import profile_table
 
     assert profile_table.kind_of(kernel["name"]) == kernel["kind"]
 
 
 @pytest.mark.parametrize("name", ["ReduceScatter_Sum_bf16_RING_LL", "AllGather_RING_LL", "SendRecv"])
-def test_what_ranks_exchange_is_no_routing(name: str) -> None:
+def test_collectives_are_no_routing(name: str) -> None:
     import profile_table
 
     assert profile_table.kind_of(f"ncclDevKernel_{name}(ncclDevKernelArgsStorage<4096ul>)") == "collectives"
 
 
-def test_a_trace_becomes_milliseconds_a_step(tmp_path: Path) -> None:
+def test_a_trace_becomes_milliseconds_per_step(tmp_path: Path) -> None:
     """Two steps: 3 + 1 ms of products, 2 ms of scan of which 1 ms runs beside a product, a copy, a gap of 3 ms."""
     events = [
         event("ProfilerStep#10", 0, 4000, "user_annotation"),
@@ -66,19 +66,19 @@ def test_a_trace_becomes_milliseconds_a_step(tmp_path: Path) -> None:
         event("nvjet_sm90_tst_128x160", 8000, 1000),
         event("aten::mm", 0, 9000, "cpu_op"),
     ]
-    trace, told = tmp_path / "trace.json.gz", tmp_path / "told.json"
+    trace, table = tmp_path / "trace.json.gz", tmp_path / "table.json"
     with gzip.open(trace, "wt") as f:
         json.dump({"traceEvents": events}, f)
-    script = [sys.executable, str(GPU / "profile_table.py"), str(trace), "--json", str(told)]
+    script = [sys.executable, str(GPU / "profile_table.py"), str(trace), "--json", str(table)]
     shown = subprocess.run(script, check=True, capture_output=True, text=True).stdout
-    found = json.loads(told.read_text())
+    found = json.loads(table.read_text())
     assert found["kinds_ms"] == {"matrix products": 2.0, "Mamba": 1.0, "copies": 0.5}
     assert (found["ms_per_step"], found["busy_ms"], found["idle_ms"], found["launches"]) == (4.5, 3.0, 1.5, 2.0)
     assert "2 steps, each 4.5 ms" in shown and "GPU busy 3.0 ms, idle 1.5 ms" in shown
 
 
 def test_the_comparison_that_is_shown_is_the_recorded_one() -> None:
-    """The README's steps of both backends against the files, so that neither is renewed alone."""
+    """The losses in the README are those of the files."""
     text = (RESULTS / "README.md").read_text()
     row = {name: text.split(f"\n| {name} |", 1)[1].split("\n", 1)[0] for name in ("step", "Megatron", "transformers")}
     steps = [int(cell) for cell in row["step"].strip(" |").split("|")]
@@ -89,10 +89,12 @@ def test_the_comparison_that_is_shown_is_the_recorded_one() -> None:
         assert shown == [pytest.approx(losses[i], abs=6e-5) for i in steps]
 
 
-def test_a_transcript_holds_commands_in_order_and_nothing_of_megatron(tmp_path, monkeypatch, capsys) -> None:
+def test_a_transcript_holds_commands_in_order_and_nothing_of_megatron(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import transcript
 
-    logs, told = tmp_path / "logs", tmp_path / "tests_rest.txt"
+    logs, report = tmp_path / "logs", tmp_path / "tests_rest.txt"
     logs.mkdir()
     (logs / "100.2_7.txt").write_text(
         "$ python -m nano3.pretrain two\nINFO:megatron: noise\nerror: no\n[exit code 2]\n"
@@ -100,10 +102,10 @@ def test_a_transcript_holds_commands_in_order_and_nothing_of_megatron(tmp_path, 
     (logs / "99.5_80.txt").write_text(
         "$ python one /tmp/nano3-gpu/tests/data\niteration  5/40  loss 7.1\n[exit code 0]\n"
     )
-    told.write_text(
+    report.write_text(
         "[gw1] [ 50%] PASSED tests/a\nnoise\nPASSED tests/a\n[gw0] [100%] FAILED tests/b\n=== 1 failed, 1 passed ===\n"
     )
-    monkeypatch.setattr(sys, "argv", ["transcript.py", str(logs), str(told)])
+    monkeypatch.setattr(sys, "argv", ["transcript.py", str(logs), str(report)])
     transcript.main()
     assert capsys.readouterr().out.splitlines() == [
         "######## tests_rest.txt",
@@ -123,7 +125,7 @@ def test_a_transcript_holds_commands_in_order_and_nothing_of_megatron(tmp_path, 
 
 
 def test_the_last_transcript_has_every_gpu_test_passed() -> None:
-    """Parametrised ones count once; a test that is new must have run on a GPU before its transcript is kept."""
+    """A new test must have run on a GPU. Parametrized tests count once."""
     text = (RESULTS / "tests_h100_x2.txt").read_text()
     passed = set(re.findall(r"PASSED tests/gpu/\w+\.py::(\w+)", text))
     written = {

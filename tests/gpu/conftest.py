@@ -1,4 +1,4 @@
-"""Fixtures of the tests on a real GPU; what takes long to make is made once for all pytest-xdist workers."""
+"""Fixtures of the tests on a real GPU. Slow ones are created once for all pytest-xdist workers."""
 
 import contextlib
 import fcntl
@@ -12,7 +12,7 @@ from gpu_runs import FOLLOW, Runs, gpus
 
 @contextlib.contextmanager
 def made_once(folder: Path, name: str) -> Iterator[bool]:
-    """Whether `name` is still to be made in `folder`; other processes wait until the block is left without error."""
+    """Yield whether `name` must be created in `folder`; other processes wait until the block succeeds."""
     marker = folder / f"{name}.made"
     with (folder / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -22,7 +22,7 @@ def made_once(folder: Path, name: str) -> Iterator[bool]:
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """A folder with the bundled corpus prepared in it: NANO3_GPU_RUNS, which is kept, or a temporary one."""
+    """A folder with the prepared bundled corpus: NANO3_GPU_RUNS, which is kept, or a temporary folder."""
     if not gpus():
         pytest.skip("no GPU")
     base = tmp_path_factory.getbasetemp()
@@ -48,7 +48,7 @@ def undisturbed(runs: Runs) -> Path:
 
 @pytest.fixture(scope="session")
 def first_weights(runs: Runs) -> Path:
-    """Weights of the micro model as the transformers backend begins with them, in Hugging Face's format."""
+    """The transformers backend's initial weights of the micro model, in Hugging Face format."""
     with made_once(runs.folder, "first_weights") as wanted:
         if wanted:
             unmoved = ["train.train_iters=1", "scheduler.lr_decay_style=constant", "scheduler.lr_warmup_iters=0"]
@@ -59,7 +59,7 @@ def first_weights(runs: Runs) -> Path:
 
 @pytest.fixture(scope="session")
 def followed(runs: Runs, first_weights: Path) -> Path:
-    """The run folder of 20 iterations from these weights on one GPU, every one logged; read-only."""
+    """The run folder of 20 logged iterations from these weights on one GPU; read-only."""
     with made_once(runs.folder, "followed") as wanted:
         if wanted:
             runs.follow("follow_megatron", first_weights)

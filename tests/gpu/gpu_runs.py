@@ -1,4 +1,4 @@
-"""nano3 as it is typed, on a machine with a GPU: what the tests in this folder share."""
+"""Run nano3's commands on a machine with a GPU; shared by the tests in this folder."""
 
 import importlib.util
 import os
@@ -38,14 +38,14 @@ MICRO = [
     "logger.log_interval=5",
     "checkpoint.save_interval=10",
 ]
-# What makes it short: three iterations, nothing measured in between.
+# A short run: three iterations without validation.
 SHORT = [
     "train.train_iters=3",
     "scheduler.lr_warmup_iters=1",
     "scheduler.lr_wsd_decay_iters=1",
     "train.eval_interval=0",
 ]
-# Settings under which two runs of the same weights are compared step by step.
+# Settings for comparing two runs from the same weights step by step.
 SPIKE = 12  # the iteration at which their gradient has its largest norm, in every run
 FOLLOW = ["train.eval_interval=0", "logger.log_interval=1", "optimizer.lr=1e-3", "optimizer.min_lr=0"]
 
@@ -56,22 +56,22 @@ def gpus() -> int:
     return torch.cuda.device_count()
 
 
-def shared_out(worker: str, count: int) -> dict[str, str]:
-    """The one of `count` GPUs that a pytest-xdist worker uses, in what CUDA reads."""
+def gpu_of_worker(worker: str, count: int) -> dict[str, str]:
+    """Return the variable that gives a pytest-xdist worker one of `count` GPUs."""
     return {"CUDA_VISIBLE_DEVICES": str(int(worker.removeprefix("gw")) % count)} if count > 1 else {}
 
 
 class Runs:
-    """Starts `python -m nano3.pretrain` in a folder of its own, with an artifact store and the prepared sample."""
+    """Runs `python -m nano3.pretrain` in one folder with an artifact store and the prepared sample."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
         own = {"NANO3_HOME": str(folder / "home"), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
-        self.env = {**os.environ, **own, **shared_out(os.environ.get("PYTEST_XDIST_WORKER", "gw0"), gpus())}
+        self.env = {**os.environ, **own, **gpu_of_worker(os.environ.get("PYTEST_XDIST_WORKER", "gw0"), gpus())}
 
     def __call__(self, *words: str, code: int = 0, timeout: float = 600, **env: str) -> str:
-        """Run `python WORDS...` to its end; returns what it printed, and fails unless it ended with `code`."""
+        """Run `python WORDS...`, assert its exit code, and return its output."""
         return self.finish(self.popen(*words, **env), code, timeout)
 
     def popen(self, *words: str, **env: str) -> "subprocess.Popen[str]":
@@ -87,49 +87,49 @@ class Runs:
 
     def finish(self, process: "subprocess.Popen[str]", code: int = 0, timeout: float = 600) -> str:
         text, _ = process.communicate(timeout=timeout)
-        self.note(process, text)
+        self.save_log(process, text)
         assert process.returncode == code, text[-4000:]
         return text
 
-    def note(self, process: "subprocess.Popen[str]", text: str) -> None:
-        """Keep command, output and exit code in a file of its own, for whoever looks afterwards."""
+    def save_log(self, process: "subprocess.Popen[str]", text: str) -> None:
+        """Write command, output and exit code to a file, for inspection and for transcript.py."""
         assert isinstance(process.args, list)
         logs = self.folder / "logs"
         logs.mkdir(exist_ok=True)
-        told = f"$ python {shlex.join(process.args[1:])}\n{text.rstrip()}\n[exit code {process.returncode}]\n"
-        (logs / f"{time.time():.1f}_{process.pid}.txt").write_text(told)
+        log = f"$ python {shlex.join(process.args[1:])}\n{text.rstrip()}\n[exit code {process.returncode}]\n"
+        (logs / f"{time.time():.1f}_{process.pid}.txt").write_text(log)
 
     def start(self, name: str, *words: str, **env: str) -> "subprocess.Popen[str]":
-        """The micro model under run.name=NAME."""
+        """Start the micro model under run.name=NAME."""
         return self.popen("-m", "nano3.pretrain", *MICRO, f"run.name={name}", *words, **env)
 
     def train(self, name: str, *words: str, code: int = 0, **env: str) -> str:
         return self.finish(self.start(name, *words, **env), code)
 
     def follow(self, name: str, weights: Path, *words: str, **env: str) -> str:
-        """20 iterations from Hugging Face weights with the settings of FOLLOW."""
-        start = f"+megatron.checkpoint.pretrained_checkpoint={weights}"
-        return self.train(name, *FOLLOW, "train.exit_iteration=20", start, *words, **env)
+        """Train 20 iterations from Hugging Face weights with the settings of FOLLOW."""
+        initial = f"+megatron.checkpoint.pretrained_checkpoint={weights}"
+        return self.train(name, *FOLLOW, "train.exit_iteration=20", initial, *words, **env)
 
     def dir(self, name: str) -> Path:
         return self.folder / "output/nano3/runs" / name
 
     def checkpoints(self, name: str) -> list[str]:
-        """Iteration folders of a run, whole or not."""
+        """Return the iteration folders of a run, complete or not."""
         return sorted(p.name for p in (self.dir(name) / "checkpoints").glob("iter_*"))
 
     def losses(self, name: str) -> dict[int, float]:
-        """Training loss by iteration; each iteration stands once."""
+        """Return the training loss by iteration, and assert that each iteration is logged once."""
         found = [(m["iteration"], m["loss"]) for m in read_metrics(self.dir(name)) if "loss" in m]
         assert len(found) == len(dict(found))
         return dict(found)
 
     def steps(self, name: str) -> dict[int, dict[str, Any]]:
-        """Training lines by iteration."""
+        """Return the training lines by iteration."""
         return {m["iteration"]: m for m in read_metrics(self.dir(name)) if "loss" in m}
 
     def wait_for(self, name: str, iteration: int, process: "subprocess.Popen[str]") -> None:
-        """Until the run has logged `iteration`."""
+        """Wait until the run has logged `iteration`."""
         for _ in range(3000):
             assert process.poll() is None, "ended too early:\n" + process.communicate()[0][-4000:]
             if any(m["iteration"] >= iteration for m in read_metrics(self.dir(name))):
@@ -138,13 +138,13 @@ class Runs:
         raise TimeoutError(f"iteration {iteration} was not reached")
 
     def kill(self, process: "subprocess.Popen[str]") -> None:
-        """SIGKILL to the run and to every process that it started."""
+        """Send SIGKILL to the run and to every process that it started."""
         os.killpg(process.pid, signal.SIGKILL)
         text, _ = process.communicate()
-        self.note(process, text)
+        self.save_log(process, text)
 
     def without_marks(self, name: str, copy: Path) -> Path:
-        """A copy of a run's checkpoints as plain Megatron-Bridge would have left them."""
+        """Copy a run's checkpoints as plain Megatron-Bridge would have written them."""
         shutil.copytree(self.dir(name) / "checkpoints", copy)
         for file in [*copy.glob("iter_*/checkpoint.json"), copy / "begun.json", copy / "run.json"]:
             file.unlink()

@@ -1,6 +1,6 @@
-"""The Megatron backend against the real stack: its dataclasses, its count of work, its weights in transformers.
+"""The Megatron backend with the real stack: its dataclasses, its FLOPs, and its weights in transformers.
 
-python -m pytest -m gpu -n 6 tests/gpu     # five minutes on 16 cores, some more when the kernel cache is cold
+python -m pytest -m gpu -n 6 tests/gpu     # five minutes on 16 cores, longer if the kernel cache is empty
 """
 
 import json
@@ -39,30 +39,29 @@ def test_the_installed_source_has_the_recorded_recipes(recipe: str) -> None:
 
 
 def test_megatron_bridge_counts_the_same_work(undisturbed: Path) -> None:
-    """nano3's FLOPs per token against the figure behind Megatron-Bridge's throughput, which counts the scan more
-    coarsely."""
+    """nano3's FLOPs per token are close to those of Megatron-Bridge, which approximates the scan."""
     from omegaconf import OmegaConf
 
     from nano3.config import ModelConfig, PretrainConfig
     from nano3.training.checks.model_stats import architecture_from_config, flops_per_token
 
     last = [m for m in read_metrics(undisturbed) if "loss" in m][-1]
-    told = last["tflops_per_gpu"] * 1e12 * last["seconds_per_iteration"] / (32 * 1024)
+    measured = last["tflops_per_gpu"] * 1e12 * last["seconds_per_iteration"] / (32 * 1024)
     model = ModelConfig(**OmegaConf.load(ROOT / MODEL))
     own = architecture_from_config(PretrainConfig(model=model), schema.load_bundled(schema.RECIPES[0]), 4096)
     assert own is not None
-    assert flops_per_token(own, 1024) == pytest.approx(told, rel=0.1)
+    assert flops_per_token(own, 1024) == pytest.approx(measured, rel=0.1)
 
 
 def test_both_backends_follow_each_other(runs: Runs, followed: Path) -> None:
-    """The same first weights, data and settings: 20 steps in Megatron (bf16) and in transformers (fp32)."""
+    """20 steps with the same initial weights, data and settings in Megatron (bf16) and transformers (fp32)."""
     runs.train("follow_transformers", "backend=transformers", *FOLLOW, "train.exit_iteration=20")
     ours, theirs = runs.steps("follow_megatron"), runs.steps("follow_transformers")
     assert sorted(ours) == sorted(theirs) == list(range(1, 21))
     for i, one in ours.items():
         other = theirs[i]
         assert one["lr"] == pytest.approx(other["lr"], rel=1e-6), i
-        # At a rate this high the run has a spike at iteration 12, after which rounding decides who is ahead.
+        # At this high a rate the run has a spike at iteration 12; rounding decides the order after it.
         assert one["loss"] == pytest.approx(other["loss"], abs=0.01 if i < SPIKE else 0.3), i
         if i < SPIKE:
             assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=0.03), i
@@ -77,7 +76,7 @@ ids = tokenizer(sys.argv[2], return_tensors="pt", add_special_tokens=False)["inp
 with torch.no_grad():
     loss = model(input_ids=ids, labels=ids).loss.item()
     out = model.generate(ids, max_new_tokens=24, min_new_tokens=8, do_sample=False)
-print("TOLD " + json.dumps({"loss": loss, "new": out.shape[1] - ids.shape[1], "text": tokenizer.decode(out[0])}))
+print("RESULT " + json.dumps({"loss": loss, "new": out.shape[1] - ids.shape[1], "text": tokenizer.decode(out[0])}))
 """
 TEXT = "def read(path):\n    with open(path) as f:\n        return f.read()\n\n\ndef write(path, text):\n    with open("
 
@@ -87,10 +86,10 @@ def test_the_export_generates_text_and_has_learnt(runs: Runs, undisturbed: Path)
     out = runs("-m", "nano3", "export", "undisturbed", "--output", "hf_generate")
     assert "from_pretrained" in out
     done = runs("-W", "ignore", "-c", GENERATE, str(runs.folder / "hf_generate"), TEXT)
-    told = json.loads(done.rsplit("TOLD ", 1)[1].splitlines()[0])
-    assert told["new"] >= 8
-    assert told["text"].startswith("def read(path)")
-    assert told["loss"] < 7, "chance is 8.3"
+    result = json.loads(done.rsplit("RESULT ", 1)[1].splitlines()[0])
+    assert result["new"] >= 8
+    assert result["text"].startswith("def read(path)")
+    assert result["loss"] < 7, "chance is 8.3"
 
 
 def test_the_export_equals_the_trained_model(runs: Runs, undisturbed: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is wrong is refused in seconds, with exit code 2 and without a traceback, before a GPU is touched."""
+"""Mistakes are rejected in seconds with exit code 2, without a traceback and before a GPU is used."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from gpu_runs import MARKS, Runs
 pytestmark = MARKS
 
 
-def refused(runs: Runs, *words: str) -> str:
+def rejected(runs: Runs, *words: str) -> str:
     started = time.monotonic()
     text = runs.train("refused", *words, code=2)
     assert time.monotonic() - started < 60
@@ -21,26 +21,26 @@ def refused(runs: Runs, *words: str) -> str:
 
 
 def test_misspelt_and_mistyped_overrides_are_all_told(runs: Runs) -> None:
-    text = refused(
+    text = rejected(
         runs,
         "+megatron.model.recompute_granularityy=full",
         "+megatron.ddp.bucket_size=abc",
         "+megatron.trian.x=1",
     )
-    for told in ("Did you mean 'recompute_granularity'?", "'abc' is a str; expected int", "Did you mean 'train'?"):
-        assert told in text
+    for words in ("Did you mean 'recompute_granularity'?", "'abc' is a str; expected int", "Did you mean 'train'?"):
+        assert words in text
 
 
 def test_a_recipe_that_does_not_exist(runs: Runs) -> None:
     target = "megatron.bridge.recipes.nemotronh.nemotron_3_nano.nemotron_3_nano_pretrian_config"
-    assert "Did you mean 'nemotron_3_nano_pretrain_config'?" in refused(runs, f"recipe._target_={target}")
+    assert "Did you mean 'nemotron_3_nano_pretrain_config'?" in rejected(runs, f"recipe._target_={target}")
 
 
 def test_another_tokenizer(runs: Runs, tmp_path: Path) -> None:
     text = (runs.folder / "data/tokenizer/tokenizer.json").read_text()
     (tmp_path / "tokenizer.json").write_text(text + "\n")
-    told = refused(runs, f"+megatron.tokenizer.tokenizer_model={tmp_path}")
-    assert "this is not the tokenizer that made the data" in told
+    text = rejected(runs, f"+megatron.tokenizer.tokenizer_model={tmp_path}")
+    assert "this is not the tokenizer that made the data" in text
 
 
 @pytest.mark.parametrize("damage", ["no blend", "no validation"])
@@ -52,5 +52,5 @@ def test_broken_data(runs: Runs, tmp_path: Path, damage: str) -> None:
         (data / "blend.json").unlink()
     else:
         (data / "blend.json").write_text(json.dumps(blend | {"valid": []}))
-    told = refused(runs, f"run.data={data}")
-    assert ("blend.json is missing" if damage == "no blend" else "valid split") in told
+    text = rejected(runs, f"run.data={data}")
+    assert ("blend.json is missing" if damage == "no blend" else "valid split") in text

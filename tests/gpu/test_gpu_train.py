@@ -1,4 +1,4 @@
-"""Training on a real GPU by the command that users type: learning, stopping, resuming, phases, saving, ranks."""
+"""Training on a real GPU by the user's command: learning, stopping, resuming, phases, saving, ranks."""
 
 import signal
 from pathlib import Path
@@ -11,9 +11,9 @@ from nano3.training.run.checkpoints import complete_checkpoints
 from nano3.utils.files import read_json
 
 pytestmark = MARKS
-# Megatron's default kernels are not deterministic, and where the rate is at its height a run may have a spike (its
-# gradient norm is then above 1) that another has not. Before it, and over the few iterations from a checkpoint on, two
-# runs differ by 0.0002 at most (four pairs on H100s); afterwards by up to 0.075.
+# Megatron's default kernels are not deterministic, and near the maximum rate one run may have a spike (a gradient norm
+# above 1) that another has not. Before it, and in the few iterations after a checkpoint, two runs differ by at most
+# 0.0002 (four pairs on H100s); afterwards by up to 0.075.
 SAME, NOISE = 0.003, 0.15
 BOTH = {"CUDA_VISIBLE_DEVICES": "0,1"}
 
@@ -41,7 +41,7 @@ def test_killed_stopped_and_resumed_it_reaches_the_same_losses(runs: Runs, undis
     runs.kill(process)
     killed = runs.losses("disturbed")
     half = runs.dir("disturbed") / "checkpoints" / "iter_0000020"
-    if not half.exists():  # a save that was killed: nano3 began it, and it has no mark
+    if not half.exists():  # as after a killed save: recorded in begun.json, without a mark
         half.mkdir()
         (half / "__0_0.distcp").write_bytes(b"half")
         begun = runs.dir("disturbed") / "checkpoints" / "begun.json"
@@ -60,9 +60,9 @@ def test_killed_stopped_and_resumed_it_reaches_the_same_losses(runs: Runs, undis
 
 
 def test_its_documents_are_told_and_it_runs_again(runs: Runs, undisturbed: Path) -> None:
-    told = runs("-m", "nano3", "trace", "undisturbed", "--iteration", "12")
-    assert "iteration 12, samples 352 to 383 of the run" in told
-    assert all(f"{name}." in told for name in ("docs", "code", "math"))
+    text = runs("-m", "nano3", "trace", "undisturbed", "--iteration", "12")
+    assert "iteration 12, samples 352 to 383 of the run" in text
+    assert all(f"{name}." in text for name in ("docs", "code", "math"))
     page = runs.folder / "report.html"
     runs("-m", "nano3", "report", "undisturbed", "--output", str(page))
     assert "gradient norm" in page.read_text()
@@ -95,7 +95,7 @@ def test_a_diverging_run_says_so(runs: Runs) -> None:
 
 
 def test_a_full_gpu_is_told_in_one_message(runs: Runs) -> None:
-    """A fiftieth of the GPU stands for a smaller one, so that the tests beside this one have their memory."""
+    """A fiftieth of the GPU's memory stands for a smaller GPU, so that concurrent tests have enough."""
     words = ["train.micro_batch_size=32", "checkpoint.save_interval=0"]
     text = runs.train("full", *words, code=1, PYTORCH_CUDA_ALLOC_CONF="per_process_memory_fraction:0.02")
     assert "error: The GPU is full in iteration 1: Tried to allocate" in text
@@ -135,7 +135,7 @@ def test_a_folder_of_plain_megatron_bridge_is_gone_on_from(runs: Runs, undisturb
 
 
 def test_it_starts_from_hugging_face_weights(runs: Runs, undisturbed: Path) -> None:
-    """What was exported from a trained run is as good at the first iterations as the run was at its end."""
+    """The first losses from an exported model equal the last losses of its run."""
     hf = runs.folder / "hf_start"
     runs("-m", "nano3", "export", "undisturbed", "--output", str(hf))
     words = [f"+megatron.checkpoint.pretrained_checkpoint={hf}", "optimizer.lr=1e-5", "optimizer.min_lr=1e-6"]
@@ -153,7 +153,7 @@ def test_a_model_that_was_never_trained_is_imported_too(runs: Runs) -> None:
 
 
 def test_the_recipe_of_tiny_trains_without_network(runs: Runs) -> None:
-    """Qwen3-8B's recipe at a size for a test; it reads the hub when it is called, and gets what nano3 ships."""
+    """Qwen3-8B's recipe at a small size reads the hub when called, and gets the file that nano3 ships."""
     shape = ["hidden_size=512", "ffn_hidden_size=1536", "num_attention_heads=8", "num_query_groups=2", "kv_channels=64"]
     words = [w for w in MICRO if not w.startswith("model=")] + [f"model.{w}" for w in shape]
     words += ["model=recipe", "recipe._target_=megatron.bridge.recipes.qwen.qwen3.qwen3_8b_pretrain_config"]
@@ -168,7 +168,7 @@ def test_the_recipe_of_tiny_trains_without_network(runs: Runs) -> None:
 
 @pytest.mark.parametrize("experts", [1, 2], ids=["data parallel", "experts over both"])
 def test_two_ranks_equal_one(runs: Runs, first_weights: Path, followed: Path, experts: int) -> None:
-    """From the same weights: ranks that share out experts draw other first weights for them than one rank does."""
+    """Start from the same weights, because expert-parallel ranks draw other initial weights than one rank."""
     if gpus() < 2:
         pytest.skip("one GPU")
     name, words = f"two_{experts}", ["cluster.nproc_per_node=2", f"model.expert_model_parallel_size={experts}"]
@@ -182,7 +182,7 @@ def test_two_ranks_equal_one(runs: Runs, first_weights: Path, followed: Path, ex
 
 
 def test_two_ranks_are_stopped_together_and_one_goes_on(runs: Runs) -> None:
-    """The signal goes to the launcher; the ranks agree on the iteration, and the checkpoint is good for one rank."""
+    """The signal goes to the launcher, the ranks agree on the iteration, and one rank can resume."""
     if gpus() < 2:
         pytest.skip("one GPU")
     words = ["train.train_iters=400", "train.eval_interval=0", "checkpoint.save_interval=1000"]

@@ -71,7 +71,7 @@ def test_all_problems_come_at_once(config: PretrainConfig) -> None:
 
 @pytest.mark.parametrize("backend", ["megatron", "transformers"])
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
+    ("key", "value", "words"),
     [
         pytest.param("logger.log_interval", 0, "logger.log_interval=0 must be at least 1", id="log"),
         pytest.param("checkpoint.save_interval", -1, "checkpoint.save_interval=-1 must be at least", id="save"),
@@ -109,10 +109,8 @@ def test_all_problems_come_at_once(config: PretrainConfig) -> None:
         pytest.param("run.name", "v7", "is reserved for version 7", id="name-version"),
     ],
 )
-def test_values_that_no_run_can_have(
-    config: PretrainConfig, backend: str, key: str, value: object, message: str
-) -> None:
-    """Known before the job: the rank would end at its first log line, checkpoint or validation."""
+def test_values_that_no_run_can_have(config: PretrainConfig, backend: str, key: str, value: object, words: str) -> None:
+    """Otherwise the rank would fail at its first log line, checkpoint or validation."""
     if backend == "transformers":
         config.backend, config.model = backend, model("quickstart")
     parent, _, leaf = key.rpartition(".")
@@ -121,7 +119,7 @@ def test_values_that_no_run_can_have(
         node = getattr(node, name)
     setattr(node, leaf, value)
     problems = preflight(config).problems
-    assert sum(message in p for p in problems) == 1, problems
+    assert sum(words in p for p in problems) == 1, problems
 
 
 def test_megatron_may_run_without_saving(config: PretrainConfig) -> None:
@@ -129,7 +127,7 @@ def test_megatron_may_run_without_saving(config: PretrainConfig) -> None:
     assert preflight(config).problems == []
 
 
-def test_wandb_that_is_not_installed_is_told_before_the_job(config: PretrainConfig, monkeypatch) -> None:
+def test_a_missing_wandb_is_reported_before_the_job(config: PretrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nano3.training.checks.value_checks.is_installed", lambda name: False)
     config.run.wandb.mode = "online"
     assert any("needs wandb, not installed" in p for p in preflight(config).problems)
@@ -137,14 +135,14 @@ def test_wandb_that_is_not_installed_is_told_before_the_job(config: PretrainConf
     assert not any("wandb" in p for p in preflight(config).problems), "the container may have it"
 
 
-def test_two_sources_of_weights_are_refused(config: PretrainConfig) -> None:
+def test_two_sources_of_weights_are_rejected(config: PretrainConfig) -> None:
     config.checkpoint.load = "/other/checkpoints"
     config.megatron = {"checkpoint": {"pretrained_checkpoint": "/hf"}}
     assert any("both name weights" in p for p in preflight(config).problems)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "words"),
     [
         pytest.param({"num_attention_heads": 7}, "num_attention_heads=7 must be a multiple of model.num", id="groups"),
         pytest.param({"mamba_num_heads": 7}, "mamba_num_heads=7 must be a multiple of model.mamba_num", id="mamba"),
@@ -156,27 +154,27 @@ def test_two_sources_of_weights_are_refused(config: PretrainConfig) -> None:
         ),
     ],
 )
-def test_sizes_that_megatron_cannot_divide(config: PretrainConfig, changes: dict, message: str) -> None:
+def test_sizes_that_megatron_cannot_divide(config: PretrainConfig, changes: dict, words: str) -> None:
     for name, value in changes.items():
         setattr(config.model, name, value)
-    assert sum(message in p for p in preflight(config).problems) == 1, preflight(config).problems
+    assert sum(words in p for p in preflight(config).problems) == 1, preflight(config).problems
 
 
 @pytest.mark.parametrize("name", ["hidden_size", "num_attention_heads", "moe_router_topk", "num_query_groups"])
-def test_a_size_of_nothing_is_told_once(config: PretrainConfig, name: str) -> None:
+def test_a_size_of_zero_is_reported_once(config: PretrainConfig, name: str) -> None:
     config.backend, config.model = "transformers", model("quickstart")
     setattr(config.model, name, 0)
     assert preflight(config).problems == [f"model.{name}=0 must be at least 1."]
 
 
-def test_a_negative_rate_is_told_once(config: PretrainConfig) -> None:
+def test_a_negative_rate_is_reported_once(config: PretrainConfig) -> None:
     """The maximum rate alone is reported, not its relation to the minimum rate."""
     config.optimizer.lr, config.optimizer.min_lr = -1.0, 5.0
     assert preflight(config).problems == ["optimizer.lr=-1.0 must be at least 0."]
 
 
-def test_the_rest_of_a_schedule_needs_the_run_that_began_it(config: PretrainConfig, tmp_path: Path) -> None:
-    """train=phase2 alone would begin its schedule afresh."""
+def test_continuing_a_schedule_needs_the_run_that_started_it(config: PretrainConfig, tmp_path: Path) -> None:
+    """train=phase2 alone would restart the schedule."""
     data = open_data(Path(config.run.data))
     config.checkpoint.keep_iteration = True
     config.checkpoint.save = config.checkpoint.load = "/own"
@@ -185,19 +183,19 @@ def test_the_rest_of_a_schedule_needs_the_run_that_began_it(config: PretrainConf
     assert preflight(config).problems == []
 
 
-def test_finetuning_by_its_megatron_name_is_refused(config: PretrainConfig) -> None:
-    """It would set the iteration back to 0 at every restart."""
+def test_megatrons_finetune_key_is_rejected(config: PretrainConfig) -> None:
+    """It would reset the iteration to 0 at every restart."""
     config.megatron = {"checkpoint": {"finetune": True}}
     assert any("set by checkpoint.load (another folder" in p for p in preflight(config).problems)
 
 
-def test_another_tokenizer_is_refused_before_the_job(config: PretrainConfig, tmp_path: Path) -> None:
+def test_another_tokenizer_is_rejected_before_the_job(config: PretrainConfig, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     config.megatron = {"tokenizer": {"tokenizer_model": str(tmp_path)}}
     assert any("is not the tokenizer that made the data" in p for p in preflight(config).problems)
 
 
-def test_a_blend_elsewhere_is_refused_because_nobody_reads_it(config: PretrainConfig, tmp_path: Path) -> None:
+def test_another_blend_file_is_rejected(config: PretrainConfig, tmp_path: Path) -> None:
     config.recipe.per_split_data_args_path = str(tmp_path / "other.json")
     assert any("is not the blend of run.data" in p and "run.data=FOLDER" in p for p in preflight(config).problems)
 
@@ -209,8 +207,8 @@ def test_a_link_to_the_blend_is_the_blend(config: PretrainConfig, tmp_path: Path
 
 
 @pytest.fixture
-def bridge(tmp_path: Path, monkeypatch) -> None:
-    """A Megatron-Bridge that is installed: its recipes' source alone."""
+def bridge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed Megatron-Bridge with only the source of its recipes."""
     folder = tmp_path / "recipes" / "nemotronh"
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("")
@@ -221,7 +219,7 @@ def bridge(tmp_path: Path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "message"),
+    ("target", "words"),
     [
         pytest.param(
             NANO.replace("pretrain_config", "pretrian_config"), "'nemotron_3_nano_pretrain_config'", id="name"
@@ -230,20 +228,22 @@ def bridge(tmp_path: Path, monkeypatch) -> None:
         pytest.param(QWEN, "there is no module megatron.bridge.recipes.qwen.qwen3.", id="nothing-near"),
     ],
 )
-def test_a_recipe_that_the_installed_bridge_lacks(config: PretrainConfig, bridge, target: str, message: str) -> None:
+def test_a_recipe_missing_in_the_installed_bridge(
+    config: PretrainConfig, bridge: None, target: str, words: str
+) -> None:
     assert recipe_problems(NANO) == []
     config.recipe._target_ = target
-    assert any(message in p for p in preflight(config).problems), preflight(config).problems
+    assert any(words in p for p in preflight(config).problems), preflight(config).problems
 
 
-def test_a_misspelt_recipe_is_told_where_there_is_no_bridge(config: PretrainConfig) -> None:
-    """A login node cannot know every recipe, so it warns with the nearest one it knows."""
+def test_a_misspelled_recipe_is_reported_without_a_bridge(config: PretrainConfig) -> None:
+    """A login node does not know every recipe, so it warns with the nearest known one."""
     config.recipe._target_ = NANO.replace("pretrain_config", "pretrian_config")
     assert any(f"Did you mean '{NANO}'?" in w for w in preflight(config).warnings)
 
 
 def test_the_profile_for_one_hopper_gpu(config: PretrainConfig) -> None:
-    """As it was measured: micro batch 16 of 4,096 tokens, nothing recomputed, the recipe's CUDA graphs; it fits."""
+    """The measured setting fits: micro batch 16 of 4,096 tokens, no recomputation, the recipe's CUDA graphs."""
     from omegaconf import OmegaConf
 
     config.model, config.data_blend.name = model("nemotron_3_nano_1b"), "test"
@@ -274,7 +274,7 @@ def bare(layers: dict[str, int]) -> Architecture:
 
 
 def longer(model: Architecture, layout: ParallelLayout, config: PretrainConfig) -> float:
-    """Bytes that 1,024 tokens more in a sample take."""
+    """Return the bytes that 1,024 more tokens per sample take."""
     config.train.seq_length = 1024
     first = estimate_memory_per_gpu(model, layout, config)
     config.train.seq_length = 2048
@@ -283,7 +283,7 @@ def longer(model: Architecture, layout: ParallelLayout, config: PretrainConfig) 
 
 @pytest.mark.parametrize(("tensor", "context"), [(1, 1), (2, 1), (8, 1), (1, 4), (2, 4)])
 def test_logits_are_divided_once(config: PretrainConfig, tensor: int, context: int) -> None:
-    """A rank has its part of the vocabulary for all tokens of its part of the sequence."""
+    """A rank has its share of the vocabulary for all tokens of its share of the sequence."""
     config.train.micro_batch_size = 3
     layout = ParallelLayout(tensor * context, tensor, 1, context, 1)
     assert longer(bare({}), layout, config) == pytest.approx(3 * 1024 / context * 4096 / tensor * 10)
@@ -320,13 +320,13 @@ def test_data_may_not_be_prepared_yet(config: PretrainConfig) -> None:
     assert "data" not in dict(result.rows)
 
 
-def test_repetition_is_told(config: PretrainConfig) -> None:
+def test_repetition_is_reported(config: PretrainConfig) -> None:
     config.train.train_iters = 1000
     config.scheduler.lr_wsd_decay_iters = 200
     assert any("docs is repeated" in w for w in preflight(config).warnings)
 
 
-def test_the_transformers_backend_refuses_what_it_would_not_use(config: PretrainConfig) -> None:
+def test_the_transformers_backend_rejects_keys_it_does_not_use(config: PretrainConfig) -> None:
     config.backend, config.model = "transformers", model("quickstart")
     assert preflight(config).problems == []
     config.megatron = {"model": {}}
@@ -339,11 +339,11 @@ def test_the_transformers_backend_refuses_what_it_would_not_use(config: Pretrain
 
 
 def test_the_schedule_is_shown(config: PretrainConfig) -> None:
-    message = dict(preflight(config).rows)["learning rate"]
-    assert message == "WSD: 2 iterations of warmup, 13 stable, 5 of decay (minus_sqrt); 0.001 to 1e-05"
+    words = dict(preflight(config).rows)["learning rate"]
+    assert words == "WSD: 2 iterations of warmup, 13 stable, 5 of decay (minus_sqrt); 0.001 to 1e-05"
 
 
-def test_an_unknown_recipe_is_told_not_guessed(config: PretrainConfig) -> None:
+def test_an_unknown_recipe_is_reported_not_guessed(config: PretrainConfig) -> None:
     config.recipe._target_, config.model = (
         "megatron.bridge.recipes.llama.llama3.llama3_8b_pretrain_config",
         ModelConfig(),
@@ -354,7 +354,7 @@ def test_an_unknown_recipe_is_told_not_guessed(config: PretrainConfig) -> None:
     assert "parameters" not in dict(plan.rows)
 
 
-def test_it_imports_nothing_heavy() -> None:
+def test_preflight_imports_nothing_heavy() -> None:
     heavy = ("torch", "transformers", "megatron", "hydra")
     script = f"import sys, nano3.training.preflight; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
@@ -390,7 +390,7 @@ def test_there_are_numbers_to_try() -> None:
     st.integers(1, 9),
 )
 @example("megatron", NANO, None, [(("train", "micro_batch_size", False), 0)], 1)
-def test_a_preflight_answers_whatever_numbers_it_is_given(
+def test_a_preflight_answers_for_any_numbers(
     backend: str, target: str, name: str | None, changes: list, ranks: int
 ) -> None:
     config = config_without_data(backend, target)
@@ -410,10 +410,8 @@ FREE = st.dictionaries(st.sampled_from([f.name for f in dataclasses.fields(Archi
 
 
 @given(st.sampled_from([NANO, QWEN]), st.one_of(ODD, FREE), st.one_of(ODD, st.just({"pretrained_checkpoint": "x"})))
-def test_a_preflight_answers_whatever_stands_in_the_megatron_section(
-    target: str, of_model: Any, checkpoint: Any
-) -> None:
-    """`+megatron.model=x` and `+megatron.model.num_layers=abc` are told, not met with a traceback."""
+def test_a_preflight_answers_for_any_megatron_section(target: str, of_model: Any, checkpoint: Any) -> None:
+    """`+megatron.model=x` and `+megatron.model.num_layers=abc` are reported without a traceback."""
     config = config_without_data("megatron", target)
     config.megatron = {"model": of_model, "checkpoint": checkpoint}
     problems = preflight(config).problems
@@ -423,7 +421,7 @@ def test_a_preflight_answers_whatever_stands_in_the_megatron_section(
 
 
 @pytest.mark.parametrize("value", ["abc", 2.5, [1]], ids=str)
-def test_a_size_of_the_wrong_type_is_told_and_not_used(value: Any) -> None:
+def test_a_size_of_the_wrong_type_is_reported_and_not_used(value: Any) -> None:
     config = config_without_data("megatron", QWEN)
     config.megatron = {"model": {"num_layers": value}}
     plan = preflight(config)
@@ -433,7 +431,7 @@ def test_a_size_of_the_wrong_type_is_told_and_not_used(value: Any) -> None:
 
 
 @given(st.floats(1, 9e20) | st.integers(1, 9 * 10**20))
-def test_a_number_in_words_has_three_digits_and_is_near(number: float) -> None:
+def test_a_short_number_has_three_digits_and_is_near(number: float) -> None:
     text = short_number(number)
     digits, _, unit = text.partition(" ")
     assert re.fullmatch(r"\d{1,3}(\.\d{1,2})?", digits), text
@@ -445,7 +443,7 @@ def test_a_number_in_words_has_three_digits_and_is_near(number: float) -> None:
     ("number", "text"),
     [(0, "0"), (999, "999"), (999.7, "1 k"), (999_499, "999 k"), (999_999, "1 M"), (-5e6, "-5 M"), (31.6e9, "31.6 B")],
 )
-def test_numbers_in_words(number: float, text: str) -> None:
+def test_short_numbers(number: float, text: str) -> None:
     assert short_number(number) == text
 
 
@@ -460,5 +458,5 @@ def test_numbers_in_words(number: float, text: str) -> None:
     ],
     ids=["whole", "a part", "the rest", "nothing", "beyond its exit"],
 )
-def test_the_iterations_of_one_command(span: IterationRange, words: str, iterations: int) -> None:
+def test_the_iteration_range_of_a_command(span: IterationRange, words: str, iterations: int) -> None:
     assert (str(span), span.iterations) == (words, iterations)

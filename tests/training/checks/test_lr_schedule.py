@@ -1,4 +1,4 @@
-"""The schedule that both backends use against the formulas written down here, and its error messages."""
+"""The learning-rate schedule against formulas, and its error messages."""
 
 import math
 from pathlib import Path
@@ -13,7 +13,7 @@ ITERS, WARMUP, DECAY, LR, MIN = 20, 4, 6, 1e-2, 1e-4
 
 
 def expected(style: str, wsd_style: str, done: int) -> float:
-    """The rate after `done` iterations."""
+    """Return the rate after `done` iterations."""
     if done <= WARMUP:
         return LR * done / WARMUP
     share = (done - WARMUP) / (ITERS - WARMUP)
@@ -56,7 +56,7 @@ def config(style: str, wsd_style: str) -> PretrainConfig:
 
 
 def rates(configs: list[PretrainConfig]) -> list[list[tuple[float, float, float]]]:
-    """Per config, (rate, decay of matrices, decay of vectors) before each iteration and after the last."""
+    """Return, per config, (rate, decay of matrices, decay of vectors) before each iteration and after the last."""
     import torch
 
     from nano3.training.checks.lr_schedule import make_scheduler
@@ -92,7 +92,7 @@ def test_only_matrices_decay(tables: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "words"),
     [
         ({"scheduler.lr_decay_style": "wsd"}, ["Allowed: WSD"]),
         ({"scheduler.lr_wsd_decay_style": "square"}, ["lr_wsd_decay_style=square", "minus_sqrt"]),
@@ -104,9 +104,9 @@ def test_only_matrices_decay(tables: dict) -> None:
     ],
     ids=["style", "decay style", "no decay", "long decay", "long warmup", "rates", "two at once"],
 )
-def test_problems(changes: dict, told: list[str]) -> None:
+def test_problems(changes: dict, words: list[str]) -> None:
     problems = "\n".join(schedule_problems(tiny_config(**changes)))
-    assert all(text in problems for text in told), problems
+    assert all(text in problems for text in words), problems
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_problems(changes: dict, told: list[str]) -> None:
         ({"scheduler.lr_wsd_decay_iters": 5}, 5),
         ({"scheduler.lr_wsd_decay_iters": None, "scheduler.lr_decay_style": "cosine"}, None),
     ],
-    ids=["a fifth", "the default", "at least one", "as it is given", "not for cosine"],
+    ids=["a fifth", "the default", "at least one", "given", "not for cosine"],
 )
 def test_null_takes_a_fifth_of_the_run(changes: dict, decay: int | None) -> None:
     assert with_default_decay(tiny_config(**changes)).scheduler.lr_wsd_decay_iters == decay

@@ -1,4 +1,4 @@
-"""What every schedule has, whatever its numbers: it rises once, holds, falls once, and ends where it should."""
+"""Properties of every schedule: it rises once, holds, falls once, and ends at the minimum rate."""
 
 import random
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from nano3.training.checks.lr_schedule import (
 
 @dataclass(frozen=True)
 class Shape:
-    """One schedule in numbers; `stable` iterations lie between its warmup and its decay."""
+    """A schedule; `stable` is the number of iterations between warmup and decay."""
 
     style: str
     warmup: int
@@ -53,7 +53,7 @@ ALL = [*(f"WSD {style}" for style in WSD_DECAY_STYLES), *(style for style in DEC
 
 
 def shapes() -> list[Shape]:
-    """Five of each style, always the same: without warmup, without a stable part, with the shortest decay."""
+    """Return five schedules per style, including no warmup, no stable phase, and the shortest decay."""
     draw = random.Random(7)
     found = []
     for style in ALL:
@@ -64,7 +64,7 @@ def shapes() -> list[Shape]:
 
 
 def rates(of: list[Shape]) -> list[list[float]]:
-    """Per shape, the rate of each iteration and of three after the last, as the run's own scheduler gives them."""
+    """Return, per shape, the rate of each iteration and of three after the last, from the run's scheduler."""
     import torch
 
     from nano3.training.checks.lr_schedule import make_scheduler
@@ -83,7 +83,7 @@ def rates(of: list[Shape]) -> list[list[float]]:
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[Shape, list[float]]:
-    """Made in one process that has imported torch; this one has not."""
+    """Computed in one child process, so that this process does not import torch."""
     log = Path(tmp_path_factory.mktemp("shapes")) / "log.txt"
     return dict(zip(shapes(), Child(rates, (shapes(),), log).result(), strict=True))
 
@@ -102,7 +102,7 @@ def test_no_rate_is_negative_or_above_the_highest(shape: Shape, tables: dict) ->
 
 
 @each
-def test_warmup_is_a_line_from_nothing(shape: Shape, tables: dict) -> None:
+def test_warmup_is_linear_from_zero(shape: Shape, tables: dict) -> None:
     line = [shape.lr * k / shape.warmup for k in range(shape.warmup)]
     assert tables[shape][: shape.warmup] == pytest.approx(line)
 
@@ -120,7 +120,7 @@ def test_after_warmup_it_never_rises(shape: Shape, tables: dict) -> None:
 
 
 @each
-def test_a_stable_part_is_stable(shape: Shape, tables: dict) -> None:
+def test_the_stable_phase_is_constant(shape: Shape, tables: dict) -> None:
     if shape.style.startswith("WSD"):
         stable = tables[shape][shape.warmup : shape.warmup + shape.stable + 1]
         assert stable == pytest.approx([shape.lr] * (shape.stable + 1))
@@ -128,7 +128,7 @@ def test_a_stable_part_is_stable(shape: Shape, tables: dict) -> None:
 
 @each
 def test_it_ends_at_the_lowest_rate_and_stays_there(shape: Shape, tables: dict) -> None:
-    """The end is after the last iteration; a run that is given more goes on at that rate."""
+    """The end is after the last iteration; further iterations keep that rate."""
     end = tables[shape][shape.iters :]
     if shape.style == "constant":
         assert end == pytest.approx([shape.lr] * 3)
@@ -140,7 +140,7 @@ def test_it_ends_at_the_lowest_rate_and_stays_there(shape: Shape, tables: dict) 
 
 @each
 def test_no_step_is_larger_than_the_shape_allows(shape: Shape, tables: dict) -> None:
-    """Continuous: of the decays the root falls fastest, at first by 1/sqrt(n) of the whole in n iterations."""
+    """Of all decays, the square root falls fastest: at first by 1/sqrt(n) of the total in n iterations."""
     falls = shape.decay if shape.style.startswith("WSD") else shape.iters - shape.warmup
     after = tables[shape][shape.warmup :]
     largest = max(a - b for a, b in pairwise(after))
@@ -151,7 +151,7 @@ def test_no_step_is_larger_than_the_shape_allows(shape: Shape, tables: dict) -> 
 @given(
     st.integers(1, 5000), st.integers(-3, 5003), st.none() | st.integers(-3, 5003), st.sampled_from(["WSD", "cosine"])
 )
-def test_lengths_are_refused_exactly_when_they_do_not_fit(
+def test_lengths_are_rejected_exactly_when_they_do_not_fit(
     iters: int, warmup: int, decay: int | None, style: str
 ) -> None:
     config = PretrainConfig()
@@ -162,12 +162,12 @@ def test_lengths_are_refused_exactly_when_they_do_not_fit(
     assert not any(
         "between 1 and 0" in problem or "between 1 and -" in problem for problem in schedule_problems(config)
     )
-    told = " ".join(schedule_problems(config))
-    assert ("lr_warmup_iters=" in told.partition(" must")[0] or "lr_wsd" in told) is not fits
+    problems = " ".join(schedule_problems(config))
+    assert ("lr_warmup_iters=" in problems.partition(" must")[0] or "lr_wsd" in problems) is not fits
 
 
 @given(st.integers(1, 10**6), st.floats(0, 0.7))
-def test_a_decay_that_is_left_to_nano3_fits_after_any_usual_warmup(iters: int, share: float) -> None:
+def test_the_default_decay_fits_after_any_usual_warmup(iters: int, share: float) -> None:
     config = PretrainConfig()
     config.train.train_iters, config.scheduler.lr_warmup_iters = iters, int(iters * share)
     given_length = with_default_decay(config)
@@ -185,7 +185,7 @@ def test_a_decay_that_is_left_to_nano3_fits_after_any_usual_warmup(iters: int, s
     ],
     ids=["no decay length", "no lowest rate", "length not known yet"],
 )
-def test_the_sentence_tells_what_matters_to_the_style(style: str, words: str) -> None:
+def test_the_summary_names_what_matters_to_the_style(style: str, words: str) -> None:
     config = PretrainConfig()
     config.scheduler.lr_decay_style = style
     assert schedule_summary(config) == words

@@ -72,7 +72,7 @@ def test_a_dense_model_equals_transformers_count() -> None:
 
 @pytest.mark.parametrize("name", ["nemotron_3_nano", "nemotron_3_nano_micro"])
 def test_flops_are_near_six_per_active_parameter(name: str) -> None:
-    """The rule of thumb, without the embedding that is only looked up; scan and attention add to it."""
+    """The rule of thumb without the input embedding; scan and attention add to it."""
     a = architecture_of(name, 131072)
     matrices = count_parameters(a).active - a.vocab_size * a.hidden_size
     assert flops_per_token(a, 512) / (6 * matrices) == pytest.approx(1.04, abs=0.04)
@@ -145,7 +145,7 @@ SUMS = {
 
 @pytest.mark.parametrize(("layers", "changes", "total", "idle"), SUMS.values(), ids=SUMS)
 def test_parameters_are_the_sum_by_hand(layers: dict, changes: dict, total: int, idle: int) -> None:
-    """`idle`: those of experts that a token does not visit."""
+    """`idle` counts the parameters of experts that a token does not use."""
     counts = count_parameters(replace(SMALL, layers=layers, **changes))
     assert (counts.total, counts.total - counts.active) == (total, idle)
     assert counts.routed_experts == 3 * EXPERT * layers.get("E", 0)
@@ -189,7 +189,7 @@ def test_one_layer_more_costs_the_same_wherever_it_is_added(layers: dict[str, in
 
 
 @pytest.mark.parametrize("target", [NANO, QWEN], ids=["hybrid", "dense"])
-def test_a_typed_key_stands_above_a_free_one_above_the_recipe(target: str) -> None:
+def test_model_overrides_the_megatron_dict_which_overrides_the_recipe(target: str) -> None:
     config, known = PretrainConfig(), load_bundled(target)
     config.recipe._target_ = target
     own = known.value("model.num_attention_heads")
@@ -200,7 +200,7 @@ def test_a_typed_key_stands_above_a_free_one_above_the_recipe(target: str) -> No
         assert found is not None and found.num_attention_heads == expected
 
 
-def test_what_is_left_out_follows_from_the_rest() -> None:
+def test_missing_sizes_follow_from_the_others() -> None:
     config = PretrainConfig(model=ModelConfig(hybrid_layer_pattern="*-|-/*-", hidden_size=64, num_attention_heads=4))
     found = architecture_from_config(config, None, 1000)
     assert found is not None
@@ -223,7 +223,7 @@ def test_an_embedding_has_room_for_every_id_and_little_more(size: int, tensor: i
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 12))
-def test_attention_is_refused_exactly_when_it_cannot_be_divided(heads: int, groups: int, tensor: int) -> None:
+def test_attention_is_rejected_exactly_when_it_cannot_be_divided(heads: int, groups: int, tensor: int) -> None:
     a = replace(SMALL, layers={"*": 1}, num_attention_heads=heads, num_query_groups=groups)
     apart = groups % tensor > 0 and tensor % groups > 0
     assert len(divisibility_problems(a, tensor)) == (heads % groups > 0) + (heads % tensor > 0) + apart
@@ -231,13 +231,13 @@ def test_attention_is_refused_exactly_when_it_cannot_be_divided(heads: int, grou
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 4), st.integers(1, 8))
-def test_experts_and_scans_are_refused_exactly_when_megatron_asserts(
+def test_experts_and_scans_are_rejected_exactly_when_megatron_asserts(
     experts: int, groups: int, tensor: int, expert: int
 ) -> None:
-    """MoELayer wants as many experts on every rank, MambaMixer as many groups; a job would find out in its queue."""
+    """MoELayer needs equally many experts on every rank, and MambaMixer equally many groups."""
     a = replace(SMALL, layers={"E": 1}, num_moe_experts=experts, moe_router_topk=1)
-    told = divisibility_problems(a, tensor, expert)
-    assert told == (
+    problems = divisibility_problems(a, tensor, expert)
+    assert problems == (
         [f"model.num_moe_experts={experts} must be a multiple of model.expert_model_parallel_size={expert}."]
         if experts % expert
         else []
@@ -247,7 +247,7 @@ def test_experts_and_scans_are_refused_exactly_when_megatron_asserts(
 
 
 @pytest.mark.parametrize("name", [p.stem for p in (ROOT / "conf/model").glob("*.yaml")])
-def test_the_models_of_conf_can_be_divided_as_they_say(name: str) -> None:
+def test_the_models_of_conf_are_divisible_by_their_parallel_sizes(name: str) -> None:
     config = config_without_data("megatron", NANO)
     config.model = model(name)
     layout = parallel_layout(config, load_bundled(NANO))
@@ -256,7 +256,7 @@ def test_the_models_of_conf_can_be_divided_as_they_say(name: str) -> None:
 
 
 @given(st.text("M*E-|/", max_size=12))
-def test_layers_are_counted_as_the_sizes_count_them(pattern: str) -> None:
+def test_count_layers_agrees_with_the_architecture(pattern: str) -> None:
     config = PretrainConfig(model=ModelConfig(hybrid_layer_pattern=pattern, hidden_size=8, num_attention_heads=2))
     found = architecture_from_config(config, None, 10)
     assert (found is None) == (pattern == "")

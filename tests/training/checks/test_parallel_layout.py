@@ -54,18 +54,18 @@ def test_a_layout_without_problems_divides_evenly(
 
 
 @given(st.integers(1, 200), st.integers(1, 8), st.integers(1, 16))
-def test_each_batch_size_that_is_advised_has_no_problem(size: int, micro: int, ranks: int) -> None:
+def test_each_suggested_batch_size_has_no_problem(size: int, micro: int, ranks: int) -> None:
     config = PretrainConfig()
     config.train.global_batch_size, config.train.micro_batch_size = size, micro
     layout = ParallelLayout(ranks, 1, 1, 1, 1)
     problems = layout_problems(config, layout)
     assert bool(problems) == (size % (micro * ranks) > 0)
-    for advised in (
+    for suggested in (
         re.findall(r"\d+", problems[0].partition("What fits: train.global_batch_size=")[2].partition(";")[0])
         if problems
         else ()
     ):
-        config.train.global_batch_size = int(advised)
+        config.train.global_batch_size = int(suggested)
         assert layout_problems(config, layout) == []
 
 
@@ -74,9 +74,7 @@ def test_each_batch_size_that_is_advised_has_no_problem(size: int, micro: int, r
     [("local", None, 3), ("local", "4", 4), ("slurm", "4", 10)],
     ids=["this machine", "under torchrun", "asked of Slurm"],
 )
-def test_how_many_ranks_there_will_be(
-    monkeypatch: pytest.MonkeyPatch, kind: str, variable: str | None, world: int
-) -> None:
+def test_the_world_size(monkeypatch: pytest.MonkeyPatch, kind: str, variable: str | None, world: int) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     if variable:
         monkeypatch.setenv("WORLD_SIZE", variable)
@@ -85,15 +83,15 @@ def test_how_many_ranks_there_will_be(
     config.cluster.nodes, config.cluster.ntasks_per_node = 2, 5
     assert (parallel_layout(config, None).world, parallel_layout(config, None).tensor) == (world, 2)
     config.backend = "transformers"
-    assert parallel_layout(config, None).tensor == 1, "told elsewhere; the table is of what would run"
+    assert parallel_layout(config, None).tensor == 1, "another check reports the parallel size"
 
 
 sizes = st.integers(1, 48)
 
 
-def advice(told: str) -> dict[str, list[int]]:
-    """The numbers that a message names for each of the three sizes."""
-    fits = told.partition("What fits: ")[2]
+def suggestions(message: str) -> dict[str, list[int]]:
+    """Return the numbers that a message suggests for each of the three sizes."""
+    fits = message.partition("What fits: ")[2]
     found = {}
     for name, pattern in (
         ("batch", r"train\.global_batch_size=([\d or]+)"),
@@ -108,12 +106,12 @@ def advice(told: str) -> dict[str, list[int]]:
 @given(sizes, sizes, sizes)
 @example(2, 2, 2)
 @example(1, 48, 48)
-def test_each_number_that_is_advised_fits(batch: int, micro: int, ranks: int) -> None:
-    """Typed instead of the one it stands for, alone."""
+def test_each_suggested_number_fits(batch: int, micro: int, ranks: int) -> None:
+    """Each suggestion replaces one size and leaves the others."""
     try:
         assert plan_batches(batch, micro, ranks).accumulation * micro * ranks == batch
     except UserError as error:
-        found = advice(str(error))
+        found = suggestions(str(error))
         assert found["batch"], "the batch size can always be changed"
         tried = [(n, micro, ranks) for n in found["batch"]] + [(batch, n, ranks) for n in found["micro"]]
         for one in tried + [(batch, micro, n) for n in found["ranks"]]:
@@ -123,7 +121,7 @@ def test_each_number_that_is_advised_fits(batch: int, micro: int, ranks: int) ->
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**4))
-def test_the_multiples_that_are_named_are_the_nearest(n: int, step: int) -> None:
+def test_the_suggested_multiples_are_the_nearest(n: int, step: int) -> None:
     found = [int(number) for number in multiples_around(n, step).split(" or ")]
     assert all(number % step == 0 and number > 0 for number in found)
     assert min(abs(number - n) for number in found) <= step / 2 or found == [step]

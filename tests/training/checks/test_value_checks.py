@@ -1,4 +1,4 @@
-"""Values that no run can have: each is told once with its key, and what may stand there is not told at all."""
+"""Invalid values are reported once each with their key, and valid ones are not."""
 
 import math
 from dataclasses import fields, replace
@@ -24,7 +24,7 @@ from nano3.training.checks.value_checks import (
 
 
 def changed(**changes: Any) -> PretrainConfig:
-    """The default configuration with dotted changes."""
+    """Return the default configuration with changes by dotted key."""
     config = PretrainConfig()
     for key, value in changes.items():
         node: Any = config
@@ -45,13 +45,13 @@ LEAST = {
 
 
 @pytest.mark.parametrize(("key", "least"), LEAST.items())
-def test_the_least_that_is_allowed_is_allowed_and_less_is_not(key: str, least: int) -> None:
+def test_the_minimum_is_allowed_and_less_is_not(key: str, least: int) -> None:
     assert value_problems(changed(**{key: least})) == []
     assert value_problems(changed(**{key: least - 1})) == [f"{key}={least - 1} must be at least {least}."]
 
 
 @pytest.mark.parametrize("key", [key for key in LEAST if key.startswith("optimizer.")])
-def test_what_is_no_number_is_told_once(key: str) -> None:
+def test_non_finite_values_are_reported_once(key: str) -> None:
     assert len(value_problems(changed(**{key: math.nan}))) == 1
     infinite = value_problems(changed(**{key: math.inf}))
     never = key == "optimizer.clip_grad"  # a limit that nothing exceeds
@@ -59,7 +59,7 @@ def test_what_is_no_number_is_told_once(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "words"),
     [
         ({"train.eval_interval": 0, "train.eval_iters": 0}, []),
         ({"train.eval_interval": 5, "train.eval_iters": 0}, ["train.eval_iters=0 must be at least 1."]),
@@ -80,12 +80,12 @@ def test_what_is_no_number_is_told_once(key: str) -> None:
         "too large a seed", "betas", "negative beta", "beta that is no number",
     ],
 )  # fmt: skip
-def test_what_depends_on_other_keys(changes: dict[str, Any], told: list[str]) -> None:
-    assert value_problems(changed(**changes)) == told
+def test_limits_that_depend_on_other_keys(changes: dict[str, Any], words: list[str]) -> None:
+    assert value_problems(changed(**changes)) == words
 
 
 @given(st.dictionaries(st.sampled_from(sorted(LEAST)), st.integers(-3, 3)))
-def test_every_wrong_value_is_told_and_no_other(changes: dict[str, int]) -> None:
+def test_every_invalid_value_is_reported_and_no_other(changes: dict[str, int]) -> None:
     config = changed(**changes)
     interval = config.train.eval_interval
     least = LEAST | {"train.eval_iters": 1 if interval else 0}
@@ -116,7 +116,7 @@ WEIGHTS = {"checkpoint": {"pretrained_checkpoint": "/hf"}}
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "words"),
     [
         ({}, ""),
         ({"megatron": WEIGHTS}, ""),
@@ -132,32 +132,32 @@ WEIGHTS = {"checkpoint": {"pretrained_checkpoint": "/hf"}}
     ],
     ids=["fresh", "weights", "load", "resume of it", "two", "nothing kept", "its own kept", "another's kept"],
 )
-def test_what_a_run_starts_from_is_one_thing(changes: dict[str, Any], told: str) -> None:
+def test_a_run_has_one_source_of_weights(changes: dict[str, Any], words: str) -> None:
     problems = initial_weights_problems(changed(**changes))
-    assert len(problems) == bool(told)
-    assert all(told in problem for problem in problems)
+    assert len(problems) == bool(words)
+    assert all(words in problem for problem in problems)
 
 
 @given(st.text(max_size=140))
-def test_the_name_that_is_advised_can_be_used(name: str) -> None:
-    """Any name is fine or is told with one that is; a run's checkpoints are found by it."""
+def test_the_suggested_name_is_valid(name: str) -> None:
+    """Any name is valid or is reported with a valid one."""
     problems = run_name_problems(name)
     assert bool(problems) == (alias_problem(name) is not None)
     for problem in problems:
-        advised = problem.rpartition("run.name=")[2].removesuffix(".")
-        assert run_name_problems(advised) == [], problem
+        suggested = problem.rpartition("run.name=")[2].removesuffix(".")
+        assert run_name_problems(suggested) == [], problem
 
 
 @pytest.mark.parametrize("mode", [*wandb_mirror.MODES, "on", "Online", ""])
 def test_modes_of_wandb(mode: str) -> None:
-    """That it is not installed matters only to ranks that use this very Python."""
-    told = [p for p in run_section_problems(changed(**{"run.wandb.mode": mode}), here=False) if "no such mode" in p]
-    assert len(told) == (mode not in wandb_mirror.MODES)
-    assert all(problem.startswith(f"run.wandb.mode={mode}: ") for problem in told)
+    """Whether wandb is installed matters only to ranks in this Python."""
+    words = [p for p in run_section_problems(changed(**{"run.wandb.mode": mode}), here=False) if "no such mode" in p]
+    assert len(words) == (mode not in wandb_mirror.MODES)
+    assert all(problem.startswith(f"run.wandb.mode={mode}: ") for problem in words)
 
 
 @pytest.mark.parametrize("section", ["x", None, 3, [], {}], ids=str)
-def test_a_section_that_is_none_is_empty(section: Any) -> None:
+def test_an_invalid_section_is_empty(section: Any) -> None:
     config = PretrainConfig(megatron={"checkpoint": section})
     assert megatron_section(config, "checkpoint") == megatron_section(config, "model") == {}
     assert initial_weights_problems(config) == []

@@ -1,4 +1,4 @@
-"""The hooks inside Megatron-Bridge's loop, driven by hand with its order of events."""
+"""The training hooks, called in the order of Megatron-Bridge's events."""
 
 import math
 from pathlib import Path
@@ -28,19 +28,19 @@ def test_peaks(name: str, peak: float | None) -> None:
     assert peak_flops(name) == peak
 
 
-def test_the_clock_leaves_out_validation_and_saving() -> None:
+def test_the_timer_excludes_validation_and_saving() -> None:
     times = iter([0.0, 1.0, 1.1, 2.0, 9.0, 10.0])
-    clock = StepTimer(now=lambda: next(times))
-    clock.start_step(), clock.end_step()
-    clock.start_step(), clock.end_step()
-    clock.interrupt()  # between 2 and 9
-    clock.start_step(), clock.end_step()
-    assert clock.take() == pytest.approx((1.0 + 1.0 + 1.0) / 3)
-    assert clock.take() == 0.0
+    timer = StepTimer(now=lambda: next(times))
+    timer.start_step(), timer.end_step()
+    timer.start_step(), timer.end_step()
+    timer.interrupt()  # between 2 and 9
+    timer.start_step(), timer.end_step()
+    assert timer.take() == pytest.approx((1.0 + 1.0 + 1.0) / 3)
+    assert timer.take() == 0.0
 
 
 class Recorder:
-    """Stands where Metrics stands, and remembers."""
+    """Replaces Metrics and records the calls."""
 
     def __init__(self) -> None:
         self.valid: list[tuple] = []
@@ -90,14 +90,14 @@ def hooks(tmp_path: Path, reasons: dict[int, str] | None = None, saved: list | N
 
 
 @pytest.fixture
-def alone(monkeypatch):
-    """A process group of one, without a process group."""
+def single_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend to be the only rank, without a process group."""
     dist = pytest.importorskip("torch.distributed")
     monkeypatch.setattr(dist, "get_world_size", lambda: 1)
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
 
 
-def test_after_the_last_iteration_nobody_is_asked_to_stop(tmp_path: Path, alone) -> None:
+def test_after_the_last_iteration_no_stop_is_requested(tmp_path: Path, single_rank: None) -> None:
     """The run has finished: Megatron-Bridge validates, and the exit code is 0."""
     own, last = hooks(tmp_path, {45: "signal SIGTERM"}), context(44)
     own.on_train_step_end(last)
@@ -105,7 +105,7 @@ def test_after_the_last_iteration_nobody_is_asked_to_stop(tmp_path: Path, alone)
     assert begun_iterations(tmp_path) == {45}
 
 
-def test_an_agreed_stop_ends_the_loop_after_this_iteration(tmp_path: Path, alone) -> None:
+def test_an_agreed_stop_ends_the_loop_after_this_iteration(tmp_path: Path, single_rank: None) -> None:
     own = hooks(tmp_path, {7: "signal SIGTERM"})
     for step in (5, 6):
         now = context(step)
@@ -114,34 +114,36 @@ def test_an_agreed_stop_ends_the_loop_after_this_iteration(tmp_path: Path, alone
     assert (own.iteration, own.reason, now.state.cfg.train.exit_interval) == (7, "signal SIGTERM", 7)
 
 
-def test_the_rate_that_is_told_is_the_one_the_step_ran_at(tmp_path: Path, alone, monkeypatch) -> None:
-    """Megatron-Bridge moves the schedule on within the step; the other backend tells the rate of the step too."""
-    own, told = hooks(tmp_path), []
+def test_the_logged_rate_is_that_of_the_step(
+    tmp_path: Path, single_rank: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Megatron-Bridge advances the schedule within the step; the other backend logs the rate of the step too."""
+    own, logged = hooks(tmp_path), []
     own.run.log_interval = 2
-    monkeypatch.setattr(own, "_log", lambda context, iteration, loss: told.append((iteration, own._lr)))
+    monkeypatch.setattr(own, "_log", lambda context, iteration, loss: logged.append((iteration, own._lr)))
     optimizer = SimpleNamespace(param_groups=[{"lr": 0.0}])
     for step in range(4):
         optimizer.param_groups[0]["lr"] = step * 1e-4
         own.on_train_step_start(context(step, optimizer=optimizer))
         optimizer.param_groups[0]["lr"] = (step + 1) * 1e-4
         own.on_train_step_end(context(step, optimizer=optimizer, loss_dict={"lm loss": 2.0}))
-    assert told == [(2, pytest.approx(1e-4)), (4, pytest.approx(3e-4))]
+    assert logged == [(2, pytest.approx(1e-4)), (4, pytest.approx(3e-4))]
 
 
 @pytest.mark.parametrize("norm", [math.nan, math.inf])
-def test_a_gradient_that_is_no_number_fails_with_the_iteration(tmp_path: Path, norm: float) -> None:
+def test_a_non_finite_gradient_fails_with_the_iteration(tmp_path: Path, norm: float) -> None:
     with pytest.raises(Failure, match=f"iteration 5: gradient norm {norm}"):
         hooks(tmp_path).on_train_step_end(context(4, grad_norm=norm))
 
 
-def test_a_loss_that_is_no_number_fails_when_it_is_logged(tmp_path: Path) -> None:
+def test_a_non_finite_loss_fails_when_it_is_logged(tmp_path: Path) -> None:
     own = hooks(tmp_path)
     own.run.log_interval = 1
     with pytest.raises(Failure, match="iteration 5: loss nan"):
         own.on_train_step_end(context(4, loss_dict={"lm loss": math.nan}))
 
 
-def test_validation_is_recorded_once_for_an_iteration(tmp_path: Path, alone) -> None:
+def test_validation_is_recorded_once_for_an_iteration(tmp_path: Path, single_rank: None) -> None:
     own = hooks(tmp_path)
     own.run.validation = Measured()
     own.on_eval_end(context(20))
@@ -149,13 +151,13 @@ def test_validation_is_recorded_once_for_an_iteration(tmp_path: Path, alone) -> 
     assert own.run.metrics.valid == [(20, {"docs": 2.0, "code": 3.0}, Measured.shares)]
 
 
-def test_without_a_validation_of_its_own_nothing_is_recorded(tmp_path: Path, alone) -> None:
+def test_without_a_validation_of_its_own_nothing_is_recorded(tmp_path: Path, single_rank: None) -> None:
     own = hooks(tmp_path)
     own.on_eval_end(context(20))
     assert own.run.metrics.valid == []
 
 
-def test_a_complete_checkpoint_is_marked_and_told(tmp_path: Path, alone) -> None:
+def test_a_complete_checkpoint_is_marked_and_reported(tmp_path: Path, single_rank: None) -> None:
     folder = tmp_path / "iter_0000040"
     folder.mkdir()
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("40")
@@ -169,8 +171,8 @@ def test_a_complete_checkpoint_is_marked_and_told(tmp_path: Path, alone) -> None
     assert read_json(folder / MARKER)["iteration"] == 40
 
 
-def test_a_save_is_noted_before_it_begins(tmp_path: Path, alone) -> None:
-    """At the interval, at the end and at a stop; a folder that a killed save leaves is then known to be nano3's."""
+def test_a_save_is_recorded_before_it_starts(tmp_path: Path, single_rank: None) -> None:
+    """At the interval, at the end and at a stop, so that the folder of a killed save is known to be nano3's."""
     own = hooks(tmp_path, {33: "signal SIGTERM"})
     for step in (8, 9, 10, 32, 44):
         own.on_train_step_end(context(step))
@@ -184,7 +186,9 @@ def folder_of(root: Path, iteration: int) -> None:
     (root / f"iter_{iteration:07d}").mkdir(exist_ok=True)
 
 
-def test_a_checkpoint_that_is_gone_is_not_marked(tmp_path: Path, alone, capsys) -> None:
+def test_a_checkpoint_that_is_gone_is_not_marked(
+    tmp_path: Path, single_rank: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / TRACKER).write_text("40")
     saved: list = []
     hooks(tmp_path, saved=saved).on_checkpoint_save(context(40))

@@ -1,4 +1,4 @@
-"""How a run that Megatron-Bridge ends early is told: in nano3's words, with what to do; and nothing else is hidden."""
+"""Early ends of Megatron-Bridge become messages with a remedy, and no other error is hidden."""
 
 import contextlib
 import gc
@@ -34,30 +34,34 @@ def hooks(iteration: int = 4, reason: str = "") -> SimpleNamespace:
     return SimpleNamespace(iteration=iteration, reason=reason)
 
 
-def test_what_diverged_is_looked_at_by_the_command_that_is_told() -> None:
-    told = divergence_message(3, "loss nan")
-    assert "iteration 3: loss nan" in told and "optimizer.lr" in told and "nano3 trace RUN --iteration 3" in told
+def test_the_message_for_divergence_names_the_trace_command() -> None:
+    message = divergence_message(3, "loss nan")
+    assert (
+        "iteration 3: loss nan" in message and "optimizer.lr" in message and "nano3 trace RUN --iteration 3" in message
+    )
 
 
-def test_a_full_gpu_tells_torchs_numbers_and_nano3s_keys() -> None:
-    told = out_of_memory_message(5, 16, FULL.format(others=OTHERS))
-    assert told.startswith("The GPU is full in iteration 5: Tried to allocate 4.00 GiB. GPU 0 has a total capacity of")
-    assert "Other processes on this GPU hold 6.28 GiB and 512.00 MiB." in told
-    assert "train.micro_batch_size (now 16)" in told and "PYTORCH" not in told
+def test_the_message_for_a_full_gpu_has_torchs_numbers_and_nano3s_keys() -> None:
+    message = out_of_memory_message(5, 16, FULL.format(others=OTHERS))
+    assert message.startswith(
+        "The GPU is full in iteration 5: Tried to allocate 4.00 GiB. GPU 0 has a total capacity of"
+    )
+    assert "Other processes on this GPU hold 6.28 GiB and 512.00 MiB." in message
+    assert "train.micro_batch_size (now 16)" in message and "PYTORCH" not in message
 
 
-def test_nobody_is_blamed_who_is_not_there_and_one_sample_is_not_to_be_fewer() -> None:
-    told = out_of_memory_message(1, 1, FULL.format(others=""))
-    assert "Other processes" not in told and "micro_batch_size" not in told
-    assert "recompute_granularity" in told
+def test_other_processes_and_a_smaller_batch_are_named_only_if_they_apply() -> None:
+    message = out_of_memory_message(1, 1, FULL.format(others=""))
+    assert "Other processes" not in message and "micro_batch_size" not in message
+    assert "recompute_granularity" in message
 
 
-def test_a_message_of_another_form_is_told_without_numbers() -> None:
+def test_an_unknown_torch_message_gives_no_numbers() -> None:
     assert out_of_memory_message(2, 1, "no memory").startswith("The GPU is full in iteration 2. What helps:")
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "words"),
     [
         pytest.param(torch.OutOfMemoryError(FULL.format(others="")), "The GPU is full in iteration 5", id="memory"),
         pytest.param(RuntimeError("('found NaN in local grad norm')"), "iteration 5: found NaN in local", id="nan"),
@@ -66,13 +70,13 @@ def test_a_message_of_another_form_is_told_without_numbers() -> None:
         pytest.param(SystemExit(3), "exited at iteration 4 with exit code 3", id="failing exit"),
     ],
 )
-def test_an_early_end_is_a_failure_that_keeps_its_cause(error: BaseException, told: str) -> None:
-    with pytest.raises(Failure, match=told) as caught, translate_errors(hooks(), 1):
+def test_an_early_end_is_a_failure_that_keeps_its_cause(error: BaseException, words: str) -> None:
+    with pytest.raises(Failure, match=words) as caught, translate_errors(hooks(), 1):
         raise error
     assert caught.value.__cause__ is error
 
 
-def test_an_agreed_stop_is_none() -> None:
+def test_an_agreed_stop_is_no_failure() -> None:
     with translate_errors(hooks(reason="SIGTERM"), 1):
         raise SystemExit(0)
     with pytest.raises(Failure, match="exit code 1"), translate_errors(hooks(reason="SIGTERM"), 1):
@@ -82,7 +86,7 @@ def test_an_agreed_stop_is_none() -> None:
 @pytest.mark.parametrize(
     "error", [RuntimeError("shape '[3]' is invalid"), ValueError("found NaN"), KeyboardInterrupt()]
 )
-def test_anything_else_stays_what_it_is(error: BaseException) -> None:
+def test_other_errors_are_unchanged(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught, translate_errors(hooks(), 1):
         raise error
     assert caught.value is error
@@ -90,7 +94,7 @@ def test_anything_else_stays_what_it_is(error: BaseException) -> None:
 
 @pytest.fixture
 def no_collection() -> Iterator[None]:
-    """Megatron-Bridge switches the garbage collector off and runs it itself."""
+    """Megatron-Bridge disables the garbage collector and runs it itself."""
     gc.collect()
     gc.disable()
     yield
@@ -102,12 +106,14 @@ def no_collection() -> Iterator[None]:
     [
         pytest.param(SystemExit(0), id="agreed stop"),
         pytest.param(RuntimeError("found NaN in local grad norm"), id="diverged"),
-        pytest.param(ValueError("not foreseen"), id="not foreseen"),
+        pytest.param(ValueError("not expected"), id="not expected"),
     ],
 )
-def test_data_loaders_are_let_go_of_at_once(error: BaseException, no_collection: None) -> None:
-    """Else a garbage collection finds them, after it has closed the queue by which their workers would be told to end:
-    then each of eight workers was waited for five seconds, seen on an H100 after every stop."""
+def test_data_loaders_are_released_at_once(error: BaseException, no_collection: None) -> None:
+    """Otherwise a garbage collection closes the queue that ends their workers first.
+
+    The exit then waited five seconds for each of eight workers after every stop on an H100.
+    """
     held = []
 
     def train() -> None:
@@ -128,13 +134,13 @@ def test_data_loaders_are_let_go_of_at_once(error: BaseException, no_collection:
     [
         pytest.param(SystemExit(0), True, id="agreed stop"),
         pytest.param(SystemExit(1), False, id="failing exit"),
-        pytest.param(Failure("told"), True, id="nano3's own"),
+        pytest.param(Failure("message"), True, id="nano3's own"),
         pytest.param(RuntimeError("found NaN in local grad norm"), True, id="diverged"),
         pytest.param(torch.OutOfMemoryError("CUDA out of memory."), True, id="memory"),
-        pytest.param(RuntimeError("NCCL error"), False, id="not foreseen"),
+        pytest.param(RuntimeError("NCCL error"), False, id="not expected"),
     ],
 )
-def test_only_foreseen_ends_are_kept_out_of_the_log(
+def test_only_expected_ends_are_hidden_from_the_log(
     error: BaseException, silent: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     with hide_expected_tracebacks(), contextlib.suppress(BaseException):

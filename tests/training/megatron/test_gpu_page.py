@@ -1,6 +1,6 @@
-"""docs/gpu.md: every override in it is one that nano3 takes, also those in tables and in commands that need a cluster.
+"""Every override in docs/gpu.md is valid, including those in tables and in commands for a cluster.
 
-The commands that need no GPU are run by tests/test_docs.py.
+tests/test_docs.py runs the commands that need no GPU.
 """
 
 import re
@@ -10,7 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from megatron_helpers import NANO, ROOT
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from nano3.artifacts.resolver import register_resolver
 from nano3.cli.app import SCHEMAS
@@ -27,7 +27,7 @@ FREE = sorted({word for word in TYPED if re.match(r"\+?megatron\.[\w.]+=", word)
 COMMANDS = re.findall(r"^python -m nano3\.pretrain ((?:.*\\\n)*.*)", PAGE, re.MULTILINE)
 
 
-def composed(words: list[str]):
+def composed(words: list[str]) -> DictConfig:
     ConfigStore.instance().store(name="pretrain_schema", node=SCHEMAS["pretrain"])
     register_resolver()
     OmegaConf.register_new_resolver("sample", lambda file: file, replace=True)
@@ -40,8 +40,8 @@ def test_there_are_overrides_and_commands_to_check() -> None:
 
 
 @pytest.mark.parametrize("word", FREE)
-def test_a_free_override_is_taken(word: str) -> None:
-    assert word.startswith("+"), "a free key is added with a plus"
+def test_an_override_is_valid(word: str) -> None:
+    assert word.startswith("+"), "a key of the megatron dict needs a plus"
     megatron = OmegaConf.to_container(composed([word]).megatron)
     assert setting_problems(override_settings(megatron, load_bundled(NANO)), load_bundled(NANO)) == []
 

@@ -1,5 +1,4 @@
-"""Recipes: which are allowed, what is adapted to the machine, what comes from the data, and the hub file without
-network."""
+"""Which recipes are allowed, how they are adapted to machine and data, and the hub file without network access."""
 
 import os
 import subprocess
@@ -70,11 +69,11 @@ def test_the_dispatcher(installed: set[str], expert: int, tensor: int | None, ki
     assert ("model.moe_flex_dispatcher_backend" in found) is (kind is not None)
 
 
-def test_a_mask_that_matters_stays() -> None:
+def test_a_needed_mask_is_kept() -> None:
     assert "dataset.create_attention_mask" not in adapted(8, {"deep_ep"}, dataset__reset_attention_mask=True)
 
 
-def test_every_adaptation_says_why_and_fits_the_schema() -> None:
+def test_every_adaptation_has_a_reason_and_fits_the_schema() -> None:
     found = recipe.adaptations(FULL.get, 1, lambda module: False)
     assert all(len(s.origin) > 10 for s in found)
     assert setting_problems(found, load_bundled(NANO)) == []
@@ -101,7 +100,7 @@ def test_both_recipes_are_allowed(target: str) -> None:
 
 
 def recipe_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None:
-    """A recipe module of this test's own, importable in the allowed package's place."""
+    """Create a recipe module and allow it instead of megatron.bridge.recipes."""
     (tmp_path / "own_recipes.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(recipe, "ALLOWED", "own_recipes")
@@ -126,9 +125,9 @@ def test_a_misspelt_recipe_names_the_nearest(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_a_recipe_module_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "ALLOWED", "nowhere_at_all")
-    with pytest.raises(UserError, match="there is no module nowhere_at_all"):
-        recipe.call_recipe("nowhere_at_all.x.some_config")
+    monkeypatch.setattr(recipe, "ALLOWED", "missing_package")
+    with pytest.raises(UserError, match="there is no module missing_package"):
+        recipe.call_recipe("missing_package.x.some_config")
 
 
 def settings(config: PretrainConfig, data_dir: Path) -> dict[str, Any]:
@@ -155,14 +154,14 @@ def test_without_validation_its_data_is_not_opened(config: PretrainConfig, data_
 
 
 def test_megatron_bridge_itself_validates_one_batch(config: PretrainConfig, data_dir: Path) -> None:
-    """The batches of train.eval_iters are measured dataset by dataset, after its own."""
+    """nano3 measures the batches of train.eval_iters per dataset afterwards."""
     config.train.eval_iters = 32
     assert settings(config, data_dir)["validation.eval_iters"] == 1
 
 
 @pytest.mark.parametrize("loaded", [False, True], ids=["before-the-hub-library", "after-it"])
 def test_the_qwen3_recipe_finds_its_file_without_network(tmp_path: Path, loaded: bool) -> None:
-    """In a process of its own, since the library reads its environment once."""
+    """In a child process, because the library reads its environment once."""
     model, revision = recipe.HUB_FILES[QWEN]
     script = f"""
 import sys
@@ -210,7 +209,7 @@ worlds, installed = st.sampled_from([1, 2, 8]), st.sets(st.sampled_from(MODULES)
 
 @given(recipes, worlds, installed)
 def test_an_adapted_recipe_needs_no_adaptation(recipe: dict[str, Any], world: int, has: set[str]) -> None:
-    """Whatever fields the recipe of a release has; each change is one, and the schema takes it."""
+    """For any fields of a recipe, each adaptation changes something and fits the schema."""
     found = adaptations(recipe.get, world, has.__contains__)
     assert setting_problems(found, load_bundled(NANO)) == []
     assert len({s.path for s in found}) == len(found)
@@ -225,6 +224,6 @@ def test_what_is_needed_does_not_grow_with_what_is_installed(recipe: dict[str, A
     assert few <= many
 
 
-def test_a_field_is_read_from_a_live_container_or_is_none() -> None:
+def test_field_getter_returns_a_field_or_none() -> None:
     get = field_getter(SimpleNamespace(model=SimpleNamespace(width=3, none=None), flag=False))
     assert (get("model.width"), get("flag"), get("model.none.deeper"), get("nothing.at.all")) == (3, False, None, None)

@@ -1,4 +1,4 @@
-"""The recorded schema, the reading of type annotations, and the messages for what does not fit."""
+"""The recorded schema, fields from type annotations, and messages for values that do not fit."""
 
 import dataclasses
 import enum
@@ -23,7 +23,7 @@ from nano3.training.megatron.schema import (
 )
 
 
-class Colour(enum.Enum):
+class Color(enum.Enum):
     red = 1
     green = 2
 
@@ -32,7 +32,7 @@ class Colour(enum.Enum):
 class Inner:
     size: int = 3
     maybe: int = None  # type: ignore[assignment]
-    colour: Colour = Colour.red
+    color: Color = Color.red
     name: Optional[str] = None  # noqa: UP045
     hook: Any = None
     kind: Literal["a", "b"] = "a"
@@ -56,7 +56,7 @@ class Container:
         pytest.param(list[str], ("list",), id="list"),
         pytest.param(dict[str, int], ("dict",), id="dict"),
         pytest.param(Literal["x", "y"], ("choice",), id="literal"),
-        pytest.param(Colour, ("choice",), id="enum"),
+        pytest.param(Color, ("choice",), id="enum"),
         pytest.param(Inner, ("section",), id="dataclass"),
         pytest.param(Any, (), id="any"),
         pytest.param(object, (), id="unknown-class"),
@@ -120,13 +120,13 @@ def live(monkeypatch: pytest.MonkeyPatch) -> Schema:
     return extract(Container(), "some.recipe")
 
 
-def test_record_reads_dataclasses_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extract_reads_dataclasses_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
     schema = live(monkeypatch)
     assert schema.lookup("inner.size") == (Field(("int",)), None)
     assert schema.lookup("inner.maybe")[0] == Field(("int", "null")), "a default of None means that null is allowed"
     assert schema.lookup("unset.size")[0] == Field(("int",)), "a section that is unset has fields too"
     assert schema.value("inner.size") == 3
-    assert schema.value("inner.colour") == "red"
+    assert schema.value("inner.color") == "red"
     assert schema.value("inner.nothing", "other") == "other"
     assert "_private" not in schema.classes["Inner"]
 
@@ -149,7 +149,7 @@ def test_a_dict_takes_any_key(monkeypatch: pytest.MonkeyPatch) -> None:
     assert live(monkeypatch).lookup("environment.ANYTHING")[1] is None
 
 
-def test_the_recording_is_read_back_as_it_was_written(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+def test_the_recording_is_read_back_as_it_was_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     schema = live(monkeypatch)
     (tmp_path / "recording.json").write_text(schemas_to_json([schema]))
     monkeypatch.setattr("nano3.training.megatron.schema.SCHEMA_FILE", tmp_path / "recording.json")
@@ -160,7 +160,7 @@ def test_the_recording_is_read_back_as_it_was_written(monkeypatch: pytest.Monkey
 
 
 def test_the_bundled_recording_is_what_the_script_writes() -> None:
-    """One class a line, so that the diff between two releases can be read."""
+    """One class per line keeps the diff between two releases readable."""
     text = SCHEMA_FILE.read_text()
     assert schemas_to_json([load_bundled(recipe) for recipe in RECIPES]) == text
     assert text.count("\n") < 200

@@ -1,4 +1,4 @@
-"""Typed sections and the free `megatron:` dict as settings of Megatron-Bridge's configuration."""
+"""Settings of Megatron-Bridge's container from the typed sections and the `megatron:` dict."""
 
 import dataclasses
 import enum
@@ -43,14 +43,14 @@ def test_the_tiny_experiments_recipe_takes_the_typed_keys(config: PretrainConfig
     assert setting_problems(typed_settings(config), load_bundled(QWEN)) == []
 
 
-def test_a_hybrid_key_on_a_dense_recipe_is_refused(config: PretrainConfig) -> None:
+def test_a_hybrid_key_is_rejected_for_a_dense_recipe(config: PretrainConfig) -> None:
     problems = setting_problems(typed_settings(config), load_bundled(QWEN))
     assert any(
         p.startswith("model.hybrid_layer_pattern=MEM*EMEM: there is no") and "leave it null" in p for p in problems
     )
 
 
-def test_one_key_sets_every_place_that_must_agree(config: PretrainConfig) -> None:
+def test_one_key_sets_all_fields_that_must_agree(config: PretrainConfig) -> None:
     config.optimizer.weight_decay = 0.07
     config.train.seq_length = 512
     found = as_dict(typed_settings(config))
@@ -66,7 +66,7 @@ def test_one_key_sets_every_place_that_must_agree(config: PretrainConfig) -> Non
     assert found["model.num_layers"] == 8
 
 
-def test_what_zero_means(config: PretrainConfig) -> None:
+def test_zero_disables_a_feature(config: PretrainConfig) -> None:
     config.checkpoint.keep_last = 0
     config.train.eval_interval = 0
     found = as_dict(typed_settings(config))
@@ -102,7 +102,7 @@ def test_layers_of_a_pattern(pattern: str, layers: int) -> None:
         pytest.param({"train": {"manual_gc": "yes"}}, "'yes' is a str; expected bool", id="bool"),
     ],
 )
-def test_a_wrong_free_setting_is_refused(tree: dict, words: str) -> None:
+def test_an_invalid_override_is_rejected(tree: dict, words: str) -> None:
     problems = setting_problems(override_settings(tree, load_bundled(NANO)), load_bundled(NANO))
     assert len(problems) == 1
     assert words in problems[0]
@@ -126,7 +126,7 @@ def test_a_wrong_free_setting_is_refused(tree: dict, words: str) -> None:
         pytest.param({"checkpoint": {"async_save": True, "pretrained_checkpoint": "/x"}}, id="checkpoint"),
     ],
 )
-def test_a_right_free_setting_passes(tree: dict) -> None:
+def test_a_valid_override_passes(tree: dict) -> None:
     assert setting_problems(override_settings(tree, load_bundled(NANO)), load_bundled(NANO)) == []
 
 
@@ -141,45 +141,45 @@ class Mode(enum.Enum):
 
 
 @dataclasses.dataclass
-class Part:
+class Section:
     size: int = 1
     mode: Mode = Mode.none
 
 
 @dataclasses.dataclass
-class Whole:
-    part: Part = dataclasses.field(default_factory=Part)
-    unset: Part | None = None
-    named: Part | str = "by name"
+class Container:
+    part: Section = dataclasses.field(default_factory=Section)
+    unset: Section | None = None
+    named: Section | str = "by name"
 
 
 SCHEMA = Schema(
     "r",
     {},
-    {k: Field(("section",), (), "Part") for k in ("part", "unset", "named")},
-    {"Part": {"size": Field(("int",)), "mode": Field(("choice",), ("none", "full"))}},
+    {k: Field(("section",), (), "Section") for k in ("part", "unset", "named")},
+    {"Section": {"size": Field(("int",)), "mode": Field(("choice",), ("none", "full"))}},
 )
 
 
-def test_apply_sets_fields_and_makes_unset_sections() -> None:
-    whole = Whole()
+def test_apply_sets_fields_and_creates_unset_sections() -> None:
+    whole = Container()
     apply_settings(
         whole, [Setting("part.size", 7, ""), Setting("part.mode", "FULL", ""), Setting("unset.size", 9, "")], SCHEMA
     )
-    assert (whole.part.size, whole.part.mode, whole.unset) == (7, Mode.full, Part(9))
+    assert (whole.part.size, whole.part.mode, whole.unset) == (7, Mode.full, Section(9))
     apply_settings(whole, [Setting("unset", None, "")], SCHEMA)
     assert whole.unset is None
 
 
-def test_a_dict_is_laid_over_the_recipes() -> None:
+def test_a_dict_is_merged_into_the_recipes() -> None:
     holder = SimpleNamespace(env_vars={"A": "1", "B": "2"})
     apply_settings(holder, override_settings({"env_vars": {"B": "3"}}, load_bundled(NANO)), load_bundled(NANO))
     assert holder.env_vars == {"A": "1", "B": "3"}
 
 
-def test_a_section_held_by_name_is_not_half_set() -> None:
+def test_a_section_held_by_name_cannot_be_set() -> None:
     with pytest.raises(Failure, match="holds named by its name"):
-        apply_settings(Whole(), [Setting("named.size", 1, "")], SCHEMA)
+        apply_settings(Container(), [Setting("named.size", 1, "")], SCHEMA)
 
 
 def test_dtypes_become_torch_dtypes() -> None:
@@ -189,10 +189,10 @@ def test_dtypes_become_torch_dtypes() -> None:
     assert holder.optimizer.exp_avg_dtype is torch.bfloat16
 
 
-def test_every_place_is_in_the_recorded_schema() -> None:
-    for places in CONTAINER_FIELDS.values():
-        for place in places:
-            assert load_bundled(NANO).lookup(place)[1] is None, place
+def test_every_field_is_in_the_recorded_schema() -> None:
+    for paths in CONTAINER_FIELDS.values():
+        for path in paths:
+            assert load_bundled(NANO).lookup(path)[1] is None, path
 
 
 PATTERNS = {
@@ -207,19 +207,19 @@ PATTERNS = {
 }
 
 
-@pytest.mark.parametrize(("pattern", "told"), PATTERNS.values(), ids=PATTERNS)
-def test_a_pattern_that_megatron_would_refuse_is_told_before_the_job(pattern: str | None, told: str | None) -> None:
+@pytest.mark.parametrize(("pattern", "words"), PATTERNS.values(), ids=PATTERNS)
+def test_an_invalid_pattern_is_reported_before_the_job(pattern: str | None, words: str | None) -> None:
     problems = pattern_problems(pattern)
-    assert len(problems) == (told is not None)
-    assert told is None or told in problems[0]
+    assert len(problems) == (words is not None)
+    assert words is None or words in problems[0]
     config = config_without_data("megatron", NANO)
     config.model.hybrid_layer_pattern = pattern
     assert [p for p in preflight(config).problems if "hybrid_layer_pattern" in p] == problems
 
 
 @given(st.fixed_dictionaries({}, optional={"seed": st.integers(0, 9), "train_iters": st.integers(1, 99)}))
-def test_what_is_typed_arrives_in_every_place(changes: dict[str, int]) -> None:
-    """Applied to a container, each place of a key reads back as the key's value."""
+def test_a_key_arrives_in_every_field(changes: dict[str, int]) -> None:
+    """Applied to a container, each field of a key has the key's value."""
     config = PretrainConfig()
     for name, value in changes.items():
         setattr(config.train, name, value)
@@ -228,14 +228,14 @@ def test_what_is_typed_arrives_in_every_place(changes: dict[str, int]) -> None:
     apply_settings(container, typed_settings(config), load_bundled(NANO))
     get = field_getter(container)
     for name in changes:
-        assert [get(place) for place in CONTAINER_FIELDS[f"train.{name}"]] == [changes[name]] * len(
+        assert [get(path) for path in CONTAINER_FIELDS[f"train.{name}"]] == [changes[name]] * len(
             CONTAINER_FIELDS[f"train.{name}"]
         )
 
 
 @given(st.dictionaries(st.sampled_from(["NCCL_DEBUG", "A"]), st.text(max_size=3)), st.integers(0, 4))
-def test_a_free_section_is_flattened_to_its_fields(env: dict[str, str], size: int) -> None:
-    """A dictionary that is a value stays one: its keys are no fields."""
+def test_an_override_is_flattened_to_fields(env: dict[str, str], size: int) -> None:
+    """The value of a dict field stays a dict."""
     found = override_settings({"ddp": {"bucket_size": size}, "env_vars": env}, load_bundled(NANO))
     assert found == [
         Setting("ddp.bucket_size", size, "megatron.ddp.bucket_size"), Setting("env_vars", env, "megatron.env_vars"),

@@ -1,9 +1,10 @@
-"""The order of samples, read from Megatron's index without Megatron: token for token what its dataset gives."""
+"""The sample index without Megatron gives the same tokens as Megatron's dataset."""
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +19,8 @@ from nano3.utils.errors import Failure, UserError
 SEQ, SEED, SAMPLES = 32, 1234, 48
 
 
-def megatrons(data: Path, cache: Path, samples: int) -> list[list[int]]:
-    """Input tokens and the last label of every training sample, by Megatron's own dataset."""
+def megatron_samples(data: Path, cache: Path, samples: int) -> list[list[int]]:
+    """Return input tokens and last label of each training sample, from Megatron's dataset."""
     from nano3.training.dataset import open_data
     from nano3.training.hf.datasets import DatasetBuilder
 
@@ -28,24 +29,24 @@ def megatrons(data: Path, cache: Path, samples: int) -> list[list[int]]:
     return [[*row["tokens"].tolist(), int(row["labels"][-1])] for row in rows]
 
 
-def ours(cache: Path, samples: int) -> list[list[int]]:
-    """The same from the index and the shards."""
+def index_samples(cache: Path, samples: int) -> list[list[int]]:
+    """Return the same from the index and the shards."""
     order = SampleIndex(cache, samples)
     rows = []
     for sample in range(samples):
         member, number = order.locate(sample)
         shard = IndexedFile(member.prefix)
         row: list[int] = []
-        for piece in member.token_spans(number, shard.lengths):
-            start = int(shard.offsets[piece.sequence]) // shard.dtype.itemsize
-            assert 0 <= piece.start < piece.stop <= int(shard.lengths[piece.sequence])
-            row += shard.tokens[start + piece.start : start + piece.stop].tolist()
+        for span in member.token_spans(number, shard.lengths):
+            start = int(shard.offsets[span.sequence]) // shard.dtype.itemsize
+            assert 0 <= span.start < span.stop <= int(shard.lengths[span.sequence])
+            row += shard.tokens[start + span.start : start + span.stop].tolist()
         rows.append(row)
     return rows
 
 
 @pytest.fixture
-def child(tmp_path: Path) -> Iterator:
+def child(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     yield lambda job, *args: Child(job, args, tmp_path / "log.txt").result()
 
 
@@ -66,27 +67,27 @@ def one_shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("samples", [SAMPLES, 3000], ids=["within an epoch", "several epochs"])
-def test_a_blend(data: Path, tmp_path: Path, child, samples: int) -> None:
-    assert child(megatrons, data, tmp_path / "cache", samples) == ours(tmp_path / "cache", samples)
+def test_a_blend(data: Path, tmp_path: Path, child: Callable[..., Any], samples: int) -> None:
+    assert child(megatron_samples, data, tmp_path / "cache", samples) == index_samples(tmp_path / "cache", samples)
 
 
 @pytest.mark.parametrize("samples", [SAMPLES, 20_000], ids=["within an epoch", "several epochs"])
-def test_a_single_shard(one_shard: Path, tmp_path: Path, child, samples: int) -> None:
-    assert child(megatrons, one_shard, tmp_path / "cache", samples) == ours(tmp_path / "cache", samples)
+def test_a_single_shard(one_shard: Path, tmp_path: Path, child: Callable[..., Any], samples: int) -> None:
+    assert child(megatron_samples, one_shard, tmp_path / "cache", samples) == index_samples(tmp_path / "cache", samples)
 
 
-def test_the_order_of_the_length_asked_for_is_taken(data: Path, tmp_path: Path, child) -> None:
+def test_the_index_of_the_requested_length_is_used(data: Path, tmp_path: Path, child: Callable[..., Any]) -> None:
     cache = tmp_path / "cache"
     for samples in (SAMPLES, 3000, 96):
-        child(megatrons, data, cache, samples)
+        child(megatron_samples, data, cache, samples)
     for samples in (SAMPLES, 96, 3000):
         blend = SampleIndex(cache, samples).blend
         assert blend is not None
         assert samples <= len(blend[0]) <= samples + 3
 
 
-def test_another_length_is_told(data: Path, tmp_path: Path, child) -> None:
-    child(megatrons, data, tmp_path / "cache", SAMPLES)
+def test_another_length_is_reported(data: Path, tmp_path: Path, child: Callable[..., Any]) -> None:
+    child(megatron_samples, data, tmp_path / "cache", SAMPLES)
     with pytest.raises(
         UserError, match=r"no sample index of 60 samples .*, only of 49: the run was started with another length"
     ):
@@ -94,7 +95,7 @@ def test_another_length_is_told(data: Path, tmp_path: Path, child) -> None:
 
 
 @pytest.mark.parametrize("made", [False, True], ids=["no folder", "empty folder"])
-def test_a_run_that_has_not_begun(tmp_path: Path, made: bool) -> None:
+def test_a_run_that_has_not_started(tmp_path: Path, made: bool) -> None:
     if made:
         (tmp_path / "cache").mkdir()
     with pytest.raises(UserError, match="there is no sample index yet; the run creates it when training starts"):
@@ -103,9 +104,9 @@ def test_a_run_that_has_not_begun(tmp_path: Path, made: bool) -> None:
 
 @pytest.fixture(scope="module")
 def kept(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache to damage copies of."""
+    """A cache of which tests damage copies."""
     folder = tmp_path_factory.mktemp("kept")
-    Child(megatrons, (data, folder / "cache", SAMPLES), folder / "log.txt").result()
+    Child(megatron_samples, (data, folder / "cache", SAMPLES), folder / "log.txt").result()
     return folder / "cache"
 
 
@@ -130,7 +131,7 @@ def test_a_damaged_description_is_named(kept: Path, tmp_path: Path) -> None:
         SampleIndex(cache, SAMPLES)
 
 
-def test_the_newest_of_two_orders_of_one_length(kept: Path, tmp_path: Path) -> None:
+def test_the_newest_of_two_indexes_of_one_length(kept: Path, tmp_path: Path) -> None:
     cache = Path(shutil.copytree(kept, tmp_path / "cache"))
     path = next(cache.glob("*-BlendedDataset-train-description.txt"))
     other = json.loads(path.read_text())
@@ -140,17 +141,17 @@ def test_the_newest_of_two_orders_of_one_length(kept: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("sample", "stretches"),
+    ("sample", "spans"),
     [
         pytest.param(0, [(7, 0, 5)], id="inside one document"),
         pytest.param(1, [(7, 4, 9)], id="to its end"),
         pytest.param(2, [(7, 8, 9), (3, 0, 3), (5, 0, 1)], id="over three"),
     ],
 )
-def test_token_spans(sample: int, stretches: list[tuple[int, int, int]]) -> None:
-    """Samples of four tokens and a label, over documents 7 (9 tokens), 3 (3) and 5 (6)."""
+def test_token_spans(sample: int, spans: list[tuple[int, int, int]]) -> None:
+    """Samples of four tokens and a label from documents 7 (9 tokens), 3 (3) and 5 (6)."""
     lengths = np.array([0, 0, 0, 3, 0, 6, 0, 9])
-    places = np.array([[0, 0], [0, 4], [0, 8], [2, 0]])
-    order = ShardIndex(Path("p"), np.array([7, 3, 5]), places, np.array([0, 1, 2]))
-    assert order.token_spans(sample, lengths) == [TokenSpan(Path("p"), *stretch) for stretch in stretches]
+    rows = np.array([[0, 0], [0, 4], [0, 8], [2, 0]])
+    order = ShardIndex(Path("p"), np.array([7, 3, 5]), rows, np.array([0, 1, 2]))
+    assert order.token_spans(sample, lengths) == [TokenSpan(Path("p"), *span) for span in spans]
     assert sum(s.stop - s.start for s in order.token_spans(sample, lengths)) == 5
