@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+from pathlib import Path
 from typing import Any, Literal, Optional
 
 import pytest
