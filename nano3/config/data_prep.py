@@ -47,6 +47,9 @@ class PrepOptions:
     # How to handle rows that cannot be read (text field missing or null, not UTF-8):
     # fail, or skip (skip and count them).
     bad_rows: str = "fail"
+    # Stop a run with bad_rows=skip if a dataset has more bad rows than this: a share of its rows if below 1, else a
+    # number of rows; null has no limit. Published data is not affected.
+    max_bad_rows: float | None = 0.01
     # How to read the files of hf:// datasets: stream (read remotely, store nothing) or download (download the files of
     # the plan into the hub cache first; later preparations read them from there, even offline).
     hf_files: str = "stream"

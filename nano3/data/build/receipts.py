@@ -50,6 +50,22 @@ class Fragment(msgspec.Struct):
     last: tuple[int, int]
 
 
+class BadFile(msgspec.Struct):
+    """The bad rows that a unit left out of one file.
+
+    Attributes:
+        file: File number in the dataset.
+        rows: Number of bad rows.
+        key: Key of the first one.
+        reason: What is wrong with the first one.
+    """
+
+    file: int
+    rows: int
+    key: int
+    reason: str
+
+
 class UnitReceipt(msgspec.Struct):
     """What a finished unit contains.
 
@@ -64,6 +80,7 @@ class UnitReceipt(msgspec.Struct):
         truncated: Number of documents cut to max_doc_tokens.
         text_bytes: Size of the text in UTF-8.
         fragments: What it wrote for each shard; stored as "parts".
+        bad_file: The file with the most bad rows, or None if no row is bad.
     """
 
     unit: int
@@ -76,6 +93,7 @@ class UnitReceipt(msgspec.Struct):
     truncated: int
     text_bytes: int
     fragments: list[Fragment] = msgspec.field(name="parts")
+    bad_file: BadFile | None = None
 
 
 class ShardReceipt(msgspec.Struct):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from nano3.data.build.bad_row_limit import FILTERS
 from nano3.data.build.receipts import UnitReceipt, read_receipt, shard_receipt_path, unit_receipt_path
 from nano3.data.dataset import output_dir
 from nano3.data.dataset.manifest import Manifest, encode_json, load_manifest, make_blend
@@ -20,8 +21,6 @@ from nano3.data.tokenization.tokenizer import copy_tokenizer
 from nano3.utils.console import say, warn
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import write_text
-
-FILTERS = ("short",)  # reasons to skip a row that is not bad
 
 
 def find_complete_data(request: PrepRequest, output: Path) -> Manifest | None:

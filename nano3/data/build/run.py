@@ -9,11 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from nano3.config import PrepOptions, SourceConfig
+from nano3.data.build.bad_row_limit import check_bad_row_limit
 from nano3.data.build.build_state import BuildState, Shard
 from nano3.data.build.manifest_builder import make_manifest
 from nano3.data.build.merge import merge_shard
 from nano3.data.build.progress import ProgressMeter, print_summary
-from nano3.data.build.receipts import ShardReceipt
+from nano3.data.build.receipts import ShardReceipt, UnitReceipt
 from nano3.data.build.resume_build import find_complete_data, is_published, set_up_build
 from nano3.data.build.worker_pool import WorkerPool
 from nano3.data.dataset import output_dir
@@ -167,7 +168,8 @@ def run_workers(plan: Plan, path: Path, state: BuildState, meter: ProgressMeter)
         meter: Progress; updated.
 
     Raises:
-        Failure: If engine=strict and the fast engine is wrong, or for damaged input, a full disk, or a lost worker.
+        Failure: If engine=strict and the fast engine is wrong, or for damaged input, too many bad rows, a full disk,
+            or a lost worker.
     """
     options = plan.options
     if state.mismatched and options.engine == "strict":
@@ -206,7 +208,11 @@ def dispatch_units(pool: WorkerPool, state: BuildState, meter: ProgressMeter, co
 
     Returns:
         What the comparison or a later check found wrong, or "".
+
+    Raises:
+        Failure: A dataset has more bad rows than max_bad_rows.
     """
+    check_bad_row_limit(state.plan, state.units.values())
     units = state.open_units()[::-1]
     shards = state.open_shards()[::-1]
     unfinished = set(units)
@@ -229,9 +235,8 @@ def dispatch_units(pool: WorkerPool, state: BuildState, meter: ProgressMeter, co
                 elif kind == "mismatch":
                     mismatch = f"fastokens gave other ids than tokenizers: {value}"
                 elif len(task) == 2:
-                    state.units[task[1]] = value
                     unfinished.discard(task[1])
-                    meter.add(units=1)
+                    record_unit(state, value, meter)
                 else:
                     compare = False
                     mismatch = mismatch or value
@@ -240,6 +245,14 @@ def dispatch_units(pool: WorkerPool, state: BuildState, meter: ProgressMeter, co
             for shard in [shard for shard, merge in merges.items() if merge.done()]:
                 state.shards[shard] = merges.pop(shard).result()
     return mismatch
+
+
+def record_unit(state: BuildState, receipt: UnitReceipt, meter: ProgressMeter) -> None:
+    """Add a finished unit to a build; raise Failure if a dataset now has more bad rows than max_bad_rows."""
+    state.units[receipt.unit] = receipt
+    meter.add(units=1)
+    if receipt.bad_file:
+        check_bad_row_limit(state.plan, state.units.values())
 
 
 def finish_build(plan: Plan, path: Path, state: BuildState, meter: ProgressMeter) -> Manifest:
@@ -256,10 +269,11 @@ def finish_build(plan: Plan, path: Path, state: BuildState, meter: ProgressMeter
 
     Raises:
         UserError: If a dataset has no tokens for training.
-        Failure: If an input file changed during the build.
+        Failure: If an input file changed during the build, or a dataset has more bad rows than max_bad_rows.
     """
     build, output = path.parent, Path(plan.output_dir)
     check_inputs_unchanged(plan)
+    check_bad_row_limit(plan, state.units.values(), complete=True)
     manifest = make_manifest(plan, list(state.shards.values()), list(state.units.values()))
     check_counts(manifest)
     warn_of_empty_splits(plan, manifest)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nano3.config import PrepOptions
-from nano3.data.build.receipts import Fragment, UnitReceipt, unit_receipt_path, write_receipt
+from nano3.data.build.receipts import BadFile, Fragment, UnitReceipt, unit_receipt_path, write_receipt
 from nano3.data.build.shard_fragment import FragmentWriter, open_fragment
 from nano3.data.planning.plan import SPLITS, DatasetPlan, Plan
 from nano3.data.planning.shard_assignment import assign_shards, drop_short
@@ -102,6 +102,7 @@ class UnitEncoder:
         self.writers: dict[int, FragmentWriter] = {}  # by split
         self.fragments: list[Fragment] = []
         self.skipped: Counter[str] = Counter()
+        self.bad_files: dict[int, BadFile] = {}  # by file number
         self.pending: list[tuple[list[str], Columns]] = []
         self.pending_chars = 0
         self.documents = self.empty = self.special = self.checked = self.truncated = self.text_bytes = 0
@@ -131,6 +132,7 @@ class UnitEncoder:
             truncated=self.truncated,
             text_bytes=self.text_bytes,
             fragments=self.fragments,
+            bad_file=max(self.bad_files.values(), key=lambda bad: bad.rows, default=None),
         )
         write_receipt(unit_receipt_path(self.worker.build, self.number), receipt)
         return receipt
@@ -145,7 +147,10 @@ class UnitEncoder:
             seed: Result of `file_seed`.
         """
         check_bad_rows(batch, file_range, self.options, self.dataset.name)
-        self.skipped.update(kind for _, kind, _ in batch.bad)
+        if batch.bad:
+            self.skipped.update(kind for _, kind, _ in batch.bad)
+            key, _, reason = batch.bad[0]
+            self.bad_files.setdefault(file, BadFile(file, 0, key, reason)).rows += len(batch.bad)
         texts, keys, offsets = drop_short(batch, self.options.min_doc_chars)
         if len(texts) < len(batch.texts):
             self.skipped["short"] += len(batch.texts) - len(texts)

@@ -30,7 +30,8 @@ MIN_UNIT, MAX_UNIT, WANTED_UNITS = 8 << 20, 128 << 20, 64
 FILES_IN_UNIT = 4096  # approximate upper bound: opening a file takes time too
 # Options that do not change the bytes of the data.
 NOT_HASHED = (
-    "output_dir", "tokenizer_model", "engine", "check_every", "bad_rows", "hf_files", "force", "workers", "dtype",
+    "output_dir", "tokenizer_model", "engine", "check_every", "bad_rows", "max_bad_rows", "hf_files", "force",
+    "workers", "dtype",
 )  # fmt: skip
 
 

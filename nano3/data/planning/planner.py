@@ -221,6 +221,10 @@ def check_options(options: PrepOptions) -> list[str]:
     for name in ("min_doc_chars", "check_every"):
         if (value := getattr(options, name)) < 0:
             problems.append(f"{name}={value}: must not be negative.")
+    if (limit := options.max_bad_rows) is not None and not (0 <= limit < 1 or (limit >= 1 and limit % 1 == 0)):
+        problems.append(
+            f"max_bad_rows={limit}: must be a share from 0 to below 1, a whole number of rows, or null for no limit."
+        )
     try:
         check_name(str(Path(options.output_dir).absolute()), f"output_dir={options.output_dir}")
     except UserError as error:

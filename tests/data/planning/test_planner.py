@@ -42,6 +42,7 @@ def test_hash_depends_on_content_and_options_only(tmp_path: Path, byte_bpe: Path
         {"check_every": 5},
         {"force": True},
         {"bad_rows": "skip"},
+        {"bad_rows": "skip", "max_bad_rows": 7.0},
     ):
         assert request(one, byte_bpe, **keys).hash == base, keys
     changes = {"num_shards": 9, "add_eos": False, "sample": 3, "min_doc_chars": 2, "valid_fraction": 0.2}
