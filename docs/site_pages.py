@@ -1,8 +1,8 @@
 """MkDocs hook: add the pages that are not written by hand in docs/, and make links work on the site.
 
 index.md, contributing.md and changelog.md are README.md, CONTRIBUTING.md and CHANGELOG.md of the repository;
-configuration.md is generated from the dataclasses in nano3/config. A link to a file outside docs/ has no page on the site
-and becomes plain text.
+configuration.md is generated from the dataclasses in nano3/config. A link to a file outside docs/ has no page on the
+site and becomes plain text.
 """
 
 import os
@@ -57,8 +57,8 @@ def configuration_reference() -> str:
     """Return the page of all keys: name, type, default and sentence, one table for each section."""
     parts = [
         "# Configuration reference\n",
-        "Every key of both applications, generated from the dataclasses in `nano3/config`. The defaults are those of the",
-        "code; the members in `conf/` and the command line override them. `--cfg job` prints what a command composes.\n",
+        "Every key of both applications, generated from the dataclasses in `nano3/config`. The members in `conf/` and",
+        "the command line override these defaults. `--cfg job` prints what a command composes.\n",
         "## Groups\n",
         "| group | members |",
         "|---|---|",

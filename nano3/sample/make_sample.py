@@ -1,4 +1,4 @@
-"""How the bundled corpus and tokenizer were made; run it to make them again, byte for byte.
+"""Make the bundled corpus and tokenizer; running it again gives the same bytes.
 
     uv run --no-project --python 3.12.1 --with tokenizers==0.22.2 --with pyarrow==26.0.1 --with zstandard==0.25.0 \
         python nano3/sample/make_sample.py SOURCES
@@ -47,6 +47,7 @@ def documents(root: Path, patterns: tuple[str, ...], skip: str = "\0") -> Iterat
 
 
 def write_parquet(path: Path, docs: list[Document]) -> None:
+    """Write documents as one parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -54,6 +55,7 @@ def write_parquet(path: Path, docs: list[Document]) -> None:
 
 
 def lines(docs: list[Document]) -> bytes:
+    """Return documents as JSON lines."""
     return b"".join(json.dumps(d, ensure_ascii=False).encode() + b"\n" for d in docs)
 
 
@@ -82,6 +84,7 @@ def write_tokenizer(folder: Path, texts: list[str]) -> None:
 
 
 def main(sources: Path) -> None:
+    """Write the corpus and its tokenizer beside this file, from the unpacked source archives in `sources`."""
     import zstandard
 
     stdlib = Path(sysconfig.get_path("stdlib"))

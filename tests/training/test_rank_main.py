@@ -73,7 +73,9 @@ def finished_run(run_dir: Path, with_checkpoint: bool) -> Path:
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["checkpoint there", "checkpoint removed"])
-def test_only_a_finished_run_never_trains(run_dir: Path, monkeypatch, capsys, there: bool) -> None:
+def test_only_a_finished_run_never_trains(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], there: bool
+) -> None:
     trained: list[Path] = []
     monkeypatch.setattr("nano3.training.rank_main.train", lambda config, run_dir: trained.append(run_dir) or 75)
     assert rank_main.main(str(finished_run(run_dir, there))) == (0 if there else 75)
@@ -81,7 +83,7 @@ def test_only_a_finished_run_never_trains(run_dir: Path, monkeypatch, capsys, th
     assert ("already finished: iteration 12 is in" in capsys.readouterr().out) is there
 
 
-def test_a_run_whose_last_checkpoint_is_gone_is_saved_again(run_dir: Path, capsys) -> None:
+def test_a_run_whose_last_checkpoint_is_gone_is_saved_again(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     finished_run(run_dir, with_checkpoint=False)
     data = record.DataReference(**read_json(run_dir / "starts/0001/start.json")["data"])
     config = record.load_run_config(run_dir / "config.yaml")
@@ -120,7 +122,9 @@ def test_no_name_ends_a_run_at_its_first_checkpoint(run_dir: Path, name: str) ->
     assert store.resolve(MODEL).path == str(folder)
 
 
-def test_a_failing_registry_is_logged_once_and_training_continues(run_dir: Path, monkeypatch, capsys) -> None:
+def test_a_failing_registry_is_logged_once_and_training_continues(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("NANO3_HOME", str(run_dir / "a file"))
     (run_dir / "a file").write_text("where the store should be")
     recorder = SaveRecorder(tiny_config(), run_dir)
@@ -139,7 +143,7 @@ def test_a_progress_file_that_cannot_be_written_is_an_error(run_dir: Path) -> No
         save(SaveRecorder(tiny_config(), run_dir), 4)
 
 
-def test_a_run_shorter_than_its_log_interval_is_finished(run_dir: Path, capsys) -> None:
+def test_a_run_shorter_than_its_log_interval_is_finished(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No training line was written: there is no summary, and the run is finished all the same."""
     report_outcome(tiny_config(), run_dir, Outcome("finished", 3, run_dir / "checkpoints/iter_0000003"), complete=True)
     assert read_json(run_dir / "finished.json")["iteration"] == 3
@@ -147,7 +151,9 @@ def test_a_run_shorter_than_its_log_interval_is_finished(run_dir: Path, capsys) 
     assert "no summary: " in message and "has no training lines yet" in message and "no loss.png: " in message
 
 
-def test_without_matplotlib_the_table_is_shown(run_dir: Path, monkeypatch, capsys) -> None:
+def test_without_matplotlib_the_table_is_shown(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The extra `megatron` does not bring it."""
     line = '{"iteration": 1, "loss": 2.0, "lr": 0.1, "consumed_tokens": 10, "tokens_per_s": 5.0}\n'
     (run_dir / "metrics.jsonl").write_text(line)
@@ -159,7 +165,7 @@ def test_without_matplotlib_the_table_is_shown(run_dir: Path, monkeypatch, capsy
     assert "no loss.png: matplotlib" in err
 
 
-def test_a_run_without_checkpoints_says_so(run_dir: Path, capsys) -> None:
+def test_a_run_without_checkpoints_says_so(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As one that warms the kernel cache: checkpoint.save_interval=0."""
     report_outcome(tiny_config(), run_dir, Outcome("stopped", 2, None, "train.exit_iteration=2"), complete=True)
     assert read_json(run_dir / "finished.json") == {"iteration": 2, "checkpoint": None}

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -143,7 +144,9 @@ def _flip(path: Path) -> None:
     ],
     ids=["truncated", "one bit", "missing", "random state", "marker without newline", "empty marker"],
 )
-def test_damage_is_found_and_named(data: Path, undisturbed: Path, tmp_path: Path, file: str, damage, message) -> None:
+def test_damage_is_found_and_named(
+    data: Path, undisturbed: Path, tmp_path: Path, file: str, damage: Any, message: Any
+) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(undisturbed, run_dir)
     shutil.rmtree(run_dir / "checkpoints" / "iter_0000012")

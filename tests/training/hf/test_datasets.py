@@ -4,6 +4,7 @@ change."""
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from training_processes import Child, losses, tiny_config, train_here
@@ -52,21 +53,21 @@ def child(tmp_path: Path) -> Iterator:
     yield lambda job, *args: Child(job, args, tmp_path / "log.txt").result()
 
 
-def test_order_is_the_seeds_whatever_the_cache(data: Path, tmp_path: Path, child) -> None:
+def test_order_is_the_seeds_whatever_the_cache(data: Path, tmp_path: Path, child: Any) -> None:
     first = child(read, data, tmp_path / "a", 48)
     assert child(read, data, tmp_path / "a", 48) == first
     assert child(read, data, tmp_path / "b", 48) == first
     assert child(read, data, tmp_path / "a", 48, 99) != first
 
 
-def test_longer_runs_keep_the_order_within_an_epoch(data: Path, tmp_path: Path, child) -> None:
+def test_longer_runs_keep_the_order_within_an_epoch(data: Path, tmp_path: Path, child: Any) -> None:
     """What the page says about train_iters: the start of the order stays until an epoch is exceeded."""
     short = child(read, data, tmp_path / "a", 48)
     assert child(read, data, tmp_path / "a", 96) == short
     assert child(read, data, tmp_path / "a", 100_000) != short
 
 
-def test_batches_are_text_with_shifted_labels(data: Path, tmp_path: Path, child) -> None:
+def test_batches_are_text_with_shifted_labels(data: Path, tmp_path: Path, child: Any) -> None:
     batch, rows, documents = child(batch_and_split, data, tmp_path / "cache")
     assert batch["input_ids"] == rows
     assert all(len(row) == SEQ for row in rows)
@@ -84,7 +85,7 @@ def contains(document: list[int], row: list[int]) -> bool:
 
 
 @pytest.mark.parametrize(("asked", "each"), [(1, 1), (3, 1), (4, 2), (8, 3)])
-def test_validation_is_shared_out(data: Path, tmp_path: Path, child, asked: int, each: int) -> None:
+def test_validation_is_shared_out(data: Path, tmp_path: Path, child: Any, asked: int, each: int) -> None:
     sets = child(valid_sets, data, tmp_path / "cache", asked)
     assert [name for name, *_ in sets] == ["docs", "code", "math"]
     assert [share for _, share, *_ in sets] == pytest.approx([0.5, 0.3, 0.2])
@@ -125,5 +126,5 @@ def roundtrip() -> bool:
     return drawn == again and drawn[0] != drawn[1]
 
 
-def test_random_state_survives_a_file(child) -> None:
+def test_random_state_survives_a_file(child: Any) -> None:
     assert child(roundtrip)

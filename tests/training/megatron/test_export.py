@@ -134,7 +134,9 @@ def test_a_megatron_checkpoint_without_its_configuration(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("how", ["folder", "name"])
-def test_the_tool_writes_beside_the_run(tmp_path: Path, capsys, monkeypatch, how: str) -> None:
+def test_the_tool_writes_beside_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
     run = run_folder(tmp_path / "output/nano3/runs")
     monkeypatch.chdir(tmp_path)
     assert command(str(run) if how == "folder" else "run") == 0
@@ -143,7 +145,7 @@ def test_the_tool_writes_beside_the_run(tmp_path: Path, capsys, monkeypatch, how
     shutil.rmtree(run)
 
 
-def test_a_run_that_is_not_there(tmp_path: Path, monkeypatch) -> None:
+def test_a_run_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="There is no run 'rnu'"):
         command("rnu")

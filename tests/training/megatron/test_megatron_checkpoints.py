@@ -71,7 +71,7 @@ def test_a_load_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
         resume_point(tmp_path / "b", str(tmp_path / "nothing"))
 
 
-def test_a_folder_of_plain_megatron_bridge_is_gone_on_from(tmp_path: Path, capsys) -> None:
+def test_a_folder_of_plain_megatron_bridge_is_gone_on_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its newest whole checkpoint counts, none of its folders is removed, and Megatron-Bridge may drop none either."""
     checkpoint(tmp_path, 9000, marked=False)
     newest = checkpoint(tmp_path, 10000, marked=False)
@@ -127,7 +127,9 @@ def test_the_first_save_killed_is_a_fresh_start_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["other_run/checkpoints/iter_0010000", "iter_0000040.tmp", "iter_best"])
-def test_checkpoints_of_other_runs_below_are_safe(tmp_path: Path, capsys, name: str) -> None:
+def test_checkpoints_of_other_runs_below_are_safe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     """Megatron-Bridge would take them for old ones of this run, or stumble over the name."""
     checkpoint(tmp_path, 10)
     (tmp_path / name).mkdir(parents=True)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from megatron_helpers import checkpoint
@@ -18,7 +19,9 @@ from nano3.training.run.resume import ResumePoint
 from nano3.utils.errors import UserError
 
 
-def test_a_finished_run_does_nothing(config: PretrainConfig, data_dir: Path, tmp_path: Path, capsys) -> None:
+def test_a_finished_run_does_nothing(
+    config: PretrainConfig, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     identity = backend.run_identity(config, open_data(data_dir))
     folder = checkpoint(tmp_path / "run" / "checkpoints", config.train.train_iters, identity=identity)
     outcome = backend.train(config, data_dir, tmp_path / "run")
@@ -50,7 +53,7 @@ def test_a_run_that_reached_its_exit_iteration_is_finished_too(
     ],
 )
 def test_bad_data_is_refused_before_anything_starts(
-    config: PretrainConfig, data_dir: Path, tmp_path: Path, break_it, words: str
+    config: PretrainConfig, data_dir: Path, tmp_path: Path, break_it: Any, words: str
 ) -> None:
     break_it(data_dir)
     with pytest.raises(UserError, match=words):
@@ -103,7 +106,7 @@ def test_what_a_resume_may_change(config: PretrainConfig, data_dir: Path, key: s
 
 @pytest.mark.parametrize(("saved", "now", "other"), [(2, "1", True), (2, "2", False), (None, "2", False)])
 def test_another_number_of_ranks_is_noticed(
-    tmp_path: Path, monkeypatch, saved: int | None, now: str, other: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: int | None, now: str, other: bool
 ) -> None:
     settings = {} if saved is None else {"world size": saved}
     monkeypatch.setenv("WORLD_SIZE", now)
@@ -111,14 +114,14 @@ def test_another_number_of_ranks_is_noticed(
     assert backend.other_world_size(ResumePoint(10, folder, info=read_checkpoint_info(folder))) is other
 
 
-def test_a_plain_process_becomes_a_run_of_one(monkeypatch) -> None:
+def test_a_plain_process_becomes_a_run_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     backend.set_environment()
     assert (os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["MASTER_ADDR"]) == ("0", "1", "127.0.0.1")
 
 
-def test_a_launchers_environment_is_kept(monkeypatch) -> None:
+def test_a_launchers_environment_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("TRITON_CACHE_DIR", "/shared")
@@ -153,7 +156,7 @@ def decided(config: PretrainConfig, data_dir: Path, phase_one: Path, **checkpoin
 
 
 def test_a_new_phase_may_change_samples_batch_cut_and_data(
-    config: PretrainConfig, data_dir: Path, phase_one: Path, capsys
+    config: PretrainConfig, data_dir: Path, phase_one: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What train=long_context changes; the checkpoint has more iterations than this run wants."""
     config.train.seq_length, config.train.global_batch_size, config.train.train_iters = 512, 16, 10

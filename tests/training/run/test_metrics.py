@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from training_processes import Child, tiny_config
@@ -28,7 +29,9 @@ def iterations(run_dir: Path, key: str = "loss") -> list[int]:
     return [line["iteration"] for line in read_metrics(run_dir) if key in line]
 
 
-def test_the_loss_of_the_blend_is_the_mean_of_its_datasets_as_they_are_weighted(tmp_path: Path, capsys) -> None:
+def test_the_loss_of_the_blend_is_the_mean_of_its_datasets_as_they_are_weighted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     metrics = Metrics(tmp_path, 0, 0, train_iters=10)
     metrics.log_valid(4, {"docs": 1.0, "math": 3.0}, {"docs": 0.25, "math": 0.75})
     metrics.close()
@@ -186,7 +189,7 @@ def test_summary(undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("function", [plot_losses, summarize, exported_model], ids=lambda f: f.__name__)
-def test_nothing_there_yet(tmp_path: Path, function) -> None:
+def test_nothing_there_yet(tmp_path: Path, function: Any) -> None:
     with pytest.raises(UserError, match="yet"):
         function(tmp_path)
 

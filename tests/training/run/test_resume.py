@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from training_processes import tiny_config
@@ -66,7 +67,12 @@ def test_spelling_out_a_default_changes_nothing(data: Path, capsys: pytest.Captu
     ids=["length", "rate", "decay", "micro batch", "chunk", "ranks", "threads"],
 )
 def test_a_changed_setting_is_logged(
-    data: Path, capsys, monkeypatch: pytest.MonkeyPatch, changes: dict, ranks: int, shown: list[str]
+    data: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict,
+    ranks: int,
+    shown: list[str],
 ) -> None:
     before = saved(data)
     monkeypatch.setenv("WORLD_SIZE", str(ranks))
@@ -182,5 +188,5 @@ def test_threads(monkeypatch: pytest.MonkeyPatch, cores: int, ranks: int, asked:
 
 
 @pytest.mark.parametrize(("status", "code"), [("finished", 0), ("stopped", 75)])
-def test_exit_code(status, code: int) -> None:
+def test_exit_code(status: Any, code: int) -> None:
     assert Outcome(status, 1, None).exit_code == code
