@@ -15,7 +15,7 @@ from nano3.utils.files import write_text
 
 @pytest.fixture
 def run(undisturbed: Path, data: Path, tmp_path: Path) -> Path:
-    """The finished run of twelve iterations, with its config.yaml as `nano3.pretrain` writes it; its checkpoints are 8 and 12."""
+    """The finished run of twelve iterations, with the config.yaml of `nano3.pretrain` and checkpoints 8 and 12."""
     shutil.copytree(undisturbed, tmp_path / "run")
     config = tiny_config(**{"run.data": str(data), "run.output_dir": str(tmp_path / "run")})
     write_text(tmp_path / "run" / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))

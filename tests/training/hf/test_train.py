@@ -132,7 +132,7 @@ def test_finished_run_does_nothing_again(data: Path, undisturbed: Path) -> None:
 
 
 def test_two_ranks_equal_one_rank(data: Path, undisturbed: Path, tmp_path: Path) -> None:
-    """Two gloo ranks, one of which receives a stop signal: both stop, save and later reach what one rank computes, bit for bit."""
+    """Of two gloo ranks one receives a stop signal: both stop and save, and later match one rank bit for bit."""
     config = tiny_config()
     stopped = [r.result() for r in start_ranks(config, data, tmp_path, 2, job=signal_rank_one)]
     assert {(o.status, o.iteration) for o in stopped} == {("stopped", 4)}

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ from nano3.utils.errors import Failure, UserError
 
 WORKER = """
 import os, sys
-from nano3.training.run.rank_sync import from_rank_zero
-told = from_rank_zero(lambda: {"folder": "seen by " + os.environ["RANK"]})
+from nano3.training.run.rank_sync import agree_on_rank0
+told = agree_on_rank0(lambda: {"folder": "seen by " + os.environ["RANK"]})
 import torch, torch.distributed as dist
 dist.init_process_group("gloo")
 total = torch.ones(1)
@@ -86,7 +87,7 @@ class Ranks:
         self.asked: list[list[float]] = []
         self.paces = [StopPoller(self.exchange, None, now=self.clock(r), **options) for r in range(len(step_s))]
 
-    def clock(self, rank: int):
+    def clock(self, rank: int) -> Callable[[], float]:
         return lambda: self.now[rank]
 
     def exchange(self, values: list[float]) -> list[float]:
