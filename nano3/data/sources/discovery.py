@@ -270,7 +270,7 @@ def open_file(root: str, key: str, block: int = BLOCK) -> IO[bytes]:
 def read_errors(root: str) -> tuple[type[Exception], ...]:
     """Return the exceptions that reading a file under `root` may raise."""
     if root.startswith("hf://"):
-        from nano3.data.sources.hub import network_errors
+        from nano3.data.sources.hub_cache import network_errors
 
         return (EOFError, *network_errors())
     return (EOFError, *driver_errors())

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 import msgspec
@@ -44,6 +44,18 @@ class HubSnapshot:
     files: dict[str, tuple[int, str | None]]
     card: dict[str, Any]
     formats: dict[str, str | None] = field(default_factory=dict)
+
+
+def network_errors() -> tuple[type[Exception], ...]:
+    """Return the exceptions that the hub's client raises if the network fails.
+
+    Version 1 of the client is built on httpx and version 2 on httpx2; its own errors derive from the HTTPError of
+    either.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    http_error = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
+    return (OSError, cast(type[Exception], http_error))
 
 
 def cache_dir() -> Path:
@@ -195,7 +207,6 @@ def download_file(root: str, key: str, size: int, endpoint: str, add: Callable[[
         Failure: The download failed, or the file does not have the expected size.
         UserError: The cache cannot be written.
     """
-    from httpx import HTTPError
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils.tqdm import tqdm
 
@@ -215,7 +226,7 @@ def download_file(root: str, key: str, size: int, endpoint: str, add: Callable[[
         path = hf_hub_download(
             repo, key, repo_type="dataset", revision=commit, endpoint=endpoint, cache_dir=cache_dir(), tqdm_class=Bar
         )
-    except (HTTPError, OSError) as error:
+    except network_errors() as error:
         if isinstance(error, OSError) and error.errno in FULL:
             raise disk_failure(error, str(cache_dir())) from error
         if isinstance(error, PermissionError) and error.filename:

@@ -1,7 +1,6 @@
 """Remote data and tokenizers: the hub (a loopback server), S3 (moto), and any fsspec URL."""
 
 import os
-import re
 import subprocess
 import sys
 import time
@@ -14,10 +13,7 @@ import fsspec
 import pytest
 from data_helpers import documents, reference, run, source, texts, tree, write
 from hub_server import COMMIT, Hub, HubEnv
-from hypothesis import given
-from hypothesis import strategies as st
 
-from nano3.data.sources.hub import matches_pattern, select_files
 from nano3.utils.errors import UserError
 
 
@@ -27,7 +23,7 @@ def files(tmp_path: Path) -> dict[str, bytes]:
         "data/train-00000.parquet": texts(60),
         "data/train-00001.jsonl.gz": texts(50, seed=1),
         "data/validation-00000.parquet": texts(9, seed=2),
-        "extra/train/x.jsonl": texts(8, seed=3),
+        "extra/train.jsonl": texts(8, seed=3),
     }
     found = {name: write(tmp_path / "hub" / name, t).read_bytes() for name, t in names.items()}
     return {**found, "README.md": b"# a dataset", ".gitattributes": b""}
@@ -55,6 +51,24 @@ def test_a_dataset_and_a_tokenizer_of_the_hub(tmp_path: Path, hub: Hub, hub_env:
     assert sorted(documents(tmp_path / "out", dataset="a")) == sorted(wanted)
     assert sorted(documents(tmp_path / "out", dataset="b")) == sorted(reference(byte_bpe, texts(9, seed=2)))
     assert run(sources, tmp_path / "out", "org/model") == manifest
+
+
+INSIDE = {
+    "main": ("hf://org/set@main", {"subset": "data"}, 110),
+    "commit": (f"hf://datasets/org/set@{COMMIT}", {"split": "validation"}, 9),
+    "file": ("hf://org/set/data/validation-00000.parquet", {}, 9),
+    "folder": ("hf://org/set@main/data", {"split": "validation"}, 9),
+    "glob": (f"hf://org/set@{COMMIT}/**/*.parquet", {}, 69),
+}
+
+
+@pytest.mark.parametrize(("path", "keys", "count"), INSIDE.values(), ids=INSIDE.keys())
+def test_a_revision_and_a_path_in_the_repository(
+    tmp_path: Path, hub: Hub, hub_env: HubEnv, byte_bpe: Path, path: str, keys: dict, count: int
+) -> None:
+    hub_env(hub)
+    dataset = run([source(path, **keys)], tmp_path / "out", byte_bpe).datasets[0]
+    assert (dataset.documents, dataset.revision) == (count, COMMIT)
 
 
 def test_cached_files_are_read_from_the_cache(tmp_path: Path, hub: Hub, hub_env: HubEnv, byte_bpe: Path) -> None:
@@ -100,9 +114,10 @@ def test_a_private_dataset(tmp_path: Path, files: dict[str, bytes], hub_env: Hub
 WRONG = {
     "no_dataset": ({"path": "hf://org/none"}, "no such dataset"),
     "no_revision": ({"path": "hf://org/set", "revision": "v9"}, "no revision 'v9'"),
-    "no_split": ({"path": "hf://org/set", "split": "dev2"}, "no such split. Splits: train, validation"),
+    "no_split": ({"path": "hf://org/set", "split": "dev2"}, "not one of its splits: train, validation"),
     "no_subset": ({"path": "hf://org/set", "subset": "en"}, "Folders: data, extra"),
-    "a_file": ({"path": "hf://org/set/data/x.parquet"}, "write hf://org/name"),
+    "no_file": ({"path": "hf://org/set/data/x.parquet"}, "no file or folder 'data/x.parquet'"),
+    "two_revisions": ({"path": "hf://org/set@main", "revision": "v9"}, "names revision 'main', but revision=v9"),
 }
 
 
@@ -124,75 +139,6 @@ def test_an_unreachable_hub_is_reported(tmp_path: Path, hub_env: HubEnv, byte_bp
     path = write(tmp_path / "a.jsonl", ["a"])
     with pytest.raises(UserError, match=r"tokenizer_model=org/model: .*cannot be reached"):
         run(path, tmp_path / "out", "org/model")
-
-
-PATHS = ["data/train-0.parquet", "data/test-0.parquet", "en/train.jsonl", "en/dev.jsonl", "fr/train.jsonl", "README.md"]
-CARD = {
-    "configs": [
-        {
-            "config_name": "en",
-            "data_files": [{"split": "train", "path": "en/train*"}, {"split": "dev", "path": ["en/dev.jsonl"]}],
-        },
-        {"config_name": "fr", "data_files": "fr/*.jsonl"},
-        {"config_name": "all", "data_files": "**/train*"},
-        {"config_name": "folder", "data_dir": "data"},
-    ]
-}
-CHOICES = {
-    "by_name": ({}, {}, ["data/train-0.parquet", "en/train.jsonl", "fr/train.jsonl"]),
-    "by_name_test": ({}, {"split": "test"}, ["data/test-0.parquet"]),
-    "by_name_validation": ({}, {"split": "validation"}, ["en/dev.jsonl"]),
-    "by_folder": ({}, {"subset": "fr"}, ["fr/train.jsonl"]),
-    "card_split": (CARD, {"subset": "en", "split": "dev"}, ["en/dev.jsonl"]),
-    "card_pattern": (CARD, {"subset": "fr"}, ["fr/train.jsonl"]),
-    "card_deep_pattern": (CARD, {"subset": "all"}, ["data/train-0.parquet", "en/train.jsonl", "fr/train.jsonl"]),
-    "card_folder": (CARD, {"subset": "folder", "split": "test"}, ["data/test-0.parquet"]),
-}
-
-
-@pytest.mark.parametrize(("card", "keys", "wanted"), CHOICES.values(), ids=CHOICES.keys())
-def test_files_of_a_split(card: dict, keys: dict, wanted: list[str]) -> None:
-    assert select_files(dict.fromkeys(PATHS, (1, "x")), card, source("hf://a/b", **keys), "label") == wanted
-
-
-def test_files_without_any_split_are_train() -> None:
-    assert select_files({"a.jsonl": (1, "x"), "b/c.parquet": (1, "y")}, {}, source("hf://a/b"), "label") == [
-        "a.jsonl",
-        "b/c.parquet",
-    ]
-    with pytest.raises(UserError, match="subsets: all, en, folder, fr"):
-        select_files(dict.fromkeys(PATHS, (1, "x")), CARD, source("hf://a/b"), "label")
-
-
-@pytest.mark.parametrize(
-    ("path", "pattern", "fits"),
-    [
-        ("a/b.x", "a/*.x", True),
-        ("a/c/b.x", "a/*.x", False),
-        ("a/c/b.x", "a/**/*.x", True),
-        ("a/b.x", "a/**/*.x", True),
-        ("a/b.x", "a", True),
-        ("ab.x", "a", False),
-    ],
-)
-def test_patterns(path: str, pattern: str, fits: bool) -> None:
-    assert matches_pattern(path, pattern) == fits
-
-
-PARTS = st.lists(st.sampled_from(["a", "b", "ab", "a.x", "b.x"]), min_size=1, max_size=4).map("/".join)
-WANTED = st.lists(st.sampled_from(["a", "*", "**", "*.x", "a*", "?", "[ab]", "[!a]"]), min_size=1, max_size=4)
-
-
-@given(PARTS, WANTED)
-def test_patterns_agree_with_a_regular_expression(path: str, wanted: list[str]) -> None:
-    """`**` matches any number of folders; at the end, it matches everything."""
-    sign = {"*": "[^/]*", "?": "[^/]", "[ab]": "[ab]", "[!a]": "[^a/]", "*.x": r"[^/]*\.x", "a*": "a[^/]*", "a": "a"}
-    text = "".join("(?:[^/]+/)*" if part == "**" else f"{sign[part]}/" for part in wanted)
-    pattern = "/".join(wanted)
-    plain = not any(c in pattern for c in "*?[")
-    expected = re.fullmatch(text + ("(?:[^/]+/)*" if plain else ""), f"{path}/")
-    assert matches_pattern(path, pattern) == bool(expected)
-    assert matches_pattern(path, f"./{pattern}") == bool(expected)
 
 
 def test_any_fsspec_url_gives_the_same_data_as_local_files(tmp_path: Path, byte_bpe: Path) -> None:
