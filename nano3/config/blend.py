@@ -18,8 +18,8 @@ class SourceConfig:
 
     # Unique name of the dataset, used in receipts, token counts and the metric valid_loss/<name>.
     name: str = MISSING
-    # Where the data is: hf://org/name, a file, a folder (searched recursively), a glob pattern, or any
-    # fsspec URL (s3://, gs://, https://).
+    # Where the data is: hf://org/name, optionally followed by @revision and /path, a file, a folder (searched
+    # recursively), a glob pattern, or any fsspec URL (s3://, gs://, https://).
     path: str = MISSING
     # Relative weight in the blend; any positive number. Weights are normalized over all datasets.
     weight: float = 1.0
