@@ -16,10 +16,8 @@ from nano3.data.planning.plan import SPLITS, DatasetPlan, Plan, load_plan
 from nano3.data.planning.shard_assignment import assign_shards, drop_short
 from nano3.data.planning.splits import document_hash, file_seed, split_of
 from nano3.data.sources.discovery import find_changed_files
-from nano3.data.sources.readers import read_documents
+from nano3.data.sources.readers import keys_are_rows, read_documents
 from nano3.utils.errors import Failure
-
-BY_ROW = ("parquet", "arrow", "json")
 
 
 @dataclass(frozen=True)
@@ -69,13 +67,14 @@ def find_source_rows(plan: Plan, split: str, shard: int, numbers: Iterable[int])
     dataset = plan.datasets[number]
     count = 0
     checked = -1
+    by_row = False
     for file, keys in read_shard_documents(plan, dataset, split_number, shard - plan.first_shard(split_number, number)):
         if file != checked:
             check_unchanged(dataset, file)
-            checked = file
+            checked, by_row = file, keys_are_rows(dataset.whole_file(file))
         while len(found) < len(wanted) and (n := wanted[len(found)] - count) < len(keys):
-            whole = dataset.whole_file(file)
-            found[wanted[len(found)]] = SourceRow(whole.path, int(keys[n]), whole.format in BY_ROW)
+            path = dataset.whole_file(file).path
+            found[wanted[len(found)]] = SourceRow(path, int(keys[n]), by_row)
         count += len(keys)
         if len(found) == len(wanted):
             return found

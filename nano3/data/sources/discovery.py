@@ -13,7 +13,18 @@ from typing import IO, Any, cast
 
 from nano3.config import SourceConfig
 from nano3.data.sources.fingerprint_cache import FileIdentity, FingerprintCache
-from nano3.data.sources.formats import HEAD_SIZE, JSON_SUFFIXES, NEVER_EMPTY, SUPPORTED, detect_format, may_hold_text
+from nano3.data.sources.formats import (
+    FORMATS,
+    HEAD_SIZE,
+    NEVER_EMPTY,
+    REFUSED,
+    REFUSED_SUFFIXES,
+    SUPPORTED,
+    detect_format,
+    inner_suffix,
+    may_hold_text,
+    refusal,
+)
 from nano3.data.sources.listing import MAX_REPORTED, FileEntry, Listing, driver_errors, list_local, list_url
 from nano3.utils.console import warn
 from nano3.utils.errors import Failure, Nano3Error, UserError
@@ -119,11 +130,18 @@ def identify_files(listing: Listing, label: str, dataset: str, cache: Fingerprin
     wrong = [
         entry.key
         for entry, (_, kind) in zip(entries, identities, strict=True)
-        if kind is None or (kind == "json" and not may_hold_text(entry.key))
+        if kind not in FORMATS or (kind == "json" and not may_hold_text(entry.key))
     ]
-    if wrong and (listing.strict or any(key.lower().endswith((*JSON_SUFFIXES, *NEVER_EMPTY)) for key in wrong)):
+    known_suffixes = tuple(suffix for f in FORMATS.values() for suffix in f.suffixes)
+    if wrong and (listing.strict or any(key.lower().endswith(known_suffixes) for key in wrong)):
+        refused = {e.key: kind for e, (_, kind) in zip(entries, identities, strict=True) if kind in REFUSED}
+        unknown = f"is not of a known format. Formats: {SUPPORTED}."
         raise UserError(
-            [f"{label}: {key} is not of a known format. Formats: {SUPPORTED}." for key in wrong[:MAX_REPORTED]]
+            f"{label}: {key} {refusal(refused[key]) if key in refused else unknown}" for key in wrong[:MAX_REPORTED]
+        )
+    if len(wrong) == len(entries) and (convertible := [k for k in skipped if inner_suffix(k) in REFUSED_SUFFIXES]):
+        raise UserError(
+            f"{label}: {key} {refusal(REFUSED_SUFFIXES[inner_suffix(key)])}" for key in convertible[:MAX_REPORTED]
         )
     if skipped := sorted(skipped + wrong):
         more = ", ..." if len(skipped) > 3 else ""

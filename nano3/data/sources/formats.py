@@ -10,6 +10,7 @@ To add a format:
 3. Name it in `SUPPORTED`, and add a file of it to `FILE_NAMES` in `tests/data/sources/test_readers.py`.
 """
 
+import json
 from dataclasses import dataclass
 
 HEAD_SIZE = 64 << 10  # bytes read to detect a format
@@ -37,7 +38,7 @@ class FileFormat:
 
 FORMATS = {
     "jsonl": FileFormat((".jsonl", ".json", ".ndjson"), splittable=True),
-    "json": FileFormat((".json",)),  # one array of objects
+    "json": FileFormat((".json",)),  # one array of objects, or objects over several lines
     "txt": FileFormat((".txt", ".text")),  # one document
     "parquet": FileFormat((".parquet",), (b"PAR1",), splittable=True, text_per_byte=3),
     "arrow": FileFormat(
@@ -56,7 +57,33 @@ FORMATS = {
     # .lzma files have no magic bytes and cannot be read; the suffix is here so that they are reported.
     "xz": FileFormat((".xz", ".lzma"), (b"\xfd7zXZ\x00",), compressed=True, text_per_byte=4),
 }
-SUPPORTED = "parquet, Arrow, JSON lines, a JSON array, .txt; also compressed with gzip, zstd, bzip2 or xz"
+SUPPORTED = (
+    "parquet, Arrow, JSON lines, a JSON array or objects over several lines, .txt; also compressed with gzip, zstd, "
+    "bzip2 or xz"
+)
+
+CSV_COMMAND = (
+    'python -c "import csv, json, sys; csv.field_size_limit(2**31 - 1); '
+    '[print(json.dumps(row)) for row in csv.DictReader(sys.stdin{})]" < OLD > NEW.jsonl'
+)
+# Formats that are recognized only to refuse them by name, with the command that converts them.
+REFUSED = {
+    "csv": ("is CSV", CSV_COMMAND.format("")),
+    "tsv": ("is TSV", CSV_COMMAND.format(", delimiter='\\t'")),
+    "tar": ("is a tar archive", "mkdir NEW && tar -xf OLD -C NEW, and set path to the folder NEW"),
+    "utf16": ("is UTF-16, not UTF-8", "iconv -f UTF-16 -t UTF-8 OLD > NEW"),
+    "utf32": ("is UTF-32, not UTF-8", "iconv -f UTF-32 -t UTF-8 OLD > NEW"),
+}
+REFUSED_SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tar": "tar", ".tgz": "tar"}
+TAR_MAGIC = slice(257, 262)
+# In this order: the byte order mark of UTF-32 starts with that of UTF-16.
+WIDE_MARKS = (
+    (b"\xff\xfe\x00\x00", "utf32"),
+    (b"\x00\x00\xfe\xff", "utf32"),
+    (b"\xff\xfe", "utf16"),
+    (b"\xfe\xff", "utf16"),
+)
+WIDE_JSON = (b"{\x00", b"[\x00", b"\x00{", b"\x00[")  # UTF-16 without a byte order mark
 
 MAGIC = tuple((magic, name) for name, f in FORMATS.items() for magic in f.magic)
 TEXT_SUFFIXES = FORMATS["txt"].suffixes
@@ -67,7 +94,7 @@ NEVER_EMPTY = tuple(suffix for f in FORMATS.values() if f.magic for suffix in f.
 
 
 def detect_format(head: bytes, name: str, unpacked: bool = False) -> str | None:
-    """Return a key of `FORMATS`, or None if the file has none of these formats.
+    """Return a key of `FORMATS` or `REFUSED`, or None if the file has none of these formats.
 
     Args:
         head: The first bytes of the file.
@@ -77,16 +104,49 @@ def detect_format(head: bytes, name: str, unpacked: bool = False) -> str | None:
     for magic, kind in MAGIC:
         if head.startswith(magic):
             return kind
+    if head[TAR_MAGIC] == b"ustar":
+        return "tar"
+    for mark, kind in WIDE_MARKS:
+        if head.startswith(mark):
+            return kind
     # A compressed file without known magic bytes: the suffix below the compression does not describe these bytes.
     suffix = inner_suffix(name) if unpacked or not name.lower().endswith(COMPRESSED_SUFFIXES) else ""
     if suffix in TEXT_SUFFIXES:
         return "txt"
     start = head.removeprefix(UTF8_BOM).lstrip()
+    if suffix in JSON_SUFFIXES and head.startswith(WIDE_JSON):
+        return "utf16"
     if start.startswith(b"["):
         return "json"
-    if start.startswith(b"{") or suffix in JSON_SUFFIXES:
-        return "jsonl"
-    return None
+    if start.startswith(b"{"):
+        return "json" if continues_on_next_line(start) else "jsonl"
+    return "jsonl" if suffix in JSON_SUFFIXES else REFUSED_SUFFIXES.get(suffix)
+
+
+def continues_on_next_line(start: bytes) -> bool:
+    """Return whether the JSON object at the start of a file continues on its next line.
+
+    The first line must then end between two tokens of an object. A line that was cut in the middle of JSON lines also
+    may, but the line after it starts with another object.
+    """
+    line, _, rest = start.partition(b"\n")
+    line, after = line.rstrip(), rest[:4096].lstrip()[:1]
+    if not after or (after == b"{" and not line.endswith((b"[", b":"))):
+        return False
+    text = line.decode(errors="replace")
+    try:
+        json.JSONDecoder().raw_decode(text)
+    except json.JSONDecodeError as error:
+        return error.pos >= len(text)
+    except (ValueError, RecursionError):
+        pass
+    return False
+
+
+def refusal(kind: str) -> str:
+    """Return what a file of a format in `REFUSED` is, and how to convert it."""
+    what, command = REFUSED[kind]
+    return f"{what}, which is not read. Convert it: {command}"
 
 
 def inner_suffix(name: str) -> str:

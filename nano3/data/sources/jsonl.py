@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +18,7 @@ BLOCK = 4 << 20  # bytes
 LINE_SAMPLE = 64 << 10  # bytes of a block from which the average length of its lines is estimated
 SHORT_LINE = 350  # bytes; see `line_starts`
 BadRow = tuple[int, str, str]  # key; "not_json", "not_utf8", "no_text", or "null"; what is wrong
+JSON_SPACE = re.compile(r"[ \t\r\n]*")
 NO_FIELD = "no field"  # start of the message for a row without the text field
 Fill = Callable[[memoryview], int]  # like `readinto`: returns the number of bytes written, 0 at the end
 
@@ -153,6 +155,29 @@ def parse_array_with_json(data: bytes, path: str) -> Iterator[bytes]:
             yield json.dumps(item).encode()
 
 
+def split_objects(data: bytes, path: str) -> Iterator[bytes]:
+    """Yield JSON values that follow one another, each of which may extend over several lines.
+
+    Args:
+        data: The file, without a byte order mark.
+        path: Name of the file in error messages.
+
+    Raises:
+        Failure: Something between the values is not JSON.
+    """
+    text, decoder = data.decode(errors="surrogateescape"), json.JSONDecoder()
+    start = 0
+    while (match := JSON_SPACE.match(text, start)) and (start := match.end()) < len(text):
+        try:
+            _, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError) as error:
+            raise Failure(
+                f"{path}: starts with a JSON object over several lines, but is not a sequence of objects: {error}"
+            ) from error
+        yield text[start:end].encode(errors="surrogateescape")
+        start = end
+
+
 @cache
 def row_decoder(field: str) -> Any:
     """Return a decoder of the text field of an object. Cached: creating it takes longer than reading a small file."""
@@ -194,7 +219,7 @@ class JsonRows:
         return self._one_by_one((key, line) for key, line in lines if line)
 
     def parse_array(self, data: bytes, path: str) -> tuple[list[str], np.ndarray, list[BadRow]]:
-        """Parse one JSON array of objects.
+        """Parse one JSON array of objects, or objects that follow one another.
 
         Args:
             data: The whole file.
@@ -204,12 +229,15 @@ class JsonRows:
             The texts, their keys (int64[texts], the index of each element), and the bad rows.
 
         Raises:
-            Failure: `data` is not a JSON array.
+            Failure: `data` is neither.
         """
+        data = data.removeprefix(UTF8_BOM)
+        if not data.lstrip().startswith(b"["):
+            return self._one_by_one(enumerate(split_objects(data, path)))
         try:
-            items = msgspec.json.decode(data.removeprefix(UTF8_BOM), type=list[msgspec.Raw])
+            items = msgspec.json.decode(data, type=list[msgspec.Raw])
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return self._one_by_one(enumerate(parse_array_with_json(data.removeprefix(UTF8_BOM), path)))
+            return self._one_by_one(enumerate(parse_array_with_json(data, path)))
         return self._one_by_one((number, bytes(item)) for number, item in enumerate(items))
 
     def _one_by_one(self, rows: Iterator[tuple[int, bytes]]) -> tuple[list[str], np.ndarray, list[BadRow]]:
@@ -233,7 +261,10 @@ class JsonRows:
         try:
             row = json.loads(line.decode(errors="surrogateescape"))
         except (ValueError, RecursionError) as error:
-            raise BadRowError("not_json", f"not valid JSON: {error}") from error
+            hint = ""
+            if line.endswith((b"{", b"[", b",")) or line.startswith((b'"', b"}", b"]")):
+                hint = ". If objects extend over several lines, convert the file: jq -c . OLD > NEW.jsonl"
+            raise BadRowError("not_json", f"not valid JSON: {error}{hint}") from error
         if not isinstance(row, dict):
             raise BadRowError("not_json", f"a JSON {type(row).__name__}, not an object")
         if self._field not in row:

@@ -5,7 +5,7 @@
 | format           | reader            | record           | key               | offset                             |
 |------------------|-------------------|------------------|-------------------|------------------------------------|
 | jsonl            | `read_jsonl`      | line             | byte offset       | the same                           |
-| json (an array)  | `read_json`       | the file         | index of element  | evenly over the file               |
+| json             | `read_json`       | the file         | index of object   | evenly over the file               |
 | txt              | `read_txt`        | the file         | 0                 | 0                                  |
 | parquet          | `read_parquet`    | row group        | row               | evenly over the row group          |
 | arrow            | `read_arrow`      | the file         | row               | evenly over the record batch       |
@@ -30,7 +30,7 @@ import numpy as np
 
 from nano3.data.sources import discovery
 from nano3.data.sources.compressed import Decompressor
-from nano3.data.sources.formats import FORMATS, HEAD_SIZE, UTF8_BOM, detect_format
+from nano3.data.sources.formats import FORMATS, HEAD_SIZE, REFUSED, UTF8_BOM, detect_format, refusal
 from nano3.data.sources.jsonl import BadRow, JsonRows, line_blocks, skip_to_line
 from nano3.utils.errors import Failure, UserError
 
@@ -148,16 +148,18 @@ def read_jsonl(f: IO[bytes], file_range: FileRange) -> Iterator[Batch]:
 
 
 def read_json(f: IO[bytes], file_range: FileRange) -> Iterator[Batch]:
-    """Read one JSON array of objects."""
-    yield parse_json_array(f.read(MAX_ARRAY_BYTES + 1), file_range)
+    """Read one JSON array of objects, or objects over several lines."""
+    yield parse_json_file(f.read(MAX_ARRAY_BYTES + 1), file_range)
 
 
-def parse_json_array(data: bytes, file_range: FileRange) -> Batch:
-    """Parse the content of a file with one JSON array; raise UserError if it is too large."""
+def parse_json_file(data: bytes, file_range: FileRange) -> Batch:
+    """Parse a file with one JSON array, or objects over several lines; raise UserError if it is too large."""
     if len(data) > MAX_ARRAY_BYTES:
+        is_array = data[:HEAD_SIZE].removeprefix(UTF8_BOM).lstrip().startswith(b"[")
+        what, elements = ("a JSON array", "'.[]'") if is_array else ("JSON objects over several lines", ".")
         raise UserError(
-            f"{file_range.path}: a JSON array of more than {MAX_ARRAY_BYTES >> 20} MB. Convert it: "
-            f"jq -c '.[]' OLD > NEW.jsonl"
+            f"{file_range.path}: {what} of more than {MAX_ARRAY_BYTES >> 20} MB. Convert it: "
+            f"jq -c {elements} OLD > NEW.jsonl"
         )
     texts, keys, bad = JsonRows(file_range.text_field).parse_array(data, file_range.path)
     offsets = interpolate_offsets(keys, len(texts) + len(bad), 0, file_range.estimated_bytes)
@@ -194,16 +196,18 @@ def interpolate_offsets(keys: np.ndarray, rows: int, low: int, high: int) -> np.
 
 
 def read_compressed(f: IO[bytes], file_range: FileRange) -> Iterator[Batch]:
-    """Read compressed JSON lines, a compressed JSON array, or a compressed text file."""
+    """Read compressed JSON lines, a compressed JSON array or objects over several lines, or a compressed text file."""
     stream = Decompressor(f, file_range.format, file_range.path)
     head = stream.read(HEAD_SIZE)
     kind = detect_format(head, file_range.name, unpacked=True)
     if kind == "txt":
         yield parse_text_file(head + stream.read_all())
     elif kind == "json":
-        yield parse_json_array(head + stream.read_all(MAX_ARRAY_BYTES), file_range)
+        yield parse_json_file(head + stream.read_all(MAX_ARRAY_BYTES), file_range)
     elif kind == "jsonl":
         yield from read_compressed_lines(head, stream, file_range)
+    elif kind in REFUSED:
+        raise UserError(f"{file_range.path}: decompressed, it {refusal(kind)}")
     else:
         content = "nothing" if not head else kind or "an unknown format"
         raise UserError(
@@ -446,6 +450,16 @@ READERS: dict[str, Callable[[IO[bytes], FileRange], Iterator[Batch]]] = {
 }
 
 
+def keys_are_rows(file_range: FileRange) -> bool:
+    """Return whether the keys of a file's documents are row numbers, not byte offsets of lines."""
+    kind: str | None = file_range.format
+    if FORMATS[file_range.format].compressed:
+        with discovery.open_file(file_range.root, file_range.name) as f:
+            head = Decompressor(f, file_range.format, file_range.path).read(HEAD_SIZE)
+        kind = detect_format(head, file_range.name, unpacked=True)
+    return kind not in ("jsonl", "txt")
+
+
 def row_number(file_range: FileRange, key: int) -> int:
     """Return the row, from 1, of the document with this key.
 
@@ -456,10 +470,10 @@ def row_number(file_range: FileRange, key: int) -> int:
         return key + 1
     with discovery.open_file(file_range.root, file_range.name) as f:
         stream: Any = Decompressor(f, file_range.format, file_range.path) if compressed else f
-        head = stream.read(min(HEAD_SIZE, key))
+        head = stream.read(HEAD_SIZE)
         if compressed and detect_format(head, file_range.name, unpacked=True) != "jsonl":
             return key + 1
-        lines: int = head.count(b"\n")
+        lines: int = head.count(b"\n", 0, key)
         left = key - len(head)
         while left > 0 and (data := stream.read(min(BATCH_BYTES, left))):
             lines += data.count(b"\n")
