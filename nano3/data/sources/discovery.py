@@ -126,23 +126,8 @@ def identify_files(listing: Listing, label: str, dataset: str, cache: Fingerprin
     new = iter(inspect_files(listing.root, [e for e, was in zip(entries, known, strict=True) if was is None]))
     identities = [was or next(new) for was in known]
     cache.put(dataset, listing.root, entries, identities, opened=known.count(None))
-    # A leading `[` alone does not make a file JSON: many a README.md starts with one.
-    wrong = [
-        entry.key
-        for entry, (_, kind) in zip(entries, identities, strict=True)
-        if kind not in FORMATS or (kind == "json" and not may_hold_text(entry.key))
-    ]
-    known_suffixes = tuple(suffix for f in FORMATS.values() for suffix in f.suffixes)
-    if wrong and (listing.strict or any(key.lower().endswith(known_suffixes) for key in wrong)):
-        refused = {e.key: kind for e, (_, kind) in zip(entries, identities, strict=True) if kind in REFUSED}
-        unknown = f"is not of a known format. Formats: {SUPPORTED}."
-        raise UserError(
-            f"{label}: {key} {refusal(refused[key]) if key in refused else unknown}" for key in wrong[:MAX_REPORTED]
-        )
-    if len(wrong) == len(entries) and (convertible := [k for k in skipped if inner_suffix(k) in REFUSED_SUFFIXES]):
-        raise UserError(
-            f"{label}: {key} {refusal(REFUSED_SUFFIXES[inner_suffix(key)])}" for key in convertible[:MAX_REPORTED]
-        )
+    kinds = {entry.key: kind for entry, (_, kind) in zip(entries, identities, strict=True)}
+    wrong = check_formats(listing, label, kinds, skipped)
     if skipped := sorted(skipped + wrong):
         more = ", ..." if len(skipped) > 3 else ""
         warn(f"{label}: {len(skipped)} file(s) of no known format left out: {', '.join(skipped[:3])}{more}")
@@ -156,6 +141,35 @@ def identify_files(listing: Listing, label: str, dataset: str, cache: Fingerprin
         formats=[kind or "" for _, (_, kind) in good],
         mtimes=[e.mtime for e, _ in good],
     )
+
+
+def check_formats(listing: Listing, label: str, kinds: dict[str, str | None], skipped: list[str]) -> list[str]:
+    """Return the files that have no format that is read and may be left out.
+
+    Args:
+        listing: The listing of the files.
+        label: Start of error messages.
+        kinds: Format of each file.
+        skipped: Files that were not opened because of their names.
+
+    Raises:
+        UserError: A file must not be left out, or all files have formats that can be converted.
+    """
+    # A leading `[` alone does not make a file JSON: many a README.md starts with one.
+    wrong = [key for key, kind in kinds.items() if kind not in FORMATS or (kind == "json" and not may_hold_text(key))]
+    known_suffixes = tuple(suffix for f in FORMATS.values() for suffix in f.suffixes)
+    problems = {}
+    if wrong and (listing.strict or any(key.lower().endswith(known_suffixes) for key in wrong)):
+        problems = {key: kinds[key] for key in wrong}
+    elif len(wrong) == len(kinds):
+        problems = {key: kind for key in skipped if (kind := REFUSED_SUFFIXES.get(inner_suffix(key)))}
+    if problems:
+        unknown = f"is not of a known format. Formats: {SUPPORTED}."
+        raise UserError(
+            f"{label}: {key} {refusal(kind) if kind in REFUSED else unknown}"
+            for key, kind in list(problems.items())[:MAX_REPORTED]
+        )
+    return wrong
 
 
 def inspect_files(root: str, entries: list[FileEntry]) -> list[FileIdentity]:
