@@ -23,7 +23,7 @@ class SourceConfig:
     path: str = MISSING
     # Relative weight in the blend; any positive number. Weights are normalized over all datasets.
     weight: float = 1.0
-    # Split of the dataset on the Hugging Face hub (hf:// only).
+    # Split of a dataset on the Hugging Face hub, or of a DatasetDict that save_to_disk wrote.
     split: str = "train"
     # Configuration ("subset") of the dataset on the Hugging Face hub (hf:// only); null uses the dataset's default.
     subset: str | None = None

@@ -26,6 +26,7 @@ from nano3.data.sources.formats import (
     refusal,
 )
 from nano3.data.sources.listing import MAX_REPORTED, FileEntry, Listing, driver_errors, list_local, list_url
+from nano3.data.sources.saved_dataset import select_saved
 from nano3.utils.console import warn
 from nano3.utils.errors import Failure, Nano3Error, UserError
 
@@ -83,6 +84,8 @@ def discover_files(
         listing = list_url(source.path, label)
     else:
         listing = list_local(source.path, output, label)
+    if not snapshot:
+        listing = select_saved(listing, source.split, label, lambda key: read_file(listing.root, key))
     found = identify_files(listing, label, source.name, cache)
     if snapshot:
         from nano3.data.sources.hub import save_listing
@@ -297,6 +300,17 @@ def open_file(root: str, key: str, block: int = BLOCK) -> IO[bytes]:
 
     fs, path = fsspec.core.url_to_fs(join(root, key))
     return cast(IO[bytes], fs.open(path, "rb", block_size=block))
+
+
+def read_file(root: str, key: str) -> bytes:
+    """Return the content of a small file.
+
+    Args:
+        root: Root of the dataset.
+        key: Path relative to `root`.
+    """
+    with open_file(root, key) as f:
+        return f.read()
 
 
 def read_errors(root: str) -> tuple[type[Exception], ...]:

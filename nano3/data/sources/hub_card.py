@@ -306,7 +306,7 @@ def match_files(files: list[str], folder: str, pattern: str, label: str) -> list
     """Return the files that match a pattern in a folder.
 
     `*` matches within a name, and `**` any number of folders. Hidden files and folders, and folders beginning with two
-    underscores, match only a pattern in which such a name occurs. A pattern that names a folder matches all of its files.
+    underscores, match only a pattern in which such a name occurs. A folder's name matches all files in the folder.
 
     Args:
         files: Files of the repository.

@@ -10,7 +10,7 @@ from fsspec.spec import AbstractFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nano3.data.sources.hub_card import may_hold_documents, resolve, select_files
+from nano3.data.sources.hub_card import SPLIT_WORDS, may_hold_documents, resolve, select_files
 from nano3.data.sources.hub_path import HubPath
 from nano3.utils.errors import UserError
 
@@ -123,7 +123,7 @@ DOCUMENTED: dict[str, tuple[list[str], dict[str, Any]]] = {
     "folders": (FOLDERS, {}),
     "deep_folder": (["a/b/my_train/c/x.jsonl", "a/b/validation/x.jsonl"], {}),
     "folder_before_name": (["train/test.jsonl", "test.jsonl"], {}),
-    "keywords": ([f"{w}/x.jsonl" for w in "training validation valid dev val testing eval evaluation".split()], {}),
+    "keywords": ([f"{word}/x.jsonl" for words in SPLIT_WORDS.values() for word in words], {}),
     "shards": ([*SHARDS, "data/notes.txt"], {}),
     "shards_elsewhere": ([f"x/{name}" for name in SHARDS], {}),
     "shards_with_a_point": (["data/a.b-00000-of-00001.parquet"], {}),

@@ -75,7 +75,7 @@ WORDS = st.text("ab1._-@/%:2F*", max_size=6) | st.sampled_from(["datasets", "mod
 
 @given(st.lists(WORDS | st.sampled_from(["/", "@", "name"]), max_size=8).map("".join))
 def test_paths_are_parsed_as_the_hub_does(body: str) -> None:
-    """With datasets/ in front, every path that nano3 takes means the same to huggingface_hub, and the other way round."""
+    """With datasets/ in front, nano3 takes the paths that huggingface_hub takes, with the same meaning."""
     utils = pytest.importorskip("huggingface_hub.utils")
     if not hasattr(utils, "parse_hf_uri"):
         pytest.skip("this version of huggingface_hub has no parse_hf_uri")
