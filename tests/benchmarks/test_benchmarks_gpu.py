@@ -126,7 +126,7 @@ def test_a_transcript_holds_commands_in_order_and_nothing_of_megatron(
 
 def test_the_last_transcript_has_every_gpu_test_passed() -> None:
     """A new test must have run on a GPU. Parametrized tests count once."""
-    text = (RESULTS / "tests_h100_x2.txt").read_text()
+    text = (RESULTS / "tests_h200_x2.txt").read_text()
     passed = set(re.findall(r"PASSED tests/gpu/\w+\.py::(\w+)", text))
     written = {
         name
