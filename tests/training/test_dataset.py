@@ -144,18 +144,26 @@ def test_tiny_shard_is_repeated_not_looped(copy: Path, tmp_path: Path) -> None:
 
 def test_light_import() -> None:
     modules = [
-        "data",
-        "batch",
-        "outcome",
-        "stop",
-        "metrics",
-        "checkpoints",
-        "resume",
-        "schedule",
-        "hf_model",
-        "summary",
+        "dataset",
+        "backend",
+        "preflight",
+        "rank_main",
+        "run.outcome",
+        "run.stop",
+        "run.metrics",
+        "run.checkpoints",
+        "run.resume",
+        "checks.lr_schedule",
+        "hf.backend",
+        "hf.batch",
+        "hf.model",
+        "hf.checkpoints",
+        "hf.generate",
+        "megatron.backend",
+        "reports.summary",
+        "reports.plot",
     ]
-    names = ", ".join(f"nano3.training.{m}" for m in [*modules, "transformers", "plot", "sample"])
+    names = ", ".join(f"nano3.training.{m}" for m in modules)
     code = (
         f"import sys, {names}; print([m for m in ('torch', 'megatron', 'transformers', 'numpy') if m in sys.modules])"
     )

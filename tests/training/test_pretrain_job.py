@@ -142,7 +142,8 @@ def test_a_user_mistake_is_reported_before_anything_is_written(
 def test_a_package_is_missed_only_where_the_ranks_will_run(
     composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, dry_run: bool, message: bool
 ) -> None:
-    monkeypatch.setattr("nano3.training.backend.NEEDS", {"transformers": (("nobody_has_this",), "the remedy")})
+    monkeypatch.setattr("nano3.training.hf.backend.PACKAGES", ("nobody_has_this",))
+    monkeypatch.setattr("nano3.training.hf.backend.INSTALL", "the remedy")
     cfg = composed(f"cluster.kind={kind}", f"dry_run={dry_run}")
     if not message:
         config, _ = validate(cfg, resolve_data(cfg), tmp_path / "run")

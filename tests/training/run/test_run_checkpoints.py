@@ -20,7 +20,7 @@ def test_checkpoint_json_is_read(tmp_path: Path, old: bool) -> None:
     """Earlier releases wrote `fixed` and `told`."""
     content = asdict(INFO)
     if old:
-        content["fixed"], content["message"] = content.pop("run_identity"), content.pop("mutable_settings")
+        content["fixed"], content["told"] = content.pop("run_identity"), content.pop("mutable_settings")
     write_json(tmp_path / checkpoints.MARKER, content)
     assert checkpoints.read_checkpoint_info(tmp_path) == INFO
 
