@@ -288,8 +288,9 @@ def pack() -> None:
     with tarfile.open(OLD / "work.tar.xz", "w:xz", preset=9) as archive:
         for path in files:
             archive.add(path, str(path.relative_to(ROOT)), recursive=False, filter=nobody)
-    named = [str(path) for path in files if path.is_file() and path.suffix != ".pt" and b"/work/" in path.read_bytes()]
-    print(f"{(OLD / 'work.tar.xz').stat().st_size:,} bytes; other places named in: {named}")
+    elsewhere = [str((ROOT / name).resolve()).encode() for name in (".code", ".venv")]
+    named = [path for path in files if path.is_file() and any(place in path.read_bytes() for place in elsewhere)]
+    assert not named, named
 
 
 def nobody(info: tarfile.TarInfo) -> tarfile.TarInfo:
