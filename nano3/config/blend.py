@@ -2,6 +2,7 @@
 
 import json
 import re
+import string
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,12 @@ class SourceConfig:
     # Branch, tag or commit of the dataset on the Hugging Face hub (hf:// only); null uses the default branch. The
     # resolved commit is recorded in the manifest.
     revision: str | None = None
-    # Parquet or Arrow column, or JSONL key, that holds the document text. A .txt
-    # file is one document and has no field.
+    # Parquet or Arrow column, or JSON key, that holds the document text; a path such as doc.text into structs or nested
+    # objects; or a template of several, such as '{title}: {body}', with literal braces doubled. A .txt file is one
+    # document and has no field.
     text_field: str = "text"
+    # Joins the strings if the text is a list of strings; null reports lists as bad rows.
+    text_separator: str | None = None
 
 
 @dataclass
@@ -43,7 +47,7 @@ class BlendConfig:
     # (DataBlendsArtifact-pretrain:<name>).
     name: str = MISSING
     # Datasets of the blend, each with the keys of SourceConfig: name, path, weight,
-    # split, subset, revision, text_field.
+    # split, subset, revision, text_field, text_separator.
     datasets: list[Any] = field(default_factory=list)
     # Default of tokenizer_model for this blend.
     tokenizer_model: str = "nvidia/NVIDIA-Nemotron-Nano-9B-v2"
@@ -102,12 +106,28 @@ def _entry_problems(entry: dict[Any, Any]) -> list[str]:
         if key in known and key != "weight" and not isinstance(value, str)
         if value is not None or known[key].default not in (None, MISSING)  # a missing name or path is reported above
     ]
-    if isinstance(column := entry.get("text_field"), str) and re.search(r'["\\\x00-\x1f]', column):
-        found.append(f"text_field must not contain quotes, backslashes or control characters, found {column!r}")
+    if isinstance(column := entry.get("text_field"), str):
+        found += _text_field_problems(column)
     weight = entry.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
         found.append(f"weight must be a number above 0, found {weight!r}")
     return found
+
+
+def _text_field_problems(text_field: str) -> list[str]:
+    """Return one message for each problem of a column name or template."""
+    names = [text_field]
+    if "{" in text_field or "}" in text_field:
+        try:
+            parts = list(string.Formatter().parse(text_field))
+        except ValueError as error:
+            return [f"text_field={text_field!r} is no template: {error}. Write literal braces twice"]
+        names = [name for _, name, _, _ in parts if name is not None]
+        if not all(names) or not names or any(spec or conversion for *_, spec, conversion in parts):
+            return [f"text_field={text_field!r} is no template: braces hold a field's name, without ! and :"]
+    if any(re.search(r'["\\\x00-\x1f]', name) for name in names):
+        return [f"text_field must not contain quotes, backslashes or control characters, found {text_field!r}"]
+    return []
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -328,7 +328,7 @@ def same_layout(old: Plan, new: Plan) -> bool:
     """Return whether both plans have the same numbers of units and shards, options, and tokenizer."""
 
     def shape(plan: Plan) -> list[tuple[object, ...]]:
-        return [(d.name, d.text_field, d.units, tuple(d.shards)) for d in plan.datasets]
+        return [(d.name, d.text_field, d.text_separator, d.units, tuple(d.shards)) for d in plan.datasets]
 
     settings = [hashed_settings(plan.options, plan.tokenizer, plan.dtype) for plan in (old, new)]
     return settings[0] == settings[1] and shape(old) == shape(new)

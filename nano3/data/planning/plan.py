@@ -61,6 +61,7 @@ class DatasetPlan(
         cells_per_shard: The axis is divided into `shards[0] * cells_per_shard` equal cells.
         cells_per_unit: Number of adjacent cells in a unit.
         warnings: What to warn about before the dataset is tokenized.
+        text_separator: Joins the strings of a list.
     """
 
     name: str
@@ -82,6 +83,7 @@ class DatasetPlan(
     cells_per_shard: int = 1
     cells_per_unit: int = 1
     warnings: list[str] = []
+    text_separator: str | None = None
 
     @cached_property
     def file_offsets(self) -> np.ndarray:
@@ -164,6 +166,7 @@ class DatasetPlan(
             stop=stop,
             text_field=self.text_field,
             rows=self.rows[file] if self.rows else None,
+            text_separator=self.text_separator,
         )
 
     def whole_file(self, file: int) -> FileRange:
@@ -294,6 +297,8 @@ def plan_hash(datasets: list[DatasetPlan], options: PrepOptions, tokenizer: Toke
     digest = hashlib.sha256(hashed_settings(options, tokenizer, dtype))
     for d in datasets:
         digest.update(msgspec.json.encode([d.name, d.text_field, d.keys, d.sizes, d.fingerprints, d.formats]))
+        if d.text_separator is not None:  # plans without it keep their hashes
+            digest.update(msgspec.json.encode({"text_separator": d.text_separator}))
     return digest.hexdigest()
 
 

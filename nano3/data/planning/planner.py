@@ -149,6 +149,7 @@ def discover_dataset(source: SourceConfig, options: PrepOptions, cache: Fingerpr
         formats=found.formats,
         estimated_bytes=[estimate_bytes(size, kind) for size, kind in zip(found.sizes, found.formats, strict=True)],
         times=found.mtimes,
+        text_separator=source.text_separator,
     )
 
 

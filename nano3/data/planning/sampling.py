@@ -19,7 +19,8 @@ import numpy as np
 from nano3.data.planning.plan import DatasetPlan
 from nano3.data.sources.compressed import Decompressor
 from nano3.data.sources.formats import FORMATS, HEAD_SIZE, UTF8_BOM, detect_format
-from nano3.data.sources.readers import ROW_WIDTH, FileRange, open_planned_file, read_documents
+from nano3.data.sources.readers import ROW_WIDTH, FileRange, find_leaves, open_planned_file, read_documents
+from nano3.data.sources.text_field import parse_text_field
 from nano3.utils.errors import Failure
 
 CHUNK = 4 << 20
@@ -121,10 +122,12 @@ def count_parquet_rows(f: IO[bytes], whole: FileRange, limit: int) -> RowCount:
         raise Failure(f"{whole.path}: damaged parquet: {error}") from error
     rows = min(limit, metadata.num_rows)
     size = 0
+    fields = parse_text_field(whole.text_field, whole.text_separator).fields
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         columns = [group.column(i) for i in range(group.num_columns)]
-        size += sum(c.total_uncompressed_size for c in columns if c.path_in_schema == whole.text_field)
+        leaves = find_leaves([c.path_in_schema for c in columns], fields)
+        size += sum(columns[i].total_uncompressed_size for i in leaves)
     return RowCount(rows, size * rows // max(metadata.num_rows, 1))
 
 

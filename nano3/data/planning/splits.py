@@ -21,8 +21,8 @@ import numpy as np
 from nano3.config import PrepOptions
 from nano3.data.planning.plan import SPLITS, DatasetPlan
 from nano3.data.sources.formats import UTF8_BOM
-from nano3.data.sources.jsonl import NO_FIELD
 from nano3.data.sources.readers import Batch, FileRange, read_documents, row_number
+from nano3.data.sources.text_field import NO_FIELD
 from nano3.utils.errors import Failure, UserError
 
 FULL = 1 << 64

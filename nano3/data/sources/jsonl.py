@@ -12,14 +12,13 @@ import msgspec
 import numpy as np
 
 from nano3.data.sources.formats import UTF8_BOM
+from nano3.data.sources.text_field import LIST_ADVICE, NO_FIELD, BadRow, BadRowError, parse_text_field
 from nano3.utils.errors import Failure
 
 BLOCK = 4 << 20  # bytes
 LINE_SAMPLE = 64 << 10  # bytes of a block from which the average length of its lines is estimated
 SHORT_LINE = 350  # bytes; see `line_starts`
-BadRow = tuple[int, str, str]  # key; "not_json", "not_utf8", "no_text", or "null"; what is wrong
 JSON_SPACE = re.compile(r"[ \t\r\n]*")
-NO_FIELD = "no field"  # start of the message for a row without the text field
 Fill = Callable[[memoryview], int]  # like `readinto`: returns the number of bytes written, 0 at the end
 
 
@@ -191,12 +190,16 @@ class JsonRows:
     A whole block is decoded at once. If that fails, the block is decoded again line by line to find the bad rows.
 
     Args:
-        field: Key of the text in each object.
+        field: Key of the text in each object, or a path or a template (see `text_field`).
+        separator: Joins the strings of a list.
     """
 
-    def __init__(self, field: str) -> None:
+    def __init__(self, field: str, separator: str | None = None) -> None:
         self._field = field
-        self._decoder = row_decoder(field)
+        self._text_field = parse_text_field(field, separator)
+        self._plain = self._text_field.plain
+        if self._plain:
+            self._decoder = row_decoder(field)
 
     def parse_lines(self, block: Block) -> tuple[list[str], np.ndarray, list[BadRow]]:
         """Parse a block of lines. Blank lines are skipped.
@@ -209,7 +212,7 @@ class JsonRows:
         starts = line_starts(block)
         rows: list[Any] = []
         view = memoryview(block.data)[: block.size]
-        if has_one_object_per_line(np.frombuffer(view, np.uint8), starts):
+        if self._plain and has_one_object_per_line(np.frombuffer(view, np.uint8), starts):
             with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 rows = self._decoder.decode_lines(view)
         if len(rows) == len(starts):
@@ -254,6 +257,8 @@ class JsonRows:
 
     def _text(self, line: bytes) -> str:
         try:
+            if not self._plain:
+                return self._selected_text(msgspec.json.decode(line), line)
             text: str = self._decoder.decode(line).text
             return text
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -265,6 +270,8 @@ class JsonRows:
             if line.endswith((b"{", b"[", b",")) or line.startswith((b'"', b"}", b"]")):
                 hint = ". If objects extend over several lines, convert the file: jq -c . OLD > NEW.jsonl"
             raise BadRowError("not_json", f"not valid JSON: {error}{hint}") from error
+        if not self._plain:
+            return self._selected_text(row, line)
         if not isinstance(row, dict):
             raise BadRowError("not_json", f"a JSON {type(row).__name__}, not an object")
         if self._field not in row:
@@ -275,7 +282,17 @@ class JsonRows:
         if text is None:
             raise BadRowError("null", f"{self._field!r} is null")
         if not isinstance(text, str):
-            raise BadRowError("no_text", f"{self._field!r} is a {type(text).__name__}, not a string")
+            advice = f". {LIST_ADVICE}" if isinstance(text, list) else ""
+            raise BadRowError("no_text", f"{self._field!r} is a {type(text).__name__}, not a string{advice}")
+        return self._checked(text, line)
+
+    def _selected_text(self, row: Any, line: bytes) -> str:
+        if not isinstance(row, dict):
+            raise BadRowError("not_json", f"a JSON {type(row).__name__}, not an object")
+        return self._checked(self._text_field.text_of(row), line)
+
+    def _checked(self, text: str, line: bytes) -> str:
+        """Return a text; raise BadRowError if it cannot be encoded in UTF-8."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -283,15 +300,6 @@ class JsonRows:
             what = "bytes that are not UTF-8" if raw else "an unpaired surrogate (\\ud800 to \\udfff)"
             raise BadRowError("not_utf8", f"{self._field!r} holds {what} at character {error.start:,}") from error
         return text
-
-
-class BadRowError(Exception):
-    """A row without usable text; carries the last two fields of a `BadRow`."""
-
-    def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(detail)
-        self.kind = kind
-        self.detail = detail
 
 
 def is_utf8(data: bytes) -> bool:

@@ -31,7 +31,8 @@ import numpy as np
 from nano3.data.sources import discovery
 from nano3.data.sources.compressed import Decompressor
 from nano3.data.sources.formats import FORMATS, HEAD_SIZE, REFUSED, UTF8_BOM, detect_format, refusal
-from nano3.data.sources.jsonl import BadRow, JsonRows, line_blocks, skip_to_line
+from nano3.data.sources.jsonl import JsonRows, line_blocks, skip_to_line
+from nano3.data.sources.text_field import LIST_ADVICE, BadRow, BadRowError, parse_text_field
 from nano3.utils.errors import Failure, UserError
 
 BATCH_BYTES = 4 << 20  # target size of the texts in a batch
@@ -69,8 +70,9 @@ class FileRange:
         estimated_bytes: The file's offsets are below this number. With `rows`, it is ROW_WIDTH times the rows.
         start: First offset.
         stop: Offset after the last one.
-        text_field: Key or column of the text.
+        text_field: Key or column of the text, a path, or a template (see `text_field.py`).
         rows: If set, read only this many first rows of the file.
+        text_separator: Joins the strings of a list.
     """
 
     root: str
@@ -82,6 +84,7 @@ class FileRange:
     stop: int
     text_field: str
     rows: int | None = None
+    text_separator: str | None = None
 
     @property
     def path(self) -> str:
@@ -138,7 +141,7 @@ def take_first_rows(batches: Iterator[Batch], rows: int) -> Iterator[Batch]:
 
 def read_jsonl(f: IO[bytes], file_range: FileRange) -> Iterator[Batch]:
     """Read the lines that start in the range; offsets are byte offsets."""
-    rows = JsonRows(file_range.text_field)
+    rows = JsonRows(file_range.text_field, file_range.text_separator)
     stop = min(file_range.stop, file_range.size)
     start = skip_to_line(f, file_range.start, stop)
     for block in line_blocks(cast(io.BufferedIOBase, f).readinto, start, stop):
@@ -161,7 +164,7 @@ def parse_json_file(data: bytes, file_range: FileRange) -> Batch:
             f"{file_range.path}: {what} of more than {MAX_ARRAY_BYTES >> 20} MB. Convert it: "
             f"jq -c {elements} OLD > NEW.jsonl"
         )
-    texts, keys, bad = JsonRows(file_range.text_field).parse_array(data, file_range.path)
+    texts, keys, bad = JsonRows(file_range.text_field, file_range.text_separator).parse_array(data, file_range.path)
     offsets = interpolate_offsets(keys, len(texts) + len(bad), 0, file_range.estimated_bytes)
     return Batch(texts, keys, offsets, bad)
 
@@ -226,7 +229,7 @@ def read_compressed_lines(head: bytes, stream: Decompressor, file_range: FileRan
         stream: The rest of the file.
         file_range: The whole file.
     """
-    rows = JsonRows(file_range.text_field)
+    rows = JsonRows(file_range.text_field, file_range.text_separator)
     unread_head = io.BytesIO(head)
     low = 0
 
@@ -276,8 +279,8 @@ def read_parquet(f: IO[bytes], file_range: FileRange) -> Iterator[Batch]:
 
     try:
         file = pq.ParquetFile(f, buffer_size=1 << 20)
-        column = find_text_column(file.schema_arrow.names, file_range)
-        sizes = row_group_sizes(file.metadata, column)
+        columns = find_text_columns(file.schema_arrow.names, file_range)
+        sizes = row_group_sizes(file.metadata, columns)
         total = max(sum(size for size, _ in sizes), 1)
         first_row = low = done = 0
         for number, (size, rows) in enumerate(sizes):
@@ -287,9 +290,9 @@ def read_parquet(f: IO[bytes], file_range: FileRange) -> Iterator[Batch]:
                 group = RowGroup(first_row, rows, low, high)
                 batch_rows = max(1, min(MAX_BATCH_ROWS, BATCH_BYTES * rows // max(size, 1)))
                 row = first_row
-                for box in iter_row_group(file, number, column, batch_rows):
+                for box in iter_row_group(file, number, columns, batch_rows, file_range):
                     count = len(box[0])
-                    yield make_column_batch(box.pop(), row, group, file_range)
+                    yield make_batch(box.pop(), row, group, file_range)
                     row += count
             first_row += rows
             low = high
@@ -297,8 +300,10 @@ def read_parquet(f: IO[bytes], file_range: FileRange) -> Iterator[Batch]:
         raise Failure(f"{file_range.path}: damaged parquet: {error}") from error
 
 
-def iter_row_group(file: Any, number: int, column: str, batch_rows: int) -> Iterator[list[Any]]:
-    """Yield the values of a column in a row group, each array in a list of one.
+def iter_row_group(
+    file: Any, number: int, columns: list[str], batch_rows: int, file_range: FileRange
+) -> Iterator[list[Any]]:
+    """Yield the values of a row group as `select_columns` returns them, each array in a list of one.
 
     The caller takes the array out of the list, so that nothing here keeps it in memory. The parquet reader, which
     keeps a page of text, is released before the last array is yielded.
@@ -306,15 +311,16 @@ def iter_row_group(file: Any, number: int, column: str, batch_rows: int) -> Iter
     Args:
         file: A `pyarrow.parquet.ParquetFile`.
         number: Number of the row group.
-        column: Name of the column.
+        columns: Names of the columns.
         batch_rows: Rows in each array.
+        file_range: What is being read.
     """
     import pyarrow as pa
 
     left = file.metadata.row_group(number).num_rows
-    reader = file.iter_batches(batch_rows, row_groups=[number], columns=[column], use_threads=False)
+    reader = file.iter_batches(batch_rows, row_groups=[number], columns=columns, use_threads=False)
     while left > 0:
-        box = [batch.column(0) for batch in islice(reader, 1)]
+        box = [select_columns(batch, columns, file_range) for batch in islice(reader, 1)]
         if not box:
             raise pa.ArrowInvalid(f"row group {number} ends {left:,} rows before its end")
         left -= len(box[0])
@@ -323,17 +329,28 @@ def iter_row_group(file: Any, number: int, column: str, batch_rows: int) -> Iter
         yield box
 
 
-def row_group_sizes(metadata: Any, column: str) -> list[tuple[int, int]]:
-    """Return (uncompressed bytes of the text column, rows) of each row group."""
+def row_group_sizes(metadata: Any, columns: list[str]) -> list[tuple[int, int]]:
+    """Return (uncompressed bytes of the text columns, rows) of each row group."""
     sizes = []
-    index = None
+    leaves: list[int] | None = None
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
-        if index is None:
-            paths = [group.column(i).path_in_schema for i in range(group.num_columns)]
-            index = paths.index(column) if column in paths else 0
-        sizes.append((max(1, group.column(index).total_uncompressed_size), group.num_rows))
+        if leaves is None:
+            leaves = find_leaves([group.column(i).path_in_schema for i in range(group.num_columns)], columns) or [0]
+        sizes.append((max(1, sum(group.column(i).total_uncompressed_size for i in leaves)), group.num_rows))
     return sizes
+
+
+def find_leaves(paths: list[str], columns: list[str]) -> list[int]:
+    """Return the numbers of the parquet columns that these columns, structs or lists consist of.
+
+    Args:
+        paths: Path of each parquet column in the schema.
+        columns: Names from `find_text_columns`.
+    """
+    if len(columns) == 1 and columns[0] in paths:
+        return [paths.index(columns[0])]
+    return [i for i, path in enumerate(paths) if any(f"{path}.".startswith(f"{column}.") for column in columns)]
 
 
 def read_arrow(f: IO[bytes], file_range: FileRange) -> Iterator[Batch]:
@@ -346,7 +363,7 @@ def read_arrow(f: IO[bytes], file_range: FileRange) -> Iterator[Batch]:
             group = RowGroup(first_row, len(values), low, high)
             step = max(1, min(MAX_BATCH_ROWS, BATCH_BYTES * len(values) // max(values.nbytes, 1)))
             for at in range(0, len(values), step):
-                yield make_column_batch(values[at : at + step], first_row + at, group, file_range)
+                yield make_batch(values.slice(at, step), first_row + at, group, file_range)
             first_row += len(values)
             low = high
     except pa.ArrowInvalid as error:
@@ -354,7 +371,7 @@ def read_arrow(f: IO[bytes], file_range: FileRange) -> Iterator[Batch]:
 
 
 def iter_arrow_columns(f: IO[bytes], file_range: FileRange) -> Iterator[tuple[Any, int]]:
-    """Yield the text column of each record batch, and the offset at which the batch ends.
+    """Yield the text column or columns of each record batch, and the offset at which the batch ends.
 
     A file may contain several streams, as `cat` makes them.
     """
@@ -363,33 +380,91 @@ def iter_arrow_columns(f: IO[bytes], file_range: FileRange) -> Iterator[tuple[An
     source = pa.PythonFile(f, mode="r")
     if f.read(6) == b"ARROW1":
         reader = pa.ipc.open_file(source)
-        column, count = find_text_column(reader.schema.names, file_range), reader.num_record_batches
+        columns, count = find_text_columns(reader.schema.names, file_range), reader.num_record_batches
         for i in range(count):
-            yield reader.get_batch(i).column(column), (i + 1) * file_range.estimated_bytes // count
+            yield (
+                select_columns(reader.get_batch(i), columns, file_range),
+                (i + 1) * file_range.estimated_bytes // count,
+            )
         return
     f.seek(0)
     while f.tell() < file_range.size:
         reader = pa.ipc.open_stream(source)
-        column = find_text_column(reader.schema.names, file_range)
+        columns = find_text_columns(reader.schema.names, file_range)
         for batch in reader:
             high = f.tell() * file_range.estimated_bytes // file_range.size
-            yield batch.column(column), min(file_range.estimated_bytes - 1, high)
+            yield select_columns(batch, columns, file_range), min(file_range.estimated_bytes - 1, high)
 
 
-def find_text_column(names: list[str], file_range: FileRange) -> str:
-    """Return the name of the text column; raise UserError unless it occurs exactly once in `names`."""
-    count = names.count(file_range.text_field)
+def find_text_columns(names: list[str], file_range: FileRange) -> list[str]:
+    """Return the columns that make up the text: one, or more for a template. For a field of a struct, its path.
+
+    Args:
+        names: Names of the columns in the file.
+        file_range: What is being read.
+
+    Raises:
+        UserError: A column does not occur, or occurs more than once.
+    """
+    parsed = parse_text_field(file_range.text_field, file_range.text_separator)
+    fields = [parsed.name] if parsed.name in names else parsed.fields
+    return [find_column(names, field, file_range) for field in fields]
+
+
+def find_column(names: list[str], field: str, file_range: FileRange) -> str:
+    """Return the column, or path into a struct, of one field; raise UserError unless it occurs exactly once."""
+    count = names.count(field) or names.count(field.partition(".")[0])
     if count == 1:
-        return file_range.text_field
+        return field
     if count:
         raise UserError(
-            f"{file_range.path}: there are {count} columns {file_range.text_field!r}, so the text column is "
+            f"{file_range.path}: there are {count} columns {field!r}, so the text column is "
             "ambiguous. Write the file with one, or set the dataset's text_field to another."
         )
     raise UserError(
-        f"{file_range.path}: no column {file_range.text_field!r}. Columns: {', '.join(names)}. Set the dataset's "
-        "text_field."
+        f"{file_range.path}: no column {field!r}. Columns: {', '.join(names)}. Set the dataset's text_field."
     )
+
+
+def select_columns(batch: Any, columns: list[str], file_range: FileRange) -> Any:
+    """Return the text column of a record batch, or a record batch if the text has to be made from each row."""
+    if columns == [file_range.text_field] and columns[0] in batch.schema.names and file_range.text_separator is None:
+        return batch.column(columns[0])
+    names = [name if name in batch.schema.names else name.partition(".")[0] for name in columns]
+    return batch.select(list(dict.fromkeys(names)))
+
+
+def make_batch(values: Any, first_row: int, group: RowGroup, file_range: FileRange) -> Batch:
+    """Return a batch of the texts in a result of `select_columns`; the arguments are those of `make_column_batch`."""
+    import pyarrow as pa
+
+    make = make_row_batch if isinstance(values, pa.RecordBatch) else make_column_batch
+    return make(values, first_row, group, file_range)
+
+
+def make_row_batch(rows: Any, first_row: int, group: RowGroup, file_range: FileRange) -> Batch:
+    """Return a batch of the texts made from rows by a path, a template, or a separator.
+
+    Args:
+        rows: A pyarrow record batch.
+        first_row: Its first row, counted from the start of the file.
+        group: The row group that contains the rows.
+        file_range: What is being read.
+    """
+    parsed = parse_text_field(file_range.text_field, file_range.text_separator)
+    texts: list[str] = []
+    good: list[int] = []
+    bad: list[BadRow] = []
+    for i in range(rows.num_rows):
+        try:
+            texts.append(parsed.text_of(rows.slice(i, 1).to_pylist()[0]))
+            good.append(i)
+        except BadRowError as fault:
+            bad.append((first_row + i, fault.kind, fault.detail))
+        except UnicodeDecodeError as error:  # pyarrow does not check UTF-8
+            bad.append((first_row + i, "not_utf8", f"not UTF-8 at byte {error.start:,} of a string"))
+    keys = first_row + np.array(good, np.int64)
+    return Batch(texts, keys, interpolate_offsets(keys - group.first_row, group.rows, group.low, group.high), bad)
 
 
 def make_column_batch(values: Any, first_row: int, group: RowGroup, file_range: FileRange) -> Batch:
@@ -410,10 +485,9 @@ def make_column_batch(values: Any, first_row: int, group: RowGroup, file_range: 
     is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     if not (is_bytes or is_text or pa.types.is_null(kind)):
-        raise UserError(
-            f"{file_range.path}: column {file_range.text_field!r} is {values.type}, not text. Set the dataset's "
-            "text_field."
-        )
+        is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        advice = f"{LIST_ADVICE}, or set text_field." if is_list else "Set the dataset's text_field."
+        raise UserError(f"{file_range.path}: column {file_range.text_field!r} is {values.type}, not text. {advice}")
     if pa.types.is_dictionary(values.type) and values.dictionary.null_count:
         values = values.dictionary_decode()  # null_count does not count rows that refer to a null in the dictionary
     keys = np.arange(first_row, first_row + len(values), dtype=np.int64)

@@ -13,7 +13,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from data_helpers import documents, pack, reference, run, write
+from data_helpers import documents, pack, reference, run, source, write
 
 from nano3.data.dataset.manifest import load_manifest
 from nano3.data.dataset.source_lookup import find_source_rows, load_build_plan
@@ -59,7 +59,16 @@ INPUTS: dict[str, tuple[bytes | None, list[str] | None]] = {
     "a.csv": (CSV.encode(), None),
     "a.tsv.gz": (gzip.compress(CSV.replace(",", "\t").encode()), None),
     "a.tar": (tar(), None),
+    "path.jsonl": ("".join(json.dumps({"doc": row}) + "\n" for row in ROWS).encode(), TEXTS),
+    "list.json": (json.dumps([{"text": text.split("\n")} for text in TEXTS]).encode(), TEXTS),
+    "bare_list.json": (json.dumps([{"text": text.split("\n")} for text in TEXTS]).encode(), None),
+    "template.jsonl": (b'{"title": "three", "body": "lines"}\n', TEXTS[2:]),
     "a.pdf": (b"%PDF-1.7", None),
+}
+KEYS: dict[str, dict[str, str]] = {
+    "path.jsonl": {"text_field": "doc.text"},
+    "list.json": {"text_separator": "\n"},
+    "template.jsonl": {"text_field": "{title}\n\n{body}"},
 }
 
 
@@ -90,18 +99,19 @@ def test_files_are_read_or_refused_as_the_table_says(tmp_path: Path, byte_bpe: P
     assert result.startswith("refused") == (texts is None)
     if texts is None:
         with pytest.raises(Nano3Error) as caught:
-            run(path, tmp_path / "out", byte_bpe)
+            run([source(path, **KEYS.get(name, {}))], tmp_path / "out", byte_bpe)
         assert str(path.name) in str(caught.value)
         for command in re.findall(r"`(.+?)`", result):
             assert command in str(caught.value)
         return
-    run(path, tmp_path / "out", byte_bpe)
+    run([source(path, **KEYS.get(name, {}))], tmp_path / "out", byte_bpe)
     assert sorted(documents(tmp_path / "out")) == sorted(reference(byte_bpe, texts))
 
 
 @pytest.mark.parametrize("name", [name for name, (_, texts) in INPUTS.items() if texts == TEXTS])
 def test_source_rows_are_found(tmp_path: Path, byte_bpe: Path, name: str) -> None:
-    run(make(tmp_path / "in", name), tmp_path / "out", byte_bpe, valid_fraction=0, test_fraction=0, num_shards=1)
+    sources = [source(make(tmp_path / "in", name), **KEYS.get(name, {}))]
+    run(sources, tmp_path / "out", byte_bpe, valid_fraction=0, test_fraction=0, num_shards=1)
     plan = load_build_plan(tmp_path / "out", load_manifest(tmp_path / "out"))
     rows = find_source_rows(plan, "train", 0, range(3))
     by_line = ".jsonl" in name
