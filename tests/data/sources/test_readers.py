@@ -229,6 +229,8 @@ def test_column_types(tmp_path: Path, column: pa.Array, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
     table = pa.table({"text": column})
     if suffix == "parquet":
+        if pa.types.is_string_view(column.type) and int(pa.__version__.partition(".")[0]) < 25:
+            pytest.skip("this version of pyarrow writes no string_view")
         pq.write_table(table, path)
     else:
         with pa.ipc.new_file(path, table.schema) as out:
