@@ -32,10 +32,13 @@ class PrepOptions:
     # Truncate documents after this many tokens and keep the end-of-document token; null never truncates.
     max_doc_tokens: int | None = None
     # Fraction of documents in the validation split, from 0 to 1. Documents are assigned
-    # by a hash of dataset, file and row.
+    # by a hash of their text, see split_by.
     valid_fraction: float = 0.005
     # Fraction of documents in the test split, from 0 to 1.
     test_fraction: float = 0.005
+    # What decides the split of a document: text (equal texts share a split, in all datasets), position (a hash of
+    # dataset, file and row, as in data of nano3 0.1.0) or auto (the rule of what output_dir holds, else text).
+    split_by: str = "auto"
     # Token type on disk: auto (uint16 if the vocabulary fits, else int32), uint16 or int32.
     dtype: str = "auto"
     # Tokenizer engine: auto (the fastest engine verified to be exact), strict (like auto, but fail instead of falling

@@ -156,7 +156,7 @@ def healthy(folder: Path) -> bool:
 def paper_plan(output: Path, datasets: list[DatasetPlan], **keys: Any) -> Plan:
     """Return a plan of datasets and a tokenizer that do not exist; `keys` are options."""
     info = TokenizerInfo("t", "/t", "0" * 64, 1000, 2, "</s>", 1, (0, 1, 2))
-    settings = options(output, Path("/t"), **keys)
+    settings = options(output, Path("/t"), **{"split_by": "position", **keys})
     return Plan("f" * 64, "paper", str(output), settings, info, "uint16", datasets)
 
 

@@ -12,6 +12,7 @@ from nano3.data.build.receipts import (
     add_suffix,
     read_receipt,
     shard_receipt_path,
+    unit_hashes_path,
     unit_receipt_path,
 )
 from nano3.data.dataset.checksum import checksum
@@ -61,10 +62,13 @@ class BuildState:
     def _read_unit(self, number: int) -> UnitReceipt | None:
         """Return a unit's receipt if it is valid.
 
-        Each fragment must be intact, be in a finished shard, or have been renamed to its shard's .bin.
+        Its hashes of texts must be intact. Each fragment must be intact, be in a finished shard, or have been renamed
+        to its shard's .bin.
         """
         receipt = read_receipt(unit_receipt_path(self.build, number), UnitReceipt)
         if receipt is None or (receipt.engine == FAST and self.mismatched):
+            return None
+        if receipt.hash_xxh128 and file_checksum(unit_hashes_path(self.build, number)) != receipt.hash_xxh128:
             return None
         dataset = self.plan.unit(number)[0]
         for fragment in receipt.fragments:

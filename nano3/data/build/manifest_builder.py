@@ -4,6 +4,7 @@ import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
+from nano3.data.build.duplicates import DuplicateCounts
 from nano3.data.build.receipts import ShardReceipt, UnitReceipt
 from nano3.data.dataset.manifest import (
     FORMAT,
@@ -18,17 +19,22 @@ from nano3.data.planning.plan import SPLITS, DatasetPlan, Plan
 from nano3.utils.provenance import installed_versions
 
 
-def make_manifest(plan: Plan, shards: list[ShardReceipt], units: list[UnitReceipt]) -> Manifest:
+def make_manifest(
+    plan: Plan, shards: list[ShardReceipt], units: list[UnitReceipt], duplicates: list[DuplicateCounts] | None = None
+) -> Manifest:
     """Add up the receipts of a finished build.
 
     Args:
         plan: The plan of the build.
         shards: Receipts of all shards, in any order.
         units: Receipts of all units that read anything, in any order.
+        duplicates: Result of `count_duplicates`, or None if texts are not hashed.
     """
     info = plan.tokenizer
     ordered = sorted(shards, key=lambda s: (s.split, s.dataset, s.shard))
     datasets = [dataset_entry(plan, d, shards, units) for d in range(len(plan.datasets))]
+    for entry, counts in zip(datasets, duplicates or (), strict=duplicates is not None):
+        entry.duplicates, entry.shared = counts
     engine_names = {r.engine for r in units}
     return Manifest(
         format=FORMAT,

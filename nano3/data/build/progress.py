@@ -88,6 +88,12 @@ def print_summary(manifest: Manifest, meter: ProgressMeter | None) -> None:
     if len(rows) > 1:
         rows.append(["all", f"{documents:,}", f"{tokens:,}", *total, ""])
     columns = ["dataset", "documents", "tokens", *(f"{s} (documents / tokens)" for s in names), "skipped"]
+    if any(d.duplicates or d.shared for d in manifest.datasets):
+        cells = [f"{d.duplicates or 0:,} / {d.shared or 0:,}" for d in manifest.datasets]
+        sums = [sum(d.duplicates or 0 for d in manifest.datasets), sum(d.shared or 0 for d in manifest.datasets)]
+        for row, cell in zip(rows, [*cells, f"{sums[0]:,} / {sums[1]:,}"], strict=False):
+            row.insert(-1, cell)
+        columns.insert(-1, "duplicates (own / of earlier datasets)")
     table(f"blend {manifest.blend}", columns, rows, right=columns[1:-1])
     empty, special = sum(d.empty for d in manifest.datasets), sum(d.special_tokens for d in manifest.datasets)
     if empty:

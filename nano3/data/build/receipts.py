@@ -2,6 +2,7 @@
 
     units/000012.train.00003.bin, .len   a fragment: tokens, and tokens per document, of unit 12's documents in train
                                          shard 3
+    units/000012.hash                    hashes of unit 12's different texts (see `duplicates`)
     units/000012.json                    receipt of a unit: counts, and its fragments
     train/data_00003.bin, .idx           a shard: its fragments in the order of their units
     shards/train.00003.json              receipt of a shard: counts, checksums, source range
@@ -66,7 +67,7 @@ class BadFile(msgspec.Struct):
     reason: str
 
 
-class UnitReceipt(msgspec.Struct):
+class UnitReceipt(msgspec.Struct, omit_defaults=True):
     """What a finished unit contains.
 
     Attributes:
@@ -81,6 +82,8 @@ class UnitReceipt(msgspec.Struct):
         text_bytes: Size of the text in UTF-8.
         fragments: What it wrote for each shard; stored as "parts".
         bad_file: The file with the most bad rows, or None if no row is bad.
+        hashed: Number of documents whose texts are hashed; 0 with split_by=position.
+        hash_xxh128: Checksum of the .hash file; "" with split_by=position.
     """
 
     unit: int
@@ -94,6 +97,8 @@ class UnitReceipt(msgspec.Struct):
     text_bytes: int
     fragments: list[Fragment] = msgspec.field(name="parts")
     bad_file: BadFile | None = None
+    hashed: int = 0
+    hash_xxh128: str = ""
 
 
 class ShardReceipt(msgspec.Struct):
@@ -138,6 +143,11 @@ def add_suffix(path: Path, suffix: str) -> Path:
 def unit_receipt_path(build: Path, number: int) -> Path:
     """Return the path of the receipt of unit `number`."""
     return build / "units" / f"{number:06d}.json"
+
+
+def unit_hashes_path(build: Path, number: int) -> Path:
+    """Return the path of the hashes of the texts of unit `number`."""
+    return build / "units" / f"{number:06d}.hash"
 
 
 def shard_receipt_path(build: Path, plan: Plan, split: int, dataset: int, shard: int) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from nano3.data.build.bad_row_limit import FILTERS
+from nano3.data.build.duplicates import may_hold_texts
 from nano3.data.build.receipts import UnitReceipt, read_receipt, shard_receipt_path, unit_receipt_path
 from nano3.data.dataset import output_dir
 from nano3.data.dataset.manifest import Manifest, encode_json, load_manifest, make_blend
@@ -133,10 +134,11 @@ def list_differences(manifest: Manifest, request: PrepRequest) -> str:
         request: The preparation.
     """
     options = asdict(request.options)
+    old_options = {"split_by": "position", **manifest.options}  # versions without split_by split by position
     found = [
-        f"{key} was {manifest.options[key]}, now {options[key]}"
-        for key in sorted(manifest.options.keys() & options.keys() - NOT_HASHED)
-        if manifest.options[key] != options[key]
+        f"{key} was {old_options[key]}, now {options[key]}"
+        for key in sorted(old_options.keys() & options.keys() - (set(NOT_HASHED) - {"split_by"}))
+        if old_options[key] != options[key]
     ]
     if manifest.dtype != request.dtype:
         found.append(f"dtype was {manifest.dtype}, now {request.dtype}")
@@ -342,7 +344,8 @@ def stale_units(old: Plan, new: Plan, folder: Path) -> set[int]:
         new: The new plan, with the same layout.
         folder: Folder of the build.
     """
-    stale: set[int] = set()
+    moved = {text for text, _ in set(old.moved) ^ set(new.moved)}
+    stale = {unit for unit in range(new.units) if moved and may_hold_texts(folder, unit, moved)}
     for number, (before, after) in enumerate(zip(old.datasets, new.datasets, strict=True)):
         base = new.first_units[number]
         stale.update(base + unit for unit in stale_in_dataset(before, after))

@@ -11,6 +11,7 @@ from pathlib import Path
 from nano3.config import PrepOptions, SourceConfig
 from nano3.data.build.bad_row_limit import check_bad_row_limit
 from nano3.data.build.build_state import BuildState, Shard
+from nano3.data.build.duplicates import count_duplicates
 from nano3.data.build.manifest_builder import make_manifest
 from nano3.data.build.merge import merge_shard
 from nano3.data.build.progress import ProgressMeter, print_summary
@@ -274,7 +275,9 @@ def finish_build(plan: Plan, path: Path, state: BuildState, meter: ProgressMeter
     build, output = path.parent, Path(plan.output_dir)
     check_inputs_unchanged(plan)
     check_bad_row_limit(plan, state.units.values(), complete=True)
-    manifest = make_manifest(plan, list(state.shards.values()), list(state.units.values()))
+    units = list(state.units.values())
+    duplicates = count_duplicates(plan, build, units) if plan.options.split_by == "text" else None
+    manifest = make_manifest(plan, list(state.shards.values()), units, duplicates)
     check_counts(manifest)
     warn_of_empty_splits(plan, manifest)
     copy_tokenizer(plan.tokenizer, build / "tokenizer")

@@ -10,11 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 from nano3.config import PrepOptions
+from nano3.data.build.duplicates import write_unit_hashes
 from nano3.data.build.receipts import BadFile, Fragment, UnitReceipt, unit_receipt_path, write_receipt
 from nano3.data.build.shard_fragment import FragmentWriter, open_fragment
 from nano3.data.planning.plan import SPLITS, DatasetPlan, Plan
 from nano3.data.planning.shard_assignment import assign_shards, drop_short
-from nano3.data.planning.splits import check_bad_rows, document_hash, file_seed, split_of
+from nano3.data.planning.splits import check_bad_rows, document_hash, file_seed, splits_in_plan, text_hashes
 from nano3.data.sources.readers import Batch, FileRange, read_documents
 from nano3.data.tokenization.encoders import Encoder, SpecialTokenCounter, first_difference
 from nano3.data.tokenization.engines import FAST, REFERENCE
@@ -75,7 +76,7 @@ class Columns(NamedTuple):
         files: File number in the dataset.
         keys: Key of the document in the file.
         offsets: int64 offset in the dataset.
-        hashes: uint64 hash of the document's identity.
+        hashes: uint64 hash of the document that decides its split.
     """
 
     files: np.ndarray
@@ -105,6 +106,8 @@ class UnitEncoder:
         self.bad_files: dict[int, BadFile] = {}  # by file number
         self.pending: list[tuple[list[str], Columns]] = []
         self.pending_chars = 0
+        self.by_text = self.options.split_by == "text"
+        self.text_hashes: list[np.ndarray] = []
         self.documents = self.empty = self.special = self.checked = self.truncated = self.text_bytes = 0
 
     def run(self) -> UnitReceipt:
@@ -118,6 +121,9 @@ class UnitEncoder:
             for split in list(self.writers):
                 self.fragments.append(self.writers[split].commit())
                 del self.writers[split]
+            hashed, checksum = 0, ""
+            if self.by_text:
+                hashed, checksum = write_unit_hashes(self.worker.build, self.number, self.text_hashes)
         finally:
             for writer in self.writers.values():
                 writer.discard()
@@ -133,6 +139,8 @@ class UnitEncoder:
             text_bytes=self.text_bytes,
             fragments=self.fragments,
             bad_file=max(self.bad_files.values(), key=lambda bad: bad.rows, default=None),
+            hashed=hashed,
+            hash_xxh128=checksum,
         )
         write_receipt(unit_receipt_path(self.worker.build, self.number), receipt)
         return receipt
@@ -155,7 +163,7 @@ class UnitEncoder:
         if len(texts) < len(batch.texts):
             self.skipped["short"] += len(batch.texts) - len(texts)
         offsets = offsets + int(self.dataset.file_offsets[file])
-        columns = Columns(np.full(len(keys), file), keys, offsets, document_hash(seed, keys))
+        columns = Columns(np.full(len(keys), file), keys, offsets, self.hash(texts, keys, seed))
         begin = 0
         for i in [i for i, text in enumerate(texts) if len(text) >= LONG]:
             self.collect(texts[begin:i], columns.slice(begin, i))
@@ -164,6 +172,20 @@ class UnitEncoder:
             self.stream(text, *(column[i] for column in columns))
             begin = i + 1
         self.collect(texts[begin:], columns.slice(begin, None))
+
+    def hash(self, texts: list[str], keys: np.ndarray, seed: int) -> np.ndarray:
+        """Return the uint64 hashes that decide the splits of documents; keep those of their texts.
+
+        Args:
+            texts: The documents.
+            keys: Their keys in the file.
+            seed: Result of `file_seed`.
+        """
+        if not self.by_text:
+            return document_hash(seed, keys)
+        hashes = text_hashes(texts)
+        self.text_hashes.append(hashes)
+        return hashes[:, 0]
 
     def collect(self, texts: list[str], columns: Columns) -> None:
         """Hold documents back until there are `BATCH_CHARS` characters."""
@@ -202,9 +224,9 @@ class UnitEncoder:
             file: Number of the file in the dataset.
             key: Key of the document in the file.
             offset: Offset of the document in the dataset.
-            hash_: Hash of the document's identity.
+            hash_: Hash of the document that decides its split.
         """
-        split = int(split_of(np.array([hash_]), self.dataset.bounds)[0])
+        split = int(splits_in_plan(self.worker.plan, self.dataset, np.array([hash_]))[0])
         writer = self.writer(split, int(np.searchsorted(self.dataset.shard_bounds[split], offset, "right")) - 1)
         length = written = 0
         for ids, chunk in encode_chunks(text, self.encode):
@@ -254,7 +276,7 @@ class UnitEncoder:
             columns: Where the documents come from.
         """
         files, keys = columns.files, columns.keys
-        splits = split_of(columns.hashes, self.dataset.bounds)
+        splits = splits_in_plan(self.worker.plan, self.dataset, columns.hashes)
         shards = assign_shards(self.dataset, splits, columns.offsets)
         route = shards * len(SPLITS) + splits
         starts = [0, *(np.flatnonzero(np.diff(route)) + 1).tolist(), len(route)]

@@ -14,7 +14,7 @@ from nano3.data.dataset.manifest import Manifest
 from nano3.data.dataset.output_dir import build_dir
 from nano3.data.planning.plan import SPLITS, DatasetPlan, Plan, load_plan
 from nano3.data.planning.shard_assignment import assign_shards, drop_short
-from nano3.data.planning.splits import document_hash, file_seed, split_of
+from nano3.data.planning.splits import document_hash, file_seed, splits_in_plan, text_hashes
 from nano3.data.sources.discovery import find_changed_files
 from nano3.data.sources.readers import keys_are_rows, read_documents
 from nano3.utils.errors import Failure
@@ -86,13 +86,15 @@ def find_source_rows(plan: Plan, split: str, shard: int, numbers: Iterable[int])
 
 def read_shard_documents(plan: Plan, dataset: DatasetPlan, split: int, shard: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (file number, int64 keys) of the documents of a dataset's shard, in order."""
+    by_text = plan.options.split_by == "text"
     first, last = dataset.units_of_shard(split, shard)
     for unit in range(first, last + 1):
         for file, file_range in dataset.file_ranges(unit):
             seed = file_seed(dataset.name, file_range.name)
             for batch in read_documents(file_range):
-                _, keys, offsets = drop_short(batch, plan.options.min_doc_chars)
-                splits = split_of(document_hash(seed, keys), dataset.bounds)
+                texts, keys, offsets = drop_short(batch, plan.options.min_doc_chars)
+                hashes = text_hashes(texts)[:, 0] if by_text else document_hash(seed, keys)
+                splits = splits_in_plan(plan, dataset, hashes)
                 shards = assign_shards(dataset, splits, offsets + int(dataset.file_offsets[file]))
                 yield file, keys[(splits == split) & (shards == shard)]
 

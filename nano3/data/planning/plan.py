@@ -32,6 +32,7 @@ FILES_IN_UNIT = 4096  # approximate upper bound: opening a file takes time too
 NOT_HASHED = (
     "output_dir", "tokenizer_model", "engine", "check_every", "bad_rows", "max_bad_rows", "hf_files", "force",
     "workers", "dtype",
+    "split_by",  # hashed if it is "text": plans of versions without this option keep their hash
 )  # fmt: skip
 
 
@@ -200,6 +201,7 @@ class Plan(msgspec.Struct, dict=True):
         dtype: NumPy name of the token dtype on disk.
         datasets: The datasets, in the order of the blend.
         format: `PLAN_FORMAT` of the nano3 that wrote the plan.
+        moved: (hash, split) of the texts whose split does not follow from the bounds (see `moved_texts`), sorted.
     """
 
     hash: str
@@ -210,6 +212,12 @@ class Plan(msgspec.Struct, dict=True):
     dtype: str
     datasets: list[DatasetPlan]
     format: int = PLAN_FORMAT
+    moved: list[tuple[int, int]] = []
+
+    @cached_property
+    def moved_arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Hashes (uint64) and splits (int8) of the moved texts."""
+        return np.array([h for h, _ in self.moved], np.uint64), np.array([s for _, s in self.moved], np.int8)
 
     @cached_property
     def first_units(self) -> list[int]:
@@ -255,11 +263,14 @@ def load_plan(path: Path) -> Plan:
         Failure: The file cannot be read or is damaged.
     """
     try:
-        return msgspec.json.decode(Path(path).read_bytes(), type=Plan)
+        plan = msgspec.json.decode(Path(path).read_bytes(), type=Plan)
     except OSError as error:
         raise Failure(f"{path}: cannot be read: {error.strerror}. Run the same command again.") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Failure(f"{path}: damaged ({error}). Run the same command again to make a new plan.") from error
+    if plan.options.split_by == "auto":  # of a version without this option
+        plan.options.split_by = "position"
+    return plan
 
 
 def split_evenly(total: int, parts: int, edges: np.ndarray) -> np.ndarray:
@@ -280,12 +291,14 @@ def split_evenly(total: int, parts: int, edges: np.ndarray) -> np.ndarray:
 
 def hashed_settings(options: PrepOptions, tokenizer: TokenizerInfo, dtype: str) -> bytes:
     """Return, as JSON, the settings that determine the bytes made from a text: options and tokenizer."""
-    settings = {
+    settings: dict[str, object] = {
         "format": PLAN_FORMAT,
         "options": {k: v for k, v in asdict(options).items() if k not in NOT_HASHED},
         "dtype": dtype,
         "tokenizer": [tokenizer.sha256, tokenizer.eod_id, tokenizer.bos_id if options.add_bos else None],
     }
+    if options.split_by == "text":
+        settings["split_by"] = "text"
     return msgspec.json.encode(settings, order="sorted")
 
 

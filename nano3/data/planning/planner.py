@@ -1,14 +1,16 @@
 """From a request to a plan: check it, find and fingerprint the files, lay out units and shards."""
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from nano3.config import PrepOptions, SourceConfig
+from nano3.data.planning.moved_texts import move_texts
 from nano3.data.planning.plan import DatasetPlan, Plan, content_hash, lay_out, plan_hash
 from nano3.data.planning.sampling import sample_rows
+from nano3.data.planning.split_rule import resolve_split_rule
 from nano3.data.planning.splits import set_bounds
 from nano3.data.sources.discovery import discover_files
 from nano3.data.sources.fingerprint_cache import FingerprintCache, load_fingerprint_cache
@@ -23,6 +25,7 @@ CHOICES = {
     "engine": ("auto", "strict", "tokenizers"),
     "bad_rows": ("fail", "skip"),
     "hf_files": ("stream", "download"),
+    "split_by": ("auto", "text", "position"),
 }
 ESTIMATE_BITS = 12
 MAX_SHARDS = 32_766  # Megatron-Core's BlendedDataset numbers shards in int16
@@ -34,7 +37,7 @@ class PrepRequest:
 
     Attributes:
         sources: The datasets as configured.
-        options: Options of the preparation.
+        options: Options of the preparation; `split_by` is "text" or "position".
         blend: Name of the blend.
         tokenizer: The tokenizer.
         dtype: NumPy name of the token dtype on disk.
@@ -81,6 +84,9 @@ def make_request(sources: list[SourceConfig], options: PrepOptions, blend: str) 
     dtype = smallest_dtype(tokenizer.vocab_size) if options.dtype == "auto" else options.dtype
     if dtype == "uint16" and tokenizer.vocab_size >= UINT16_VOCAB:
         raise UserError(f"dtype=uint16: the vocabulary of {tokenizer.vocab_size:,} ids does not fit. Set dtype=auto.")
+    by_position = replace(options, split_by="position")
+    rule = resolve_split_rule(options, plan_hash(datasets, by_position, tokenizer, dtype))
+    options = replace(options, split_by=rule)
     identity = plan_hash(datasets, options, tokenizer, dtype)
     return PrepRequest(sources, options, blend, tokenizer, dtype, datasets, identity, cache)
 
@@ -175,14 +181,16 @@ def make_plan(request: PrepRequest) -> Plan:
         Failure: A row or a file is bad. The error lists all problems.
     """
     failures: list[Nano3Error] = []
+    hashes: list[np.ndarray | None] = []
     for dataset in request.datasets:
         try:
-            complete_dataset(dataset, request.options)
+            hashes.append(complete_dataset(dataset, request.options))
         except Nano3Error as error:
             problems = [p if p.startswith("dataset ") else f"dataset {dataset.name!r}: {p}" for p in error.problems]
             failures.append(UserError(problems) if isinstance(error, UserError) else Failure(problems))
     if failures:
         raise combine_errors(failures)
+    moved = move_texts(request.datasets, hashes, request.options)
     lay_out(request.datasets, request.options)
     return Plan(
         hash=request.hash,
@@ -194,16 +202,17 @@ def make_plan(request: PrepRequest) -> Plan:
         tokenizer=request.tokenizer,
         dtype=request.dtype,
         datasets=request.datasets,
+        moved=moved,
     )
 
 
-def complete_dataset(dataset: DatasetPlan, options: PrepOptions) -> None:
-    """Reduce a dataset to the requested sample and set the bounds of its splits."""
+def complete_dataset(dataset: DatasetPlan, options: PrepOptions) -> np.ndarray | None:
+    """Reduce a dataset to the requested sample, set the bounds of its splits, and return what `set_bounds` does."""
     if options.sample is not None:
         sample_rows(dataset, options.sample)
     if not dataset.keys or not sum(dataset.estimated_bytes):
         raise UserError(f"dataset {dataset.name!r}: path={dataset.path}: no documents in its files.")
-    set_bounds(dataset, options)
+    return set_bounds(dataset, options)
 
 
 def check_options(options: PrepOptions) -> list[str]:

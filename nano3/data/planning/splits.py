@@ -2,24 +2,29 @@
 
 The rule:
 
-1. A document's key is its row number in the file, counted from 0, or the byte offset of its line (JSON lines).
-2. Its hash is a uint64 of dataset name, file name relative to the dataset's root, and key (`document_hash`).
-3. It is in valid if hash < bounds[0], else in test if hash < bounds[1], else in train.
-4. bounds[0] is floor(valid_fraction * 2^64), bounds[1] is floor((valid_fraction + test_fraction) * 2^64).
+1. The hash of a document is the high half of XXH3-128 of its text in UTF-8 with TEXT_SEED (`text_hashes`).
+2. It is in valid if hash < bounds[0], else in test if hash < bounds[1], else in train.
+3. bounds[0] is floor(valid_fraction * 2^64), bounds[1] is floor((valid_fraction + test_fraction) * 2^64).
 
-So the split depends neither on the number of shards nor on the number of workers. By rule 4 alone, a small dataset
-might have no validation documents. Planning therefore reads documents from the beginning of the dataset until each
-requested split has one. If the dataset ends first, all hashes are known, and the bounds are set to quantiles of them
-instead, so that each split gets its share and at least one document (`fit_bounds`). If SCAN_BYTES of text are read
-first, rule 4 holds: bounds fitted to the beginning of a large dataset would be wrong for the rest of it.
+So equal texts share a split, in all datasets, and the split depends neither on the number of shards nor on the number
+of workers. By rule 3 alone, a small dataset might have no validation documents. Planning therefore reads documents
+from the beginning of the dataset until each requested split has one. If the dataset ends first, texts are moved to the
+split (see `moved_texts`). If SCAN_BYTES of text are read first, rule 3 holds.
+
+With split_by=position, as in versions without this option, rule 1 is: a document's key is its row number in the file,
+counted from 0, or the byte offset of its line (JSON lines); its hash is a uint64 of dataset name, file name relative to
+the dataset's root, and key (`document_hash`). If a dataset ends before each split has a document, its bounds are set to
+quantiles of its hashes instead, so that each split gets its share and at least one document (`fit_bounds`).
 """
 
 import hashlib
+from itertools import repeat
 
 import numpy as np
+import xxhash
 
 from nano3.config import PrepOptions
-from nano3.data.planning.plan import SPLITS, DatasetPlan
+from nano3.data.planning.plan import SPLITS, DatasetPlan, Plan
 from nano3.data.sources.formats import UTF8_BOM
 from nano3.data.sources.readers import Batch, FileRange, read_documents, row_number
 from nano3.data.sources.text_field import NO_FIELD
@@ -27,6 +32,8 @@ from nano3.utils.errors import Failure, UserError
 
 FULL = 1 << 64
 SCAN_BYTES = 256 << 20  # most text that is read in search of a document of each split
+TEXT_SEED = 0x6E616E6F33  # "nano3"
+HASH_CHARS = 8 << 20  # longer texts are encoded and hashed in parts, to save memory
 
 
 def file_seed(dataset: str, key: str) -> int:
@@ -51,8 +58,41 @@ def document_hash(seed: int, keys: np.ndarray) -> np.ndarray:
     return z ^ (z >> np.uint64(31))
 
 
+def text_hashes(texts: list[str]) -> np.ndarray:
+    """Return XXH3-128 of the UTF-8 form of each text with TEXT_SEED, as uint64[texts, 2]: high half, low half."""
+    if max(map(len, texts), default=0) < HASH_CHARS:
+        digests = map(xxhash.xxh3_128_digest, map(str.encode, texts), repeat(TEXT_SEED))
+    else:
+        digests = map(hash_long_text, texts)
+    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64).reshape(-1, 2)
+
+
+def hash_long_text(text: str) -> bytes:
+    """Return the digest of a text, of which only HASH_CHARS characters are encoded at a time."""
+    state = xxhash.xxh3_128(seed=TEXT_SEED)
+    for start in range(0, len(text), HASH_CHARS):
+        state.update(text[start : start + HASH_CHARS].encode())
+    return state.digest()
+
+
+def splits_in_plan(plan: Plan, dataset: DatasetPlan, hashes: np.ndarray) -> np.ndarray:
+    """Return the split of each document of a dataset as int8, by the plan's bounds and moved texts.
+
+    Args:
+        plan: The plan.
+        dataset: One of its datasets.
+        hashes: uint64 hashes of the documents.
+    """
+    splits = split_of(hashes, dataset.bounds)
+    if plan.moved:
+        moved, targets = plan.moved_arrays
+        found = np.minimum(np.searchsorted(moved, hashes), len(moved) - 1)
+        splits = np.where(moved[found] == hashes, targets[found], splits)
+    return splits
+
+
 def split_of(hashes: np.ndarray, bounds: tuple[int, int]) -> np.ndarray:
-    """Return the split of each document as int8: 0 train, 1 valid, 2 test.
+    """Return the split of each document by its hash alone as int8: 0 train, 1 valid, 2 test.
 
     Args:
         hashes: uint64 hashes of the documents.
@@ -62,12 +102,16 @@ def split_of(hashes: np.ndarray, bounds: tuple[int, int]) -> np.ndarray:
     return np.where(hashes < valid, 1, np.where(hashes < test, 2, 0)).astype(np.int8)
 
 
-def set_bounds(dataset: DatasetPlan, options: PrepOptions) -> None:
+def set_bounds(dataset: DatasetPlan, options: PrepOptions) -> np.ndarray | None:
     """Set `dataset.bounds` by the rule of this module; add warnings about splits that may be or will be empty.
 
     Args:
         dataset: The dataset; its beginning is read.
-        options: Fractions of the splits, and how bad rows and short documents are treated.
+        options: Rule and fractions of the splits, and how bad rows and short documents are treated.
+
+    Returns:
+        With the text rule, the uint64 hashes of the documents read, for `move_texts`; None with the position rule, or
+        if no split needs them.
 
     Raises:
         UserError: No row at the beginning of a file has the text field.
@@ -77,7 +121,8 @@ def set_bounds(dataset: DatasetPlan, options: PrepOptions) -> None:
     dataset.bounds = plain = (int(fractions[0] * FULL), int((fractions[0] + fractions[1]) * FULL))
     needed = {0} | {i + 1 for i, share in enumerate(fractions) if share > 0}
     if needed == {0}:
-        return
+        return None
+    by_text = options.split_by == "text"
     hashes: list[np.ndarray] = []
     found: set[int] = set()
     read = 0
@@ -87,16 +132,23 @@ def set_bounds(dataset: DatasetPlan, options: PrepOptions) -> None:
         for batch in read_documents(whole):
             if read > SCAN_BYTES:
                 warn_of_unmet_splits(dataset, needed - found, sum(map(len, hashes)), read)
-                return
+                return None
             check_bad_rows(batch, whole, options, dataset.name)
             min_chars = max(options.min_doc_chars, 1)
-            kept = np.array([len(text) >= min_chars for text in batch.texts], bool)
-            hashes.append(document_hash(seed, batch.keys[kept]))
+            if by_text:
+                hashes.append(text_hashes([text for text in batch.texts if len(text) >= min_chars])[:, 0])
+            else:
+                kept = np.array([len(text) >= min_chars for text in batch.texts], bool)
+                hashes.append(document_hash(seed, batch.keys[kept]))
             found.update(np.unique(split_of(hashes[-1], plain)).tolist())
             read += sum(map(len, batch.texts))
             if found >= needed:
-                return
-    fit_bounds(dataset, np.sort(np.concatenate(hashes)) if hashes else np.empty(0, np.uint64), fractions)
+                return np.concatenate(hashes) if by_text else None
+    all_hashes = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
+    if by_text:
+        return all_hashes
+    fit_bounds(dataset, np.sort(all_hashes), fractions)
+    return None
 
 
 def warn_of_unmet_splits(dataset: DatasetPlan, splits: set[int], documents: int, read: int) -> None:
