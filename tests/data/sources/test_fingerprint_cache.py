@@ -212,7 +212,7 @@ def test_a_rerun_over_many_files_saves_the_cache_and_nothing_else(tmp_path: Path
     run(tmp_path / "in", tmp_path / "out", byte_bpe)
     assert load_fingerprint_cache(tmp_path / "out").get("d", str(tmp_path / "in"), []) == []
     before = tree(tmp_path / "out")
-    late = request.memory
+    late = request.cache
     late.created += LATER
     late.save_if_many(tmp_path / "out")
     assert count_opened(tmp_path / "in", tmp_path / "out") == 0
