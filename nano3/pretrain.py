@@ -24,7 +24,7 @@ from nano3.artifacts.resolver import resolve_reference, wandb_settings_from
 from nano3.cli.app import run_app, task_overrides, to_typed_config
 from nano3.cli.config_file_errors import experiment_override_warning
 from nano3.config import PretrainConfig
-from nano3.training import backend, rank_main
+from nano3.training import backend
 from nano3.training.checks import run_folders
 from nano3.training.checks.lr_schedule import with_default_decay
 from nano3.training.preflight import Preflight, preflight
@@ -62,6 +62,8 @@ def train_torchrun_rank(cfg: DictConfig, run_dir: Path) -> int:
 
     Every rank composes the same configuration; only rank 0 writes it to the run folder.
     """
+    from nano3.training import rank_main  # only ranks need it
+
     data = resolve_data(cfg)
     config, preview = validate(cfg, data, run_dir)
     if config.dry_run:
