@@ -21,13 +21,13 @@ quickstart: setup ## Tokenize the bundled corpus, train a tiny hybrid model on t
 	@$(RUN) python -m nano3.data_prep data_blend=sample output_dir=output/nano3/sample
 	@$(RUN) python -m nano3.pretrain +experiment=quickstart
 
-prep-small: setup ## Prepare the mathematics-only blend from the Hugging Face hub (1,000,000 documents of each dataset)
+prep-small: setup ## Prepare the mathematics-only blend from the Hugging Face hub (1,000,000 rows of each dataset)
 	@$(RUN) python -m nano3.data_prep data_blend=math sample=1000000
 
 test: setup ## Unit and integration tests, under ten minutes on two cores
 	@$(RUN) pytest -n 2 --dist loadfile
 
-test-slow: setup ## What takes minutes: kills, large files, other worlds
+test-slow: setup ## Tests that take minutes: interrupted runs, large files, other numbers of ranks
 	@$(RUN) pytest -n 2 --dist loadfile -m 'slow and not slurm and not gpu'
 
 test-slurm: setup slurm-up ## Launching, on the Slurm that slurm-up starts

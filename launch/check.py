@@ -67,7 +67,7 @@ def cluster_problems(cluster: ClusterConfig) -> list[str]:
 def _job_problems(job: Job) -> Iterator[str]:
     yield from cluster_problems(job.cluster)
     if ":" not in job.entry:
-        yield f"{job.entry!r} is not an entry. Write it as package.module:function."
+        yield f"{job.entry!r} does not name a function. Write it as package.module:function."
     if job.cluster.kind == "slurm":
         yield from _slurm_problems(job)
 

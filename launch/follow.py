@@ -73,7 +73,7 @@ class Watch:
             answers = slurm.states(job for job in self.states if not self._settled(job))
         except Failure as error:
             if not self._silent:
-                say(f"{error}. Still asking; the job does not depend on this command.")
+                say(f"{error}. Retrying; the job does not depend on this command.")
             self._silent = True
             return False
         self._silent = False

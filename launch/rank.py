@@ -27,7 +27,7 @@ def resolve_entry(entry: str) -> Callable[..., int | None]:
     """
     module, _, function = entry.partition(":")
     if not function:
-        raise UserError(f"{entry!r} is not an entry. Write it as package.module:function.")
+        raise UserError(f"{entry!r} does not name a function. Write it as package.module:function.")
     return cast("Callable[..., int | None]", getattr(importlib.import_module(module), function))
 
 

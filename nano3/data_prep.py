@@ -2,7 +2,7 @@
 
     python -m nano3.data_prep data_blend=sample                               # the bundled corpus
     python -m nano3.data_prep blend_path=my.json tokenizer_model=path/to/tokenizer
-    python -m nano3.data_prep data_blend=math sample=100000                   # 100,000 documents of each dataset
+    python -m nano3.data_prep data_blend=math sample=100000                   # the first 100,000 rows of each dataset
     python -m nano3.data_prep data_blend=nemotron cluster=slurm cluster.tasks=64
     python -m nano3.data_prep data_blend=math cluster=slurm --then +experiment=tiny     # prepare, then train
 

@@ -2,9 +2,9 @@
 
     python benchmarks/data/two_checkouts.py OLD_CHECKOUT NEW_CHECKOUT [--rounds N] [--new-words "KEY=VALUE ..."]
 
-Both run under this Python, each with its own checkout first on the module path. The text is the installed Python sources,
-up to 240 MB as JSON lines; the tokenizer is that of the other benchmarks (131,072 ids). Prints medians and ratios, and
-compares the .bin and .idx files.
+Both run under this Python, each with its own checkout first on the module path. The text is the installed Python
+sources, up to 240 MB as JSON lines; the tokenizer is that of the other benchmarks (131,072 ids). Prints medians and
+ratios, and compares the .bin and .idx files.
 """
 
 import argparse

@@ -142,7 +142,7 @@ def find_remote(reference: str, settings: WandbSettings) -> tuple[Path, str]:
     """
     where = f"{reference} is not in the local store, and "
     if settings.mode == "offline":
-        raise UserError(f"{where}run.wandb.mode=offline does not ask W&B. Set run.wandb.mode=online to ask it.")
+        raise UserError(f"{where}run.wandb.mode=offline cannot look it up in W&B. Set run.wandb.mode=online.")
     wandb = _load(settings, "run.wandb.mode", where)
     prefix = "/".join(filter(None, [settings.entity, settings.project]))
     try:

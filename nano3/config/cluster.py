@@ -44,7 +44,8 @@ class ClusterConfig:
     signal_delay_s: int = 120
     # How many times a run stopped by preemption or the time limit may requeue itself before it is given up.
     max_requeues: int = 20
-    # Give up after this many consecutive starts that end without a new checkpoint.
+    # Give up after this many consecutive starts that end without a new checkpoint. For a data preparation:
+    # restart a failed task this many times.
     max_crashes: int = 3
     # Maximum number of jobs of a sweep or job array that run at the same time; null leaves it to Slurm.
     array_parallelism: int | None = None
@@ -61,8 +62,8 @@ class ClusterConfig:
     mounts: list[str] = field(default_factory=list)
     # Environment variables to set for every rank, as NAME: value. Do not put secrets here.
     env: dict[str, str] = field(default_factory=dict)
-    # Shell lines to run once per node before the ranks start, such as module load commands. They are
-    # copied verbatim into the job script.
+    # Shell lines to run in the job script, on the first node, before the ranks start, such as module load
+    # commands. They are copied verbatim.
     setup: list[str] = field(default_factory=list)
     # Python executable that runs the ranks; null uses the current one, or "python" inside a container.
     python: str | None = None

@@ -84,12 +84,15 @@ class LoggerConfig:
 
 @dataclass
 class CheckpointConfig:
-    """Which checkpoints are saved and loaded. A run resumes from the newest checkpoint in `load`."""
+    """Which checkpoints are saved and loaded. A run resumes from its own newest checkpoint in `save`.
+
+    If it has none yet, it starts from `load`.
+    """
 
     # Folder to save checkpoints in; null uses <run folder>/checkpoints.
     save: str | None = None
-    # Folder to load a checkpoint from; null uses the same folder as save. A different folder starts a new
-    # phase at iteration 0 from its weights.
+    # Folder to load a checkpoint from if the run has none of its own; null uses the same folder as save. A
+    # different folder starts a new phase at iteration 0 from its weights.
     load: str | None = None
     # When load is a different folder, continue at its iteration and in the same
     # schedule instead of starting a new phase.

@@ -258,8 +258,8 @@ def check_complete(folder: Path) -> None:
     tied = config.vocab_size * config.hidden_size if getattr(config, "tie_word_embeddings", False) else 0
     if stored not in (expected, expected + tied):
         raise Failure(
-            f"The export holds {stored:,} numbers in {len(found)} tensors; a {type(model).__name__} has "
-            f"{expected:,}. Nothing was kept."
+            f"The export holds {stored:,} parameters in {len(found)} tensors; a {type(model).__name__} has "
+            f"{expected:,}. The incomplete export was removed."
         )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 RESTART_EXIT_CODE = 75
 # Exit code after Ctrl-C: 128 + SIGINT, as in shells.
 INTERRUPTED_EXIT_CODE = 130
+MAX_LISTED = 30  # allowed words that a message lists
 
 
 class Nano3Error(Exception):
@@ -49,6 +50,8 @@ def nearest(word: str, allowed: Sequence[str]) -> str | None:
 
 
 def did_you_mean(word: str, allowed: Sequence[str]) -> str:
-    """Return " Did you mean 'X'?" if a member of `allowed` is similar to `word`, else a list of all members."""
-    near = nearest(word, allowed)
-    return f" Did you mean {near!r}?" if near else f" Allowed: {', '.join(sorted(allowed))}."
+    """Return " Did you mean 'X'?" if a member of `allowed` is similar to `word`, else a list of (some) members."""
+    if near := nearest(word, allowed):
+        return f" Did you mean {near!r}?"
+    shown, more = sorted(allowed)[:MAX_LISTED], len(allowed) - MAX_LISTED
+    return f" Allowed: {', '.join(shown)}{f' and {more} more' if more > 0 else ''}."

@@ -154,7 +154,7 @@ def test_then_wandb(service: list[str], tmp_path: Path) -> None:
     [
         ("math", "online", "does not exist on this machine.*run.data=DIR"),
         ("mth", "online", "W&B did not return it from me/mine: artifact not found"),
-        ("math", "offline", "run.wandb.mode=offline does not ask W&B"),
+        ("math", "offline", "run.wandb.mode=offline cannot look it up in W&B"),
         ("math", "disabled", "The store is empty"),
     ],
 )

@@ -142,7 +142,7 @@ def test_watch_waits_for_a_silent_controller(
 ) -> None:
     watch = watch_of(monkeypatch, [Failure("Slurm does not answer"), Failure("x"), JobState("COMPLETED")])
     assert [watch.poll(), watch.poll(), watch.poll(), watch.ended] == [False, False, True, True]
-    assert capfd.readouterr().err.count("does not answer. Still asking") == 1
+    assert capfd.readouterr().err.count("does not answer. Retrying") == 1
 
 
 def test_watch_gives_up_on_a_forgotten_job(monkeypatch: pytest.MonkeyPatch) -> None:

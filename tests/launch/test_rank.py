@@ -20,7 +20,11 @@ def rank(*words: str) -> "subprocess.CompletedProcess[str]":
     [
         (("launch_entries:raise_failure", "disk full"), 1, "error: disk full\n"),
         (("launch_entries:raise_unforeseen", "x"), 1, "ZeroDivisionError: x\n"),
-        (("launch_entries",), 2, "error: 'launch_entries' is not an entry. Write it as package.module:function.\n"),
+        (
+            ("launch_entries",),
+            2,
+            "error: 'launch_entries' does not name a function. Write it as package.module:function.\n",
+        ),
     ],
 )
 def test_exit_code_and_message_of_a_rank(words: tuple[str, ...], code: int, says: str) -> None:

@@ -226,8 +226,9 @@ class UnitEncoder:
             offset: Offset of the document in the dataset.
             hash_: Hash of the document that decides its split.
         """
-        split = int(splits_in_plan(self.worker.plan, self.dataset, np.array([hash_]))[0])
-        writer = self.writer(split, int(np.searchsorted(self.dataset.shard_bounds[split], offset, "right")) - 1)
+        splits = splits_in_plan(self.worker.plan, self.dataset, np.array([hash_]))
+        shards = assign_shards(self.dataset, splits, np.array([offset], np.int64))
+        writer = self.writer(int(splits[0]), int(shards[0]))
         length = written = 0
         for ids, chunk in encode_chunks(text, self.encode):
             if not length:

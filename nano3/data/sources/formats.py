@@ -3,11 +3,7 @@
 A file's first bytes decide its format. Its name decides only whether a file found in a folder may hold text at all,
 whether unmarked text is plain text or JSON, and what a compressed stream holds.
 
-To add a format:
-
-1. Add it to `FORMATS` below.
-2. Write its reader in `readers.py` and add it to `READERS` there.
-3. Name it in `SUPPORTED`, and add a file of it to `FILE_NAMES` in `tests/data/sources/test_readers.py`.
+CONTRIBUTING.md lists the steps to add a format.
 """
 
 import json

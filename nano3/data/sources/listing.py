@@ -115,7 +115,7 @@ def walk_folder(folder: str, output: str, label: str) -> list[FileEntry]:
     """List all visible files under a folder, without the files that nano3 wrote.
 
     Links to folders are followed, but each folder is read once, under its real path if that is below `folder`.
-    Anything unreadable is an error: nobody would notice missing text.
+    Anything unreadable is an error, because missing text would go unnoticed.
 
     Args:
         folder: Absolute path.
@@ -278,7 +278,7 @@ def list_url(url: str, label: str) -> Listing:
     except driver_errors() as error:
         raise UserError(f"{label}: {describe_driver_error(error)}") from error
     if not entries:
-        raise UserError(f"{label}: nothing there.")
+        raise UserError(f"{label}: no file or folder at this URL.")
     return Listing(fs.unstrip_protocol(root), entries, strict)
 
 

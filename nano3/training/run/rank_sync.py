@@ -41,7 +41,7 @@ def agree_on_rank0(decide: Callable[[], dict[str, Any]], timeout: timedelta = ti
             store.add(_RECEIVED, 1)
         except dist.DistError as error:
             raise Failure(
-                f"Rank {rank} did not learn from rank 0 where the run starts within {timeout}: see rank 0's log."
+                f"Rank {rank} received no resume point from rank 0 within {timeout}. See rank 0's log."
             ) from error
         _raise_error(message)
         decided: dict[str, Any] = message["value"]

@@ -85,7 +85,7 @@ MISSING = {
     "nothing": ("no_such/file.jsonl", "no such file or folder"),
     "glob": ("in/*.parquet", "no file matches"),
     "empty_folder": ("empty", "no file with text in it"),
-    "url": ("memory://nothing/there", "nothing there|memory"),
+    "url": ("memory://nothing/there", "no file or folder at this URL|memory"),
     "protocol": ("nosuch://x/y", "nosuch"),
 }
 

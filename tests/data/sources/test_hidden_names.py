@@ -69,7 +69,7 @@ def test_root_and_key_form_the_path(listed: Callable[[str], Listing]) -> None:
     ids=["name", "glob", "hidden_glob", "glob_nowhere"],
 )
 def test_a_path_without_files_is_reported(listed: Callable[[str], Listing], path: str) -> None:
-    with pytest.raises(UserError, match=r"^label: .*(no such file|no file matches|nothing there)"):
+    with pytest.raises(UserError, match=r"^label: .*(no such file|no file matches|no file or folder at this URL)"):
         listed(path)
 
 
