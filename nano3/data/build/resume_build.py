@@ -12,7 +12,7 @@ from nano3.data.build.bad_row_limit import FILTERS
 from nano3.data.build.duplicates import may_hold_texts
 from nano3.data.build.receipts import UnitReceipt, read_receipt, shard_receipt_path, unit_receipt_path
 from nano3.data.dataset import output_dir
-from nano3.data.dataset.manifest import Manifest, encode_json, load_manifest, make_blend
+from nano3.data.dataset.manifest import Manifest, encode_json, is_manifest, load_manifest, make_blend
 from nano3.data.dataset.verify import check_shard_files
 from nano3.data.planning.plan import NOT_HASHED, PLAN_FORMAT, SPLITS, DatasetPlan, Plan, hashed_settings, load_plan
 from nano3.data.planning.planner import PrepRequest, make_plan
@@ -42,6 +42,8 @@ def find_complete_data(request: PrepRequest, output: Path) -> Manifest | None:
     """
     if not (output / "manifest.json").exists():
         return None
+    if not is_manifest(output / "manifest.json"):
+        output_dir.check_no_foreign_files(output)
     manifest = load_manifest(output)
     if manifest.plan_hash != request.hash:
         raise other_data_error(output, manifest, request)
@@ -87,15 +89,15 @@ def update_weights(request: PrepRequest, manifest: Manifest) -> list[str]:
 def check_output_dir(request: PrepRequest) -> None:
     """Raise UserError if the content of the output folder forbids this preparation; change nothing."""
     output = Path(request.options.output_dir)
-    if request.options.force or is_publishing(output):  # publishing is completed first, by `prepare_request`
+    if is_publishing(output):  # publishing is completed first, by `prepare_request`
         return
     check_replaceable(request, output)
-    if (output / "manifest.json").exists():
+    if not request.options.force and (output / "manifest.json").exists():
         check_skipped_rows(request, load_manifest(output))
 
 
 def check_replaceable(request: PrepRequest, output: Path) -> None:
-    """Raise UserError if the output folder holds other data that this request may not replace.
+    """Raise UserError if the output folder holds anything that this request may not replace.
 
     Args:
         request: The preparation; `force` allows it to replace other data.
@@ -107,7 +109,10 @@ def check_replaceable(request: PrepRequest, output: Path) -> None:
                 f"output_dir={output}: has {', '.join(unknown)} but no manifest.json, so nano3 did not make it, or "
                 f"cannot identify it. Choose another output_dir, or delete them if they are not needed."
             )
-    elif not request.options.force and (manifest := load_manifest(output)).plan_hash != request.hash:
+        return
+    if request.options.force or not is_manifest(output / "manifest.json"):
+        output_dir.check_no_foreign_files(output)
+    if not request.options.force and (manifest := load_manifest(output)).plan_hash != request.hash:
         raise other_data_error(output, manifest, request)
 
 

@@ -206,6 +206,15 @@ def load_manifest(folder: Path | str) -> Manifest:
     return manifest
 
 
+def is_manifest(path: Path) -> bool:
+    """Return whether a file is a manifest of nano3, of any format, even if values in it are damaged."""
+    try:
+        values = msgspec.json.decode(path.read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return False
+    return isinstance(values, dict) and isinstance(values.get("format"), int) and "shards" in values
+
+
 def manifest_error(path: Path, data: bytes, error: msgspec.ValidationError) -> Failure:
     """Return the error for a manifest.json that is not a manifest of this format."""
     try:
@@ -213,7 +222,7 @@ def manifest_error(path: Path, data: bytes, error: msgspec.ValidationError) -> F
     except (msgspec.DecodeError, ValueError) as unreadable:
         return Failure(f"{path}: cannot be read: {unreadable}. {PREPARE_AGAIN}")
     if not isinstance(values, dict) or not isinstance(found := values.get("format"), int):
-        return Failure(f"{path}: not a data manifest. {PREPARE_AGAIN}")
+        return Failure(f"{path}: not a data manifest of nano3.")
     if found != FORMAT:
         return format_error(path, found)
     if missing := [name for name in Manifest.__struct_fields__ if name not in values]:

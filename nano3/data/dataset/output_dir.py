@@ -13,17 +13,25 @@ written first, so that the next run can finish the renames if this one is killed
 import contextlib
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from nano3.data.dataset.manifest import is_manifest
 from nano3.data.sources.own_files import PUBLISHED, is_publishing, prep_dir
+from nano3.data.tokenization.tokenizer import FILES as TOKENIZER_FILES
 from nano3.utils.console import warn
 from nano3.utils.disk_errors import disk_failure, translate_disk_errors
-from nano3.utils.errors import UserError
+from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import fsync_dir, write_text
 from nano3.utils.locks import lock_fd
+
+BUILD_NAME = re.compile(r"[0-9a-f]{16}")
+OWN_FILES = re.compile(
+    rf"(train|valid|test)/data_\d{{5,}}\.(bin|idx)|blend\.json|manifest\.json|tokenizer/({'|'.join(TOKENIZER_FILES)})"
+)
 
 
 def build_dir(output: Path, plan_hash: str) -> Path:
@@ -98,8 +106,42 @@ def remove_temporary_files(build: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def foreign_files(output: Path) -> list[str]:
+    """Return the files that publishing would move away although nano3 did not write them.
+
+    nano3 knows its shards, tokenizer files, blend.json and manifest.json by name, and its manifest by the keys. A
+    damaged manifest counts as nano3's if the folder also holds a plan.
+
+    Args:
+        output: The output folder.
+    """
+    found = []
+    for name in PUBLISHED:
+        top = output / name
+        paths = [p for p in top.rglob("*") if not p.is_dir()] if top.is_dir() and not top.is_symlink() else [top]
+        found += [str(p.relative_to(output)) for p in paths if os.path.lexists(p)]
+    manifest = output / "manifest.json"
+    own_manifest = is_manifest(manifest) or any(prep_dir(output).glob("*/plan.json"))
+    return sorted(f for f in found if not OWN_FILES.fullmatch(f) or (f == "manifest.json" and not own_manifest))
+
+
+def check_no_foreign_files(output: Path) -> None:
+    """Raise UserError if replacing the data in the output folder would remove files that nano3 did not write."""
+    if foreign := foreign_files(output):
+        more = f" and {len(foreign) - 5:,} more" if len(foreign) > 5 else ""
+        raise UserError(
+            f"output_dir={output}: holds files that nano3 did not write and that would be removed: "
+            f"{', '.join(foreign[:5])}{more}. Move them elsewhere, or choose another output_dir."
+        )
+
+
 def publish(output: Path, build: Path) -> None:
-    """Replace the data in the output folder by a finished build, and remove other builds."""
+    """Replace the data in the output folder by a finished build, and remove other builds.
+
+    Raises:
+        UserError: The folder holds files that nano3 did not write. The build is kept.
+    """
+    check_no_foreign_files(output)
     remove_path(prep_dir(output) / "old")
     write_text(prep_dir(output) / "publish", build.name)
     finish_publishing(output)
@@ -109,11 +151,20 @@ def finish_publishing(output: Path) -> None:
     """Finish publishing a build, if a run has started to: move the old data away, then the new data in.
 
     Every step can be repeated, and the manifest is moved last. `.prep/publish` is removed before the old data.
+
+    Raises:
+        Failure: `.prep/publish` names no build of this folder, so it is damaged.
     """
     if not is_publishing(output):
         return
     marker = prep_dir(output) / "publish"
-    build = prep_dir(output) / marker.read_text().strip()
+    name = marker.read_bytes().decode(errors="replace").strip()
+    build = prep_dir(output) / name
+    if not BUILD_NAME.fullmatch(name) or not build.is_dir():
+        raise Failure(
+            f"{marker}: damaged, it names no build in {prep_dir(output)}. Nothing was changed. Write the name of the "
+            f"finished build into it, or remove it and run again with force=true."
+        )
     old = prep_dir(output) / "old"
     old.mkdir(exist_ok=True)
     if not (old / "complete").exists():
@@ -129,7 +180,7 @@ def finish_publishing(output: Path) -> None:
     marker.unlink()
     fsync_dir(prep_dir(output))
     for other in prep_dir(output).iterdir():
-        if other.is_dir() and other != build:
+        if other.is_dir() and other != build and (other == old or BUILD_NAME.fullmatch(other.name)):
             shutil.rmtree(other)
     for sub in ("units", "shards"):
         shutil.rmtree(build / sub, ignore_errors=True)
