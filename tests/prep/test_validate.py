@@ -109,7 +109,7 @@ INVALID = {
     "then-experiment": (["then=['experiment=tiny']"], ["then: add an experiment with a plus: +experiment=tiny"]),
     "everything": (
         ["num_shards=0", "tokenizer_model=/nope", "alias=latest", "cluster.tasks=2", "then=['run.data=x']"],
-        ["num_shards=0", "tokenizer_model=/nope", "'latest' always", "cluster.tasks=2", "then: run.data"],
+        ["num_shards=0", "tokenizer_model=/nope", "'latest' is reserved", "cluster.tasks=2", "then: run.data"],
     ),
 }
 
@@ -167,7 +167,7 @@ def test_the_group_is_read_without_blend_path() -> None:
         (None, "math", "math", None),
         (None, "my blend", "my-blend", None),
         (None, "v3", None, "to give it one: alias=NAME"),
-        (None, "日本", None, "no letter or digit"),
+        (None, "日本", None, "none of the letters and digits"),
         ("mine", "v3", "mine", None),
         (None, "", None, None),
     ],

@@ -30,6 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         valid_fraction=0.2,
         test_fraction=0.2,
         workers=1,
+        split_by="position",
     )
     prepare(SOURCES, options, "sample")
     return folder

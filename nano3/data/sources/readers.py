@@ -360,7 +360,7 @@ def read_arrow(f: IO[bytes], file_range: FileRange) -> Iterator[Batch]:
     try:
         first_row = low = 0
         for values, high in iter_arrow_columns(f, file_range):
-            if pa.types.is_string_view(values.type):
+            if not isinstance(values, pa.RecordBatch) and pa.types.is_string_view(values.type):
                 values = values.cast(pa.large_string())  # pyarrow up to 24 cannot tell the bytes of a string_view
             group = RowGroup(first_row, len(values), low, high)
             step = max(1, min(MAX_BATCH_ROWS, BATCH_BYTES * len(values) // max(values.nbytes, 1)))
