@@ -40,18 +40,13 @@ def main() -> None:
     times: dict[tuple[str, str], list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory(dir=WORK) as scratch:
         for number in range(options.rounds):
-            for name in ("old", "new") if number % 2 else ("new", "old"):
-                output = Path(scratch) / f"{name}{number}"
-                words = options.new_words.split() if name == "new" else []
-                source = f"data_blend.datasets=[{{name: text, path: {text}}}]"
-                prep = ["-m", "nano3.data_prep", source, f"tokenizer_model={tokenizer_dir}", f"output_dir={output}"]
-                commands = {
-                    "data_prep": [*prep, "data_blend.name=text", *words],
-                    "data_prep again, nothing to do": [*prep, "data_blend.name=text", *words],
-                    "pretrain --cfg job +experiment=tiny": ["-m", "nano3.pretrain", "--cfg", "job", "+experiment=tiny"],
-                }
-                for label, command in commands.items():
-                    times.setdefault((label, name), []).append(measure(command, checkouts[name], Path(scratch)))
+            order = ("old", "new") if number % 2 else ("new", "old")
+            commands = {name: build_commands(Path(scratch) / f"{name}{number}", text, tokenizer_dir) for name in order}
+            for label in commands["old"]:
+                for name in order:
+                    words = options.new_words.split() if name == "new" and "data_prep" in label else []
+                    took = measure([*commands[name][label], *words], checkouts[name], Path(scratch))
+                    times.setdefault((label, name), []).append(took)
             same = same_files(Path(scratch) / f"old{number}", Path(scratch) / f"new{number}")
     print(f"text: {text.stat().st_size:,} bytes; {options.rounds} rounds; equal files: {same}; medians, seconds")
     print(f"{'command':<38} {'old wall':>9} {'new wall':>9} {'ratio':>6} {'old CPU':>9} {'new CPU':>9} {'ratio':>6}")
@@ -59,6 +54,18 @@ def main() -> None:
         row = [statistics.median(t[kind] for t in times[label, name]) for kind in (0, 1) for name in ("old", "new")]
         ratios = row[1] / row[0], row[3] / row[2]
         print(f"{label:<38} {row[0]:9.3f} {row[1]:9.3f} {ratios[0]:6.3f} {row[2]:9.3f} {row[3]:9.3f} {ratios[1]:6.3f}")
+
+
+def build_commands(output: Path, text: Path, tokenizer_dir: Path) -> dict[str, list[str]]:
+    """Return the measured commands by their label, in the order in which they run."""
+    source = f"data_blend.datasets=[{{name: text, path: {text}}}]"
+    prep = ["-m", "nano3.data_prep", source, "data_blend.name=text", f"tokenizer_model={tokenizer_dir}"]
+    prep.append(f"output_dir={output}")
+    return {
+        "data_prep": prep,
+        "data_prep again, nothing to do": prep,
+        "pretrain --cfg job +experiment=tiny": ["-m", "nano3.pretrain", "--cfg", "job", "+experiment=tiny"],
+    }
 
 
 def build_text(path: Path, limit: int = 240_000_000) -> Path:
