@@ -42,9 +42,7 @@ def find_complete_data(request: PrepRequest, output: Path) -> Manifest | None:
     """
     if not (output / "manifest.json").exists():
         return None
-    if not is_manifest(output / "manifest.json"):
-        output_dir.check_no_foreign_files(output)
-    manifest = load_manifest(output)
+    manifest = load_own_manifest(output)
     if manifest.plan_hash != request.hash:
         raise other_data_error(output, manifest, request)
     check_skipped_rows(request, manifest)
@@ -70,6 +68,21 @@ def find_complete_data(request: PrepRequest, output: Path) -> Manifest | None:
         request.cache.save_if_many(output)
         say(f"{output}: complete, nothing to do ({len(manifest.shards)} shards)")
     return manifest
+
+
+def load_own_manifest(output: Path) -> Manifest:
+    """Return the manifest of an output folder.
+
+    Raises:
+        UserError: If manifest.json, or another file in its place, was not written by nano3.
+        Failure: If nano3's manifest is damaged or has another format.
+    """
+    try:
+        return load_manifest(output)
+    except Failure:
+        if not is_manifest(output / "manifest.json"):
+            output_dir.check_no_foreign_files(output)
+        raise
 
 
 def update_weights(request: PrepRequest, manifest: Manifest) -> list[str]:
@@ -110,9 +123,9 @@ def check_replaceable(request: PrepRequest, output: Path) -> None:
                 f"cannot identify it. Choose another output_dir, or delete them if they are not needed."
             )
         return
-    if request.options.force or not is_manifest(output / "manifest.json"):
+    if request.options.force:
         output_dir.check_no_foreign_files(output)
-    if not request.options.force and (manifest := load_manifest(output)).plan_hash != request.hash:
+    elif (manifest := load_own_manifest(output)).plan_hash != request.hash:
         raise other_data_error(output, manifest, request)
 
 
