@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from launch import slurm
 from nano3.artifacts import store
 from nano3.data.sources.hub_cache import cache_dir
 from nano3.training import backend
+from nano3.training.megatron import schema
 from nano3.training.megatron.compile_cache import cache_home
 from nano3.utils.console import say, table
 from nano3.utils.errors import Failure
@@ -114,6 +116,30 @@ def backend_check(name: str) -> Callable[[], Finding]:
     return check
 
 
+def megatron_stack() -> Finding:
+    """Report the GPU stack: its versions, whether they are the recorded ones, and whether it can be imported.
+
+    The import runs in a process of its own, because it takes long, needs CUDA and may crash.
+    """
+    found, advice = backend_check("megatron")()
+    if advice:
+        return found, advice
+    recorded = schema.load_bundled(schema.RECIPES[0]).versions
+    if difference := schema.version_difference(schema.versions(), recorded):
+        advice = f"{difference}: settings are checked against the installed version. Recorded image: {schema.IMAGE}"
+    else:
+        found += ", as recorded"
+    try:
+        command = [sys.executable, "-c", f"import {', '.join(MEGATRON_MODULES)}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=IMPORT_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        return f"{found}; not imported in {IMPORT_LIMIT_S} s", "a slow disk? Run `nano3 doctor` again"
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+        return f"{found}; cannot be imported: {reason[0]}", f"use the image {schema.IMAGE} on a machine with a GPU"
+    return f"{found}; can be imported", advice
+
+
 def fast_tokenizer() -> Finding:
     """Report the version of fastokens."""
     found = installed_versions(["fastokens"])
@@ -175,6 +201,13 @@ def disk_space(folder: Path, key: str) -> Finding:
     return found, f"free some space, or choose another folder: {key}" if free < LOW_DISK else ""
 
 
+# What a rank imports of the GPU stack before its first step.
+MEGATRON_MODULES = (
+    "megatron.bridge.training.pretrain",
+    "megatron.bridge.recipes.nemotronh",
+    "transformer_engine.pytorch",
+)
+IMPORT_LIMIT_S = 300
 PACKAGES = {
     "transformers": ("torch", "transformers", "accelerate", "megatron-core"),
     "megatron": ("torch", "megatron-core", "megatron-bridge"),
@@ -187,7 +220,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "GPU": gpus,
     "Slurm": scheduler,
     "backend=transformers": backend_check("transformers"),
-    "backend=megatron": backend_check("megatron"),
+    "backend=megatron": megatron_stack,
     "fast tokenizer": fast_tokenizer,
     "your own conf": own_members,
     "artifact store": artifacts,

@@ -221,7 +221,13 @@ def prepare(config: PretrainConfig, data: TrainingData, run_dir: Path) -> Any:
     recorded = schema.load_bundled(target)
     free = settings.override_settings(config.megatron, recorded)
     problems = tokenizer_problems(free, data)
-    if schema.is_bundled(target) and schema.versions() == dict(recorded.versions):
+    difference = schema.version_difference(schema.versions(), recorded.versions)
+    if difference:
+        say(
+            f"installed: {difference}. nano3 was recorded with {schema.IMAGE}; every setting is checked against the "
+            "installed version now, and `nano3 doctor` checks the installation."
+        )
+    elif schema.is_bundled(target):
         problems += settings.setting_problems([*settings.typed_settings(config), *free], recorded)
     if problems:
         raise UserError(problems)

@@ -7,7 +7,6 @@ dataclasses. `record_schema` runs `extract` once on a machine with Megatron-Brid
 
 import dataclasses
 import enum
-import importlib.metadata
 import inspect
 import math
 import types
@@ -19,12 +18,16 @@ from typing import Any
 
 from nano3.utils.errors import did_you_mean
 from nano3.utils.files import read_json
+from nano3.utils.provenance import installed_versions
 
 SCHEMA_FILE = Path(__file__).parent / "schemas" / "megatron_bridge.json"
 RECIPES = (
     "megatron.bridge.recipes.nemotronh.nemotron_3_nano.nemotron_3_nano_pretrain_config",
     "megatron.bridge.recipes.qwen.qwen3.qwen3_8b_pretrain_config",
 )
+# The image of NVIDIA's registry that ships the recorded Megatron-Bridge. The release notes of Megatron-Bridge name it:
+# 0.6 belongs to NeMo Framework 26.08.
+IMAGE = "nvcr.io/nvidia/nemo:26.08"
 _PLAIN = {
     bool: "bool",
     int: "int",
@@ -253,8 +256,22 @@ def extract(container: Any, recipe: str) -> Schema:
 
 
 def versions() -> dict[str, str]:
-    """Return the installed versions of Megatron-Bridge and Megatron-Core."""
-    return {name: importlib.metadata.version(name) for name in ("megatron-bridge", "megatron-core")}
+    """Return the installed versions of Megatron-Bridge and Megatron-Core; a source folder on the path has none."""
+    return installed_versions(("megatron-bridge", "megatron-core"))
+
+
+def version_difference(installed: Mapping[str, str], recorded: Mapping[str, str]) -> str:
+    """Return how the installed versions differ from the recorded ones, "" if they are the same.
+
+    Args:
+        installed: Versions by package, of `versions()`.
+        recorded: Versions by package, of `load_bundled`.
+    """
+    found = {name: installed.get(name, "of an unknown version") for name in recorded}
+    pairs = [
+        f"{name} {found[name]}, recorded {version}" for name, version in recorded.items() if found[name] != version
+    ]
+    return "; ".join(pairs)
 
 
 def load_bundled(recipe: str) -> Schema:

@@ -2,16 +2,19 @@
 
 import dataclasses
 import enum
+import tomllib
 from pathlib import Path
 from typing import Any, Literal, Optional
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from megatron_helpers import NANO, QWEN
+from megatron_helpers import NANO, QWEN, ROOT
 
 from nano3.training.megatron.record_schema import schemas_to_json
 from nano3.training.megatron.schema import (
+    IMAGE,
     RECIPES,
     SCHEMA_FILE,
     Field,
@@ -21,6 +24,7 @@ from nano3.training.megatron.schema import (
     field_from_annotation,
     is_bundled,
     load_bundled,
+    version_difference,
 )
 
 
@@ -188,3 +192,33 @@ def test_an_unrecorded_recipe_has_no_values_and_an_open_model() -> None:
     assert schema.value("model.num_layers") is None
     assert schema.lookup("model.anything")[1] is None
     assert schema.lookup("trian.x")[1] is not None
+
+
+def test_image_recording_and_packages_are_one_set_of_versions() -> None:
+    """An upgrade changes the pins, the recording and the image of the experiments together."""
+    recorded = dict(load_bundled(NANO).versions)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    pins = [requirement.split(";")[0] for extra in ("train", "megatron") for requirement in project[extra]]
+    assert {f"{name}=={version}" for name, version in recorded.items()} <= set(pins)
+    assert (IMAGE.rpartition(":")[2], recorded["megatron-bridge"].rpartition(".")[0]) == ("26.08", "0.6")
+    experiments = [yaml.safe_load(file.read_text()) for file in (ROOT / "conf" / "experiment").glob("*.yaml")]
+    images = {e["run"]["env"]["container"] for e in experiments if "env" in e["run"]}
+    assert images == {IMAGE}
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    assert IMAGE in page
+    assert f"| {', '.join(recorded)} | {', '.join(recorded.values())} |" in page
+
+
+@pytest.mark.parametrize(
+    ("bridge", "core", "expected"),
+    [
+        ("0.6.2", "0.19.2", ""),
+        ("0.6.3", "0.19.2", "megatron-bridge 0.6.3, recorded 0.6.2"),
+        (None, "0.19.2", "megatron-bridge of an unknown version, recorded 0.6.2"),
+        ("0.7.0", "0.20.0", "megatron-bridge 0.7.0, recorded 0.6.2; megatron-core 0.20.0, recorded 0.19.2"),
+    ],
+    ids=["same", "bridge", "source-folder", "both"],
+)
+def test_other_versions_are_named(bridge: str | None, core: str, expected: str) -> None:
+    installed = {"megatron-core": core} | ({"megatron-bridge": bridge} if bridge else {})
+    assert version_difference(installed, {"megatron-bridge": "0.6.2", "megatron-core": "0.19.2"}) == expected
