@@ -19,6 +19,7 @@ from nano3.config import DataPrepConfig, PrepOptions, SourceConfig
 from nano3.config.blend import parse_datasets, read_blend_file
 from nano3.data.build.resume_build import check_output_dir
 from nano3.data.planning.planner import PrepRequest, check_options, collect_problems, combine_errors, make_request
+from nano3.data.sources.listing import local_path
 from nano3.prep.registration import Registration
 from nano3.utils.errors import Nano3Error, UserError
 from nano3.utils.files import expand_user, normalize_path, unwritable_reason
@@ -175,7 +176,7 @@ def container_folders(options: PrepOptions, sources: Iterable[SourceConfig]) -> 
         options: Options of the preparation.
         sources: Datasets; those with a URL need no folder.
     """
-    inputs = [source.path for source in sources if "://" not in source.path]
+    inputs = [path for source in sources if (path := local_path(source.path)) is not None]
     if Path(options.tokenizer_model).expanduser().exists():
         inputs.append(options.tokenizer_model)
     caches = [path for name in ("HF_HOME", "HF_HUB_CACHE") if (path := os.environ.get(name))]

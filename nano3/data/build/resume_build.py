@@ -204,7 +204,7 @@ def warn_of_modified_inputs(request: PrepRequest, manifest: Manifest) -> None:
         modified = [
             file.name
             for file in entries[dataset.name]
-            if file.bytes > WHOLE_FILE_LIMIT and now.get(file.name, 0) != file.mtime_ns
+            if file.bytes > WHOLE_FILE_LIMIT and now.get(file.name, 0) != file.mtime_ns != 0
         ]
         if modified:
             more = f" and {len(modified) - 3:,} more" if len(modified) > 3 else ""

@@ -302,7 +302,7 @@ def check_inputs_unchanged(plan: Plan) -> None:
     """Raise Failure if an input file changed during the build, as old and new text would be mixed."""
     changed: list[str] = []
     for d in plan.datasets:
-        changed += find_changed_files(d.root, zip(d.keys, d.sizes, d.fingerprints, d.times, strict=True))
+        changed += find_changed_files(d.root, map(d.file_version, range(len(d.keys))))
     if changed:
         raise Failure(
             [f"{path}: was changed while the data was made; nothing is published." for path in changed[:20]]

@@ -101,7 +101,5 @@ def read_shard_documents(plan: Plan, dataset: DatasetPlan, split: int, shard: in
 
 def check_unchanged(dataset: DatasetPlan, file: int) -> None:
     """Raise Failure if a source file has changed since it was tokenized."""
-    time = dataset.times[file] if dataset.times else 0
-    identity = (dataset.keys[file], dataset.sizes[file], dataset.fingerprints[file], time)
-    if changed := find_changed_files(dataset.root, iter([identity])):
+    if changed := find_changed_files(dataset.root, [dataset.file_version(file)]):
         raise Failure(f"{changed[0]}: has changed since the data was prepared, so its rows cannot be identified.")

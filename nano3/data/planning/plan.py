@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from nano3.config import PrepOptions
-from nano3.data.sources.discovery import WHOLE_FILE_LIMIT
+from nano3.data.sources.discovery import WHOLE_FILE_LIMIT, FileVersion
 from nano3.data.sources.formats import FORMATS
 from nano3.data.sources.readers import FileRange
 from nano3.data.tokenization.tokenizer import TokenizerInfo
@@ -54,6 +54,7 @@ class DatasetPlan(
         formats: Formats of the files (see `nano3.data.sources.formats`).
         estimated_bytes: Lengths of the files on the dataset's axis: about the bytes of text in them.
         times: Modification times of the files in nanoseconds.
+        ctimes: Change times of their inodes in nanoseconds; 0 if unknown, empty in plans of earlier versions.
         rows: For a sample, the number of first rows that are taken from each file.
         sampled_bytes: For a sample, about the bytes of text in it.
         bounds: A document is in valid if its hash is below bounds[0], else in test if it is below bounds[1], else
@@ -85,6 +86,7 @@ class DatasetPlan(
     cells_per_unit: int = 1
     warnings: list[str] = []
     text_separator: str | None = None
+    ctimes: list[int] = []
 
     @cached_property
     def file_offsets(self) -> np.ndarray:
@@ -117,6 +119,16 @@ class DatasetPlan(
         times = self.times or [0] * len(self.keys)
         rows = zip(self.keys, self.sizes, self.fingerprints, self.formats, times, strict=True)
         return [(key, size, fp, kind, time if size > WHOLE_FILE_LIMIT else 0) for key, size, fp, kind, time in rows]
+
+    def file_version(self, file: int) -> FileVersion:
+        """Return what identified file number `file` when the plan was made."""
+        return FileVersion(
+            self.keys[file],
+            self.sizes[file],
+            self.fingerprints[file],
+            self.times[file] if self.times else 0,
+            self.ctimes[file] if self.ctimes else 0,
+        )
 
     @property
     def layout(self) -> tuple[object, ...]:

@@ -15,7 +15,7 @@ from nano3.data.planning.splits import set_bounds
 from nano3.data.sources.discovery import discover_files
 from nano3.data.sources.fingerprint_cache import FingerprintCache, load_fingerprint_cache
 from nano3.data.sources.formats import FORMATS
-from nano3.data.sources.listing import check_name
+from nano3.data.sources.listing import check_name, local_path
 from nano3.data.tokenization.tokenizer import UINT16_VOCAB, TokenizerInfo, find_tokenizer, is_local_path, smallest_dtype
 from nano3.utils.errors import Failure, Nano3Error, UserError, did_you_mean
 from nano3.utils.gc_pause import gc_paused
@@ -94,7 +94,7 @@ def make_request(sources: list[SourceConfig], options: PrepOptions, blend: str) 
 def collect_problems(sources: list[SourceConfig], options: PrepOptions) -> list[Nano3Error]:
     """Return the errors of tokenizer and datasets that can be found without the network."""
     failures: list[Nano3Error] = []
-    local = [source for source in sources if "://" not in source.path]
+    local = [source for source in sources if local_path(source.path) is not None]
     discover_datasets(local, options, load_fingerprint_cache(Path(options.output_dir)), failures, network=False)
     return failures
 
@@ -155,6 +155,7 @@ def discover_dataset(source: SourceConfig, options: PrepOptions, cache: Fingerpr
         formats=found.formats,
         estimated_bytes=[estimate_bytes(size, kind) for size, kind in zip(found.sizes, found.formats, strict=True)],
         times=found.mtimes,
+        ctimes=found.ctimes,
         text_separator=source.text_separator,
     )
 

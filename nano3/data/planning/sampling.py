@@ -76,7 +76,7 @@ def set_row_limits(dataset: DatasetPlan, counts: dict[int, RowCount], wanted: in
             break
         rows[i] -= min(extra, rows[i] - 1)
     kept = [i for i in sorted(rows) if rows[i] > 0]
-    for name in ("keys", "sizes", "fingerprints", "formats", "times"):
+    for name in ("keys", "sizes", "fingerprints", "formats", "times", "ctimes"):
         values = getattr(dataset, name)
         setattr(dataset, name, [values[i] for i in kept])
     dataset.rows = [rows[i] for i in kept]

@@ -6,10 +6,10 @@ root or its modification time. So a dataset can be moved or copied without becom
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
 from nano3.config import SourceConfig
 from nano3.data.sources.fingerprint_cache import FileIdentity, FingerprintCache
@@ -25,7 +25,16 @@ from nano3.data.sources.formats import (
     may_hold_text,
     refusal,
 )
-from nano3.data.sources.listing import MAX_REPORTED, FileEntry, Listing, driver_errors, list_local, list_url
+from nano3.data.sources.listing import (
+    MAX_REPORTED,
+    FileEntry,
+    Listing,
+    driver_errors,
+    list_local,
+    list_url,
+    local_path,
+    remote_entry,
+)
 from nano3.data.sources.saved_dataset import select_saved
 from nano3.utils.console import warn
 from nano3.utils.errors import Failure, Nano3Error, UserError
@@ -34,6 +43,25 @@ THREADS = 16
 WHOLE_FILE_LIMIT = 2 << 20  # files up to this size are fingerprinted whole
 WINDOW_COUNT, WINDOW_SIZE = 16, 16 << 10  # larger ones by this many windows of this many bytes, spread evenly
 BLOCK = 8 << 20  # bytes per request over the network
+MANY_FILES = 32  # files of a store that are not asked for one by one
+
+
+class FileVersion(NamedTuple):
+    """A file as it was when it was identified.
+
+    Attributes:
+        key: Path relative to the root of its dataset.
+        size: Bytes.
+        fingerprint: Identifies the content.
+        mtime: Modification time in nanoseconds, 0 if unknown.
+        ctime: Change time of the inode in nanoseconds, 0 if unknown.
+    """
+
+    key: str
+    size: int
+    fingerprint: str
+    mtime: int
+    ctime: int = 0
 
 
 @dataclass
@@ -48,6 +76,7 @@ class DiscoveredFiles:
         fingerprints: Identify the content.
         formats: Keys of `formats.FORMATS`.
         mtimes: Modification times in nanoseconds, 0 if unknown.
+        ctimes: Change times of the inodes in nanoseconds, 0 if unknown.
     """
 
     root: str
@@ -57,6 +86,7 @@ class DiscoveredFiles:
     fingerprints: list[str] = field(default_factory=list)
     formats: list[str] = field(default_factory=list)
     mtimes: list[int] = field(default_factory=list)
+    ctimes: list[int] = field(default_factory=list)
 
 
 def discover_files(
@@ -80,10 +110,10 @@ def discover_files(
         from nano3.data.sources.hub import list_dataset
 
         snapshot, listing = list_dataset(source)
-    elif "://" in source.path:
-        listing = list_url(source.path, label)
+    elif (path := local_path(source.path)) is not None:
+        listing = list_local(path, output, label)
     else:
-        listing = list_local(source.path, output, label)
+        listing = list_url(source.path, label)
     if not snapshot:
         listing = select_saved(listing, source.split, label, lambda key: read_file(listing.root, key))
     found = identify_files(listing, label, source.name, cache)
@@ -143,6 +173,7 @@ def identify_files(listing: Listing, label: str, dataset: str, cache: Fingerprin
         fingerprints=[fingerprint for _, (fingerprint, _) in good],
         formats=[kind or "" for _, (_, kind) in good],
         mtimes=[e.mtime for e, _ in good],
+        ctimes=[e.ctime for e, _ in good],
     )
 
 
@@ -246,30 +277,95 @@ def fingerprint_file(f: IO[bytes], head: bytes, size: int) -> str:
     return digest.hexdigest()
 
 
-def find_changed_files(root: str, files: Iterator[tuple[str, int, str, int]]) -> list[str]:
-    """Return the paths of local files that changed.
+def find_changed_files(root: str, files: Iterable[FileVersion]) -> list[str]:
+    """Return the paths or URLs of files that changed.
 
     A small file changed if its content did. A large one is assumed changed if its modification time is different,
-    because its fingerprint does not cover all of it. A deleted file cannot be compared and is not returned.
+    because its fingerprint does not cover all of it. A deleted file cannot be compared and is not returned, nor is one
+    of the hub, as the commit is fixed.
 
     Args:
         root: Root of the dataset.
-        files: (key, size, fingerprint, modification time in nanoseconds) of each file as it was.
+        files: The files as they were.
+
+    Raises:
+        Failure: The store of the files cannot be read.
     """
+    if root.startswith("hf://"):
+        return []
+    if not is_local(root):
+        return find_changed_remote_files(root, list(files))
     changed = []
-    for key, size, fingerprint, mtime in files if is_local(root) else ():
+    for key, size, fingerprint, mtime, ctime in files:
         path = join(root, key)
         try:
             info = os.stat(path)  # noqa: PTH116  there may be 10^5
-            if (info.st_size, info.st_mtime_ns) == (size, mtime):
+            same_times = info.st_mtime_ns == mtime and ctime in (0, info.st_ctime_ns)
+            if info.st_size == size and same_times:
                 continue
-            small = info.st_size == size <= WHOLE_FILE_LIMIT
-            same = small and inspect_file(root, FileEntry(key, size))[0] == fingerprint
+            comparable = info.st_size == size and (size <= WHOLE_FILE_LIMIT or info.st_mtime_ns == mtime)
+            same = comparable and inspect_file(root, FileEntry(key, size))[0] == fingerprint
         except (FileNotFoundError, NotADirectoryError):
             continue
         if not same:
             changed.append(path)
     return changed
+
+
+def find_changed_remote_files(root: str, files: list[FileVersion]) -> list[str]:
+    """Return the URLs of files that changed on their store.
+
+    A fingerprint of the store decides, such as an ETag. Without one, size, modification time and content are compared.
+
+    Args:
+        root: URL of the dataset's root.
+        files: The files as they were.
+
+    Raises:
+        Failure: The store cannot be read.
+    """
+    try:
+        now = current_entries(root, [file.key for file in files])
+        pairs = [(file, now[file.key]) for file in files if file.key in now]
+        untagged = [entry for _, entry in pairs if not entry.store_fingerprint]
+        content = dict(zip([e.key for e in untagged], inspect_files(root, untagged), strict=True))
+    except (*read_errors(root), UserError) as error:  # type: ignore[misc]
+        reason = getattr(error, "strerror", None) or error
+        raise Failure(
+            f"{root}: its files cannot be compared with what was read: {reason}. Nothing is published. Run the same "
+            f"command again."
+        ) from error
+    return [
+        join(root, file.key)
+        for file, entry in pairs
+        if entry.size != file.size
+        or (entry.store_fingerprint or content[file.key][0]) != file.fingerprint
+        or (entry.size > WHOLE_FILE_LIMIT and entry.mtime != file.mtime)
+    ]
+
+
+def current_entries(root: str, keys: list[str]) -> dict[str, FileEntry]:
+    """Return the entries of files as they are now, by key, without those that are gone.
+
+    Args:
+        root: URL of the dataset's root.
+        keys: Paths relative to it. If there are many, they are listed with one call.
+    """
+    import fsspec
+
+    fs, base = fsspec.core.url_to_fs(root)
+    fs.invalidate_cache()
+    found = {}
+    listed: dict[str, Any] = fs.find(base, detail=True) if len(keys) > MANY_FILES else {}
+    for key in keys:
+        path = join(base, key)
+        try:
+            info = listed.get(path) or fs.info(path)
+        except FileNotFoundError:
+            continue
+        if info.get("size") is not None:
+            found[key] = remote_entry(key, info)
+    return found
 
 
 def join(root: str, key: str) -> str:
@@ -319,7 +415,8 @@ def read_errors(root: str) -> tuple[type[Exception], ...]:
         from nano3.data.sources.hub_cache import network_errors
 
         return (EOFError, *network_errors())
-    return (EOFError, *driver_errors())
+    # fsspec raises ValueError if a web server cannot send a part of a file
+    return (EOFError, *((ValueError,) if root.startswith("http") else ()), *driver_errors())
 
 
 def size_of(f: IO[Any]) -> int:

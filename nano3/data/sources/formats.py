@@ -67,11 +67,13 @@ REFUSED = {
     "csv": ("is CSV", CSV_COMMAND.format("")),
     "tsv": ("is TSV", CSV_COMMAND.format(", delimiter='\\t'")),
     "tar": ("is a tar archive", "mkdir NEW && tar -xf OLD -C NEW, and set path to the folder NEW"),
+    "zip": ("is a zip archive", "unzip OLD -d NEW, and set path to the folder NEW"),
     "utf16": ("is UTF-16, not UTF-8", "iconv -f UTF-16 -t UTF-8 OLD > NEW"),
     "utf32": ("is UTF-32, not UTF-8", "iconv -f UTF-32 -t UTF-8 OLD > NEW"),
 }
-REFUSED_SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tar": "tar", ".tgz": "tar"}
+REFUSED_SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tar": "tar", ".tgz": "tar", ".zip": "zip"}
 TAR_MAGIC = slice(257, 262)
+ZIP_MAGIC = b"PK\x03\x04"
 # In this order: the byte order mark of UTF-32 starts with that of UTF-16.
 WIDE_MARKS = (
     (b"\xff\xfe\x00\x00", "utf32"),
@@ -100,6 +102,8 @@ def detect_format(head: bytes, name: str, unpacked: bool = False) -> str | None:
     for magic, kind in MAGIC:
         if head.startswith(magic):
             return kind
+    if head.startswith(ZIP_MAGIC):
+        return "zip"
     if head[TAR_MAGIC] == b"ustar":
         return "tar"
     for mark, kind in WIDE_MARKS:

@@ -1,10 +1,13 @@
 """List the files that a dataset's `path` selects, locally or on an fsspec file system, without opening them."""
 
+import contextlib
 import glob
 import os
 import stat
 import sys
 from collections.abc import Callable, Collection
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +18,7 @@ from nano3.utils.errors import UserError
 
 MAX_REPORTED = 20  # files named in one error
 HIDDEN_PREFIXES = ("/.", "/_")  # other tools keep their own files under such names
+TIME_FIELDS = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "modified", "created")  # of fsspec
 
 
 class FileEntry(NamedTuple):
@@ -188,8 +192,8 @@ def list_glob(full: Path, output: Path, label: str) -> Listing:
     own = tuple(f"{output}/{name}/" for name in (*own_file_names(output), PREP))
     names = cache(lambda folder: non_text_names(os.listdir(folder)))  # noqa: PTH208  only names are needed
     key_start = len(f"{str(root).rstrip('/')}/")
-    entries, problems = [], []
     pattern = os.path.relpath(full, root)
+    entries, problems = [], unreadable_folders(root, pattern, label)
     for path in map(str, root.glob(pattern)):
         key = path[key_start:]
         if f"{path}/".startswith(own) or is_hidden(key, pattern) or is_written_by_nano3(path, key_start, names):
@@ -206,6 +210,25 @@ def list_glob(full: Path, output: Path, label: str) -> Listing:
     if not entries:
         raise UserError(f"{label}: no file matches under {root}.{pattern_hint(full)}")
     return Listing(str(root), entries, True)
+
+
+def unreadable_folders(root: Path, pattern: str, label: str) -> list[str]:
+    """Return a problem for each folder that a pattern would search but cannot: `Path.glob` leaves it out.
+
+    Args:
+        root: Folder without wildcards in its path.
+        pattern: Pattern below it.
+        label: Start of error messages.
+    """
+    problems = []
+    parts = Path(pattern).parts
+    for count in range(len(parts)):
+        prefix = "/".join(parts[:count])
+        for folder in root.glob(prefix) if prefix else [root]:
+            readable = not folder.is_dir() or os.access(folder, os.R_OK | os.X_OK)
+            if not readable and not is_hidden(str(folder.relative_to(root)), pattern):
+                problems.append(f"{label}: {folder}: Permission denied. Make it readable, or move it away.")
+    return list(dict.fromkeys(problems))
 
 
 def is_written_by_nano3(path: str, key_start: int, names: Callable[[str], Collection[str]]) -> bool:
@@ -243,33 +266,25 @@ def pattern_hint(full: Path) -> str:
 
 
 def list_url(url: str, label: str) -> Listing:
-    """List a file, folder, or glob on any fsspec file system.
+    """List a file, folder, or glob on any fsspec file system, without the files that nano3 wrote.
 
     Args:
         url: The URL to list.
         label: Start of error messages.
 
     Raises:
-        UserError: There is nothing at the URL, its protocol is unknown, or the store cannot be reached.
+        UserError: There is nothing at the URL, its protocol is unknown, the store cannot be reached, or something
+            cannot be read.
     """
     import fsspec
 
+    check_url(url, label)
     try:
         fs, path = fsspec.core.url_to_fs(url)
-        strict = True
-        if glob.has_magic(path):
-            infos = fs.glob(path, detail=True)
-            root = path[: glob.magic_check.search(path).start()].rpartition("/")[0]  # type: ignore[attr-defined]
-        elif fs.isfile(path):
-            infos = {path: fs.info(path)}
-            root = path.rpartition("/")[0]
-        else:
-            infos, root, strict = fs.find(path, detail=True), path.rstrip("/"), False
-        entries = [remote_entry(name[len(root) :].lstrip("/"), info) for name, info in infos.items() if is_file(info)]
-        pattern = path[len(root) :].lstrip("/") if strict else ""
-        entries = [entry for entry in entries if entry.key and not is_hidden(entry.key, pattern)]
-        if not entries:
+        root, infos, strict = select_remote(fs, path)
+        if not infos:
             raise_hidden_error(fs, path)
+        entries = visible_entries(fs, path, root, infos, strict)
     except ImportError as error:
         extra = " Install it with: pip install 'nano3[s3]'" if url.startswith("s3:") else ""
         raise UserError(f"{label}: {error}.{extra}") from error
@@ -282,17 +297,202 @@ def list_url(url: str, label: str) -> Listing:
     return Listing(fs.unstrip_protocol(root), entries, strict)
 
 
-def is_file(info: dict[str, Any]) -> bool:
-    """Return whether fsspec's `info` describes a file."""
-    return bool(info.get("type", "file") == "file")
+def check_url(url: str, label: str) -> None:
+    """Raise UserError for a URL that cannot be listed reliably.
+
+    Args:
+        url: The URL.
+        label: Start of error messages.
+    """
+    if "::" in url:
+        kind = url.partition(":")[0]
+        unpack = {"zip": "unzip ARCHIVE -d FOLDER", "tar": "mkdir FOLDER && tar -xf ARCHIVE -C FOLDER"}
+        advice = (
+            f"Unpack it: {unpack[kind]}, and set path=FOLDER" if kind in unpack else "Set path to the last URL alone"
+        )
+        raise UserError(f"{label}: a chain of URLs is not read. {advice}.")
+    if url.startswith(("http://", "https://")):
+        where = url.partition("?")[0]
+        if where.endswith("/") or "*" in where or "[" in where:
+            raise UserError(
+                f"{label}: a web server has no reliable list of its files. Give the URL of one file, or download "
+                f"them: wget -r -np -nH -P FOLDER {where.partition('*')[0].rpartition('/')[0]}/, and set path=FOLDER."
+            )
+
+
+def local_path(path: str) -> str | None:
+    """Return a path or file:// URL as a local path, or None for any other URL."""
+    for prefix in ("file://localhost/", "file://", "local://"):
+        if path.startswith(prefix):
+            return path.removeprefix(prefix.rstrip("/") if prefix.count("/") == 3 else prefix)
+    return None if "://" in path else path
+
+
+def select_remote(fs: Any, path: str) -> tuple[str, dict[str, dict[str, Any]], bool]:
+    """Return the root, fsspec's `info` of each file by path, and whether the user named each file.
+
+    Args:
+        fs: The fsspec file system.
+        path: Path or pattern on it.
+
+    Raises:
+        OSError: A folder cannot be read. fsspec's own `find` and `glob` leave such folders out.
+    """
+    is_http = "http" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
+    try:
+        if glob.has_magic(path) and not is_http:
+            root = path[: glob.magic_check.search(path).start()].rpartition("/")[0]  # type: ignore[attr-defined]
+            if not has_flat_listing(fs):
+                parts = path[len(root) :].strip("/").split("/")
+                walk_store(fs, root, None if "**" in path else len(parts))
+            return root, fs.glob(path, detail=True), True
+        if fs.isfile(path):
+            return path.rpartition("/")[0], {path: fs.info(path)}, True
+        infos = fs.find(path, detail=True) if has_flat_listing(fs) else walk_store(fs, path)
+        return path.rstrip("/"), infos, False
+    except FileNotFoundError:
+        return path, {}, False
+
+
+def walk_store(fs: Any, path: str, depth: int | None = None) -> dict[str, dict[str, Any]]:
+    """Return fsspec's `info` of all files and hidden folders below a folder, by path. Hidden folders are not searched.
+
+    Args:
+        fs: The fsspec file system.
+        path: The folder.
+        depth: Levels of folders to search; None for all.
+
+    Raises:
+        OSError: A folder cannot be read.
+    """
+    infos: dict[str, dict[str, Any]] = {}
+    folders = [(path, 1)]
+    while folders:
+        folder, level = folders.pop()
+        for info in fs.ls(folder, detail=True):
+            name = info["name"].rstrip("/")
+            if info["type"] != "directory" or basename(name).startswith((".", "_")):
+                infos[name] = info
+            elif name != folder.rstrip("/") and level != depth:
+                folders.append((name, level + 1))
+    return infos
+
+
+def has_flat_listing(fs: Any) -> bool:
+    """Return whether a file system lists all files below a folder by itself, as object stores do.
+
+    The others walk the folders one by one.
+    """
+    from fsspec.asyn import AsyncFileSystem
+    from fsspec.spec import AbstractFileSystem
+
+    if isinstance(fs, AsyncFileSystem):
+        return type(fs)._find is not AsyncFileSystem._find
+    return type(fs).find is not AbstractFileSystem.find
+
+
+def visible_entries(fs: Any, path: str, root: str, infos: dict[str, dict[str, Any]], strict: bool) -> list[FileEntry]:
+    """Return the entries of files that are neither hidden nor written by nano3.
+
+    Args:
+        fs: The fsspec file system.
+        path: Path or pattern that was listed.
+        root: Root of the listing.
+        infos: fsspec's `info` of each file by path.
+        strict: Whether the user named each file.
+
+    Raises:
+        UserError: The size of a file is unknown, or a link cannot be followed.
+    """
+    pattern = path[len(root) :].lstrip("/") if strict else ""
+    key_start = len(root) + 1 if root else 0
+    names = names_by_ls(fs) if strict else names_by_folder(infos)
+    entries = []
+    for name, info in infos.items():
+        key = name[len(root) :].lstrip("/")
+        if info.get("type") == "directory" or not key or is_hidden(key, pattern):
+            continue
+        if len(infos) > 1 and root and is_written_by_nano3(name, key_start, names):
+            continue
+        if info.get("type", "file") != "file" or "size" not in info:
+            if not strict and not may_hold_text(key):
+                continue
+            info = follow_link(fs, name)
+        if info.get("size") is None:
+            raise UserError(
+                f"{fs.unstrip_protocol(name)}: its size is unknown, so a broken transfer would go unnoticed. Download "
+                f"it, and set path to the local file."
+            )
+        entries.append(remote_entry(key, info))
+    return entries
+
+
+def basename(path: str) -> str:
+    """Return the last name of a path on a store."""
+    return path.rstrip("/").rpartition("/")[2]
+
+
+def names_by_ls(fs: Any) -> Callable[[str], Collection[str]]:
+    """Return a function from a folder to the names in it that nano3 wrote; it lists the folder."""
+    return cache(lambda folder: non_text_names([basename(name) for name in fs.ls(folder, detail=False)]))
+
+
+def names_by_folder(paths: Collection[str]) -> Callable[[str], Collection[str]]:
+    """Return a function from a folder to the names in it that nano3 wrote.
+
+    Args:
+        paths: All files, so that the names in each folder are known without asking the store.
+    """
+    children: dict[str, set[str]] = {}
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        while name and name not in (known := children.setdefault(folder, set())):
+            known.add(name)
+            folder, _, name = folder.rpartition("/")
+    return cache(lambda folder: non_text_names(children.get(folder, ())))
+
+
+def follow_link(fs: Any, name: str) -> dict[str, Any]:
+    """Return fsspec's `info` of what a link points to.
+
+    Args:
+        fs: The fsspec file system.
+        name: Path of the link.
+
+    Raises:
+        UserError: It is broken, or points to anything but a file.
+    """
+    url = fs.unstrip_protocol(name)
+    try:
+        info: dict[str, Any] = fs.info(name)
+    except FileNotFoundError as error:
+        raise UserError(f"{url} is a broken link. Repair or delete it.") from error
+    if info.get("type") != "file":
+        raise UserError(f"{url} is a link that is not followed. Replace it by the files, or give their own URL.")
+    return info
 
 
 def remote_entry(key: str, info: dict[str, Any]) -> FileEntry:
-    """Return the entry of a file that fsspec's `info` describes."""
+    """Return the entry of a file that fsspec's `info` describes.
+
+    The modification time is left out if the store identifies the content. A weak ETag of HTTP does not.
+    """
     tag = info.get("ETag") or info.get("etag") or info.get("md5Hash") or info.get("checksum")
-    time = info.get("mtime")
-    nanoseconds = int(time * 1e9) if isinstance(time, int | float) else 0
-    return FileEntry(key, int(info["size"] or 0), str(tag).strip('"') if tag else None, nanoseconds)
+    if str(tag).startswith("W/"):
+        tag = None
+    time = 0 if tag else modification_time(info)
+    return FileEntry(key, int(info["size"]), str(tag).strip('"') if tag else None, time)
+
+
+def modification_time(info: dict[str, Any]) -> int:
+    """Return the modification time in fsspec's `info` in nanoseconds since the epoch, or 0 if it is unknown."""
+    value: Any = next((info[name] for name in TIME_FIELDS if info.get(name)), None)
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = parsedate_to_datetime(value) if "," in value else datetime.fromisoformat(value)
+    if isinstance(value, datetime):
+        value = value.timestamp()
+    return int(value * 1e9) if isinstance(value, int | float) else 0
 
 
 def raise_hidden_error(fs: Any, path: str) -> None:
@@ -324,6 +524,8 @@ def driver_errors() -> tuple[type[Exception], ...]:
 def describe_driver_error(error: Exception) -> str:
     """Return the message of a driver's error, and a hint what to set."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        text = f"{error.filename}: {text}"
     hint = ""
     if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
         hint = " Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,14 @@ ROWS = [{"text": "one", "n": 1}, {"text": "two, {x} \u00e9"}, {"text": "three\n\
 TEXTS = [row["text"] for row in ROWS]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 PRETTY = "\n".join(json.dumps(row, indent=2, ensure_ascii=False) for row in ROWS)
+
+
+def zip_archive() -> bytes:
+    """Return a zip archive with one text member."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("000.txt", "one")
+    return out.getvalue()
 
 
 def tar() -> bytes:
@@ -59,6 +68,7 @@ INPUTS: dict[str, tuple[bytes | None, list[str] | None]] = {
     "a.csv": (CSV.encode(), None),
     "a.tsv.gz": (gzip.compress(CSV.replace(",", "\t").encode()), None),
     "a.tar": (tar(), None),
+    "a.zip": (zip_archive(), None),
     "path.jsonl": ("".join(json.dumps({"doc": row}) + "\n" for row in ROWS).encode(), TEXTS),
     "list.json": (json.dumps([{"text": text.split("\n")} for text in TEXTS]).encode(), TEXTS),
     "bare_list.json": (json.dumps([{"text": text.split("\n")} for text in TEXTS]).encode(), None),

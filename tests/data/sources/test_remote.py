@@ -11,10 +11,12 @@ from typing import Any
 
 import fsspec
 import pytest
-from data_helpers import documents, reference, run, source, texts, tree, write
+from data_helpers import documents, options, plan_build, reference, run, source, texts, tree, write
 from hub_server import COMMIT, Hub, HubEnv
 
-from nano3.utils.errors import UserError
+from nano3.data.build.run import finalize, run_task
+from nano3.data.sources.discovery import discover_files
+from nano3.utils.errors import Failure, UserError
 
 
 @pytest.fixture
@@ -176,8 +178,17 @@ def test_s3(tmp_path: Path, byte_bpe: Path, monkeypatch: pytest.MonkeyPatch) -> 
         run(tmp_path / "in", tmp_path / "local", byte_bpe)
         assert sorted(documents(tmp_path / "s3")) == sorted(documents(tmp_path / "local"))
         assert run([source("s3://bucket/data/*.parquet")], tmp_path / "glob", byte_bpe).datasets[0].documents == 200
-        with pytest.raises(UserError, match="s3://bucket/none"):
-            run([source("s3://bucket/none")], tmp_path / "none", byte_bpe)
+        plan = plan_build([source("s3://bucket/data")], options(tmp_path / "edit", byte_bpe), "test")
+        run_task(plan, 0, 1)
+        text = fs.cat("bucket/data/0.jsonl")
+        fs.pipe("bucket/data/0.jsonl", text.swapcase())
+        with pytest.raises(Failure, match=r"s3://bucket/data/0\.jsonl: was changed while the data was made"):
+            finalize(plan)
+        fs.put(str(tmp_path / "local"), "bucket/data/prepared", recursive=True)  # output of nano3 is not read
+        assert discover_files(source("s3://bucket/data"), "/nowhere").keys == ["0.jsonl", "1.parquet", "2.jsonl.gz"]
+        for path in ("data/**/*.json", "none"):
+            with pytest.raises(UserError, match=r"s3://bucket/.*: no file or folder at this URL"):
+                discover_files(source(f"s3://bucket/{path}"), "/nowhere")
     finally:
         server.kill()
         server.wait()
