@@ -5,7 +5,7 @@ from pathlib import Path
 
 from launch import job_records, local
 from launch import sweep as sweeping
-from launch.check import check_jobs
+from launch.check import check_jobs, check_not_torchrun
 from launch.follow import follow, follow_attached, say
 from launch.job import Job
 from launch.lock import hold_run_lock
@@ -35,6 +35,7 @@ def run(jobs: list[Job], *, dry_run: bool = False, sweep: bool = False) -> int:
         raise UserError("There is nothing to run.")
     if len(jobs) > 1 and not sweep:
         raise UserError(f"There are {len(jobs)} jobs, but this is not a sweep. Add --multirun to sweep.")
+    check_not_torchrun("start the same jobs")
     check_jobs(jobs)
     if sweep:
         return _sweep(jobs, dry_run)

@@ -66,7 +66,7 @@ class Array:
         if problems := self.problems(then):
             raise UserError(problems)
         cluster = self.cluster
-        if cluster.kind == "slurm" and cluster.container_runtime != "none" and self.container is None:
+        if cluster.kind == "slurm" and cluster.container_runtime not in ("none", "auto") and self.container is None:
             say(f"{self.name} runs without a container: its key container is not set")
         if then and then.finished and not dry_run:
             say(finished_message(then))

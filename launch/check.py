@@ -1,5 +1,6 @@
 """Check jobs before anything starts, and report all problems at once."""
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from nano3.utils.errors import UserError, did_you_mean
 
 _KINDS = ("local", "slurm")
 _MODES = ("attached", "detached")
-_RUNTIMES = ("none", "pyxis", "apptainer")
+_RUNTIMES = ("auto", "none", "pyxis", "apptainer")
 # Options set by launch: logs, exit codes and signals depend on their values.
 _RESERVED_OPTIONS = {
     "array", "chdir", "error", "job-name", "no-requeue", "ntasks-per-node", "nodes", "open-mode", "output", "parsable",
@@ -22,9 +23,10 @@ _RESERVED_OPTIONS = {
 _RANK_COUNTS = ("nodes", "ntasks_per_node", "gpus_per_node")
 _SLURM_ONLY = (
     *_RANK_COUNTS, "mode", "account", "partition", "qos", "cpus_per_task", "mem", "time", "array_parallelism",
-    "mpi", "sbatch_args", "srun_args",
+    "mpi", "sbatch_args", "srun_args", "python", "mounts", "signal_delay_s", "max_requeues", "max_crashes", "poll_s",
 )  # fmt: skip
 _DEFAULTS = ClusterConfig()
+_PLAIN = "python -m nano3.NAME ... without torchrun."
 _SLURM_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,@:+/-]*")
 
 
@@ -46,6 +48,19 @@ def find_problems(jobs: list[Job]) -> list[str]:
     if not found:
         found.update(dict.fromkeys(_machine_problems(jobs)))
     return list(found)
+
+
+def check_not_torchrun(what: str) -> None:
+    """Raise UserError if torchrun has started this command as one of several processes.
+
+    Args:
+        what: What each of them would do, for the message.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and "RANK" in os.environ:
+        raise UserError(
+            f"torchrun has started this command {world} times, and each would {what}. Start it once: {_PLAIN}"
+        )
 
 
 def cluster_problems(cluster: ClusterConfig) -> list[str]:
@@ -91,7 +106,7 @@ def _number_problems(cluster: ClusterConfig) -> Iterator[str]:
 
 
 def _local_problems(cluster: ClusterConfig) -> Iterator[str]:
-    if cluster.container_runtime != "none":
+    if cluster.container_runtime not in ("none", "auto"):
         yield "cluster.container_runtime works with cluster.kind=slurm only. Run nano3 inside the container instead."
     if cluster.setup:
         yield "cluster.setup is for Slurm jobs only. Run these lines in this shell before nano3 instead."
@@ -106,6 +121,11 @@ def _local_problems(cluster: ClusterConfig) -> Iterator[str]:
 
 def _slurm_problems(job: Job) -> Iterator[str]:
     cluster = job.cluster
+    if cluster.nproc_per_node != _DEFAULTS.nproc_per_node:
+        yield (
+            f"cluster.nproc_per_node={cluster.nproc_per_node} sets the ranks on this machine. On Slurm set "
+            "cluster.ntasks_per_node, and cluster.nodes."
+        )
     for key in ("account", "partition", "qos"):
         value = getattr(cluster, key)
         if value is not None and not _SLURM_NAME.fullmatch(value):

@@ -18,6 +18,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 import launch
+from launch import environment
 from launch.job_records import check_not_active
 from launch.lock import hold_run_lock
 from nano3.artifacts.resolver import resolve_reference, wandb_settings_from
@@ -64,6 +65,8 @@ def train_torchrun_rank(cfg: DictConfig, run_dir: Path) -> int:
     """
     from nano3.training import rank_main  # only ranks need it
 
+    if problems := torchrun_problems(cfg):
+        raise UserError(problems)
     data = resolve_data(cfg)
     config, preview = validate(cfg, data, run_dir)
     if config.dry_run:
@@ -77,12 +80,26 @@ def train_torchrun_rank(cfg: DictConfig, run_dir: Path) -> int:
         return rank_main.train(config, run_dir)
 
 
+def torchrun_problems(cfg: DictConfig) -> list[str]:
+    """Return why the ranks that torchrun started cannot train with this configuration."""
+    started, wanted = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), cfg.cluster.nproc_per_node
+    if cfg.cluster.kind == "slurm":
+        return [
+            "torchrun starts the ranks on this machine, and this cluster profile submits to Slurm. Leave out torchrun "
+            "to submit, or leave out cluster=... to train here."
+        ]
+    if wanted not in (1, started):
+        return [f"cluster.nproc_per_node={wanted} has no effect: torchrun has started {started} ranks. Leave it out."]
+    return []
+
+
 def make_job(
     cfg: DictConfig,
     run_dir: Path,
     label: str,
     data: DataReference | None = None,
     overrides: Sequence[str] | None = None,
+    vocab_size: int | None = None,
 ) -> launch.Job:
     """Check a composed configuration and return the job that launch starts.
 
@@ -92,10 +109,11 @@ def make_job(
         label: The label of a sweep point; "" for a single run.
         data: The data, if it is still being prepared.
         overrides: The words to record, if they are not those of this command line.
+        vocab_size: Ids of the data's tokenizer, if the data is still being prepared.
     """
     found = data or resolve_data(cfg)
     words = task_overrides() if overrides is None else list(overrides)
-    config, preview = validate(cfg, found, run_dir, label)
+    config, preview = validate(cfg, found, run_dir, label, vocab_size)
     if not label and (warning := experiment_override_warning(words)):
         warn(warning)
 
@@ -120,7 +138,9 @@ def make_job(
     )
 
 
-def validate(cfg: DictConfig, data: DataReference, run_dir: Path, label: str = "") -> tuple[PretrainConfig, str]:
+def validate(
+    cfg: DictConfig, data: DataReference, run_dir: Path, label: str = "", vocab_size: int | None = None
+) -> tuple[PretrainConfig, str]:
     """Return the resolved configuration, typed and as text, and print the preflight table.
 
     Args:
@@ -128,6 +148,7 @@ def validate(cfg: DictConfig, data: DataReference, run_dir: Path, label: str = "
         data: The data of the run.
         run_dir: The run folder.
         label: The label of a sweep point.
+        vocab_size: Ids of the data's tokenizer, if the data is still being prepared.
 
     Raises:
         UserError: Lists every problem found.
@@ -136,7 +157,7 @@ def validate(cfg: DictConfig, data: DataReference, run_dir: Path, label: str = "
     if problems := abandoned_checkpoint_problems(run_dir, config):
         raise UserError(problems)
     late = late_settings_warning(run_dir, config)
-    table("Preflight", ["what", "value"], run_preflight(config).rows)
+    table("Preflight", ["what", "value"], run_preflight(config, vocab_size).rows)
     if late:
         warn(late)
     return config, run_config_text(config)
@@ -155,7 +176,7 @@ def resolve_data(cfg: DictConfig) -> DataReference:
 
 
 def resolve_paths(config: PretrainConfig, data: DataReference, run_dir: Path, label: str = "") -> PretrainConfig:
-    """Return the configuration with the data folder, all paths and the default decay filled in.
+    """Return the configuration with the data folder, all paths, the container runtime and the default decay filled in.
 
     An alias or a relative path could later refer to something else. A sweep point gets its own folder inside the given
     checkpoint and TensorBoard folders, since points would otherwise share them.
@@ -172,6 +193,7 @@ def resolve_paths(config: PretrainConfig, data: DataReference, run_dir: Path, la
     own = save / label if given.save else save
     return replace(
         with_default_decay(config),
+        cluster=environment.resolve_runtime(config.cluster, config.run.env.container),
         run=replace(config.run, data=data.folder, output_dir=str(run_dir)),
         checkpoint=replace(given, save=str(own), load=str(own if load == save else load)),
         logger=replace(config.logger, tensorboard_dir=str(absolute_path(board) / label) if board else None),
@@ -183,8 +205,12 @@ def absolute_path(path: str | Path) -> Path:
     return normalize_path(expand_user(path))
 
 
-def run_preflight(config: PretrainConfig) -> Preflight:
+def run_preflight(config: PretrainConfig, vocab_size: int | None = None) -> Preflight:
     """Check everything that can be known before a rank starts.
+
+    Args:
+        config: The run's configuration, with resolved paths.
+        vocab_size: Ids of the data's tokenizer, if the data is still being prepared.
 
     Raises:
         UserError: Lists every problem found.
@@ -192,14 +218,36 @@ def run_preflight(config: PretrainConfig) -> Preflight:
     problems = backend.name_problems(config.backend)
     if problems:
         raise UserError(problems)
-    if config.cluster.kind == "local" and not config.dry_run:
-        problems += backend.missing_problems(config.backend)
+    missing = missing_package_problems(config)
+    certain = not config.dry_run and not environment.may_be_added(config.cluster)
+    problems += missing if certain else []
+    if config.cluster.kind == "local" and config.cluster.tasks > 1:
+        problems.append(f"cluster.tasks={config.cluster.tasks} is for data preparations on Slurm; leave it out.")
     problems += run_folders.unwritable_problems(config)
-    result = preflight(config)
+    result = preflight(config, vocab_size)
     problems += result.problems
     if problems:
         raise UserError(problems)
+    text = environment.describe(config.cluster, config.run.env.container, "run.env.container")
+    result.rows.insert(0, ("ranks run in", text))
+    result.rows.extend(("warning", problem) for problem in missing if not certain)
     return result
+
+
+def missing_package_problems(config: PretrainConfig) -> list[str]:
+    """Return one message if the Python of the ranks lacks packages of the backend, as far as this machine can know."""
+    cluster, image = config.cluster, config.run.env.container
+    if cluster.container_runtime == "none" and cluster.python is None and cluster.kind == "local":
+        return backend.missing_problems(config.backend)
+    chosen = backend.load(config.backend)
+    missing = environment.missing_packages(cluster, [*chosen.PACKAGES, "omegaconf", "rich"])
+    if not missing:
+        return []
+    lines = [f"backend={config.backend} needs {', '.join(missing)}, not installed where the ranks will run:"]
+    lines += [f"{environment.describe(cluster, image, 'run.env.container')}."]
+    lines += [f"To use the image: cluster.container_runtime={'pyxis' if environment.has_pyxis() else 'apptainer'}."]
+    lines += [f"To install into this Python: {chosen.INSTALL}. For another Python: cluster.python=/path/to/python."]
+    return ["\n  ".join(lines if image else [*lines[:2], *lines[3:]])]
 
 
 if __name__ == "__main__":

@@ -36,6 +36,22 @@ from nano3.utils.redaction import is_secret
 EXPECTED_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, Nano3Error)
 # Hydra accepts only one of these flags at a time.
 EXCLUSIVE_FLAGS = ("-m", "--multirun", "--run", "-r", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
+# Keys of Hydra that have no effect on an application, and what to set instead.
+_NO_EFFECT = {
+    "pretrain": {
+        "hydra.run.dir": "Set run.output_dir, or run.name.",
+        "hydra.sweep.subdir": "The folder of a sweep point is named after the keys that vary.",
+        "hydra.output_subdir": "RUN/starts keeps the configuration of every start.",
+        "hydra.job.chdir": "Ranks work in the folder of the command.",
+    },
+    "data_prep": {
+        "hydra.run.dir": "Set output_dir.",
+        "hydra.sweep.dir": "Set output_dir; each point gets a folder in it.",
+        "hydra.sweep.subdir": "The folder of a sweep point is named after the keys that vary.",
+        "hydra.output_subdir": "manifest.json records the options.",
+        "hydra.job.chdir": "A preparation works in the folder of the command.",
+    },
+}
 # Errors of composing a configuration. Hydra raises ValueError and OSError for a member's file without keys.
 COMPOSITION_ERRORS = (ConfigCompositionException, MissingConfigException, yaml.YAMLError, ValueError, OSError)
 
@@ -86,6 +102,7 @@ def problems_before_composing(name: str, line: CommandLine) -> list[str]:
     """Return everything that is wrong with the command line, if Hydra would explain part of it badly or not at all."""
     found = [*conf_dir_problems(), *flag_problems(name, line), *override_problems(name, line, check_members=False)]
     found += converted_text_problems(name, line)
+    found += [f"{o.word} has no effect. {_NO_EFFECT[name][o.key]}" for o in line.overrides if o.key in _NO_EFFECT[name]]
     if not found:
         return []
     return [

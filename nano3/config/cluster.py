@@ -54,8 +54,8 @@ class ClusterConfig:
     # Seconds between queries of the Slurm queue while attached.
     poll_s: float = 2.0
 
-    # Container runtime: none, pyxis or apptainer. The image is set with run.env.container, or
-    # with container for data preparation.
+    # Container runtime: none, pyxis, apptainer, or auto (pyxis if there is an image and Slurm has pyxis, else none).
+    # The image is set with run.env.container, or with container for data preparation.
     container_runtime: str = "none"
     # Additional container mounts, each "host:container[:flags]". The folders that nano3 itself
     # reads and writes are always mounted.

@@ -52,12 +52,13 @@ def compose_followup(config: DataPrepConfig) -> DictConfig:
     raise UserError([f"then: {problem}" for problem in problems])
 
 
-def check_followup(cfg: DictConfig, data: Path) -> DictConfig:
+def check_followup(cfg: DictConfig, data: Path, vocab_size: int | None = None) -> DictConfig:
     """Point a run at data that does not exist yet and run all preflight checks that need no data.
 
     Args:
         cfg: Composed configuration of the run; changed in place.
         data: Absolute path of the output folder of the preparation.
+        vocab_size: Ids of the preparation's tokenizer, if known.
 
     Returns:
         `cfg`.
@@ -72,11 +73,30 @@ def check_followup(cfg: DictConfig, data: Path) -> DictConfig:
         to_typed_config(cfg), DataReference(str(data), str(data), ""), absolute_path(cfg.run.output_dir)
     )
     # The folder may hold other data that this preparation replaces, so check without data.
-    run_preflight(replace(config, run=replace(config.run, data=os.devnull)))
+    run_preflight(replace(config, run=replace(config.run, data=os.devnull)), vocab_size)
     return cfg
 
 
-def make_followup_job(cfg: DictConfig, overrides: list[str], content: str, reference: str | None) -> launch.Job:
+def check_vocabulary(cfg: DictConfig, data: Path, vocab_size: int) -> None:
+    """Repeat the checks of `check_followup` for the preparation's tokenizer.
+
+    Args:
+        cfg: Result of `compose_followup`.
+        data: Absolute path of the output folder of the preparation.
+        vocab_size: Ids of the tokenizer.
+
+    Raises:
+        UserError: With all problems.
+    """
+    try:
+        check_followup(cfg, data, vocab_size)
+    except UserError as error:
+        raise UserError([f"then: {problem}" for problem in error.problems]) from None
+
+
+def make_followup_job(
+    cfg: DictConfig, overrides: list[str], content: str, reference: str | None, vocab_size: int | None
+) -> launch.Job:
     """Return the job of the follow-up run.
 
     Args:
@@ -84,6 +104,9 @@ def make_followup_job(cfg: DictConfig, overrides: list[str], content: str, refer
         overrides: The words after --then.
         content: Content fingerprint of the data.
         reference: Artifact reference of the data; None while it is not registered.
+        vocab_size: Ids of the preparation's tokenizer while the data is not prepared, else None.
     """
     data = DataReference(reference or cfg.run.data, cfg.run.data, content)
-    return make_job(cfg, absolute_path(cfg.run.output_dir), label="", data=data, overrides=overrides)
+    return make_job(
+        cfg, absolute_path(cfg.run.output_dir), label="", data=data, overrides=overrides, vocab_size=vocab_size
+    )

@@ -5,6 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 import launch
+from launch.check import check_not_torchrun
 from nano3.data.build.resume_build import find_complete_data
 from nano3.data.build.run import prepare_request, print_plan, write_plan
 from nano3.data.dataset import output_dir
@@ -22,13 +23,15 @@ def data_prep(cfg: DictConfig) -> int:
     Returns:
         Exit code.
     """
+    check_not_torchrun("prepare the same data")
     prep = validate(cfg)
     if prep.config.dry_run:
         print_plan(prep.request)
     if prep.config.cluster.kind == "slurm":
         return submit_to_slurm(prep)
     if prep.config.dry_run:
-        return 0
+        job = followup_job(prep, prep.request.content)
+        return launch.run([job], dry_run=True) if job else 0
     manifest = prepare_request(prep.request)
     return register_and_follow(prep, manifest)
 
@@ -66,4 +69,5 @@ def followup_job(prep: Preparation, content: str, reference: str | None = None) 
         return None
     from nano3.prep.followup_run import make_followup_job  # imports nano3.training
 
-    return make_followup_job(prep.followup, prep.config.then, content, reference)
+    vocab_size = None if reference else prep.request.tokenizer.vocab_size
+    return make_followup_job(prep.followup, prep.config.then, content, reference, vocab_size)

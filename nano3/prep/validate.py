@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from launch import environment
 from launch.names import sweep_labels
 from nano3.artifacts import store, wandb_mirror
 from nano3.artifacts.names import alias_for, slugify
@@ -93,6 +94,10 @@ def validate(cfg: DictConfig) -> Preparation:
         raise combine_errors([*failures, UserError(check_options(options)), *collect_problems(sources, options)])
     request = make_request(sources, options, blend)
     check_output_dir(request)
+    if followup is not None:
+        from nano3.prep.followup_run import check_vocabulary  # imports nano3.training
+
+        check_vocabulary(followup, Path(config.output_dir).absolute(), request.tokenizer.vocab_size)
     return Preparation(config, request, registration, followup)
 
 
@@ -106,7 +111,7 @@ def compose_followup_if_any(config: DataPrepConfig) -> DictConfig | None:
 
 
 def expand_paths(config: DataPrepConfig) -> DataPrepConfig:
-    """Return a copy with ~ expanded in output_dir, job_dir, and blend_path, and ".." resolved in the first two."""
+    """Return a copy with ~ expanded in paths, ".." resolved in output_dir and job_dir, and the container runtime."""
     paths: dict[str, str | None] = {key: getattr(config, key) for key in ("output_dir", "job_dir", "blend_path")}
     expanded = {key: str(expand_user(path)) for key, path in paths.items() if path}
     for key in ("output_dir", "job_dir"):
@@ -114,6 +119,7 @@ def expand_paths(config: DataPrepConfig) -> DataPrepConfig:
             expanded[key] = str(normalize_path(expanded[key]))
     return replace(
         config,
+        cluster=environment.resolve_runtime(config.cluster, config.container),
         output_dir=expanded.get("output_dir", config.output_dir),
         job_dir=expanded.get("job_dir", config.job_dir),
         blend_path=expanded.get("blend_path", config.blend_path),

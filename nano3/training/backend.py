@@ -15,7 +15,9 @@ BACKENDS = ("transformers", "megatron")
 class Backend(Protocol):
     """What a backend module provides. Only `train` imports torch."""
 
-    # How to install the packages that `missing` checks for.
+    # Modules that a rank imports.
+    PACKAGES: tuple[str, ...]
+    # How to install them.
     INSTALL: str
 
     def missing(self) -> list[str]:

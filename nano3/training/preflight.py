@@ -84,8 +84,13 @@ class IterationRange:
         return f"{self.iterations:,} (from {self.done:,} to {self.end:,} of {self.total:,})"
 
 
-def preflight(config: PretrainConfig) -> Preflight:
-    """Check a configuration and estimate its run. Read the data's manifest if run.data is a prepared folder."""
+def preflight(config: PretrainConfig, vocab_size: int | None = None) -> Preflight:
+    """Check a configuration and estimate its run. Read the data's manifest if run.data is a prepared folder.
+
+    Args:
+        config: The run's configuration.
+        vocab_size: Ids of the tokenizer of data that is still to be prepared; run.data is then not read.
+    """
     megatron = config.backend == "megatron"
     known = schema.load_bundled(config.recipe._target_) if megatron else None
     layout = parallel_layout(config, known)
@@ -98,8 +103,9 @@ def preflight(config: PretrainConfig) -> Preflight:
     result.problems.extend(run_section_problems(config, here=uses_this_python(config) and not config.dry_run))
     result.problems.extend(schedule_problems(config))
     result.problems.extend(layout_problems(config, layout))
-    data = _open_prepared_data(config, result)
-    model = architecture_from_config(config, known, data.vocab_size if data else _expected_vocab_size(config, known))
+    data = _open_prepared_data(config, result) if vocab_size is None else None
+    vocab_size = data.vocab_size if data else vocab_size
+    model = architecture_from_config(config, known, vocab_size or _expected_vocab_size(config, known))
     if megatron and model:
         result.problems.extend(divisibility_problems(model, layout.tensor, layout.expert))
     _add_model_rows(config, layout, model, result)
@@ -108,8 +114,9 @@ def preflight(config: PretrainConfig) -> Preflight:
     result.warnings.extend(preview.warnings)
     span = iteration_range(config, preview.point)
     _add_length_rows(config, layout, model, span, result)
+    if vocab_size:
+        result.problems.extend(vocabulary_problems(config, vocab_size))
     if data:
-        result.problems.extend(vocabulary_problems(config, data.vocab_size))
         if known:
             result.problems.extend(tokenizer_problems(settings.override_settings(config.megatron, known), data))
         _add_data_rows(config, data, span, result)

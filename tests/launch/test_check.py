@@ -34,6 +34,9 @@ def problems(job: launch.Job) -> list[str]:
         ({"sbatch_args": ["--exclusive"]}, "cluster.sbatch_args=['--exclusive'] is for Slurm jobs"),
         ({"setup": ["module load cuda"]}, "cluster.setup is for Slurm jobs only."),
         ({"container_runtime": "pyxis"}, "cluster.container_runtime works with cluster.kind=slurm only."),
+        ({"python": "/p"}, "cluster.python=/p is for Slurm jobs"),
+        ({"mounts": ["/a:/a"]}, "cluster.mounts=['/a:/a'] is for Slurm jobs"),
+        ({"max_crashes": 1}, "cluster.max_crashes=1 is for Slurm jobs"),
         ({"nodes": 0}, "cluster.nodes=0 is too small. The minimum is 1."),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
@@ -46,6 +49,7 @@ def test_slurm_keys_are_rejected_on_this_machine(make_job: Any, keys: dict[str, 
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
+        ({"kind": "slurm", "nproc_per_node": 8}, "cluster.nproc_per_node=8 sets the ranks on this machine."),
         ({"kind": "slrum"}, "cluster.kind=slrum is not known. Did you mean 'slurm'?"),
         ({"mode": "background"}, "cluster.mode=background is not known. Allowed: attached, detached."),
         ({"container_runtime": "docker"}, "cluster.container_runtime=docker is not known."),
@@ -184,3 +188,10 @@ def test_mixed_sweep(make_job: Any, recorder: Path) -> None:
 
 def test_every_default_profile_key_is_accepted(make_job: Any, recorder: Path) -> None:
     assert problems(launch.Job("n", Path("x"), "a:b", (), ClusterConfig(kind="slurm"))) == []
+
+
+def test_several_processes_of_torchrun_do_not_submit_the_same(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(UserError, match="torchrun has started this command 2 times"):
+        launch.run([make_job(kind="slurm")])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -135,6 +136,14 @@ def test_the_followup_run_is_checked_before_any_work(cli: Commands) -> None:
     assert "then: train.global_batch_size=3 is not a multiple" in done.stderr
     assert "then: run.name" in done.stderr
     assert not (cli.folder / "out").exists()
+
+
+def test_the_run_after_is_shown_with_the_size_of_the_tokenizer(cli: Commands) -> None:
+    words = [*PREP, blend(cli, "b.json"), "output_dir=out"]
+    done = cli(*words, "dry_run=true", "--then", "+experiment=quickstart")
+    assert re.search(r"^parameters .*\(vocabulary 4,096\)$", done.stdout, re.MULTILINE), done.stdout
+    bad = cli(*words, "--then", "+experiment=quickstart", "model.vocab_size=9", code=2)
+    assert "then: model.vocab_size=9 is less than the data's vocabulary of 4096" in bad.stderr
 
 
 @pytest.mark.parametrize("words", [["data_blend=sample", "dry_run=true"], ["data_blend=sample", "sample=20"]])

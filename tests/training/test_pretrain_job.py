@@ -1,6 +1,7 @@
 """A run before its first rank: checked as a whole, with its data resolved, and written only when it starts."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import launch
 from nano3.cli.app import register_config
 from nano3.cli.config_groups import conf_dir
 from nano3.data.dataset.manifest import load_manifest
-from nano3.pretrain import absolute_path, make_job, resolve_data, run_preflight, validate
+from nano3.pretrain import absolute_path, make_job, pretrain, resolve_data, run_preflight, validate
 from nano3.training.run.record import load_run_config, read_latest_start
 from nano3.utils.errors import UserError
 
@@ -60,7 +61,7 @@ def test_making_a_job_writes_nothing(composed: Compose, tmp_path: Path) -> None:
 
 
 def test_what_is_shown_is_what_the_ranks_read(composed: Compose, tmp_path: Path) -> None:
-    cfg = composed("cluster.poll_s=7")
+    cfg = composed("+cluster.env.A=7")
     config, text = validate(cfg, resolve_data(cfg), tmp_path / "run")
     start(job(cfg))
     assert (tmp_path / "run/config.yaml").read_text() == text
@@ -75,7 +76,7 @@ def test_a_dollar_that_was_typed_as_text_reaches_the_ranks(composed: Compose, tm
 
 def test_another_run_in_the_same_folder_is_noticed(composed: Compose, tmp_path: Path) -> None:
     start(job(composed()))
-    assert not job(composed("cluster.poll_s=7")).changed
+    assert not job(composed("+cluster.env.A=7")).changed
     assert job(composed("train.seed=7")).changed
     assert read_latest_start(tmp_path / "run")["overrides"] == ["train.seq_length=32"]
 
@@ -136,18 +137,61 @@ def test_a_user_mistake_is_reported_before_anything_is_written(
     assert sorted(tmp_path.iterdir()) == []
 
 
+LACKING = "needs nobody_has_this, not installed"
+
+
 @pytest.mark.parametrize(
-    ("kind", "dry_run", "message"), [("local", False, True), ("local", True, False), ("slurm", False, False)]
+    ("words", "problem", "warning"),
+    [
+        (["cluster.kind=local"], f"{LACKING} in this Python: the remedy", ""),
+        (["cluster.kind=local", "dry_run=true"], "", LACKING),
+        (["cluster.kind=slurm"], f"{LACKING} where the ranks will run:\\n  this Python, ", ""),
+        (["cluster.kind=slurm", "dry_run=true"], "", LACKING),
+        (["cluster.kind=slurm", "cluster.setup=[module load torch]"], "", LACKING),
+        (["cluster.kind=slurm", "cluster.container_runtime=pyxis", "run.env.container=i"], "", ""),
+        (["cluster.kind=slurm", "cluster.python=/on/compute/nodes/only"], "", ""),
+        (["cluster.kind=slurm", "run.env.container=i"], "run.env.container=i not used .*\n.*To use the image: ", ""),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_package_is_missed_only_where_the_ranks_will_run(
-    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, dry_run: bool, message: bool
+def test_a_package_is_missed_where_the_ranks_will_run(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], problem: str, warning: str
 ) -> None:
     monkeypatch.setattr("nano3.training.hf.backend.PACKAGES", ("nobody_has_this",))
     monkeypatch.setattr("nano3.training.hf.backend.INSTALL", "the remedy")
-    cfg = composed(f"cluster.kind={kind}", f"dry_run={dry_run}")
-    if not message:
-        config, _ = validate(cfg, resolve_data(cfg), tmp_path / "run")
-        assert run_preflight(config).problems == []
+    cfg = composed(*words)
+    if problem:
+        with pytest.raises(UserError, match=problem):
+            validate(cfg, resolve_data(cfg), tmp_path / "run")
         return
-    with pytest.raises(UserError, match="needs nobody_has_this, not installed in this Python: the remedy"):
-        validate(cfg, resolve_data(cfg), tmp_path / "run")
+    config, _ = validate(cfg, resolve_data(cfg), tmp_path / "run")
+    rows = run_preflight(config).rows
+    assert rows[0][0] == "ranks run in"
+    assert [LACKING in text for name, text in rows if name == "warning" and "nobody" in text] == (
+        [True] if warning else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["cluster.kind=slurm"], "this cluster profile submits to Slurm"),
+        (["cluster.nproc_per_node=4"], "cluster.nproc_per_node=4 has no effect: torchrun has started 2 ranks"),
+    ],
+)
+def test_torchrun_and_a_key_that_it_would_ignore(
+    composed: Compose, monkeypatch: pytest.MonkeyPatch, words: list[str], says: str
+) -> None:
+    for key, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(UserError, match=says):
+        pretrain(composed(*words))
+
+
+def test_the_vocabulary_of_data_that_is_being_prepared(composed: Compose, tmp_path: Path) -> None:
+    cfg = composed()
+    config, _ = validate(cfg, resolve_data(cfg), tmp_path / "run")
+    rows = dict(run_preflight(config, vocab_size=777).rows)
+    assert "(vocabulary 896)" in rows["parameters"] and "data" not in rows
+    with pytest.raises(UserError, match="less than the data's vocabulary of 777"):
+        run_preflight(replace(config, model=replace(config.model, vocab_size=9)), vocab_size=777)
