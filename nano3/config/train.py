@@ -101,3 +101,9 @@ class CheckpointConfig:
     save_interval: int = 100
     # Keep only this many of the newest checkpoints; 0 keeps all.
     keep_last: int = 2
+    # What a damaged newest checkpoint leads to. fallback: it is renamed to iter_*.damaged and the run resumes from the
+    # newest sound one before it. refuse: the run does not start.
+    on_damage: str = "fallback"
+    # End the run after this many failed saves in a row, for example on a full disk. Before that, a failed save is
+    # reported and the next one is taken at the next interval. The last save of a run must not fail.
+    max_failed_saves: int = 3

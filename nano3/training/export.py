@@ -24,8 +24,8 @@ from nano3.training.run.checkpoints import (
     iteration_of,
     read_checkpoint_info,
     recorded_checkpoint_dir,
-    verify_checkpoint,
 )
+from nano3.training.run.sound_checkpoints import verify_checkpoint
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import fsync_dir, read_json, temp_name, unwritable_reason
 

@@ -32,7 +32,9 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def save(recorder: SaveRecorder, iteration: int, elapsed_s: float = 1.0, sha256: str = "") -> Path:
     """A checkpoint as a backend leaves it: transformers with the sum of each file, Megatron without."""
     folder = recorder.run_dir / "checkpoints" / f"iter_{iteration:07d}"
-    info = CheckpointInfo(iteration, 0, 0, elapsed_s, 1, {}, {}, {"state.pt": {"sha256": sha256}} if sha256 else {})
+    info = CheckpointInfo(
+        iteration, 0, 0, elapsed_s, 1, {}, {}, {"state.pt": {"bytes": 1, "sha256": sha256}} if sha256 else {}
+    )
     write_json(folder / MARKER, asdict(info))
     recorder(iteration, folder)
     return folder

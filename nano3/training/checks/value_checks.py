@@ -8,6 +8,7 @@ from nano3.artifacts import wandb_mirror
 from nano3.artifacts.names import alias_for, alias_problem
 from nano3.config.model import ModelConfig
 from nano3.config.pretrain import PretrainConfig, megatron_section
+from nano3.training.run.sound_checkpoints import ON_DAMAGE
 from nano3.utils.errors import did_you_mean
 from nano3.utils.provenance import is_installed
 
@@ -29,6 +30,7 @@ def value_problems(config: PretrainConfig) -> list[str]:
         "logger.log_interval": (config.logger.log_interval, 1),
         "checkpoint.save_interval": (c.save_interval, 0 if config.backend == "megatron" else 1),
         "checkpoint.keep_last": (c.keep_last, 0),
+        "checkpoint.max_failed_saves": (c.max_failed_saves, 1),
         "optimizer.lr": (o.lr, 0),
         "optimizer.min_lr": (o.min_lr, 0),
         "optimizer.adam_eps": (o.adam_eps, 0),
@@ -47,6 +49,8 @@ def value_problems(config: PretrainConfig) -> list[str]:
     ]
     if not 0 <= t.seed <= LARGEST_SEED:
         problems.append(f"train.seed={t.seed} must be between 0 and {LARGEST_SEED}.")
+    if c.on_damage not in ON_DAMAGE:
+        problems.append(f"checkpoint.on_damage={c.on_damage}: unknown.{did_you_mean(c.on_damage, ON_DAMAGE)}")
     betas = {"optimizer.adam_beta1": o.adam_beta1, "optimizer.adam_beta2": o.adam_beta2}
     return [*problems, *model_value_problems(config.model)] + [
         f"{name}={beta:g} must be at least 0 and below 1." for name, beta in betas.items() if not 0 <= beta < 1

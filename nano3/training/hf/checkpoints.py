@@ -4,7 +4,7 @@
       state.pt         model, optimizer, scheduler (torch.save)
       rng_00000.pt     random number generators of each rank
       hf/              only in the last one of a run: the model for transformers' from_pretrained, with its tokenizer
-      checkpoint.json  written last: counters, identity of the run, versions, size and sha256 of every file
+      checkpoint.json  written last: counters, identity of the run, versions, size and checksum of every file
 
 A save fills `iter_0000100.tmp` and renames it. torch is imported only where states are written or read.
 """
@@ -13,21 +13,24 @@ import io
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nano3.training.run.checkpoints import MARKER, CheckpointInfo, complete_checkpoints, file_sha256, folder_name
+from nano3.data.dataset.checksum import Checksum
+from nano3.training.run.checkpoints import CheckpointInfo, folder_name, write_checkpoint_info
+from nano3.training.run.failed_saves import SaveError
+from nano3.training.run.sound_checkpoints import describe_files, prune
 from nano3.utils.console import warn
-from nano3.utils.errors import Failure
-from nano3.utils.files import fsync_dir, write_json
+from nano3.utils.files import fsync_dir
 
 
 class CheckpointWriter:
-    """Writes checkpoints in `root`. Every rank calls `save`; `barrier` waits for all ranks."""
+    """Writes checkpoints in `root`. Every rank calls `save`; `any_rank` exchanges a flag and waits for all ranks."""
 
-    def __init__(self, root: Path, keep_last: int, rank: int, barrier: Callable[[], None]) -> None:
-        self.root, self.keep_last, self.rank, self.barrier = root, keep_last, rank, barrier
+    def __init__(self, root: Path, keep_last: int, rank: int, any_rank: Callable[[bool], bool]) -> None:
+        self.root, self.keep_last, self.rank, self.any_rank = root, keep_last, rank, any_rank
 
     def clean(self) -> None:
         """Remove incomplete folders of an interrupted save or removal. Only rank 0 acts."""
@@ -45,46 +48,59 @@ class CheckpointWriter:
             extra: Adds files to the folder; called on rank 0.
 
         Raises:
-            Failure: The checkpoint cannot be written.
+            SaveError: A rank could not write its part; raised on all ranks.
         """
         final = self.root / folder_name(info.iteration)
         temp = final.with_name(final.name + ".tmp")
-        try:
-            if self.rank == 0:
-                shutil.rmtree(temp, ignore_errors=True)
-                temp.mkdir(parents=True)
-            self.barrier()
-            _write(temp / f"rng_{self.rank:05d}.pt", rng)
-            if self.rank == 0:
-                _write(temp / "state.pt", state)
-                if extra is not None:
-                    extra(temp)
-            self.barrier()
-            if self.rank == 0:
-                self._finish(temp, final, info)
-        except OSError as error:
-            if self.rank == 0:
-                shutil.rmtree(temp, ignore_errors=True)  # it may be what fills the disk
-            raise Failure(
-                f"Cannot write checkpoint {final}: {error}. Earlier checkpoints are untouched. Free disk space and "
-                f"start the run again."
-            ) from error
-        self.barrier()
-        return final
+        sums: dict[str, str] = {}  # of what was to be written, so that a write that changes it is found
+        steps: tuple[Callable[[], None], ...] = (
+            lambda: self._make(temp),
+            lambda: self._fill(temp, sums, state, rng, extra),
+            lambda: self._finish(temp, final, info, sums),
+        )
+        for step in steps:
+            error = _write_error(step)
+            if self.any_rank(error is not None):
+                break
+        else:
+            return final
+        if self.rank == 0:
+            shutil.rmtree(temp, ignore_errors=True)  # it may be what fills the disk
+        raise SaveError(
+            f"Cannot write checkpoint {final}: {error or 'another rank failed, see its log'}. Earlier checkpoints are "
+            f"untouched. Free disk space or repair the disk."
+        ) from error
 
-    def _finish(self, temp: Path, final: Path, info: CheckpointInfo) -> None:
-        paths = sorted(p for p in temp.rglob("*") if p.is_file())
-        files = {str(p.relative_to(temp)): {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in paths}
-        for path in [*paths, *{p.parent for p in paths}]:
+    def _make(self, temp: Path) -> None:
+        if self.rank == 0:
+            shutil.rmtree(temp, ignore_errors=True)
+            temp.mkdir(parents=True)
+
+    def _fill(
+        self, temp: Path, sums: dict[str, str], state: Any, rng: Any, extra: Callable[[Path], None] | None
+    ) -> None:
+        name = f"rng_{self.rank:05d}.pt"
+        sums[name] = _write(temp / name, rng)
+        if self.rank == 0:
+            sums["state.pt"] = _write(temp / "state.pt", state)
+            if extra is not None:
+                extra(temp)
+
+    def _finish(self, temp: Path, final: Path, info: CheckpointInfo, sums: dict[str, str]) -> None:
+        if self.rank != 0:
+            return
+        files = describe_files(temp, sums)
+        for path in [*(temp / name for name in files), *{(temp / name).parent for name in files}]:
             _fsync(path)
-        write_json(temp / MARKER, {**asdict(info), "files": files})
+        write_checkpoint_info(temp, replace(info, files=files))
         if final.exists():
             self._remove(final)
         temp.rename(final)
         fsync_dir(self.root)
-        if self.keep_last > 0:
-            for old in [p for p in complete_checkpoints(self.root) if p != final][: -self.keep_last + 1 or None]:
-                self._remove(old)
+        try:
+            prune(self.root, self.keep_last, final, self._remove)
+        except OSError as error:
+            warn(f"{self.root}: an old checkpoint could not be removed: {error}")
 
     def _remove(self, folder: Path) -> None:
         """Rename the folder before removing it, so that a partly removed one never counts as a checkpoint."""
@@ -95,12 +111,32 @@ class CheckpointWriter:
         shutil.rmtree(trash)
 
 
-def _write(path: Path, value: Any) -> None:
+def _write_error(step: Callable[[], None]) -> Exception | None:
+    """Call `step` and return the error of a disk that it raised, if any."""
+    try:
+        step()
+    except OSError as error:
+        return error
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError" and "IoError" in str(error):  # has no errno
+            return error
+        raise
+    return None
+
+
+def _write(path: Path, value: Any) -> str:
+    """Write a state and return the checksum of its bytes, computed in another thread meanwhile."""
     import torch
 
     buffer = io.BytesIO()
     torch.save(value, buffer)
-    path.write_bytes(buffer.getbuffer())
+    # Not getbuffer: Python 3.12.1 crashes when it collects a BytesIO whose view is part of the same cycle, which the
+    # traceback of a failed write makes. BytesIO shares this value without a copy.
+    content = buffer.getvalue()
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(lambda: Checksum(content).hexdigest())
+        path.write_bytes(content)
+        return digest.result()
 
 
 def _fsync(path: Path) -> None:

@@ -14,11 +14,11 @@ from nano3.training.dataset import TrainingData
 from nano3.training.hf.batch import BatchPlan
 from nano3.training.hf.checkpoints import CheckpointWriter, load_rng, load_state
 from nano3.training.hf.expert_bias import ExpertBalance
-from nano3.training.hf.loop import Loop, LoopClock, TrainerComponents
+from nano3.training.hf.loop import Loop, LoopClock, TrainerComponents, any_rank
 from nano3.training.hf.model import build_model, embedding_rows, parameter_count, value_or_default
 from nano3.training.hf.rng import restore_rng, seed_all
 from nano3.training.run import index_cache
-from nano3.training.run.checkpoints import checkpoint_dir, verify_checkpoint
+from nano3.training.run.checkpoints import checkpoint_dir
 from nano3.training.run.metrics import Metrics
 from nano3.training.run.outcome import SaveHook
 from nano3.training.run.resume import ResumePoint
@@ -49,8 +49,6 @@ def assemble(inputs: RunInputs) -> Loop:
     """Return the loop, ready to run from the resume point."""
     config, data, point = inputs.config, inputs.data, inputs.point
     clock = LoopClock(elapsed_before=point.info.elapsed_s if point.info and not point.new_phase else 0.0)
-    if point.folder is not None and point.info is not None:
-        verify_checkpoint(point.folder, point.info)
     accelerator = make_accelerator(inputs.threads)
     datasets = _datasets(config, data, inputs.run_dir)
     seed_all(config.train.seed)
@@ -58,8 +56,9 @@ def assemble(inputs: RunInputs) -> Loop:
     rate = value_or_default(config.model, "moe_router_bias_update_rate")
     balance = ExpertBalance(raw, rate, lambda counts: accelerator.reduce(counts, "sum"))
     model, optimizer = accelerator.prepare(raw, make_optimizer(raw, config))
-    rank, barrier = accelerator.process_index, accelerator.wait_for_everyone
-    writer = CheckpointWriter(checkpoint_dir(config, inputs.run_dir), config.checkpoint.keep_last, rank, barrier)
+    rank = accelerator.process_index
+    save = checkpoint_dir(config, inputs.run_dir)
+    writer = CheckpointWriter(save, config.checkpoint.keep_last, rank, lambda failed: any_rank(accelerator, failed))
     writer.clean()
     parts = TrainerComponents(
         config=config,

@@ -14,6 +14,7 @@ from nano3.training.hf.datasets import Datasets, collate
 from nano3.training.hf.expert_bias import ExpertBalance
 from nano3.training.hf.rng import rng_state
 from nano3.training.run.checkpoints import CheckpointInfo
+from nano3.training.run.failed_saves import FailedSaves, SaveError
 from nano3.training.run.metrics import Metrics
 from nano3.training.run.outcome import Outcome, SaveHook
 from nano3.training.run.stop import StopRequest
@@ -84,6 +85,7 @@ class Loop:
 
     def __init__(self, parts: TrainerComponents, iteration: int, clock: LoopClock, saved: Path | None) -> None:
         self.parts, self.iteration, self.clock, self.saved = parts, iteration, clock, saved
+        self.failed_saves = FailedSaves(parts.config.checkpoint.max_failed_saves)
 
     def run(self, stop: StopRequest) -> Outcome:
         """Train, and return how it ended.
@@ -107,7 +109,7 @@ class Loop:
             if t.eval_interval and (last or self.iteration % t.eval_interval == 0):
                 self.validate()
             if last or reason or self.iteration % c.save_interval == 0:
-                self.save(last)
+                self.save(last, final=last or bool(reason))
             if reason:
                 return Outcome("stopped", self.iteration, self.saved, reason)
         return Outcome("finished", self.iteration, self.saved)
@@ -178,8 +180,16 @@ class Loop:
             **extra,
         )
 
-    def save(self, last: bool) -> None:
-        """Save a checkpoint. The last one of a run also holds the exported model."""
+    def save(self, last: bool, final: bool) -> None:
+        """Save a checkpoint. The last one of a run also holds the exported model.
+
+        Args:
+            last: Whether this is the last iteration of the run.
+            final: Whether this start ends here, so that a failed save cannot be taken again.
+
+        Raises:
+            Failure: The save failed, and it is final or one of too many.
+        """
         p, t = self.parts, self.parts.config.train
         samples = self.iteration * t.global_batch_size
         model = p.accelerator.unwrap_model(p.model)
@@ -198,9 +208,13 @@ class Loop:
             "optimizer": p.optimizer.state_dict(),
             "scheduler": p.scheduler.state_dict(),
         }
-        self.saved = p.writer.save(
-            info, state, rng_state(), (lambda folder: p.export(model, folder / "hf")) if last else None
-        )
+        export = (lambda folder: p.export(model, folder / "hf")) if last else None
+        try:
+            self.saved = p.writer.save(info, state, rng_state(), export)
+        except SaveError as error:
+            self.failed_saves.add(error, final)
+            return
+        self.failed_saves.reset()
         if p.accelerator.is_main_process:
             p.on_save(self.iteration, self.saved)
 
@@ -210,8 +224,17 @@ class Loop:
         return {name: tensor.to(p.accelerator.device) for name, tensor in batch.items()}
 
     def _any_rank(self, own: bool) -> bool:
-        import torch
+        return any_rank(self.parts.accelerator, own)
 
-        accelerator = self.parts.accelerator
-        flag = torch.tensor(float(own), device=accelerator.device)
-        return bool(accelerator.reduce(flag, "sum").item() > 0)
+
+def any_rank(accelerator: "Accelerator", own: bool) -> bool:
+    """Return whether `own` is true on any rank. Every rank calls it.
+
+    Args:
+        accelerator: The accelerator of the run.
+        own: The value of this rank.
+    """
+    import torch
+
+    flag = torch.tensor(float(own), device=accelerator.device)
+    return bool(accelerator.reduce(flag, "sum").item() > 0)

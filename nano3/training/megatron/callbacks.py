@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from nano3.training.megatron.checkpoints import TRACKER, record_begun
 from nano3.training.megatron.errors import divergence_message
 from nano3.training.run import index_cache
-from nano3.training.run.checkpoints import MARKER, CheckpointInfo, folder_name
+from nano3.training.run.checkpoints import CheckpointInfo, folder_name, write_checkpoint_info
 from nano3.training.run.metrics import Metrics
 from nano3.training.run.outcome import SaveHook
 from nano3.training.run.rank_sync import StopPoller
@@ -23,7 +23,6 @@ from nano3.training.run.startup_timer import StartupTimer
 from nano3.training.run.stop import StopRequest
 from nano3.utils.console import is_rank_zero, say, warn
 from nano3.utils.errors import Failure
-from nano3.utils.files import write_json
 
 # Dense bf16 peak of one GPU in FLOP/s, from NVIDIA's data sheets, by a substring of the device name.
 PEAK_FLOPS = {
@@ -229,7 +228,7 @@ class TrainingHooks:
             mutable_settings=self.run.mutable_settings,
         )
         self.run.metrics.flush()
-        write_json(folder / MARKER, vars(info))
+        write_checkpoint_info(folder, info)
         self.saved = folder
         self.run.on_save(iteration, folder)
 

@@ -5,6 +5,7 @@ interrupted save (listed in begun.json), and foreign ones, written by Megatron-B
 the second kind.
 """
 
+import re
 from pathlib import Path
 from shutil import rmtree
 
@@ -17,6 +18,7 @@ from nano3.training.run.checkpoints import (
 )
 from nano3.training.run.record import read_state_file
 from nano3.training.run.resume import CheckpointSearch
+from nano3.training.run.sound_checkpoints import newest_sound
 from nano3.utils.console import say, warn
 from nano3.utils.errors import UserError
 from nano3.utils.files import write_json
@@ -25,6 +27,8 @@ from nano3.utils.files import write_json
 LEDGER = "begun.json"
 # Megatron-Bridge's record of the newest complete iteration.
 TRACKER = "latest_checkpointed_iteration.txt"
+# Damaged checkpoints that nano3 set aside.
+_ASIDE = re.compile(r"iter_\d{7,}\.damaged(\.\d+)?")
 
 
 class MegatronSearch(CheckpointSearch):
@@ -36,7 +40,7 @@ class MegatronSearch(CheckpointSearch):
         Raises:
             UserError: A foreign checkpoint is newer than nano3's, or the only one there is incomplete.
         """
-        marked, others = latest_checkpoint(save), foreign_folders(save)
+        marked, others = newest_sound(save, read_files=False), foreign_folders(save)
         complete = [p for p in others if _is_complete(p)]
         if marked is not None:
             if complete and iteration_of(complete[-1]) > iteration_of(marked):
@@ -128,7 +132,7 @@ def may_prune(save: Path) -> bool:
     It takes everything below `save` named iter_* for a checkpoint of this run, also in the folders of other runs.
     """
     own = set(iteration_folders(save)) - set(foreign_folders(save))
-    others = sorted(p for p in save.rglob("iter_*") if p not in own)
+    others = sorted(p for p in save.rglob("iter_*") if p not in own and not _ASIDE.fullmatch(p.name))
     if others:
         names = ", ".join(str(p.relative_to(save)) for p in others[:4]) + (", …" if len(others) > 4 else "")
         warn(

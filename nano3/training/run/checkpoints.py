@@ -4,20 +4,20 @@
       checkpoint.json  written last; a folder without it is incomplete
       ...              the backend's files
 
-checkpoint.json holds counters, the identity of the run, and the size and sha256 of each file where the backend records
-them.
+checkpoint.json holds counters, the identity of the run, the size and checksum of each file, and a checksum of its own.
 """
 
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
+
+import msgspec
 
 from nano3.config import PretrainConfig
-from nano3.utils.errors import Failure
-from nano3.utils.files import read_json
+from nano3.utils.records import damaged, read_record, with_checksum, write_record
 
 MARKER = "checkpoint.json"
 _NAME = re.compile(r"iter_(\d{7,})")
@@ -25,11 +25,15 @@ _NAME = re.compile(r"iter_(\d{7,})")
 _OLD_KEYS = {"fixed": "run_identity", "told": "mutable_settings"}
 
 
-class FileRecord(TypedDict):
-    """Size and checksum of one file of a checkpoint."""
+Count = Annotated[int, msgspec.Meta(ge=0)]
 
-    bytes: int
-    sha256: str
+
+class FileRecord(TypedDict):
+    """Size and checksum of one file of a checkpoint. Earlier releases recorded its sha256."""
+
+    bytes: Count
+    xxh128: NotRequired[str]
+    sha256: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,11 @@ class CheckpointInfo:
     nano3/training/run/resume.py).
     """
 
-    iteration: int
-    consumed_samples: int
-    consumed_tokens: int
-    elapsed_s: float
-    parameters: int
+    iteration: Count
+    consumed_samples: Count
+    consumed_tokens: Count
+    elapsed_s: Annotated[float, msgspec.Meta(ge=0)]
+    parameters: Count
     run_identity: dict[str, Any]
     mutable_settings: dict[str, Any]
     files: dict[str, FileRecord] = field(default_factory=dict)
@@ -111,53 +115,37 @@ def read_checkpoint_info(folder: Path) -> CheckpointInfo:
     """Read checkpoint.json, also in the form of earlier releases.
 
     Raises:
-        Failure: The file is missing or damaged.
+        DamagedRecordError: The file is missing or damaged, or names another iteration than its folder.
     """
-    path = folder / MARKER
+    path, fix = folder / MARKER, removal_hint(folder)
     try:
-        return CheckpointInfo(**{_OLD_KEYS.get(key, key): value for key, value in read_json(path).items()})
-    except (ValueError, TypeError, AttributeError) as error:
-        raise Failure(_damaged(folder, f"{path} cannot be read ({error})")) from error
+        info = read_record(path, CheckpointInfo, fix, _OLD_KEYS)
+    except FileNotFoundError as error:
+        raise damaged(path, "it is missing", fix) from error
+    if _NAME.fullmatch(folder.name) and iteration_of(folder) != info.iteration:
+        raise damaged(path, f"it is of iteration {info.iteration}, its folder {folder.name}", fix)
+    return info
+
+
+def write_checkpoint_info(folder: Path, info: CheckpointInfo) -> None:
+    """Write checkpoint.json, which marks the folder as complete."""
+    write_record(folder / MARKER, info)
 
 
 def checkpoint_fingerprint(folder: Path) -> str:
     """Return a sha256 that differs between two contents of the same checkpoint folder.
 
-    It covers the checksums of the files. Megatron's shards are too large to checksum; there it covers checkpoint.json,
-    whose elapsed_s differs from one training to the next.
+    It covers the checksums of the files. Megatron's are computed after checkpoint.json is written; there it covers
+    checkpoint.json without them, whose elapsed_s differs from one training to the next.
     """
-    files = read_checkpoint_info(folder).files
-    checksums = json.dumps(sorted((name, entry["sha256"]) for name, entry in files.items()))
-    return hashlib.sha256(checksums.encode() if files else (folder / MARKER).read_bytes()).hexdigest()
+    info = read_checkpoint_info(folder)
+    if info.run_identity.get("backend") == "megatron" or not info.files:
+        text = json.dumps(with_checksum(asdict(replace(info, files={}))), sort_keys=True)
+    else:
+        text = json.dumps(sorted((n, e.get("xxh128") or e.get("sha256")) for n, e in info.files.items()))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def verify_checkpoint(folder: Path, info: CheckpointInfo) -> None:
-    """Compare the size and sha256 of every file with checkpoint.json.
-
-    Raises:
-        Failure: Lists each file that is missing or differs.
-    """
-    problems = []
-    for name, expected in info.files.items():
-        path = folder / name
-        if not path.is_file():
-            problems.append(f"{path} is missing")
-        elif path.stat().st_size != expected["bytes"]:
-            problems.append(f"{path} has {path.stat().st_size:,} bytes instead of {expected['bytes']:,}")
-        elif file_sha256(path) != expected["sha256"]:
-            problems.append(f"{path} has changed (sha256 differs)")
-    if problems:
-        raise Failure([_damaged(folder, p) for p in problems])
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file as hexadecimal digits."""
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _damaged(folder: Path, what: str) -> str:
-    return (
-        f"Checkpoint damaged: {what}. Remove {folder} to resume from the checkpoint before it, or to start from "
-        "scratch if there is none."
-    )
+def removal_hint(folder: Path) -> str:
+    """Return what a user can do about a damaged checkpoint."""
+    return f"Remove {folder} to resume from the checkpoint before it, or to start from scratch if there is none."

@@ -23,6 +23,7 @@ from nano3.training.run.checkpoints import (
     read_checkpoint_info,
 )
 from nano3.training.run.rank_sync import agree_on_rank0
+from nano3.training.run.sound_checkpoints import check_damage, newest_sound, set_aside_damaged, verify_checkpoint
 from nano3.utils.console import warn
 from nano3.utils.errors import UserError
 from nano3.utils.provenance import installed_versions
@@ -97,8 +98,8 @@ class CheckpointSearch:
     """How a backend finds checkpoints. By default, those with a checkpoint.json count."""
 
     def newest_own(self, save: Path) -> Path | None:
-        """Return the newest checkpoint in this run's checkpoint folder."""
-        return latest_checkpoint(save)
+        """Return the newest checkpoint in this run's checkpoint folder that is not evidently damaged."""
+        return newest_sound(save, read_files=False)
 
     def newest_in(self, load: Path) -> Path | None:
         """Return the checkpoint that checkpoint.load names: `load` itself, or the newest one in it."""
@@ -127,6 +128,7 @@ def find_resume_point(
     save = checkpoint_dir(config, run_dir)
     if problem := owner_problem(save, run_dir):
         raise UserError(problem)
+    check_damage(save, config.checkpoint.on_damage, read_files=False)
     point = _locate(config, save, search)
     if point.folder and (point.folder / MARKER).is_file():
         point = replace(point, info=read_checkpoint_info(point.folder))
@@ -186,7 +188,11 @@ def agree_on_resume_point(
     save = checkpoint_dir(config, run_dir)
 
     def decide() -> dict[str, Any]:
+        if owner_problem(save, run_dir) is None:  # else refused by `find`
+            set_aside_damaged(save, run_dir, config.checkpoint.on_damage)
         point = find()
+        if point.folder and point.info and not point.own:
+            verify_checkpoint(point.folder, point.info)
         if point.folder and point.info and not point.new_phase:
             check_resume(point.info, point.folder, identity, settings, point.own)
         if config.checkpoint.save_interval:
@@ -221,9 +227,16 @@ def preview_resume_point(
         config = replace(config, checkpoint=replace(config.checkpoint, load=None, keep_iteration=False))
         warnings = (warning,)
     try:
+        warnings += _damage_warnings(config, run_dir)
         return ResumePreview(find(config, run_dir, data), warnings=warnings)
     except UserError as error:
         return ResumePreview(problems=tuple(error.problems), warnings=warnings)
+
+
+def _damage_warnings(config: PretrainConfig, run_dir: Path) -> tuple[str, ...]:
+    """Return a warning for each evidently damaged checkpoint that the ranks will set aside."""
+    sound, found = check_damage(checkpoint_dir(config, run_dir), config.checkpoint.on_damage, read_files=False)
+    return tuple(f"{one.problems[0]} The run falls back to {sound}." for one in found)
 
 
 def _unseen_load_warning(config: PretrainConfig, save: Path) -> str | None:

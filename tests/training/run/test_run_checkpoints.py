@@ -7,8 +7,8 @@ import pytest
 
 from nano3.training.run import checkpoints
 from nano3.training.run.checkpoints import CheckpointInfo
-from nano3.utils.errors import Failure
 from nano3.utils.files import write_json
+from nano3.utils.records import DamagedRecordError, with_checksum
 
 INFO = CheckpointInfo(
     4, 16, 512, 1.5, 10, {"train.seed": 1}, {"world size": 2}, {"state.pt": {"bytes": 1, "sha256": "a"}}
@@ -18,8 +18,9 @@ INFO = CheckpointInfo(
 @pytest.mark.parametrize("old", [False, True], ids=["this release", "earlier release"])
 def test_checkpoint_json_is_read(tmp_path: Path, old: bool) -> None:
     """Earlier releases wrote `fixed` and `told`."""
-    content = asdict(INFO)
+    content = with_checksum(INFO)
     if old:
+        content.pop("checksum")
         content["fixed"], content["told"] = content.pop("run_identity"), content.pop("mutable_settings")
     write_json(tmp_path / checkpoints.MARKER, content)
     assert checkpoints.read_checkpoint_info(tmp_path) == INFO
@@ -28,7 +29,7 @@ def test_checkpoint_json_is_read(tmp_path: Path, old: bool) -> None:
 @pytest.mark.parametrize("content", [[], 1, {}, {"iteration": 4}, {**asdict(INFO), "more": 1}])
 def test_another_json_file_is_a_damaged_checkpoint(tmp_path: Path, content: object) -> None:
     write_json(tmp_path / checkpoints.MARKER, content)
-    with pytest.raises(Failure, match="Checkpoint damaged"):
+    with pytest.raises(DamagedRecordError, match=r"checkpoint.json: damaged .*Remove .* to resume"):
         checkpoints.read_checkpoint_info(tmp_path)
 
 

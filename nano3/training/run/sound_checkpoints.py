@@ -1,0 +1,243 @@
+"""Which checkpoints can be trusted: verify their files, and set damaged ones aside.
+
+A checkpoint is sound if checkpoint.json is undamaged and every file that it lists has its size and checksum. Checksums
+are XXH3 with 128 bits; earlier releases recorded SHA-256.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from nano3.data.dataset.checksum import checksum
+from nano3.training.run.checkpoints import (
+    MARKER,
+    CheckpointInfo,
+    FileRecord,
+    complete_checkpoints,
+    iteration_of,
+    read_checkpoint_info,
+    removal_hint,
+)
+from nano3.utils.console import warn
+from nano3.utils.errors import Failure, UserError
+from nano3.utils.files import fsync_dir
+from nano3.utils.records import DamagedRecordError
+
+# In the run folder: one line for each checkpoint that was set aside.
+DAMAGE_LOG = "damaged_checkpoints.jsonl"
+# What a damaged newest checkpoint leads to (checkpoint.on_damage).
+ON_DAMAGE = ("fallback", "refuse")
+# Files read at a time; checksums are computed without Python's lock.
+_THREADS = 8
+
+
+@dataclass(frozen=True)
+class DamagedCheckpoint:
+    """A checkpoint folder and what is wrong with it."""
+
+    folder: Path
+    problems: list[str]
+
+
+def newest_sound(root: Path, at_most: int | None = None, read_files: bool = True) -> Path | None:
+    """Return the newest checkpoint in `root` that is sound, or None.
+
+    Args:
+        root: The checkpoint folder of a run.
+        at_most: Ignore checkpoints of later iterations.
+        read_files: Compare checksums, which reads every file; otherwise only checkpoint.json and the sizes.
+    """
+    return find_sound(root, at_most, read_files)[0]
+
+
+def find_sound(
+    root: Path, at_most: int | None = None, read_files: bool = True
+) -> tuple[Path | None, list[DamagedCheckpoint]]:
+    """Return what `newest_sound` returns, and the damaged checkpoints after it, newest first.
+
+    Args:
+        root: The checkpoint folder of a run.
+        at_most: Ignore checkpoints of later iterations.
+        read_files: Compare checksums too.
+    """
+    found: list[DamagedCheckpoint] = []
+    for folder in reversed(complete_checkpoints(root)):
+        if at_most is not None and iteration_of(folder) > at_most:
+            continue
+        problems = checkpoint_problems(folder, read_files)
+        if not problems:
+            return folder, found
+        found.append(DamagedCheckpoint(folder, problems))
+    return None, found
+
+
+def checkpoint_problems(folder: Path, read_files: bool = True) -> list[str]:
+    """Return what is wrong with a checkpoint, or an empty list.
+
+    Args:
+        folder: The checkpoint folder.
+        read_files: Compare checksums too.
+    """
+    try:
+        info = read_checkpoint_info(folder)
+    except DamagedRecordError as error:
+        return error.problems
+    return file_problems(folder, info, read_files)
+
+
+def file_problems(folder: Path, info: CheckpointInfo, read_files: bool = True) -> list[str]:
+    """Return each file of a checkpoint that is missing or differs from checkpoint.json.
+
+    Args:
+        folder: The checkpoint folder.
+        info: Its checkpoint.json.
+        read_files: Compare checksums too.
+    """
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = pool.map(lambda item: _file_problem(folder / item[0], item[1], read_files), info.files.items())
+        return [problem for problem in found if problem]
+
+
+def _file_problem(path: Path, expected: FileRecord, read_file: bool) -> str | None:
+    try:
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            return f"{path} has {size:,} bytes instead of {expected['bytes']:,}"
+        if not read_file:
+            return None
+        if (recorded := expected.get("xxh128")) and checksum(path) != recorded:
+            return f"{path} has changed (its checksum differs)"
+        if (recorded := expected.get("sha256")) and file_sha256(path) != recorded:
+            return f"{path} has changed (sha256 differs)"
+    except FileNotFoundError:
+        return f"{path} is missing"
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    return None
+
+
+def verify_checkpoint(folder: Path, info: CheckpointInfo) -> None:
+    """Compare the size and checksum of every file with checkpoint.json.
+
+    Args:
+        folder: The checkpoint folder.
+        info: Its checkpoint.json.
+
+    Raises:
+        Failure: Lists each file that is missing or differs.
+    """
+    if problems := file_problems(folder, info):
+        raise Failure([f"Checkpoint damaged: {problem}. {removal_hint(folder)}" for problem in problems])
+
+
+def check_damage(root: Path, on_damage: str, read_files: bool) -> tuple[Path | None, list[DamagedCheckpoint]]:
+    """Return what `find_sound` returns, unless the run must not start from it.
+
+    Args:
+        root: The checkpoint folder of a run.
+        on_damage: `checkpoint.on_damage`.
+        read_files: Compare checksums too.
+
+    Raises:
+        UserError: The newest checkpoint is damaged, and on_damage is "refuse" or no other one is sound.
+    """
+    sound, found = find_sound(root, read_files=read_files)
+    if not found or (sound and on_damage != "refuse"):
+        return sound, found
+    if sound:
+        hint = f"checkpoint.on_damage=fallback resumes from {sound.name}"
+    else:
+        hint = f"No sound checkpoint is left in {root}. To start from scratch, remove or rename the damaged ones"
+    raise UserError([f"Checkpoint damaged: {_sentence(problem)} {hint}." for one in found for problem in one.problems])
+
+
+def set_aside_damaged(root: Path, run_dir: Path, on_damage: str) -> None:
+    """Rename the checkpoints after the newest sound one, which are damaged, and report each on stderr and in a file.
+
+    Call it on rank 0, before a start chooses its checkpoint. It reads every file of the checkpoint that the start
+    resumes from; loading then finds them in memory.
+
+    Args:
+        root: The checkpoint folder of the run.
+        run_dir: The run folder.
+        on_damage: `checkpoint.on_damage`.
+
+    Raises:
+        UserError: The newest checkpoint is damaged, and on_damage is "refuse" or no other one is sound.
+    """
+    sound, found = check_damage(root, on_damage, read_files=True)
+    for one in found:
+        aside = _free_name(one.folder)
+        one.folder.rename(aside)
+        fsync_dir(root)
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "checkpoint": str(one.folder),
+            "set_aside": str(aside),
+            "problems": one.problems,
+            "newest_sound": str(sound),
+        }
+        with (run_dir / DAMAGE_LOG).open("a") as f:
+            f.write(json.dumps(line) + "\n")
+        warn(
+            f"CHECKPOINT DAMAGED: {_sentence(' '.join(one.problems))} It was renamed to {aside.name}; the run falls "
+            f"back to {sound}. Check the disk. Recorded in {run_dir / DAMAGE_LOG}."
+        )
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith(".") else f"{text}."
+
+
+def _free_name(folder: Path) -> Path:
+    names = (f"{folder.name}.damaged{f'.{n}' if n > 1 else ''}" for n in range(1, 1000))
+    return next(path for name in names if not os.path.lexists(path := folder.with_name(name)))
+
+
+def describe_files(folder: Path, known: dict[str, str] | None = None) -> dict[str, FileRecord]:
+    """Return the size and checksum of every file of a checkpoint except checkpoint.json, by relative path.
+
+    Args:
+        folder: The checkpoint folder.
+        known: Checksums that were computed while the files were written.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p != folder / MARKER)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        sums = pool.map(lambda name: (known or {}).get(name) or checksum(folder / name), names)
+        return {
+            name: FileRecord(bytes=(folder / name).stat().st_size, xxh128=value)
+            for name, value in zip(names, sums, strict=True)
+        }
+
+
+def prune(root: Path, keep_last: int, saved: Path, remove: Callable[[Path], None]) -> None:
+    """Remove old checkpoints after a save, unless no sound one would be left.
+
+    Args:
+        root: The checkpoint folder of a run.
+        keep_last: Number of checkpoints to keep, with the new one; 0 keeps all.
+        saved: The new checkpoint.
+        remove: Removes one checkpoint folder.
+    """
+    others = [folder for folder in complete_checkpoints(root) if folder != saved]
+    old = others[: -keep_last + 1 or None] if keep_last > 0 else []
+    kept = [folder for folder in others if folder not in old]
+    if old and all(checkpoint_problems(folder) for folder in (saved, *reversed(kept))):
+        warn(f"{root}: the newest {keep_last} checkpoint(s) are damaged, so older ones are kept. Check the disk.")
+        return
+    for folder in old:
+        remove(folder)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file as hexadecimal digits."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
