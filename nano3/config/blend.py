@@ -3,6 +3,7 @@
 import json
 import re
 import string
+from collections import Counter
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -84,11 +85,10 @@ def parse_datasets(entries: list[Any], where: str) -> list[SourceConfig]:
             problems += [f"{label}: {problem}" for problem in found]
         else:
             sources.append(SourceConfig(**{**entry, "weight": float(entry.get("weight", 1.0))}))
-    names = [s.name for s in sources]
     problems += [
-        f"{where}: the name {name!r} is used {names.count(name)} times. Give each dataset its own name."
-        for name in sorted(set(names))
-        if names.count(name) > 1
+        f"{where}: the name {name!r} is used {count} times. Give each dataset its own name."
+        for name, count in sorted(Counter(s.name for s in sources).items())
+        if count > 1
     ]
     if problems:
         raise UserError(problems)
@@ -133,7 +133,7 @@ def _text_field_problems(text_field: str) -> list[str]:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object as a dict. Raise ValueError if a key is given twice, since one value would be lost."""
     keys = [key for key, _ in pairs]
-    if repeated := sorted({key for key in keys if keys.count(key) > 1}):
+    if repeated := sorted(key for key, count in Counter(keys).items() if count > 1):
         raise ValueError(f"{', '.join(map(repr, repeated))} is given more than once in one object")
     return dict(pairs)
 

@@ -212,9 +212,6 @@ def _tokenizer_problems(folder: Path, entry: "TokenizerEntry") -> list[str]:
 
 def _fingerprint(manifest: "Manifest", shards: list[Shard], folder: Path) -> str:
     """Return a sha256 over everything that determines the training samples."""
-    hashes = {s.prefix: s.bin_xxh128 for s in manifest.shards}
-    rows = [
-        (s.split, str(s.prefix.relative_to(folder)), s.weight, hashes[str(s.prefix.relative_to(folder))])
-        for s in shards
-    ]
+    hashes = {folder / s.prefix: (s.prefix, s.bin_xxh128) for s in manifest.shards}
+    rows = [(s.split, hashes[s.prefix][0], s.weight, hashes[s.prefix][1]) for s in shards]
     return hashlib.sha256(json.dumps([manifest.tokenizer.sha256, rows]).encode()).hexdigest()

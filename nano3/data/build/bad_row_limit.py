@@ -6,6 +6,9 @@ whole dataset may; a share is then taken of the rows that the dataset will have 
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from nano3.data.build.receipts import BadFile, UnitReceipt
 from nano3.data.planning.plan import Plan
@@ -36,6 +39,46 @@ def check_bad_row_limit(plan: Plan, receipts: Iterable[UnitReceipt], complete: b
         raise Failure(problem for problem in problems if problem)
 
 
+class BadRowLimit:
+    """The limit during a build. Each finished unit costs the same, however many there are.
+
+    Args:
+        plan: The plan.
+        receipts: Receipts of the units that are already finished.
+
+    Raises:
+        Failure: A dataset already has too many bad rows.
+    """
+
+    def __init__(self, plan: Plan, receipts: Iterable[UnitReceipt]) -> None:
+        self._plan = plan
+        self._active = plan.options.bad_rows == "skip" and plan.options.max_bad_rows is not None
+        self._totals: dict[int, RowTotals] = {}
+        finished = list(receipts)
+        check_bad_row_limit(plan, finished)
+        for receipt in finished:
+            self._count(receipt)
+
+    def add(self, receipt: UnitReceipt) -> None:
+        """Add a finished unit.
+
+        Raises:
+            Failure: Its dataset has more bad rows than `max_bad_rows` allows.
+        """
+        if not self._active:
+            return
+        number, totals = self._count(receipt)
+        if receipt.bad_file and totals.bad > totals.allowed(self._plan, number):
+            raise Failure(check_dataset(self._plan, number, totals.receipts, complete=False))
+
+    def _count(self, receipt: UnitReceipt) -> tuple[int, "RowTotals"]:
+        """Add a unit to the totals of its dataset, and return the dataset's number and totals."""
+        number, unit = self._plan.unit(receipt.unit)
+        totals = self._totals.setdefault(number, RowTotals())
+        totals.add(receipt, self._plan.datasets[number].unit_bounds[unit : unit + 2])
+        return number, totals
+
+
 def check_dataset(plan: Plan, number: int, receipts: list[UnitReceipt], complete: bool) -> str:
     """Return the error for one dataset with too many bad rows, or "".
 
@@ -46,16 +89,13 @@ def check_dataset(plan: Plan, number: int, receipts: list[UnitReceipt], complete
         complete: Whether these are all of its units.
     """
     limit = plan.options.max_bad_rows or 0.0
-    bad = sum(bad_rows(r) for r in receipts)
-    if not bad:
-        return ""
-    rows = sum(r.documents + sum(r.skipped.values()) for r in receipts)
-    allowed = limit
-    if limit < 1:
-        allowed = limit * (rows if complete else projected_rows(plan, number, receipts, rows))
-    if bad <= allowed:
-        return ""
     dataset, base = plan.datasets[number], plan.first_units[number]
+    totals = RowTotals()
+    for r in receipts:
+        totals.add(r, dataset.unit_bounds[r.unit - base : r.unit - base + 2])
+    bad, rows = totals.bad, totals.rows
+    if bad <= (limit * rows if complete and limit < 1 else totals.allowed(plan, number)):
+        return ""
     finished = {r.unit - base for r in receipts}
     complete = complete or all(u in finished or not dataset.file_ranges(u) for u in range(dataset.units))
     most = f"{int(limit):,} rows" if limit >= 1 else f"{100 * limit:g} % of the rows"
@@ -77,19 +117,36 @@ def bad_rows(receipt: UnitReceipt) -> int:
     return sum(count for kind, count in receipt.skipped.items() if kind not in FILTERS)
 
 
-def projected_rows(plan: Plan, number: int, receipts: list[UnitReceipt], rows: int) -> float:
-    """Return the number of rows of a dataset if its unfinished units have as many for their size as the others.
+@dataclass
+class RowTotals:
+    """Totals of the finished units of a dataset.
 
-    Args:
-        plan: The plan.
-        number: Number of the dataset in the plan.
-        receipts: Receipts of its finished units.
-        rows: Number of rows in these units.
+    Attributes:
+        bad: Bad rows.
+        rows: All rows.
+        extent: Length of the units on the dataset's axis.
+        receipts: Receipts of the units.
     """
-    dataset, base = plan.datasets[number], plan.first_units[number]
-    bounds = dataset.unit_bounds
-    done = sum(int(bounds[r.unit - base + 1] - bounds[r.unit - base]) for r in receipts)
-    return rows * dataset.extent / max(done, 1)
+
+    bad: int = 0
+    rows: int = 0
+    extent: int = 0
+    receipts: list[UnitReceipt] = field(default_factory=list)
+
+    def add(self, receipt: UnitReceipt, bounds: np.ndarray) -> None:
+        """Add a unit with the given bounds on the axis."""
+        self.bad += bad_rows(receipt)
+        self.rows += receipt.documents + sum(receipt.skipped.values())
+        self.extent += int(bounds[1] - bounds[0])
+        self.receipts.append(receipt)
+
+    def allowed(self, plan: Plan, number: int) -> float:
+        """Return how many bad rows dataset `number` may have.
+
+        A share is taken of its rows if its unfinished units have as many for their size as the finished ones.
+        """
+        limit = plan.options.max_bad_rows or 0.0
+        return limit if limit >= 1 else limit * self.rows * plan.datasets[number].extent / max(self.extent, 1)
 
 
 def worst_file(plan: Plan, number: int, receipts: list[UnitReceipt]) -> str:

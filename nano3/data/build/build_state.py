@@ -4,9 +4,11 @@ A shard's receipt is valid if its files have the right size. A unit's receipt is
 checksum or is in a finished shard. Only fragments that are not yet merged are read, so resuming stays cheap.
 """
 
+from functools import cached_property
 from pathlib import Path
 
 from nano3.data.build.receipts import (
+    Fragment,
     ShardReceipt,
     UnitReceipt,
     add_suffix,
@@ -17,7 +19,7 @@ from nano3.data.build.receipts import (
 )
 from nano3.data.dataset.checksum import checksum
 from nano3.data.planning.plan import Plan
-from nano3.data.tokenization.engines import FAST
+from nano3.data.tokenization.engines import FAST, REFERENCE
 from nano3.utils.files import write_text
 
 Shard = tuple[int, int, int]  # split, dataset, number of the shard in them
@@ -42,12 +44,30 @@ class BuildState:
         self.unit_range = units if units is not None else range(plan.units)
         self.shards: dict[Shard, ShardReceipt] = {}
         self.units: dict[int, UnitReceipt] = {}
+        self._fragments: dict[Shard, dict[int, Fragment]] = {}  # by number of the unit
         for shard in plan.shards():
             if shard_receipt := self._read_shard(shard):
                 self.shards[shard] = shard_receipt
         for number in self.unit_range:
             if unit_receipt := self._read_unit(number):
-                self.units[number] = unit_receipt
+                self.add_unit(unit_receipt)
+
+    def add_unit(self, receipt: UnitReceipt) -> None:
+        """Add a finished unit."""
+        self.units[receipt.unit] = receipt
+        dataset = self.plan.unit(receipt.unit)[0]
+        for fragment in receipt.fragments:
+            self._fragments.setdefault((fragment.split, dataset, fragment.shard), {})[receipt.unit] = fragment
+
+    def shard_fragments(self, shard: Shard) -> tuple[list[Fragment], str]:
+        """Return the fragments of a shard in the order of their units, and the engine.
+
+        A unit may have fragments of all shards, so its receipt is not searched for those of one shard. The engine is
+        "fastokens" if any of the fragments was encoded by it, else "tokenizers".
+        """
+        found = self._fragments.get(shard, {})
+        fast = any(self.units[n].engine == FAST for n in found)
+        return [found[n] for n in sorted(found)], FAST if fast else REFERENCE
 
     def _read_shard(self, shard: Shard) -> ShardReceipt | None:
         """Return a shard's receipt if it is valid: its files are complete and its engine is trusted."""
@@ -103,17 +123,25 @@ class BuildState:
     def mark_mismatch(self, why: str) -> None:
         """Record that the fast engine is wrong and drop everything it encoded in this build."""
         write_text(self.build / MISMATCH_MARKER, why + "\n")
-        self.units = {n: r for n, r in self.units.items() if r.engine != FAST}
+        kept = [receipt for receipt in self.units.values() if receipt.engine != FAST]
+        self.units, self._fragments = {}, {}
+        for receipt in kept:
+            self.add_unit(receipt)
         self.shards = {k: r for k, r in self.shards.items() if r.engine != FAST}
 
     def open_units(self) -> list[int]:
         """Return the numbers of the nonempty units that are not finished."""
-        return [n for n in self.unit_range if n not in self.units and self.reads_files(n)]
+        return [n for n in self._nonempty_units if n not in self.units]
 
-    def reads_files(self, number: int) -> bool:
-        """Return whether a unit reads any file."""
-        dataset, unit = self.plan.unit(number)
-        return bool(self.plan.datasets[dataset].file_ranges(unit))
+    @cached_property
+    def _nonempty_units(self) -> list[int]:
+        """Numbers of the units in `unit_range` that read any file."""
+        found = []
+        for number in self.unit_range:
+            dataset, unit = self.plan.unit(number)
+            if self.plan.datasets[dataset].file_ranges(unit):
+                found.append(number)
+        return found
 
     def open_shards(self) -> list[tuple[Shard, int, int]]:
         """Return (shard, first unit, last unit) of the unfinished shards whose units are all in `unit_range`.

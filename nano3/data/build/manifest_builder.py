@@ -32,7 +32,13 @@ def make_manifest(
     """
     info = plan.tokenizer
     ordered = sorted(shards, key=lambda s: (s.split, s.dataset, s.shard))
-    datasets = [dataset_entry(plan, d, shards, units) for d in range(len(plan.datasets))]
+    shards_of: list[list[ShardReceipt]] = [[] for _ in plan.datasets]
+    units_of: list[list[UnitReceipt]] = [[] for _ in plan.datasets]
+    for shard in shards:
+        shards_of[shard.dataset].append(shard)
+    for unit in units:
+        units_of[plan.unit(unit.unit)[0]].append(unit)
+    datasets = [dataset_entry(plan, d, shards_of[d], units_of[d]) for d in range(len(plan.datasets))]
     for entry, counts in zip(datasets, duplicates or (), strict=duplicates is not None):
         entry.duplicates, entry.shared = counts
     engine_names = {r.engine for r in units}
@@ -77,21 +83,17 @@ def shard_entry(plan: Plan, receipt: ShardReceipt, prefix: str) -> ShardEntry:
 
 
 def dataset_entry(plan: Plan, number: int, shards: list[ShardReceipt], units: list[UnitReceipt]) -> DatasetEntry:
-    """Return the manifest's entry of dataset `number` of the plan."""
+    """Return the manifest's entry of dataset `number` of the plan, with the receipts of its shards and units."""
     dataset = plan.datasets[number]
-    low, high = plan.first_units[number], plan.first_units[number + 1]
-    mine = [u for u in units if low <= u.unit < high]
     skipped: dict[str, int] = {}
-    for unit in mine:
+    for unit in units:
         for reason, n in unit.skipped.items():
             skipped[reason] = skipped.get(reason, 0) + n
     splits = {
-        name: add_counts(
-            Counts(s.documents, s.sequences, s.tokens) for s in shards if (s.split, s.dataset) == (i, number)
-        )
+        name: add_counts(Counts(s.documents, s.sequences, s.tokens) for s in shards if s.split == i)
         for i, name in enumerate(SPLITS)
     }
-    documents = sum(u.documents for u in mine)
+    documents = sum(u.documents for u in units)
     return DatasetEntry(
         name=dataset.name,
         weight=dataset.weight,
@@ -100,12 +102,12 @@ def dataset_entry(plan: Plan, number: int, shards: list[ShardReceipt], units: li
         files=len(dataset.keys),
         rows=documents + sum(skipped.values()),
         documents=documents,
-        empty=sum(u.empty for u in mine),
+        empty=sum(u.empty for u in units),
         tokens=sum(s.tokens for s in splits.values()),
-        text_bytes=sum(u.text_bytes for u in mine),
+        text_bytes=sum(u.text_bytes for u in units),
         skipped=dict(sorted(skipped.items())),
-        truncated=sum(u.truncated for u in mine),
-        special_tokens=sum(u.special for u in mine),
+        truncated=sum(u.truncated for u in units),
+        special_tokens=sum(u.special for u in units),
         splits=splits,
         inputs=input_entries(dataset),
     )

@@ -10,20 +10,19 @@ from nano3.data.build.direct_writer import DirectWriter
 from nano3.data.build.receipts import (
     Fragment,
     ShardReceipt,
-    UnitReceipt,
     add_suffix,
-    read_unit_receipt,
     shard_receipt_path,
     write_receipt,
 )
 from nano3.data.dataset.indexed import write_index
 from nano3.data.planning.plan import Plan
-from nano3.data.tokenization.engines import FAST, REFERENCE
 
 COPY_BYTES = 4 << 20
 
 
-def merge_shard(plan: Plan, build: Path, split: int, dataset: int, shard: int) -> ShardReceipt:
+def merge_shard(
+    plan: Plan, build: Path, key: tuple[int, int, int], fragments: list[Fragment], engine: str
+) -> ShardReceipt:
     """Write .bin and .idx of a shard, then its receipt, and delete its fragments.
 
     A single fragment becomes the .bin by renaming; several are copied in the order of their units.
@@ -31,15 +30,14 @@ def merge_shard(plan: Plan, build: Path, split: int, dataset: int, shard: int) -
     Args:
         plan: The plan; all units of the shard must be finished.
         build: Folder of the build.
-        split: Index in `SPLITS`.
-        dataset: Number of the dataset in the plan.
-        shard: Number of the shard in its dataset and split.
+        key: (split, dataset, number of the shard in them).
+        fragments: The shard's fragments in the order of their units.
+        engine: Tokenizer engine of the fragments.
 
     Raises:
         Failure: If a file cannot be written.
     """
-    units = read_shard_units(plan, build, split, dataset, shard)
-    fragments = [f for unit in units for f in unit.fragments if (f.split, f.shard) == (split, shard)]
+    split, dataset, shard = key
     name = plan.shard_name(split, dataset, shard)
     sequences = sum(f.sequences for f in fragments)
     bin_checksum = idx_checksum = ""
@@ -57,7 +55,7 @@ def merge_shard(plan: Plan, build: Path, split: int, dataset: int, shard: int) -
         bin_bytes=sum(f.bytes for f in fragments),
         bin_xxh128=bin_checksum,
         idx_xxh128=idx_checksum,
-        engine=FAST if any(unit.engine == FAST for unit in units) else REFERENCE,
+        engine=engine,
         first=fragments[0].first if fragments else None,
         last=fragments[-1].last if fragments else None,
     )
@@ -71,21 +69,6 @@ def merge_shard(plan: Plan, build: Path, split: int, dataset: int, shard: int) -
 def fragment_path(build: Path, fragment: Fragment, suffix: str) -> Path:
     """Return the path of a fragment's ".bin" or ".len" file."""
     return add_suffix(build / "units" / fragment.name, suffix)
-
-
-def read_shard_units(plan: Plan, build: Path, split: int, dataset: int, shard: int) -> list[UnitReceipt]:
-    """Read the receipts of the units that may have fragments for a shard, in order.
-
-    Args:
-        plan: The plan.
-        build: Folder of the build.
-        split: Index in `SPLITS`.
-        dataset: Number of the dataset in the plan.
-        shard: Number of the shard in its dataset and split.
-    """
-    first, last = plan.datasets[dataset].units_of_shard(split, shard)
-    base = plan.first_units[dataset]
-    return [read_unit_receipt(build, base + u) for u in range(first, last + 1) if plan.datasets[dataset].file_ranges(u)]
 
 
 def write_bin(build: Path, fragments: list[Fragment], target: Path) -> str:

@@ -13,11 +13,19 @@ LINE_SECONDS = 10.0
 
 
 class ProgressMeter:
-    """Count text and finished units, and show them while the context is open."""
+    """Count text, finished units, and merged shards, and show them while the context is open.
+
+    Attributes:
+        units: Number of units.
+        done: Number of finished units.
+        text_bytes: Bytes of text encoded.
+        shards: Number of shards to merge.
+        merged: Number of merged shards.
+    """
 
     def __init__(self, units: int, done: int) -> None:
         self.units, self.done = units, done
-        self.text_bytes = 0
+        self.text_bytes = self.shards = self.merged = 0
         self._created = self._line_at = time.monotonic()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -48,16 +56,19 @@ class ProgressMeter:
         """Seconds since the meter was made."""
         return time.monotonic() - self._created
 
-    def add(self, text_bytes: int = 0, units: int = 0) -> None:
-        """Count text and units, and refresh the display.
+    def add(self, text_bytes: int = 0, units: int = 0, shards: int = 0) -> None:
+        """Count text, units and shards, and refresh the display.
 
         Args:
             text_bytes: Bytes of text encoded.
             units: Units finished.
+            shards: Shards merged.
         """
         self.text_bytes += text_bytes
         self.done += units
-        rate = f"{self.text_bytes / 1e6 / max(self.seconds, 1e-3):,.1f} MB/s"
+        self.merged += shards
+        merging = f", {self.merged:,}/{self.shards:,} shards merged" if self.merged and self.done >= self.units else ""
+        rate = f"{self.text_bytes / 1e6 / max(self.seconds, 1e-3):,.1f} MB/s{merging}"
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=self.done, rate=rate)
         elif time.monotonic() - self._line_at > LINE_SECONDS:

@@ -184,11 +184,6 @@ def write_receipt(path: Path, receipt: msgspec.Struct) -> None:
         raise disk_failure(error, str(path)) from error
 
 
-def read_unit_receipt(build: Path, number: int) -> UnitReceipt:
-    """Read the receipt of unit `number`, which must exist."""
-    return msgspec.json.decode(unit_receipt_path(build, number).read_bytes(), type=UnitReceipt)
-
-
 def read_receipt[R: msgspec.Struct](path: Path, kind: type[R]) -> R | None:
     """Return a receipt, or None if it is missing or cannot be read.
 

@@ -5,17 +5,18 @@ array.
 """
 
 import os
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from nano3.config import PrepOptions, SourceConfig
-from nano3.data.build.bad_row_limit import check_bad_row_limit
+from nano3.data.build.bad_row_limit import BadRowLimit, check_bad_row_limit
 from nano3.data.build.build_state import BuildState, Shard
 from nano3.data.build.duplicates import count_duplicates
 from nano3.data.build.manifest_builder import make_manifest
 from nano3.data.build.merge import merge_shard
 from nano3.data.build.progress import ProgressMeter, print_summary
-from nano3.data.build.receipts import ShardReceipt, UnitReceipt
+from nano3.data.build.receipts import ShardReceipt
 from nano3.data.build.resume_build import find_complete_data, is_published, set_up_build
 from nano3.data.build.worker_pool import WorkerPool
 from nano3.data.dataset import output_dir
@@ -31,6 +32,7 @@ from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import fsync_dir, write_text
 
 MERGE_THREADS = 4
+MERGES_AT_ONCE = 128  # more than the threads finish between two rounds of `dispatch_units`
 
 
 def prepare(sources: list[SourceConfig], options: PrepOptions, blend_name: str) -> Manifest:
@@ -213,47 +215,72 @@ def dispatch_units(pool: WorkerPool, state: BuildState, meter: ProgressMeter, co
     Raises:
         Failure: A dataset has more bad rows than max_bad_rows.
     """
-    check_bad_row_limit(state.plan, state.units.values())
+    limit = BadRowLimit(state.plan, state.units.values())
     units = state.open_units()[::-1]
-    shards = state.open_shards()[::-1]
-    unfinished = set(units)
-    merges: dict[Shard, Future[ShardReceipt]] = {}
     mismatch = ""
     if compare:
         pool.compare_engines()
     with ThreadPoolExecutor(MERGE_THREADS) as threads:
-        while pool.busy or merges or ((units or shards) and not mismatch):
+        merges = MergeQueue(state, threads, meter)
+        while pool.busy or merges.running or ((units or merges.waiting) and not mismatch):
             for worker in pool.idle() if not mismatch else ():
                 if units:
                     pool.submit(worker, ("unit", units.pop()))
-            frontier = min(unfinished, default=state.unit_range.stop)
-            while shards and shards[-1][2] < frontier and not mismatch and not compare:
-                shard = shards.pop()[0]
-                merges[shard] = threads.submit(merge_shard, state.plan, state.build, *shard)
-            for task, kind, value in pool.results(timeout=0.02 if merges else None):
+            if not mismatch and not compare:
+                merges.start()
+            for task, kind, value in pool.results(timeout=0.02 if merges.running else None):
                 if kind == "tick":
                     meter.add(text_bytes=value)
                 elif kind == "mismatch":
                     mismatch = f"fastokens gave other ids than tokenizers: {value}"
                 elif len(task) == 2:
-                    unfinished.discard(task[1])
-                    record_unit(state, value, meter)
+                    state.add_unit(value)
+                    meter.add(units=1)
+                    limit.add(value)
                 else:
                     compare = False
                     mismatch = mismatch or value
                     if not value:
                         state.mark_verified()
-            for shard in [shard for shard, merge in merges.items() if merge.done()]:
-                state.shards[shard] = merges.pop(shard).result()
+            merges.collect()
     return mismatch
 
 
-def record_unit(state: BuildState, receipt: UnitReceipt, meter: ProgressMeter) -> None:
-    """Add a finished unit to a build; raise Failure if a dataset now has more bad rows than max_bad_rows."""
-    state.units[receipt.unit] = receipt
-    meter.add(units=1)
-    if receipt.bad_file:
-        check_bad_row_limit(state.plan, state.units.values())
+class MergeQueue:
+    """Merges the open shards of a build in threads, in the order in which their units are finished.
+
+    Attributes:
+        waiting: (shard, first unit, last unit) of the shards that are not started, the next one at the end.
+        running: Number of shards that are being merged or whose result was not collected.
+    """
+
+    def __init__(self, state: BuildState, threads: ThreadPoolExecutor, meter: ProgressMeter) -> None:
+        self._state, self._threads, self._meter = state, threads, meter
+        self._unfinished = state.open_units()[::-1]
+        self._finished: deque[tuple[Shard, Future[ShardReceipt]]] = deque()
+        self.waiting = state.open_shards()[::-1]
+        self.running = 0
+        meter.shards, meter.merged = len(self.waiting), 0
+
+    def start(self) -> None:
+        """Start merging shards whose units are all finished. Only a few at a time, so that a failure ends soon."""
+        while self._unfinished and self._unfinished[-1] in self._state.units:
+            self._unfinished.pop()
+        frontier = self._unfinished[-1] if self._unfinished else self._state.unit_range.stop
+        while self.waiting and self.waiting[-1][2] < frontier and self.running < MERGES_AT_ONCE:
+            shard = self.waiting.pop()[0]
+            inputs = self._state.shard_fragments(shard)
+            merge = self._threads.submit(merge_shard, self._state.plan, self._state.build, shard, *inputs)
+            merge.add_done_callback(lambda done, shard=shard: self._finished.append((shard, done)))  # type: ignore[misc]
+            self.running += 1
+
+    def collect(self) -> None:
+        """Add the merged shards to the build; raise Failure if one failed."""
+        while self._finished:
+            shard, merge = self._finished.popleft()
+            self.running -= 1
+            self._state.shards[shard] = merge.result()
+            self._meter.add(shards=1)
 
 
 def finish_build(plan: Plan, path: Path, state: BuildState, meter: ProgressMeter) -> Manifest:

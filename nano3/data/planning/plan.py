@@ -9,6 +9,7 @@ its offset.
 
 import hashlib
 import heapq
+from bisect import bisect_right
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -243,7 +244,7 @@ class Plan(msgspec.Struct, dict=True):
 
     def unit(self, number: int) -> tuple[int, int]:
         """Return (dataset, unit within it) of a unit of the plan."""
-        dataset = int(np.searchsorted(self.first_units, number, "right")) - 1
+        dataset = bisect_right(self.first_units, number) - 1
         return dataset, number - self.first_units[dataset]
 
     def shards(self) -> list[tuple[int, int, int]]:
@@ -255,9 +256,14 @@ class Plan(msgspec.Struct, dict=True):
             for s in range(dataset.shards[split])
         ]
 
+    @cached_property
+    def first_shards(self) -> list[list[int]]:
+        """For each split the file number of the first shard of each dataset, then the number of all shards."""
+        return [[0, *np.cumsum([d.shards[s] for d in self.datasets]).tolist()] for s in range(len(SPLITS))]
+
     def first_shard(self, split: int, dataset: int) -> int:
         """Return the file number of a dataset's first shard in a split."""
-        return sum(d.shards[split] for d in self.datasets[:dataset])
+        return self.first_shards[split][dataset]
 
     def shard_name(self, split: int, dataset: int, shard: int) -> str:
         """Return the prefix of a shard's files, relative to the output folder."""

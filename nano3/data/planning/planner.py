@@ -1,6 +1,7 @@
 """From a request to a plan: check it, find and fingerprint the files, lay out units and shards."""
 
 import re
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -254,9 +255,9 @@ def check_sources(sources: list[SourceConfig]) -> list[str]:
     problems = [] if sources else ["the blend has no dataset."]
     names = [s.name for s in sources]
     problems += [
-        f"dataset {name!r} is named {names.count(name)} times; names must be unique."
-        for name in dict.fromkeys(names)
-        if names.count(name) > 1
+        f"dataset {name!r} is named {count} times; names must be unique."
+        for name, count in Counter(names).items()
+        if count > 1
     ]
     for source in sources:
         if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", source.name):

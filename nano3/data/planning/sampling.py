@@ -71,10 +71,13 @@ def sample_rows(dataset: DatasetPlan, wanted: int) -> None:
 def set_row_limits(dataset: DatasetPlan, counts: dict[int, RowCount], wanted: int) -> None:
     """Reduce a dataset to the counted rows, at most `wanted`; the excess is removed from the files with most rows."""
     rows = {i: c.rows for i, c in counts.items()}
+    extra = sum(rows.values()) - wanted
     for i in sorted(rows, key=lambda i: (-rows[i], i)):
-        if (extra := sum(rows.values()) - wanted) <= 0:
+        if extra <= 0:
             break
-        rows[i] -= min(extra, rows[i] - 1)
+        less = min(extra, rows[i] - 1)
+        rows[i] -= less
+        extra -= less
     kept = [i for i in sorted(rows) if rows[i] > 0]
     for name in ("keys", "sizes", "fingerprints", "formats", "times", "ctimes"):
         values = getattr(dataset, name)

@@ -34,7 +34,8 @@ def made(tmp_path: Path, byte_bpe: Path, monkeypatch: pytest.MonkeyPatch) -> Bui
     worker = Worker(plan, plan_path.parent, encoder, None)
     for number in range(plan.units):
         worker.encode_unit(number)
-    merge_shard(plan, plan_path.parent, 0, 0, 0)
+    inputs = BuildState(plan, plan_path.parent).shard_fragments((0, 0, 0))
+    merge_shard(plan, plan_path.parent, (0, 0, 0), *inputs)
     state = BuildState(plan, plan_path.parent)
     assert plan.units >= 4
     assert list(state.shards) == [(0, 0, 0)]
@@ -109,7 +110,7 @@ def test_array_tasks_share_units_and_merge_no_shard_twice(made: BuildState, coun
         BuildState(made.plan, made.build, range(i * units // count, (i + 1) * units // count)) for i in range(count)
     ]
     opened = [number for task in tasks for number in task.open_units()]
-    assert opened == [n for n in range(units) if made.reads_files(n)]
+    assert opened == [n for n in range(units) if made.plan.datasets[0].file_ranges(n)]
     shards = [shard for task in tasks for shard, _, _ in task.open_shards()]
     assert len(shards) == len(set(shards))
     assert (0, 0, 0) not in shards

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nano3.data.build.build_state import BuildState
 from nano3.data.build.merge import merge_shard
-from nano3.data.build.receipts import UnitReceipt, unit_receipt_path, write_receipt
+from nano3.data.build.receipts import ShardReceipt, UnitReceipt, unit_receipt_path, write_receipt
 from nano3.data.build.shard_fragment import open_fragment
 from nano3.data.dataset.checksum import checksum
 from nano3.data.dataset.indexed import IndexedFile
@@ -47,6 +47,11 @@ def build_of(folder: Path, units: list[Documents | None]) -> tuple[Plan, Path]:
     return plan, build
 
 
+def merge(plan: Plan, build: Path, state: BuildState | None = None) -> ShardReceipt:
+    """Merge the only shard."""
+    return merge_shard(plan, build, SHARD, *(state or BuildState(plan, build)).shard_fragments(SHARD))
+
+
 def merged_documents(build: Path) -> Documents:
     data = IndexedFile(build / "train" / "data_00000")
     return [data.document(i).tolist() for i in range(len(data))]
@@ -65,7 +70,7 @@ def test_a_shard_is_its_units_documents_in_order(
     tmp_path_factory: pytest.TempPathFactory, units: list[Documents | None]
 ) -> None:
     plan, build = build_of(tmp_path_factory.mktemp("merge"), units)
-    receipt = merge_shard(plan, build, *SHARD)
+    receipt = merge(plan, build)
     wanted = [ids for documents in units for ids in documents or []]
     assert (receipt.documents, receipt.tokens) == (len(wanted), sum(map(len, wanted)))
     assert receipt.sequences == sum(bool(ids) for ids in wanted)
@@ -98,16 +103,17 @@ REFUSALS = ["train/data_00000.idx", "shards/train.00000.json"]
 @pytest.mark.parametrize("units", UNITS.values(), ids=UNITS.keys())
 def test_a_failed_merge_succeeds_in_the_next_run(tmp_path: Path, units: list[Documents | None], refused: str) -> None:
     plan, build = build_of(tmp_path, units)
+    state = BuildState(plan, build)
     (build / refused / "in the way").mkdir(parents=True)
     with pytest.raises(Failure, match=rf"{refused}: cannot be written: "):
-        merge_shard(plan, build, *SHARD)
+        merge(plan, build, state)
     assert not list(build.rglob(".*")), "no temporary file is left"
     (build / refused / "in the way").rmdir()
     (build / refused).rmdir()
     state = BuildState(plan, build)
     assert state.open_units() == [], "no unit is rebuilt"
     assert [shard for shard, _, _ in state.open_shards()] == [SHARD]
-    again = merge_shard(plan, build, *SHARD)
+    again = merge(plan, build)
     assert merged_documents(build) == [ids for documents in units for ids in documents or []]
     assert BuildState(plan, build).shards == {SHARD: again}
 
@@ -122,12 +128,12 @@ def test_a_renamed_fragment_is_found_if_another_unit_now_has_documents(tmp_path:
     plan, build = build_of(tmp_path, [None if n == empty else [[1, 2], [3]] for n in range(2)])
     (build / REFUSALS[0]).mkdir()
     with pytest.raises(Failure):
-        merge_shard(plan, build, *SHARD)
+        merge(plan, build)
     (build / REFUSALS[0]).rmdir()
     unit_receipt_path(build, empty).unlink()
     assert BuildState(plan, build).open_units() == [empty]
     make_unit(build, empty, [[7, 8, 9]])
-    receipt = merge_shard(plan, build, *SHARD)
+    receipt = merge(plan, build)
     assert merged_documents(build) == ([[1, 2], [3], [7, 8, 9]] if after else [[7, 8, 9], [1, 2], [3]])
     assert receipt.bin_xxh128 == checksum(build / "train" / "data_00000.bin")
     assert full not in BuildState(plan, build).open_units()
@@ -137,21 +143,21 @@ def test_a_rebuilt_fragment_replaces_the_renamed_one(tmp_path: Path) -> None:
     plan, build = build_of(tmp_path, [[[1, 2], [3]]])
     (build / REFUSALS[0]).mkdir()
     with pytest.raises(Failure):
-        merge_shard(plan, build, *SHARD)
+        merge(plan, build)
     (build / REFUSALS[0]).rmdir()
     make_unit(build, 0, [[4], [5, 6]])
-    merge_shard(plan, build, *SHARD)
+    merge(plan, build)
     assert merged_documents(build) == [[4], [5, 6]]
 
 
 def test_a_shard_that_lost_all_its_tokens_has_no_files(tmp_path: Path) -> None:
     """`finish_build` deletes the old files, as no receipt names them."""
     plan, build = build_of(tmp_path, [[[1, 2]], [[3]]])
-    merge_shard(plan, build, *SHARD)
+    merge(plan, build)
     for number in range(2):
         make_unit(build, number, [[]])
     (build / REFUSALS[1]).unlink()
-    receipt = merge_shard(plan, build, *SHARD)
+    receipt = merge(plan, build)
     assert (receipt.name, receipt.documents, receipt.bin_xxh128) == (None, 2, "")
 
 
@@ -165,7 +171,7 @@ def test_a_shard_with_any_fast_fragment_counts_as_fast(tmp_path: Path, engines: 
     plan, build = build_of(tmp_path, [None, None])
     for number, engine in enumerate(engines):
         make_unit(build, number, [[number + 1]], engine)
-    assert merge_shard(plan, build, *SHARD).engine == wanted
+    assert merge(plan, build).engine == wanted
     state = BuildState(plan, build)
     state.mark_mismatch("seen in a test")
     assert bool(state.shards) == bool(BuildState(plan, build).shards) == (wanted == "tokenizers")
