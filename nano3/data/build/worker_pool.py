@@ -11,9 +11,11 @@ import contextlib
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from nano3.data.build.worker_client import Task, WorkerServerClient
+from nano3.data.planning.plan import load_plan
+from nano3.data.sources.reader_process import find_crashing_file
 from nano3.utils.errors import Failure
 
 COMPARE_ENGINES: Task = ("compare",)
@@ -24,6 +26,7 @@ class WorkerPool:
 
     def __init__(self, plan_path: Path, workers: int, fast: bool) -> None:
         self._workers = workers
+        self._plan_path = plan_path
         self._connections: list[Connection] = []
         worker_ends = []
         for _ in range(workers + 1):
@@ -82,12 +85,25 @@ class WorkerPool:
             try:
                 kind, value = self._connections[worker].recv()
             except (EOFError, ConnectionResetError) as error:
-                raise Failure(
-                    f"a worker process died during {task}; out of memory is the usual cause. Finished units are "
-                    f"kept: run again, with fewer workers (workers={max(1, self._workers - 1)}) if memory is short."
-                ) from error
+                raise self._death(task) from error
             if kind != "tick":
                 del self._running[worker]
             if kind == "error":
                 raise value
             yield task, kind, value
+
+    def _death(self, task: Task) -> Failure:
+        """Return the error for a worker that died during a task; it names the file if reading one ends a process."""
+        plan = load_plan(self._plan_path)
+        if task == COMPARE_ENGINES:
+            what, ranges = "the comparison of the engines", [dataset.whole_file(0) for dataset in plan.datasets]
+        else:
+            dataset, unit = plan.unit(cast(int, task[-1]))
+            what, ranges = f"unit {task[-1]}", [file for _, file in plan.datasets[dataset].file_ranges(unit)]
+        if failure := find_crashing_file(ranges):
+            return failure
+        files = f"{ranges[0].path}{f' and {len(ranges) - 1:,} more files' if len(ranges) > 1 else ''}"
+        return Failure(
+            f"a worker process died during {what} ({files}); out of memory is the usual cause. Finished units are "
+            f"kept: run again, with fewer workers (workers={max(1, self._workers - 1)}) if memory is short."
+        )

@@ -16,7 +16,8 @@ from nano3.data.planning.plan import SPLITS, DatasetPlan, Plan, load_plan
 from nano3.data.planning.shard_assignment import assign_shards, drop_short
 from nano3.data.planning.splits import document_hash, file_seed, splits_in_plan, text_hashes
 from nano3.data.sources.discovery import find_changed_files
-from nano3.data.sources.readers import keys_are_rows, read_documents
+from nano3.data.sources.reader_process import ReaderProcess
+from nano3.data.sources.readers import keys_are_rows
 from nano3.utils.errors import Failure
 
 
@@ -88,10 +89,11 @@ def read_shard_documents(plan: Plan, dataset: DatasetPlan, split: int, shard: in
     """Yield (file number, int64 keys) of the documents of a dataset's shard, in order."""
     by_text = plan.options.split_by == "text"
     first, last = dataset.units_of_shard(split, shard)
-    for unit in range(first, last + 1):
-        for file, file_range in dataset.file_ranges(unit):
+    ranges = [pair for unit in range(first, last + 1) for pair in dataset.file_ranges(unit)]
+    with ReaderProcess() as process:
+        for file, file_range in ranges:
             seed = file_seed(dataset.name, file_range.name)
-            for batch in read_documents(file_range):
+            for batch in process.documents(file_range):
                 texts, keys, offsets = drop_short(batch, plan.options.min_doc_chars)
                 hashes = text_hashes(texts)[:, 0] if by_text else document_hash(seed, keys)
                 splits = splits_in_plan(plan, dataset, hashes)

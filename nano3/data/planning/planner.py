@@ -17,6 +17,7 @@ from nano3.data.sources.discovery import discover_files
 from nano3.data.sources.fingerprint_cache import FingerprintCache, load_fingerprint_cache
 from nano3.data.sources.formats import FORMATS
 from nano3.data.sources.listing import check_name, local_path
+from nano3.data.sources.reader_process import ReaderProcess
 from nano3.data.tokenization.tokenizer import UINT16_VOCAB, TokenizerInfo, find_tokenizer, is_local_path, smallest_dtype
 from nano3.utils.errors import Failure, Nano3Error, UserError, did_you_mean
 from nano3.utils.gc_pause import gc_paused
@@ -210,11 +211,12 @@ def make_plan(request: PrepRequest) -> Plan:
 
 def complete_dataset(dataset: DatasetPlan, options: PrepOptions) -> np.ndarray | None:
     """Reduce a dataset to the requested sample, set the bounds of its splits, and return what `set_bounds` does."""
-    if options.sample is not None:
-        sample_rows(dataset, options.sample)
-    if not dataset.keys or not sum(dataset.estimated_bytes):
-        raise UserError(f"dataset {dataset.name!r}: path={dataset.path}: no documents in its files.")
-    return set_bounds(dataset, options)
+    with ReaderProcess() as process:
+        if options.sample is not None:
+            sample_rows(dataset, options.sample, process)
+        if not dataset.keys or not sum(dataset.estimated_bytes):
+            raise UserError(f"dataset {dataset.name!r}: path={dataset.path}: no documents in its files.")
+        return set_bounds(dataset, options, process.documents)
 
 
 def check_options(options: PrepOptions) -> list[str]:

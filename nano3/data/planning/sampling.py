@@ -17,11 +17,18 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from nano3.data.planning.plan import DatasetPlan
+from nano3.data.sources.column_damage import damage_reported
 from nano3.data.sources.compressed import Decompressor
 from nano3.data.sources.formats import FORMATS, HEAD_SIZE, UTF8_BOM, detect_format
-from nano3.data.sources.readers import ROW_WIDTH, FileRange, find_leaves, open_planned_file, read_documents
+from nano3.data.sources.reader_process import ReaderProcess
+from nano3.data.sources.readers import (
+    ROW_WIDTH,
+    FileRange,
+    find_leaves,
+    open_planned_file,
+    read_documents,
+)
 from nano3.data.sources.text_field import parse_text_field
-from nano3.utils.errors import Failure
 
 CHUNK = 4 << 20
 
@@ -33,7 +40,7 @@ class RowCount(NamedTuple):
     text_bytes: int
 
 
-def sample_rows(dataset: DatasetPlan, wanted: int) -> None:
+def sample_rows(dataset: DatasetPlan, wanted: int, process: ReaderProcess) -> None:
     """Limit a dataset to a sample by the rule of this module.
 
     At most the rows of each file's quota are read. A dataset with fewer rows is taken completely.
@@ -41,6 +48,7 @@ def sample_rows(dataset: DatasetPlan, wanted: int) -> None:
     Args:
         dataset: The dataset; its files, rows and estimated bytes are changed.
         wanted: Number of rows.
+        process: Counts the rows of files whose damage may crash a process.
     """
     count = len(dataset.keys)
     order = list(range(count)) if wanted >= count else [i * count // wanted for i in range(wanted)]
@@ -51,7 +59,7 @@ def sample_rows(dataset: DatasetPlan, wanted: int) -> None:
     exhausted: set[int] = set()
 
     def take(file: int, rows: int) -> None:
-        counts[file] = count_rows(dataset, file, rows)
+        counts[file] = process.call(count_rows, dataset.whole_file(file), rows)
         if counts[file].rows < rows:
             exhausted.add(file)
 
@@ -87,18 +95,16 @@ def set_row_limits(dataset: DatasetPlan, counts: dict[int, RowCount], wanted: in
     dataset.sampled_bytes = sum(counts[i].text_bytes * rows[i] // counts[i].rows for i in kept)
 
 
-def count_rows(dataset: DatasetPlan, file: int, limit: int) -> RowCount:
+def count_rows(whole: FileRange, limit: int) -> RowCount:
     """Count the rows of a file, up to `limit`.
 
     Args:
-        dataset: The dataset.
-        file: Number of the file in it.
+        whole: The file.
         limit: Number of rows at which counting stops.
 
     Raises:
         Failure: The file cannot be read, is damaged, or has changed.
     """
-    whole = dataset.whole_file(file)
     with open_planned_file(whole) as f:
         if whole.format == "parquet":
             return count_parquet_rows(f, whole, limit)
@@ -116,21 +122,18 @@ def count_rows(dataset: DatasetPlan, file: int, limit: int) -> RowCount:
 
 def count_parquet_rows(f: IO[bytes], whole: FileRange, limit: int) -> RowCount:
     """Count the rows of an open parquet file, up to `limit`, from its metadata."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with damage_reported(whole.path, "parquet"):
         metadata = pq.read_metadata(f)
-    except pa.ArrowInvalid as error:
-        raise Failure(f"{whole.path}: damaged parquet: {error}") from error
-    rows = min(limit, metadata.num_rows)
-    size = 0
-    fields = parse_text_field(whole.text_field, whole.text_separator).fields
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        columns = [group.column(i) for i in range(group.num_columns)]
-        leaves = find_leaves([c.path_in_schema for c in columns], fields)
-        size += sum(columns[i].total_uncompressed_size for i in leaves)
+        rows = min(limit, metadata.num_rows)
+        size = 0
+        fields = parse_text_field(whole.text_field, whole.text_separator).fields
+        for number in range(metadata.num_row_groups):
+            group = metadata.row_group(number)
+            columns = [group.column(i) for i in range(group.num_columns)]
+            leaves = find_leaves([c.path_in_schema for c in columns], fields)
+            size += sum(columns[i].total_uncompressed_size for i in leaves)
     return RowCount(rows, size * rows // max(metadata.num_rows, 1))
 
 

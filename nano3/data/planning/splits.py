@@ -18,6 +18,7 @@ quantiles of its hashes instead, so that each split gets its share and at least 
 """
 
 import hashlib
+from collections.abc import Callable, Iterator
 from itertools import repeat
 
 import numpy as np
@@ -102,12 +103,17 @@ def split_of(hashes: np.ndarray, bounds: tuple[int, int]) -> np.ndarray:
     return np.where(hashes < valid, 1, np.where(hashes < test, 2, 0)).astype(np.int8)
 
 
-def set_bounds(dataset: DatasetPlan, options: PrepOptions) -> np.ndarray | None:
+def set_bounds(
+    dataset: DatasetPlan,
+    options: PrepOptions,
+    read_range: Callable[[FileRange], Iterator[Batch]] = read_documents,
+) -> np.ndarray | None:
     """Set `dataset.bounds` by the rule of this module; add warnings about splits that may be or will be empty.
 
     Args:
         dataset: The dataset; its beginning is read.
         options: Rule and fractions of the splits, and how bad rows and short documents are treated.
+        read_range: Reads a file.
 
     Returns:
         With the text rule, the uint64 hashes of the documents read, for `move_texts`; None with the position rule, or
@@ -129,7 +135,7 @@ def set_bounds(dataset: DatasetPlan, options: PrepOptions) -> np.ndarray | None:
     for file, key in enumerate(dataset.keys):
         seed = file_seed(dataset.name, key)
         whole = dataset.whole_file(file)
-        for batch in read_documents(whole):
+        for batch in read_range(whole):
             if read > SCAN_BYTES:
                 warn_of_unmet_splits(dataset, needed - found, sum(map(len, hashes)), read)
                 return None

@@ -29,6 +29,7 @@ from typing import IO, Any, cast
 import numpy as np
 
 from nano3.data.sources import discovery
+from nano3.data.sources.column_damage import damage_reported, validate_column
 from nano3.data.sources.compressed import Decompressor
 from nano3.data.sources.formats import FORMATS, HEAD_SIZE, REFUSED, UTF8_BOM, detect_format, refusal
 from nano3.data.sources.jsonl import JsonRows, line_blocks, skip_to_line
@@ -272,13 +273,13 @@ class RowGroup:
 def read_parquet(f: IO[bytes], file_range: FileRange) -> Iterator[Batch]:
     """Read the row groups that start in the range.
 
-    Each row group covers offsets in proportion to the uncompressed size of its text column.
+    Each row group covers offsets in proportion to the uncompressed size of its text column. The checksums of pages are
+    verified where the file has them.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        file = pq.ParquetFile(f, buffer_size=1 << 20)
+    with damage_reported(file_range.path, "parquet"):
+        file = pq.ParquetFile(f, buffer_size=1 << 20, page_checksum_verification=True)
         columns = find_text_columns(file.schema_arrow.names, file_range)
         sizes = row_group_sizes(file.metadata, columns)
         total = max(sum(size for size, _ in sizes), 1)
@@ -296,8 +297,6 @@ def read_parquet(f: IO[bytes], file_range: FileRange) -> Iterator[Batch]:
                     row += count
             first_row += rows
             low = high
-    except pa.ArrowInvalid as error:
-        raise Failure(f"{file_range.path}: damaged parquet: {error}") from error
 
 
 def iter_row_group(
@@ -357,9 +356,11 @@ def read_arrow(f: IO[bytes], file_range: FileRange) -> Iterator[Batch]:
     """Read an Arrow IPC file or stream."""
     import pyarrow as pa
 
-    try:
+    with damage_reported(file_range.path, "Arrow file"):
         first_row = low = 0
         for values, high in iter_arrow_columns(f, file_range):
+            for column in values.columns if isinstance(values, pa.RecordBatch) else [values]:
+                validate_column(column)
             if not isinstance(values, pa.RecordBatch) and pa.types.is_string_view(values.type):
                 values = values.cast(pa.large_string())  # pyarrow up to 24 cannot tell the bytes of a string_view
             group = RowGroup(first_row, len(values), low, high)
@@ -368,8 +369,6 @@ def read_arrow(f: IO[bytes], file_range: FileRange) -> Iterator[Batch]:
                 yield make_batch(values.slice(at, step), first_row + at, group, file_range)
             first_row += len(values)
             low = high
-    except pa.ArrowInvalid as error:
-        raise Failure(f"{file_range.path}: damaged Arrow file: {error}") from error
 
 
 def iter_arrow_columns(f: IO[bytes], file_range: FileRange) -> Iterator[tuple[Any, int]]:

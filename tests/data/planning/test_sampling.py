@@ -31,7 +31,13 @@ def test_count_is_the_number_of_rows_read(tmp_path: Path, byte_bpe: Path, kind: 
     path = write(tmp_path / f"a.{kind}", texts(230))
     (dataset,) = make_request([source(path)], options(tmp_path / "out", byte_bpe), "b").datasets
     read = sum(len(b.keys) + len(b.bad) for b in read_documents(dataset.whole_file(0)))
-    assert [count_rows(dataset, 0, limit).rows for limit in (1, 229, 230, 231, 10**6)] == [1, 229, 230, 230, 230]
+    assert [count_rows(dataset.whole_file(0), limit).rows for limit in (1, 229, 230, 231, 10**6)] == [
+        1,
+        229,
+        230,
+        230,
+        230,
+    ]
     assert read == 230
 
 
@@ -55,7 +61,7 @@ def test_unusual_lines_are_counted_as_read(
     path.write_bytes(pack(data, suffix))
     (dataset,) = make_request([source(path)], options(tmp_path / "out", byte_bpe), "b").datasets
     read = sum(len(b.keys) + len(b.bad) for b in read_documents(dataset.whole_file(0)))
-    assert count_rows(dataset, 0, 100).rows == read == 2
+    assert count_rows(dataset.whole_file(0), 100).rows == read == 2
 
 
 def test_counting_stops_reading_at_the_limit() -> None:
