@@ -18,7 +18,7 @@ import nano3
 from nano3.tools._arguments import RUNS, find_run, find_runs_below
 from nano3.tools.diff import ABSENT, StartRecord, format_value, missing_start_problem, read_start_record
 from nano3.training.run.record import latest_start_dir, read_finish_record
-from nano3.utils.console import say
+from nano3.utils.console import say, table
 from nano3.utils.errors import UserError
 from nano3.utils.files import write_text
 
@@ -31,6 +31,9 @@ p.made { color: #777; margin-top: .2em; } code { background: #f4f4f4; padding: 0
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; } .wide { overflow-x: auto; }
 th, td { padding: .3em .8em; border-bottom: 1px solid #e5e5e5; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child, .left td, .left th { text-align: left; } tr.best td { font-weight: bold; }
+.bar { display: flex; height: 1.6em; border-radius: 4px; overflow: hidden; } .bar span { display: block; }
+ul.legend { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .2em 1.2em; margin: .5em 0; }
+.legend i { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border-radius: 2px; }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(480px, 1fr)); gap: 1em; }
 .curves svg { width: 100%; height: auto; }
 """
@@ -71,8 +74,25 @@ def run(args: argparse.Namespace) -> int:
         write_text(target, page)
     except OSError as error:
         raise UserError(f"--output {target}: cannot be written: {error.strerror}. Name another file.") from error
+    print_time_use(unique_names(folders))
     say(f"report of {len(folders)} run{'s' * (len(folders) > 1)}: {target}")
     return 0
+
+
+def print_time_use(folders: dict[str, Path]) -> None:
+    """Print where the time of each run went, and the last starts of a single run that was restarted.
+
+    Args:
+        folders: Run folders by name.
+    """
+    from nano3.training.reports.goodput import START_COLUMNS, start_rows, text_bar, time_use
+    from nano3.training.run.metrics import read_metrics
+
+    for name, folder in folders.items():
+        if use := time_use(read_metrics(folder)):
+            say(f"{name}\n{text_bar(use)}")
+            if len(folders) == 1 and len(use.starts) > 1:
+                table("last starts", START_COLUMNS, start_rows(use), right=["resumed from", "repeated iterations"])
 
 
 def find_started_runs(name: str) -> list[Path]:
@@ -114,6 +134,8 @@ def make_page(folders: dict[str, Path], command: str) -> str:
         f"<style>{STYLE}</style></head><body><h1>{escape(title)}</h1><p class='made'>{made}</p>",
         "<h2>Results</h2>",
         results_table(runs),
+        datasets_table(lines),
+        time_section(lines),
         "<h2>Curves</h2>",
         draw_curves(lines),
         "<h2>Differences</h2>" if len(runs) > 1 else "<h2>Configuration</h2>",
@@ -136,12 +158,14 @@ def results_table(runs: dict[str, ReportedRun]) -> str:
             losses[name] = last[0]
     data = {runs[name].record.data.get("fingerprint") for name in losses}
     best = min(losses, key=lambda name: losses[name]) if len(losses) > 1 and len(data) == 1 else None
-    columns = ["run", "state", "tokens", "training loss", "validation loss", "tokens/s", "MFU", "hours", "data", "code"]
+    columns = ["run", "state", "tokens", "training loss", "validation loss", "bits per byte", "tokens/s", "MFU"]
+    columns += ["goodput", "hours", "data", "code"]
     return html_table(columns, [[name, *result_cells(run)] for name, run in runs.items()], best=best)
 
 
 def result_cells(run: ReportedRun) -> list[str]:
     """Return a run's state, tokens, losses, speed, hours, data and code."""
+    from nano3.training.reports.goodput import time_use
     from nano3.training.reports.summary import final_loss
 
     configuration, data, code, _ = run.record
@@ -150,23 +174,55 @@ def result_cells(run: ReportedRun) -> list[str]:
     commit = f"{(code.get('commit') or '-')[:9]}{'+' * bool(code.get('uncommitted'))}"
     origin = [str(data.get("reference", "-")), commit]
     if not train:
-        return ["not started", *[""] * 6, *origin]
+        return ["not started", *[""] * 8, *origin]
     total = configuration.get("train.train_iters")
     logged = train[-1]["iteration"]
     finish = read_finish_record(run.folder)  # later than the last line if log_interval does not divide it
     ended = finish["iteration"] if finish else None
     finished = ended is not None and ended >= (total or 0)
     elapsed = [line["elapsed_s"] for line in run.lines if "elapsed_s" in line]
+    use = time_use(run.lines)
+    hours = use.total / 3600 if use else elapsed[-1] / 3600 if elapsed else None
+    bits = valid[-1].get("valid_bits_per_byte") if valid else None
     return [
         "finished" if finished else f"at {max(logged, ended or 0):,} of {total:,}",
         f"{train[-1]['consumed_tokens']:,}",
         f"{final_loss(train):.4f}",
         format_valid_loss(valid[-1], logged) if valid else "",
+        "" if bits is None else f"{bits:.4f}",
         recent_median(train, "tokens_per_s", "{:,.0f}"),
         recent_median(train, "mfu", "{:.1%}"),
-        f"{elapsed[-1] / 3600:.2f}" if elapsed else "",
+        f"{use.goodput:.1%}" if use else "",
+        "" if hours is None else f"{hours:.2f}",
         *origin,
     ]
+
+
+def datasets_table(lines: dict[str, Lines]) -> str:
+    """Return a table of the last validation of each run by dataset, or "" without datasets."""
+    rows = []
+    for name, own in lines.items():
+        last = next((line for line in reversed(own) if "valid_loss" in line), {})
+        for key, loss in last.items():
+            if key.startswith("valid_loss/"):
+                dataset = key.removeprefix("valid_loss/")
+                bits = last.get(f"valid_bits_per_byte/{dataset}")
+                rows.append([name, dataset, f"{loss:.4f}", "" if bits is None else f"{bits:.4f}"])
+    cells = html_table(["run", "dataset", "validation loss", "bits per byte"], rows)
+    return f"<h2>Datasets</h2>\n{cells}" if rows else ""
+
+
+def time_section(lines: dict[str, Lines]) -> str:
+    """Return where the time of each run went, with the last starts of a run that was restarted."""
+    from nano3.training.reports.goodput import START_COLUMNS, duration, html_bar, start_rows, time_use
+
+    parts = []
+    for name, own in lines.items():
+        if use := time_use(own):
+            parts.append(f"<p>{escape(name)}: goodput {use.goodput:.1%} of {duration(use.total)}</p>{html_bar(use)}")
+            if len(use.starts) > 1:
+                parts.append(html_table(START_COLUMNS, start_rows(use)))
+    return "\n".join(["<h2>Where the time went</h2>", *parts]) if parts else ""
 
 
 def format_valid_loss(line: dict[str, Any], iteration: int) -> str:

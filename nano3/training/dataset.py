@@ -6,7 +6,7 @@ It imports neither torch nor megatron, so preflight and dry runs can use it.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,18 @@ class Shard:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """A checked data folder. `fingerprint` depends on shards, weights and tokenizer, not on the path of the folder."""
+    """A checked data folder.
+
+    Attributes:
+        folder: The folder.
+        shards: The shards of all splits, in blend order.
+        tokenizer: The folder of the tokenizer.
+        vocab_size: Ids of the tokenizer.
+        eod_id: Id of the end-of-document token.
+        fingerprint: Depends on shards, weights and tokenizer, not on the path of the folder.
+        bytes_per_token: UTF-8 bytes of text per token of each dataset. A dataset is missing if that is unknown: its
+            documents were cut to max_doc_tokens, and the bytes that were cut are not recorded.
+    """
 
     folder: Path
     shards: tuple[Shard, ...]
@@ -40,6 +51,7 @@ class TrainingData:
     vocab_size: int
     eod_id: int
     fingerprint: str
+    bytes_per_token: dict[str, float] = field(default_factory=dict)
 
     def split(self, name: str) -> tuple[Shard, ...]:
         """Return the shards of one split, in blend order."""
@@ -178,6 +190,9 @@ def _build(folder: Path, manifest: "Manifest", blends: dict[str, Any]) -> Traini
         vocab_size=manifest.tokenizer.vocab_size,
         eod_id=manifest.tokenizer.eod_id,
         fingerprint=_fingerprint(manifest, shards, folder),
+        bytes_per_token={
+            d.name: d.text_bytes / d.tokens for d in manifest.datasets if d.tokens and d.text_bytes and not d.truncated
+        },
     )
 
 

@@ -27,7 +27,8 @@ RUNS = Path("output/nano3/runs")
 # Files that hold lengths of their texts, or no text.
 BINARY = {".bin", ".idx", ".npy", ".pt", ".safetensors", ".png", ".parquet", ".gz", ".zst", ".msgpack"}
 # Values of metrics.jsonl that say how fast a run was, not what it computed.
-TIMING = {"tokens_per_s", "seconds_per_iteration", "elapsed_s"}
+TIMING = ("tokens_per_s", "seconds", "elapsed_s", "time", "startup/")
+ADDED = ("bits_per_byte", "valid_bits_per_byte", "expert_min_load", "expert_entropy", "expert_dropped")
 # One thread, and instructions that every x86-64 processor has: the same sums wherever the tests run.
 NUMBERS = {
     "OMP_NUM_THREADS": "1",
@@ -125,9 +126,13 @@ def facts(data: Path, store: Path, alias: str) -> dict[str, Any]:
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without the timings."""
+    """The training and validation lines of metrics.jsonl, without the timings and the metrics added since 0.1.0."""
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMING} for line in found]
+    return [
+        {key: value for key, value in line.items() if not key.startswith(TIMING + ADDED)}
+        for line in found
+        if "loss" in line or "valid_loss" in line
+    ]
 
 
 def table_rows(told: str, folder: Path) -> list[list[str]]:

@@ -59,6 +59,10 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Work:
     return work
 
 
+# The quickstart's initial weights and balancing of experts in 0.1.0.
+OLD_BALANCE = ("model.init_method_std=0.02", "model.moe_router_bias_update_rate=1e-3")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def begun(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """Two trainings that take longer than all else; begun at once, when they are wanted, and waited for at the end."""
@@ -69,7 +73,7 @@ def begun(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         started["stopped"] = work, half_way(work, "stopped"), work.start(*typed(COMMANDS["stopped"]))
     if "test_the_quickstart_has_the_same_losses" in wanted:
         work = request.getfixturevalue("fresh")
-        started["quickstart"] = work, {}, work.start(*typed(COMMANDS["quickstart"]))
+        started["quickstart"] = work, {}, work.start(*typed(COMMANDS["quickstart"]), *OLD_BALANCE)
     yield started
     for *_, process in started.values():
         if process.poll() is None:

@@ -94,10 +94,11 @@ def words(picture: ElementTree.Element) -> str:
 def test_one_run(tmp_path: Path) -> None:
     page = make_report(tmp_path, make_run(tmp_path / "tiny"))
     assert page.startswith("<!DOCTYPE html>") and page.endswith("</html>\n")
-    results, configuration, *_ = Tables(page).tables
+    results, datasets, configuration, *_ = Tables(page).tables
+    assert datasets[1:] == [["tiny", "math", "5.5000", ""]]
     assert results[0][:4] == ["run", "state", "tokens", "training loss"]
-    assert results[1][:7] == ["tiny", "finished", "5,120", "5.2000", "5.5000", "1,031", ""]
-    assert results[1][7:9] == ["0.40", "Data:v1"]
+    assert results[1][:8] == ["tiny", "finished", "5,120", "5.2000", "5.5000", "", "1,031", ""]
+    assert results[1][8:11] == ["", "0.40", "Data:v1"]
     assert ["optimizer.lr", "0.001"] in configuration
     titles = [words(picture) for picture in pictures(page)]
     assert len(titles) == 5
@@ -108,7 +109,8 @@ def test_one_run(tmp_path: Path) -> None:
 def test_several_runs_are_compared(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"lr-{lr}", lr, end) for lr, end in ((0.1, 6.0), (0.01, 5.0), (0.001, 7.0))]
     page = make_report(tmp_path, *runs)
-    results, configuration = Tables(page).tables
+    results, datasets, configuration = Tables(page).tables
+    assert [row[:2] for row in datasets[1:]] == [[run.name, "math"] for run in runs]
     assert [row[0] for row in results[1:]] == ["lr-0.1", "lr-0.01", "lr-0.001"]
     best = re.findall(r"<tr class='best'><td>(.*?)</td>", page)
     assert best == ["lr-0.01"]
@@ -167,7 +169,7 @@ def test_a_repeated_run_is_shown_once(tmp_path: Path) -> None:
 
 def test_equal_runs(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "one"), make_run(tmp_path / "two")]
-    table = Tables(make_report(tmp_path, *runs)).tables[1]
+    table = Tables(make_report(tmp_path, *runs)).tables[2]
     assert table[1:] == [["run.name", "one", "two"]]
 
 
@@ -180,9 +182,36 @@ def test_state(tmp_path: Path, iterations: int, state: str) -> None:
 
 def test_gpu_metrics(tmp_path: Path) -> None:
     page = make_report(tmp_path, make_run(tmp_path / "tiny", mfu=0.415, memory_gb=61.0))
-    assert Tables(page).tables[0][1][6] == "41.5%"
+    assert Tables(page).tables[0][1][7] == "41.5%"
     titles = " ".join(words(picture) for picture in pictures(page))
     assert "model FLOPs utilization" in titles and "peak memory" in titles
+
+
+def test_bits_per_byte(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "tiny")
+    last = {"iteration": 40, "valid_loss": 5.0, "valid_loss/math": 5.0}
+    bits = {"valid_bits_per_byte": 1.5, "valid_bits_per_byte/math": 1.5}
+    with (run / "metrics.jsonl").open("a") as f:
+        f.write(json.dumps(last | bits) + "\n")
+    results, datasets, *_ = Tables(make_report(tmp_path, run)).tables
+    assert results[1][5] == "1.5000"
+    assert datasets == [["run", "dataset", "validation loss", "bits per byte"], ["tiny", "math", "5.0000", "1.5000"]]
+
+
+def test_where_the_time_went(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "tiny", **{"seconds/step": 1.0})
+    starts = [
+        {"iteration": 0, "start": 1, "time": 1.0},
+        {"iteration": 40, "start": 2, "time": 2.0, "lost_iterations": 3, "lost_s": 10.0, "interrupted_s": 50.0},
+    ]
+    path = run / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in (starts[0], starts[1])) + path.read_text())
+    page = make_report(tmp_path, run)
+    results, _, restarts, *_ = Tables(page).tables
+    assert results[1][8:10] == ["40.0%", "0.03"]
+    assert restarts[2][:6] == ["2", "40", "50.0 s", "no end recorded", "3", "10.0 s"]
+    assert "<div class='bar'>" in page and "interruptions 50.0%" in page
+    assert "] goodput 40.0% of 1 min 40 s" in capsys.readouterr().out
 
 
 def test_the_page_is_self_contained(tmp_path: Path) -> None:

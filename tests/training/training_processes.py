@@ -39,7 +39,7 @@ SERVER.set_forkserver_preload(
 )
 SAMPLE = Path(__file__).parents[2] / "nano3" / "sample"
 # Values that say how fast a run was, not what it computed.
-TIMING = {"tokens_per_s", "seconds_per_iteration", "elapsed_s"}
+TIMING = ("tokens_per_s", "seconds", "elapsed_s", "time", "startup/")
 
 
 def tiny_config(**changes: Any) -> PretrainConfig:
@@ -175,5 +175,6 @@ def wait_for_iteration(run_dir: Path, iteration: int, child: Child, timeout: flo
 
 
 def losses(run_dir: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without the timings."""
-    return [{k: v for k, v in line.items() if k not in TIMING} for line in read_metrics(run_dir)]
+    """The training and validation lines of metrics.jsonl, without the timings."""
+    lines = [line for line in read_metrics(run_dir) if "loss" in line or "valid_loss" in line]
+    return [{k: v for k, v in line.items() if not k.startswith(TIMING)} for line in lines]

@@ -21,6 +21,7 @@ from nano3.training.run import resume
 from nano3.training.run.metrics import truncate_after
 from nano3.training.run.outcome import Outcome, SaveHook, no_hook
 from nano3.training.run.resume import CheckpointSearch, ResumePoint, agree_on_resume_point, world_size
+from nano3.training.run.startup_timer import StartupTimer
 from nano3.training.run.stop import StopRequest
 from nano3.utils.console import say, warn
 from nano3.utils.errors import UserError
@@ -101,7 +102,7 @@ def train(config: PretrainConfig, data_dir: Path, run_dir: Path, on_save: SaveHo
         UserError: The configuration or the data is wrong.
         Failure: The training cannot continue.
     """
-    run_dir = Path(run_dir).absolute()
+    run_dir, startup = Path(run_dir).absolute(), StartupTimer()
     with StopRequest(config.train.exit_iteration, config.train.exit_duration_in_mins) as stop:
         data, plan = validate_inputs(config, Path(data_dir), world_size())
         identity, settings = run_identity(config, data), mutable_settings(config)
@@ -111,7 +112,8 @@ def train(config: PretrainConfig, data_dir: Path, run_dir: Path, on_save: SaveHo
         if outcome := _nothing_to_do(config, run_dir, point):
             return outcome
         say(point.sentence("weights and optimizer"))
-        return _train(config, data, plan, run_dir, point, stop, on_save)
+        startup.mark("checks")
+        return _train(config, data, plan, run_dir, point, startup, stop, on_save)
 
 
 def _nothing_to_do(config: PretrainConfig, run_dir: Path, point: ResumePoint) -> Outcome | None:
@@ -178,6 +180,7 @@ def _train(
     plan: BatchPlan,
     run_dir: Path,
     point: ResumePoint,
+    startup: StartupTimer,
     stop: StopRequest,
     on_save: SaveHook,
 ) -> Outcome:
@@ -195,6 +198,7 @@ def _train(
         run_identity=run_identity(config, data),
         mutable_settings=mutable_settings(config),
         on_save=on_save,
+        startup=startup,
     )
     with gc_paused():  # imports torch and transformers
         loop = assemble(inputs)

@@ -4,12 +4,13 @@ import logging
 import os
 import shutil
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nano3.config.pretrain import PretrainConfig
 from nano3.training.checks.lr_schedule import make_scheduler
+from nano3.training.checks.model_stats import architecture_from_config, flops_per_token
 from nano3.training.dataset import TrainingData
 from nano3.training.hf.batch import BatchPlan
 from nano3.training.hf.checkpoints import CheckpointWriter, load_rng, load_state
@@ -22,6 +23,8 @@ from nano3.training.run.checkpoints import checkpoint_dir
 from nano3.training.run.metrics import Metrics
 from nano3.training.run.outcome import SaveHook
 from nano3.training.run.resume import ResumePoint
+from nano3.training.run.startup_timer import StartupTimer
+from nano3.training.run.throughput import Throughput
 from nano3.utils.errors import Failure
 
 if TYPE_CHECKING:
@@ -43,6 +46,7 @@ class RunInputs:
     run_identity: dict[str, Any]
     mutable_settings: dict[str, Any]
     on_save: SaveHook
+    startup: StartupTimer = field(default_factory=StartupTimer)
 
 
 def assemble(inputs: RunInputs) -> Loop:
@@ -50,7 +54,9 @@ def assemble(inputs: RunInputs) -> Loop:
     config, data, point = inputs.config, inputs.data, inputs.point
     clock = LoopClock(elapsed_before=point.info.elapsed_s if point.info and not point.new_phase else 0.0)
     accelerator = make_accelerator(inputs.threads)
+    inputs.startup.mark("imports")
     datasets = _datasets(config, data, inputs.run_dir)
+    inputs.startup.mark("data")
     seed_all(config.train.seed)
     raw = build_model(config.model, embedding_rows(config.model, data.vocab_size), config.train.seq_length, data.eod_id)
     rate = value_or_default(config.model, "moe_router_bias_update_rate")
@@ -69,7 +75,8 @@ def assemble(inputs: RunInputs) -> Loop:
         scheduler=make_scheduler(optimizer, config),
         balance=balance,
         datasets=datasets,
-        metrics=Metrics(inputs.run_dir, rank, point.iteration, config),
+        metrics=Metrics(inputs.run_dir, rank, point.iteration, config, data=data, startup=inputs.startup),
+        throughput=make_throughput(config, data.vocab_size, accelerator),
         writer=writer,
         parameters=parameter_count(raw),
         run_identity=inputs.run_identity,
@@ -79,6 +86,7 @@ def assemble(inputs: RunInputs) -> Loop:
     )
     if point.folder is not None:
         restore(parts, point.folder, point.new_phase)
+    inputs.startup.mark("model and checkpoint")
     return Loop(parts, point.iteration, clock, None if point.new_phase else point.folder)
 
 
@@ -97,6 +105,26 @@ def make_accelerator(threads: int) -> "Accelerator":
     hf_logging.disable_progress_bar()
     torch.set_num_threads(threads)
     return Accelerator(cpu=not torch.cuda.is_available())
+
+
+def make_throughput(config: PretrainConfig, vocab_size: int, accelerator: "Accelerator") -> Throughput:
+    """Return what turns seconds per iteration into tokens per second and the like.
+
+    Args:
+        config: The run's configuration.
+        vocab_size: Ids of the data's tokenizer.
+        accelerator: The accelerator of the run.
+    """
+    import torch
+
+    t, model = config.train, architecture_from_config(config, None, vocab_size)
+    on_gpu = accelerator.device.type == "cuda"
+    return Throughput(
+        tokens=t.global_batch_size * t.seq_length,
+        flops_per_token=flops_per_token(model, t.seq_length) if model else None,
+        gpus=accelerator.num_processes if on_gpu else 0,
+        device_name=torch.cuda.get_device_name() if on_gpu else "",
+    )
 
 
 def _datasets(config: PretrainConfig, data: TrainingData, run_dir: Path) -> "Datasets":

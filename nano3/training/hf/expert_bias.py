@@ -39,20 +39,20 @@ class ExpertBalance:
 
         experts.register_forward_pre_hook(count)
 
-    def update(self) -> float | None:
+    def update(self) -> "torch.Tensor | None":
         """Move each bias by `rate` towards balance.
 
         Returns:
-            The largest ratio of maximum to mean load over all layers, or None without experts.
+            The tokens of each expert in this step, of shape [layers, experts] and summed over all ranks; None without
+            experts.
         """
         import torch
 
-        worst = None
+        if not self._gates:
+            return None
         with torch.no_grad():
-            for index, gate in enumerate(self._gates):
-                counts = self.add_ranks(self._counts[index])
-                mean = counts.mean()
-                gate.e_score_correction_bias.add_(self.rate * torch.sign(mean - counts))
-                worst = max(worst or 0.0, (counts.max() / mean).item())
+            loads = self.add_ranks(torch.stack(self._counts))
+            for index, (gate, counts) in enumerate(zip(self._gates, loads, strict=True)):
+                gate.e_score_correction_bias.add_(self.rate * torch.sign(counts.mean() - counts))
                 self._counts[index] = 0
-        return worst
+        return loads

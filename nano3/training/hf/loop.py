@@ -14,10 +14,12 @@ from nano3.training.hf.datasets import Datasets, collate
 from nano3.training.hf.expert_bias import ExpertBalance
 from nano3.training.hf.rng import rng_state
 from nano3.training.run.checkpoints import CheckpointInfo
+from nano3.training.run.expert_load import load_metrics
 from nano3.training.run.failed_saves import FailedSaves, SaveError
 from nano3.training.run.metrics import Metrics
 from nano3.training.run.outcome import Outcome, SaveHook
 from nano3.training.run.stop import StopRequest
+from nano3.training.run.throughput import Throughput
 from nano3.utils.errors import Failure
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ class TrainerComponents:
     balance: ExpertBalance
     datasets: Datasets
     metrics: Metrics
+    throughput: Throughput
     writer: CheckpointWriter
     parameters: int
     run_identity: dict[str, Any]
@@ -48,12 +51,15 @@ class TrainerComponents:
 
 @dataclass
 class Step:
-    """One finished iteration: mean loss over all ranks in nats per token, gradient norm before clipping, its rate."""
+    """One finished iteration: mean loss over all ranks in nats per token, gradient norm before clipping, its rate.
+
+    `expert_counts` are the tokens of each expert, of shape [layers, experts], summed over all ranks.
+    """
 
     loss: float
     grad_norm: float
     lr: float
-    expert_imbalance: float | None
+    expert_counts: "torch.Tensor | None"
 
 
 @dataclass
@@ -94,11 +100,18 @@ class Loop:
             Failure: Loss or gradient is not finite; names the iteration.
         """
         t, c = self.parts.config.train, self.parts.config.checkpoint
+        clock, startup = self.parts.metrics.clock, self.parts.metrics.startup
         if self.iteration == 0 and t.eval_interval:
-            self.validate()
+            with clock.during("valid"):
+                self.validate()
+            if startup:
+                startup.mark("validation")
         while self.iteration < t.train_iters:
             started = time.monotonic()
             step = self.step()
+            clock.enter("step")  # the first one ended the start
+            if startup:
+                startup.mark("first step")
             self.iteration += 1
             self.clock.training_s += time.monotonic() - started
             self.clock.iterations += 1
@@ -107,9 +120,11 @@ class Loop:
             if self.iteration % self.parts.config.logger.log_interval == 0 or last or reason or self.iteration == 1:
                 self.report(step)
             if t.eval_interval and (last or self.iteration % t.eval_interval == 0):
-                self.validate()
+                with clock.during("valid"):
+                    self.validate()
             if last or reason or self.iteration % c.save_interval == 0:
-                self.save(last, final=last or bool(reason))
+                with clock.during("save"):
+                    self.save(last, final=last or bool(reason))
             if reason:
                 return Outcome("stopped", self.iteration, self.saved, reason)
         return Outcome("finished", self.iteration, self.saved)
@@ -166,7 +181,8 @@ class Loop:
         p, t = self.parts, self.parts.config.train
         seconds = self.clock.take()
         samples = self.iteration * t.global_batch_size
-        extra = {"expert_imbalance": round(step.expert_imbalance, 4)} if step.expert_imbalance is not None else {}
+        counts = step.expert_counts
+        experts = {} if counts is None else load_metrics(counts, counts.sum().item())  # this backend drops no token
         p.metrics.log(
             iteration=self.iteration,
             consumed_samples=samples,
@@ -174,10 +190,9 @@ class Loop:
             loss=step.loss,
             lr=step.lr,
             grad_norm=step.grad_norm,
-            tokens_per_s=round(t.global_batch_size * t.seq_length / seconds, 1),
-            seconds_per_iteration=round(seconds, 5),
+            **p.throughput.metrics(seconds),
             elapsed_s=round(self.clock.elapsed_s(), 2),
-            **extra,
+            **experts,
         )
 
     def save(self, last: bool, final: bool) -> None:
@@ -220,8 +235,9 @@ class Loop:
 
     def _batch(self, dataset: Any, iteration: int, micro_step: int) -> "dict[str, torch.Tensor]":
         p = self.parts
-        batch = collate(dataset, p.plan.samples(iteration, micro_step, p.accelerator.process_index))
-        return {name: tensor.to(p.accelerator.device) for name, tensor in batch.items()}
+        with p.metrics.clock.during("data"):
+            batch = collate(dataset, p.plan.samples(iteration, micro_step, p.accelerator.process_index))
+            return {name: tensor.to(p.accelerator.device) for name, tensor in batch.items()}
 
     def _any_rank(self, own: bool) -> bool:
         return any_rank(self.parts.accelerator, own)

@@ -15,6 +15,7 @@ from typing import Any
 from nano3.config import PretrainConfig
 from nano3.config.model import ModelConfig
 from nano3.config.pretrain import megatron_section
+from nano3.training.checks.model_stats import architecture_from_config, flops_per_token
 from nano3.training.checks.value_checks import blend_file_problems
 from nano3.training.dataset import TrainingData, open_data
 from nano3.training.megatron import recipe, schema, settings
@@ -265,12 +266,14 @@ def _run(
     from megatron.bridge.training.pretrain import pretrain
 
     from nano3.training.megatron.callbacks import RunContext, TrainingHooks
+    from nano3.training.megatron.data_waits import time_data_waits
     from nano3.training.megatron.per_dataset_eval import PerDatasetEval
     from nano3.training.run.metrics import Metrics
 
     startup.mark("imports and recipe")
     train = config.train
-    metrics = Metrics(run_dir, int(os.environ["RANK"]), point.iteration, config, train.train_iters)
+    metrics = Metrics(run_dir, int(os.environ["RANK"]), point.iteration, config, train.train_iters, data, startup)
+    model = architecture_from_config(config, schema.load_bundled(config.recipe._target_), data.vocab_size)
     with stop, hide_expected_tracebacks():
         hooks = TrainingHooks(
             RunContext(
@@ -288,12 +291,14 @@ def _run(
                 run_identity=run_identity(config, data),
                 mutable_settings=mutable_settings(config),
                 validation=PerDatasetEval(data, train.eval_iters, forward_step) if train.eval_interval else None,
+                flops_per_token=flops_per_token(model, train.seq_length) if model else None,
             )
         )
         failed = 1
         try:
             with translate_errors(hooks, config.train.micro_batch_size):
-                pretrain(config=container, forward_step_func=forward_step, callbacks=[hooks])
+                timed = time_data_waits(forward_step, metrics.clock)
+                pretrain(config=container, forward_step_func=timed, callbacks=[hooks])
             failed = 0
         finally:
             metrics.close(failed)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from nano3.training.megatron.checkpoints import TRACKER, record_begun
 from nano3.training.megatron.errors import divergence_message
+from nano3.training.megatron.expert_counts import ExpertCounts
 from nano3.training.run import index_cache
 from nano3.training.run.checkpoints import CheckpointInfo, folder_name, write_checkpoint_info
 from nano3.training.run.metrics import Metrics
@@ -21,29 +22,13 @@ from nano3.training.run.outcome import SaveHook
 from nano3.training.run.rank_sync import StopPoller
 from nano3.training.run.startup_timer import StartupTimer
 from nano3.training.run.stop import StopRequest
+from nano3.training.run.throughput import Throughput
 from nano3.utils.console import is_rank_zero, say, warn
 from nano3.utils.errors import Failure
-
-# Dense bf16 peak of one GPU in FLOP/s, from NVIDIA's data sheets, by a substring of the device name.
-PEAK_FLOPS = {
-    "B300": 2.25e15,
-    "GB200": 2.5e15,
-    "B200": 2.25e15,
-    "H200": 989e12,
-    "H100": 989e12,
-    "GH200": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-}
 
 # How often the ranks agree on stopping. This waits for the GPU, and launchers allow two minutes between a signal and
 # the kill.
 STOP_POLL_S = 5.0
-
-
-def peak_flops(device_name: str) -> float | None:
-    """Return the peak dense bf16 FLOP/s of a GPU, or None if it is not in the table."""
-    return next((flops for name, flops in PEAK_FLOPS.items() if name in device_name), None)
 
 
 @dataclass
@@ -92,6 +77,7 @@ class RunContext:
     """What the callback needs to know about a run besides Megatron-Bridge's context.
 
     `index_cache` is the folder in which Megatron writes the order of samples. `save_interval` 0 means no checkpoints.
+    `flops_per_token` None means that the architecture is not known; Megatron-Bridge's count is then used.
     """
 
     metrics: Metrics
@@ -108,6 +94,7 @@ class RunContext:
     run_identity: dict[str, Any] = field(default_factory=dict)
     mutable_settings: dict[str, Any] = field(default_factory=dict)
     validation: DatasetEval | None = None
+    flops_per_token: float | None = None
 
 
 class TrainingHooks:
@@ -125,9 +112,11 @@ class TrainingHooks:
         self.saved: Path | None = None
         self.first_step_s: float | None = None
         self._started = time.monotonic()
-        self._flops_per_step = 0.0
+        self._throughput = Throughput(run.global_batch_size * run.seq_length, run.flops_per_token)
+        self._experts: ExpertCounts | None = None
         self._parameters = 0
         self._validated = -1
+        self._before_eval = "start"  # the part of the time that a validation interrupts
         self._lr: float | None = None
         single_rank = os.environ.get("WORLD_SIZE", "1") == "1"
         poll_s = 0.0 if single_rank else STOP_POLL_S
@@ -135,19 +124,23 @@ class TrainingHooks:
 
     def on_train_start(self, context: Any) -> None:
         """Read the iteration, the size and the work of the model; mark the index cache complete."""
-        from megatron.bridge.training.utils.flop_utils import num_floating_point_operations
-
         index_cache.mark_complete(self.run.index_cache)
         self.iteration = int(context.state.train_state.step)
-        self._flops_per_step = float(num_floating_point_operations(context.state.cfg, self.run.global_batch_size))
+        self._throughput = self._make_throughput(context.state.cfg)
+        experts = getattr(context.state.cfg.model, "num_moe_experts", None)
+        self._experts = ExpertCounts.watch(context.model, experts, max_over_ranks)
         self._parameters = sum(p.numel() for chunk in context.model for p in chunk.parameters())
         self.run.startup.mark("model, data and checkpoint")
 
     def on_train_step_start(self, context: Any) -> None:
         """Record the learning rate of this step; at its end the schedule has advanced."""
         self.timer.start_step()
+        if self.first_step_s is not None:
+            self.run.metrics.clock.enter("step")
         if (int(context.state.train_state.step) + 1) % self.run.log_interval == 0:
             self._lr = _learning_rate(context.optimizer)
+            if self._experts:
+                self._experts.start()
 
     def on_train_step_end(self, context: Any) -> None:
         """Check for divergence, log, and agree on stopping.
@@ -165,6 +158,7 @@ class TrainingHooks:
             self.first_step_s = self.timer.take()
             self.run.startup.mark("first step")
             say(self.run.startup.sentence())
+        self.run.metrics.clock.enter("step")
         if context.grad_norm is not None and not math.isfinite(context.grad_norm):
             raise Failure(divergence_message(iteration, f"gradient norm {context.grad_norm}"))
         self.iteration = iteration
@@ -178,8 +172,10 @@ class TrainingHooks:
         if self.reason:
             # Megatron-Bridge saves and leaves its loop after an iteration that is a multiple of exit_interval.
             context.state.cfg.train.exit_interval = iteration
-        if is_rank_zero() and self._saves_after(iteration):
-            record_begun(self.run.save_folder, iteration)
+        if self._saves_after(iteration):
+            if is_rank_zero():
+                record_begun(self.run.save_folder, iteration)
+            self.run.metrics.clock.enter("save")  # until the next step, apart from a validation
 
     def _saves_after(self, iteration: int) -> bool:
         """Return whether Megatron-Bridge saves after this iteration."""
@@ -189,6 +185,7 @@ class TrainingHooks:
     def on_eval_start(self, context: Any) -> None:
         """Exclude the validation from the time per step."""
         self.timer.interrupt()
+        self._before_eval = self.run.metrics.clock.enter("valid")
 
     def on_eval_end(self, context: Any) -> None:
         """Measure each dataset, once per iteration: Megatron-Bridge validates again at the end of the run.
@@ -198,11 +195,10 @@ class TrainingHooks:
         """
         self.timer.interrupt()
         iteration = int(context.state.train_state.step)
-        if iteration == self._validated:
-            return
-        self._validated = iteration
-        if self.run.validation:
+        if iteration != self._validated and self.run.validation:
             self.run.metrics.log_valid(iteration, self.run.validation(context), self.run.validation.shares)
+        self._validated = iteration
+        self.run.metrics.clock.enter(self._before_eval)
 
     def on_checkpoint_save(self, context: Any) -> None:
         """Mark a complete checkpoint and call `on_save`. A folder without the mark is an interrupted save."""
@@ -239,9 +235,6 @@ class TrainingHooks:
         if not seconds:
             seconds = self.first_step_s or math.nan
         loss = loss_from_last_stage(loss)
-        world = torch.distributed.get_world_size()
-        flops = self._flops_per_step / seconds / world
-        peak = peak_flops(torch.cuda.get_device_name())
         samples = int(context.state.train_state.consumed_train_samples) + self.run.global_batch_size
         values: dict[str, Any] = {
             "iteration": iteration,
@@ -250,14 +243,22 @@ class TrainingHooks:
             "loss": loss,
             "lr": self._lr,
             "grad_norm": context.grad_norm,
-            "tokens_per_s": self.run.global_batch_size * self.run.seq_length / seconds,
-            "seconds_per_iteration": seconds,
-            "tflops_per_gpu": flops / 1e12,
+            **self._throughput.metrics(seconds),
             "memory_gb": torch.cuda.max_memory_allocated() / 2**30,
+            **moe_balance(context.state.cfg),
+            **(self._experts.metrics() if self._experts else {}),
         }
-        if peak:
-            values["mfu"] = flops / peak
-        self.run.metrics.log(**{k: v for k, v in (values | moe_balance(context.state.cfg)).items() if v is not None})
+        self.run.metrics.log(**{k: v for k, v in values.items() if v is not None})
+
+    def _make_throughput(self, cfg: Any) -> Throughput:
+        import torch
+
+        tokens, flops = self.run.global_batch_size * self.run.seq_length, self.run.flops_per_token
+        if flops is None:
+            from megatron.bridge.training.utils.flop_utils import num_floating_point_operations
+
+            flops = float(num_floating_point_operations(cfg, self.run.global_batch_size)) / tokens
+        return Throughput(tokens, flops, torch.distributed.get_world_size(), torch.cuda.get_device_name())
 
 
 def max_over_ranks(values: list[float]) -> list[float]:

@@ -23,13 +23,17 @@ class Curve:
 
 CURVES = (
     Curve("valid_loss", "validation loss (nats per token)"),
+    Curve("valid_bits_per_byte", "validation loss (bits per byte)"),
     Curve("loss", "training loss (nats per token), smoothed", noisy=True),
     Curve("tokens_per_s", "tokens per second, smoothed", noisy=True),
+    Curve("tokens_per_s_per_gpu", "tokens per second and GPU, smoothed", noisy=True),
     Curve("mfu", "model FLOPs utilization"),
     Curve("lr", "learning rate"),
     Curve("grad_norm", "gradient norm before clipping, smoothed", noisy=True, log=True),
     Curve("memory_gb", "peak memory of a GPU (GB)"),
     Curve("expert_imbalance", "load of the busiest expert ÷ mean, smoothed", noisy=True),
+    Curve("expert_min_load", "load of the least busy expert ÷ mean, smoothed", noisy=True),
+    Curve("expert_entropy", "entropy of the experts' load (1 is even), smoothed", noisy=True),
 )
 
 

@@ -4,9 +4,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from nano3.training.reports.goodput import text_bar, time_use
 from nano3.training.run.checkpoints import latest_checkpoint, read_checkpoint_info, recorded_checkpoint_dir
 from nano3.training.run.metrics import FILE, read_metrics
-from nano3.utils.console import table
+from nano3.utils.console import say, table
 from nano3.utils.errors import UserError
 
 LAST_LINES = 5  # training lines that the final loss is averaged over
@@ -31,12 +32,12 @@ def summarize(run_dir: Path) -> list[tuple[str, str]]:
     rows.append(
         (f"training loss, last {len(train[-LAST_LINES:])} lines", f"{train[0]['loss']:.2f} → {final_loss(train):.2f}")
     )
-    names = [key for key in (valid[-1] if valid else {}) if key.startswith("valid_loss")]
-    for name in names:
-        rows.append((name.replace("valid_loss", "validation loss").replace("/", ", "), _from_to(valid, name)))
+    for key, text in (("valid_loss", "validation loss"), ("valid_bits_per_byte", "bits per byte")):
+        for name in [name for name in (valid[-1] if valid else {}) if name.partition("/")[0] == key]:
+            rows.append((name.replace(key, text).replace("/", ", "), _from_to(valid, name)))
     rows.append(("speed", f"{statistics.median_high(line['tokens_per_s'] for line in train):,.0f} tokens/s"))
-    if "elapsed_s" in lines[-1]:
-        rows.append(("wall time", f"{lines[-1]['elapsed_s']:.0f} s"))
+    if elapsed := [line["elapsed_s"] for line in lines if "elapsed_s" in line]:
+        rows.append(("wall time", f"{elapsed[-1]:.0f} s"))
     return rows
 
 
@@ -47,9 +48,12 @@ def final_loss(train: list[dict[str, Any]]) -> float:
 
 
 def print_summary(run_dir: Path) -> None:
-    """Print the rows of `summarize` as a table."""
+    """Print the rows of `summarize` as a table, and where the time went."""
     table(f"Run {Path(run_dir).name}", ["what", "value"], summarize(run_dir), right=["value"])
+    if use := time_use(read_metrics(run_dir)):
+        say(text_bar(use))
 
 
 def _from_to(lines: list[dict[str, Any]], name: str) -> str:
-    return f"{lines[0][name]:.2f} → {lines[-1][name]:.2f}"
+    first = next(line[name] for line in lines if name in line)  # a run of an earlier version may lack it at first
+    return f"{first:.2f} → {lines[-1][name]:.2f}"

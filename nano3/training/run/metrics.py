@@ -1,14 +1,18 @@
 """Metrics of a run: metrics.jsonl, TensorBoard, the console and, on request, Weights & Biases.
 
 metrics.jsonl holds one JSON object per line. Training lines have `loss`, validation lines `valid_loss` and
-`valid_loss/<dataset>`. A resume drops the lines after the checkpoint's iteration, so each iteration appears once. A
-fresh start renames the file of an earlier training to metrics.1.jsonl.
+`valid_loss/<dataset>`; each start begins with a line that has `start`, its number, and ends with one that has
+`exit_code`, unless it is killed. All have `iteration`, `time` and the seconds of each part since the line before
+(`run_clock`). A resume drops the lines after the checkpoint's iteration, except those of starts, so each iteration
+appears once; the seconds of what it drops are `lost_s` in the line of the new start. A fresh start renames the file of
+an earlier training to metrics.1.jsonl.
 """
 
 import json
 import os
 import secrets
 import shlex
+import time
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -16,8 +20,12 @@ from typing import Any
 
 from nano3.artifacts import wandb_mirror
 from nano3.config.pretrain import PretrainConfig
+from nano3.training.dataset import TrainingData
+from nano3.training.run.bits_per_byte import VALID, BitsPerByte
 from nano3.training.run.lineage import data_reference, display_name, find_artifact
 from nano3.training.run.record import read_latest_start
+from nano3.training.run.run_clock import PREFIX, RunClock
+from nano3.training.run.startup_timer import StartupTimer
 from nano3.utils.console import is_rank_zero, say
 from nano3.utils.errors import Failure
 from nano3.utils.files import atomic_open, write_text
@@ -41,19 +49,46 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def truncate_after(run_dir: Path, iteration: int) -> None:
-    """Drop lines of metrics.jsonl after `iteration`, and an incomplete last line. Only rank 0 acts.
+    """Drop lines of metrics.jsonl after `iteration` but those of starts, and an incomplete last line.
 
+    Only rank 0 acts.
     A start that has nothing to train calls it too, since the process may have been killed after its last checkpoint.
     """
     if not is_rank_zero():
         return
     path = Path(run_dir) / FILE
     lines = read_metrics(run_dir)
-    kept = [line for line in lines if line["iteration"] <= iteration]
+    kept = [line for line in lines if not _is_dropped(line, iteration)]
     if not path.is_file() or (len(kept) == len(lines) and path.read_bytes()[-1:] in (b"", b"\n")):
         return
     with atomic_open(path) as f:
         f.writelines((json.dumps(line) + "\n").encode() for line in kept)
+
+
+def _is_dropped(line: dict[str, Any], iteration: int) -> bool:
+    """Return whether a resume from `iteration` drops a line."""
+    return line["iteration"] > iteration and "start" not in line
+
+
+def _start_line(lines: list[dict[str, Any]], iteration: int, started: float) -> dict[str, Any]:
+    """Return the line of a new start.
+
+    Args:
+        lines: The lines of the starts before it, before any are dropped.
+        iteration: The iteration that it resumes from.
+        started: Unix time at which its process was started.
+    """
+    start = {"iteration": iteration, "start": 1 + sum("start" in line for line in lines), "time": round(started, 2)}
+    if not lines:
+        return start
+    dropped = [line for line in lines if _is_dropped(line, iteration)]
+    last = max(line["iteration"] for line in lines)
+    start["lost_iterations"] = max(0, last - iteration)
+    start["lost_s"] = round(sum(v for line in dropped for k, v in line.items() if k.startswith(PREFIX)), 2)
+    if "time" in lines[-1]:
+        gap = "down_s" if "exit_code" in lines[-1] else "interrupted_s"
+        start[gap] = round(max(0.0, started - lines[-1]["time"]), 2)
+    return start
 
 
 def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
@@ -79,6 +114,8 @@ class Metrics:
         start_iteration: int = 0,
         config: PretrainConfig | None = None,
         train_iters: int | None = None,
+        data: TrainingData | None = None,
+        startup: StartupTimer | None = None,
     ) -> None:
         """Open the outputs.
 
@@ -88,19 +125,26 @@ class Metrics:
             start_iteration: The iteration that the run resumes from; 0 renames the metrics of an earlier training.
             config: The configuration of the run.
             train_iters: The last iteration, for the console; by default that of `config`.
+            data: The prepared data; with it, losses are also recorded in bits per byte.
+            startup: The stages of this start, which are recorded with its first training line.
         """
         self.run_dir, self.active = Path(run_dir), rank == 0
         self.total = train_iters or (config.train.train_iters if config else None)
+        self.clock, self.startup = RunClock(), startup
+        self._bits = BitsPerByte(data) if data else None
+        self._iteration = start_iteration
         self._wandb: Any = None
         self._sent = 0  # the last iteration that W&B has from an earlier start; W&B cannot drop lines
         if not self.active:
             return
         self.run_dir.mkdir(parents=True, exist_ok=True)
+        if not start_iteration:
+            self._move_aside()
+        start = _start_line(read_metrics(self.run_dir), start_iteration, self.clock.started)
         if start_iteration:
             self._truncate(start_iteration)
-        else:
-            self._move_aside()
         self._file = (self.run_dir / FILE).open("a", encoding="utf-8")
+        self._write(start)
         self._board = self._open_board(config, start_iteration)
         if config is not None and wandb_mirror.wandb_settings(config.run.wandb, config.logger).on:
             self._wandb = self._open_wandb(config)
@@ -108,7 +152,9 @@ class Metrics:
     def log(self, **values: Any) -> None:
         """Record a training line. `iteration` and `loss` are required."""
         if self.active:
-            self._record(values)
+            stages = self.startup.metrics() if self.startup else {}
+            self.startup = None
+            self._record(values | (self._bits.train(values["loss"]) if self._bits else {}) | stages)
             say(_training_line(values, self.total))
 
     def log_valid(self, iteration: int, per_dataset: dict[str, float], shares: dict[str, float], **values: Any) -> None:
@@ -123,9 +169,11 @@ class Metrics:
         if self.active:
             valid_loss = sum(shares[name] * loss for name, loss in per_dataset.items())
             named = {f"valid_loss/{name}": loss for name, loss in per_dataset.items()}
-            self._record({"iteration": iteration, "valid_loss": valid_loss, **named, **values})
+            bits = self._bits.valid(per_dataset, shares) if self._bits else {}
+            self._record({"iteration": iteration, "valid_loss": valid_loss, **named, **bits, **values})
             parts = "  ".join(f"{name} {loss:.3f}" for name, loss in per_dataset.items())
-            say(f"validation at iteration {iteration}: loss {valid_loss:.4f}  ({parts})")
+            each = f"  {bits[VALID]:.3f} bits per byte" if VALID in bits else ""
+            say(f"validation at iteration {iteration}: loss {valid_loss:.4f}{each}  ({parts})")
 
     def flush(self) -> None:
         """Write all lines to disk. Call it before a checkpoint is saved."""
@@ -137,6 +185,7 @@ class Metrics:
     def close(self, exit_code: int = 0) -> None:
         """Flush and close all outputs. A second call does nothing."""
         if self.active and not self._file.closed:
+            self._write({"iteration": self._iteration, "exit_code": exit_code, **self._times()})
             self.flush()
             self._file.close()
             self._board.close()
@@ -144,9 +193,17 @@ class Metrics:
                 with wandb_mirror.log_failures("ending the run"):
                     self._wandb.finish(exit_code=exit_code)
 
-    def _record(self, values: dict[str, Any]) -> None:
+    def _times(self) -> dict[str, float]:
+        return {"time": round(time.time(), 2), **self.clock.take()}
+
+    def _write(self, values: dict[str, Any]) -> None:
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
+
+    def _record(self, values: dict[str, Any]) -> None:
+        values = values | self._times()
+        self._iteration = values["iteration"]
+        self._write(values)
         for name, number in values.items():
             if name != "iteration":
                 self._board.add_scalar(name, number, values["iteration"])
@@ -158,7 +215,8 @@ class Metrics:
 
     def _truncate(self, iteration: int) -> None:
         """Drop the lines of iterations that will be repeated."""
-        last = max((line["iteration"] for line in read_metrics(self.run_dir)), default=0)
+        sent = (line for line in read_metrics(self.run_dir) if "loss" in line or "valid_loss" in line)
+        last = max((line["iteration"] for line in sent), default=0)
         self._sent = record_last_sent(self.run_dir, last)
         truncate_after(self.run_dir, iteration)
 

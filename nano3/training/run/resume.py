@@ -6,6 +6,7 @@ manifest are enough for both; torch is not imported.
 """
 
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from nano3.utils.provenance import installed_versions
 
 # May differ from the run whose schedule is continued (checkpoint.keep_iteration).
 _FREE_IN_A_CONTINUED_SCHEDULE = ("data", "train.seed")
-# May differ in a new phase: weights alone can be split over any number of ranks.
+# May differ in a new phase: weights alone can be split over any number of ranks, and are trained with other settings.
 _FREE_IN_A_NEW_PHASE = (
     "backend",
     "data",
@@ -38,6 +39,8 @@ _FREE_IN_A_NEW_PHASE = (
     "model.tensor_model_parallel_size",
     "model.pipeline_model_parallel_size",
     "model.expert_model_parallel_size",
+    "model.init_method_std",
+    "model.moe_router_bias_update_rate",
 )
 
 
@@ -307,10 +310,12 @@ def check_run_identity(info: CheckpointInfo, folder: Path, identity: dict[str, A
     if not own:
         changed = {key: values for key, values in changed.items() if key not in _FREE_IN_A_CONTINUED_SCHEDULE}
     if changed:
+        typed = [f"{key}={_show(old)}" for key, (old, _) in changed.items() if key.startswith(("model.", "train."))]
+        again = f" ({shlex.join(typed)})" if typed else ""
         raise UserError(
-            f"{folder} is a checkpoint of a different run: {_list(changed)}. Restore these values, or start a new run "
-            "with another run.name. May change on a resume: train.train_iters, train.micro_batch_size, train.eval_*, "
-            "train.exit_*, train.threads, optimizer, scheduler, logger, checkpoint, cluster."
+            f"{folder} is a checkpoint of a different run: {_list(changed)}. Restore these values{again}, or start a "
+            "new run with another run.name. May change on a resume: train.train_iters, train.micro_batch_size, "
+            "train.eval_*, train.exit_*, train.threads, optimizer, scheduler, logger, checkpoint, cluster."
         )
 
 

@@ -26,6 +26,13 @@ class StartupTimer:
             now = self._now()
             self._stages[stage], self._last = now - self._last, now
 
+    def metrics(self) -> dict[str, float]:
+        """Return the seconds of each stage under their names in metrics.jsonl."""
+        return {
+            f"startup/{name.replace(',', '').replace(' ', '_')}": round(seconds, 3)
+            for name, seconds in self._stages.items()
+        }
+
     def sentence(self) -> str:
         """Return for example "first step done 31.0 s after the start: checks 1.1 s, imports 17.2 s, ..."."""
         stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self._stages.items())

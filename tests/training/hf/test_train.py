@@ -51,6 +51,9 @@ def bitwise(a: Path, b: Path, scratch: Path) -> bool:
     return Child(same_tensors, (last(a), last(b)), scratch / "compare.txt").result()
 
 
+SHARES = {"docs": 0.5, "code": 0.3, "math": 0.2}
+
+
 def test_loss_falls_and_everything_is_recorded(undisturbed: Path) -> None:
     lines = read_metrics(undisturbed)
     steps = [line for line in lines if "loss" in line]
@@ -60,11 +63,19 @@ def test_loss_falls_and_everything_is_recorded(undisturbed: Path) -> None:
     assert valid[0]["valid_loss"] == pytest.approx(math.log(4096), abs=0.05)
     assert valid[-1]["valid_loss"] < valid[0]["valid_loss"] - 0.01
     assert set(valid[0]) >= {"valid_loss/docs", "valid_loss/code", "valid_loss/math"}
-    weighted = 0.5 * valid[0]["valid_loss/docs"] + 0.3 * valid[0]["valid_loss/code"] + 0.2 * valid[0]["valid_loss/math"]
+    weighted = sum(share * valid[0][f"valid_loss/{name}"] for name, share in SHARES.items())
     assert valid[0]["valid_loss"] == pytest.approx(weighted)
     assert steps[-1]["consumed_samples"] == 48
     assert steps[-1]["consumed_tokens"] == 48 * 32
-    assert {"lr", "grad_norm", "tokens_per_s", "expert_imbalance"} <= set(steps[0])
+    experts = {"expert_imbalance", "expert_min_load", "expert_entropy", "expert_dropped"}
+    stages = {f"startup/{name}" for name in ("checks", "imports", "data", "model_and_checkpoint", "first_step")}
+    assert {"lr", "grad_norm", "tokens_per_s", "bits_per_byte", *experts, *stages} <= set(steps[0])
+    assert not stages & set(steps[1])
+    assert {"seconds/step", "seconds/data"} <= set(steps[1])
+    assert 0 <= steps[-1]["expert_min_load"] <= 1 <= steps[-1]["expert_imbalance"] <= 2
+    per_token = {name: valid[-1][f"valid_loss/{name}"] / valid[-1][f"valid_bits_per_byte/{name}"] for name in SHARES}
+    blend = sum(share * per_token[name] for name, share in SHARES.items())  # nats per bit: ln 2 x bytes per token
+    assert valid[-1]["valid_loss"] / valid[-1]["valid_bits_per_byte"] == pytest.approx(blend, rel=1e-4)
     assert list((undisturbed / "tensorboard").glob("events.*"))
     assert [p.name for p in complete_checkpoints(undisturbed / "checkpoints")] == ["iter_0000008", "iter_0000012"]
     log = (undisturbed / "log.txt").read_text()
@@ -77,12 +88,17 @@ def test_killed_run_continues_bit_for_bit(data: Path, undisturbed: Path, tmp_pat
     child = Child(train_and_die, (tiny_config(), data, tmp_path), tmp_path / "log.txt")
     child.process.join(200)
     assert child.process.exitcode == -signal.SIGKILL
-    assert max(line["iteration"] for line in read_metrics(tmp_path)) >= 6
+    reached = max(line["iteration"] for line in read_metrics(tmp_path))
+    assert reached >= 6
     assert last(tmp_path).name == "iter_0000004"
     assert train_here(tiny_config(), data, tmp_path).iteration == 12
     assert "resuming from iteration 4 of" in child.output()
     assert losses(tmp_path) == losses(undisturbed)
     assert bitwise(tmp_path, undisturbed, tmp_path)
+    first, second = [line for line in read_metrics(tmp_path) if "start" in line]
+    assert (first["start"], second["start"], second["iteration"]) == (1, 2, 4)
+    assert second["lost_iterations"] == reached - 4 and second["lost_s"] > 0
+    assert second["interrupted_s"] > 0 and "down_s" not in second
 
 
 def test_two_killed_ranks_continue_bit_for_bit(data: Path, undisturbed: Path, tmp_path: Path) -> None:

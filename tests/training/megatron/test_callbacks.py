@@ -7,25 +7,12 @@ from typing import Any
 
 import pytest
 
-from nano3.training.megatron.callbacks import RunContext, StepTimer, TrainingHooks, peak_flops
+from nano3.training.megatron.callbacks import RunContext, StepTimer, TrainingHooks
 from nano3.training.megatron.checkpoints import TRACKER, begun_iterations
 from nano3.training.run.checkpoints import MARKER, read_checkpoint_info
+from nano3.training.run.run_clock import RunClock
 from nano3.utils.errors import Failure
 from nano3.utils.files import read_json
-
-
-@pytest.mark.parametrize(
-    ("name", "peak"),
-    [
-        ("NVIDIA H100 80GB HBM3", 989e12),
-        ("NVIDIA H200", 989e12),
-        ("NVIDIA A100-SXM4-40GB", 312e12),
-        ("NVIDIA GB200", 2.5e15),
-        ("Tesla T4", None),
-    ],
-)
-def test_peaks(name: str, peak: float | None) -> None:
-    assert peak_flops(name) == peak
 
 
 def test_the_timer_excludes_validation_and_saving() -> None:
@@ -44,6 +31,8 @@ class Recorder:
 
     def __init__(self) -> None:
         self.valid: list[tuple] = []
+        self.now = 0.0
+        self.clock = RunClock(now=lambda: self.now, age=lambda: 0.0)
 
     def log_valid(self, iteration: int, losses: dict[str, float], shares: dict[str, float]) -> None:
         self.valid.append((iteration, losses, shares))
@@ -194,3 +183,25 @@ def test_a_checkpoint_that_is_gone_is_not_marked(
     hooks(tmp_path, saved=saved).on_checkpoint_save(context(40))
     assert saved == [] and not (tmp_path / "iter_0000040").exists()
     assert "is already gone" in capsys.readouterr().err
+
+
+def test_the_seconds_of_each_part(tmp_path: Path, single_rank: None) -> None:
+    """Ten seconds of start, a step, a validation and a save before the next step."""
+    own = hooks(tmp_path)
+    own.run.validation = Measured()
+    recorder = own.run.metrics
+
+    def after(seconds: float, event: str, step: int) -> None:
+        recorder.now += seconds
+        getattr(own, event)(context(step))
+
+    after(10, "on_train_step_end", 8)  # the first step is part of the start
+    after(1, "on_train_step_start", 9)
+    after(2, "on_train_step_end", 9)
+    after(0, "on_eval_start", 10)
+    after(4, "on_eval_end", 10)
+    after(8, "on_train_step_start", 10)  # an asynchronous save may end later
+    after(16, "on_train_step_end", 10)
+    assert recorder.clock.take() == {
+        "seconds/start": 10, "seconds/step": 19, "seconds/valid": 4, "seconds/save": 8
+    }  # fmt: skip

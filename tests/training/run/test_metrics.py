@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def test_the_loss_of_the_blend_is_the_mean_of_its_datasets_as_they_are_weighted(
     metrics = Metrics(tmp_path, 0, 0, train_iters=10)
     metrics.log_valid(4, {"docs": 1.0, "math": 3.0}, {"docs": 0.25, "math": 0.75})
     metrics.close()
-    assert read_metrics(tmp_path)[-1]["valid_loss"] == 2.5
+    assert [line["valid_loss"] for line in read_metrics(tmp_path) if "valid_loss" in line] == [2.5]
     assert "validation at iteration 4: loss 2.5000  (docs 1.000  math 3.000)" in capsys.readouterr().out
 
 
@@ -78,6 +79,58 @@ def test_tensorboard_shows_every_iteration_once(tmp_path: Path) -> None:
     Child(write, (tmp_path, 0, 2, [3, 4, 5, 6]), tmp_path / "log.txt").result()
     assert Child(scalars, (tmp_path, "loss"), tmp_path / "log.txt").result() == [1, 2, 3, 4, 5, 6]
     assert Child(scalars, (tmp_path, "valid_loss/math"), tmp_path / "log.txt").result() == [2, 4, 6]
+
+
+def test_a_start_and_its_end_are_recorded(tmp_path: Path) -> None:
+    Child(write, (tmp_path, 0, 0, [1, 2]), tmp_path / "log.txt").result()
+    first, *lines, last = read_metrics(tmp_path)
+    assert (first["iteration"], first["start"]) == (0, 1)
+    assert (last["iteration"], last["exit_code"]) == (2, 0)
+    times = [line["time"] for line in (first, *lines, last)]
+    assert times == sorted(times)
+    seconds = sum(value for line in (*lines, last) for key, value in line.items() if key.startswith("seconds/"))
+    assert seconds == pytest.approx(last["time"] - first["time"], abs=0.1)
+
+
+def lines_of(run_dir: Path, *lines: dict[str, Any]) -> dict[str, Any]:
+    """Write metrics.jsonl and return the line of a start from iteration 4 that was started at 1,000 s."""
+    (run_dir / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    truncated = Metrics(run_dir, 0, 4)
+    truncated._file.close()
+    return next(line for line in reversed(read_metrics(run_dir)) if "start" in line)
+
+
+BEGUN = {"iteration": 0, "start": 1, "time": 900.0}
+STEPS = [{"iteration": i, "loss": 1.0, "time": 900.0 + i, "seconds/step": 0.75, "seconds/data": 0.25} for i in range(8)]
+
+
+def test_a_resume_counts_what_it_drops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three steps after the checkpoint are lost. The process was killed, so it wrote no end."""
+    monkeypatch.setattr("nano3.training.run.metrics.RunClock", lambda: SimpleNamespace(started=1000.0))
+    found = lines_of(tmp_path, BEGUN, *STEPS)
+    assert found == {
+        "iteration": 4, "start": 2, "time": 1000.0, "lost_iterations": 3, "lost_s": 3.0, "interrupted_s": 93.0
+    }  # fmt: skip
+    assert iterations(tmp_path) == [0, 1, 2, 3, 4]
+
+
+def test_starts_are_kept_and_an_end_is_dropped_with_its_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second start resumed from 6 and failed; a third falls back to 4."""
+    monkeypatch.setattr("nano3.training.run.metrics.RunClock", lambda: SimpleNamespace(started=1000.0))
+    second = {"iteration": 6, "start": 2, "time": 950.0, "down_s": 40.0}
+    end = {"iteration": 7, "exit_code": 1, "time": 990.0, "seconds/start": 30.0, "seconds/save": 2.0}
+    found = lines_of(tmp_path, BEGUN, *STEPS[:5], second, end)
+    assert (found["start"], found["lost_s"], found["lost_iterations"]) == (3, 32.0, 3)
+    assert found["down_s"] == 10.0 and "interrupted_s" not in found
+    assert [line["start"] for line in read_metrics(tmp_path) if "start" in line] == [1, 2, 3]
+
+
+def test_metrics_of_earlier_versions_have_no_times(tmp_path: Path) -> None:
+    found = lines_of(tmp_path, *({"iteration": i, "loss": 1.0} for i in range(1, 7)))
+    assert (found["start"], found["lost_s"], found["lost_iterations"]) == (1, 0, 2)
+    assert "interrupted_s" not in found
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
@@ -155,7 +208,7 @@ def test_wandb_has_every_iteration_once(tmp_path: Path) -> None:
     mirror = Mirror()
     for start, end in ((0, 7), (4, 5), (4, 9), (8, 10)):
         mirrored(tmp_path, start, end, mirror)
-    assert mirror.had == list(range(1, 11)) == [line["iteration"] for line in read_metrics(tmp_path)]
+    assert mirror.had == list(range(1, 11)) == iterations(tmp_path)
 
 
 def test_a_fresh_start_in_the_same_folder_is_another_run_for_wandb(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What may change between two starts of a run, and where a start finds its checkpoint. No torch needed."""
 
+import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ def test_another_identity_is_refused(data: Path, key: str, value: object, shown:
         check_resume(saved(data), FOLDER, run_identity(config, open_data(data)), mutable_settings(config), True)
     assert shown in str(caught.value)
     assert str(caught.value).count(" in the checkpoint") == 1
+    before = shown.partition(": ")[2].split()[0]
+    assert f"Restore these values ({shlex.quote(f'{key}={before}')})" in str(caught.value)
 
 
 def test_spelling_out_a_default_changes_nothing(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,7 @@ def test_stages_are_listed_in_order_and_add_up() -> None:
         startup.mark(part)
     message = "first step done 30.2 s after the start: checks 3.0 s, imports 17.0 s, first step 10.2 s"
     assert startup.sentence() == message
+    assert startup.metrics() == {"startup/checks": 3.0, "startup/imports": 17.0, "startup/first_step": 10.25}
 
 
 def test_a_part_ends_once() -> None:

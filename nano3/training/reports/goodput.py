@@ -1,0 +1,153 @@
+"""Where the hours of a run went, from the seconds in its metrics.jsonl: as a bar, and start by start."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any, NamedTuple
+
+from nano3.training.run.run_clock import PARTS, PREFIX
+
+
+class Part(NamedTuple):
+    """How a part of the time is shown: its name, its letter in a bar of text, its color."""
+
+    name: str
+    letter: str
+    color: str
+
+
+SHOWN = {
+    "step": Part("training steps", "█", "#0072B2"),
+    "data": Part("waiting for data", "d", "#56B4E9"),
+    "valid": Part("validation", "v", "#009E73"),
+    "save": Part("saving", "s", "#CC79A7"),
+    "start": Part("starting", "i", "#E69F00"),
+    "lost": Part("lost work", "L", "#D55E00"),
+    "interrupted": Part("interruptions", "x", "#999999"),
+    "down": Part("between starts", ".", "#DDDDDD"),
+}
+WIDTH = 60  # characters of a bar of text
+
+
+@dataclass
+class Start:
+    """One start of a run.
+
+    Attributes:
+        number: 1 is the first.
+        iteration: The iteration that it resumed from.
+        gap_s: Seconds since the start before it ended, or since its last record if it was killed.
+        killed: Whether the start before it wrote no end.
+        lost_iterations: Iterations to repeat, of those that were recorded.
+        lost_s: Their seconds.
+        startup_s: Seconds until its first step was finished.
+        exit_code: How it ended; None if it runs or was killed.
+    """
+
+    number: int
+    iteration: int
+    gap_s: float
+    killed: bool
+    lost_iterations: int
+    lost_s: float
+    startup_s: float = 0.0
+    exit_code: int | None = None
+
+
+@dataclass
+class TimeUse:
+    """The seconds of each part in `SHOWN`, over all starts of a run, and the starts."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SHOWN, 0.0))
+    starts: list[Start] = field(default_factory=list)
+
+    @property
+    def total(self) -> float:
+        """Seconds of all parts."""
+        return sum(self.seconds.values())
+
+    @property
+    def goodput(self) -> float:
+        """Share of the training steps."""
+        return self.seconds["step"] / self.total if self.total else 0.0
+
+    def shares(self) -> list[tuple[Part, float]]:
+        """Return the parts that took any time, with their shares."""
+        return [(SHOWN[key], seconds / self.total) for key, seconds in self.seconds.items() if seconds > 0]
+
+
+def time_use(lines: Sequence[dict[str, Any]]) -> TimeUse | None:
+    """Return where the time went, or None if the lines have no seconds: those of nano3 0.1.0."""
+    found = TimeUse()
+    for line in lines:
+        if "start" in line:
+            found.starts.append(_start(line))
+            for part in ("lost", "interrupted", "down"):
+                found.seconds[part] += line.get(f"{part}_s", 0.0)
+        for part in PARTS:
+            found.seconds[part] += line.get(PREFIX + part, 0.0)
+        if found.starts:
+            found.starts[-1].startup_s += line.get(PREFIX + "start", 0.0)
+            found.starts[-1].exit_code = line.get("exit_code", found.starts[-1].exit_code)
+    return found if found.total else None
+
+
+def _start(line: dict[str, Any]) -> Start:
+    return Start(
+        number=line["start"],
+        iteration=line["iteration"],
+        gap_s=line.get("interrupted_s", line.get("down_s", 0.0)),
+        killed="interrupted_s" in line,
+        lost_iterations=line.get("lost_iterations", 0),
+        lost_s=line.get("lost_s", 0.0),
+    )
+
+
+def text_bar(use: TimeUse) -> str:
+    """Return a bar of `WIDTH` letters and what each letter means, in two lines."""
+    bar, done = "", 0.0
+    for part, share in use.shares():
+        done += share
+        bar += part.letter * (round(done * WIDTH) - len(bar))
+    meaning = "  ".join(f"{part.letter} {part.name} {share:.1%}" for part, share in use.shares())
+    return f"[{bar}] goodput {use.goodput:.1%} of {duration(use.total)}\n{meaning}"
+
+
+def html_bar(use: TimeUse) -> str:
+    """Return a bar and its legend as HTML."""
+    blocks, legend = "", ""
+    for part, share in use.shares():
+        blocks += (
+            f"<span title='{escape(part.name)} {share:.1%}' style='width:{share:.4%};background:{part.color}'></span>"
+        )
+        legend += f"<li><i style='background:{part.color}'></i>{escape(part.name)} {share:.1%}</li>"
+    return f"<div class='bar'>{blocks}</div><ul class='legend'>{legend}</ul>"
+
+
+START_COLUMNS = ("start", "resumed from", "down", "start before it", "repeated iterations", "lost", "startup", "end")
+
+
+def start_rows(use: TimeUse, last: int = 10) -> list[list[str]]:
+    """Return the cells of the last starts, under `START_COLUMNS`."""
+    return [
+        [
+            str(start.number),
+            f"{start.iteration:,}",
+            duration(start.gap_s) if start.gap_s else "",
+            "" if start.number == 1 else "no end recorded" if start.killed else "ended",
+            f"{start.lost_iterations:,}" if start.lost_iterations else "",
+            duration(start.lost_s) if start.lost_s else "",
+            duration(start.startup_s),
+            "" if start.exit_code is None else f"exit code {start.exit_code}",
+        ]
+        for start in use.starts[-last:]
+    ]
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as 12.3 s, 4 min 5 s or 6 h 7 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    return f"{seconds // 3600:,.0f} h {seconds % 3600 // 60:.0f} min"

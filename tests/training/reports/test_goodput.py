@@ -1,0 +1,65 @@
+"""Where the time of a run went, over its starts."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nano3.training.reports.goodput import WIDTH, duration, html_bar, start_rows, text_bar, time_use
+from nano3.training.run.metrics import read_metrics
+
+LINES: list[dict[str, Any]] = [
+    {"iteration": 0, "start": 1, "time": 0.0},
+    {"iteration": 1, "loss": 1.0, "seconds/start": 20.0},
+    {"iteration": 5, "loss": 1.0, "seconds/step": 50.0, "seconds/data": 5.0, "seconds/save": 1.0},
+    {"iteration": 5, "start": 2, "time": 0.0, "lost_iterations": 2, "lost_s": 8.0, "interrupted_s": 30.0},
+    {"iteration": 10, "loss": 1.0, "seconds/start": 10.0, "seconds/step": 50.0},
+    {"iteration": 10, "exit_code": 75, "seconds/save": 1.0},
+    {"iteration": 10, "start": 3, "time": 0.0, "lost_iterations": 0, "lost_s": 0.0, "down_s": 24.0},
+    {"iteration": 10, "valid_loss": 2.0, "seconds/start": 0.5, "seconds/valid": 0.5},
+]
+
+
+def test_the_parts_add_up() -> None:
+    use = time_use(LINES)
+    assert use is not None
+    assert use.seconds == {
+        "step": 100, "data": 5, "valid": 0.5, "save": 2, "start": 30.5, "lost": 8, "interrupted": 30, "down": 24
+    }  # fmt: skip
+    assert (use.total, use.goodput) == (200, 0.5)
+    bar, meaning = text_bar(use).splitlines()
+    letters = re.fullmatch(r"\[(.*)\] goodput 50.0% of 3 min 20 s", bar)
+    assert letters and len(letters[1]) == WIDTH and letters[1].count("█") == WIDTH / 2
+    assert "d waiting for data 2.5%" in meaning and "L lost work 4.0%" in meaning
+    widths = [float(width) for width in re.findall(r"width:([\d.]+)%", html_bar(use))]
+    assert len(widths) == 8 and sum(widths) == pytest.approx(100)
+
+
+def test_the_starts() -> None:
+    use = time_use(LINES)
+    assert use is not None
+    assert start_rows(use) == [
+        ["1", "0", "", "", "", "", "20.0 s", ""],
+        ["2", "5", "30.0 s", "no end recorded", "2", "8.0 s", "10.0 s", "exit code 75"],
+        ["3", "10", "24.0 s", "ended", "", "", "0.5 s", ""],
+    ]
+    assert [row[0] for row in start_rows(use, last=2)] == ["2", "3"]
+
+
+def test_a_real_run(undisturbed: Path) -> None:
+    """All parts of a start are there, and add up to its wall-clock time."""
+    lines = read_metrics(undisturbed)
+    use = time_use(lines)
+    assert use is not None
+    assert {part for part, seconds in use.seconds.items() if seconds} == {"step", "data", "valid", "save", "start"}
+    assert use.total == pytest.approx(lines[-1]["time"] - lines[0]["time"], abs=0.1)
+
+
+def test_runs_of_earlier_versions_have_no_times() -> None:
+    assert time_use([{"iteration": 1, "loss": 2.0}]) is None
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(9.96, "10.0 s"), (245, "4 min 5 s"), (22_020, "6 h 7 min")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

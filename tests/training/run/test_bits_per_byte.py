@@ -1,0 +1,53 @@
+"""Bits per byte from the manifest's bytes and tokens."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from nano3.training.dataset import open_data
+from nano3.training.run.bits_per_byte import BitsPerByte
+
+LN2 = math.log(2)
+
+
+def with_datasets(data_dir: Path, **changes: dict[str, int]) -> BitsPerByte:
+    """Return the conversion for docs with 4 and code with 2 bytes per token; `changes` are merged into a dataset."""
+    path = data_dir / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["datasets"] = [
+        {
+            "name": name, "weight": 1.0, "path": "x", "revision": None, "files": 1, "documents": 1, "empty": 0,
+            "tokens": 1000, "text_bytes": size, "skipped": {}, "truncated": 0, "special_tokens": 0, "splits": {},
+        } | changes.get(name, {})
+        for name, size in (("docs", 4000), ("code", 2000))
+    ]  # fmt: skip
+    path.write_text(json.dumps(manifest))
+    return BitsPerByte(open_data(data_dir))
+
+
+def test_each_dataset_and_the_blend(data_dir: Path) -> None:
+    """The blend's bits are over the blend's bytes: 0.75 x 4 + 0.25 x 2 for a token."""
+    bits = with_datasets(data_dir)
+    found = bits.valid({"docs": 8 * LN2, "code": 4 * LN2}, {"docs": 0.75, "code": 0.25})
+    assert found == pytest.approx(
+        {
+            "valid_bits_per_byte": 7 / 3.5,
+            "valid_bits_per_byte/docs": 2,
+            "valid_bits_per_byte/code": 2,
+        }
+    )
+    assert bits.train(7 * LN2) == pytest.approx({"bits_per_byte": 2})
+
+
+@pytest.mark.parametrize("unknown", [{"truncated": 1}, {"text_bytes": 0}])
+def test_a_dataset_with_unknown_bytes_is_left_out(data_dir: Path, unknown: dict[str, int]) -> None:
+    """The manifest counts the bytes of whole documents, also of those that were cut."""
+    bits = with_datasets(data_dir, code=unknown)
+    assert set(bits.valid({"docs": 1.0, "code": 1.0}, {"docs": 0.75, "code": 0.25})) == {"valid_bits_per_byte/docs"}
+    assert bits.train(1.0) == {}
+
+
+def test_data_without_datasets_in_its_manifest(data_dir: Path) -> None:
+    assert BitsPerByte(open_data(data_dir)).valid({"docs": 1.0}, {"docs": 1.0}) == {}
