@@ -10,7 +10,7 @@ from launch.follow import follow, follow_attached, say
 from launch.job import Job
 from launch.lock import hold_run_lock
 from launch.submit import Batch, submit_batch
-from nano3.utils.console import console
+from nano3.utils.console import printable, write
 from nano3.utils.errors import UserError
 
 
@@ -83,16 +83,12 @@ def show_batch(batch: Batch) -> int:
     Returns:
         1 if Slurm would reject the script, else 0.
     """
-    out = console()
-    out.print("# ---- job script", markup=False)
-    print(batch.script_text(), end="", flush=True)  # byte for byte: no wrapping
+    write(f"# ---- job script\n{batch.script_text()}")
     accepted, answer = batch.test()
-    out.print("# ---- sbatch --test-only", markup=False)
-    print(answer, flush=True)
+    write(f"# ---- sbatch --test-only\n{answer}\n")
     for job in batch.jobs:
-        out.print(f"# ---- job {job.label or job.name}: {job.run_dir}", markup=False)
-        if job.preview:
-            print(job.preview.rstrip("\n"), flush=True)
+        write(f"# ---- job {printable(f'{job.label or job.name}: {job.run_dir}')}\n")
+        local.write_preview(job.preview)
     return 0 if accepted else 1
 
 

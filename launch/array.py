@@ -27,6 +27,7 @@ from launch.lock import hold_run_lock
 from launch.rank import call_entry
 from launch.submit import Batch, SubmittedJob, rank_task, record_submission, submit_batch
 from nano3.config.cluster import ClusterConfig
+from nano3.utils.console import write
 from nano3.utils.errors import Failure, UserError
 
 # The finalizer repeats at most this many lost tasks, one after another: more were not lost by accident.
@@ -183,7 +184,7 @@ def _run_local(array: Array, then: Job | None, dry_run: bool) -> int:
     from launch import api
 
     if dry_run:
-        print(array.preview)
+        write(f"{array.preview}\n")
         return api.run([then], dry_run=True) if then else 0
     for index in range(array.tasks):
         if code := call_entry(array.entry, (*array.args, index, array.tasks)):
@@ -194,13 +195,10 @@ def _run_local(array: Array, then: Job | None, dry_run: bool) -> int:
 
 def _show(array: Array, then: Job | None) -> int:
     code = show_batch(array.task_batch())
-    print("# ---- job script of the finalizer")
-    print(array.finalizer_batch("ARRAY_JOB_ID").script_text(), end="")
+    write(f"# ---- job script of the finalizer\n{array.finalizer_batch('ARRAY_JOB_ID').script_text()}")
     if then:
-        print("# ---- job script of the next job")
         batch = Batch([replace(then, after=("FINALIZER_JOB_ID",))], then.name, then.run_dir / "slurm")
-        print(batch.script_text(), end="")
-        print(then.preview)
+        write(f"# ---- job script of the next job\n{batch.script_text()}{then.preview}\n")
     return code
 
 
@@ -275,7 +273,7 @@ def finalize_main(folder: str, array_id: str, count: str, entry: str, finalize: 
 
     lost = missing_tasks()
     for index in lost if len(lost) <= _MAX_REPEATED else ():
-        print(f"launch: task {index} did not finish; repeating it here", flush=True)
+        write(f"launch: task {index} did not finish; repeating it here\n")
         words = ["--array-task", str(index), count, entry, *args]
         if subprocess.run([sys.executable, "-u", "-m", "launch.rank", *words], check=False).returncode == 0:
             markers[index].mark_done()

@@ -12,7 +12,7 @@ from typing import Any
 from launch import job_records, slurm
 from launch.job_end import JobMarkers
 from launch.submit import SubmittedJob
-from nano3.utils.console import console
+from nano3.utils import console
 from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Failure
 
 _LOG_POLL_S = 0.25
@@ -25,11 +25,11 @@ _METRICS_TAIL_BYTES = 1 << 16
 
 def say(text: str) -> None:
     """Print a line about the job to stderr, apart from the job's own output on stdout."""
-    console(stderr=True).print(f"launch: {text}", markup=False)
+    console.say(f"launch: {text}", stderr=True)
 
 
 class LogStream:
-    """Copies what is appended to a file after `offset` to stdout."""
+    """Copies what is appended to a file after `offset` to stdout, without control sequences of the terminal."""
 
     def __init__(self, path: Path, offset: int = 0) -> None:
         self.path = path
@@ -45,8 +45,7 @@ class LogStream:
             return
         if new:
             self._offset += len(new)
-            sys.stdout.buffer.write(new)
-            sys.stdout.flush()
+            console.write_log(new)
 
 
 class Watch:
@@ -160,9 +159,7 @@ def report_failure(job: SubmittedJob, state: slurm.JobState, streamed: int) -> N
         if failure.rank != streamed:
             log = job.log(failure.rank)
             say(f"end of {log}:")
-            sys.stdout.flush()
-            sys.stderr.write("".join(f"{line}\n" for line in tail_lines(log)))
-            sys.stderr.flush()
+            console.write("".join(f"{line}\n" for line in tail_lines(log)), stderr=True)
     say(f"job {job.id} ended as {state.state} with exit code {state.code}; logs: {job.folder}/{job.id}_*_log.out")
 
 

@@ -18,7 +18,7 @@ from launch.job import Job
 from launch.local_job import record_local_job
 from launch.lock import RunLock
 from launch.rank import call_entry
-from nano3.utils.console import console
+from nano3.utils.console import write
 from nano3.utils.errors import RESTART_EXIT_CODE
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
@@ -46,15 +46,18 @@ def rank_command(job: Job) -> list[str]:
 
 def show_job(job: Job) -> int:
     """Print what a local job would run, for a dry run."""
-    out = console()
     if job.ranks == 1:
-        out.print(f"# ---- would run in this process: {job.entry}", markup=False)
+        write(f"# ---- would run in this process: {job.entry}\n")
     else:
-        out.print("# ---- would run here", markup=False)
-        print(shlex.join(rank_command(job)), flush=True)
-    if job.preview:
-        print(job.preview.rstrip("\n"), flush=True)
+        write(f"# ---- would run here\n{shlex.join(rank_command(job))}\n")
+    write_preview(job.preview)
     return 0
+
+
+def write_preview(preview: str) -> None:
+    """Print the preview of a job, if it has one, with one line end."""
+    if preview:
+        write(preview.rstrip("\n") + "\n")
 
 
 def run_torchrun(job: Job, lock: RunLock) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import cast
 
-from nano3.utils.console import print_problems
+from nano3.utils.console import flush_output, prepare_output, print_problems, write
 from nano3.utils.errors import INTERRUPTED_EXIT_CODE, RESTART_EXIT_CODE, Nano3Error, UserError
 
 
@@ -40,7 +40,7 @@ def _exit_before_start(signum: int, frame: FrameType | None) -> None:
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt this exit
     name = signal.Signals(signum).name
-    print(f"launch: {name} before the entry started; exiting to be restarted", file=sys.stderr, flush=True)
+    write(f"launch: {name} before the entry started; exiting to be restarted\n", stderr=True)
     raise SystemExit(RESTART_EXIT_CODE)
 
 
@@ -59,7 +59,7 @@ def run_rank(entry: str, args: tuple[str | int, ...]) -> int:
     except SystemExit as stop:
         if stop.code is None or isinstance(stop.code, int):
             return stop.code or 0
-        print(stop.code, file=sys.stderr)
+        write(f"{stop.code}\n", stderr=True)
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED_EXIT_CODE
@@ -67,11 +67,14 @@ def run_rank(entry: str, args: tuple[str | int, ...]) -> int:
 
 def main() -> int:
     """Parse the command line and run the rank."""
+    prepare_output()
     words: list[str] = sys.argv[1:]
     array_task: tuple[int, ...] = ()
     if words[0] == "--array-task":
         array_task, words = (int(words[1]), int(words[2])), words[3:]
-    return run_rank(words[0], (*words[1:], *array_task))
+    code = run_rank(words[0], (*words[1:], *array_task))
+    flush_output()
+    return code
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from launch.job import Job
 from launch.local import run_process, show_job
 from launch.lock import hold_run_lock
 from launch.submit import Batch, SubmittedJob, submit_batch
-from nano3.utils.console import console, table
+from nano3.utils.console import cell_text, console, printable, table, write
 from nano3.utils.errors import RESTART_EXIT_CODE, UserError
 
 _COLUMNS = ("point", "job", "state", "loss", "exit")
@@ -81,7 +81,7 @@ class SweepTable:
         for name in _COLUMNS:
             view.add_column(name, justify="right" if name in ("loss", "exit") else "left", overflow="fold")
         for row in self.rows:
-            view.add_row(*map(Text, row.cells()))  # no markup: nodes are named rack[a1-a4]
+            view.add_row(*(Text(cell_text(cell)) for cell in row.cells()))  # no markup: nodes are named rack[a1-a4]
         return view
 
 
@@ -108,9 +108,7 @@ def _report(rows: list[SweepRow], log: Callable[[SweepRow], Path]) -> int:
 def show_local(jobs: list[Job]) -> int:
     """Print what a local sweep would run, for a dry run."""
     for job in jobs:
-        console().print(
-            f"# ---- point {job.label}: {job.run_dir}{' (finished before)' if job.finished else ''}", markup=False
-        )
+        write(f"# ---- point {printable(f'{job.label}: {job.run_dir}')}{' (finished before)' * job.finished}\n")
         show_job(job)
     return 0
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from launch.job_end import JobMarkers, current_job_id, restart_count
-from nano3.utils.console import print_problems
+from nano3.utils.console import flush_output, prepare_output, print_problems, write
 from nano3.utils.errors import RESTART_EXIT_CODE, Failure
 
 # Seconds that the job script needs to requeue the job, between the SIGKILL of a rank that did not save in time and
@@ -67,12 +67,14 @@ class RankTask:
         """Run the rank and exit with its code."""
         import submitit
 
+        prepare_output()
+
         # Slurm sends SIGCONT before SIGTERM, and submitit would log it.
         signal.signal(signal.SIGCONT, signal.SIG_DFL)
         submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         os.environ["MASTER_PORT"] = str(rendezvous_port(current_job_id(), restart_count()))
         code = self._run()
-        sys.stdout.flush()
+        flush_output()
         sys.exit(code)
 
     def _run(self) -> int:
@@ -100,7 +102,7 @@ class RankTask:
             return code
         if restart_count() < self.retries:
             attempt = f"{restart_count() + 1} of {self.retries}"
-            print(f"launch: exit code {code}; requeueing this task (retry {attempt})", flush=True)
+            write(f"launch: exit code {code}; requeueing this task (retry {attempt})\n")
             markers.request_requeue()
             return 0
         markers.record_failure(code)
@@ -152,9 +154,7 @@ class RankProcess:
     def _kill(self) -> None:
         assert self._process is not None
         if self._process.poll() is None:
-            print(
-                f"launch: not stopped {self._grace_s:.0f} s after SIGUSR2: killing the rank and requeueing", flush=True
-            )
+            write(f"launch: not stopped {self._grace_s:.0f} s after SIGUSR2: killing the rank and requeueing\n")
             self.killed_late = True
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -168,5 +168,5 @@ class RankProcess:
         assert self._process is not None
         code = self._process.wait()
         if code < 0:
-            print(f"launch: the rank was ended by {_signal_name(-code)}", file=sys.stderr, flush=True)
+            write(f"launch: the rank was ended by {_signal_name(-code)}\n", stderr=True)
         return code if code >= 0 else 128 - code

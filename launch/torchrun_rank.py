@@ -15,10 +15,10 @@ import ctypes
 import os
 import signal
 import sys
-import traceback
 from pathlib import Path
 
 from launch.rank import run_rank
+from nano3.utils.console import flush_output, prepare_output
 from nano3.utils.errors import RESTART_EXIT_CODE
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
@@ -27,6 +27,7 @@ _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 def main() -> int:
     """Parse the command line and run the rank."""
     folder, entry, *args = sys.argv[1:]
+    prepare_output()  # before dup2: a stream that becomes a pipe cannot be changed
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     logs, rank = Path(folder), os.environ["RANK"]
     (logs / f"{rank}.pid").write_text(str(os.getpid()))
@@ -38,9 +39,10 @@ def main() -> int:
         os.dup2(log, 2)
     try:
         code = run_rank(entry, tuple(args))
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        sys.excepthook(type(error), error, error.__traceback__)
         code = 1
+    flush_output()
     (logs / f"{rank}.exit").write_text(str(code))
     return 0 if code == RESTART_EXIT_CODE else code
 

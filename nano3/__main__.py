@@ -8,15 +8,16 @@ nano3 artifacts list
 import argparse
 import importlib
 import inspect
-import io
 import pkgutil
 import shutil
 import sys
 import textwrap
 from types import ModuleType
+from typing import Any
 
 from nano3 import __version__, tools
-from nano3.cli.app import exit_on_broken_pipe, exit_with_error, initialize
+from nano3.cli.app import exit_on_broken_pipe, exit_with_code, exit_with_error, initialize
+from nano3.utils.console import need_output, write
 from nano3.utils.disk_errors import translate_disk_errors
 from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Nano3Error
 
@@ -25,7 +26,7 @@ def tool_modules() -> dict[str, ModuleType]:
     """Return the modules of nano3/tools by command name.
 
     Each has HELP, add_arguments(parser) and run(args) -> exit code. NAME is set if the command is not named like the
-    module.
+    module, ONLY_SHOWS if the command does nothing but print.
     """
     found = sorted(m.name for m in pkgutil.iter_modules(tools.__path__) if not m.name.startswith("_"))
     modules = {name: importlib.import_module(f"nano3.tools.{name}") for name in found}
@@ -39,10 +40,16 @@ def description(module: ModuleType) -> str:
     return "\n\n".join(p if p.startswith("nano3 ") else textwrap.fill(p, width) for p in paragraphs)
 
 
-def main() -> None:
-    """Parse the arguments, run the tool and exit with its code."""
-    initialize()
-    parser = argparse.ArgumentParser(prog="nano3", description="Inspect and manage data, runs and artifacts.")
+class Parser(argparse.ArgumentParser):
+    """A parser whose messages are printed like all others: words of the command line may be names of files."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        write(message, stderr=file is not sys.stdout)
+
+
+def parse_arguments() -> tuple[ModuleType, argparse.Namespace]:
+    """Return the module of the tool on the command line, and its arguments."""
+    parser = Parser(prog="nano3", description="Inspect and manage data, runs and artifacts.")
     parser.add_argument("--version", action="version", version=f"nano3 {__version__}")
     commands = parser.add_subparsers(dest="tool", required=True, metavar="TOOL")
     modules = tool_modules()
@@ -51,13 +58,18 @@ def main() -> None:
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         module.add_arguments(command)
     args = parser.parse_args()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # folder names may be in any encoding
+    return modules[args.tool], args
+
+
+def main() -> None:
+    """Parse the arguments, run the tool and exit with its code."""
+    initialize()
     try:
         with translate_disk_errors("standard output"):
-            code = modules[args.tool].run(args)
-            sys.stdout.flush()
-        sys.exit(code)
+            need_output()  # for --help
+            module, args = parse_arguments()
+            need_output(getattr(module, "ONLY_SHOWS", False))
+            exit_with_code(module.run(args))
     except Nano3Error as error:
         exit_with_error(error)
     except BrokenPipeError:

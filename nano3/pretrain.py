@@ -38,7 +38,7 @@ from nano3.training.run.record import (
     run_config_text,
     save_run_config,
 )
-from nano3.utils.console import is_rank_zero, say, table, warn
+from nano3.utils.console import is_rank_zero, table, warn, write
 from nano3.utils.errors import UserError
 from nano3.utils.files import expand_user, normalize_path
 
@@ -70,7 +70,8 @@ def train_torchrun_rank(cfg: DictConfig, run_dir: Path) -> int:
     data = resolve_data(cfg)
     config, preview = validate(cfg, data, run_dir)
     if config.dry_run:
-        say(preview)
+        if is_rank_zero():
+            write(preview)
         return 0
     with contextlib.ExitStack() as held:
         if is_rank_zero():

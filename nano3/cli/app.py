@@ -32,7 +32,17 @@ from nano3.cli.override_errors import (
     problems_before_composing,
 )
 from nano3.utils.command_line import CommandLine
-from nano3.utils.console import print_problems, say
+from nano3.utils.console import (
+    discard,
+    flush_output,
+    lost_output,
+    need_output,
+    prepare_output,
+    print_problems,
+    say,
+    warn,
+    write,
+)
 from nano3.utils.disk_errors import translate_disk_errors
 from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Nano3Error, UserError
 from nano3.utils.redaction import secret_problems
@@ -71,9 +81,7 @@ def run_app(name: str, task: Task, prepare_sweep: PrepareSweep | None = None) ->
             os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors instead of printing them and exiting with 1
             if found := problems_before_composing(name, line):
                 raise UserError(found)
-            code = _HydraRun(name, line, task, prepare_sweep, full_errors).run()
-            sys.stdout.flush()
-        sys.exit(code)
+            exit_with_code(_HydraRun(name, line, task, prepare_sweep, full_errors).run())
     except EXPECTED_ERRORS as error:
         if full_errors:
             raise
@@ -87,15 +95,13 @@ def run_app(name: str, task: Task, prepare_sweep: PrepareSweep | None = None) ->
     except KeyboardInterrupt:
         if full_errors:
             raise
-        print("\nstopped; run the same command again to resume", file=sys.stderr)
+        write("\nstopped; run the same command again to resume\n", stderr=True)
         sys.exit(INTERRUPTED_EXIT_CODE)
 
 
 def initialize() -> None:
-    """Prepare the process of an entry point: replace a closed stdout or stderr (`>&-`) and handle Ctrl-C."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115  open until the process ends
+    """Prepare the process of an entry point: its output, and the handling of Ctrl-C."""
+    prepare_output()
     enable_keyboard_interrupt()
 
 
@@ -156,9 +162,9 @@ class _HydraRun:
         hydra.main(version_base="1.3", config_path=conf_dir(), config_name=self.name)(function)()
 
     def _run_task(self, cfg: DictConfig) -> None:
-        with translate_disk_errors(
-            "standard output"
-        ):  # here, so that one point's disk error does not end the whole sweep
+        need_output(bool(OmegaConf.select(cfg, "dry_run")))
+        # Here, so that one point's disk error does not end the whole sweep.
+        with translate_disk_errors("standard output"):
             self.codes.append(self.task(cfg))
 
     def _run_or_collect(self, cfg: DictConfig) -> None:
@@ -190,22 +196,24 @@ class _HydraRun:
 
 def print_and_exit(text: str) -> NoReturn:
     """Print a text and exit with code 0."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        exit_on_broken_pipe()
+    need_output()
+    write(f"{text}\n")
     sys.exit(0)
+
+
+def exit_with_code(code: int) -> NoReturn:
+    """Exit with the code of finished work, even if its output was lost."""
+    flush_output()
+    error = lost_output()
+    if error and not isinstance(error, BrokenPipeError):
+        warn(f"part of the output could not be written: {error.strerror}")
+    sys.exit(code)
 
 
 def exit_on_broken_pipe() -> NoReturn:
     """Exit with code 1 because the reader of the output, such as `head`, has closed it."""
-    _discard_stdout()
+    discard(sys.stdout)
     sys.exit(1)
-
-
-def _discard_stdout() -> None:
-    """Discard buffered output, which Python would otherwise try to write at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def exit_with_error(error: Nano3Error) -> NoReturn:
@@ -214,7 +222,7 @@ def exit_with_error(error: Nano3Error) -> NoReturn:
     try:
         sys.stdout.flush()
     except OSError:  # for example a full disk; Python would fail again at exit
-        _discard_stdout()
+        discard(sys.stdout)
     sys.exit(error.exit_code)
 
 

@@ -11,10 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from nano3.artifacts import store
-from nano3.utils.console import print_problems, say, table
+from nano3.utils.console import print_problems, say, table, write
 from nano3.utils.errors import Failure
 
 HELP = "list artifacts, show one, or print its lineage"
+ONLY_SHOWS = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         return list_artifacts()
     artifact = store.find_artifact(args.reference)
     if args.what == "show":
-        say(json.dumps({"reference": artifact.reference, **asdict(artifact)}, indent=2))
+        write(json.dumps({"reference": artifact.reference, **asdict(artifact)}, indent=2) + "\n")
     else:
         print_lineage(artifact, 0)
     return 0

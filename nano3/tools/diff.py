@@ -17,6 +17,7 @@ from nano3.utils.files import read_json
 from nano3.utils.tree import leaves
 
 HELP = "compare two runs"
+ONLY_SHOWS = True
 ABSENT = "-"
 Values = dict[str, Any]
 

@@ -25,6 +25,7 @@ from nano3.utils.files import nearest_existing
 from nano3.utils.provenance import commit_of, installed_versions
 
 HELP = "check this machine"
+ONLY_SHOWS = True
 ROOT = Path(nano3.__file__).resolve().parents[1]
 # In bytes; below these the advice is to free some.
 LOW_DISK = 20 * 10**9

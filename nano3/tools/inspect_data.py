@@ -5,12 +5,11 @@ nano3 inspect data --doc 3
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nano3.tools._arguments import at_least, find_data
-from nano3.utils.console import say, table
+from nano3.utils.console import say, table, write
 from nano3.utils.errors import Failure, UserError, did_you_mean
 
 if TYPE_CHECKING:  # numpy and tokenizers are slow to import
@@ -20,6 +19,7 @@ if TYPE_CHECKING:  # numpy and tokenizers are slow to import
 
 NAME = "inspect"
 HELP = "summarize prepared data, or decode documents"
+ONLY_SHOWS = True
 # Options that need --doc.
 DOCUMENT_OPTIONS = ("split", "dataset", "count", "chars", "ids")
 MAX_CHARS = 2000
@@ -132,7 +132,7 @@ def print_text(tokenizer: "Tokenizer", ids: list[int], args: argparse.Namespace)
         say(" ".join(map(str, ids)))
     text = tokenizer.decode(ids, skip_special_tokens=False)
     limit = (MAX_CHARS if args.chars is None else args.chars) or len(text)
-    sys.stdout.write(text[:limit] + "\n")  # not with rich, which would change tabs
+    write(text[:limit] + "\n")
     if len(text) > limit:
         say(f"... {len(text) - limit:,} more characters (--chars 0)")
 

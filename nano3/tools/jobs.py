@@ -15,6 +15,7 @@ from nano3.utils.console import print_problems, say, table, warn
 from nano3.utils.errors import Failure, Nano3Error, UserError
 
 HELP = "list runs with their state, on this machine or on Slurm"
+ONLY_SHOWS = True
 _COLUMNS = ("run", "job", "state", "exit", "iteration", "loss", "started")
 
 

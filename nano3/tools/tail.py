@@ -15,9 +15,11 @@ from launch.follow import LogStream, describe_state, follow, read_tail_and_size,
 from launch.submit import SubmittedJob
 from nano3.tools._arguments import RUNS, at_least, find_run, find_runs_below
 from nano3.tools._local_runs import local_state, newest_start_is_local
-from nano3.utils.errors import INTERRUPTED_EXIT_CODE, UserError
+from nano3.utils.console import write
+from nano3.utils.errors import INTERRUPTED_EXIT_CODE, UserError, list_some
 
 HELP = "show and follow the log of a run"
+ONLY_SHOWS = True
 _POLL_SECONDS = 0.5
 
 
@@ -40,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     record = job_records.read_records(run_dir)[-1]
     job = SubmittedJob(record.id, run_dir, Path(record.log).parent)
     text, size = read_tail_and_size(job.log(args.rank), args.lines)
-    print(text, end="", flush=True)
+    write(text)
     if args.no_follow or record.state:
         if record.state:
             state = slurm.JobState(record.state, record.exit_code or 0)
@@ -59,7 +61,7 @@ def tail_local_run(run_dir: Path, args: argparse.Namespace) -> int:
     """Show and follow a run on this machine; return its exit code, or 0 with --no-follow."""
     log = local_log(run_dir, args.rank)
     text, size = read_tail_and_size(log, args.lines)
-    print(text, end="", flush=True)
+    write(text)
     stream = LogStream(log, size)
     try:
         while not args.no_follow and local_state(run_dir).holder:
@@ -101,5 +103,5 @@ def check_is_run(folder: Path) -> None:
     if folder in run_dirs:
         return
     if run_dirs:
-        raise UserError(f"{folder} is a sweep. Name one of its points: {', '.join(sorted(map(str, run_dirs)))}.")
+        raise UserError(f"{folder} is a sweep. Name one of its points: {list_some(sorted(run_dirs))}.")
     raise UserError(f"{folder}: no run was started there. `nano3 jobs` lists all runs.")

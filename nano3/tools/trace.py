@@ -5,7 +5,6 @@ nano3 trace quickstart --iteration 120 --sample 3 --text
 """
 
 import argparse
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nano3.tools._arguments import RUNS, at_least, check_same_data, find_run
-from nano3.utils.console import say, table, warn
+from nano3.utils.console import say, table, warn, write
 from nano3.utils.errors import Failure, UserError
 
 if TYPE_CHECKING:  # numpy is slow to import
@@ -23,6 +22,7 @@ if TYPE_CHECKING:  # numpy is slow to import
     from nano3.training.reports.sample_index import SampleIndex
 
 HELP = "list the documents in the batch of one iteration, with their source files and rows"
+ONLY_SHOWS = True
 COLUMNS = ["sample", "dataset", "file", "position", "shard", "document", "tokens"]
 # Prefix of a shard, and the number of a document in it.
 DocumentKey = tuple[str, int]
@@ -236,4 +236,4 @@ def print_texts(data: Path, manifest: "Manifest", spans: Iterable[DocumentSpan])
         ids[span.sample] += IndexedFile(data / span.shard).document(span.document)[span.start : span.stop].tolist()
     for sample, tokens in ids.items():
         say(f"---- sample {sample}")
-        sys.stdout.write(tokenizer.decode(tokens, skip_special_tokens=False) + "\n")
+        write(tokenizer.decode(tokens, skip_special_tokens=False) + "\n")

@@ -1,16 +1,108 @@
-"""Console output: rich tables on a terminal, plain lines in a pipe or a job log, and only on rank 0."""
+"""Console output: rich tables on a terminal, plain lines in a pipe or a job log, and only on rank 0.
 
-import contextlib
+Every text that nano3 prints goes through this module. Texts may contain file names, keys and documents that others
+wrote, so control characters are shown as escapes (`printable`), and a continuation line of a message is indented: a
+file name can neither control the terminal nor fake a line that begins with "error: ".
+
+Work does not depend on its output. If stdout or stderr cannot be written any more (`| head`, a full disk), the rest of
+the output is discarded and the command goes on; `lost_output` says why. A command that only shows something stops
+instead (`need_output`).
+"""
+
+import codecs
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+import traceback
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any
+
+from nano3.utils.errors import list_some
+from nano3.utils.redaction import redact_urls
 
 if TYPE_CHECKING:  # rich is imported on first use: worker processes import this module and print nothing
     from rich.console import Console
 
 PLAIN_WIDTH = 160
+MAX_MESSAGE = 4000  # characters of one message; what it says first and last is kept
+MAX_MESSAGES = 100  # of one error
+MAX_CELL = 1000  # characters in a cell of a table
+# C0 and C1 control characters, line separators, marks that reverse the direction of text, bytes that are not UTF-8.
+_UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNPRINTABLE_IN_TEXT = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# In a log: control characters but tab, line feed and carriage return; colors (ESC [ ... m) are matched to be kept.
+_UNPRINTABLE_IN_LOG = re.compile(rb"\x1b\[[0-9;]*m|[\0-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2[\x80-\x9f]")
+_ESCAPE_ERRORS = "nano3_escape"
+
+
+class _Output:
+    """What happened to the output of this process."""
+
+    lost: OSError | None = None
+    needed: bool = False
+
+
+def prepare_output() -> None:
+    """Let stdout and stderr of this process accept any text, even if they are closed (`>&-`) or cannot encode it.
+
+    Call it first in every process that prints.
+    """
+    codecs.register_error(_ESCAPE_ERRORS, _escape_unencodable)
+    sys.excepthook = _print_exception
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115  open until the process ends
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=_ESCAPE_ERRORS)
+
+
+def _escape_unencodable(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(map(_escape, error.object[error.start : error.end])), error.end
+
+
+def _print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an unforeseen error, whose message may contain any text."""
+    write(redact_urls("".join(traceback.format_exception(kind, error, trace))), stderr=True)
+
+
+def _escape(character: str) -> str:
+    """Return a character as an escape, and a byte that is not UTF-8 (in Python a lone surrogate) in hexadecimal."""
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
+def printable(text: str) -> str:
+    """Return a text on one line, with all control characters, including line ends, as escapes."""
+    return _UNPRINTABLE.sub(lambda found: _escape(found[0]), text)
+
+
+def printable_text(text: str) -> str:
+    """Return a text with all control characters but tabs and line ends as escapes."""
+    return _UNPRINTABLE_IN_TEXT.sub(lambda found: _escape(found[0]), text)
+
+
+def printable_log(log: bytes) -> bytes:
+    """Return bytes of a log with control characters as escapes, except tabs, line ends and colors."""
+    if not _UNPRINTABLE_IN_LOG.search(log):
+        return log
+    return _UNPRINTABLE_IN_LOG.sub(
+        lambda found: found[0] if found[0].endswith(b"m") else b"".join(b"\\x%02x" % byte for byte in found[0]), log
+    )
+
+
+def message(text: str) -> str:
+    """Return a message for the console: of limited length, with escapes, and indented after its first line."""
+    text = redact_urls(text)
+    if (omitted := len(text) - MAX_MESSAGE) > 0:
+        end = MAX_MESSAGE // 4
+        text = f"{text[: MAX_MESSAGE - end]} … {omitted:,} characters omitted … {text[-end:]}"
+    first, *rest = printable_text(text).split("\n")
+    return "\n".join([first, *(f"  {line}" if line and not line.startswith("  ") else line for line in rest)])
 
 
 def is_rank_zero() -> bool:
@@ -18,43 +110,138 @@ def is_rank_zero() -> bool:
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
+def need_output(needed: bool = True) -> None:
+    """Say whether this command does nothing but show something, so that it stops when its output is lost."""
+    _Output.needed = needed
+
+
+def lost_output() -> OSError | None:
+    """Return why output of this process was lost, or None."""
+    return _Output.lost
+
+
+def write_lost(error: OSError, stream: IO[str]) -> None:
+    """Discard the rest of an output stream.
+
+    Args:
+        error: Why it cannot be written.
+        stream: stdout or stderr.
+
+    Raises:
+        OSError: `error`, if stdout is lost and this command needs it (`need_output`).
+    """
+    _Output.lost = _Output.lost or error
+    if _Output.needed and stream is not sys.stderr:
+        raise error
+    discard(stream)
+
+
+def discard(stream: IO[str]) -> None:
+    """Discard what is written to a stream from now on, and what is buffered: Python would try to write it at exit."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+    except (OSError, ValueError):  # not a file, as in tests
+        pass
+
+
+def flush_output() -> None:
+    """Write what is buffered for stdout, before the process exits: Python would fail at exit if that fails."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        write_lost(error, sys.stdout)
+
+
+def write(text: str, stderr: bool = False) -> None:
+    """Write a text as it is, apart from control characters: a document, a configuration, a job script.
+
+    Args:
+        text: The text, with its line ends.
+        stderr: Write to stderr instead of stdout. Unlike a console, it is written on every rank.
+    """
+    stream = sys.stderr if stderr else sys.stdout
+    try:
+        stream.write(printable_text(text))
+        stream.flush()
+    except OSError as error:
+        write_lost(error, stream)
+
+
+def write_log(log: bytes) -> None:
+    """Write bytes of a log to stdout, apart from control characters."""
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(printable_log(log))
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        write_lost(error, sys.stdout)
+
+
 def console(stderr: bool = False) -> "Console":
-    """Return a console on stdout (results) or stderr (progress, errors). It is silent on all ranks but 0."""
+    """Return a console on stdout (results) or stderr (progress, errors). It is silent on all ranks but 0.
+
+    Texts given to it must be `printable`.
+    """
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else PLAIN_WIDTH
     return Console(
-        file=stream, width=width, quiet=not is_rank_zero(), highlight=False, soft_wrap=not stream.isatty(), emoji=False
+        file=_Guarded(stream),  # type: ignore[arg-type]
+        width=width,
+        quiet=not is_rank_zero(),
+        highlight=False,
+        soft_wrap=not stream.isatty(),
+        emoji=False,
     )
 
 
-@contextlib.contextmanager
-def ignore_broken_pipe() -> Iterator[None]:
-    """Continue silently if the reader of the output, such as `head`, has closed it."""
-    try:
-        yield
-        sys.stdout.flush()
-    except (BrokenPipeError, SystemExit):  # rich exits the program on a broken pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+class _Guarded:
+    """A stream for rich, which would end the program on a broken pipe."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text, or discard it if the stream cannot be written."""
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            write_lost(error, self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream, or discard its text if it cannot be written."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            write_lost(error, self._stream)
 
 
-def say(text: str) -> None:
-    """Print one line to stdout, without markup."""
-    console().print(text, markup=False)
+def say(text: str, stderr: bool = False) -> None:
+    """Print a message to stdout, or to stderr, without markup."""
+    console(stderr).print(message(text), markup=False)
 
 
 def warn(text: str) -> None:
-    """Print one line to stderr that begins with "warning: "."""
+    """Print a message to stderr that begins with "warning: "."""
     out = console(stderr=True)
     out.print("warning: ", style="yellow", end="")
-    out.print(text, markup=False)
+    out.print(message(text), markup=False)
 
 
 def print_problems(problems: Iterable[str]) -> None:
     """Print each problem to stderr, on every rank, with one message for all datasets that share a problem."""
-    for problem in group_by_dataset(problems):
-        print(f"error: {problem}", file=sys.stderr)
+    found = group_by_dataset(problems)
+    lines = [f"error: {message(problem)}\n" for problem in found[:MAX_MESSAGES]]
+    if len(found) > MAX_MESSAGES:
+        lines.append(f"error: and {len(found) - MAX_MESSAGES:,} more problems\n")
+    write("".join(lines), stderr=True)
 
 
 def group_by_dataset(problems: Iterable[str]) -> list[str]:
@@ -75,7 +262,7 @@ def group_by_dataset(problems: Iterable[str]) -> list[str]:
     for group in groups.values():
         name, text = group[0]
         if len(group) > 1:
-            merged.append(f"{len(group)} datasets ({', '.join(n for n, _ in group)}); the first: {text}")
+            merged.append(f"{len(group)} datasets ({list_some(n for n, _ in group)}); the first: {text}")
         else:
             merged.append(f"dataset '{name}': {text}" if name else text)
     return merged
@@ -90,7 +277,8 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
         rows: One cell per column; cells are converted to text.
         right: Names of the columns to align to the right.
     """
-    cells = [[str(c) for c in row] for row in rows]
+    title, cells = printable(title), [list(map(cell_text, row)) for row in rows]
+    names, right = list(map(printable, columns)), list(map(printable, right))
     out = console()
     if out.is_terminal:
         from rich.table import Table
@@ -98,16 +286,24 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
 
         # Text, because rich would read a str such as the path data[train]/a.jsonl as markup.
         view = Table(title=Text(title, "table.title"), title_justify="left", header_style="bold")
-        for name in columns:
+        for name in names:
             view.add_column(Text(name), justify="right" if name in right else "left", overflow="fold")
         for row in cells:
             view.add_row(*map(Text, row))
         out.print(view)
         return
-    widths = [max(len(r[i]) for r in [list(columns), *cells]) for i in range(len(columns))]
+    widths = [max(len(r[i]) for r in [names, *cells]) for i in range(len(names))]
 
     def line(row: Sequence[str]) -> str:
-        padded = [c.rjust(w) if n in right else c.ljust(w) for c, w, n in zip(row, widths, columns, strict=True)]
+        padded = [c.rjust(w) if n in right else c.ljust(w) for c, w, n in zip(row, widths, names, strict=True)]
         return "  ".join(padded).rstrip()
 
-    out.print("\n".join([title, line(list(columns)), *(line(r) for r in cells)]), markup=False)
+    out.print("\n".join([title, line(names), *(line(r) for r in cells)]), markup=False)
+
+
+def cell_text(value: object) -> str:
+    """Return a value as text for a cell of a table: on one line and of limited length."""
+    text = redact_urls(str(value))
+    if (omitted := len(text) - MAX_CELL) > 0:
+        text = f"{text[:MAX_CELL]} … {omitted:,} characters omitted"
+    return printable(text)

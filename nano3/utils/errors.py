@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 RESTART_EXIT_CODE = 75
 # Exit code after Ctrl-C: 128 + SIGINT, as in shells.
 INTERRUPTED_EXIT_CODE = 130
-MAX_LISTED = 30  # allowed words that a message lists
+MAX_LISTED = 30  # words that a message lists
 
 
 class Nano3Error(Exception):
@@ -53,5 +53,11 @@ def did_you_mean(word: str, allowed: Sequence[str]) -> str:
     """Return " Did you mean 'X'?" if a member of `allowed` is similar to `word`, else a list of (some) members."""
     if near := nearest(word, allowed):
         return f" Did you mean {near!r}?"
-    shown, more = sorted(allowed)[:MAX_LISTED], len(allowed) - MAX_LISTED
-    return f" Allowed: {', '.join(shown)}{f' and {more} more' if more > 0 else ''}."
+    return f" Allowed: {list_some(sorted(allowed))}."
+
+
+def list_some(names: Iterable[object]) -> str:
+    """Return names for a message, "a, b, c and 99 more"; "none" without any."""
+    found = list(map(str, names))
+    more = f" and {len(found) - MAX_LISTED:,} more" if len(found) > MAX_LISTED else ""
+    return f"{', '.join(found[:MAX_LISTED])}{more}" or "none"

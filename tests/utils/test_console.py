@@ -113,7 +113,7 @@ def test_a_tool_shows_folders_of_any_encoding(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
     )
     assert (done.returncode, done.stderr) == (0, b"")
-    assert os.fsencode(tmp_path) + b"/caf\xe9" in done.stdout and b"/plain" in done.stdout
+    assert os.fsencode(tmp_path) + rb"/caf\xe9" in done.stdout and b"/plain" in done.stdout
 
 
 def test_a_problem_shared_by_several_datasets_is_printed_once() -> None:

@@ -7,7 +7,7 @@ from types import TracebackType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from nano3.data.dataset.manifest import Manifest
-from nano3.utils.console import console, say, table
+from nano3.utils.console import console, say, table, write
 
 LINE_SECONDS = 10.0
 
@@ -73,11 +73,10 @@ class ProgressMeter:
             self._bar.update(self._task, completed=self.done, rate=rate)
         elif time.monotonic() - self._line_at > LINE_SECONDS:
             self._line_at = time.monotonic()
-            print(
+            write(
                 f"data_prep: {self.done}/{self.units} units, {self.text_bytes / 1e6:,.0f} MB of text, {rate}, "
-                f"{self.seconds:,.0f} s",
-                file=sys.stderr,
-                flush=True,
+                f"{self.seconds:,.0f} s\n",
+                stderr=True,
             )
 
 

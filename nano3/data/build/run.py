@@ -27,7 +27,7 @@ from nano3.data.sources.discovery import find_changed_files
 from nano3.data.sources.own_files import is_publishing
 from nano3.data.tokenization.engines import REFERENCE
 from nano3.data.tokenization.tokenizer import copy_tokenizer
-from nano3.utils.console import ignore_broken_pipe, say, table, warn
+from nano3.utils.console import say, table, warn
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import fsync_dir, write_text
 
@@ -320,8 +320,7 @@ def finish_build(plan: Plan, path: Path, state: BuildState, meter: ProgressMeter
     write_text(build / "blend.json", encode_json(make_blend(manifest, output)))
     write_text(build / "manifest.json", encode_json(manifest))
     output_dir.publish(output, build)
-    with ignore_broken_pipe():  # a closed pipe must not stop what follows, such as registration
-        print_summary(manifest, meter)
+    print_summary(manifest, meter)
     return manifest
 
 

@@ -7,7 +7,6 @@ The list is saved next to the files, as `datasets--org--name/nano3/REVISION.json
 
 import contextlib
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from nano3.utils.console import say
+from nano3.utils.console import say, write
 from nano3.utils.disk_errors import FULL, disk_failure
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import nearest_existing, write_text
@@ -142,12 +141,11 @@ class DownloadProgress:
         if now - self.reported > REPORT_INTERVAL_S:
             self.reported = now
             rate = self.done_bytes / 1e6 / (now - self.started)
-            print(
+            write(
                 f"download: {self.done_files:,}/{self.files:,} files, "
                 f"{self.done_bytes / 1e9:,.1f}/{self.size / 1e9:,.1f} GB, "
-                f"{rate:,.0f} MB/s",
-                file=sys.stderr,
-                flush=True,
+                f"{rate:,.0f} MB/s\n",
+                stderr=True,
             )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from nano3.data.sources.formats import SUPPORTED
 from nano3.data.sources.hub_path import HubPath
 from nano3.utils.console import warn
-from nano3.utils.errors import UserError
+from nano3.utils.errors import UserError, list_some
 
 # Fewer suffixes than in `formats.FORMATS`: a repository holds code and documentation too.
 DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".ndjson", ".txt", ".arrow")
@@ -92,7 +92,7 @@ def select_files(
             folders = sorted(
                 {PurePosixPath(path).parts[0] for path in filter(may_hold_documents, files) if "/" in path}
             )
-            raise UserError(f"{label}: subset={subset}: no such folder. Folders: {', '.join(folders) or 'none'}.")
+            raise UserError(f"{label}: subset={subset}: no such folder. Folders: {list_some(folders)}.")
         files = inside
     return readable_files(resolve(files, None, "", split, label), label)
 
@@ -165,7 +165,7 @@ def choose_config(configs: dict[str, dict[str, Any]], subset: str | None, label:
     Raises:
         UserError: There is no such subset, or no single default.
     """
-    allowed = ", ".join(sorted(configs))
+    allowed = list_some(sorted(configs))
     if subset is not None:
         if subset not in configs:
             raise UserError(f"{label}: subset={subset} is not one of its subsets: {allowed}.")
@@ -255,7 +255,7 @@ def check_split(split: str, allowed: list[str], label: str) -> None:
         label: Start of error messages.
     """
     if split not in allowed:
-        names = ", ".join(allowed)
+        names = list_some(allowed)
         hint = " Sums and slices of splits are not read." if re.search(r"[+\[]", split) else ""
         raise UserError(f"{label}: split={split} is not one of its splits: {names}.{hint}")
 
@@ -278,7 +278,7 @@ def infer_splits(files: list[str], folder: str, label: str) -> dict[str, list[st
         names = {m.group(1) for path in shards if (m := SHARD_NAME.search(posixpath.basename(path)))}
         if wrong := sorted(name for name in names if not SPLIT_NAME.match(name)):
             raise UserError(
-                f"{label}: {', '.join(wrong)}, in file names such as {shards[0]}, cannot be the name of a split. "
+                f"{label}: {list_some(wrong)}, in file names such as {shards[0]}, cannot be the name of a split. "
                 f"Select files with a path: hf://org/name/data/*.parquet."
             )
         known = [name for name in SPLIT_WORDS if name in names]

@@ -13,7 +13,7 @@ import numpy as np
 
 from nano3.data.sources.formats import UTF8_BOM
 from nano3.data.sources.text_field import LIST_ADVICE, NO_FIELD, BadRow, BadRowError, parse_text_field
-from nano3.utils.errors import Failure
+from nano3.utils.errors import Failure, list_some
 
 BLOCK = 4 << 20  # bytes
 LINE_SAMPLE = 64 << 10  # bytes of a block from which the average length of its lines is estimated
@@ -275,9 +275,7 @@ class JsonRows:
         if not isinstance(row, dict):
             raise BadRowError("not_json", f"a JSON {type(row).__name__}, not an object")
         if self._field not in row:
-            raise BadRowError(
-                "no_text", f"{NO_FIELD} {self._field!r}; its fields: {', '.join(map(str, row)) or 'none'}"
-            )
+            raise BadRowError("no_text", f"{NO_FIELD} {self._field!r}; its fields: {list_some(row)}")
         text = row[self._field]
         if text is None:
             raise BadRowError("null", f"{self._field!r} is null")

@@ -34,7 +34,7 @@ from nano3.data.sources.compressed import Decompressor
 from nano3.data.sources.formats import FORMATS, HEAD_SIZE, REFUSED, UTF8_BOM, detect_format, refusal
 from nano3.data.sources.jsonl import JsonRows, line_blocks, skip_to_line
 from nano3.data.sources.text_field import LIST_ADVICE, BadRow, BadRowError, parse_text_field
-from nano3.utils.errors import Failure, UserError
+from nano3.utils.errors import Failure, UserError, list_some
 
 BATCH_BYTES = 4 << 20  # target size of the texts in a batch
 MAX_BATCH_ROWS = 4096
@@ -423,7 +423,7 @@ def find_column(names: list[str], field: str, file_range: FileRange) -> str:
             "ambiguous. Write the file with one, or set the dataset's text_field to another."
         )
     raise UserError(
-        f"{file_range.path}: no column {field!r}. Columns: {', '.join(names)}. Set the dataset's text_field."
+        f"{file_range.path}: no column {field!r}. Columns: {list_some(names)}. Set the dataset's text_field."
     )
 
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from nano3.utils.errors import list_some
+
 BadRow = tuple[int, str, str]  # key; "not_json", "not_utf8", "no_text", or "null"; what is wrong
 NO_FIELD = "no field"  # start of the message for a row without the text field
 LIST_ADVICE = "Set the dataset's text_separator to join the strings of lists"
@@ -88,7 +90,7 @@ def find_value(row: dict[str, Any], field: str) -> Any:
         if value is None:
             raise BadRowError("null", f"{field!r} is in an object that is null")
         if not isinstance(value, dict) or name not in value:
-            raise BadRowError("no_text", f"{NO_FIELD} {field!r}; its fields: {', '.join(map(str, row)) or 'none'}")
+            raise BadRowError("no_text", f"{NO_FIELD} {field!r}; its fields: {list_some(row)}")
         value = value[name]
     return value
 

@@ -7,7 +7,7 @@ from nano3.config import PretrainConfig
 from nano3.training.hf.generate import exported_model, generate
 from nano3.training.reports.plot import plot_losses
 from nano3.training.reports.summary import print_summary
-from nano3.utils.console import say, warn
+from nano3.utils.console import say, warn, write
 from nano3.utils.errors import Nano3Error
 from nano3.utils.files import write_text
 
@@ -36,8 +36,7 @@ def _show_samples(config: PretrainConfig, run_dir: Path, fresh: bool) -> None:
     if fresh or not samples.exists():
         written = generate(exported_model(run_dir), config.logger.sample_prompts)
         write_text(samples, "\n\n".join(f"[{s.prompt}]{s.text}" for s in written) + "\n")
-    say("\nText generated from [a prompt]:\n")
-    say(samples.read_text())
+    write(f"\nText generated from [a prompt]:\n\n{samples.read_text()}\n")
 
 
 def _try(missing: str, show: Callable[[], object]) -> bool:
