@@ -7,7 +7,8 @@ requeues the job (`requeue_script`) or exits with the job's code.
 All files are in RUN_DIR/slurm (or SWEEP_DIR/slurm). ID is the job's id: "123", or "123_4" for task 4 of an array.
 
 ID.exit         "CODE RANK HOST" of the first rank that failed. Written by that rank's task (`record_failure`). The job
-                script exits with CODE; launch.follow reports the rank (`first_failure`).
+                script exits with CODE, or requeues the job if CODE means a hang (76); launch.follow reports the rank
+                (`first_failure`).
 ID.again        The run saved its state, or an array task has retries left. Written by tasks that were asked to stop and
                 by failed array tasks (`request_requeue`). The job script requeues the job; if that is not possible, it
                 exits with 75.
@@ -29,7 +30,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from nano3.utils.errors import RESTART_EXIT_CODE, Failure
+from nano3.utils.errors import HANG_EXIT_CODE, RESTART_EXIT_CODE, Failure
 from nano3.utils.files import read_json, write_json
 
 # SLURM_JOB_ID does not name the files: for one task of an array it is the id of the whole array.
@@ -42,18 +43,22 @@ export SUBMITIT_LOG_LEVEL=WARNING"""
 # Requeue only a job that is still RUNNING: a canceled job must stay canceled.
 _REQUEUE = """\
 code=$?
-if [ "$code" = 0 ] && [ -e "$state.again" ]; then
-  code={restart_code}
+requeue() {{
   if [ "${{SLURM_RESTART_COUNT:-0}}" -ge {max_requeues} ]; then
     echo "launch: stopped after cluster.max_requeues={max_requeues} requeues; run the same command to continue" >&2
   elif scontrol show job -o "$job" | grep -q ' JobState=RUNNING ' && scontrol requeue "$job"; then
     sleep 120
   fi
+}}
+if [ "$code" = 0 ] && [ -e "$state.again" ]; then
+  code={restart_code}
+  requeue
 elif [ "$code" = 0 ] && [ -e "$state.stopped" ]; then
   code={restart_code}
   echo "launch: the run stopped by itself before its end and saved its state; run the same command to continue" >&2
 elif [ -e "$state.exit" ]; then
   read -r code _ <"$state.exit"
+  if [ "$code" = {hang_code} ]; then requeue; fi
 fi
 exit "$code"
 """
@@ -74,7 +79,7 @@ def requeue_script(max_requeues: int) -> str:
     Args:
         max_requeues: Requeues allowed for one job (cluster.max_requeues).
     """
-    return _REQUEUE.format(max_requeues=max_requeues, restart_code=RESTART_EXIT_CODE)
+    return _REQUEUE.format(max_requeues=max_requeues, restart_code=RESTART_EXIT_CODE, hang_code=HANG_EXIT_CODE)
 
 
 def current_job_id() -> str:

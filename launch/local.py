@@ -19,7 +19,7 @@ from launch.local_job import record_local_job
 from launch.lock import RunLock
 from launch.rank import call_entry
 from nano3.utils.console import write
-from nano3.utils.errors import RESTART_EXIT_CODE
+from nano3.utils.errors import HANG_EXIT_CODE, RESTART_EXIT_CODE
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
@@ -175,9 +175,10 @@ def _torchrun_end(job: Job, logs: Path, code: int) -> tuple[int, str]:
     failed = next(((rank, end) for rank, end in codes.items() if end not in (0, RESTART_EXIT_CODE)), None)
     log = logs / "torchrun.log"
     before, _, root_cause = log.read_text(errors="replace").partition("Root Cause")  # absent if only one rank failed
-    killed = re.search(r"rank\s*:\s*(\d+).*?exitcode\s*:\s*(-\d+)", root_cause or before, re.DOTALL)
-    if killed and int(killed[2]) != -signal.SIGTERM:  # torchrun itself ends the other ranks with SIGTERM
-        rank, end = killed[1], 128 - int(killed[2])
+    # A rank that a signal or its hang watch ended leaves no file.
+    ended = re.search(rf"rank\s*:\s*(\d+).*?exitcode\s*:\s*(-\d+|{HANG_EXIT_CODE}\b)", root_cause or before, re.DOTALL)
+    if ended and int(ended[2]) != -signal.SIGTERM:  # torchrun itself ends the other ranks with SIGTERM
+        rank, end = ended[1], HANG_EXIT_CODE if int(ended[2]) > 0 else 128 - int(ended[2])
     elif failed:
         rank, end = failed
     else:

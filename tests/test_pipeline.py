@@ -1,12 +1,20 @@
 """The whole pipeline from the command line: one run, torchrun, a sweep, and --then."""
 
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from commands import SMALL, Commands, losses
 
 from nano3.data.dataset.manifest import load_manifest
+from nano3.utils.errors import HANG_EXIT_CODE
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +99,34 @@ def test_two_local_ranks_give_the_losses_of_one(cli: Commands, trained: Path, ho
     assert done.stdout.count("fresh start") == 1
     assert losses(trained.parent / how) == pytest.approx(losses(trained), abs=1e-5)
     assert [p.name for p in (trained.parent / how / "starts").iterdir()] == ["0001"]
+
+
+@pytest.mark.slow
+def test_a_stopped_rank_ends_the_run_and_is_named(cli: Commands, data: Path) -> None:
+    """SIGSTOP stands for a hung driver or disk: the other rank waits for it, and both are ended."""
+    words = ["-m", "nano3.pretrain", *SMALL, "run.name=hangs", "train.micro_batch_size=1", "cluster.nproc_per_node=2"]
+    words += ["train.train_iters=3000", "train.eval_interval=0", "checkpoint.save_interval=10"]
+    run = cli.run_dir("hangs")
+    with subprocess.Popen(
+        [sys.executable, *words, "train.hang_timeout_s=4"], cwd=cli.folder, env=cli.env,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as process:  # fmt: skip
+        deadline = time.monotonic() + 120
+        while not ((run / "progress.json").exists() and len(losses(run)) > 12):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        pid = int((run / "logs" / "1.pid").read_text())
+        os.kill(pid, signal.SIGSTOP)
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == HANG_EXIT_CODE, output
+    assert "error: hang: no progress for" in output
+    assert f"rank 1 on {socket.gethostname()} (process {pid}) is behind and does not answer: it is stopped" in output
+    assert "training/hf/loop.py" in (run / "hang" / "rank_0.txt").read_text()
+    assert not psutil.pid_exists(pid)
+    reached = max(losses(run))
+    again = cli(*words, f"train.exit_iteration={reached + 5}", code=0)
+    assert "resuming from iteration" in again.stdout
+    assert max(losses(run)) == reached + 5
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from nano3.training import backend
 from nano3.training.reports.final_report import write_final_report
 from nano3.training.run import parent_checkpoint
 from nano3.training.run.checkpoints import checkpoint_fingerprint
+from nano3.training.run.hang_watch import watch_for_hangs
 from nano3.training.run.lineage import data_reference, model_alias
 from nano3.training.run.outcome import Outcome
 from nano3.training.run.record import load_run_config, read_latest_start, valid_finish_record
@@ -76,7 +77,8 @@ def train(config: PretrainConfig, run_dir: Path) -> int:
 
     with translate_disk_errors(f"a file of {run_dir}, or standard output"):
         trainer = backend.load(config.backend)
-        outcome = trainer.train(config, Path(config.run.data), run_dir, on_save=SaveRecorder(config, run_dir))
+        with watch_for_hangs(run_dir, config.train.hang_timeout_s):
+            outcome = trainer.train(config, Path(config.run.data), run_dir, on_save=SaveRecorder(config, run_dir))
         limit = config.train.exit_iteration
         complete = outcome.status == "finished" or (limit is not None and outcome.iteration >= limit)
         if is_rank_zero():

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 
 # Exit code of a run that saved a checkpoint and stopped early, to be started again: EX_TEMPFAIL of sysexits.h.
 RESTART_EXIT_CODE = 75
+# Exit code of a rank that made no progress (nano3.training.run.hang_watch): EX_PROTOCOL of sysexits.h.
+HANG_EXIT_CODE = 76
 # Exit code after Ctrl-C: 128 + SIGINT, as in shells.
 INTERRUPTED_EXIT_CODE = 130
 MAX_LISTED = 30  # words that a message lists

@@ -129,6 +129,24 @@ def test_rerunning_after_a_killed_rank_gives_the_same_losses(cli: Commands, data
     assert losses(run) == losses(cli.run_dir("two-here"))
 
 
+@pytest.mark.timeout(600)
+def test_a_hung_run_is_requeued_to_the_same_losses(cli: Commands, data: Path) -> None:
+    """SIGSTOP of one rank: the job ends both ranks, names the stopped one, and resumes by itself."""
+    words = [*SMALL, *LONGER, "train.micro_batch_size=1", "train.hang_timeout_s=4"]
+    cli("-m", "nano3.pretrain", *words, "run.name=hang-here", "cluster.nproc_per_node=2")
+    command = ["-m", "nano3.pretrain", *words, *SLURM, "run.name=hang", "cluster.ntasks_per_node=2"]
+    cli(*command, "cluster.mode=detached")
+    run = cli.run_dir("hang")
+    eventually(lambda: trains(run))
+    victim = next(p for p in psutil.process_iter() if is_rank(p, "1", run))
+    victim.suspend()
+    eventually(lambda: (run / "finished.json").exists(), seconds=300)
+    log = log_of(run)
+    assert "hang: no progress for" in log and f"(process {victim.pid}) is behind and does not answer" in log
+    assert "resuming from iteration" in log
+    assert losses(run) == losses(cli.run_dir("hang-here"))
+
+
 def is_rank(process: psutil.Process, rank: str, run: Path) -> bool:
     try:
         words = process.cmdline()

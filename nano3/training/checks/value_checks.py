@@ -25,6 +25,7 @@ def value_problems(config: PretrainConfig) -> list[str]:
         "train.eval_interval": (t.eval_interval, 0),
         "train.eval_iters": (t.eval_iters, 1 if t.eval_interval else 0),
         "train.threads": (t.threads, 1),
+        "train.hang_timeout_s": (t.hang_timeout_s, 1),
         "train.exit_iteration": (t.exit_iteration, 1),
         "train.exit_duration_in_mins": (t.exit_duration_in_mins, 0),
         "logger.log_interval": (config.logger.log_interval, 1),

@@ -16,6 +16,7 @@ from nano3.training.hf.rng import rng_state
 from nano3.training.run.checkpoints import CheckpointInfo
 from nano3.training.run.expert_load import load_metrics
 from nano3.training.run.failed_saves import FailedSaves, SaveError
+from nano3.training.run.hang_watch import note_progress
 from nano3.training.run.metrics import Metrics
 from nano3.training.run.outcome import Outcome, SaveHook
 from nano3.training.run.stop import StopRequest
@@ -115,6 +116,7 @@ class Loop:
             self.iteration += 1
             self.clock.training_s += time.monotonic() - started
             self.clock.iterations += 1
+            note_progress(self.iteration)
             last = self.iteration == t.train_iters
             reason = "" if last else stop.agreed(self.iteration, self._any_rank)
             if self.iteration % self.parts.config.logger.log_interval == 0 or last or reason or self.iteration == 1:
@@ -167,6 +169,7 @@ class Loop:
 
         p = self.parts
         p.model.eval()
+        note_progress(self.iteration, "validation")
         per_dataset: dict[str, float] = {}
         with torch.no_grad():
             for valid in p.datasets.valid:
@@ -174,6 +177,7 @@ class Loop:
                 losses = [p.model(**self._batch(valid.samples, k, j)).loss for k, j in steps]
                 per_dataset[valid.dataset] = p.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
         shares = {valid.dataset: valid.share for valid in p.datasets.valid}
+        note_progress(self.iteration)
         p.metrics.log_valid(self.iteration, per_dataset, shares, elapsed_s=round(self.clock.elapsed_s(), 2))
 
     def report(self, step: Step) -> None:
@@ -206,6 +210,7 @@ class Loop:
             Failure: The save failed, and it is final or one of too many.
         """
         p, t = self.parts, self.parts.config.train
+        note_progress(self.iteration, "save")
         samples = self.iteration * t.global_batch_size
         model = p.accelerator.unwrap_model(p.model)
         info = CheckpointInfo(
@@ -232,6 +237,7 @@ class Loop:
         self.failed_saves.reset()
         if p.accelerator.is_main_process:
             p.on_save(self.iteration, self.saved)
+        note_progress(self.iteration)
 
     def _batch(self, dataset: Any, iteration: int, micro_step: int) -> "dict[str, torch.Tensor]":
         p = self.parts

@@ -17,6 +17,7 @@ from nano3.training.megatron.errors import divergence_message
 from nano3.training.megatron.expert_counts import ExpertCounts
 from nano3.training.run import index_cache
 from nano3.training.run.checkpoints import CheckpointInfo, folder_name, write_checkpoint_info
+from nano3.training.run.hang_watch import note_progress
 from nano3.training.run.metrics import Metrics
 from nano3.training.run.outcome import SaveHook
 from nano3.training.run.rank_sync import StopPoller
@@ -137,6 +138,7 @@ class TrainingHooks:
         self.timer.start_step()
         if self.first_step_s is not None:
             self.run.metrics.clock.enter("step")
+        note_progress(int(context.state.train_state.step))
         if (int(context.state.train_state.step) + 1) % self.run.log_interval == 0:
             self._lr = _learning_rate(context.optimizer)
             if self._experts:
@@ -162,6 +164,7 @@ class TrainingHooks:
         if context.grad_norm is not None and not math.isfinite(context.grad_norm):
             raise Failure(divergence_message(iteration, f"gradient norm {context.grad_norm}"))
         self.iteration = iteration
+        note_progress(iteration, "save" if self._saves_after(iteration) else "step")
         if iteration % self.run.log_interval == 0:
             loss = extract_loss(context.loss_dict)
             if loss is not None and not math.isfinite(loss):
@@ -180,12 +183,17 @@ class TrainingHooks:
     def _saves_after(self, iteration: int) -> bool:
         """Return whether Megatron-Bridge saves after this iteration."""
         every = self.run.save_interval
-        return every > 0 and (iteration % every == 0 or bool(self.reason) or iteration == self.run.train_iters)
+        return every > 0 and (iteration % every == 0 or self.is_last(iteration))
+
+    def is_last(self, iteration: int) -> bool:
+        """Return whether the training ends after this iteration."""
+        return bool(self.reason) or iteration >= self.run.train_iters
 
     def on_eval_start(self, context: Any) -> None:
         """Exclude the validation from the time per step."""
         self.timer.interrupt()
         self._before_eval = self.run.metrics.clock.enter("valid")
+        note_progress(int(context.state.train_state.step), "validation")
 
     def on_eval_end(self, context: Any) -> None:
         """Measure each dataset, once per iteration: Megatron-Bridge validates again at the end of the run.

@@ -1,0 +1,252 @@
+"""Notice that a rank makes no progress, record the Python stack of every rank, and end the run so that it restarts.
+
+Each rank watches itself in a thread. A rank that is stopped, or whose machine is gone, cannot; then the others wait for
+it in a collective and notice. The ranks exit with `HANG_EXIT_CODE`; launchers restart such a run.
+
+Files in RUN/hang:
+
+rank_N.json  Written at the rank's start and again when it hangs: host, process id, iteration, phase, stack.
+rank_N.txt   The stacks of all its threads, appended at each hang.
+"""
+
+import contextlib
+import faulthandler
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nano3.utils.console import print_problems
+from nano3.utils.errors import HANG_EXIT_CODE
+from nano3.utils.files import read_json, write_json
+
+# Compilation, the index of samples and the reading of a checkpoint come before the first step. Validation and saving
+# take longer than a step.
+FIRST_STEP_S = 3600.0
+SLOW_PHASE_FACTOR = 6
+# The limit grows with the longest step so far, since a step can be as long as minutes.
+LONGEST_STEP_FACTOR = 5
+# How long a rank that noticed waits for the records of the others.
+GATHER_S = 10.0
+# If Python's lock is never released, only the timer of faulthandler still runs; it fires this much later.
+NATIVE_MARGIN_S = 60.0
+# Innermost frames of a stack that are compared between ranks.
+COMPARED_FRAMES = 8
+
+
+@dataclass
+class Progress:
+    """The last progress of this rank: time of `time.monotonic`, finished iterations, and what it does since then."""
+
+    at: float
+    iteration: int = 0
+    phase: str = "start"
+    longest_step_s: float = 0.0
+
+
+class HangWatch:
+    """Watches the progress of this rank in a thread, between `__enter__` and `__exit__`."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        timeout_s: float,
+        *,
+        gather_s: float = GATHER_S,
+        first_step_s: float = FIRST_STEP_S,
+        end: Callable[[int], Any] = os._exit,
+    ) -> None:
+        """Create a watch that is not started yet.
+
+        Args:
+            run_dir: The run folder.
+            timeout_s: Seconds without progress that a step may take (train.hang_timeout_s).
+            gather_s: Seconds to wait for the records of other ranks.
+            first_step_s: Least limit before the first step is finished.
+            end: Ends this process with an exit code.
+        """
+        self.folder, self.timeout_s, self._gather_s, self._first_step_s = (
+            run_dir / "hang",
+            timeout_s,
+            gather_s,
+            first_step_s,
+        )
+        self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self._end = end
+        self._progress = Progress(time.monotonic())
+        self._started_at = time.time()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="hang watch", daemon=True)
+
+    def __enter__(self) -> "HangWatch":
+        """Record this rank and start to watch it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._record({})
+        self._text = (self.folder / f"rank_{self.rank}.txt").open("a")
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop watching."""
+        self._stop.set()
+        self._thread.join()
+        faulthandler.cancel_dump_traceback_later()
+        self._text.close()
+
+    def progress(self, iteration: int, phase: str = "step") -> None:
+        """Note that this rank has finished something and what it does next.
+
+        Args:
+            iteration: Finished iterations.
+            phase: What begins now: "step", "validation" or "save".
+        """
+        now, last = time.monotonic(), self._progress
+        step = now - last.at if last.phase == "step" and iteration > last.iteration else 0.0
+        self._progress = Progress(now, iteration, phase, max(last.longest_step_s, step))
+
+    def limit_s(self) -> float:
+        """Return the seconds without progress that the present phase may last."""
+        seen = self._progress
+        limit = max(self.timeout_s, LONGEST_STEP_FACTOR * seen.longest_step_s)
+        if not seen.longest_step_s:
+            return max(limit, self._first_step_s)
+        return limit if seen.phase == "step" else SLOW_PHASE_FACTOR * limit
+
+    def _watch(self) -> None:
+        while not self._stop.wait(min(5.0, self.timeout_s / 4)):
+            left = self.limit_s() - (time.monotonic() - self._progress.at)
+            faulthandler.dump_traceback_later(max(left, 0) + NATIVE_MARGIN_S, exit=True, file=self._text)
+            if left <= 0:
+                self._report()
+                self._end(HANG_EXIT_CODE)
+                return
+
+    def _report(self) -> None:
+        """Record this rank; on the lowest rank that still runs, name the ranks that are behind."""
+        seen = self._progress
+        waited = time.monotonic() - seen.at
+        frames = sys._current_frames().get(threading.main_thread().ident or 0)
+        stack = [f"{f.filename}:{f.lineno} in {f.name}" for f in traceback.extract_stack(frames)] if frames else []
+        print(
+            f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} rank {self.rank} on {socket.gethostname()}: no progress for "
+            f"{waited:.0f} s in iteration {seen.iteration + 1} ({seen.phase})",
+            file=self._text,
+            flush=True,
+        )
+        faulthandler.dump_traceback(self._text, all_threads=True)
+        self._record({"waited_s": round(waited, 1), "iteration": seen.iteration, "phase": seen.phase, "stack": stack})
+        time.sleep(self._gather_s if self.world > 1 else 0)
+        records = read_ranks(self.folder, self._started_at)
+        if self.rank == min((rank for rank, record in records.items() if "stack" in record), default=self.rank):
+            text = describe_hang(records, self.world)
+            advice = f"The same command resumes from the newest checkpoint; stacks of all ranks: {self.folder}"
+            print_problems([f"hang: {text} {advice}; limit: train.hang_timeout_s={self.timeout_s:g}."])
+
+    def _record(self, values: dict[str, Any]) -> None:
+        own = {"rank": self.rank, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+        write_json(self.folder / f"rank_{self.rank}.json", own | values)
+
+
+def read_ranks(folder: Path, since: float) -> dict[int, dict[str, Any]]:
+    """Return the record of each rank by its number.
+
+    Args:
+        folder: RUN/hang.
+        since: Seconds since the epoch; stacks recorded earlier are left out.
+    """
+    found = {}
+    for file in folder.glob("rank_*.json"):
+        record = read_json(file)
+        if record["time"] < since:
+            record.pop("stack", None)
+        found[int(record["rank"])] = record
+    return found
+
+
+def describe_hang(records: dict[int, dict[str, Any]], world: int) -> str:
+    """Return sentences that name the iteration and the ranks that are behind.
+
+    Args:
+        records: `read_ranks`.
+        world: Number of ranks.
+    """
+    hung = {rank: record for rank, record in records.items() if "stack" in record}
+    first = min(hung.values(), key=lambda record: record["iteration"])
+    text = f"no progress for {first['waited_s']:.0f} s in iteration {first['iteration'] + 1} ({first['phase']})."
+    silent = [rank for rank in range(world) if rank not in hung]
+    if silent:
+        return f"{text} {'; '.join(_describe_silent(rank, records.get(rank)) for rank in silent)}."
+    behind = [rank for rank, record in hung.items() if record["iteration"] < max(r["iteration"] for r in hung.values())]
+    if not behind:
+        stacks = {rank: tuple(record["stack"][-COMPARED_FRAMES:]) for rank, record in hung.items()}
+        counts = Counter(stacks.values())
+        common = counts.most_common(1)[0][1]
+        behind = [rank for rank, stack in stacks.items() if counts[stack] < common]
+        if not behind and len(counts) > 1:
+            pairs = "; ".join(f"rank {rank} is in {_innermost(hung[rank])}" for rank in sorted(hung)[:8])
+            return f"{text} {pairs}."
+    if not behind:
+        return f"{text} {'All ranks are' if world > 1 else 'It is'} in {_innermost(first)}."
+    named = "; ".join(
+        f"rank {rank} on {hung[rank]['host']} is behind, in {_innermost(hung[rank])}" for rank in sorted(behind)[:8]
+    )
+    return f"{text} {named}."
+
+
+def _innermost(record: dict[str, Any]) -> str:
+    return str(record["stack"][-1]) if record["stack"] else "native code"
+
+
+def _describe_silent(rank: int, record: dict[str, Any] | None) -> str:
+    """Return what is known about a rank that recorded no stack."""
+    if record is None:
+        return f"rank {rank} never started"
+    text = f"rank {rank} on {record['host']} (process {record['pid']}) is behind and does not answer"
+    if record["host"] != socket.gethostname():
+        return text
+    try:
+        state = Path(f"/proc/{record['pid']}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return f"{text}: the process is gone"
+    names = {"T": "it is stopped (SIGSTOP or a debugger)", "D": "it waits for a disk or driver", "Z": "it has ended"}
+    return f"{text}: {names.get(state, f'its state is {state}')}"
+
+
+_current: HangWatch | None = None
+
+
+@contextlib.contextmanager
+def watch_for_hangs(run_dir: Path, timeout_s: float | None) -> Iterator[None]:
+    """Watch this rank during the block.
+
+    Args:
+        run_dir: The run folder.
+        timeout_s: train.hang_timeout_s; None does not watch.
+    """
+    global _current
+    if timeout_s is None:
+        yield
+        return
+    with HangWatch(run_dir, timeout_s) as _current:
+        try:
+            yield
+        finally:
+            _current = None
+
+
+def note_progress(iteration: int, phase: str = "step") -> None:
+    """Note progress of this rank in the watch of `watch_for_hangs`, if there is one.
+
+    Args:
+        iteration: Finished iterations.
+        phase: What begins now: "step", "validation" or "save".
+    """
+    if _current is not None:
+        _current.progress(iteration, phase)

@@ -1,0 +1,140 @@
+"""A rank without progress is noticed, recorded and ended; the message names the rank that is behind."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nano3.training.run.hang_watch import HangWatch, describe_hang, read_ranks
+from nano3.utils.errors import HANG_EXIT_CODE
+from nano3.utils.files import read_json
+
+
+@pytest.mark.parametrize(
+    ("phase", "longest", "limit"),
+    [
+        pytest.param("start", 0.0, 1000.0, id="before-the-first-step"),
+        pytest.param("step", 2.0, 100.0, id="short-steps"),
+        pytest.param("step", 60.0, 300.0, id="long-steps"),
+        pytest.param("save", 2.0, 600.0, id="saving"),
+        pytest.param("validation", 60.0, 1800.0, id="validation-of-long-steps"),
+    ],
+)
+def test_the_limit_grows_with_what_is_done(tmp_path: Path, phase: str, longest: float, limit: float) -> None:
+    watch = HangWatch(tmp_path, 100.0, first_step_s=1000.0)
+    watch._progress.phase, watch._progress.longest_step_s = phase, longest
+    assert watch.limit_s() == limit
+
+
+def test_the_longest_step_is_measured_between_steps_only(tmp_path: Path) -> None:
+    watch = HangWatch(tmp_path, 100.0)
+    for iteration, phase in [(1, "step"), (1, "save"), (1, "step"), (2, "step")]:
+        watch.progress(iteration, phase)
+        time.sleep(0.05 if phase == "save" else 0.01)
+    assert 0 < watch._progress.longest_step_s < 0.05
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from nano3.training.run import hang_watch
+
+def data_loader_that_never_returns():
+    time.sleep(60)
+
+def hold_the_lock():
+    import ctypes
+    ctypes.PyDLL(None).sleep(60)  # PyDLL keeps Python's lock
+
+hang_watch.NATIVE_MARGIN_S = 0.5
+with hang_watch.HangWatch(Path(sys.argv[1]), 0.4, first_step_s=0.4) as watch:
+    for iteration in range(1, 6):
+        time.sleep(0.05)
+        watch.progress(iteration)
+    if sys.argv[2] == "works":
+        sys.exit(0)
+    (hold_the_lock if sys.argv[2] == "native" else data_loader_that_never_returns)()
+"""
+
+
+def run_script(folder: Path, kind: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", SCRIPT, str(folder), kind], capture_output=True, text=True, timeout=30)
+
+
+def test_a_hanging_rank_is_recorded_and_ended(tmp_path: Path) -> None:
+    done = run_script(tmp_path, "hangs")
+    assert done.returncode == HANG_EXIT_CODE
+    assert "error: hang: no progress for" in done.stderr
+    assert "in iteration 6 (step). It is in" in done.stderr
+    assert "data_loader_that_never_returns" in done.stderr
+    assert "data_loader_that_never_returns" in (tmp_path / "hang/rank_0.txt").read_text()
+    assert read_json(tmp_path / "hang/rank_0.json")["iteration"] == 5
+
+
+def test_a_rank_in_native_code_that_keeps_pythons_lock_is_ended_too(tmp_path: Path) -> None:
+    done = run_script(tmp_path, "native")
+    assert done.returncode == 1, done.stderr
+    assert "hold_the_lock" in (tmp_path / "hang/rank_0.txt").read_text()
+
+
+def test_a_working_rank_is_left_alone(tmp_path: Path) -> None:
+    done = run_script(tmp_path, "works")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "hang/rank_0.txt").read_text() == ""
+
+
+def record(rank: int, iteration: int = 41, *stack: str, host: str = "n1") -> dict[str, Any]:
+    stack = stack or ("loop.py:9 in step", "all_reduce.py:1 in all_reduce")
+    own = {"rank": rank, "host": host, "pid": 1, "time": 0.0}
+    return own | {"waited_s": 300.2, "iteration": iteration, "phase": "step", "stack": list(stack)}
+
+
+@pytest.mark.parametrize(
+    ("records", "world", "words"),
+    [
+        pytest.param([record(0), record(1)], 2, "All ranks are in all_reduce.py:1 in all_reduce.", id="all-alike"),
+        pytest.param(
+            [record(0), record(1), record(2, 41, "loop.py:9 in step", "data.py:3 in read")],
+            3,
+            "rank 2 on n1 is behind, in data.py:3 in read.",
+            id="one-elsewhere",
+        ),
+        pytest.param([record(0), record(1, 40)], 2, "iteration 41 (step). rank 1 on n1 is behind", id="one-earlier"),
+        pytest.param(
+            [record(0), record(1, 41, "data.py:3 in read")], 2, "rank 0 is in all_reduce.py:1", id="two-different"
+        ),
+        pytest.param([record(0)], 2, "rank 1 never started.", id="one-missing"),
+        pytest.param(
+            [record(0), {"rank": 1, "host": "elsewhere", "pid": 5, "time": 0.0}],
+            2,
+            "rank 1 on elsewhere (process 5) is behind and does not answer.",
+            id="another-machine",
+        ),
+    ],
+)
+def test_the_message_names_the_rank_that_is_behind(records: list[dict[str, Any]], world: int, words: str) -> None:
+    text = describe_hang({r["rank"]: r for r in records}, world)
+    assert text.startswith("no progress for 300 s in iteration")
+    assert words in text
+
+
+def test_a_stopped_process_is_called_stopped() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        process.send_signal(19)
+        time.sleep(0.1)
+        silent = {"rank": 1, "host": os.uname().nodename, "pid": process.pid, "time": 0.0}
+        assert "it is stopped (SIGSTOP or a debugger)" in describe_hang({0: record(0), 1: silent}, 2)
+        process.kill()
+    assert "the process is gone" in describe_hang({0: record(0), 1: silent}, 2)
+
+
+def test_stacks_of_an_earlier_start_are_left_out(tmp_path: Path) -> None:
+    from nano3.utils.files import write_json
+
+    write_json(tmp_path / "rank_1.json", record(1))
+    assert "stack" in read_ranks(tmp_path, since=-1.0)[1]
+    assert "stack" not in read_ranks(tmp_path, since=1.0)[1]
