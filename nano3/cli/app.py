@@ -4,11 +4,10 @@ nano3.pretrain and nano3.data_prep share this module. A user's error ends with e
 wrong key at once (nano3.cli.override_errors), without a traceback.
 """
 
+import contextlib
 import os
-import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -45,6 +44,7 @@ from nano3.utils.console import (
 )
 from nano3.utils.disk_errors import translate_disk_errors
 from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Nano3Error, UserError
+from nano3.utils.files import temporary_folder
 from nano3.utils.redaction import secret_problems
 
 # Keys where an empty value (`output_dir=`) would mean the current folder.
@@ -121,10 +121,13 @@ def register_config() -> None:
     register_resolver()
 
 
+_scratch = contextlib.ExitStack()
+
+
 @cache
 def sweep_scratch_dir() -> str:
     """Return a temporary folder for Hydra's record of a sweep, multirun.yaml. `_HydraRun.run` removes it."""
-    return tempfile.mkdtemp(prefix="nano3-sweep-")
+    return str(_scratch.enter_context(temporary_folder("nano3-sweep-")))
 
 
 @dataclass
@@ -153,9 +156,8 @@ class _HydraRun:
                 self._call_hydra(self._run_point)
                 say(f"{self.codes.count(0)} of {len(self.codes)} points finished")
         finally:
-            if sweep_scratch_dir.cache_info().currsize:
-                shutil.rmtree(sweep_scratch_dir(), ignore_errors=True)
-                sweep_scratch_dir.cache_clear()
+            _scratch.close()
+            sweep_scratch_dir.cache_clear()
         return next((code for code in self.codes if code), 0)
 
     def _call_hydra(self, function: Callable[[DictConfig], None]) -> None:

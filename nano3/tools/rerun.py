@@ -5,26 +5,30 @@ nano3 rerun tiny run.name=tiny-lr2 optimizer.lr=2e-4
 """
 
 import argparse
+import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import fields
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import yaml
 
 from nano3.artifacts.names import slugify
 from nano3.cli.config_file_errors import member_values
+from nano3.config import PretrainConfig
 from nano3.tools._arguments import RUNS, check_same_data, find_run
 from nano3.tools.diff import missing_start_problem, read_start_record
 from nano3.training.run import parent_checkpoint
+from nano3.training.run.literal_config import check_literal, literal
 from nano3.training.run.record import ROOT, code_version, latest_start_dir
 from nano3.utils.command_line import CommandLine
 from nano3.utils.console import say, warn
-from nano3.utils.errors import Failure, UserError
-from nano3.utils.files import write_text
+from nano3.utils.errors import Failure, UserError, list_some
+from nano3.utils.files import temporary_folder, write_text
 
 HELP = "start a run again from its record, under another name"
 # Sections that a member of the group with the same name replaces as a whole. A member of `train` sets keys of several
@@ -54,19 +58,33 @@ def run(args: argparse.Namespace) -> int:
     record = read_start_record(folder)
     config = load_recorded_config(start / "config.yaml")
     check_same_data(folder, Path(config["run"]["data"]))
-    config["run"]["data"] = data_reference(record.data.get("reference"), config["run"]["data"])
+    config["run"]["data"] = literal(data_reference(record.data.get("reference"), config["run"]["data"]))
     if parent := parent_checkpoint.read_parent(folder):
-        config["checkpoint"]["load"] = checkpoint_to_load(folder, parent, args.changes)
+        config["checkpoint"]["load"] = literal(checkpoint_to_load(folder, parent, args.changes))
     warn_other_code(folder, start, record.code)
     name = f"run.name='{slugify(folder.absolute().name) or 'run'}-again'"
     changes = args.changes if "run.name" in CommandLine.parse(args.changes).values else [name, *args.changes]
     say(f"starting like {folder} ({start.name}), with {' '.join(changes)}")
-    with tempfile.TemporaryDirectory(prefix="nano3-rerun-") as config_dir:
-        experiment = drop_keys(inherited_config(config, folder, changes), train_member_keys(changes))
+    experiment = drop_keys(inherited_config(config, folder, changes), train_member_keys(changes))
+    with temporary_folder("nano3-rerun-") as config_dir:
         text = "# @package _global_\n" + yaml.safe_dump(experiment, sort_keys=False)
-        write_text(Path(config_dir) / "experiment" / "rerun.yaml", text)
-        words = ["--config-dir", config_dir, "+experiment=rerun", *changes]
-        return subprocess.run([sys.executable, "-m", "nano3.pretrain", *words], check=False).returncode
+        write_text(config_dir / "experiment" / "rerun.yaml", text)
+        words = ["--config-dir", str(config_dir), "+experiment=rerun", *changes]
+        return run_child([sys.executable, "-m", "nano3.pretrain", *words])
+
+
+def run_child(command: Sequence[str]) -> int:
+    """Run a command and return its exit code. Signals that ask to stop are left to it: it may have to save first."""
+    process = subprocess.Popen(command)
+
+    def forward(signum: int, frame: FrameType | None) -> None:
+        if signum in (signal.SIGTERM, signal.SIGUSR2):  # a terminal sends the others to both processes
+            process.send_signal(signum)
+
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, forward)
+    code = process.wait()
+    return code if code >= 0 else 128 - code
 
 
 def load_recorded_config(path: Path) -> dict[str, Any]:
@@ -74,8 +92,11 @@ def load_recorded_config(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text())
         config["run"]["data"], config["checkpoint"]["save"]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        if unknown := sorted(set(config) - {field.name for field in fields(PretrainConfig)}):
+            raise ValueError(f"unknown sections: {list_some(unknown)}")
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise Failure(f"{path}: the record of this start is damaged: {error!r}.") from None
+    check_literal(config, path)
     return dict(config)
 
 

@@ -4,8 +4,12 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
+import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any
 
 
@@ -68,6 +72,31 @@ def unwritable_reason(folder: Path) -> str | None:
     except OSError as error:
         return f"cannot create a folder in {path}: {error.strerror}"
     return None
+
+
+@contextlib.contextmanager
+def temporary_folder(prefix: str) -> Iterator[Path]:
+    """Yield a new folder in the system's temporary folder, which is removed at the end, also if SIGTERM ends the process.
+
+    Args:
+        prefix: Start of its name.
+    """
+    folder, owner, previous = Path(tempfile.mkdtemp(prefix=prefix)), os.getpid(), signal.getsignal(signal.SIGTERM)
+
+    def remove_and_end(signum: int, frame: FrameType | None) -> None:
+        if os.getpid() == owner:  # not in a process that was forked meanwhile
+            shutil.rmtree(folder, ignore_errors=True)
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
+
+    if previous is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, remove_and_end)
+    try:
+        yield folder
+    finally:
+        if signal.getsignal(signal.SIGTERM) is remove_and_end:
+            signal.signal(signal.SIGTERM, previous)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import pytest
 from nano3.config import PretrainConfig
 from nano3.tools import report
 from nano3.training.reports.curves import CURVES, Curve, draw_curve
+from nano3.training.reports.plot import plot_losses
 from nano3.training.run.record import DataReference, save_run_config
 from nano3.utils.errors import Failure, UserError
 
@@ -289,3 +290,13 @@ def test_every_curve_is_drawn(curve: Curve) -> None:
 def test_a_curve_with_zeros_uses_a_linear_axis() -> None:
     curve = Curve("grad_norm", "norm", log=True)
     assert draw_curve(curve, {"a": [{"iteration": i, "grad_norm": float(i)} for i in range(3)]})
+
+
+@pytest.mark.parametrize("name", ["$x^$", "$", "a$b$c", r"$\frac$", "_hidden", "x\x1b[31m", "é\n"])
+def test_names_are_no_formulas(tmp_path: Path, name: str) -> None:
+    """Matplotlib reads $…$ as a formula, and hides labels that begin with an underscore."""
+    run, other = make_run(tmp_path / name), make_run(tmp_path / "other")
+    page = make_report(tmp_path, run, other)
+    legend = name.translate({27: r"\x1b", 10: r"\n"})
+    assert all(legend in words(picture).replace("\u200b", "") for picture in pictures(page)[:2])
+    assert plot_losses(run).stat().st_size > 1000

@@ -1,7 +1,9 @@
 """nano3 rerun: a run from the record of another is the same run under another name."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -208,3 +210,59 @@ def test_the_same_losses(project: Path) -> None:
     assert len(losses[0]) == 3 and losses[0] == losses[1]
     code, output, _ = call(project, "nano3", "diff", "first", "first-again")
     assert code == 0 and "configuration: 1 different" in output and "the same: code, packages" in output
+
+
+TAMPERED = {
+    "environment": ("config.yaml", "name: short", "name: ${oc.env:WANDB_API_KEY}", "run.name would be resolved"),
+    "in a list": (
+        "config.yaml",
+        "sample_prompts: []",
+        "sample_prompts: ['a ${oc.env:WANDB_API_KEY}']",
+        "sample_prompts",
+    ),
+    "escaped twice": ("config.yaml", "name: short", r"name: \\${oc.env:WANDB_API_KEY}", "run.name would be resolved"),
+    "hydra": ("config.yaml", "run:\n", "hydra: {run: {dir: x}}\nrun:\n", "unknown sections: hydra"),
+    "defaults": ("config.yaml", "run:\n", "defaults: [/cluster: slurm]\nrun:\n", "unknown sections: defaults"),
+    "reference": ("start.json", '"reference": "data"', '"reference": "${oc.env:WANDB_API_KEY}"', "no artifact"),
+}
+
+
+@pytest.mark.parametrize(("file", "old", "new", "message"), TAMPERED.values(), ids=TAMPERED)
+def test_a_record_of_somebody_else_resolves_nothing(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, old: str, new: str, message: str
+) -> None:
+    folder = tmp_path / "run"
+    subprocess.run(["cp", "-r", str(project / "output/nano3/runs/short"), str(folder)], check=True)
+    record = folder / "starts" / "0001" / file
+    assert old in record.read_text()
+    record.write_text(record.read_text().replace(old, new, 1))
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(project), "PYTHONPATH": str(ROOT), "WANDB_API_KEY": "s3cr3t"}
+    words = [sys.executable, "-m", "nano3", "rerun", str(folder), "dry_run=true"]
+    done = subprocess.run(words, cwd=project, env=env, capture_output=True, text=True)
+    assert done.returncode in (1, 2) and message in done.stderr, done.stderr
+    assert "s3cr3t" not in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_nothing_stays_in_the_temporary_folder(project: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """A signal is left to the new run, which may have to save; the folder of its configuration is removed then."""
+    words = [sys.executable, "-m", "nano3", "rerun", "short", "train.train_iters=100000", "run.name=endless"]
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(project), "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(words, cwd=project, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout and "starting like" in process.stdout.readline()
+    assert "Preflight" in process.stdout.readline()
+    assert any(tmp_path.glob("nano3-*"))
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
+    process.communicate(timeout=100)
+    assert process.returncode in (75, 130, 143)
+    assert list(tmp_path.glob("nano3-*")) == []
+
+
+def test_a_sweep_leaves_nothing_in_the_temporary_folder(project: Path, tmp_path: Path) -> None:
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(project), "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    words = [sys.executable, "-m", "nano3.data_prep", "-m", "data_blend=sample", "seed=1,2", "dry_run=true"]
+    subprocess.run(words, cwd=project, env=env, capture_output=True)
+    assert list(tmp_path.glob("nano3-*")) == []

@@ -16,14 +16,18 @@ from nano3.utils.redaction import (
     without_secrets,
 )
 
-SECRET = """HF_TOKEN WANDB_API_KEY AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN
-cluster.env.DB_PASSWORD PGPASSWORD MYSQL_PWD GITHUB_PAT github_pat hf_token wandb_api_key apiKey accessToken secretKey client_secret private_key auth_token
-NGC_API_KEY AZURE_STORAGE_KEY AZURE_STORAGE_SAS_TOKEN
-AZURE_STORAGE_CONNECTION_STRING GOOGLE_CREDENTIALS SENTRY_DSN REDIS_AUTH token_secret"""
-PUBLIC = """TOKENIZERS_PARALLELISM HF_TOKEN_PATH AWS_SHARED_CREDENTIALS_FILE GOOGLE_APPLICATION_CREDENTIALS
-SSH_AUTH_SOCK PWD OLDPWD MONKEY tokenizer tokens token key sort_key cache_key text_key eod_token EOD_TOKEN eos_token pad_token
-num_tokens sample_tokens split_special_tokens hybrid_layer_pattern moe_token_dispatcher_type calculate_per_token_loss
-num_key_value_heads kv_channels"""
+SECRET = """
+HF_TOKEN WANDB_API_KEY AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN cluster.env.DB_PASSWORD PGPASSWORD MYSQL_PWD
+GITHUB_PAT github_pat hf_token wandb_api_key apiKey accessToken secretKey client_secret private_key auth_token
+NGC_API_KEY AZURE_STORAGE_KEY AZURE_STORAGE_SAS_TOKEN AZURE_STORAGE_CONNECTION_STRING GOOGLE_CREDENTIALS
+SENTRY_DSN REDIS_AUTH token_secret
+"""
+PUBLIC = """
+TOKENIZERS_PARALLELISM HF_TOKEN_PATH AWS_SHARED_CREDENTIALS_FILE GOOGLE_APPLICATION_CREDENTIALS SSH_AUTH_SOCK
+PWD OLDPWD MONKEY tokenizer tokens token key sort_key cache_key text_key eod_token EOD_TOKEN eos_token
+pad_token num_tokens sample_tokens split_special_tokens hybrid_layer_pattern moe_token_dispatcher_type
+calculate_per_token_loss num_key_value_heads kv_channels
+"""
 URLS = {
     "https://me:pw@host/x?X-Amz-Signature=ab&X-Amz-Date=1&n=2": "https://***@host/x?X-Amz-Signature=***&X-Amz-Date=***&n=2",
     "GET https://h/x?sig=ab%3D&n=1: no": "GET https://h/x?sig=***&n=1: no",

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nano3.training.reports.plot import BLUE, DATASET_COLORS, ORANGE, smooth, style_axes
+from nano3.training.reports.plot import BLUE, DATASET_COLORS, ORANGE, plain_label, smooth, style_axes
 
 COLORS = (BLUE, ORANGE, *DATASET_COLORS)
 Lines = list[dict[str, Any]]  # the lines of metrics.jsonl
@@ -63,7 +63,7 @@ def draw_curve(curve: Curve, runs: Mapping[str, Lines]) -> str | None:
             values = smooth(y) if curve.noisy else y
             marker = "o" if len(points) < 30 else ""
             color = COLORS[number % len(COLORS)]
-            axes.plot(x, values, color=color, linewidth=1.6, marker=marker, markersize=3, label=name)
+            axes.plot(x, values, color=color, linewidth=1.6, marker=marker, markersize=3, label=plain_label(name))
     if curve.log and all(value > 0 for points in found.values() for _, value in points):
         axes.set_yscale("log")
     axes.set(xlabel="iteration")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nano3.training.run.metrics import FILE, read_metrics
+from nano3.utils.console import printable
 from nano3.utils.errors import UserError
 from nano3.utils.files import atomic_open
 
@@ -43,13 +44,19 @@ def plot_losses(run_dir: Path, path: Path | None = None) -> Path:
     rates.plot([_x(line, tokens_each / scale) for line in train], [line["lr"] for line in train], color=GREY)
     rates.set(ylabel="learning rate", xlabel=f"training tokens ({unit})", ylim=(0, None))
     rates.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    figure.suptitle(Path(run_dir).name, x=0.02, ha="left", fontweight="bold")
+    figure.suptitle(plain_label(Path(run_dir).name), x=0.02, ha="left", fontweight="bold")
     for axes in (losses, rates):
         style_axes(axes)
     target = Path(path) if path else Path(run_dir) / "loss.png"
     with atomic_open(target) as f:
         figure.savefig(f, format="png")
     return target
+
+
+def plain_label(name: str) -> str:
+    """Return a name as a label for matplotlib, which reads $…$ as a formula and hides labels that begin with "_"."""
+    text = printable(name)
+    return ("\u200b" if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def style_axes(axes: "Axes") -> None:
@@ -67,7 +74,7 @@ def _draw_losses(axes: "Axes", train: list[dict[str, Any]], valid: list[dict[str
         at = [_x(line, per_iteration) for line in valid]
         names = [key for key in valid[-1] if key.startswith("valid_loss/")]
         for name, color in zip(names, DATASET_COLORS, strict=False):
-            label = name.removeprefix("valid_loss/")
+            label = plain_label(name.removeprefix("valid_loss/"))
             axes.plot(at, [line[name] for line in valid], color=color, linewidth=1, linestyle="--", label=label)
         axes.plot(at, [line["valid_loss"] for line in valid], color=ORANGE, marker="o", linewidth=2, label="validation")
         axes.annotate(f"{valid[-1]['valid_loss']:.2f}", (at[-1], valid[-1]["valid_loss"]), (6, 0),

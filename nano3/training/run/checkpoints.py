@@ -103,7 +103,9 @@ def recorded_checkpoint_dir(run_dir: Path) -> Path:
     if recorded.is_file():
         from omegaconf import OmegaConf
 
-        config = OmegaConf.load(recorded)
+        from nano3.training.run.literal_config import load_literal
+
+        config = load_literal(recorded)
         if save := OmegaConf.select(config, "checkpoint.save"):
             original = OmegaConf.select(config, "run.output_dir")
             inside = original and Path(save).is_relative_to(original)

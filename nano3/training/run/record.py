@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 import nano3
 from nano3.config import PretrainConfig
 from nano3.training.run.checkpoints import latest_checkpoint, recorded_checkpoint_dir
+from nano3.training.run.literal_config import literal, load_literal
 from nano3.training.run.stop import last_iteration
 from nano3.utils.console import say
 from nano3.utils.errors import Failure, UserError
@@ -113,16 +114,7 @@ def save_run_config(
 
 def run_config_text(config: PretrainConfig) -> str:
     """Return the text of config.yaml. References are resolved already, so `${` is plain text, as in a shell command."""
-    return OmegaConf.to_yaml(OmegaConf.create(_literal(asdict(config))))
-
-
-def _literal(value: Any) -> Any:
-    """Return a copy without interpolations for OmegaConf: `${` is escaped, and backslashes before it are doubled."""
-    if isinstance(value, dict):
-        return {key: _literal(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_literal(inner) for inner in value]
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+    return OmegaConf.to_yaml(OmegaConf.create(literal(asdict(config))))
 
 
 def run_changed(run_dir: Path, config: PretrainConfig, data: DataReference) -> bool:
@@ -157,7 +149,7 @@ def changed_settings(run_dir: Path, config: PretrainConfig) -> list[str]:
     Raises:
         FileNotFoundError: There is no RUN/config.yaml.
     """
-    before, now = (OmegaConf.load(run_dir / "config.yaml"), OmegaConf.create(run_config_text(config)))
+    before, now = (load_literal(run_dir / "config.yaml"), OmegaConf.create(run_config_text(config)))
     for one in (before, now):
         for key in IGNORED_SETTINGS:
             OmegaConf.update(one, key, None)
@@ -258,7 +250,7 @@ def load_run_config(path: Path) -> PretrainConfig:
         UserError: The file is missing, or not a configuration of this version of nano3.
     """
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), OmegaConf.load(path))
+        merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), load_literal(path))
         config = OmegaConf.to_object(merged)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file; it is written when the run starts") from None

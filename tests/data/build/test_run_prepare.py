@@ -35,6 +35,7 @@ def test_documents_have_the_reference_ids(tmp_path: Path, byte_bpe: Path, name: 
 
 
 def test_megatron_reads_every_shard_and_the_text_comes_back(tmp_path: Path, sentencepiece_bpe: Path) -> None:
+    pytest.importorskip("megatron.core")
     from megatron.core.datasets.indexed_dataset import IndexedDataset
     from tokenizers import Tokenizer
 
@@ -55,6 +56,7 @@ def test_megatron_reads_every_shard_and_the_text_comes_back(tmp_path: Path, sent
 @pytest.mark.parametrize("add_eos", [True, False])
 def test_bytes_equal_megatrons_tool(tmp_path: Path, byte_bpe: Path, add_eos: bool) -> None:
     """.bin and .idx equal those of Megatron's builder from the reference ids."""
+    pytest.importorskip("megatron.core")
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
     wanted = texts(300)

@@ -27,6 +27,7 @@ def write_ours(prefix: Path, documents: list[list[int]], dtype: str, chunks: int
 
 def write_megatrons(prefix: Path, documents: list[list[int]], dtype: str) -> None:
     """Write a pair with Megatron's builder, as tools/preprocess_data.py does."""
+    pytest.importorskip("megatron.core")
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     builder = IndexedDatasetBuilder(str(prefix.with_suffix(".bin")), dtype=np.dtype(dtype).type)
@@ -48,6 +49,7 @@ def test_bytes_are_those_of_megatron(tmp_path: Path, counts: list[int], dtype: s
 
 
 def test_megatron_reads_our_files(tmp_path: Path) -> None:
+    pytest.importorskip("megatron.core")
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     documents = [[1, 2, 3], [], [4], [5] * 100]
