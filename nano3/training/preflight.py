@@ -120,7 +120,7 @@ def preflight(config: PretrainConfig, vocab_size: int | None = None) -> Prefligh
         if known:
             result.problems.extend(tokenizer_problems(settings.override_settings(config.megatron, known), data))
         _add_data_rows(config, data, span, result)
-    _add_disk_row(config, model, span, result)
+    _add_disk_row(config, known, model, span, result)
     result.rows.extend(("warning", w) for w in result.warnings)
     return result
 
@@ -271,13 +271,34 @@ def _add_data_rows(config: PretrainConfig, data: TrainingData, span: IterationRa
             )
 
 
-def _add_disk_row(config: PretrainConfig, model: Architecture | None, span: IterationRange, result: Preflight) -> None:
+def saves_in_background(config: PretrainConfig, known: schema.Schema) -> bool:
+    """Return whether Megatron-Bridge copies a checkpoint to host memory and writes it while training goes on.
+
+    Args:
+        config: The run's configuration.
+        known: The schema of its recipe.
+    """
+    chosen = {s.path: s.value for s in settings.override_settings(config.megatron, known)}
+    background, kind = chosen.get("checkpoint.async_save", True), chosen.get("checkpoint.ckpt_format", "torch_dist")
+    return bool(background) and kind == "torch_dist"
+
+
+def _add_disk_row(
+    config: PretrainConfig,
+    known: schema.Schema | None,
+    model: Architecture | None,
+    span: IterationRange,
+    result: Preflight,
+) -> None:
     """Add the size of the kept checkpoints, and warn if the disk has too little space for them."""
     if model is None:
         return
     size = count_parameters(model).total * CHECKPOINT_BYTES_PER_PARAMETER[config.backend]
     kept = (config.checkpoint.keep_last or span.iterations // max(config.checkpoint.save_interval, 1)) + 1
-    result.rows.append(("checkpoints", f"{size / 2**30:,.2f} GB each, room for {kept}: {kept * size / 2**30:,.1f} GB"))
+    value = f"{size / 2**30:,.2f} GB each, room for {kept}: {kept * size / 2**30:,.1f} GB"
+    if known and saves_in_background(config, known):
+        value += f"; each is written from {size / config.cluster.nodes / 2**30:,.2f} GB of host memory per node"
+    result.rows.append(("checkpoints", value))
     folder = nearest_existing(Path(config.checkpoint.save or config.run.output_dir))
     free = shutil.disk_usage(folder).free
     if free < kept * size:

@@ -101,7 +101,12 @@ class Runs:
 
     def start(self, name: str, *words: str, **env: str) -> "subprocess.Popen[str]":
         """Start the micro model under run.name=NAME."""
-        return self.popen("-m", "nano3.pretrain", *MICRO, f"run.name={name}", *words, **env)
+        return self.popen("-m", "nano3.pretrain", *self.micro_words(name), *words, **env)
+
+    @staticmethod
+    def micro_words(name: str) -> list[str]:
+        """Return the overrides of the micro model under run.name=NAME."""
+        return [*MICRO, f"run.name={name}"]
 
     def train(self, name: str, *words: str, code: int = 0, **env: str) -> str:
         return self.finish(self.start(name, *words, **env), code)

@@ -103,13 +103,13 @@ def test_a_full_gpu_is_told_in_one_message(runs: Runs) -> None:
     assert "Traceback" not in text
 
 
-def test_asynchronous_saves_are_marked_and_old_ones_go(runs: Runs) -> None:
-    runs.train("async", "+megatron.checkpoint.async_save=true")
-    folder = runs.dir("async") / "checkpoints"
-    assert (
-        [p.name for p in complete_checkpoints(folder)] == runs.checkpoints("async") == ["iter_0000030", "iter_0000040"]
-    )
-    assert "nothing to do" in runs.train("async", "+megatron.checkpoint.async_save=true")
+def test_saves_in_the_foreground_are_marked_and_old_ones_go(runs: Runs) -> None:
+    """By default Megatron-Bridge saves in the background, as in the undisturbed run."""
+    runs.train("foreground", "+megatron.checkpoint.async_save=false")
+    folder = runs.dir("foreground") / "checkpoints"
+    kept = ["iter_0000030", "iter_0000040"]
+    assert [p.name for p in complete_checkpoints(folder)] == runs.checkpoints("foreground") == kept
+    assert "nothing to do" in runs.train("foreground", "+megatron.checkpoint.async_save=false")
 
 
 def test_a_new_phase_takes_the_weights_alone(runs: Runs, undisturbed: Path) -> None:

@@ -28,7 +28,7 @@ from nano3.utils.errors import UserError
 from nano3.utils.gc_pause import gc_paused
 from nano3.utils.provenance import missing_modules
 
-PACKAGES = ("torch", "transformers", "accelerate", "megatron.core")
+PACKAGES: tuple[str, ...] = ("torch", "transformers", "accelerate", "megatron.core")
 INSTALL = "uv sync --extra train"
 # Settings of the model that change only its speed, or nothing in this backend.
 _MUTABLE_MODEL_KEYS = ("mamba_chunk_size", "sequence_parallel", *PARALLEL)

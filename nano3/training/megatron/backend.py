@@ -23,8 +23,10 @@ from nano3.training.megatron.checkpoints import MegatronSearch, may_prune, remov
 from nano3.training.megatron.compile_cache import set_compile_cache
 from nano3.training.megatron.errors import hide_expected_tracebacks, translate_errors
 from nano3.training.megatron.recipe_check import recipe_problems, tokenizer_problems
+from nano3.training.megatron.saving import SaveContext, use_manager
 from nano3.training.run import index_cache, resume
 from nano3.training.run.checkpoints import checkpoint_dir
+from nano3.training.run.failed_saves import FailedSaves
 from nano3.training.run.metrics import truncate_after
 from nano3.training.run.outcome import Outcome, SaveHook, no_hook
 from nano3.training.run.resume import ResumePoint, world_size
@@ -39,7 +41,7 @@ from nano3.utils.provenance import is_installed, missing_modules
 # sequence parallelism split no parameters, and the data-parallel size is free.
 MUTABLE_MODEL_KEYS = ("context_parallel_size", "sequence_parallel", "mamba_chunk_size")
 VERSIONS = ("torch", "megatron-bridge", "megatron-core", "transformer-engine")
-PACKAGES = ("torch", "megatron.bridge")
+PACKAGES: tuple[str, ...] = ("torch", "megatron.bridge")
 INSTALL = "a GPU container or the extra `megatron` (docs/gpu.md)"
 
 
@@ -294,6 +296,8 @@ def _run(
                 flops_per_token=flops_per_token(model, train.seq_length) if model else None,
             )
         )
+        if config.checkpoint.save_interval:
+            use_manager(container, SaveContext(save, FailedSaves(config.checkpoint.max_failed_saves), hooks.is_last))
         failed = 1
         try:
             with translate_errors(hooks, config.train.micro_batch_size):

@@ -145,6 +145,8 @@ def adaptations(get: Callable[[str], Any], world_size: int, has: Callable[[str],
         found.append(Setting("model.gradient_accumulation_fusion", False, "APEX is not installed"))
     if world_size == 1 and get("comm_overlap") is not None:
         found.append(Setting("comm_overlap", None, "one rank has no communication to hide"))
+    if get("checkpoint.save") and get("checkpoint.ckpt_format") == "torch_dist" and not get("checkpoint.async_save"):
+        found.append(Setting("checkpoint.async_save", True, "training goes on while a checkpoint is written"))
     if get("dataset.create_attention_mask") and not get("dataset.reset_attention_mask"):
         found.append(
             Setting(

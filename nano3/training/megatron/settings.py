@@ -51,6 +51,7 @@ RESERVED_FIELDS: dict[str, str] = {
     "checkpoint.load": "checkpoint.load",
     "checkpoint.ckpt_step": "checkpoint.load (the folder of one iteration)",
     "checkpoint.finetune": "checkpoint.load (another folder than checkpoint.save starts a new phase)",
+    "checkpoint.custom_manager_class": "nothing: nano3's manager saves",
     "train.exit_interval": "train.exit_iteration",
     "train.exit_duration_in_mins": "train.exit_duration_in_mins",
     "train.exit_signal_handler": "nothing: SIGTERM and SIGUSR2 always save and stop",

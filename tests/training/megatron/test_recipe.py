@@ -69,6 +69,20 @@ def test_the_dispatcher(installed: set[str], expert: int, tensor: int | None, ki
     assert ("model.moe_flex_dispatcher_backend" in found) is (kind is not None)
 
 
+@pytest.mark.parametrize(
+    ("save", "kind", "chosen", "expected"),
+    [
+        pytest.param("/run/checkpoints", "torch_dist", False, True, id="by-default"),
+        pytest.param("/run/checkpoints", "torch_dist", True, None, id="already"),
+        pytest.param("/run/checkpoints", "zarr", False, None, id="another-format"),
+        pytest.param(None, "torch_dist", False, None, id="nothing-is-saved"),
+    ],
+)
+def test_saving_goes_on_in_the_background(save: str | None, kind: str, chosen: bool, expected: bool | None) -> None:
+    section = {"checkpoint__save": save, "checkpoint__ckpt_format": kind, "checkpoint__async_save": chosen}
+    assert adapted(8, {"deep_ep"}, **section).get("checkpoint.async_save") is expected
+
+
 def test_a_needed_mask_is_kept() -> None:
     assert "dataset.create_attention_mask" not in adapted(8, {"deep_ep"}, dataset__reset_attention_mask=True)
 
@@ -198,6 +212,9 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "comm_overlap": st.sampled_from([None, "something"]),
     "dataset.create_attention_mask": st.booleans(),
     "dataset.reset_attention_mask": st.booleans(),
+    "checkpoint.save": st.sampled_from([None, "/run/checkpoints"]),
+    "checkpoint.ckpt_format": st.sampled_from(["torch_dist", "fsdp_dtensor"]),
+    "checkpoint.async_save": st.booleans(),
 }
 
 

@@ -1,0 +1,176 @@
+"""The checkpoint manager that Megatron-Bridge loads by name (`checkpoint.custom_manager_class`).
+
+Saving is Megatron-Bridge's own. nano3 adds what a long run needs: a failed save is reported and repeated at the next
+interval, and the run ends if the process that writes checkpoints has died; Megatron-Bridge would wait for it forever.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+from nano3.training.megatron.checkpoints import begun_iterations
+from nano3.training.run.checkpoints import MARKER, folder_name
+from nano3.training.run.failed_saves import FailedSaves, SaveError
+from nano3.utils.console import is_rank_zero
+from nano3.utils.disk_errors import find_disk_error
+from nano3.utils.errors import Failure
+
+# Seconds between two looks at a save that a rank waits for.
+POLL_S = 0.05
+MANAGER = f"{__name__}.SaveManager"
+
+
+@dataclass
+class SaveContext:
+    """What the manager needs to know about a run. `is_last` returns whether no save follows that of an iteration."""
+
+    save_folder: Path
+    failed: FailedSaves
+    is_last: Callable[[int], bool]
+
+
+# Megatron-Bridge creates the manager from its own configuration alone, so the run's context is passed here.
+_context: SaveContext | None = None
+
+
+def use_manager(container: Any, context: SaveContext) -> None:
+    """Make a container's run save through `SaveManager`. Call it once per process, before `pretrain`.
+
+    Args:
+        container: The run's ConfigContainer.
+        context: The run's context.
+    """
+    from megatron.bridge.utils.instantiate_utils import register_allowed_target_prefix
+
+    global _context
+    _context = context
+    register_allowed_target_prefix(MANAGER)
+    container.checkpoint.custom_manager_class = MANAGER
+
+
+class SaveManager:
+    """Megatron-Bridge's default manager, with failures counted and a dead writer noticed."""
+
+    def __init__(self, checkpoint_config: Any) -> None:
+        """Create the default manager.
+
+        Args:
+            checkpoint_config: The container's CheckpointConfig.
+        """
+        from megatron.bridge.training.checkpointing import DefaultCheckpointManager
+
+        if _context is None:
+            raise RuntimeError(f"{MANAGER} is used by nano3's Megatron backend only")
+        self._run = _context
+        self._default = DefaultCheckpointManager(checkpoint_config)
+        self._pending: int | None = None
+
+    def load(self, ctx: Any) -> tuple[int, int]:
+        """Load a checkpoint and return its iteration and FLOP count."""
+        found: tuple[int, int] = self._default.load(ctx)
+        return found
+
+    def save(self, ctx: Any, callback_manager: Any) -> None:
+        """Save, or start to save in the background.
+
+        Args:
+            ctx: Megatron-Bridge's CheckpointSaveContext.
+            callback_manager: Fires `on_checkpoint_save` once the checkpoint is complete.
+
+        Raises:
+            SaveError: The save failed and the run must end.
+        """
+        iteration = int(ctx.state.train_state.step)
+        if self._pending is not None:  # a slow disk: the previous save is not finished when the next one is due
+            self.finalize_async_saves(ctx.state, blocking=True)
+        self._pending = iteration
+        self._guard(lambda: self._default.save(ctx, callback_manager), iteration, self._run.is_last(iteration))
+        if not self._default.checkpoint_config.async_save:
+            self._succeeded()
+
+    def finalize_async_saves(self, state: Any, blocking: bool = False, terminate: bool = False) -> None:
+        """Complete the saves that were written in the background.
+
+        Args:
+            state: Megatron-Bridge's GlobalState.
+            blocking: Wait for all of them.
+            terminate: Then end the process that writes them.
+
+        Raises:
+            SaveError: A save failed and the run must end.
+            Failure: The process that writes checkpoints has died.
+        """
+        queue = state.async_calls_queue
+        waiting = queue is not None and queue.get_num_unfinalized_calls() > 0
+        pending = self._pending if self._pending is not None else -1
+        last = terminate or self._run.is_last(pending)
+        # Poll instead of a blocking wait, which has no end if the writer dies. All ranks poll equally often, because a
+        # poll tells each of them whether all are done.
+        while waiting:
+            self._guard(lambda: self._poll(state, queue), pending, last)
+            waiting = queue.get_num_unfinalized_calls() > 0
+            if not waiting:
+                self._succeeded()
+            elif blocking:
+                time.sleep(POLL_S)
+            else:
+                break
+        if terminate:
+            self._default.finalize_async_saves(state, blocking, terminate)
+
+    def _poll(self, state: Any, queue: Any) -> None:
+        """Complete what is written, and raise Failure if this rank's writer ended before its work was done."""
+        caller = queue.async_calls[0].async_caller
+        ended = caller.process is not None and not caller.process.is_alive()
+        self._default.finalize_async_saves(state, blocking=False)
+        if ended and queue.get_num_unfinalized_calls() > 0 and caller.cur_item is None:
+            raise Failure(
+                f"The process that writes checkpoints ended with exit code {caller.process.exitcode} (-9 is a kill, "
+                "most often for lack of host memory). +megatron.checkpoint.async_save=false saves without it; training "
+                "then waits for each save."
+            )
+
+    def _succeeded(self) -> None:
+        if self._pending is not None:
+            self._pending = None
+            self._run.failed.reset()
+
+    def _guard(self, call: Callable[[], None], iteration: int, last: bool) -> None:
+        """Call `call`, and count an error of writing that Megatron-Core raises on all ranks."""
+        from torch.distributed.checkpoint.api import CheckpointException
+
+        try:
+            call()
+        except CheckpointException as error:
+            self._pending = None
+            folder = self._run.save_folder / folder_name(iteration)
+            if is_rank_zero():
+                remove_failed(folder)
+            self._run.failed.add(SaveError(f"{folder}: {failure_reason(error.failures)}"), last)
+
+
+def remove_failed(folder: Path) -> None:
+    """Remove what a failed save of nano3 left, since its space may be what the next save needs.
+
+    Args:
+        folder: The iteration's folder.
+    """
+    begun = {folder_name(i) for i in begun_iterations(folder.parent)}
+    if folder.name in begun and not (folder / MARKER).exists():
+        rmtree(folder, ignore_errors=True)
+
+
+def failure_reason(failures: dict[int, Any]) -> str:
+    """Return why a save failed, such as "No space left on device".
+
+    Args:
+        failures: (exception, traceback) by rank, of torch's CheckpointException; empty except on one rank.
+    """
+    errors = [wrapped[0] if isinstance(wrapped, tuple) else wrapped for wrapped in failures.values()]
+    for error in errors:
+        if fault := find_disk_error(error):
+            return str(fault.strerror or fault)
+    return f"rank {next(iter(failures))}: {errors[0]}" if errors else "another rank failed to write"
