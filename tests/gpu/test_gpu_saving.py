@@ -1,5 +1,6 @@
 """Saving in the background on a real GPU: kills while a checkpoint is written, a dead writer, a full disk."""
 
+import contextlib
 import os
 import random
 import signal
@@ -7,7 +8,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
 from gpu_runs import MARKS, Runs
 
@@ -77,15 +77,25 @@ def test_a_kill_during_a_save_loses_at_most_one_interval(runs: Runs) -> None:
     assert len(during) >= 30, flat
 
 
+def group_of(leader: int) -> list[int]:
+    """Return the processes of a process group."""
+    pids = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()]
+    found = []
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(pid) == leader:
+                found.append(pid)
+    return found
+
+
 def test_a_dead_writer_ends_the_run(runs: Runs) -> None:
     process = runs.start("writer", *LONG)
     wait_for_save(runs.dir("writer") / "checkpoints", 0, process)
     runs.wait_for("writer", INTERVAL + 1, process)
-    children = psutil.Process(process.pid).children(recursive=True)
-    writers = [p for p in children if "spawn_main" in " ".join(p.cmdline())]
-    assert writers, [p.cmdline() for p in children]
-    for writer in writers:
-        os.kill(writer.pid, signal.SIGKILL)
+    writers = [pid for pid in group_of(process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert writers
+    for pid in writers:
+        os.kill(pid, signal.SIGKILL)
     text = runs.finish(process, code=1, timeout=120)
     assert "The process that writes checkpoints ended with exit code -9" in text
     assert "Traceback" not in text.rpartition("error:")[2]
