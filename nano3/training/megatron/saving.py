@@ -47,7 +47,7 @@ def use_manager(container: Any, context: SaveContext) -> None:
 
     global _context
     _context = context
-    register_allowed_target_prefix(MANAGER)
+    register_allowed_target_prefix(__name__)
     container.checkpoint.custom_manager_class = MANAGER
 
 
