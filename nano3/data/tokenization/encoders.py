@@ -13,6 +13,18 @@ Encoded = tuple[np.ndarray, np.ndarray]
 Encoder = Callable[[list[str]], Encoded]
 
 
+COMPARED_AT_ONCE = 2000  # texts
+
+
+class EncodeError(Exception):
+    """An engine failed on a text. Both engines have limits, for example of the steps of a regular expression."""
+
+
+def is_engine_error(error: BaseException) -> bool:
+    """Return whether an engine raised an error, maybe a panic, which is no `Exception`."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def fast_encoder(tokenizer: Any, split_special_tokens: bool) -> Encoder:
     """Return an encoder that uses fastokens.
 
@@ -22,7 +34,12 @@ def fast_encoder(tokenizer: Any, split_special_tokens: bool) -> Encoder:
     """
 
     def encode(texts: list[str]) -> Encoded:
-        ids, offsets = tokenizer.encode_batch_flat(texts, False, split_special_tokens)
+        try:
+            ids, offsets = tokenizer.encode_batch_flat(texts, False, split_special_tokens)
+        except BaseException as error:
+            if not is_engine_error(error):
+                raise
+            raise EncodeError(f"fastokens: {error}") from error
         return np.frombuffer(ids, np.uint32), np.diff(np.frombuffer(offsets, np.uint64).astype(np.int64))
 
     return encode
@@ -32,7 +49,12 @@ def reference_encoder(tokenizer: Any) -> Encoder:
     """Return an encoder that uses a `tokenizers.Tokenizer`."""
 
     def encode(texts: list[str]) -> Encoded:
-        rows = [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        try:
+            rows = [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        except BaseException as error:
+            if not is_engine_error(error):
+                raise
+            raise EncodeError(f"tokenizers: {error}") from error
         lengths = np.array([len(row) for row in rows], np.int64)
         ids = np.fromiter((i for row in rows for i in row), np.uint32, int(lengths.sum()))
         return ids, lengths
@@ -53,6 +75,37 @@ def first_difference(one: Encoder, other: Encoder, texts: list[str]) -> int | No
         found = ids[ends[i] - lengths[i] : ends[i]]
         if not np.array_equal(found, other_ids[other_ends[i] - other_lengths[i] : other_ends[i]]):
             return i
+    return None
+
+
+def describe_difference(fast: Encoder, reference: Encoder, texts: list[str]) -> str:
+    """Return which text the engines encode differently or one of them cannot encode, or "".
+
+    Args:
+        fast: Encoder of the fast engine.
+        reference: Encoder of the reference engine.
+        texts: The texts.
+    """
+    for start in range(0, len(texts), COMPARED_AT_ONCE):
+        part = texts[start : start + COMPARED_AT_ONCE]
+        try:
+            wrong = first_difference(fast, reference, part)
+        except EncodeError:
+            if (failed := first_failure(fast, reference, part)) is None:
+                raise
+            return f"{failed[1]}, for {part[failed[0]][:60]!r}"
+        if wrong is not None:
+            return f"fastokens gives other ids than tokenizers for {part[wrong][:60]!r}"
+    return ""
+
+
+def first_failure(fast: Encoder, reference: Encoder, texts: list[str]) -> tuple[int, EncodeError] | None:
+    """Return the index and the error of the first text that an engine cannot encode, or None."""
+    for i, text in enumerate(texts):
+        try:
+            first_difference(fast, reference, [text])
+        except EncodeError as error:
+            return i, error
     return None
 
 

@@ -70,3 +70,27 @@ def test_bad_input_is_not_sampled(tmp_path: Path, byte_bpe: Path) -> None:
     paths[1].write_bytes(data)
     assert engine_check.sample_texts(worker) == texts(30)
     assert engine_check.compare_engines(worker, engines) == ""
+
+
+def test_a_verified_tokenizer_is_compared_once(tmp_path: Path, byte_bpe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mark is for this tokenizer.json, these engines, and this treatment of special tokens."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    worker, engines = worker_of(tmp_path, byte_bpe, [write(tmp_path / "a.jsonl", texts(10))])
+    calls: list[str] = []
+    monkeypatch.setattr(engine_check, "check_tokenizer", lambda file, *_: calls.append(file) or "differs")
+    assert engine_check.compare_engines(worker, engines) == "differs"
+    assert engine_check.compare_engines(worker, engines) == "differs", "a failed check leaves no mark"
+    monkeypatch.setattr(engine_check, "check_tokenizer", lambda file, *_: calls.append(file) or "")
+    assert [engine_check.compare_engines(worker, engines) for _ in range(2)] == ["", ""]
+    assert len(calls) == 3
+    worker.plan.options.split_special_tokens = True
+    assert engine_check.compare_engines(worker, engines) == ""
+    assert len(calls) == 4
+
+
+def test_without_a_cache_folder_every_build_compares(
+    tmp_path: Path, byte_bpe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(write(tmp_path / "file.jsonl", ["x"])))
+    worker, engines = worker_of(tmp_path, byte_bpe, [write(tmp_path / "a.jsonl", texts(10))])
+    assert engine_check.compare_engines(worker, engines) == ""
