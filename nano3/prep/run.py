@@ -7,11 +7,12 @@ from omegaconf import DictConfig
 import launch
 from launch.check import check_not_torchrun
 from nano3.data.build.resume_build import find_complete_data
-from nano3.data.build.run import prepare_request, print_plan, write_plan
+from nano3.data.build.run import complete_publishing, prepare_request, print_plan, write_plan
 from nano3.data.dataset import output_dir
 from nano3.data.dataset.manifest import Manifest
 from nano3.prep.registration import register
 from nano3.prep.validate import Preparation, validate
+from nano3.utils.files import expand_user
 
 
 def data_prep(cfg: DictConfig) -> int:
@@ -24,6 +25,8 @@ def data_prep(cfg: DictConfig) -> int:
         Exit code.
     """
     check_not_torchrun("prepare the same data")
+    if not cfg.dry_run:
+        complete_publishing(expand_user(cfg.output_dir))
     prep = validate(cfg)
     if prep.config.dry_run:
         print_plan(prep.request)

@@ -7,6 +7,7 @@ removing its line accepts an edit. Files of earlier versions have none. Their ty
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from nano3.utils.errors import UserError
 from nano3.utils.files import write_json
 
 CHECKSUM = "checksum"
+SEAL = re.compile(rb',"checksum":"([0-9a-f]{32})"\}\n?\Z')
+SEAL_SIZE = 64
 
 
 class DamagedRecordError(UserError):
@@ -39,6 +42,23 @@ def with_checksum(record: Any) -> dict[str, Any]:
         record = msgspec.to_builtins(record)
     values = json.loads(json.dumps(record))  # as it will be read: keys are text, tuples are lists
     return {**values, CHECKSUM: checksum_of(values)}
+
+
+def seal(text: bytes) -> bytes:
+    """Return a JSON object with a checksum of its bytes as its last value, for files that are large or many.
+
+    Readers that know nothing of the checksum ignore it.
+
+    Args:
+        text: A JSON object with at least one value.
+    """
+    return text[:-1] + b',"%b":"%b"}' % (CHECKSUM.encode(), xxhash.xxh3_128_hexdigest(text[:-1]).encode())
+
+
+def is_intact(text: bytes) -> bool:
+    """Return whether bytes are as `seal` returned them, or were never sealed, as files of earlier versions."""
+    found = SEAL.search(text, max(len(text) - SEAL_SIZE, 0))
+    return not found or found[1].decode() == xxhash.xxh3_128_hexdigest(text[: found.start()])
 
 
 def write_record(path: Path, record: Any) -> None:

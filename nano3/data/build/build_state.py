@@ -1,9 +1,11 @@
 """Find out which units and shards of a build are finished.
 
-A shard's receipt is valid if its files have the right size. A unit's receipt is valid if each fragment has the right
+A shard's receipt is valid if its files have the right size and, for the process that publishes, the right checksums. A
+unit's receipt is valid if each fragment has the right
 checksum or is in a finished shard. Only fragments that are not yet merged are read, so resuming stays cheap.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
@@ -20,8 +22,10 @@ from nano3.data.build.receipts import (
 from nano3.data.dataset.checksum import checksum
 from nano3.data.planning.plan import Plan
 from nano3.data.tokenization.engines import FAST, REFERENCE
+from nano3.utils.console import warn
 from nano3.utils.files import write_text
 
+READ_THREADS = 8
 Shard = tuple[int, int, int]  # split, dataset, number of the shard in them
 MISMATCH_MARKER = "fastokens-disproved"  # file of a build in which the fast engine was wrong; says why
 VERIFIED_MARKER = "fastokens-proven"  # file of a build in which the engines were compared and agreed
@@ -45,9 +49,11 @@ class BuildState:
         self.shards: dict[Shard, ShardReceipt] = {}
         self.units: dict[int, UnitReceipt] = {}
         self._fragments: dict[Shard, dict[int, Fragment]] = {}  # by number of the unit
-        for shard in plan.shards():
-            if shard_receipt := self._read_shard(shard):
-                self.shards[shard] = shard_receipt
+        shards = plan.shards()
+        with ThreadPoolExecutor(READ_THREADS) as threads:
+            for shard, shard_receipt in zip(shards, threads.map(self._read_shard, shards), strict=True):
+                if shard_receipt:
+                    self.shards[shard] = shard_receipt
         for number in self.unit_range:
             if unit_receipt := self._read_unit(number):
                 self.add_unit(unit_receipt)
@@ -76,8 +82,15 @@ class BuildState:
             return None
         if receipt.name is None:
             return receipt
-        complete = file_size(self.build / f"{receipt.name}.bin") == receipt.bin_bytes
-        return receipt if complete and (self.build / f"{receipt.name}.idx").exists() else None
+        bin_file, idx_file = self.build / f"{receipt.name}.bin", self.build / f"{receipt.name}.idx"
+        if file_size(bin_file) != receipt.bin_bytes or not idx_file.exists():
+            return None
+        if len(self.unit_range) < self.plan.units:  # the shards of other tasks: read only once, before publishing
+            return receipt
+        intact = (file_checksum(bin_file), file_checksum(idx_file)) == (receipt.bin_xxh128, receipt.idx_xxh128)
+        if not intact:
+            warn(f"{bin_file.with_suffix('')}: this shard was damaged on the disk after it was written; it is rebuilt")
+        return receipt if intact else None
 
     def _read_unit(self, number: int) -> UnitReceipt | None:
         """Return a unit's receipt if it is valid.

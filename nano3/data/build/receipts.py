@@ -19,6 +19,7 @@ import msgspec
 from nano3.data.planning.plan import SPLITS, Plan
 from nano3.utils.disk_errors import disk_failure
 from nano3.utils.files import temp_name
+from nano3.utils.records import is_intact, seal
 
 
 class Fragment(msgspec.Struct):
@@ -177,7 +178,7 @@ def write_receipt(path: Path, receipt: msgspec.Struct) -> None:
     """
     temp = temp_name(path)
     try:
-        temp.write_bytes(msgspec.json.encode(receipt))
+        temp.write_bytes(seal(msgspec.json.encode(receipt)))
         temp.replace(path)
     except OSError as error:
         temp.unlink(missing_ok=True)
@@ -185,13 +186,14 @@ def write_receipt(path: Path, receipt: msgspec.Struct) -> None:
 
 
 def read_receipt[R: msgspec.Struct](path: Path, kind: type[R]) -> R | None:
-    """Return a receipt, or None if it is missing or cannot be read.
+    """Return a receipt, or None if it is missing or damaged.
 
     Args:
         path: Path of the receipt.
         kind: `UnitReceipt` or `ShardReceipt`.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        text = path.read_bytes()
+        return msgspec.json.decode(text, type=kind) if is_intact(text) else None
     except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
         return None

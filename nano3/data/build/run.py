@@ -52,15 +52,30 @@ def prepare(sources: list[SourceConfig], options: PrepOptions, blend_name: str) 
         UserError: For a wrong option or input.
         Failure: For damaged input, a full disk, or a lost worker.
     """
+    complete_publishing(Path(options.output_dir))
     return prepare_request(make_request(sources, options, blend_name))
+
+
+def complete_publishing(output: Path) -> None:
+    """Finish publishing a build, if a run was killed while it did; its sources are not needed for that.
+
+    Args:
+        output: The output folder.
+
+    Raises:
+        UserError: Another run works in the folder, or it cannot be written.
+        Failure: The record of what is published is damaged.
+    """
+    if is_publishing(output):
+        with output_dir.hold_output_lock(output):
+            output_dir.finish_publishing(output)
+        say(f"{output}: finished publishing the data of an interrupted run")
 
 
 def prepare_request(request: PrepRequest) -> Manifest:
     """Run `prepare` on the result of `make_request`, which may take long to list all files of a blend."""
     options, output = request.options, Path(request.options.output_dir)
-    if is_publishing(output):
-        with output_dir.hold_output_lock(output):
-            output_dir.finish_publishing(output)
+    complete_publishing(output)
     if not options.force and (done := find_complete_data(request, output)):
         return done
     with output_dir.hold_output_lock(output):
@@ -127,7 +142,8 @@ def finalize(plan_path: Path) -> Manifest:
         if (missing := state.open_units()) and not state.mismatched:
             raise Failure(
                 f"{plan_path}: {len(missing)} of {plan.units} units are not done (the first is unit {missing[0]}); "
-                f"a task of the array has failed. Run the same command again: only the missing units are built."
+                f"a task of the array has failed, or a file was damaged. Run the same command again: only the missing "
+                f"units are built."
             )
         if missing:
             warn(f"the fast engine gave wrong ids: {len(missing):,} units are rebuilt with the reference engine")

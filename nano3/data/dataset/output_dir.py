@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from nano3.data.dataset.manifest import is_manifest
+from nano3.data.dataset.manifest import is_manifest, load_manifest
 from nano3.data.sources.own_files import PUBLISHED, is_publishing, prep_dir
 from nano3.data.tokenization.tokenizer import FILES as TOKENIZER_FILES
 from nano3.utils.console import warn
@@ -160,10 +160,10 @@ def finish_publishing(output: Path) -> None:
     marker = prep_dir(output) / "publish"
     name = marker.read_bytes().decode(errors="replace").strip()
     build = prep_dir(output) / name
-    if not BUILD_NAME.fullmatch(name) or not build.is_dir():
+    if not BUILD_NAME.fullmatch(name) or not is_finished(build, output):
         raise Failure(
-            f"{marker}: damaged, it names no build in {prep_dir(output)}. Nothing was changed. Write the name of the "
-            f"finished build into it, or remove it and run again with force=true."
+            f"{marker}: damaged, it names no finished build in {prep_dir(output)}. Nothing was changed. Write the name "
+            f"of the finished build into it, or remove it and run again with force=true."
         )
     old = prep_dir(output) / "old"
     old.mkdir(exist_ok=True)
@@ -184,6 +184,21 @@ def finish_publishing(output: Path) -> None:
             shutil.rmtree(other)
     for sub in ("units", "shards"):
         shutil.rmtree(build / sub, ignore_errors=True)
+
+
+def is_finished(build: Path, output: Path) -> bool:
+    """Return whether a folder holds a finished build, or one that was moved into the output folder already.
+
+    Args:
+        build: Folder of the build.
+        output: The output folder.
+    """
+    if not build.is_dir():
+        return False
+    if (build / "manifest.json").exists():
+        return True
+    moved = output / "manifest.json"
+    return moved.exists() and load_manifest(output).plan_hash[:16] == build.name
 
 
 def remove_path(path: Path) -> None:

@@ -24,6 +24,7 @@ from nano3.data.sources.readers import FileRange
 from nano3.data.tokenization.tokenizer import TokenizerInfo
 from nano3.utils.errors import Failure
 from nano3.utils.files import write_text
+from nano3.utils.records import is_intact, seal
 
 PLAN_FORMAT = 3  # part of every plan's hash: raise it when the same plan would give other bytes or receipts
 SPLITS = ("train", "valid", "test")
@@ -271,7 +272,7 @@ class Plan(msgspec.Struct, dict=True):
 
     def save(self, path: Path) -> None:
         """Write the plan atomically."""
-        write_text(path, msgspec.json.encode(self).decode() + "\n")
+        write_text(path, seal(msgspec.json.encode(self)).decode() + "\n")
 
 
 def load_plan(path: Path) -> Plan:
@@ -281,11 +282,14 @@ def load_plan(path: Path) -> Plan:
         Failure: The file cannot be read or is damaged.
     """
     try:
-        plan = msgspec.json.decode(Path(path).read_bytes(), type=Plan)
+        text = Path(path).read_bytes()
+        plan = msgspec.json.decode(text, type=Plan)
     except OSError as error:
         raise Failure(f"{path}: cannot be read: {error.strerror}. Run the same command again.") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Failure(f"{path}: damaged ({error}). Run the same command again to make a new plan.") from error
+    if not is_intact(text):
+        raise Failure(f"{path}: damaged (its checksum differs). Run the same command again to make a new plan.")
     if plan.options.split_by == "auto":  # of a version without this option
         plan.options.split_by = "position"
     return plan

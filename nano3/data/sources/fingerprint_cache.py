@@ -8,6 +8,7 @@ The cache is optional: if it is lost or damaged, every file is opened again.
 """
 
 import contextlib
+import hashlib
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,9 @@ from nano3.data.sources.own_files import prep_dir
 from nano3.utils.files import atomic_open
 
 # Raise the number in the name whenever the same file would get another fingerprint or format.
-FILE_NAME = "looked.1.msgpack"
+FILE_NAME = "looked.2.msgpack"
+OLD_FILE_NAME = "looked.1.msgpack"  # of earlier versions: the same without a checksum
+CHECKSUM_SIZE = 16
 # A file that changed this recently is not cached: it may change again within one tick of the file system's clock.
 TIMESTAMP_MARGIN_NS = 2_000_000_000
 WORTH_SAVING = 1000  # opened files that justify writing the cache although the data is complete
@@ -121,8 +124,11 @@ class FingerprintCache:
 
     def save(self, output: Path) -> None:
         """Write the cache into an output folder."""
+        data = msgspec.msgpack.encode(self.tables())
         with atomic_open(prep_dir(output) / FILE_NAME) as f:
-            f.write(msgspec.msgpack.encode(self.tables()))
+            f.write(hashlib.blake2b(data, digest_size=CHECKSUM_SIZE).digest())
+            f.write(data)
+        (prep_dir(output) / OLD_FILE_NAME).unlink(missing_ok=True)
 
     def save_if_many(self, output: Path) -> None:
         """Write the cache if this run opened many files, although it had nothing else to do.
@@ -134,10 +140,22 @@ class FingerprintCache:
                 self.save(output)
 
 
+def read_cache(folder: Path) -> bytes:
+    """Return the encoded cache in a folder; raise ValueError if its checksum differs."""
+    try:
+        stored = (folder / FILE_NAME).read_bytes()
+    except FileNotFoundError:
+        return (folder / OLD_FILE_NAME).read_bytes()
+    data = stored[CHECKSUM_SIZE:]
+    if hashlib.blake2b(data, digest_size=CHECKSUM_SIZE).digest() != stored[:CHECKSUM_SIZE]:
+        raise ValueError("the checksum differs")
+    return data
+
+
 def load_fingerprint_cache(output: Path) -> FingerprintCache:
     """Return the cache stored in an output folder; an empty one if there is none or it is damaged."""
     try:
-        tables = msgspec.msgpack.decode((prep_dir(output) / FILE_NAME).read_bytes(), type=dict[str, DatasetTable])
+        tables = msgspec.msgpack.decode(read_cache(prep_dir(output)), type=dict[str, DatasetTable])
     except (OSError, ValueError, msgspec.MsgspecError):
         return FingerprintCache()
     columns = DatasetTable.__struct_fields__[1:]

@@ -79,6 +79,9 @@ def test_only_a_damaged_unit_is_rebuilt(made: BuildState, damage: Callable[[Buil
 SHARD_DAMAGE: dict[str, Callable[[Path, Path], object]] = {
     "bin_cut": lambda prefix, receipt: os.truncate(prefix.with_suffix(".bin"), 10),
     "bin_gone": lambda prefix, receipt: prefix.with_suffix(".bin").unlink(),
+    "bin_flipped": lambda prefix, receipt: spoil(prefix.with_suffix(".bin")),
+    "idx_flipped": lambda prefix, receipt: spoil(prefix.with_suffix(".idx")),
+    "receipt_flipped": lambda prefix, receipt: spoil(receipt),
     "idx_gone": lambda prefix, receipt: prefix.with_suffix(".idx").unlink(),
     "receipt_gone": lambda prefix, receipt: receipt.unlink(),
     "receipt_cut": lambda prefix, receipt: os.truncate(receipt, 30),
@@ -99,6 +102,13 @@ def test_a_damaged_shard_is_rebuilt_with_its_units(made: BuildState, damage: Cal
     assert again.open_units()
     assert set(again.open_units()) <= set(range(first, last + 1))
     assert (0, 0, 0) in [shard for shard, _, _ in again.open_shards()]
+
+
+def test_tasks_do_not_read_the_shards_of_others(made: BuildState) -> None:
+    """The process that publishes reads every shard once."""
+    spoil((made.build / made.plan.shard_name(0, 0, 0)).with_suffix(".bin"))
+    assert BuildState(made.plan, made.build, range(1)).shards == made.shards
+    assert BuildState(made.plan, made.build).shards == {}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])

@@ -251,6 +251,51 @@ def test_killed_while_publishing(tmp_path: Path, byte_bpe: Path, step: int, monk
     assert healthy(tmp_path / "out")
 
 
+@pytest.mark.parametrize("step", [0, 2, 5])
+def test_publishing_is_finished_without_the_source(
+    tmp_path: Path, byte_bpe: Path, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text is needed no more once the build is finished."""
+    path = write(tmp_path / "a.jsonl", texts(100))
+    run(path, tmp_path / "fresh", byte_bpe, num_shards=3)
+    rename, count = Path.rename, [0]
+
+    def stop_after(self: Path, target: Path) -> Path:
+        if count[0] == step:
+            raise KeyboardInterrupt
+        count[0] += 1
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", stop_after)
+        run(path, tmp_path / "out", byte_bpe, num_shards=3)
+    path.unlink()
+    with pytest.raises(UserError, match="no such file"):
+        run(path, tmp_path / "out", byte_bpe, num_shards=3)
+    assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
+    assert healthy(tmp_path / "out")
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx", ".json"])
+def test_a_shard_that_is_damaged_before_publishing_is_rebuilt(
+    tmp_path: Path, byte_bpe: Path, suffix: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "a.jsonl", texts(300))
+    plan = plan_build([source(path)], options(tmp_path / "out", byte_bpe, num_shards=3), "test")
+    run_task(plan, 0, 1)
+    file = min((plan.parent / ("shards" if suffix == ".json" else "train")).glob(f"*0000*{suffix}"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 8
+    file.write_bytes(data)
+    with pytest.raises(Failure, match="Run the same command again"):
+        finalize(plan)
+    assert ("this shard was damaged on the disk" in capfd.readouterr().err) == (suffix != ".json")
+    run(path, tmp_path / "out", byte_bpe, num_shards=3)
+    run(path, tmp_path / "fresh", byte_bpe, num_shards=3)
+    assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
+    assert healthy(tmp_path / "out")
+
+
 def test_a_missing_shard_is_reported(tmp_path: Path, byte_bpe: Path) -> None:
     path = write(tmp_path / "a.jsonl", texts(100))
     run(path, tmp_path / "out", byte_bpe)

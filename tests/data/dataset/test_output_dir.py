@@ -79,10 +79,11 @@ def test_files_that_appear_during_a_build_are_kept(
     assert (prepared / "valid" / "late.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("text", ["", "0123456789abcdef", "..", "../..", "\xff", "old"])
+@pytest.mark.parametrize("text", ["", "0123456789abcdef", "00000000deadbeef", "..", "../..", "\xff", "old"])
 def test_a_damaged_publishing_marker_removes_nothing(text: str, prepared: Path) -> None:
     (prepared / ".prep" / "publish").write_text(text, encoding="latin-1")
+    (prepared / ".prep" / "00000000deadbeef" / "units").mkdir(parents=True)  # a build that is not finished
     before = tree(prepared)
-    with pytest.raises(Failure, match="names no build"):
+    with pytest.raises(Failure, match="names no finished build"):
         output_dir.finish_publishing(prepared)
     assert tree(prepared) == before

@@ -1,5 +1,6 @@
 """A rerun opens only new and changed files, and notices each of them."""
 
+import hashlib
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from nano3.data.planning.planner import make_request
 from nano3.data.sources.discovery import discover_files
 from nano3.data.sources.fingerprint_cache import (
     FILE_NAME,
+    OLD_FILE_NAME,
     TIMESTAMP_MARGIN_NS,
     WORTH_SAVING,
     DatasetTable,
@@ -162,9 +164,37 @@ def test_the_columns_are_stored_under_their_first_names() -> None:
 @pytest.mark.parametrize("data", DAMAGE.values(), ids=DAMAGE.keys())
 def test_a_damaged_cache_is_empty(tmp_path: Path, corpus: Path, data: bytes) -> None:
     (tmp_path / "out" / ".prep").mkdir(parents=True)
-    (tmp_path / "out" / ".prep" / FILE_NAME).write_bytes(data)
+    for name, stored in ((OLD_FILE_NAME, data), (FILE_NAME, data), (FILE_NAME, sealed(data))):
+        (tmp_path / "out" / ".prep" / name).write_bytes(stored)
+        assert load_fingerprint_cache(tmp_path / "out").stored == {}
     assert load_fingerprint_cache(tmp_path / "out").stored == {}
     assert count_opened(corpus, tmp_path / "out") == 8
+
+
+def sealed(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest() + data
+
+
+def test_every_flipped_bit_of_the_cache_is_seen(tmp_path: Path) -> None:
+    """Such as one in a fingerprint, which would be taken for the file's."""
+    path = tmp_path / ".prep" / FILE_NAME
+    path.parent.mkdir()
+    good = sealed(GOOD)
+    for at in range(len(good) * 8):
+        path.write_bytes(good[: at // 8] + bytes([good[at // 8] ^ 1 << at % 8]) + good[at // 8 + 1 :])
+        assert load_fingerprint_cache(tmp_path).stored == {}
+    path.write_bytes(good)
+    assert list(load_fingerprint_cache(tmp_path).stored) == ["d"]
+
+
+def test_a_cache_without_a_checksum_of_an_earlier_version_is_read_and_replaced(tmp_path: Path) -> None:
+    old = tmp_path / ".prep" / OLD_FILE_NAME
+    old.parent.mkdir()
+    old.write_bytes(GOOD)
+    cache = load_fingerprint_cache(tmp_path)
+    assert list(cache.stored) == ["d"]
+    cache.save(tmp_path)
+    assert [path.name for path in old.parent.iterdir()] == [FILE_NAME]
 
 
 @settings(max_examples=60, deadline=None)
@@ -172,7 +202,7 @@ def test_a_damaged_cache_is_empty(tmp_path: Path, corpus: Path, data: bytes) -> 
 def test_no_bytes_break_the_cache(tmp_path_factory: pytest.TempPathFactory, data: bytes, at: int) -> None:
     out = tmp_path_factory.mktemp("out")
     (out / ".prep").mkdir()
-    (out / ".prep" / FILE_NAME).write_bytes(GOOD[:at] + data)
+    (out / ".prep" / FILE_NAME).write_bytes(sealed(GOOD[:at] + data))
     cache = load_fingerprint_cache(out)
     assert len(cache.get("d", "/in", [FileEntry("a", 1), FileEntry("b", 2)])) == 2
 
