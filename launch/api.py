@@ -31,14 +31,11 @@ def run(jobs: list[Job], *, dry_run: bool = False, sweep: bool = False) -> int:
     Raises:
         UserError: With all problems that are known before anything starts.
     """
-    if not jobs:
-        raise UserError("There is nothing to run.")
-    if len(jobs) > 1 and not sweep:
-        raise UserError(f"There are {len(jobs)} jobs, but this is not a sweep. Add --multirun to sweep.")
-    check_not_torchrun("start the same jobs")
-    check_jobs(jobs)
     if sweep:
-        return _sweep(jobs, dry_run)
+        return run_sweep(jobs, dry_run=dry_run).code
+    if len(jobs) > 1:
+        raise UserError(f"There are {len(jobs)} jobs, but this is not a sweep. Add --multirun to sweep.")
+    _check(jobs)
     job = jobs[0]
     if job.cluster.kind == "local":
         return local.show_job(job) if dry_run else _run_local(job)
@@ -48,6 +45,38 @@ def run(jobs: list[Job], *, dry_run: bool = False, sweep: bool = False) -> int:
             return 0
     batch = Batch([job], job.name, job.run_dir / "slurm")
     return show_batch(batch) if dry_run else _submit_one(batch)
+
+
+def run_sweep(jobs: list[Job], *, dry_run: bool = False) -> sweeping.SweepEnd:
+    """Run the jobs as the points of a sweep (launch.sweep).
+
+    Args:
+        jobs: The points.
+        dry_run: Show what would run and do nothing.
+
+    Raises:
+        UserError: With all problems that are known before anything starts.
+    """
+    _check(jobs)
+    kinds = {job.cluster.kind for job in jobs}
+    if len(kinds) > 1:
+        raise UserError("Points of one sweep cannot be partly local and partly on Slurm (cluster.kind varies).")
+    if not dry_run:
+        return sweeping.run_local(jobs) if kinds == {"local"} else sweeping.run_slurm(jobs)
+    if kinds == {"local"}:
+        code = sweeping.show_local(jobs)
+    else:
+        if all(job.finished for job in jobs):
+            say(f"all {len(jobs)} points have finished: there is nothing to submit")
+        code = max((show_batch(batch) for batch in sweeping.make_batches(jobs)), default=0)
+    return sweeping.SweepEnd(code, [code for _ in jobs])
+
+
+def _check(jobs: list[Job]) -> None:
+    if not jobs:
+        raise UserError("There is nothing to run.")
+    check_not_torchrun("start the same jobs")
+    check_jobs(jobs)
 
 
 def _run_local(job: Job) -> int:
@@ -62,19 +91,6 @@ def _run_local(job: Job) -> int:
 def finished_message(job: Job) -> str:
     """Return the message that replaces the submission of a finished run."""
     return f"{job.run_dir} has finished: nothing to do. To run it again, choose another name (run.name=...)."
-
-
-def _sweep(jobs: list[Job], dry_run: bool) -> int:
-    kinds = {job.cluster.kind for job in jobs}
-    if len(kinds) > 1:
-        raise UserError("Points of one sweep cannot be partly local and partly on Slurm (cluster.kind varies).")
-    if kinds == {"local"}:
-        return sweeping.show_local(jobs) if dry_run else sweeping.run_local(jobs)
-    if dry_run:
-        if all(job.finished for job in jobs):
-            say(f"all {len(jobs)} points have finished: there is nothing to submit")
-        return max((show_batch(batch) for batch in sweeping.make_batches(jobs)), default=0)
-    return sweeping.run_slurm(jobs)
 
 
 def show_batch(batch: Batch) -> int:

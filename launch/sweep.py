@@ -22,7 +22,7 @@ from launch.local import run_process, show_job
 from launch.lock import hold_run_lock
 from launch.submit import Batch, SubmittedJob, submit_batch
 from nano3.utils.console import cell_text, console, printable, table, write
-from nano3.utils.errors import RESTART_EXIT_CODE, UserError
+from nano3.utils.errors import INTERRUPTED_EXIT_CODE, RESTART_EXIT_CODE, UserError
 
 _COLUMNS = ("point", "job", "state", "loss", "exit")
 
@@ -89,6 +89,16 @@ def _rows(jobs: list[Job]) -> list[SweepRow]:
     return [SweepRow(job, state="finished before", code=0) if job.finished else SweepRow(job) for job in jobs]
 
 
+@dataclass(frozen=True)
+class SweepEnd:
+    """The exit code of a sweep, and that of each job; None for a job that was not started or is not followed."""
+
+    code: int
+    codes: list[int | None]
+    # This command was asked to stop.
+    interrupted: bool = False
+
+
 def _report(rows: list[SweepRow], log: Callable[[SweepRow], Path]) -> int:
     """Print how the points ended and return the exit code of the sweep."""
     failed = [row for row in rows if row.code not in (None, 0, RESTART_EXIT_CODE)]
@@ -113,9 +123,10 @@ def show_local(jobs: list[Job]) -> int:
     return 0
 
 
-def run_local(jobs: list[Job]) -> int:
+def run_local(jobs: list[Job]) -> SweepEnd:
     """Run one point after another, each in a process that writes to RUN_DIR/logs/rank_0.log."""
     rows = _rows(jobs)
+    stop_requested = False
     with SweepTable(rows) as sweep_table:
         for row in rows:
             if row.code == 0:
@@ -126,7 +137,11 @@ def run_local(jobs: list[Job]) -> int:
             sweep_table.update()
             if stop_requested:
                 break
-    return _report(rows, _local_log)
+    return _end(_report(rows, _local_log), rows, stop_requested)
+
+
+def _end(code: int, rows: list[SweepRow], interrupted: bool = False) -> SweepEnd:
+    return SweepEnd(code, [row.code for row in rows], interrupted)
 
 
 def _run_point(row: SweepRow) -> bool:
@@ -162,12 +177,8 @@ def make_batches(jobs: list[Job]) -> list[Batch]:
     return [Batch(group, group[0].name, base_folder(jobs) / "slurm") for group in groups.values()]
 
 
-def run_slurm(jobs: list[Job]) -> int:
-    """Submit the unfinished points and, if attached, follow them to their end.
-
-    Returns:
-        The exit code of the sweep; 0 if detached.
-    """
+def run_slurm(jobs: list[Job]) -> SweepEnd:
+    """Submit the unfinished points and, if attached, follow them to their end; the exit code is 0 if detached."""
     rows = _rows(jobs)
     job_records.check_not_active(job.run_dir for job in jobs if not job.finished)
     submitted: list[SubmittedJob] = []
@@ -190,8 +201,9 @@ def run_slurm(jobs: list[Job]) -> int:
     if jobs[0].cluster.mode == "detached":
         say(message)
         say(hint)
-        return 0
-    return follow_attached(message, lambda: _watch(rows, by_run_dir), sorted(array_ids(submitted)), hint)
+        return _end(0, rows)
+    code = follow_attached(message, lambda: _watch(rows, by_run_dir), sorted(array_ids(submitted)), hint)
+    return _end(code, rows, code == INTERRUPTED_EXIT_CODE)
 
 
 def array_ids(jobs: list[SubmittedJob]) -> set[str]:

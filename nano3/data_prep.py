@@ -26,9 +26,8 @@ def main() -> None:
         from nano3.cli.app import run_app
         from nano3.data.build.worker_client import WorkerServerClient
         from nano3.prep.run import data_prep
-        from nano3.prep.validate import separate_sweep_points
     try:
-        run_app("data_prep", data_prep, separate_sweep_points)
+        run_app("data_prep", data_prep, sweep="nano3.prep.sweep")
     finally:
         WorkerServerClient.cancel_preload()
 

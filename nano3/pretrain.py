@@ -29,6 +29,7 @@ from nano3.training import backend
 from nano3.training.checks import run_folders
 from nano3.training.checks.lr_schedule import with_default_decay
 from nano3.training.preflight import Preflight, preflight
+from nano3.training.reports.objective import objective_problems
 from nano3.training.run.record import (
     DataReference,
     abandoned_checkpoint_problems,
@@ -45,7 +46,7 @@ from nano3.utils.files import expand_user, normalize_path
 
 def main() -> None:
     """Run `python -m nano3.pretrain`."""
-    run_app("pretrain", pretrain)
+    run_app("pretrain", pretrain, sweep="nano3.pretrain_sweep")
 
 
 def pretrain(cfg: DictConfig) -> int:
@@ -58,17 +59,22 @@ def pretrain(cfg: DictConfig) -> int:
     return launch.run([make_job(cfg, run_dir, label="")], dry_run=cfg.dry_run, sweep=False)
 
 
-def train_torchrun_rank(cfg: DictConfig, run_dir: Path) -> int:
-    """Train in one rank that torchrun started, and return the exit code.
+def train_torchrun_rank(cfg: DictConfig, run_dir: Path, label: str = "") -> int:
+    """Train in one rank that torchrun or another launcher started, and return the exit code.
 
     Every rank composes the same configuration; only rank 0 writes it to the run folder.
+
+    Args:
+        cfg: The composed configuration.
+        run_dir: The run folder.
+        label: The label of a sweep point.
     """
     from nano3.training import rank_main  # only ranks need it
 
     if problems := torchrun_problems(cfg):
         raise UserError(problems)
     data = resolve_data(cfg)
-    config, preview = validate(cfg, data, run_dir)
+    config, preview = validate(cfg, data, run_dir, label)
     if config.dry_run:
         if is_rank_zero():
             write(preview)
@@ -77,7 +83,7 @@ def train_torchrun_rank(cfg: DictConfig, run_dir: Path) -> int:
         if is_rank_zero():
             held.enter_context(hold_run_lock(run_dir))
             check_not_active([run_dir])
-            save_run_config(run_dir, config, data, task_overrides())
+            save_run_config(run_dir, config, data, task_overrides(), label)
         return rank_main.train(config, run_dir)
 
 
@@ -224,7 +230,7 @@ def run_preflight(config: PretrainConfig, vocab_size: int | None = None) -> Pref
     problems += missing if certain else []
     if config.cluster.kind == "local" and config.cluster.tasks > 1:
         problems.append(f"cluster.tasks={config.cluster.tasks} is for data preparations on Slurm; leave it out.")
-    problems += run_folders.unwritable_problems(config)
+    problems += objective_problems(config.objective_take) + run_folders.unwritable_problems(config)
     result = preflight(config, vocab_size)
     problems += result.problems
     if problems:

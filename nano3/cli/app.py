@@ -8,11 +8,11 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -21,6 +21,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from launch.check import cluster_problems
+from launch.hydra_launcher import Point, PointEnd, RunPoints, fixed_keys, learns_from_results
+from launch.names import sweep_labels
+from launch.rank import resolve_entry
 from nano3.artifacts.resolver import register_resolver
 from nano3.cli import help
 from nano3.cli.config_groups import SCHEMAS, conf_dir
@@ -30,7 +33,7 @@ from nano3.cli.override_errors import (
     explain_error,
     problems_before_composing,
 )
-from nano3.utils.command_line import CommandLine
+from nano3.utils.command_line import CommandLine, OverrideWord
 from nano3.utils.console import (
     discard,
     flush_output,
@@ -43,29 +46,29 @@ from nano3.utils.console import (
     write,
 )
 from nano3.utils.disk_errors import translate_disk_errors
-from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Nano3Error, UserError
+from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Failure, Nano3Error, UserError
 from nano3.utils.files import temporary_folder
 from nano3.utils.redaction import secret_problems
 
 # Keys where an empty value (`output_dir=`) would mean the current folder.
 NONEMPTY_KEYS = ("output_dir", "job_dir", "artifact", "run.output_dir", "run.name", "run.data")
 Task = Callable[[DictConfig], int]
-# Receives all points of a sweep and their overrides; checks them and gives them separate output folders.
-PrepareSweep = Callable[[list[DictConfig], list[list[str]]], None]
+OTHER_LAUNCHER_ON_SLURM = (
+    "hydra/launcher runs each point in its own job, and this cluster profile would submit it again. Leave out "
+    "hydra/launcher (nano3's launcher submits the sweep as one array), or leave out cluster=..."
+)
 
 
-def run_app(name: str, task: Task, prepare_sweep: PrepareSweep | None = None) -> NoReturn:
+def run_app(name: str, task: Task, sweep: str) -> NoReturn:
     """Compose the configuration `name` from the command line, call `task` with it, and exit with its exit code.
 
     Other exit codes: 2 for a user's error, 1 for a foreseen failure, 130 for Ctrl-C. Any other error keeps its
-    traceback. A sweep calls `prepare_sweep` once and then `task` for each point; its exit code is the first nonzero
-    one. `task` is not called when the configuration selects a launcher that runs the points itself, as nano3.pretrain
-    does.
+    traceback.
 
     Args:
         name: Application, "pretrain" or "data_prep".
         task: Does the work of one composed configuration and returns the exit code.
-        prepare_sweep: Checks and adjusts the points of a sweep before the first one runs.
+        sweep: Module that runs the points of a sweep: `run_points` for nano3's launcher, `run_point` for others.
     """
     initialize()
     sys.argv[1:] = CommandLine.parse(sys.argv[1:]).flags_first()
@@ -81,7 +84,8 @@ def run_app(name: str, task: Task, prepare_sweep: PrepareSweep | None = None) ->
             os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors instead of printing them and exiting with 1
             if found := problems_before_composing(name, line):
                 raise UserError(found)
-            exit_with_code(_HydraRun(name, line, task, prepare_sweep, full_errors).run())
+            sys.argv += other_launcher_overrides(name, line)
+            exit_with_code(_HydraRun(name, line, task, sweep, full_errors).run())
     except EXPECTED_ERRORS as error:
         if full_errors:
             raise
@@ -121,6 +125,17 @@ def register_config() -> None:
     register_resolver()
 
 
+def other_launcher_overrides(name: str, line: CommandLine) -> list[str]:
+    """Return the override for a launcher other than nano3's: a preparation's sweep folder must outlive the command.
+
+    Args:
+        name: Application, "pretrain" or "data_prep".
+        line: The command line.
+    """
+    own = line.values.get("hydra/launcher", "nano3") == "nano3"
+    return [] if own or name == "pretrain" else ["hydra.sweep.dir=${job_dir}/sweep"]
+
+
 _scratch = contextlib.ExitStack()
 
 
@@ -132,68 +147,126 @@ def sweep_scratch_dir() -> str:
 
 @dataclass
 class _HydraRun:
-    """One command. A sweep calls Hydra twice, so that all points are composed and checked before the first one runs."""
+    """One command: a single run, or the points of a sweep.
+
+    Hydra calls `__call__` for a single run. For a sweep, nano3's launcher calls `run_points`; any other launcher calls
+    `__call__` for each point, in this process or, after pickling this object, in a job.
+    """
 
     name: str
     line: CommandLine
-    task: Task
-    prepare_sweep: PrepareSweep | None
-    full_errors: bool
-    points: list[DictConfig] = field(default_factory=list)
-    overrides: list[list[str]] = field(default_factory=list)
+    # Absent in a job.
+    task: Task | None
+    # Module with run_points and run_point (launch.hydra_launcher.Point).
+    sweep: str
+    full_errors: bool = False
     codes: list[int] = field(default_factory=list)
     error: Exception | None = None
+    # The failed points of a launcher that calls this object here.
+    failures: list[Nano3Error] = field(default_factory=list)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore_in_job, (self.name, self.line, self.sweep)
 
     def run(self) -> int:
         """Run the command and return the first nonzero exit code, or 0."""
         try:
-            self._call_hydra(self._run_or_collect)
+            hydra.main(version_base="1.3", config_path=conf_dir(), config_name=self.name)(self)()
             if self.error:
                 raise self.error
-            if self.points:
-                if self.prepare_sweep:
-                    self.prepare_sweep(self.points, self.overrides)
-                self._call_hydra(self._run_point)
-                say(f"{self.codes.count(0)} of {len(self.codes)} points finished")
+            if self.line.values.get("hydra/launcher", "nano3") != "nano3":
+                say("all points finished")
+        except ValueError as error:
+            if "No trials are completed" not in str(error):  # Optuna
+                raise
+            raise Failure("No point of this study finished. See the errors above.") from None
+        except Nano3Error:
+            if self.failures:  # Hydra raises only the first
+                raise combine_failures(self.failures) from None
+            raise
         finally:
             _scratch.close()
             sweep_scratch_dir.cache_clear()
         return next((code for code in self.codes if code), 0)
 
-    def _call_hydra(self, function: Callable[[DictConfig], None]) -> None:
-        hydra.main(version_base="1.3", config_path=conf_dir(), config_name=self.name)(function)()
-
-    def _run_task(self, cfg: DictConfig) -> None:
+    def __call__(self, cfg: DictConfig) -> float | None:
+        """Run the task of a single run, or one point for a launcher other than nano3's."""
         need_output(bool(OmegaConf.select(cfg, "dry_run")))
-        # Here, so that one point's disk error does not end the whole sweep.
-        with translate_disk_errors("standard output"):
-            self.codes.append(self.task(cfg))
-
-    def _run_or_collect(self, cfg: DictConfig) -> None:
-        """Run the task of a single run, or collect one point of a sweep."""
         if HydraConfig.get().mode != RunMode.RUN:
-            self.points.append(cfg)
-            self.overrides.append(task_overrides())
-            return
+            return self._run_point(cfg)
+        assert self.task is not None
         try:
-            self._run_task(cfg)
+            with translate_disk_errors("standard output"):
+                self.codes.append(self.task(cfg))
         except EXPECTED_ERRORS as error:
             if self.full_errors:
                 raise
             self.error = error  # raised after Hydra returns, because Hydra would print all overrides first
+        return None
 
-    def _run_point(self, cfg: DictConfig) -> None:
-        """Run the task of the next point of a sweep."""
-        number = len(self.codes)
-        say(f"# ---- point {number + 1} of {len(self.points)}: {' '.join(self.overrides[number])}")
+    @property
+    def run_points(self) -> RunPoints:
+        """What nano3's launcher calls with the points of a sweep."""
+        run_points: RunPoints = resolve_entry(f"{self.sweep}:run_points")  # type: ignore[assignment]
+
+        def run(points: Sequence[Point], learns: bool) -> Sequence[PointEnd]:
+            need_output(bool(OmegaConf.select(points[0].config, "dry_run")))
+            return run_points(points, learns)
+
+        return run
+
+    def _run_point(self, cfg: DictConfig) -> float | None:
+        """Run one point and return the number to optimize, if its sweeper needs one.
+
+        Raises:
+            Nano3Error: The point failed; the message names it.
+        """
+        point = self._current_point(cfg)
+        learns = learns_from_results(point.full_config)
         try:
-            self._run_task(self.points[number])
+            if cfg.cluster.kind == "slurm":
+                raise UserError(OTHER_LAUNCHER_ON_SLURM)
+            export_ranks_of_submitit()
+            end: PointEnd = resolve_entry(f"{self.sweep}:run_point")(point, learns)  # type: ignore[assignment]
+            if end.code or (learns and end.value is None and not cfg.dry_run):
+                raise Failure(end.reason or f"exit code {end.code}")
         except EXPECTED_ERRORS as error:
-            if self.full_errors:
-                raise
-            explained = explain_error(error, self.name, self.line)
-            print_problems(explained.problems)
-            self.codes.append(explained.exit_code)
+            explained = explain_error(error, self.name, CommandLine.parse(point.overrides))
+            self.failures.append(type(explained)([f"point {point.label}: {text}" for text in explained.problems]))
+            raise self.failures[-1] from None
+        return end.value
+
+    def _current_point(self, cfg: DictConfig) -> Point:
+        words = task_overrides()
+        keys = {OverrideWord.parse(word).key for word in words} - fixed_keys(self.line.sweepable_words)
+        label = sweep_labels([words], fixed_keys(self.line.sweepable_words))[0]
+        full = cast(DictConfig, HydraConfig.instance().cfg)
+        run_dir = Path(full.hydra.sweep.dir).expanduser().absolute() / label
+        return Point(cfg, words, label, run_dir, full, frozenset(keys))
+
+
+def combine_failures(failures: list[Nano3Error]) -> Nano3Error:
+    """Return one error with the problems of all: a `UserError` if all are."""
+    kind = next((type(error) for error in failures if not isinstance(error, UserError)), UserError)
+    return kind([problem for error in failures for problem in error.problems])
+
+
+def _restore_in_job(name: str, line: CommandLine, sweep: str) -> _HydraRun:
+    """Restore the task function in a job of another launcher, where no entry point has run."""
+    initialize()
+    register_config()
+    return _HydraRun(name, line, None, sweep)
+
+
+def export_ranks_of_submitit() -> None:
+    """In a job of submitit with several tasks, set the variables by which torch finds its ranks."""
+    if "submitit" not in sys.modules:
+        return
+    import submitit
+
+    with contextlib.suppress(RuntimeError):  # not in a job
+        if submitit.JobEnvironment().num_tasks > 1:
+            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
 
 
 def print_and_exit(text: str) -> NoReturn:

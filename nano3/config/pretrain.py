@@ -85,6 +85,11 @@ class PretrainConfig:
     megatron: dict[str, Any] = field(default_factory=dict)
     # Group: where the run is executed.
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    # Metric of metrics.jsonl that a run returns to the sweeper of `--multirun`, for example to Optuna: valid_loss,
+    # valid_loss/<dataset>, loss or any other.
+    objective: str = "valid_loss"
+    # Which value of that metric: last, min or max.
+    objective_take: str = "last"
     # Show the resolved configuration, the preflight table and the job script; start and submit nothing.
     dry_run: bool = False
 

@@ -1,4 +1,4 @@
-"""Validate a data preparation before any work is done, and separate the points of a sweep."""
+"""Validate a data preparation before any work is done."""
 
 import glob
 import os
@@ -12,7 +12,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from launch import environment
-from launch.names import sweep_labels
 from nano3.artifacts import store, wandb_mirror
 from nano3.artifacts.names import alias_for, slugify
 from nano3.cli.app import task_overrides, value_problems
@@ -268,38 +267,3 @@ def make_registration(config: DataPrepConfig, blend: str) -> Registration:
     settings = wandb_mirror.WandbSettings(config.wandb.mode, config.wandb.project, config.wandb.entity)
     folder = Path(config.job_dir, f"prep-{slugify(blend) or 'blend'}").absolute()
     return Registration(config.artifact, alias, settings, warning, str(folder))
-
-
-# Sweeps
-
-
-def separate_sweep_points(points: list[DictConfig], overrides: list[list[str]]) -> None:
-    """Give each sweep point its own folder and alias if they would collide, and validate all points.
-
-    Folders become output_dir/LABEL and job_dir/LABEL, aliases ALIAS-LABEL. The label names the keys that vary.
-
-    Args:
-        points: Composed configurations; changed in place.
-        overrides: The overrides of each point.
-
-    Raises:
-        Nano3Error: With the problems of all points.
-    """
-    if any(point.then for point in points):
-        raise UserError("--then follows one preparation, not a sweep: sweep nano3.pretrain over the prepared data")
-    labels = sweep_labels(overrides)
-    folders = [str(Path(point.output_dir).absolute()) for point in points]
-    names = [point.alias or blend_name(point.blend_path, point.data_blend.name) for point in points]
-    failures: list[Nano3Error] = []
-    for point, label, folder, name in zip(points, labels, folders, names, strict=True):
-        if point.output_dir and folders.count(folder) > 1:
-            point.output_dir = str(Path(point.output_dir, label))
-        if names.count(name) > 1:
-            point.alias = slugify(f"{name}-{label}")
-            point.job_dir = str(Path(point.job_dir, label))
-        try:
-            validate(point)
-        except Nano3Error as error:
-            failures.append(error)
-    if failures:
-        raise combine_errors(failures)

@@ -96,6 +96,12 @@ class CommandLine(NamedTuple):
         given = [f.value for f in self.flags if f.name in CONFIG_DIR_FLAGS and f.value is not None]
         return [str(Path(folder).absolute()) for folder in given]
 
+    @property
+    def sweepable_words(self) -> list[str]:
+        """Return the overrides of the application as typed, which Hydra's sweeper combines; without those of Hydra."""
+        words = [o.word for o in self.overrides if o.value is not None and "~" not in o.prefix]
+        return [word for word in words if not word.lstrip("+").startswith(("hydra.", "hydra/"))]
+
     def has_flag(self, *words: str) -> bool:
         """Return whether one of these flags was typed, without a value."""
         return any(flag.word in words for flag in self.flags)

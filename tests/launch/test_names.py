@@ -55,6 +55,13 @@ def test_sweep_labels(points: list[list[str]], labels: list[str]) -> None:
     assert sweep_labels(points) == labels
 
 
+def test_labels_of_some_points_name_the_keys_that_are_not_fixed() -> None:
+    words = ["+experiment=tiny", "run.name=x", "lr=1"]
+    assert sweep_labels([words], fixed={"experiment", "run.name"}) == ["lr=1"]
+    assert sweep_labels([words, [*words[:2], "lr=1"]], fixed={"experiment", "run.name"}, unique=False) == ["lr=1"] * 2
+    assert sweep_labels([words], fixed={"experiment", "run.name", "lr"}) == sweep_labels([words])
+
+
 def test_labels_do_not_depend_on_order() -> None:
     one = sweep_labels([["a=1", "b=x"], ["a=2", "b=y"]])
     other = sweep_labels([["b=x", "a=1"], ["b=y", "a=2"]])

@@ -1,17 +1,22 @@
 """Test the validation of a preparation and the functions that its Slurm jobs call."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from data_helpers import plan_build
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
+from launch.hydra_launcher import Point
+from launch.names import sweep_labels
 from nano3.artifacts import store, wandb_mirror
+from nano3.artifacts.names import slugify
 from nano3.cli.app import register_config
 from nano3.cli.config_groups import conf_dir
 from nano3.config import DataPrepConfig, PrepOptions, SourceConfig
@@ -20,6 +25,7 @@ from nano3.prep import slurm_entries
 from nano3.prep.followup_run import check_followup
 from nano3.prep.registration import Registration
 from nano3.prep.run import data_prep
+from nano3.prep.sweep import separate, separate_points
 from nano3.prep.validate import (
     blend_name,
     compose_followup_if_any,
@@ -27,7 +33,6 @@ from nano3.prep.validate import (
     make_registration,
     output_problems,
     read_blend,
-    separate_sweep_points,
     submit_problems,
     validate,
 )
@@ -44,6 +49,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NANO3_HOME", str(tmp_path / "store"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.jsonl").write_text("".join(f'{{"text": "document {n}, a few words"}}\n' for n in range(40)))
     (tmp_path / "b.json").write_text(json.dumps({"datasets": [{"name": "a", "path": str(tmp_path / "text.jsonl")}]}))
@@ -193,20 +199,34 @@ def test_a_container_mounts_a_tokenizer_in_the_home_folder(here: Path) -> None:
     assert container_folders(options, []) == tuple(str(here / name) for name in ("home/tokenizer", "home/out", "store"))
 
 
+def sweep_points(words: list[list[str]]) -> list[Point]:
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        hydra = compose("data_prep", return_hydra_config=True)
+    labels = sweep_labels(words)
+    return [Point(composed(*w), w, label, Path(label), hydra) for w, label in zip(words, labels, strict=True)]
+
+
 def test_colliding_sweep_points_get_their_own_folder_and_alias(here: Path) -> None:
     words = [["blend_path=b.json", "output_dir=out", f"num_shards={n}"] for n in (3, 4)]
-    points = [composed(*point) for point in words]
-    separate_sweep_points(points, words)
-    assert [point.output_dir for point in points] == ["out/num_shards=3", "out/num_shards=4"]
-    assert [point.alias for point in points] == ["b-num_shards-3", "b-num_shards-4"]
-    assert len({point.job_dir for point in points}) == 2
+    points = sweep_points(words)
+    separate_points(points)
+    assert [point.config.output_dir for point in points] == ["out/num_shards=3", "out/num_shards=4"]
+    assert [point.config.alias for point in points] == ["b-num_shards-3", "b-num_shards-4"]
+    assert len({point.config.job_dir for point in points}) == 2
 
 
 def test_mistakes_of_all_points_are_reported_together() -> None:
     words = [["blend_path=b.json", "output_dir=out", f"num_shards={n}"] for n in (0, -1)]
     with pytest.raises(UserError) as error:
-        separate_sweep_points([composed(*point) for point in words], words)
-    assert [problem.partition(":")[0] for problem in error.value.problems] == ["num_shards=0", "num_shards=-1"]
+        separate_points(sweep_points(words))
+    found = [re.match(r"point (num_shards=.*): num_shards=(.*?):", problem) for problem in error.value.problems]
+    assert [match and match.groups() for match in found] == [("num_shards=0", "0"), ("num_shards=-1", "-1")]
+
+
+def test_a_point_of_another_launcher_is_separate_unless_the_sweep_separates_it(here: Path) -> None:
+    (point,) = sweep_points([["blend_path=b.json", "output_dir=out", "num_shards=3"]])
+    separate(point, own_folder=True, own_name=False)
+    assert (point.config.output_dir, point.config.alias) == ("out", f"b-{slugify(point.label)}")
 
 
 def test_no_followup_without_then() -> None:

@@ -46,7 +46,7 @@ PACKAGES = (
 )
 ROOT = Path(__file__).resolve().parents[3]
 # Settings that do not change what a run computes. The data's fingerprint stands for how it was prepared.
-IGNORED_SETTINGS = ("cluster", "dry_run", "run.env", "run.wandb", "data_blend")
+IGNORED_SETTINGS = ("cluster", "dry_run", "run.env", "run.wandb", "data_blend", "objective", "objective_take")
 
 
 @dataclass(frozen=True)
