@@ -55,6 +55,8 @@ def read_records(run_dir: Path) -> list[JobRecord]:
         if (found := value.get("format")) != _FORMAT:
             raise UserError(f"{path} has format {found}; this nano3 reads format {_FORMAT}.")
         return [JobRecord(**{**record, "parts": tuple(record["parts"])}) for record in value["jobs"]]
+    except PermissionError:
+        raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise Failure(
             f"{path}: damaged ({error}). Check with squeue that no job of this run is pending or running, then remove "

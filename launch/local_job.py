@@ -70,5 +70,7 @@ def newest_local_job(run_dir: Path) -> LocalJob | None:
     """Return the newest start on this machine, or None if there was none or its file is unreadable."""
     try:
         return LocalJob(**read_json(run_dir / FILE))
+    except PermissionError:
+        raise
     except (OSError, ValueError, TypeError):
         return None

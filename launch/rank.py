@@ -13,6 +13,7 @@ from types import FrameType
 from typing import cast
 
 from nano3.utils.console import flush_output, prepare_output, print_problems, write
+from nano3.utils.disk_errors import translate_disk_errors
 from nano3.utils.errors import INTERRUPTED_EXIT_CODE, RESTART_EXIT_CODE, Nano3Error, UserError
 
 
@@ -52,7 +53,8 @@ def run_rank(entry: str, args: tuple[str | int, ...]) -> int:
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, _exit_before_start)
     try:
-        return call_entry(entry, args)
+        with translate_disk_errors("standard output"):
+            return call_entry(entry, args)
     except Nano3Error as error:
         print_problems(error.problems)
         return error.exit_code

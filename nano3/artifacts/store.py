@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nano3.artifacts.names import alias_problem, name_problem
+from nano3.utils.disk_errors import reason
 from nano3.utils.errors import Failure, UserError, did_you_mean
 from nano3.utils.files import (
     expand_user,
@@ -70,12 +71,20 @@ def home() -> Path:
 
 def names() -> list[str]:
     """Return the names that have at least one version, sorted."""
-    return sorted(folder.name for folder in home().glob("*") if any(folder.glob("v*.json")))
+    return sorted(folder.name for folder in _content(home()) if any(p.match("v*.json") for p in _content(folder)))
+
+
+def _content(folder: Path) -> list[Path]:
+    """Return what is in a folder; [] if it is no folder. Path.glob would find nothing if it may not be read."""
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def versions(name: str) -> list[int]:
     """Return the version numbers of `name`, ascending."""
-    found = (re.fullmatch(r"v([1-9][0-9]*)\.json", path.name) for path in (home() / name).glob("v*.json"))
+    found = (re.fullmatch(r"v([1-9][0-9]*)\.json", path.name) for path in _content(home() / name))
     return sorted(int(m[1]) for m in found if m)
 
 
@@ -147,7 +156,7 @@ def register(
         if alias and aliases(name).get(alias) != version.version:
             write_text(home() / name / f"{alias}.alias", str(version.version))
     except OSError as error:
-        raise Failure(f"{location} cannot be registered in the artifact store {home()}: {error.strerror}") from error
+        raise Failure(f"{location} cannot be registered in the artifact store {home()}: {reason(error)}") from error
     return version
 
 

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nano3.cli.config_groups import GROUPS, OPEN_SECTIONS, SCHEMAS, conf_dir, schema_keys, user_conf_dir
 from nano3.utils.command_line import CommandLine
+from nano3.utils.disk_errors import reason
 from nano3.utils.errors import did_you_mean
 from nano3.utils.tree import leaves
 
@@ -102,7 +103,9 @@ def problems_in_file(path: Path, group: str, name: str) -> list[str]:
     try:
         text = path.read_text()
         content = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        return [f"{path}: cannot be read: {reason(error, path)}"]
+    except UnicodeDecodeError as error:
         return [f"{path}: cannot be read: {error}"]
     except yaml.YAMLError as error:
         return [yaml_problem(error, path)]
@@ -164,7 +167,12 @@ def yaml_problem(error: yaml.YAMLError, path: Path | None = None) -> str:
 def conf_dir_problems() -> list[str]:
     """Return one message if $NANO3_CONF is set to a folder that does not exist."""
     folder = user_conf_dir()
-    if folder is None or Path(folder).is_dir():
+    if folder is None:
+        return []
+    if Path(folder).is_dir():
+        for path in (Path(folder), *(Path(folder) / group for group in GROUPS)):
+            if path.is_dir():
+                os.listdir(path)  # noqa: PTH208  PermissionError: Hydra would find no members there
         return []
     return [
         f"NANO3_CONF={os.environ['NANO3_CONF']}: there is no such folder. Create it (it contains cluster/NAME.yaml, "

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from nano3.utils.disk_errors import reason
 from nano3.utils.errors import UserError, did_you_mean
 
 # Equal to omegaconf.MISSING. Importing omegaconf takes 0.1 s, which worker processes avoid.
@@ -153,7 +154,7 @@ def read_blend_file(path: Path) -> list[SourceConfig]:
             f"blend_path={path}: this is a folder. A blend file is a JSON file with a list `datasets`."
         ) from None
     except OSError as error:
-        raise UserError(f"blend_path={path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"blend_path={path}: cannot be read: {reason(error, path)}") from None
     except ValueError as error:
         raise UserError(f"blend_path={path}: not valid JSON: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("datasets"), list):

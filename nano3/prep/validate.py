@@ -20,6 +20,7 @@ from nano3.config.blend import parse_datasets, read_blend_file
 from nano3.data.build.resume_build import check_output_dir
 from nano3.data.planning.planner import PrepRequest, check_options, collect_problems, combine_errors, make_request
 from nano3.data.sources.listing import local_path
+from nano3.data.sources.url_credentials import take_credentials
 from nano3.prep.registration import Registration
 from nano3.utils.errors import Nano3Error, UserError
 from nano3.utils.files import expand_user, normalize_path, unwritable_reason
@@ -239,8 +240,10 @@ def read_blend(config: DataPrepConfig) -> tuple[str, list[SourceConfig]]:
     """Return the name and the datasets of the blend: from blend_path if set, else from the group data_blend."""
     name = blend_name(config.blend_path, config.data_blend.name)
     if config.blend_path:
-        return name, read_blend_file(Path(config.blend_path))
-    return name, parse_datasets(config.data_blend.datasets, f"data_blend={name}")
+        sources = read_blend_file(Path(config.blend_path))
+    else:
+        sources = parse_datasets(config.data_blend.datasets, f"data_blend={name}")
+    return name, [replace(source, path=take_credentials(source.path)) for source in sources]
 
 
 def blend_name(blend_path: str | None, group_name: str) -> str:

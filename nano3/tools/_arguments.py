@@ -8,6 +8,8 @@ from pathlib import Path
 from launch import job_records
 from nano3.artifacts import resolver, store
 from nano3.training.run.record import read_latest_start
+from nano3.utils.console import warn
+from nano3.utils.disk_errors import permission_problem
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import expand_user
 
@@ -45,7 +47,7 @@ def find_run(name: str) -> Path:
 
 def find_runs_below(folder: Path) -> Iterator[Path]:
     """Yield the run folders at or below `folder`: those with a jobs.json or a config.yaml."""
-    for path, subfolders, files in os.walk(folder):
+    for path, subfolders, files in os.walk(folder, onerror=lambda error: warn(permission_problem(error))):
         subfolders[:] = [name for name in subfolders if name not in _NOT_RUNS]
         if {job_records.FILE, "config.yaml"} & set(files):
             yield Path(path)

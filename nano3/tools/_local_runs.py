@@ -74,6 +74,8 @@ def _saved_after_last_metrics(run_dir: Path) -> bool:
     """Return whether a run saved a checkpoint after its last logged iteration, so that it was not killed."""
     try:
         return bool(read_json(run_dir / "progress.json")["iteration"] >= last_metrics(run_dir).get("iteration", 0))
+    except PermissionError:
+        raise
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

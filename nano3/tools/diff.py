@@ -80,6 +80,8 @@ def read_start_record(run_dir: Path) -> StartRecord:
             {**record["code"], "uncommitted": _uncommitted_changes(start)},
             {"python": record["python"], **record["packages"]},
         )
+    except PermissionError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise Failure(

@@ -19,6 +19,7 @@ from nano3.tools._arguments import RUNS, find_run, find_runs_below
 from nano3.tools.diff import ABSENT, StartRecord, format_value, missing_start_problem, read_start_record
 from nano3.training.run.record import latest_start_dir, read_finish_record
 from nano3.utils.console import say, table
+from nano3.utils.disk_errors import reason
 from nano3.utils.errors import UserError
 from nano3.utils.files import write_text
 
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         write_text(target, page)
     except OSError as error:
-        raise UserError(f"--output {target}: cannot be written: {error.strerror}. Name another file.") from error
+        raise UserError(f"--output {target}: cannot be written: {reason(error)} Name another file.") from error
     print_time_use(unique_names(folders))
     say(f"report of {len(folders)} run{'s' * (len(folders) > 1)}: {target}")
     return 0

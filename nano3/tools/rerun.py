@@ -94,6 +94,8 @@ def load_recorded_config(path: Path) -> dict[str, Any]:
         config["run"]["data"], config["checkpoint"]["save"]
         if unknown := sorted(set(config) - {field.name for field in fields(PretrainConfig)}):
             raise ValueError(f"unknown sections: {list_some(unknown)}")
+    except PermissionError:
+        raise
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise Failure(f"{path}: the record of this start is damaged: {error!r}.") from None
     check_literal(config, path)

@@ -1,11 +1,16 @@
-"""Report a failing disk or file server as a `Failure` that names the file, instead of with a traceback."""
+"""Report a failing disk or file server, or missing permissions, with a message that names the file."""
 
 import contextlib
 import errno
+import os
+import pwd
 import re
+import shlex
+import stat
 from collections.abc import Iterator
+from pathlib import Path
 
-from nano3.utils.errors import Failure
+from nano3.utils.errors import Failure, Nano3Error, UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # Errors of a disk or file server that are not about permissions.
@@ -32,17 +37,22 @@ def disk_failure(error: OSError, what: str) -> Failure:
 
 @contextlib.contextmanager
 def translate_disk_errors(default: str) -> Iterator[None]:
-    """Turn errors of a disk into a `Failure`. Other errors pass through.
+    """Turn errors of a disk into a `Failure`, and missing permissions into a `UserError`. Other errors pass through.
 
     Args:
         default: What the message names if the error does not name a file.
 
     Raises:
         Failure: If a disk or file server failed.
+        UserError: If this user may not read or write a file.
     """
     try:
         yield
+    except Nano3Error:
+        raise
     except Exception as error:
+        if isinstance(error, PermissionError) and isinstance(error.filename, str | bytes | Path):
+            raise UserError(permission_problem(error)) from error
         if (fault := find_disk_error(error)) is None:
             raise
         raise disk_failure(fault, str(fault.filename2 or fault.filename or default)) from error
@@ -55,3 +65,65 @@ def find_disk_error(error: BaseException | None) -> OSError | None:
             return error
         error = error.__cause__
     return None
+
+
+def permission_problem(error: OSError, path: str | Path | None = None) -> str:
+    """Return the message for missing permissions: the file, whose it is, what is lacking, and what to type.
+
+    Args:
+        error: The error of reading or writing.
+        path: The file, if the error does not name it.
+    """
+    names = [error.filename2 or error.filename] if path is None else [path]
+    target = Path(os.path.abspath(os.fsdecode(names[0])))  # noqa: PTH100  ".." must not be resolved through links
+    blamed, lacking = _lacking_permission(target)
+    if not lacking:
+        return f"{target}: {error.strerror or error}. Check its owner and mode: ls -ld {shlex.quote(str(target))}"
+    info = blamed.stat()
+    owner, me = _user_name(info.st_uid), _user_name(os.geteuid())
+    letters = "".join({"read": "r", "write": "w", "search": "x"}[word] for word in lacking)
+    command = f"chmod u+{letters} {shlex.quote(str(blamed))}"
+    if info.st_uid != os.geteuid():
+        command = f"chmod o+{letters} {shlex.quote(str(blamed))}"
+        fix = f"Ask {owner} for access ({command}), or use another folder, or a copy of your own."
+    else:
+        fix = f"To change that: {command}"
+    shown = "It" if blamed == target else f"The folder {blamed}"
+    mode = stat.filemode(info.st_mode)
+    words = f"{shown} belongs to {owner} ({mode}), and {me} may not {' or '.join(lacking)} it"
+    return f"{target}: permission denied. {words}. {fix}"
+
+
+def _lacking_permission(path: Path) -> tuple[Path, list[str]]:
+    """Return the folder or file that stands in the way, and what this user may not do with it ([] if unknown)."""
+    for parent in reversed(path.parents):
+        if not os.access(parent, os.X_OK, effective_ids=True):
+            return parent, ["search"]
+    if not os.path.lexists(path) or not path.exists():
+        return path.parent, ["write"]
+    wanted = {"read": os.R_OK, "write": os.W_OK} | ({"search": os.X_OK} if path.is_dir() else {})
+    lacking = [word for word, bit in wanted.items() if not os.access(path, bit, effective_ids=True)]
+    if "read" in lacking and not path.is_dir():
+        return path, ["read"]
+    if lacking:
+        return path, lacking
+    return path.parent, [] if os.access(path.parent, os.W_OK, effective_ids=True) else ["write"]
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
+def reason(error: OSError, path: str | Path | None = None) -> str:
+    """Return why a file cannot be read or written, as the end of a message; whose it is if permissions lack.
+
+    Args:
+        error: The error.
+        path: The file, if the error does not name it.
+    """
+    if isinstance(error, PermissionError) and (path or error.filename):
+        return permission_problem(error, path).partition(": ")[2]
+    return f"{error.strerror or error}."

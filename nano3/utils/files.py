@@ -76,7 +76,7 @@ def unwritable_reason(folder: Path) -> str | None:
 
 @contextlib.contextmanager
 def temporary_folder(prefix: str) -> Iterator[Path]:
-    """Yield a new folder in the system's temporary folder, which is removed at the end, also if SIGTERM ends the process.
+    """Yield a new folder in the system's temporary folder, which is removed even if SIGTERM ends the process.
 
     Args:
         prefix: Start of its name.

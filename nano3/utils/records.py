@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import xxhash
 
+from nano3.utils.disk_errors import reason
 from nano3.utils.errors import UserError
 from nano3.utils.files import write_json
 
@@ -113,7 +114,7 @@ def read_values(path: Path, fix: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}.") from error
+        raise UserError(f"{path}: cannot be read: {reason(error, path)}") from error
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:

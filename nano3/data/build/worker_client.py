@@ -13,6 +13,8 @@ import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from nano3.data.sources.url_credentials import has_credentials
+
 Task = tuple[str, int] | tuple[str]  # ("unit", number) or worker_pool.COMPARE_ENGINES
 
 WORKER_ENV = {
@@ -53,14 +55,17 @@ class WorkerServerClient:
     @classmethod
     def acquire(cls) -> "WorkerServerClient":
         """Return the process of `preload` the first time, else a new one."""
+        if has_credentials():  # the process inherits them, so it must start after they are known
+            cls.cancel_preload()
         preloaded, cls._preloaded = cls._preloaded, None
         return preloaded or cls()
 
     @classmethod
     def cancel_preload(cls) -> None:
         """End the process of `preload` if it was not acquired."""
-        if cls._preloaded:
-            cls.acquire().close(0)
+        preloaded, cls._preloaded = cls._preloaded, None
+        if preloaded:
+            preloaded.close(0)
 
     def fork_workers(self, plan_path: Path, fast: bool, sockets: list[int]) -> None:
         """Ask the process to load the engines for a plan and fork one worker for each socket; do not wait.

@@ -47,6 +47,8 @@ def read_header(path: Path) -> IndexHeader:
         size = path.stat().st_size
         with path.open("rb") as f:
             head = f.read(HEADER.size)
+    except PermissionError:
+        raise
     except OSError as error:
         raise Failure(f"{path}: {error.strerror}") from error
     if len(head) < HEADER.size or not head.startswith(MAGIC):
@@ -133,6 +135,8 @@ class IndexedFile:
         """Return the size of the .bin file, which must be the one that the index implies."""
         try:
             size = self.bin_path.stat().st_size
+        except PermissionError:
+            raise
         except OSError as error:
             raise Failure(f"{self.bin_path}: {error.strerror}") from error
         expected = int(self.offsets[-1]) + int(self.lengths[-1]) * self.dtype.itemsize if len(self.offsets) else 0

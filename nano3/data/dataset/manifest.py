@@ -199,6 +199,8 @@ def load_manifest(folder: Path | str) -> Manifest:
         raise UserError(f"{folder}: no manifest.json; {hint}.") from None
     except msgspec.ValidationError as error:
         raise manifest_error(path, data, error) from error
+    except PermissionError:
+        raise
     except (msgspec.DecodeError, ValueError, OSError) as error:
         raise Failure(f"{path}: cannot be read: {error}. {PREPARE_AGAIN}") from error
     if manifest.format != FORMAT:
@@ -210,6 +212,8 @@ def is_manifest(path: Path) -> bool:
     """Return whether a file is a manifest of nano3, of any format, even if values in it are damaged."""
     try:
         values = msgspec.json.decode(path.read_bytes())
+    except PermissionError:
+        raise
     except (OSError, msgspec.DecodeError):
         return False
     return isinstance(values, dict) and isinstance(values.get("format"), int) and "shards" in values

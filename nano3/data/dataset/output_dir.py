@@ -23,7 +23,7 @@ from nano3.data.dataset.manifest import is_manifest, load_manifest
 from nano3.data.sources.own_files import PUBLISHED, is_publishing, prep_dir
 from nano3.data.tokenization.tokenizer import FILES as TOKENIZER_FILES
 from nano3.utils.console import warn
-from nano3.utils.disk_errors import disk_failure, translate_disk_errors
+from nano3.utils.disk_errors import disk_failure, reason, translate_disk_errors
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import fsync_dir, write_text
 from nano3.utils.locks import lock_fd
@@ -54,7 +54,7 @@ def create_output_dir(output: Path) -> None:
         if error.errno == errno.ENOSPC:
             raise disk_failure(error, str(output)) from error
         raise UserError(
-            f"output_dir={output}: cannot be written: {error.strerror}. Choose another output_dir."
+            f"output_dir={output}: cannot be written: {reason(error, prep_dir(output))} Choose another output_dir."
         ) from error
 
 

@@ -66,6 +66,8 @@ def check_shard_files(folder: Path, manifest: Manifest, shard: ShardEntry) -> li
                 f"{bin_path}: {size:,} bytes, but the manifest says {shard.bin_bytes:,}: possibly an interrupted copy"
             )
         header = read_header(idx_path)
+    except PermissionError:
+        raise
     except OSError as error:
         return [f"{bin_path}: {error.strerror}"]
     except Failure as error:
@@ -115,6 +117,8 @@ def read_file[T](read: Callable[[Path], T], path: Path) -> T:
     """Return `read(path)`; raise Failure if the file cannot be read."""
     try:
         return read(path)
+    except PermissionError:
+        raise
     except OSError as error:
         raise Failure(f"{path}: {error.strerror}") from error
 
@@ -167,6 +171,8 @@ def check_blend(folder: Path, manifest: Manifest) -> list[str]:
     path = folder / "blend.json"
     try:
         blend = read_json(path)
+    except PermissionError:
+        raise
     except (OSError, ValueError) as error:
         return [f"{path}: cannot be read: {error}"]
     if not isinstance(blend, dict):

@@ -284,6 +284,8 @@ def load_plan(path: Path) -> Plan:
     try:
         text = Path(path).read_bytes()
         plan = msgspec.json.decode(text, type=Plan)
+    except PermissionError:
+        raise
     except OSError as error:
         raise Failure(f"{path}: cannot be read: {error.strerror}. Run the same command again.") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

@@ -18,6 +18,7 @@ from nano3.data.sources.fingerprint_cache import FingerprintCache, load_fingerpr
 from nano3.data.sources.formats import FORMATS
 from nano3.data.sources.listing import check_name, local_path
 from nano3.data.sources.reader_process import ReaderProcess
+from nano3.data.sources.url_credentials import take_credentials
 from nano3.data.tokenization.tokenizer import UINT16_VOCAB, TokenizerInfo, find_tokenizer, is_local_path, smallest_dtype
 from nano3.utils.errors import Failure, Nano3Error, UserError, did_you_mean
 from nano3.utils.gc_pause import gc_paused
@@ -75,6 +76,7 @@ def make_request(sources: list[SourceConfig], options: PrepOptions, blend: str) 
         UserError: The request is wrong. The error lists all problems.
         Failure: At least one problem is not a mistake in the request. The error lists all problems.
     """
+    sources = [replace(source, path=take_credentials(source.path)) for source in sources]
     problems = check_options(options) + check_sources(sources)
     if problems:
         raise combine_errors([UserError(problems), *collect_problems(sources, options)])

@@ -46,6 +46,8 @@ def stored_rule(path: Path) -> str:
     """Return the rule in a manifest or plan; "text" if it cannot be read."""
     try:
         rule = msgspec.json.decode(path.read_bytes(), type=StoredFile).options.split_by
+    except PermissionError:
+        raise
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return "text"
     return rule if rule == "text" else "position"

@@ -36,6 +36,7 @@ from nano3.data.sources.listing import (
     remote_entry,
 )
 from nano3.data.sources.saved_dataset import select_saved
+from nano3.data.sources.url_credentials import has_credentials, with_credentials
 from nano3.utils.console import warn
 from nano3.utils.errors import Failure, Nano3Error, UserError
 
@@ -353,12 +354,14 @@ def current_entries(root: str, keys: list[str]) -> dict[str, FileEntry]:
     """
     import fsspec
 
-    fs, base = fsspec.core.url_to_fs(root)
+    fs, base = fsspec.core.url_to_fs(with_credentials(root))
     fs.invalidate_cache()
     found = {}
     listed: dict[str, Any] = fs.find(base, detail=True) if len(keys) > MANY_FILES else {}
     for key in keys:
         path = join(base, key)
+        if has_credentials():
+            path = fsspec.core.url_to_fs(with_credentials(join(root, key)))[1]
         try:
             info = listed.get(path) or fs.info(path)
         except FileNotFoundError:
@@ -394,7 +397,7 @@ def open_file(root: str, key: str, block: int = BLOCK) -> IO[bytes]:
         return open_remote(join(root, key))
     import fsspec
 
-    fs, path = fsspec.core.url_to_fs(join(root, key))
+    fs, path = fsspec.core.url_to_fs(with_credentials(join(root, key)))
     return cast(IO[bytes], fs.open(path, "rb", block_size=block))
 
 

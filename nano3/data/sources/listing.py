@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 from nano3.data.sources.formats import may_hold_text
 from nano3.data.sources.own_files import PREP, non_text_names, own_file_names
+from nano3.data.sources.url_credentials import has_credentials, with_credentials
 from nano3.utils.errors import UserError
+from nano3.utils.redaction import split_url_secrets
 
 MAX_REPORTED = 20  # files named in one error
 HIDDEN_PREFIXES = ("/.", "/_")  # other tools keep their own files under such names
@@ -280,7 +282,7 @@ def list_url(url: str, label: str) -> Listing:
 
     check_url(url, label)
     try:
-        fs, path = fsspec.core.url_to_fs(url)
+        fs, path = fsspec.core.url_to_fs(with_credentials(url))
         root, infos, strict = select_remote(fs, path)
         if not infos:
             raise_hidden_error(fs, path)
@@ -294,6 +296,11 @@ def list_url(url: str, label: str) -> Listing:
         raise UserError(f"{label}: {describe_driver_error(error)}") from error
     if not entries:
         raise UserError(f"{label}: no file or folder at this URL.")
+    if has_credentials() and split_url_secrets(path) != (path, "", ""):
+        if strict and list(infos) == [path]:  # a signature may contain slashes
+            root, _, key = url.rpartition("/")
+            return Listing(root, [entries[0]._replace(key=key)], strict)
+        return Listing(split_url_secrets(fs.unstrip_protocol(root))[0], entries, strict)
     return Listing(fs.unstrip_protocol(root), entries, strict)
 
 

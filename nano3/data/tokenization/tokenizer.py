@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from nano3.data.sources.listing import check_name
+from nano3.utils.disk_errors import reason
 from nano3.utils.errors import UserError
 from nano3.utils.files import read_json
 
@@ -95,7 +96,7 @@ def find_tokenizer(model: str, add_bos: bool, add_eos: bool) -> TokenizerInfo:
         spec = msgspec.json.decode(data, type=TokenizerJson)
         ids = token_ids(spec)
     except OSError as error:
-        raise UserError(f"tokenizer_model={model}: {path} cannot be read: {error.strerror}") from error
+        raise UserError(f"tokenizer_model={model}: {path} cannot be read: {reason(error, path)}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError) as error:
         raise UserError(f"tokenizer_model={model}: {path} is not a Hugging Face tokenizer.json ({error})") from error
     names = read_special_tokens(path.parent)

@@ -123,6 +123,8 @@ class SampleIndex:
         path = self.cache / f"{description_hash(description)}-{description['class']}-{split}-{name}.npy"
         try:
             loaded: np.ndarray = np.load(path, mmap_mode="r")
+        except PermissionError:
+            raise
         except (OSError, ValueError, EOFError) as error:
             raise Failure(
                 f"{path}: cannot be read: {error}. Remove {self.cache}; the next start creates it again."

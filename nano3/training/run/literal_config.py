@@ -34,7 +34,7 @@ def check_literal(config: Any, path: Path) -> None:
     """
     if found := list(_interpolations(config, "")):
         raise Failure(
-            f"{path}: {list_some(found)} would be resolved (${{…}}), but nano3 records resolved values only, so the file "
+            f"{path}: {list_some(found)} would be resolved (${{…}}), but nano3 records resolved values only: the file "
             "was edited. Write the value itself, or start the run with nano3.pretrain."
         )
 

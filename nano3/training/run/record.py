@@ -27,6 +27,7 @@ from nano3.utils.console import say
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import atomic_open, read_json, write_json, write_text
 from nano3.utils.provenance import commit_of, git_bytes, installed_versions, user_name
+from nano3.utils.redaction import mask_secrets, without_secrets
 from nano3.utils.tree import leaves
 
 PACKAGES = (
@@ -97,7 +98,7 @@ def save_run_config(
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "user": user_name(),
             "host": socket.gethostname(),
-            "overrides": list(overrides),
+            "overrides": [mask_secrets(word) for word in overrides],
             "label": label,
             "data": vars(data),
             "code": {"commit": commit, "uncommitted": bool(diff)},
@@ -114,7 +115,9 @@ def save_run_config(
 
 def run_config_text(config: PretrainConfig) -> str:
     """Return the text of config.yaml. References are resolved already, so `${` is plain text, as in a shell command."""
-    return OmegaConf.to_yaml(OmegaConf.create(literal(asdict(config))))
+    values = asdict(config)
+    values["data_blend"] = without_secrets(values["data_blend"])  # not used by a run; its URLs may have passwords
+    return OmegaConf.to_yaml(OmegaConf.create(literal(values)))
 
 
 def run_changed(run_dir: Path, config: PretrainConfig, data: DataReference) -> bool:
@@ -238,6 +241,8 @@ def read_state_file(path: Path, key: str, consequence: str) -> dict[str, Any]:
         content = read_json(path)
         if not isinstance(content, dict) or key not in content:
             raise ValueError(f"it has no {key!r}")
+    except PermissionError:
+        raise
     except (ValueError, OSError) as error:
         raise Failure(f"{path}: damaged ({error}). Remove it: {consequence}.") from error
     return content

@@ -116,6 +116,8 @@ def _file_problem(path: Path, expected: FileRecord, read_file: bool) -> str | No
             return f"{path} has changed (sha256 differs)"
     except FileNotFoundError:
         return f"{path} is missing"
+    except PermissionError:
+        raise
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
     return None

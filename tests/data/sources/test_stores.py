@@ -1,5 +1,6 @@
 """Every store gets the checks of a local path: nothing is dropped, no old and new text is mixed, no output is read."""
 
+import base64
 import contextlib
 import errno
 import functools
@@ -17,9 +18,11 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from nano3.data.build.run import finalize, run_task
+from nano3.data.sources import url_credentials
 from nano3.data.sources.discovery import FileVersion, discover_files, find_changed_files
 from nano3.data.sources.fingerprint_cache import FingerprintCache
 from nano3.data.sources.listing import local_path, modification_time
+from nano3.utils.console import message
 from nano3.utils.errors import Failure, UserError
 
 
@@ -256,6 +259,50 @@ def test_a_file_of_a_web_server(web: tuple[type[Web], str], tmp_path: Path, byte
         finalize(plan)
     handler.files["/d/a.jsonl"] = handler.files["/d/a.jsonl"].swapcase()
     assert finalize(plan).datasets[0].documents == 9
+
+
+class Guarded(Web):
+    """Answers only requests with the user, the password and a signature."""
+
+    files = {"/d/a.jsonl": "".join(f'{{"text": "some text {n}"}}\n' for n in range(900)).encode()}
+    headers_sent = {"ETag": '"1"'}
+
+    def answer(self, body: bool) -> None:
+        path, _, query = self.path.partition("?")
+        user = base64.b64decode((self.headers.get("Authorization") or "Basic ").removeprefix("Basic ")).decode()
+        if user != "me:p4ssw0rd" or not query.startswith("part=1&sig=s1g"):
+            self.send_error(403)
+            return
+        self.path = path
+        super().answer(body)
+
+
+def test_credentials_are_used_and_stored_nowhere(
+    tmp_path: Path, byte_bpe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers read with them; plan, manifest and receipts do not have them; another signature changes nothing."""
+    monkeypatch.setenv(url_credentials.VARIABLE, "{}")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Guarded)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    public = f"http://127.0.0.1:{server.server_address[1]}/d/a.jsonl?part=1"
+    signed = public.replace("://", "://me:p4ssw0rd@") + "&sig=s1g/"
+    try:
+        manifest = run([source(f"{signed}A")], tmp_path / "out", byte_bpe, workers=2)
+        assert manifest.datasets[0].documents == 900 and manifest.datasets[0].path == public
+        stored = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+        assert stored and not any(
+            word in path.read_bytes() for path in stored for word in (b"p4ssw0rd", b"s1g", b"me:")
+        )
+        before = tree(tmp_path / "out")
+        assert run([source(f"{signed}B")], tmp_path / "out", byte_bpe, workers=2).plan_hash == manifest.plan_hash
+        assert tree(tmp_path / "out") == before
+        monkeypatch.setenv(url_credentials.VARIABLE, "{}")
+        with pytest.raises(UserError) as error:
+            run([source(f"{signed}C".replace("sig=", "token="))], tmp_path / "other", byte_bpe)
+        assert not any(word in message(str(error.value)) for word in ("s1g", "p4ssw0rd"))
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.mark.parametrize("headers", [{"ETag": 'W/"1"'}, {}, {"Last-Modified": "Fri, 02 Jan 2026 03:04:05 GMT"}])
