@@ -85,7 +85,7 @@ def _run_local(job: Job) -> int:
     with hold_run_lock(job.run_dir) as lock:
         job_records.check_not_active([job.run_dir])
         job.prepare()
-        return local.run_in_process(job) if job.ranks == 1 else local.run_torchrun(job, lock)
+        return local.run_in_process(job) if job.in_process else local.run_ranks(job, lock)
 
 
 def finished_message(job: Job) -> str:

@@ -47,6 +47,8 @@ class Job:
     # File in the run folder that the entry rewrites with each checkpoint. A start that leaves it unchanged counts as a
     # crash.
     progress_marker: str = "progress.json"
+    # The entry may return 77 on every rank: the ranks are then started again at once, where they are.
+    may_roll_back: bool = False
     # Ignore the done marker: it belongs to a run with other settings, or its result is gone.
     changed: bool = False
     # Writes the entry's configuration into the run folder. Called under the run lock when nothing prevents the start: a
@@ -63,6 +65,11 @@ class Job:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         if self.save_config:
             self.save_config()
+
+    @property
+    def in_process(self) -> bool:
+        """Whether a local job runs in the process of the command: one rank that needs no second start."""
+        return self.ranks == 1 and not self.may_roll_back
 
     @property
     def ranks(self) -> int:

@@ -19,8 +19,10 @@ from launch.local_job import record_local_job
 from launch.lock import RunLock
 from launch.rank import call_entry
 from nano3.utils.console import write
-from nano3.utils.errors import HANG_EXIT_CODE, RESTART_EXIT_CODE
+from nano3.utils.errors import HANG_EXIT_CODE, RESTART_EXIT_CODE, ROLLBACK_EXIT_CODE
 
+# Exit codes that launch.torchrun_rank hides from torchrun.
+_REPORTED_AS_SUCCESS = (ROLLBACK_EXIT_CODE, RESTART_EXIT_CODE)
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
@@ -46,7 +48,7 @@ def rank_command(job: Job) -> list[str]:
 
 def show_job(job: Job) -> int:
     """Print what a local job would run, for a dry run."""
-    if job.ranks == 1:
+    if job.in_process:
         write(f"# ---- would run in this process: {job.entry}\n")
     else:
         write(f"# ---- would run here\n{shlex.join(rank_command(job))}\n")
@@ -60,12 +62,12 @@ def write_preview(preview: str) -> None:
         write(preview.rstrip("\n") + "\n")
 
 
-def run_torchrun(job: Job, lock: RunLock) -> int:
-    """Run the ranks under torchrun and return the exit code of the job.
+def run_ranks(job: Job, lock: RunLock) -> int:
+    """Run the ranks, several of them under torchrun, and return the exit code of the job.
 
     Args:
-        job: A job of several ranks.
-        lock: The held lock of its run folder; torchrun inherits it.
+        job: The job.
+        lock: The held lock of its run folder; the process of the ranks inherits it.
 
     Returns:
         The code of the first rank that failed, or 75 if the ranks saved and stopped.
@@ -100,10 +102,21 @@ def run_process(job: Job, log: Path | None, lock: RunLock) -> ProcessEnd:
     """
     logs = job.run_dir.absolute() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
+    with record_local_job(job.run_dir, log) as outcome:
+        end = _run_once(job, log, lock, logs)
+        while end.code == ROLLBACK_EXIT_CODE and not end.stop_requested:
+            end = _run_once(job, log, lock, logs)
+        if end.code == ROLLBACK_EXIT_CODE:  # asked to stop meanwhile: nothing is lost
+            end = ProcessEnd(RESTART_EXIT_CODE, "", stop_requested=True)
+        outcome.code = end.code
+    return end
+
+
+def _run_once(job: Job, log: Path | None, lock: RunLock, logs: Path) -> ProcessEnd:
+    """Start the ranks of a job once, and wait for their end."""
     for old in [*logs.glob("*.exit"), *logs.glob("*.pid")]:
         old.unlink()
     with contextlib.ExitStack() as files:
-        outcome = files.enter_context(record_local_job(job.run_dir, log))
         out: IO[bytes] | None = files.enter_context(log.open("ab")) if log else None
         err: IO[bytes] | int | None = subprocess.STDOUT if log else None
         if job.ranks > 1:
@@ -122,7 +135,6 @@ def run_process(job: Job, log: Path | None, lock: RunLock) -> ProcessEnd:
         reason = f"exit code {code}" if code else ""
         if job.ranks > 1:
             code, reason = _torchrun_end(job, logs, code)
-        outcome.code = code
     return ProcessEnd(code, reason, stop_requested=bool(received))
 
 
@@ -171,8 +183,8 @@ def _torchrun_end(job: Job, logs: Path, code: int) -> tuple[int, str]:
     exits = sorted(logs.glob("*.exit"), key=lambda path: path.stat().st_mtime_ns)
     codes = {path.stem: int(text) for path in exits if (text := path.read_text())}  # "": killed while writing it
     if code == 0:
-        return (RESTART_EXIT_CODE if RESTART_EXIT_CODE in codes.values() else 0), ""
-    failed = next(((rank, end) for rank, end in codes.items() if end not in (0, RESTART_EXIT_CODE)), None)
+        return next((own for own in _REPORTED_AS_SUCCESS if own in codes.values()), 0), ""
+    failed = next(((rank, end) for rank, end in codes.items() if end not in (0, *_REPORTED_AS_SUCCESS)), None)
     log = logs / "torchrun.log"
     before, _, root_cause = log.read_text(errors="replace").partition("Root Cause")  # absent if only one rank failed
     # A rank that a signal or its hang watch ended leaves no file.

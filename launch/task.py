@@ -18,14 +18,14 @@ from types import FrameType
 
 from launch.job_end import JobMarkers, current_job_id, restart_count
 from nano3.utils.console import flush_output, prepare_output, print_problems, write
-from nano3.utils.errors import RESTART_EXIT_CODE, Failure
+from nano3.utils.errors import RESTART_EXIT_CODE, ROLLBACK_EXIT_CODE, Failure
 
 # Seconds that the job script needs to requeue the job, between the SIGKILL of a rank that did not save in time and
 # Slurm's time limit.
 _REQUEUE_MARGIN_S = 15
 
 
-def rendezvous_port(job: str, restart: int) -> int:
+def rendezvous_port(job: str, restart: int, rollback: int = 0) -> int:
     """Return the port on which the ranks of a job meet: equal for all ranks, different after a restart.
 
     The port is below 32768, where Linux's ephemeral ports begin (net.ipv4.ip_local_port_range): a taken port would end
@@ -34,8 +34,10 @@ def rendezvous_port(job: str, restart: int) -> int:
     Args:
         job: Id of the job.
         restart: How often Slurm has requeued it.
+        rollback: How often the tasks have started their ranks again since.
     """
-    return 20_000 + zlib.crc32(f"{job} {restart}".encode()) % 12_000
+    start = f"{job} {restart}" + (f" {rollback}" if rollback else "")
+    return 20_000 + zlib.crc32(start.encode()) % 12_000
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,12 @@ class RankTask:
                 print_problems(error.problems)
                 markers.record_failure(error.exit_code)
                 return error.exit_code
-        process = RankProcess(self.command, self.signal_delay_s - _REQUEUE_MARGIN_S)
-        code = process.wait()
+        process, code = self._run_rank()
         if code == 0:
             if self.array_task:
                 markers.mark_done()
             return 0
-        if code == RESTART_EXIT_CODE or process.killed_late or process.stopped_before_start(code):
+        if code in (RESTART_EXIT_CODE, ROLLBACK_EXIT_CODE) or process.killed_late or process.stopped_before_start(code):
             if process.stop_requested:
                 markers.request_requeue()
             else:
@@ -107,6 +108,22 @@ class RankTask:
             return 0
         markers.record_failure(code)
         return code
+
+    def _run_rank(self) -> tuple["RankProcess", int]:
+        """Run the rank until it ends with another code than 77, and return its last process and the code.
+
+        All ranks return 77 after the same iteration, so all tasks start their ranks again.
+        """
+        grace_s = self.signal_delay_s - _REQUEUE_MARGIN_S
+        process = RankProcess(self.command, grace_s)
+        code = process.wait()
+        rollback = 0
+        while code == ROLLBACK_EXIT_CODE and not process.stop_requested:
+            rollback += 1
+            os.environ["MASTER_PORT"] = str(rendezvous_port(current_job_id(), restart_count(), rollback))
+            process = RankProcess(self.command, grace_s)
+            code = process.wait()
+        return process, code
 
 
 def _signal_name(number: int) -> str:

@@ -1,8 +1,8 @@
 """Run one rank under torchrun: `python -m launch.torchrun_rank FOLDER module:function ARGS...`.
 
 torchrun ends all ranks when one exits with anything but 0, and its own exit code is always 1 then. So each rank leaves
-files in FOLDER (RUN_DIR/logs) for launch.local, and reports 75 as success: a rank that has saved must not end the
-others while they save.
+files in FOLDER (RUN_DIR/logs) for launch.local, and reports 75 and 77 as success: a rank that has saved must not end
+the others while they save.
 
     RANK.pid       process id of the rank, for signals
     RANK.exit      exit code of the rank
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from launch.rank import run_rank
 from nano3.utils.console import flush_output, prepare_output
-from nano3.utils.errors import RESTART_EXIT_CODE
+from nano3.utils.errors import RESTART_EXIT_CODE, ROLLBACK_EXIT_CODE
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
@@ -44,7 +44,7 @@ def main() -> int:
         code = 1
     flush_output()
     (logs / f"{rank}.exit").write_text(str(code))
-    return 0 if code == RESTART_EXIT_CODE else code
+    return 0 if code in (RESTART_EXIT_CODE, ROLLBACK_EXIT_CODE) else code
 
 
 if __name__ == "__main__":

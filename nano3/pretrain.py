@@ -30,6 +30,7 @@ from nano3.training.checks import run_folders
 from nano3.training.checks.lr_schedule import with_default_decay
 from nano3.training.preflight import Preflight, preflight
 from nano3.training.reports.objective import objective_problems
+from nano3.training.run.guard import may_roll_back
 from nano3.training.run.record import (
     DataReference,
     abandoned_checkpoint_problems,
@@ -39,8 +40,8 @@ from nano3.training.run.record import (
     run_config_text,
     save_run_config,
 )
-from nano3.utils.console import is_rank_zero, table, warn, write
-from nano3.utils.errors import UserError
+from nano3.utils.console import is_rank_zero, say, table, warn, write
+from nano3.utils.errors import ROLLBACK_EXIT_CODE, UserError
 from nano3.utils.files import expand_user, normalize_path
 
 
@@ -84,7 +85,10 @@ def train_torchrun_rank(cfg: DictConfig, run_dir: Path, label: str = "") -> int:
             held.enter_context(hold_run_lock(run_dir))
             check_not_active([run_dir])
             save_run_config(run_dir, config, data, task_overrides(), label)
-        return rank_main.train(config, run_dir)
+        code = rank_main.train(config, run_dir)
+        if code == ROLLBACK_EXIT_CODE:
+            say("rolled back: start the same command again to continue (torchrun --max-restarts=N does)")
+        return code
 
 
 def torchrun_problems(cfg: DictConfig) -> list[str]:
@@ -140,6 +144,7 @@ def make_job(
         folders=(*run_folders.folders_read(config), *run_folders.folders_written(config)),
         preview=preview,
         label=label,
+        may_roll_back=may_roll_back(config),
         changed=run_changed(run_dir, config, found) or missing_final_checkpoint(run_dir) is not None,
         save_config=save_config,
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 from nano3.config.blend import BlendConfig
 from nano3.config.cluster import ClusterConfig
+from nano3.config.guard import GuardConfig
 from nano3.config.model import ModelConfig
 from nano3.config.train import CheckpointConfig, LoggerConfig, OptimizerConfig, SchedulerConfig, TrainConfig
 
@@ -81,6 +82,8 @@ class PretrainConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     # Which checkpoints are saved, and which one a run starts from.
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    # What happens when the loss or the gradient norm of an iteration is abnormal.
+    guard: GuardConfig = field(default_factory=GuardConfig)
     # Any other field of Megatron-Bridge's ConfigContainer (backend=megatron), checked against its dataclasses.
     megatron: dict[str, Any] = field(default_factory=dict)
     # Group: where the run is executed.

@@ -32,6 +32,9 @@ class TrainConfig:
     exit_duration_in_mins: float | None = None
     # Save a checkpoint and stop after this iteration without changing the schedule; null runs to train_iters.
     exit_iteration: int | None = None
+    # Iterations to leave out, as pairs of the first and the last one, both included: [[120, 125], [300, 300]]. They are
+    # counted and their samples are passed over; weights and learning rate stay as they are.
+    skip_iterations: list[list[int]] = field(default_factory=list)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import nano3
 from nano3.tools._arguments import RUNS, find_run, find_runs_below
@@ -22,6 +22,9 @@ from nano3.utils.console import say, table
 from nano3.utils.disk_errors import reason
 from nano3.utils.errors import UserError
 from nano3.utils.files import write_text
+
+if TYPE_CHECKING:
+    from nano3.training.run.skips import SkipRecord
 
 HELP = "write one HTML page about runs: results, curves, differences"
 SPEED_LINES = 20  # the speed is the median over this many lines of metrics at the end
@@ -124,9 +127,11 @@ def make_page(folders: dict[str, Path], command: str) -> str:
         Failure: A file of a run is damaged.
     """
     from nano3.training.run.metrics import read_metrics
+    from nano3.training.run.skips import read_skips
 
     lines = {name: read_metrics(folder) for name, folder in folders.items()}
     runs = {name: ReportedRun(folder, lines[name], read_start_record(folder)) for name, folder in folders.items()}
+    skips = {name: read_skips(folder) for name, folder in folders.items()}
     title = next(iter(runs)) if len(runs) == 1 else f"{len(runs)} runs"
     time = f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"
     made = f"{time} by nano3 {nano3.__version__}: <code>{escape(command)}</code>"
@@ -138,7 +143,8 @@ def make_page(folders: dict[str, Path], command: str) -> str:
         datasets_table(lines),
         time_section(lines),
         "<h2>Curves</h2>",
-        draw_curves(lines),
+        draw_curves(lines, skips),
+        *guard_section(runs, skips),
         "<h2>Differences</h2>" if len(runs) > 1 else "<h2>Configuration</h2>",
         record_tables({name: run.record for name, run in runs.items()}),
         "</body></html>\n",
@@ -244,12 +250,47 @@ def recent_median(train: Lines, key: str, form: str) -> str:
     return form.format(statistics.median_high(values)) if values else ""
 
 
-def draw_curves(lines: dict[str, Lines]) -> str:
-    """Return a picture of every metric that the runs have; raise UserError without matplotlib."""
+def guard_section(runs: dict[str, ReportedRun], skips: "dict[str, SkipRecord]") -> list[str]:
+    """Return a heading and tables of what the guards found and what was left out; empty if there is nothing.
+
+    Args:
+        runs: The runs by name.
+        skips: What each run left out.
+    """
+    from nano3.training.run.guard import read_events
+
+    events = [
+        [name, f"{event['iteration']:,}", event["statistic"], *map(format_number, (event["value"], event["threshold"])),
+         event["action"], ", ".join(sorted({row["dataset"] for row in event["documents"]})), event["time"]]
+        for name, run in runs.items()
+        for event in read_events(run.folder)
+    ]  # fmt: skip
+    left_out = [[name, str(one)] for name, record in skips.items() for one in record.ranges]
+    columns = ["run", "iteration", "statistic", "value", "threshold", "action", "datasets of its batch", "time"]
+    tables = [html_table(columns, events)] if events else []
+    tables += [html_table(["run", "iterations left out"], left_out, left=True)] if left_out else []
+    return ["<h2>Guard</h2>", *tables] if tables else []
+
+
+def format_number(value: float | str | None) -> str:
+    """Return a number with four digits; None as an empty string, and text as it is."""
+    return value if isinstance(value, str) else "" if value is None else f"{value:.4g}"
+
+
+def draw_curves(lines: dict[str, Lines], skips: "dict[str, SkipRecord] | None" = None) -> str:
+    """Return a picture of every metric that the runs have.
+
+    Args:
+        lines: The metrics of each run.
+        skips: What each run left out.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
     from nano3.training.reports.curves import CURVES, draw_curve
 
     try:
-        drawn = [picture for curve in CURVES if (picture := draw_curve(curve, lines))]
+        drawn = [picture for curve in CURVES if (picture := draw_curve(curve, lines, skips))]
     except ModuleNotFoundError as error:
         raise UserError(
             f"{error.name} is required for the curves, but not installed: pip install 'nano3[train]'"

@@ -25,6 +25,7 @@ from nano3.tools.diff import missing_start_problem, read_start_record
 from nano3.training.run import parent_checkpoint
 from nano3.training.run.literal_config import check_literal, literal
 from nano3.training.run.record import ROOT, code_version, latest_start_dir
+from nano3.training.run.skips import read_skips
 from nano3.utils.command_line import CommandLine
 from nano3.utils.console import say, warn
 from nano3.utils.errors import Failure, UserError, list_some
@@ -36,6 +37,8 @@ HELP = "start a run again from its record, under another name"
 GROUPS = ("model", "data_blend", "cluster")
 # Name and folders of the old run. The new run gets its own.
 RUN_SPECIFIC = (("run", "name"), ("run", "output_dir"), ("checkpoint", "save"))
+# Keys that decide which samples an iteration reads. With another value, the iterations left out mean nothing.
+ORDER_KEYS = ("run.data", "data_blend", "train.seed", "train.seq_length", "train.global_batch_size")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     config["run"]["data"] = literal(data_reference(record.data.get("reference"), config["run"]["data"]))
     if parent := parent_checkpoint.read_parent(folder):
         config["checkpoint"]["load"] = literal(checkpoint_to_load(folder, parent, args.changes))
+    leave_out_the_same(config, folder, args.changes)
     warn_other_code(folder, start, record.code)
     name = f"run.name='{slugify(folder.absolute().name) or 'run'}-again'"
     changes = args.changes if "run.name" in CommandLine.parse(args.changes).values else [name, *args.changes]
@@ -124,6 +128,20 @@ def checkpoint_to_load(run_dir: Path, parent: parent_checkpoint.ParentCheckpoint
             "checkpoint.load=FOLDER, or checkpoint.load=null to start with new weights."
         )
     return str(parent.checkpoint)
+
+
+def leave_out_the_same(config: dict[str, Any], run_dir: Path, changes: Sequence[str]) -> None:
+    """Set train.skip_iterations to what the old run has left out, by hand or by its guard.
+
+    Args:
+        config: Recorded configuration; changed in place.
+        run_dir: Folder of the old run.
+        changes: Overrides of the new run.
+    """
+    ranges = read_skips(run_dir).ranges
+    if ranges and not CommandLine.parse(changes).values.keys() & set(ORDER_KEYS):
+        config["train"]["skip_iterations"] = [[one.first, one.last] for one in ranges]
+        say(f"iterations left out as in {run_dir}: {', '.join(map(str, ranges))}")
 
 
 def inherited_config(config: dict[str, Any], run_dir: Path, changes: Sequence[str]) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 nano3 trace quickstart --iteration 120
 nano3 trace quickstart --iteration 120 --sample 3 --text
+
+If the run leaves out the iteration, or its guard has found something there, the last lines say so.
 """
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,37 +20,11 @@ if TYPE_CHECKING:  # numpy is slow to import
     from nano3.config import PretrainConfig
     from nano3.data.dataset.manifest import Manifest
     from nano3.data.dataset.source_lookup import SourceRow
-    from nano3.training.reports.sample_index import SampleIndex
+    from nano3.training.run.batch_documents import DocumentKey, DocumentSpan
 
 HELP = "list the documents in the batch of one iteration, with their source files and rows"
 ONLY_SHOWS = True
 COLUMNS = ["sample", "dataset", "file", "position", "shard", "document", "tokens"]
-# Prefix of a shard, and the number of a document in it.
-DocumentKey = tuple[str, int]
-
-
-@dataclass(frozen=True)
-class DocumentSpan:
-    """Tokens [start, stop) of a document in the batch.
-
-    Attributes:
-        sample: Position in the global batch, counted from 0.
-        shard: Prefix of the shard, for example train/data_00000.
-        document: Number of the document in the shard, counted from 0.
-        start: First token of the document in the sample.
-        stop: End of the span, exclusive.
-    """
-
-    sample: int
-    shard: str
-    document: int
-    start: int
-    stop: int
-
-    @property
-    def key(self) -> DocumentKey:
-        """The document."""
-        return self.shard, self.document
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the tool and return its exit code."""
     from nano3.data.dataset.manifest import load_manifest
+    from nano3.training.run.batch_documents import document_spans, open_sample_index
     from nano3.training.run.record import load_run_config
 
     run_dir = find_run(args.run)
@@ -87,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
     title = f"{run_dir}: iteration {args.iteration}, {which} of the run"
     table(title, COLUMNS, rows, right=["sample", "document"])
     say(f"spans: {len(spans):,}, documents: {len({span.key for span in spans}):,}")
+    for line in describe_events(run_dir, args.iteration):
+        say(line)
     if args.text:
         print_texts(data, manifest, spans)
     return 0
@@ -108,6 +86,7 @@ def samples_of_iteration(config: "PretrainConfig", run_dir: Path, iteration: int
         Failure: The batch size changed during the run.
     """
     from nano3.training.run import parent_checkpoint
+    from nano3.training.run.batch_documents import batch_samples
     from nano3.training.run.checkpoints import iteration_of, latest_checkpoint, recorded_checkpoint_dir
     from nano3.training.run.metrics import read_metrics
 
@@ -130,65 +109,33 @@ def samples_of_iteration(config: "PretrainConfig", run_dir: Path, iteration: int
                 f"{run_dir}: after iteration {iteration} the run had read {line['consumed_samples']:,} samples, not "
                 f"{iteration} x {size}. Its batch size changed during the run, so its samples cannot be identified."
             )
-    offset = (iteration - 1) * size
-    return range(offset, offset + size) if sample is None else range(offset + sample, offset + sample + 1)
+    samples = batch_samples(iteration, size)
+    return samples if sample is None else samples[sample : sample + 1]
 
 
-def open_sample_index(config: "PretrainConfig", run_dir: Path, data: Path) -> "SampleIndex":
-    """Open the sample index of a run, and warn if the run was also started with other lengths.
+def describe_events(run_dir: Path, iteration: int) -> list[str]:
+    """Return why the run has not trained on the batch of an iteration, and what its guard has found there.
 
     Args:
-        config: The run's configuration.
         run_dir: Run folder.
-        data: Its data.
+        iteration: Iteration, counted from 1.
 
     Raises:
-        UserError: There is no index yet.
-        Failure: The index cannot be read.
+        Failure: A record of the run is damaged.
     """
-    from nano3.training.dataset import open_data
-    from nano3.training.reports.sample_index import SampleIndex
-    from nano3.training.run import index_cache
+    from nano3.training.run.guard import read_events
+    from nano3.training.run.skips import read_skips
 
-    cache = index_cache.cache_folder(run_dir, open_data(data).fingerprint)
-    index = SampleIndex(cache, config.train.train_iters * config.train.global_batch_size)
-    if index.other_sizes:
-        sizes = " and ".join(f"{size:,}" for size in index.other_sizes)
-        warn(
-            f"{index.cache} also holds indexes of {sizes} samples: this run was also started with other lengths. For "
-            "batches read by those starts, the result is correct only within the first epoch, where the order does not "
-            "depend on the length."
-        )
-    return index
+    skipped = read_skips(run_dir).find(iteration)
+    lines = [f"not trained on: the run leaves out iteration {skipped}"] if skipped else []
+    for event in read_events(run_dir):
+        if event["iteration"] == iteration:
+            above = f" above {event['threshold']:.4g}" if event["threshold"] is not None else ""
+            lines.append(f"guard, {event['time']}: {event['statistic']} {event['value']}{above}: {event['action']}")
+    return lines
 
 
-def document_spans(index: "SampleIndex", data: Path, samples: range, global_batch_size: int) -> Iterator[DocumentSpan]:
-    """Yield the spans of documents that make up samples, in order.
-
-    Args:
-        index: The run's sample index.
-        data: Data folder, which may have been moved since the run.
-        samples: Numbers of the samples in the run.
-        global_batch_size: Samples per iteration.
-    """
-    import numpy as np
-
-    from nano3.data.dataset.indexed import IndexedFile
-
-    opened: dict[str, IndexedFile] = {}
-    for sample in samples:
-        member, number = index.locate(sample)
-        shard = "/".join(member.prefix.parts[-2:])
-        if shard not in opened:
-            opened[shard] = IndexedFile(data / shard)
-        indexed = opened[shard]
-        for span in member.token_spans(number, indexed.lengths):
-            # The last document that begins at this sequence; empty ones before it have no sequence.
-            document = int(np.searchsorted(indexed.bounds, span.sequence, "right")) - 1
-            yield DocumentSpan(sample % global_batch_size, shard, document, span.start, span.stop)
-
-
-def find_sources(data: Path, manifest: "Manifest", spans: Iterable[DocumentSpan]) -> dict[DocumentKey, "SourceRow"]:
+def find_sources(data: Path, manifest: "Manifest", spans: "Iterable[DocumentSpan]") -> "dict[DocumentKey, SourceRow]":
     """Return the source row of each document, and warn of shards whose sources cannot be read.
 
     Args:
@@ -218,14 +165,14 @@ def find_sources(data: Path, manifest: "Manifest", spans: Iterable[DocumentSpan]
     return found
 
 
-def table_row(span: DocumentSpan, dataset: str, source: "SourceRow | None") -> list[str]:
+def table_row(span: "DocumentSpan", dataset: str, source: "SourceRow | None") -> list[str]:
     """Return a span's cells for the table."""
     file, position = (source.path, source.position) if source else ("", "")
     tokens = f"{span.start:,}-{span.stop - 1:,}"
     return [str(span.sample), dataset, file, position, span.shard, f"{span.document:,}", tokens]
 
 
-def print_texts(data: Path, manifest: "Manifest", spans: Iterable[DocumentSpan]) -> None:
+def print_texts(data: Path, manifest: "Manifest", spans: "Iterable[DocumentSpan]") -> None:
     """Print the decoded text of each sample, including special tokens."""
     from nano3.data.dataset.indexed import IndexedFile
     from nano3.tools.inspect_data import load_tokenizer

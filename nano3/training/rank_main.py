@@ -29,7 +29,8 @@ def main(config_path: str) -> int:
     """Train with the configuration in RUN/config.yaml.
 
     Returns:
-        The exit code: 0 if train.train_iters or train.exit_iteration is reached, 75 if stopped before.
+        The exit code: 0 if train.train_iters or train.exit_iteration is reached, 75 if stopped before, 77 if the guard
+        wants the ranks to start again.
 
     Raises:
         UserError: The configuration or the data is wrong.
@@ -81,6 +82,8 @@ def train(config: PretrainConfig, run_dir: Path) -> int:
             outcome = trainer.train(config, Path(config.run.data), run_dir, on_save=SaveRecorder(config, run_dir))
         limit = config.train.exit_iteration
         complete = outcome.status == "finished" or (limit is not None and outcome.iteration >= limit)
+        if outcome.status == "rolled back":
+            return outcome.exit_code
         if is_rank_zero():
             report_outcome(config, run_dir, outcome, complete)
     return 0 if complete else outcome.exit_code

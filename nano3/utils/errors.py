@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 RESTART_EXIT_CODE = 75
 # Exit code of a rank that made no progress (nano3.training.run.hang_watch): EX_PROTOCOL of sysexits.h.
 HANG_EXIT_CODE = 76
+# Exit code of a rank that the launcher must start again at once, where it is: the guard has rolled the run back.
+ROLLBACK_EXIT_CODE = 77
 # Exit code after Ctrl-C: 128 + SIGINT, as in shells.
 INTERRUPTED_EXIT_CODE = 130
 MAX_LISTED = 30  # words that a message lists

@@ -18,7 +18,7 @@ from nano3.config.cluster import ClusterConfig
 
 DEVCLUSTER = HERE.parent / "slurm" / "devcluster.sh"
 # Keys of a Job; all others are those of its cluster.
-OWN = ("container", "folders", "preview", "label", "after", "args", "save_config")
+OWN = ("container", "folders", "preview", "label", "after", "args", "save_config", "may_roll_back")
 MakeJob = Callable[..., launch.Job]
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,16 @@ def test_torchrun_stop_lets_all_ranks_save(make_job: Any, number: signal.Signals
     out, _err = command.communicate(timeout=200)
     assert command.returncode == 75 and "saved step" in out
     assert "saved step" in (job.run_dir / "logs" / "rank_1.log").read_text()
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_ranks_that_are_rolled_back_start_again(make_job: Any, ranks: int) -> None:
+    job = make_job(entry="launch_entries:roll_back", nproc_per_node=ranks, may_roll_back=True, args=())
+    job = replace(job, args=(str(job.run_dir), "2"))
+    assert launch.run([job]) == 0
+    for rank in range(ranks):
+        assert len((job.run_dir / f"starts_{rank}.txt").read_text().splitlines()) == 3
+    assert json.loads((job.run_dir / "local.json").read_text())["exit_code"] == 0
 
 
 @pytest.mark.parametrize("unfinished", ["0", "1"])

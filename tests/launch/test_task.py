@@ -120,6 +120,14 @@ def test_task_with_a_stop_request_asks_for_a_requeue(tmp_path: Path) -> None:
     assert files(tmp_path) == {"7.again"}
 
 
+def test_a_rank_that_is_rolled_back_starts_again_in_its_task(tmp_path: Path) -> None:
+    """No requeue: the job keeps its nodes. The ranks meet on another port each time."""
+    assert run_task(tmp_path, "roll_back", str(tmp_path), "2") == 0
+    ports = (tmp_path / "starts_0.txt").read_text().splitlines()
+    assert len(ports) == len(set(ports)) == 3 and files(tmp_path) == set()
+    assert ports[1:] == [str(rendezvous_port("7", 0, rollback)) for rollback in (1, 2)]
+
+
 def test_task_of_an_array(tmp_path: Path) -> None:
     assert run_task(tmp_path, "part", str(tmp_path), "", array_task=True) == 0
     assert (tmp_path / "part_2").read_text() == "2 of 5" and files(tmp_path) == {"7.done"}

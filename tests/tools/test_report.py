@@ -18,6 +18,7 @@ from nano3.tools import report
 from nano3.training.reports.curves import CURVES, Curve, draw_curve
 from nano3.training.reports.plot import plot_losses
 from nano3.training.run.record import DataReference, save_run_config
+from nano3.training.run.skips import ROLLED_BACK, SkippedRange, SkipRecord
 from nano3.utils.errors import Failure, UserError
 
 
@@ -300,3 +301,18 @@ def test_names_are_no_formulas(tmp_path: Path, name: str) -> None:
     legend = name.translate({27: r"\x1b", 10: r"\n"})
     assert all(legend in words(picture).replace("\u200b", "") for picture in pictures(page)[:2])
     assert plot_losses(run).stat().st_size > 1000
+
+
+def test_what_the_guard_found_and_what_was_left_out_is_on_the_page(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    event = {"time": "2026-01-01T00:00:00+00:00", "iteration": 17, "statistic": "loss", "value": "nan", "median": 5.0,
+             "threshold": 6.25, "action": "rollback", "samples": [64, 67],
+             "documents": [{"dataset": "<web>"}]}  # fmt: skip
+    (run / "guard.jsonl").write_text(json.dumps(event) + "\n")
+    SkipRecord((SkippedRange(17, 18, ROLLED_BACK),)).write(run)
+    page = make_report(tmp_path, run)
+    tables = Tables(page).tables
+    assert ["a", "17", "loss", "nan", "6.25", "rollback", "<web>", event["time"]] in [row for t in tables for row in t]
+    assert ["a", "17 to 18 (guard rollback)"] in [row for t in tables for row in t]
+    plain = make_report(tmp_path, make_run(tmp_path / "b"))
+    assert "<h2>Guard</h2>" not in plain and "<h2>Guard</h2>" in page

@@ -18,6 +18,7 @@ from training_processes import SAMPLE, Child, tiny_config
 from nano3.config import PretrainConfig
 from nano3.data.dataset.manifest import load_manifest
 from nano3.training.run.record import DataReference, save_run_config
+from nano3.training.run.skips import ROLLED_BACK, SkippedRange, SkipRecord
 
 SEQ, BATCH, ITERATIONS = 32, 4, 12
 
@@ -208,3 +209,18 @@ def test_an_earlier_start_with_another_length(data: Path, traced: Path, tmp_path
     code, output, errors = trace(folder, "--iteration", 5)
     assert code == 0 and rows(output) == rows(trace(traced, "--iteration", 5)[1])
     assert "also holds indexes of 97 samples: this run was also started with other lengths" in errors
+
+
+def test_an_iteration_that_was_left_out_says_so(traced: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(traced, folder)
+    SkipRecord((SkippedRange(5, 6, ROLLED_BACK),)).write(folder)
+    event = {"time": "2026-01-01T00:00:00+00:00", "iteration": 5, "statistic": "loss", "value": 9.5, "median": 5.0,
+             "threshold": 6.25, "action": "rollback", "samples": [16, 19], "documents": []}  # fmt: skip
+    (folder / "guard.jsonl").write_text(json.dumps(event) + "\n")
+    code, out, _ = trace(folder, "--iteration", 5, "--no-sources")
+    assert code == 0 and out.splitlines()[-2:] == [
+        "not trained on: the run leaves out iteration 5 to 6 (guard rollback)",
+        "guard, 2026-01-01T00:00:00+00:00: loss 9.5 above 6.25: rollback",
+    ]
+    assert "not trained" not in trace(folder, "--iteration", 7, "--no-sources")[1]

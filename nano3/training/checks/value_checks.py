@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nano3.artifacts import wandb_mirror
 from nano3.artifacts.names import alias_for, alias_problem
+from nano3.config.guard import ACTIONS
 from nano3.config.model import ModelConfig
 from nano3.config.pretrain import PretrainConfig, megatron_section
 from nano3.training.run.sound_checkpoints import ON_DAMAGE
@@ -18,7 +19,7 @@ LARGEST_SEED = 2**32 - 1
 
 def value_problems(config: PretrainConfig) -> list[str]:
     """Return a sentence for each number that is out of range."""
-    t, o, c = config.train, config.optimizer, config.checkpoint
+    t, o, c, g = config.train, config.optimizer, config.checkpoint, config.guard
     minimums: dict[str, tuple[float | None, float]] = {
         "train.train_iters": (t.train_iters, 1),
         "train.seq_length": (t.seq_length, 2),
@@ -32,6 +33,13 @@ def value_problems(config: PretrainConfig) -> list[str]:
         "checkpoint.save_interval": (c.save_interval, 0 if config.backend == "megatron" else 1),
         "checkpoint.keep_last": (c.keep_last, 0),
         "checkpoint.max_failed_saves": (c.max_failed_saves, 1),
+        "guard.window": (g.window, 8),
+        "guard.ignore_first": (g.ignore_first, 0),
+        "guard.threshold": (g.threshold, 0),
+        "guard.min_loss_rise": (g.min_loss_rise, 0),
+        "guard.min_grad_norm_rise": (g.min_grad_norm_rise, 0),
+        "guard.max_rollbacks": (g.max_rollbacks, 0),
+        "guard.max_consecutive_skips": (g.max_consecutive_skips, 1),
         "optimizer.lr": (o.lr, 0),
         "optimizer.min_lr": (o.min_lr, 0),
         "optimizer.adam_eps": (o.adam_eps, 0),
@@ -53,9 +61,40 @@ def value_problems(config: PretrainConfig) -> list[str]:
     if c.on_damage not in ON_DAMAGE:
         problems.append(f"checkpoint.on_damage={c.on_damage}: unknown.{did_you_mean(c.on_damage, ON_DAMAGE)}")
     betas = {"optimizer.adam_beta1": o.adam_beta1, "optimizer.adam_beta2": o.adam_beta2}
+    problems += [*guard_problems(config), *skip_problems(config)]
     return [*problems, *model_value_problems(config.model)] + [
         f"{name}={beta:g} must be at least 0 and below 1." for name, beta in betas.items() if not 0 <= beta < 1
     ]
+
+
+def guard_problems(config: PretrainConfig) -> list[str]:
+    """Return why guard.action is unknown or cannot be carried out."""
+    action = config.guard.action
+    if action not in ACTIONS:
+        return [f"guard.action={action}: no such action.{did_you_mean(action, ACTIONS)}"]
+    if action == "rollback" and not config.checkpoint.save_interval:
+        return [
+            "guard.action=rollback needs checkpoints to return to, and checkpoint.save_interval is 0. Set a "
+            "checkpoint.save_interval, or guard.action=warn."
+        ]
+    return []
+
+
+def skip_problems(config: PretrainConfig) -> list[str]:
+    """Return what is wrong with the pairs of train.skip_iterations."""
+    problems, last = [], config.train.train_iters
+    for pair in config.train.skip_iterations:
+        if len(pair) != 2 or not 1 <= pair[0] <= pair[1]:
+            problems.append(
+                f"train.skip_iterations: {list(pair)} is not a pair of a first and a last iteration. Write [[5,6]] for "
+                "iterations 5 and 6, and [[5,5]] for one iteration."
+            )
+        elif pair[1] >= last:
+            problems.append(
+                f"train.skip_iterations: {list(pair)} must end before the last iteration (train.train_iters={last}), "
+                "after which the run is saved."
+            )
+    return problems
 
 
 def model_value_problems(model: ModelConfig) -> list[str]:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 class ExpertBalance:
     """Counts the tokens of each expert in training passes; `update` moves the biases and resets the counts.
 
+    `discard` resets them only: for a step that is left out.
+
     `add_ranks(tensor)` returns the sum over all ranks.
     """
 
@@ -56,3 +58,7 @@ class ExpertBalance:
                 gate.e_score_correction_bias.add_(self.rate * torch.sign(counts.mean() - counts))
                 self._counts[index] = 0
         return loads
+
+    def discard(self) -> None:
+        """Forget the tokens counted since the last update."""
+        self._counts = [0] * len(self._counts)

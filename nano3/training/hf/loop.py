@@ -16,12 +16,13 @@ from nano3.training.hf.rng import rng_state
 from nano3.training.run.checkpoints import CheckpointInfo
 from nano3.training.run.expert_load import load_metrics
 from nano3.training.run.failed_saves import FailedSaves, SaveError
+from nano3.training.run.guard import Guard, Verdict
 from nano3.training.run.hang_watch import note_progress
 from nano3.training.run.metrics import Metrics
 from nano3.training.run.outcome import Outcome, SaveHook
 from nano3.training.run.stop import StopRequest
 from nano3.training.run.throughput import Throughput
-from nano3.utils.errors import Failure
+from nano3.utils.console import say
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +40,7 @@ class TrainerComponents:
     optimizer: Any
     scheduler: Any
     balance: ExpertBalance
+    guard: Guard
     datasets: Datasets
     metrics: Metrics
     throughput: Throughput
@@ -52,15 +54,22 @@ class TrainerComponents:
 
 @dataclass
 class Step:
-    """One finished iteration: mean loss over all ranks in nats per token, gradient norm before clipping, its rate.
+    """One iteration: mean loss over all ranks in nats per token, gradient norm before clipping, its rate.
 
-    `expert_counts` are the tokens of each expert, of shape [layers, experts], summed over all ranks.
+    The weights have changed only if the guard's verdict is "continue". `expert_counts` are the tokens of each expert,
+    of shape [layers, experts], summed over all ranks.
     """
 
     loss: float
     grad_norm: float
     lr: float
     expert_counts: "torch.Tensor | None"
+    verdict: Verdict = "continue"
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether loss and gradient norm are numbers that can be recorded."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 @dataclass
@@ -98,7 +107,7 @@ class Loop:
         """Train, and return how it ended.
 
         Raises:
-            Failure: Loss or gradient is not finite; names the iteration.
+            Failure: Loss or gradient is not finite, or the guard gives up; names the iteration.
         """
         t, c = self.parts.config.train, self.parts.config.checkpoint
         clock, startup = self.parts.metrics.clock, self.parts.metrics.startup
@@ -108,18 +117,18 @@ class Loop:
             if startup:
                 startup.mark("validation")
         while self.iteration < t.train_iters:
-            started = time.monotonic()
-            step = self.step()
+            step = self.next_step()
             clock.enter("step")  # the first one ended the start
             if startup:
                 startup.mark("first step")
+            if step and step.verdict == "rollback":
+                return Outcome("rolled back", self.iteration, self.saved, "guard.action=rollback")
             self.iteration += 1
-            self.clock.training_s += time.monotonic() - started
-            self.clock.iterations += 1
             note_progress(self.iteration)
             last = self.iteration == t.train_iters
             reason = "" if last else stop.agreed(self.iteration, self._any_rank)
-            if self.iteration % self.parts.config.logger.log_interval == 0 or last or reason or self.iteration == 1:
+            logged = self.iteration % self.parts.config.logger.log_interval == 0 or self.iteration == 1
+            if step and step.is_finite and (logged or last or reason):
                 self.report(step)
             if t.eval_interval and (last or self.iteration % t.eval_interval == 0):
                 with clock.during("valid"):
@@ -130,6 +139,18 @@ class Loop:
             if reason:
                 return Outcome("stopped", self.iteration, self.saved, reason)
         return Outcome("finished", self.iteration, self.saved)
+
+    def next_step(self) -> Step | None:
+        """Take the next step and measure its time; None if the run leaves the iteration out."""
+        if skipped := self.parts.guard.skips.find(self.iteration + 1):
+            if self.iteration + 1 == skipped.first:
+                say(f"leaving out iteration {skipped}")
+            return None
+        started = time.monotonic()
+        step = self.step()
+        self.clock.training_s += time.monotonic() - started
+        self.clock.iterations += 1
+        return step
 
     def step(self) -> Step:
         """Take one optimizer step over train.global_batch_size samples."""
@@ -148,20 +169,27 @@ class Loop:
         mean = p.accelerator.reduce(total, "mean").item()
         limit = p.config.optimizer.clip_grad or float("inf")
         norm = float(torch.nn.utils.clip_grad_norm_(p.model.parameters(), limit))
-        self._check_finite(mean, norm)
-        p.optimizer.step()
+        verdict = p.guard.verdict(self.iteration + 1, *self._values_of_rank0(mean, norm))
+        if verdict == "continue":
+            p.optimizer.step()
+            p.scheduler.step(p.plan.global_batch_size)
+            counts = p.balance.update()
+        else:
+            p.balance.discard()
+            counts = None
         p.optimizer.zero_grad()
-        p.scheduler.step(p.plan.global_batch_size)
-        return Step(mean, norm, lr, p.balance.update())
+        return Step(mean, norm, lr, counts, verdict)
 
-    def _check_finite(self, loss: float, norm: float) -> None:
-        if math.isfinite(loss) and math.isfinite(norm):
-            return
-        raise Failure(
-            f"Iteration {self.iteration + 1}: loss is {loss}, gradient norm {norm}; the step was not taken. Newest "
-            f"checkpoint: {self.saved or 'none yet'}. A resume with the same settings fails at the same iteration: "
-            f"lower optimizer.lr (now {self.parts.config.optimizer.lr:g}) or lengthen scheduler.lr_warmup_iters."
-        )
+    def _values_of_rank0(self, loss: float, norm: float) -> tuple[float, float]:
+        """Return rank 0's values, so that the guard decides alike even if the last digits of the ranks differ."""
+        import torch
+        from accelerate.utils import broadcast
+
+        accelerator = self.parts.accelerator
+        if accelerator.num_processes == 1:
+            return loss, norm
+        shared = broadcast(torch.tensor([loss, norm], device=accelerator.device, dtype=torch.float64))
+        return shared[0].item(), shared[1].item()
 
     def validate(self) -> None:
         """Record the loss on each dataset's validation samples, the same ones each time, and the weighted mean."""
@@ -221,6 +249,7 @@ class Loop:
             parameters=p.parameters,
             run_identity=p.run_identity,
             mutable_settings=p.mutable_settings,
+            guard_window=[list(one) for one in p.guard.detector.observations(self.iteration)],
         )
         p.metrics.flush()
         state = {

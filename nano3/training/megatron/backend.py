@@ -8,6 +8,7 @@ import contextlib
 import gc
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,10 @@ from nano3.training.megatron.errors import hide_expected_tracebacks, translate_e
 from nano3.training.megatron.recipe_check import recipe_problems, tokenizer_problems
 from nano3.training.megatron.saving import SaveContext, use_manager
 from nano3.training.run import index_cache, resume
+from nano3.training.run.batch_documents import describe_documents
 from nano3.training.run.checkpoints import checkpoint_dir
 from nano3.training.run.failed_saves import FailedSaves
+from nano3.training.run.guard import Guard
 from nano3.training.run.metrics import truncate_after
 from nano3.training.run.outcome import Outcome, SaveHook, no_hook
 from nano3.training.run.resume import ResumePoint, world_size
@@ -104,6 +107,8 @@ def _train(config: PretrainConfig, data_dir: Path, run_dir: Path, stop: StopRequ
     if not point.may_prune:
         container.checkpoint.most_recent_k = -1
     load_from(container.checkpoint, point)
+    leading = point.skips.leading(point.iteration)
+    container.train.iterations_to_skip = point.skips.after(point.iteration + leading)
     return _run(config, container, run_dir, save, data, point, startup, stop, on_save)
 
 
@@ -242,7 +247,8 @@ def prepare(config: PretrainConfig, data: TrainingData, run_dir: Path) -> Any:
     if problems := settings.setting_problems([*typed, *free], live):
         raise UserError(problems)
     settings.apply_settings(container, typed, live)
-    adapted = recipe.adaptations(recipe.field_getter(container), world_size(), is_installed)
+    guarded = config.guard.action != "none"
+    adapted = recipe.adaptations(recipe.field_getter(container), world_size(), is_installed, guarded)
     settings.apply_settings(container, adapted, live)
     settings.apply_settings(container, free, live)
     chosen = {s.path for s in free}
@@ -269,13 +275,22 @@ def _run(
 
     from nano3.training.megatron.callbacks import RunContext, TrainingHooks
     from nano3.training.megatron.data_waits import time_data_waits
+    from nano3.training.megatron.guard_hooks import GuardHooks, skip_ahead
     from nano3.training.megatron.per_dataset_eval import PerDatasetEval
     from nano3.training.run.metrics import Metrics
 
     startup.mark("imports and recipe")
-    train = config.train
-    metrics = Metrics(run_dir, int(os.environ["RANK"]), point.iteration, config, train.train_iters, data, startup)
+    train, rank = config.train, int(os.environ["RANK"])
+    metrics = Metrics(run_dir, rank, point.iteration, config, train.train_iters, data, startup)
     model = architecture_from_config(config, schema.load_bundled(config.recipe._target_), data.vocab_size)
+    guard = Guard(
+        config=config,
+        run_dir=run_dir,
+        rank=rank,
+        documents=lambda iteration: describe_documents(config, run_dir, data.folder, iteration),
+        skips=point.skips,
+        window=point.guard_window,
+    )
     with stop, hide_expected_tracebacks():
         hooks = TrainingHooks(
             RunContext(
@@ -294,19 +309,33 @@ def _run(
                 mutable_settings=mutable_settings(config),
                 validation=PerDatasetEval(data, train.eval_iters, forward_step) if train.eval_interval else None,
                 flops_per_token=flops_per_token(model, train.seq_length) if model else None,
+                guard=guard,
             )
         )
         if config.checkpoint.save_interval:
             use_manager(container, SaveContext(save, FailedSaves(config.checkpoint.max_failed_saves), hooks.is_last))
-        failed = 1
-        try:
-            with translate_errors(hooks, config.train.micro_batch_size):
-                timed = time_data_waits(forward_step, metrics.clock)
-                pretrain(config=container, forward_step_func=timed, callbacks=[hooks])
-            failed = 0
-        finally:
-            metrics.close(failed)
-            _release()
+        callbacks: list[Any] = [*skip_ahead(point.skips, point.iteration, train.global_batch_size)]
+        if config.guard.action != "none":
+            callbacks.append(GuardHooks(guard, hooks.saves_after))
+        timed = time_data_waits(forward_step, metrics.clock)
+        return _outcome(lambda: pretrain(container, timed, callbacks=[*callbacks, hooks]), config, hooks, metrics)
+
+
+def _outcome(pretrain: Callable[[], None], config: PretrainConfig, hooks: Any, metrics: Any) -> Outcome:
+    """Call Megatron-Bridge's `pretrain`, close the outputs, and return how it ended."""
+    from nano3.training.megatron.guard_hooks import RolledBack
+
+    failed = 1
+    try:
+        with translate_errors(hooks, config.train.micro_batch_size):
+            pretrain()
+        failed = 0
+    except RolledBack:
+        failed = 0
+        return Outcome("rolled back", hooks.iteration, hooks.saved, "guard.action=rollback")
+    finally:
+        metrics.close(failed)
+        _release()
     if hooks.reason:
         return Outcome("stopped", hooks.iteration, hooks.saved, hooks.reason)
     return Outcome("finished", hooks.iteration, hooks.saved)

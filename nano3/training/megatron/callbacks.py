@@ -17,6 +17,7 @@ from nano3.training.megatron.errors import divergence_message
 from nano3.training.megatron.expert_counts import ExpertCounts
 from nano3.training.run import index_cache
 from nano3.training.run.checkpoints import CheckpointInfo, folder_name, write_checkpoint_info
+from nano3.training.run.guard import Guard
 from nano3.training.run.hang_watch import note_progress
 from nano3.training.run.metrics import Metrics
 from nano3.training.run.outcome import SaveHook
@@ -79,6 +80,7 @@ class RunContext:
 
     `index_cache` is the folder in which Megatron writes the order of samples. `save_interval` 0 means no checkpoints.
     `flops_per_token` None means that the architecture is not known; Megatron-Bridge's count is then used.
+    `guard` keeps its window in the checkpoints.
     """
 
     metrics: Metrics
@@ -96,6 +98,12 @@ class RunContext:
     mutable_settings: dict[str, Any] = field(default_factory=dict)
     validation: DatasetEval | None = None
     flops_per_token: float | None = None
+    guard: Guard | None = None
+
+    @property
+    def guard_decides(self) -> bool:
+        """Whether the guard leaves out iterations that diverge."""
+        return self.guard is not None and self.guard.action in ("skip", "rollback")
 
 
 class TrainingHooks:
@@ -152,7 +160,7 @@ class TrainingHooks:
         GPU idle.
 
         Raises:
-            Failure: The gradient norm or the loss is not finite.
+            Failure: The gradient norm or the loss is not finite, and the guard does not leave out such iterations.
         """
         iteration = int(context.state.train_state.step) + 1
         self.timer.end_step()
@@ -161,13 +169,13 @@ class TrainingHooks:
             self.run.startup.mark("first step")
             say(self.run.startup.sentence())
         self.run.metrics.clock.enter("step")
-        if context.grad_norm is not None and not math.isfinite(context.grad_norm):
+        if not self.run.guard_decides and context.grad_norm is not None and not math.isfinite(context.grad_norm):
             raise Failure(divergence_message(iteration, f"gradient norm {context.grad_norm}"))
         self.iteration = iteration
-        note_progress(iteration, "save" if self._saves_after(iteration) else "step")
+        note_progress(iteration, "save" if self.saves_after(iteration) else "step")
         if iteration % self.run.log_interval == 0:
             loss = extract_loss(context.loss_dict)
-            if loss is not None and not math.isfinite(loss):
+            if not self.run.guard_decides and loss is not None and not math.isfinite(loss):
                 raise Failure(divergence_message(iteration, f"loss {loss}"))
             self._log(context, iteration, loss)
         if not self.reason and iteration < self.run.train_iters and self._stop_poller.due(iteration):
@@ -175,12 +183,12 @@ class TrainingHooks:
         if self.reason:
             # Megatron-Bridge saves and leaves its loop after an iteration that is a multiple of exit_interval.
             context.state.cfg.train.exit_interval = iteration
-        if self._saves_after(iteration):
+        if self.saves_after(iteration):
             if is_rank_zero():
                 record_begun(self.run.save_folder, iteration)
             self.run.metrics.clock.enter("save")  # until the next step, apart from a validation
 
-    def _saves_after(self, iteration: int) -> bool:
+    def saves_after(self, iteration: int) -> bool:
         """Return whether Megatron-Bridge saves after this iteration."""
         every = self.run.save_interval
         return every > 0 and (iteration % every == 0 or self.is_last(iteration))
@@ -230,11 +238,15 @@ class TrainingHooks:
             parameters=self._parameters,
             run_identity=self.run.run_identity,
             mutable_settings=self.run.mutable_settings,
+            guard_window=self._guard_window(iteration),
         )
         self.run.metrics.flush()
         write_checkpoint_info(folder, info)
         self.saved = folder
         self.run.on_save(iteration, folder)
+
+    def _guard_window(self, iteration: int) -> list[list[float]]:
+        return [list(one) for one in self.run.guard.detector.observations(iteration)] if self.run.guard else []
 
     def _log(self, context: Any, iteration: int, loss: float | None) -> None:
         import torch
@@ -243,6 +255,8 @@ class TrainingHooks:
         if not seconds:
             seconds = self.first_step_s or math.nan
         loss = loss_from_last_stage(loss)
+        if not math.isfinite(loss) or not math.isfinite(context.grad_norm or 0.0):
+            return  # the guard leaves this iteration out
         samples = int(context.state.train_state.consumed_train_samples) + self.run.global_batch_size
         values: dict[str, Any] = {
             "iteration": iteration,

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Protocol
 
+from nano3.training.megatron.guard_hooks import RolledBack
 from nano3.utils.errors import Failure
 
 DIVERGED = re.compile(r"found (?:NaN|Inf)[^')]*")
@@ -100,7 +101,8 @@ def hide_expected_tracebacks() -> Iterator[None]:
     def is_unexpected(record: logging.LogRecord) -> bool:
         error = sys.exc_info()[1]
         stopped = isinstance(error, SystemExit) and error.code in (0, None)
-        return not (stopped or isinstance(error, Failure) or DIVERGED.search(str(error)) or is_out_of_memory(error))
+        reported = isinstance(error, Failure | RolledBack) or is_out_of_memory(error)
+        return not (stopped or reported or DIVERGED.search(str(error)))
 
     logger = logging.getLogger("megatron.bridge.training.pretrain")
     logger.addFilter(is_unexpected)

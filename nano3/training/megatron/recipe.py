@@ -128,7 +128,9 @@ def data_settings(config: PretrainConfig, data: TrainingData, run_dir: Path) -> 
     ]
 
 
-def adaptations(get: Callable[[str], Any], world_size: int, has: Callable[[str], bool]) -> list[Setting]:
+def adaptations(
+    get: Callable[[str], Any], world_size: int, has: Callable[[str], bool], guarded: bool = False
+) -> list[Setting]:
     """Return the changes that a recipe for eight H100s in NVIDIA's container needs elsewhere.
 
     Each `origin` is the reason, for the log.
@@ -137,8 +139,13 @@ def adaptations(get: Callable[[str], Any], world_size: int, has: Callable[[str],
         get: Returns a field of the container by its dotted path; None if it is absent.
         world_size: Ranks of the run.
         has: Returns whether a module can be imported.
+        guarded: Whether the guard watches the loss.
     """
     found = []
+    if guarded:
+        # Megatron's checks fail on the one rank whose batch has the NaN, while the others wait for it.
+        checks = ("rerun_state_machine.check_for_nan_in_loss", "ddp.check_for_nan_in_grad")
+        found += [Setting(path, False, "the guard finds NaN, on all ranks together") for path in checks if get(path)]
     if get("model.moe_token_dispatcher_type") == "flex":
         found += _dispatcher(get("model.expert_model_parallel_size"), get("model.tensor_model_parallel_size"), has)
     if get("model.gradient_accumulation_fusion") and not has("fused_weight_gradient_mlp_cuda"):

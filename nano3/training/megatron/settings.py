@@ -61,6 +61,7 @@ RESERVED_FIELDS: dict[str, str] = {
     "validation.eval_iters": "train.eval_iters",
     "validation.eval_interval": "train.eval_interval",
     "model.vocab_size": "model.vocab_size",
+    "train.iterations_to_skip": "train.skip_iterations",
 }
 
 

@@ -5,7 +5,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nano3.training.reports.plot import BLUE, DATASET_COLORS, ORANGE, plain_label, smooth, style_axes
+from nano3.training.reports.plot import (
+    BLUE,
+    DATASET_COLORS,
+    ORANGE,
+    mark_left_out,
+    plain_label,
+    smooth,
+    style_axes,
+)
+from nano3.training.run.skips import SkipRecord
 
 COLORS = (BLUE, ORANGE, *DATASET_COLORS)
 Lines = list[dict[str, Any]]  # the lines of metrics.jsonl
@@ -37,12 +46,13 @@ CURVES = (
 )
 
 
-def draw_curve(curve: Curve, runs: Mapping[str, Lines]) -> str | None:
+def draw_curve(curve: Curve, runs: Mapping[str, Lines], skips: Mapping[str, SkipRecord] | None = None) -> str | None:
     """Return an <svg> element with one line per run, or None if no run has this metric. Needs matplotlib.
 
     Args:
         curve: The metric to plot.
         runs: Run name -> lines of its metrics.jsonl.
+        skips: Run name -> the iterations that it left out.
     """
     found = {
         name: [(line["iteration"], line[curve.key]) for line in lines if line.get(curve.key) is not None]
@@ -64,6 +74,7 @@ def draw_curve(curve: Curve, runs: Mapping[str, Lines]) -> str | None:
             marker = "o" if len(points) < 30 else ""
             color = COLORS[number % len(COLORS)]
             axes.plot(x, values, color=color, linewidth=1.6, marker=marker, markersize=3, label=plain_label(name))
+            mark_left_out(axes, (skips or {}).get(name, SkipRecord()), color=color)
     if curve.log and all(value > 0 for points in found.values() for _, value in points):
         axes.set_yscale("log")
     axes.set(xlabel="iteration")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nano3.training.run.metrics import FILE, read_metrics
+from nano3.training.run.skips import SkipRecord, read_skips
 from nano3.utils.console import printable
 from nano3.utils.errors import UserError
 from nano3.utils.files import atomic_open
@@ -41,6 +42,8 @@ def plot_losses(run_dir: Path, path: Path | None = None) -> Path:
     tokens_each = train[-1]["consumed_tokens"] / train[-1]["iteration"]
     scale, unit = _unit(train[-1]["consumed_tokens"])
     _draw_losses(losses, train, valid, tokens_each / scale)
+    mark_left_out(losses, read_skips(run_dir), tokens_each / scale, label="left out")
+    losses.legend(frameon=False, loc="upper right")
     rates.plot([_x(line, tokens_each / scale) for line in train], [line["lr"] for line in train], color=GREY)
     rates.set(ylabel="learning rate", xlabel=f"training tokens ({unit})", ylim=(0, None))
     rates.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
@@ -57,6 +60,23 @@ def plain_label(name: str) -> str:
     """Return a name as a label for matplotlib, which reads $…$ as a formula and hides labels that begin with "_"."""
     text = printable(name)
     return ("\u200b" if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
+def mark_left_out(
+    axes: "Axes", skips: SkipRecord, per_iteration: float = 1.0, color: str = GREY, label: str | None = None
+) -> None:
+    """Shade the iterations that a run left out.
+
+    Args:
+        axes: The axes of a curve over iterations or tokens.
+        skips: What the run left out.
+        per_iteration: Units of the x axis per iteration.
+        color: Color of the shade.
+        label: Name in the legend, or None.
+    """
+    for number, one in enumerate(skips.ranges):
+        left, right = (one.first - 1) * per_iteration, one.last * per_iteration
+        axes.axvspan(left, right, color=color, alpha=0.3, linewidth=1, label=None if number else label)
 
 
 def style_axes(axes: "Axes") -> None:
@@ -80,7 +100,6 @@ def _draw_losses(axes: "Axes", train: list[dict[str, Any]], valid: list[dict[str
         axes.annotate(f"{valid[-1]['valid_loss']:.2f}", (at[-1], valid[-1]["valid_loss"]), (6, 0),
                       textcoords="offset points", color=ORANGE, va="center")  # fmt: skip
     axes.set_ylabel("loss (nats per token)")
-    axes.legend(frameon=False, loc="upper right")
 
 
 def _x(line: dict[str, Any], per_iteration: float) -> float:

@@ -41,7 +41,7 @@ class CheckpointInfo:
     """The contents of checkpoint.json.
 
     `run_identity` must be the same on a resume. `mutable_settings` may differ; a difference is logged (see
-    nano3/training/run/resume.py).
+    nano3/training/run/resume.py). `guard_window` holds [iteration, loss, gradient norm] of the last iterations.
     """
 
     iteration: Count
@@ -52,6 +52,7 @@ class CheckpointInfo:
     run_identity: dict[str, Any]
     mutable_settings: dict[str, Any]
     files: dict[str, FileRecord] = field(default_factory=dict)
+    guard_window: list[list[float]] = field(default_factory=list)
 
 
 def folder_name(iteration: int) -> str:

@@ -24,6 +24,7 @@ from nano3.training.run.checkpoints import (
     read_checkpoint_info,
 )
 from nano3.training.run.rank_sync import agree_on_rank0
+from nano3.training.run.skips import SkipRecord, begin_skips, late_skip_warning
 from nano3.training.run.sound_checkpoints import check_damage, newest_sound, set_aside_damaged, verify_checkpoint
 from nano3.utils.console import warn
 from nano3.utils.errors import UserError
@@ -55,6 +56,7 @@ class ResumePoint:
         new_phase: Whether weights come from the checkpoint while iterations, schedule and data order start at 0.
         may_prune: Whether old checkpoints may be removed according to checkpoint.keep_last.
         info: checkpoint.json; None if the checkpoint has none.
+        skips: The iterations that the run leaves out or has left out.
     """
 
     iteration: int = 0
@@ -63,6 +65,7 @@ class ResumePoint:
     new_phase: bool = False
     may_prune: bool = True
     info: CheckpointInfo | None = field(default=None, compare=False)
+    skips: SkipRecord = field(default_factory=SkipRecord)
 
     def sentence(self, restored: str, pretrained: str | None = None) -> str:
         """Return the first line of the log.
@@ -85,7 +88,13 @@ class ResumePoint:
     def from_json(cls, values: dict[str, Any]) -> "ResumePoint":
         """Return the point that `to_json` was called on."""
         folder, info = values["folder"], values["info"]
-        return cls(**values | {"folder": folder and Path(folder), "info": info and CheckpointInfo(**info)})
+        typed = {"folder": folder and Path(folder), "info": info and CheckpointInfo(**info)}
+        return cls(**values | typed | {"skips": SkipRecord.from_json(values["skips"])})
+
+    @property
+    def guard_window(self) -> list[list[float]]:
+        """The guard's window at the checkpoint; empty at iteration 0."""
+        return self.info.guard_window if self.info and not self.new_phase else []
 
 
 @dataclass(frozen=True)
@@ -204,7 +213,11 @@ def agree_on_resume_point(
             parent_checkpoint.warn_unused_load(run_dir, config, point.folder)
         else:
             parent_checkpoint.record_parent(run_dir, point.folder, point.new_phase)
-        return replace(point, may_prune=may_prune(save)).to_json()
+        chosen = config.train.skip_iterations
+        skips = begin_skips(run_dir, identity, chosen, point.iteration)
+        if warning := late_skip_warning(chosen, skips, point.iteration):
+            warn(warning)
+        return replace(point, may_prune=may_prune(save), skips=skips).to_json()
 
     return ResumePoint.from_json(agree_on_rank0(decide))
 
@@ -285,6 +298,7 @@ def mutable_settings(config: PretrainConfig, more: dict[str, Any], packages: tup
         **{f"scheduler.{key}": value for key, value in asdict(config.scheduler).items()},
         "train.train_iters": config.train.train_iters,
         "train.micro_batch_size": config.train.micro_batch_size,
+        "train.skip_iterations": config.train.skip_iterations or None,
         **more,
         "world size": world_size(),
         **{f"version of {name}": number for name, number in installed_versions(packages).items()},
@@ -370,6 +384,8 @@ def _effect(key: str) -> str:
             "the learning-rate schedule follows the new length. The data order is drawn for train_iters x "
             "global_batch_size samples, so samples may come again before all others were read."
         )
+    if key == "train.skip_iterations":
+        return "the new list applies to the iterations that follow."
     if key.startswith(("optimizer.", "scheduler.")):
         return "the run continues with the new value."
     return "sums are added up in another order or by other code, so losses can differ in their last digits."

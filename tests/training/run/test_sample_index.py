@@ -13,7 +13,7 @@ from training_processes import SAMPLE, Child
 from nano3.config import PrepOptions, SourceConfig
 from nano3.data.build.run import prepare
 from nano3.data.dataset.indexed import IndexedFile
-from nano3.training.reports.sample_index import SampleIndex, ShardIndex, TokenSpan
+from nano3.training.run.sample_index import SampleIndex, ShardIndex, TokenSpan
 from nano3.utils.errors import Failure, UserError
 
 SEQ, SEED, SAMPLES = 32, 1234, 48

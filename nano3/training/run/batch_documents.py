@@ -1,0 +1,127 @@
+"""The documents in the global batch of an iteration, for `nano3 trace` and the guard's events."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nano3.config import PretrainConfig
+from nano3.data.dataset.indexed import IndexedFile
+from nano3.data.dataset.manifest import load_manifest
+from nano3.training.dataset import open_data
+from nano3.training.run import index_cache
+from nano3.training.run.sample_index import SampleIndex
+from nano3.utils.console import warn
+
+# Prefix of a shard, and the number of a document in it.
+DocumentKey = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class DocumentSpan:
+    """Tokens [start, stop) of a document in the batch.
+
+    Attributes:
+        sample: Position in the global batch, counted from 0.
+        shard: Prefix of the shard, for example train/data_00000.
+        document: Number of the document in the shard, counted from 0.
+        start: First token of the document in the sample.
+        stop: End of the span, exclusive.
+    """
+
+    sample: int
+    shard: str
+    document: int
+    start: int
+    stop: int
+
+    @property
+    def key(self) -> DocumentKey:
+        """The document."""
+        return self.shard, self.document
+
+
+def open_sample_index(config: PretrainConfig, run_dir: Path, data: Path) -> SampleIndex:
+    """Open the sample index of a run, and warn if the run was also started with other lengths.
+
+    Args:
+        config: The run's configuration.
+        run_dir: Run folder.
+        data: Its data.
+
+    Raises:
+        UserError: There is no index yet.
+        Failure: The index cannot be read.
+    """
+    cache = index_cache.cache_folder(run_dir, open_data(data).fingerprint)
+    index = SampleIndex(cache, config.train.train_iters * config.train.global_batch_size)
+    if index.other_sizes:
+        sizes = " and ".join(f"{size:,}" for size in index.other_sizes)
+        warn(
+            f"{index.cache} also holds indexes of {sizes} samples: this run was also started with other lengths. For "
+            "batches read by those starts, the result is correct only within the first epoch, where the order does not "
+            "depend on the length."
+        )
+    return index
+
+
+def document_spans(index: SampleIndex, data: Path, samples: range, global_batch_size: int) -> Iterator[DocumentSpan]:
+    """Yield the spans of documents that make up samples, in order.
+
+    Args:
+        index: The run's sample index.
+        data: Data folder, which may have been moved since the run.
+        samples: Numbers of the samples in the run.
+        global_batch_size: Samples per iteration.
+    """
+    opened: dict[str, IndexedFile] = {}
+    for sample in samples:
+        member, number = index.locate(sample)
+        shard = "/".join(member.prefix.parts[-2:])
+        if shard not in opened:
+            opened[shard] = IndexedFile(data / shard)
+        indexed = opened[shard]
+        for span in member.token_spans(number, indexed.lengths):
+            # The last document that begins at this sequence; empty ones before it have no sequence.
+            document = int(np.searchsorted(indexed.bounds, span.sequence, "right")) - 1
+            yield DocumentSpan(sample % global_batch_size, shard, document, span.start, span.stop)
+
+
+def batch_samples(iteration: int, global_batch_size: int) -> range:
+    """Return the samples of an iteration's batch, numbered in the reading order of the whole run.
+
+    Args:
+        iteration: The iteration, from 1.
+        global_batch_size: Samples per iteration.
+    """
+    return range((iteration - 1) * global_batch_size, iteration * global_batch_size)
+
+
+def describe_documents(config: PretrainConfig, run_dir: Path, data: Path, iteration: int) -> list[dict[str, Any]]:
+    """Return the rows of `nano3 trace RUN --iteration N --no-sources` as values that JSON can hold.
+
+    Args:
+        config: The run's configuration.
+        run_dir: Run folder.
+        data: Its data.
+        iteration: The iteration, from 1.
+
+    Raises:
+        UserError: There is no sample index.
+        Failure: The index or the data cannot be read.
+    """
+    size = config.train.global_batch_size
+    datasets = {shard.prefix: shard.dataset for shard in load_manifest(data).shards}
+    index = open_sample_index(config, run_dir, data)
+    return [
+        {
+            "sample": span.sample,
+            "dataset": datasets[span.shard],
+            "shard": span.shard,
+            "document": span.document,
+            "tokens": [span.start, span.stop - 1],
+        }
+        for span in document_spans(index, data, batch_samples(iteration, size), size)
+    ]
