@@ -27,6 +27,8 @@ POISON_BYTES = 100_000
 SETTINGS = [
     "+experiment=quickstart", "train.train_iters=160", "scheduler.lr_wsd_decay_iters=40", "logger.log_interval=1",
     "logger.sample_prompts=[]", "train.eval_interval=20", "checkpoint.save_interval=20", "guard.window=40",
+    "optimizer.clip_grad=0",  # one poisoned sample in a batch of four is then enough to see what follows
+    "train.skip_iterations=[[2,2]]",  # a blend reads the first sample of each dataset at its beginning
 ]  # fmt: skip
 RUNS = {
     "clean": ("clean", ["guard.action=none"]),

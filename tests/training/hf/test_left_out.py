@@ -61,7 +61,7 @@ def train_by_hand(config: PretrainConfig, data: Path, run_dir: Path) -> None:
         loop.iteration = iteration
         if iteration % size.eval_interval == 0:
             loop.validate()
-    loop.save(last=True)
+    loop.save(last=True, final=True)
 
 
 def config(**changes: Any) -> PretrainConfig:
@@ -168,7 +168,8 @@ def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def guarded(action: str, **changes: Any) -> PretrainConfig:
     return tiny_config(
         **{
-            "guard.action": action, "guard.window": 10, "guard.ignore_first": 40, "train.train_iters": 100,
+            "guard.action": action, "guard.window": 10, "guard.min_grad_norm_rise": 50.0, "guard.ignore_first": 40,
+            "train.train_iters": 100,
             "train.eval_interval": 0, "scheduler.lr_wsd_decay_iters": 20, "checkpoint.keep_last": 0, **changes,
         }
     )  # fmt: skip

@@ -1,0 +1,88 @@
+"""The guard and train.skip_iterations with Megatron-Bridge on a real GPU, on data with one poisoned document."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import made_once
+from gpu_runs import MARKS, ROOT, Runs
+
+from nano3.training.run.guard import read_events
+from nano3.training.run.skips import read_skips
+
+pytestmark = MARKS
+SAME = 0.01
+# A quarter of the batch is poisoned at some iterations; without clipping, as in benchmarks/guard.py.
+SETTINGS = [
+    "run.data=poisoned",
+    "train.global_batch_size=4",
+    "train.micro_batch_size=4",
+    "train.train_iters=80",
+    "train.eval_interval=0",
+    "optimizer.clip_grad=0",
+    "logger.log_interval=1",
+    "checkpoint.save_interval=20",
+    "guard.window=20",
+]
+
+
+@pytest.fixture(scope="module")
+def poisoned(runs: Runs) -> Path:
+    """The bundled corpus with a document of 100 kB of one token, in the folder of the runs."""
+    with made_once(runs.folder, "poisoned") as wanted:
+        if wanted:
+            program = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "benchmarks")!r})
+import pathlib, guard
+guard.WEIGHT = 0.012
+folder = pathlib.Path.cwd()
+guard.write_documents(folder)
+guard.prepare(folder, "poisoned")
+"""
+            subprocess.run([sys.executable, "-c", program], cwd=runs.folder, env=runs.env, check=True)
+    return runs.folder / "poisoned"
+
+
+def test_a_poisoned_batch_is_rolled_back_and_left_out(runs: Runs, poisoned: Path) -> None:
+    """Then a second run leaves out the same iterations by Megatron-Bridge's own means, and has the same losses."""
+    text = runs.train("guarded", *SETTINGS, "guard.action=rollback")
+    events, record = read_events(runs.dir("guarded")), read_skips(runs.dir("guarded"))
+    found = [event["iteration"] for event in events]
+    assert events and {event["action"] for event in events} == {"rollback"}
+    assert all("web" in {row["dataset"] for row in event["documents"]} for event in events)
+    assert record.after(0) == sorted(found) and record.rollbacks == len(events)
+    assert text.count("guard: iteration") == len(events) and "resuming from iteration" in text
+    assert "Traceback" not in text
+    pairs = str([[i, i] for i in found]).replace(" ", "")
+    runs.train("by_hand", *SETTINGS, "guard.action=none", f"train.skip_iterations={pairs}")
+    guarded, by_hand = runs.steps("guarded"), runs.steps("by_hand")
+    assert sorted(guarded) == sorted(by_hand) == [i for i in range(1, 81) if i not in found]
+    for iteration, step in guarded.items():
+        assert step["consumed_samples"] == by_hand[iteration]["consumed_samples"] == 4 * iteration
+        assert step["lr"] == pytest.approx(by_hand[iteration]["lr"])
+    first = min(found)
+    for iteration in range(1, first + 3):
+        if iteration in guarded:
+            assert guarded[iteration]["loss"] == pytest.approx(by_hand[iteration]["loss"], abs=SAME)
+
+
+def test_a_poisoned_step_is_left_out(runs: Runs, poisoned: Path) -> None:
+    text = runs.train("dropped", *SETTINGS, "guard.action=skip", "train.exit_iteration=60")
+    events = read_events(runs.dir("dropped"))
+    dropped = [event["iteration"] for event in events if event["action"] == "skip"]
+    assert dropped and read_skips(runs.dir("dropped")).after(0) == dropped
+    assert "this step is left out" in text
+    steps = runs.steps("dropped")
+    for iteration in dropped:  # the schedule has waited
+        assert steps[iteration + 1]["lr"] == steps[iteration]["lr"]
+
+
+def test_the_first_iterations_after_a_checkpoint_are_left_out(runs: Runs, poisoned: Path) -> None:
+    runs.train("ahead", *SETTINGS, "guard.action=none", "train.exit_iteration=20")
+    text = runs.train("ahead", *SETTINGS, "guard.action=none", "train.exit_iteration=25",
+                      "train.skip_iterations=[[21,22],[24,24]]")  # fmt: skip
+    assert "resuming from iteration 20" in text
+    assert sorted(runs.steps("ahead")) == [*range(1, 21), 23, 25]
+    assert [runs.steps("ahead")[i]["consumed_samples"] for i in (23, 25)] == [92, 100]
