@@ -314,11 +314,11 @@ def _run(
         )
         if config.checkpoint.save_interval:
             use_manager(container, SaveContext(save, FailedSaves(config.checkpoint.max_failed_saves), hooks.is_last))
-        callbacks: list[Any] = [*skip_ahead(point.skips, point.iteration, train.global_batch_size)]
+        callbacks: list[Any] = [*skip_ahead(point.skips, point.iteration, train.global_batch_size), hooks]
         if config.guard.action != "none":
             callbacks.append(GuardHooks(guard, hooks.saves_after))
         timed = time_data_waits(forward_step, metrics.clock)
-        return _outcome(lambda: pretrain(container, timed, callbacks=[*callbacks, hooks]), config, hooks, metrics)
+        return _outcome(lambda: pretrain(container, timed, callbacks=callbacks), config, hooks, metrics)
 
 
 def _outcome(pretrain: Callable[[], None], config: PretrainConfig, hooks: Any, metrics: Any) -> Outcome:

@@ -102,8 +102,8 @@ class RunContext:
 
     @property
     def guard_decides(self) -> bool:
-        """Whether the guard leaves out iterations that diverge."""
-        return self.guard is not None and self.guard.action in ("skip", "rollback")
+        """Whether the guard decides what follows an iteration that diverges."""
+        return self.guard is not None and self.guard.action != "none"
 
 
 class TrainingHooks:
@@ -160,7 +160,7 @@ class TrainingHooks:
         GPU idle.
 
         Raises:
-            Failure: The gradient norm or the loss is not finite, and the guard does not leave out such iterations.
+            Failure: The gradient norm or the loss is not finite, and there is no guard to decide about it.
         """
         iteration = int(context.state.train_state.step) + 1
         self.timer.end_step()
@@ -256,7 +256,7 @@ class TrainingHooks:
             seconds = self.first_step_s or math.nan
         loss = loss_from_last_stage(loss)
         if not math.isfinite(loss) or not math.isfinite(context.grad_norm or 0.0):
-            return  # the guard leaves this iteration out
+            return  # the guard decides about it
         samples = int(context.state.train_state.consumed_train_samples) + self.run.global_batch_size
         values: dict[str, Any] = {
             "iteration": iteration,

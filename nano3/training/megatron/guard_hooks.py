@@ -52,7 +52,8 @@ class GuardHooks:
 
     Reading them waits for the GPU, so those of an iteration are read after the next one, when they have arrived on the
     host. Before a checkpoint is saved, after the last iteration and with guard.action=skip they are read at once. All
-    ranks read the same numbers, the maximum over all ranks, after the same iterations.
+    ranks read the same numbers, the maximum over all ranks, after the same iterations. Register it after the training
+    hooks, which decide whether the run stops and saves.
     """
 
     def __init__(self, guard: Guard, saves_after: Callable[[int], bool], exchange: "Exchange | None" = None) -> None:

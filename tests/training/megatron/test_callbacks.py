@@ -125,6 +125,13 @@ def test_a_non_finite_gradient_fails_with_the_iteration(tmp_path: Path, norm: fl
         hooks(tmp_path).on_train_step_end(context(4, grad_norm=norm))
 
 
+def test_with_a_guard_a_non_finite_gradient_is_the_guards_affair(tmp_path: Path, single_rank: None) -> None:
+    own = hooks(tmp_path)
+    own.run.guard = SimpleNamespace(action="warn")
+    own.on_train_step_end(context(4, grad_norm=math.nan))
+    assert own.iteration == 5
+
+
 def test_a_non_finite_loss_fails_when_it_is_logged(tmp_path: Path) -> None:
     own = hooks(tmp_path)
     own.run.log_interval = 1
