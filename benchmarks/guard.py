@@ -100,7 +100,7 @@ def draw(folder: Path, output: Path) -> None:
         for axes in (losses, differences):
             axes.axvspan(one.first - 0.5, one.last + 0.5, color=BLUE, alpha=0.2, linewidth=1)
     losses.set(ylabel="training loss (nats per token)")
-    differences.set(ylabel="minus the clean run", xlabel="iteration (shaded: rolled back and left out)")
+    differences.set(ylabel="minus the clean run", xlabel="iteration (shaded: left out)")
     losses.legend(frameon=False)
     for axes in (losses, differences):
         style_axes(axes)
