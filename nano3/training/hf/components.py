@@ -19,9 +19,8 @@ from nano3.training.hf.loop import Loop, LoopClock, TrainerComponents, any_rank
 from nano3.training.hf.model import build_model, embedding_rows, parameter_count, value_or_default
 from nano3.training.hf.rng import restore_rng, seed_all
 from nano3.training.run import index_cache
-from nano3.training.run.batch_documents import describe_documents
 from nano3.training.run.checkpoints import checkpoint_dir
-from nano3.training.run.guard import Guard
+from nano3.training.run.guard import make_guard
 from nano3.training.run.metrics import Metrics
 from nano3.training.run.outcome import SaveHook
 from nano3.training.run.resume import ResumePoint
@@ -76,14 +75,7 @@ def assemble(inputs: RunInputs) -> Loop:
         optimizer=optimizer,
         scheduler=make_scheduler(optimizer, config),
         balance=balance,
-        guard=Guard(
-            config=config,
-            run_dir=inputs.run_dir,
-            rank=rank,
-            documents=lambda iteration: describe_documents(config, inputs.run_dir, data.folder, iteration),
-            skips=point.skips,
-            window=point.guard_window,
-        ),
+        guard=make_guard(config, inputs.run_dir, rank, data.folder, point),
         datasets=datasets,
         metrics=Metrics(inputs.run_dir, rank, point.iteration, config, data=data, startup=inputs.startup),
         throughput=make_throughput(config, data.vocab_size, accelerator),

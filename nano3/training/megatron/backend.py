@@ -26,10 +26,9 @@ from nano3.training.megatron.errors import hide_expected_tracebacks, translate_e
 from nano3.training.megatron.recipe_check import recipe_problems, tokenizer_problems
 from nano3.training.megatron.saving import SaveContext, use_manager
 from nano3.training.run import index_cache, resume
-from nano3.training.run.batch_documents import describe_documents
 from nano3.training.run.checkpoints import checkpoint_dir
 from nano3.training.run.failed_saves import FailedSaves
-from nano3.training.run.guard import Guard
+from nano3.training.run.guard import make_guard
 from nano3.training.run.metrics import truncate_after
 from nano3.training.run.outcome import Outcome, SaveHook, no_hook
 from nano3.training.run.resume import ResumePoint, world_size
@@ -283,14 +282,7 @@ def _run(
     train, rank = config.train, int(os.environ["RANK"])
     metrics = Metrics(run_dir, rank, point.iteration, config, train.train_iters, data, startup)
     model = architecture_from_config(config, schema.load_bundled(config.recipe._target_), data.vocab_size)
-    guard = Guard(
-        config=config,
-        run_dir=run_dir,
-        rank=rank,
-        documents=lambda iteration: describe_documents(config, run_dir, data.folder, iteration),
-        skips=point.skips,
-        window=point.guard_window,
-    )
+    guard = make_guard(config, run_dir, rank, data.folder, point)
     with stop, hide_expected_tracebacks():
         hooks = TrainingHooks(
             RunContext(

@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 from nano3.config import PretrainConfig
 from nano3.config.guard import GuardConfig
+from nano3.training.run.resume import ResumePoint
 from nano3.training.run.skips import DROPPED, ROLLED_BACK, SkippedRange, SkipRecord, read_skips
 from nano3.utils.console import say, warn
 from nano3.utils.errors import Failure, Nano3Error
@@ -247,6 +248,25 @@ class Guard:
         }[action]
         where = f" Documents: nano3 trace RUN --iteration {found.iteration}, and {FILE}."
         (warn if action == "warn" else say)(f"guard: {found}{consequence}.{where}")
+
+
+def make_guard(config: PretrainConfig, run_dir: Path, rank: int, data: Path, point: ResumePoint) -> Guard:
+    """Return the guard of a start.
+
+    Args:
+        config: The configuration of the run.
+        run_dir: The run folder.
+        rank: The rank of this process.
+        data: The folder of the prepared data.
+        point: Where the run starts.
+    """
+
+    def documents(iteration: int) -> list[dict[str, Any]]:
+        from nano3.training.run.batch_documents import describe_documents  # imports numpy
+
+        return describe_documents(config, run_dir, data, iteration)
+
+    return Guard(config, run_dir, rank, documents, point.skips, point.guard_window)
 
 
 def may_roll_back(config: PretrainConfig) -> bool:
