@@ -22,10 +22,12 @@ def damage_reported(path: str, kind: str) -> Iterator[None]:
 
     try:
         yield
-    except (pa.ArrowException, OSError, SystemError, OverflowError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, SystemError, OverflowError, UnicodeDecodeError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the disk or the network
         reason = str(error).partition("\n")[0] or type(error).__name__
+        if isinstance(error, MemoryError):
+            reason = "a size in it exceeds the free memory"
         raise Failure(
             f"{path}: damaged {kind}: {reason.rstrip('.')}. Copy the file again, or remove it from the dataset."
         ) from error
