@@ -104,6 +104,7 @@ def check_dataset(plan: Plan, number: int, receipts: list[UnitReceipt], complete
     for receipt in receipts:
         for kind, count in receipt.skipped.items():
             kinds[kind] = kinds.get(kind, 0) + count * (kind not in FILTERS)
+        kinds["not tokenized"] = kinds.get("not tokenized", 0) + receipt.unencoded
     what = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()) if count)
     return (
         f"dataset {dataset.name!r}: {bad:,} of {rows:,} rows{so_far} are bad ({what}), and "
@@ -114,7 +115,7 @@ def check_dataset(plan: Plan, number: int, receipts: list[UnitReceipt], complete
 
 def bad_rows(receipt: UnitReceipt) -> int:
     """Return the number of bad rows that a unit left out."""
-    return sum(count for kind, count in receipt.skipped.items() if kind not in FILTERS)
+    return receipt.unencoded + sum(count for kind, count in receipt.skipped.items() if kind not in FILTERS)
 
 
 @dataclass

@@ -107,6 +107,7 @@ def dataset_entry(plan: Plan, number: int, shards: list[ShardReceipt], units: li
         text_bytes=sum(u.text_bytes for u in units),
         skipped=dict(sorted(skipped.items())),
         truncated=sum(u.truncated for u in units),
+        unencoded=sum(u.unencoded for u in units),
         special_tokens=sum(u.special for u in units),
         splits=splits,
         inputs=input_entries(dataset),

@@ -108,6 +108,8 @@ def print_summary(manifest: Manifest, meter: ProgressMeter | None) -> None:
     empty, special = sum(d.empty for d in manifest.datasets), sum(d.special_tokens for d in manifest.datasets)
     if empty:
         say(f"{empty:,} empty document(s): no tokens, no end-of-document token.")
+    if unencoded := sum(d.unencoded for d in manifest.datasets):
+        say(f"{unencoded:,} of them could not be tokenized (bad_rows=skip).")
     if special:
         say(
             f"{special:,} special token(s) occurred literally in the text and were encoded as such "

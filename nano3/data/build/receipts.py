@@ -83,6 +83,7 @@ class UnitReceipt(msgspec.Struct, omit_defaults=True):
         text_bytes: Size of the text in UTF-8.
         fragments: What it wrote for each shard; stored as "parts".
         bad_file: The file with the most bad rows, or None if no row is bad.
+        unencoded: Number of documents that no engine could encode; they have no tokens.
         hashed: Number of documents whose texts are hashed; 0 with split_by=position.
         hash_xxh128: Checksum of the .hash file; "" with split_by=position.
     """
@@ -100,6 +101,7 @@ class UnitReceipt(msgspec.Struct, omit_defaults=True):
     bad_file: BadFile | None = None
     hashed: int = 0
     hash_xxh128: str = ""
+    unencoded: int = 0
 
 
 class ShardReceipt(msgspec.Struct):

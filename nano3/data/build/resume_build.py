@@ -180,6 +180,8 @@ def check_skipped_rows(request: PrepRequest, manifest: Manifest) -> None:
     problems = []
     for dataset in manifest.datasets:
         bad = {reason: rows for reason, rows in dataset.skipped.items() if reason not in FILTERS}
+        if dataset.unencoded:
+            bad["not tokenized"] = dataset.unencoded
         if bad:
             what = ", ".join(f"{rows:,} {reason}" for reason, rows in bad.items())
             problems.append(
@@ -370,7 +372,7 @@ def stale_units(old: Plan, new: Plan, folder: Path) -> set[int]:
     if needs_skipped_rows(old, new):
         for unit in set(range(new.units)) - stale:
             receipt = read_receipt(unit_receipt_path(folder, unit), UnitReceipt)
-            if receipt and set(receipt.skipped) - set(FILTERS):
+            if receipt and (receipt.unencoded or set(receipt.skipped) - set(FILTERS)):
                 stale.add(unit)
     return stale
 

@@ -1,7 +1,7 @@
 """Build one unit of a plan: read its part of a dataset, tokenize it, and write its documents as fragments of shards."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -15,9 +15,16 @@ from nano3.data.build.receipts import BadFile, Fragment, UnitReceipt, unit_recei
 from nano3.data.build.shard_fragment import FragmentWriter, open_fragment
 from nano3.data.planning.plan import SPLITS, DatasetPlan, Plan
 from nano3.data.planning.shard_assignment import assign_shards, drop_short
-from nano3.data.planning.splits import check_bad_rows, document_hash, file_seed, splits_in_plan, text_hashes
+from nano3.data.planning.splits import (
+    bad_row_error,
+    check_bad_rows,
+    document_hash,
+    file_seed,
+    splits_in_plan,
+    text_hashes,
+)
 from nano3.data.sources.readers import Batch, FileRange, read_documents
-from nano3.data.tokenization.encoders import Encoder, SpecialTokenCounter, first_difference
+from nano3.data.tokenization.encoders import Encoded, EncodeError, Encoder, SpecialTokenCounter, first_difference
 from nano3.data.tokenization.engines import FAST, REFERENCE
 from nano3.data.tokenization.long_documents import LONG, encode_chunks
 from nano3.data.tokenization.special_tokens import Framing
@@ -40,6 +47,7 @@ class Worker:
         reference: Encoder of the reference engine.
         fast: Encoder of the fast engine, or None to use the reference.
         tick: Called with the bytes of text that were encoded.
+        note: Called with (dataset, file, key) of the document that is encoded next.
         count_special: Counts special tokens in ids.
     """
 
@@ -48,6 +56,7 @@ class Worker:
     reference: Encoder
     fast: Encoder | None
     tick: Callable[[int], None] = lambda text_bytes: None
+    note: Callable[[tuple[int, int, int]], None] = lambda document: None
     count_special: SpecialTokenCounter = field(init=False)
 
     def __post_init__(self) -> None:
@@ -109,6 +118,7 @@ class UnitEncoder:
         self.by_text = self.options.split_by == "text"
         self.text_hashes: list[np.ndarray] = []
         self.documents = self.empty = self.special = self.checked = self.truncated = self.text_bytes = 0
+        self.unencoded = 0
 
     def run(self) -> UnitReceipt:
         """Build the unit. Leave no unfinished file behind on failure."""
@@ -138,6 +148,7 @@ class UnitEncoder:
             truncated=self.truncated,
             text_bytes=self.text_bytes,
             fragments=self.fragments,
+            unencoded=self.unencoded,
             bad_file=max(self.bad_files.values(), key=lambda bad: bad.rows, default=None),
             hashed=hashed,
             hash_xxh128=checksum,
@@ -158,7 +169,7 @@ class UnitEncoder:
         if batch.bad:
             self.skipped.update(kind for _, kind, _ in batch.bad)
             key, _, reason = batch.bad[0]
-            self.bad_files.setdefault(file, BadFile(file, 0, key, reason)).rows += len(batch.bad)
+            self.count_bad_rows(file, key, reason, len(batch.bad))
         texts, keys, offsets = drop_short(batch, self.options.min_doc_chars)
         if len(texts) < len(batch.texts):
             self.skipped["short"] += len(batch.texts) - len(texts)
@@ -172,6 +183,10 @@ class UnitEncoder:
             self.stream(text, *(column[i] for column in columns))
             begin = i + 1
         self.collect(texts[begin:], columns.slice(begin, None))
+
+    def count_bad_rows(self, file: int, key: int, reason: str, rows: int) -> None:
+        """Count bad rows of a file, the first of which has a key and a reason."""
+        self.bad_files.setdefault(file, BadFile(file, 0, key, reason)).rows += rows
 
     def hash(self, texts: list[str], keys: np.ndarray, seed: int) -> np.ndarray:
         """Return the uint64 hashes that decide the splits of documents; keep those of their texts.
@@ -203,7 +218,8 @@ class UnitEncoder:
         texts = [text for batch, _ in self.pending for text in batch]
         columns = Columns(*(np.concatenate(c) for c in zip(*(columns for _, columns in self.pending), strict=True)))
         self.pending, self.pending_chars = [], 0
-        ids, lengths = self.encode(texts)
+        self.worker.note((self.dataset_number, int(columns.files[0]), int(columns.keys[0])))
+        ids, lengths = self.encode_documents(texts, columns)
         self.check(texts, columns)
         self.special += self.worker.count_special(ids)
         size = sum(map(utf8_size, texts))
@@ -215,6 +231,41 @@ class UnitEncoder:
         self.empty += len(lengths) - int(np.count_nonzero(lengths))
         self.write(tokens, lengths, columns)
         self.worker.tick(size)
+
+    def encode_documents(self, texts: list[str], columns: Columns) -> Encoded:
+        """Encode documents. One that no engine can encode has no ids, and is counted.
+
+        Raises:
+            Failure: A document cannot be encoded, and bad_rows=fail.
+        """
+        try:
+            return self.encode(texts)
+        except EncodeError:
+            rows = []
+            for text, file, key in zip(texts, columns.files.tolist(), columns.keys.tolist(), strict=True):
+                try:
+                    rows.append(self.encode_or_retry([text])[0])
+                except EncodeError as error:
+                    self.leave_out(file, key, error)
+                    rows.append(np.empty(0, np.uint32))
+            return np.concatenate(rows), np.array([len(row) for row in rows], np.int64)
+
+    def encode_or_retry(self, texts: list[str]) -> Encoded:
+        """Encode texts with the reference engine if the fast one fails: its ids are correct by definition."""
+        try:
+            return self.encode(texts)
+        except EncodeError:
+            if not self.worker.fast:
+                raise
+            return self.worker.reference(texts)
+
+    def leave_out(self, file: int, key: int, error: EncodeError) -> None:
+        """Count a document that no engine can encode; raise Failure if bad_rows=fail."""
+        reason = f"the text cannot be tokenized ({error})"
+        if self.options.bad_rows != "skip":
+            raise bad_row_error(self.dataset.whole_file(file), key, self.dataset.name, reason)
+        self.unencoded += 1
+        self.count_bad_rows(file, key, reason, 1)
 
     def stream(self, text: str, file: int, key: int, offset: int, hash_: np.uint64) -> None:
         """Encode and write one long document in chunks.
@@ -230,7 +281,9 @@ class UnitEncoder:
         shards = assign_shards(self.dataset, splits, np.array([offset], np.int64))
         writer = self.writer(int(splits[0]), int(shards[0]))
         length = written = 0
-        for ids, chunk in encode_chunks(text, self.encode):
+        document = (int(file), int(key))
+        self.worker.note((self.dataset_number, *document))
+        for ids, chunk in self.encode_long(text, *document):
             if not length:
                 self.check([chunk], Columns(*(np.array([value]) for value in (file, key, offset, hash_))))
             self.special += self.worker.count_special(ids)
@@ -242,10 +295,32 @@ class UnitEncoder:
             self.worker.tick(size)
         end = self.framing.end_tokens(length)
         writer.add_tokens(end)
-        document = (int(file), int(key))
         writer.end_documents(np.array([written + len(end)], np.int32), document, document)
         self.documents += 1
+        self.empty += not length
         self.truncated += int(self.framing.limit is not None and length > self.framing.limit)
+
+    def encode_long(self, text: str, file: int, key: int) -> Iterator[tuple[np.ndarray, str]]:
+        """Yield the ids and the text of each chunk of a long document, or nothing if no engine can encode it.
+
+        Args:
+            text: The document.
+            file: Number of the file in the dataset.
+            key: Key of the document in the file.
+
+        Raises:
+            Failure: The document cannot be encoded, and bad_rows=fail or its beginning is already written.
+        """
+        begun = False
+        try:
+            for ids, chunk in encode_chunks(text, self.encode_or_retry):
+                begun = True
+                yield ids, chunk
+        except EncodeError as error:
+            if begun:
+                reason = f"the text cannot be tokenized ({error})"
+                raise bad_row_error(self.dataset.whole_file(file), key, self.dataset.name, reason) from error
+            self.leave_out(file, key, error)
 
     def check(self, texts: list[str], columns: Columns) -> None:
         """Compare one document in `check_every` with the reference engine.
@@ -262,11 +337,24 @@ class UnitEncoder:
         chosen = np.flatnonzero(columns.hashes % np.uint64(every) == 0).tolist()
         self.checked += len(chosen)
         windows = [check_window(texts[i], int(columns.hashes[i])) for i in chosen]
-        wrong = first_difference(self.worker.fast, self.worker.reference, windows)
+        try:
+            wrong = first_difference(self.worker.fast, self.worker.reference, windows)
+        except EncodeError:
+            wrong = next((i for i, text in enumerate(windows) if self.differs(text)), None)
         if wrong is not None:
             i = chosen[wrong]
             path = self.dataset.whole_file(int(columns.files[i])).path
             raise EngineMismatchError(f"{path}, document with key {int(columns.keys[i])}")
+
+    def differs(self, text: str) -> bool:
+        """Return whether one engine alone can encode a text, or both give different ids."""
+        results = []
+        for encode in (self.encode, self.worker.reference):
+            try:
+                results.append(encode([text])[0].tolist())
+            except EncodeError:
+                results.append(None)
+        return bool(results[0] != results[1])
 
     def write(self, tokens: np.ndarray, lengths: np.ndarray, columns: Columns) -> None:
         """Append documents to their fragments, in order, one run of documents for the same shard at a time.

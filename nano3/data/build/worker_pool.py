@@ -16,7 +16,8 @@ from typing import Any, cast
 from nano3.data.build.worker_client import Task, WorkerServerClient
 from nano3.data.planning.plan import load_plan
 from nano3.data.sources.reader_process import find_crashing_file
-from nano3.utils.errors import Failure
+from nano3.data.sources.readers import row_number
+from nano3.utils.errors import Failure, Nano3Error
 
 COMPARE_ENGINES: Task = ("compare",)
 
@@ -38,6 +39,7 @@ class WorkerPool:
         for end in worker_ends:
             end.close()
         self._running: dict[int, Task] = {}
+        self._at: dict[int, tuple[int, int, int]] = {}  # what each worker encodes: dataset, file, key
 
     def __enter__(self) -> "WorkerPool":
         return self
@@ -63,6 +65,7 @@ class WorkerPool:
     def submit(self, worker: int, task: Task) -> None:
         """Start a task on an idle worker."""
         self._running[worker] = task
+        self._at.pop(worker, None)
         with contextlib.suppress(BrokenPipeError):  # the next `results` reports the dead worker
             self._connections[worker].send(task)
 
@@ -85,15 +88,23 @@ class WorkerPool:
             try:
                 kind, value = self._connections[worker].recv()
             except (EOFError, ConnectionResetError) as error:
-                raise self._death(task) from error
+                raise self._death(task, self._at.get(worker)) from error
+            if kind == "at":
+                self._at[worker] = value
+                continue
             if kind != "tick":
                 del self._running[worker]
             if kind == "error":
                 raise value
             yield task, kind, value
 
-    def _death(self, task: Task) -> Failure:
-        """Return the error for a worker that died during a task; it names the file if reading one ends a process."""
+    def _death(self, task: Task, document: tuple[int, int, int] | None) -> Failure:
+        """Return the error for a worker that died during a task.
+
+        Args:
+            task: The task.
+            document: (dataset, file, key) of the first document that was being encoded, or None.
+        """
         plan = load_plan(self._plan_path)
         if task == COMPARE_ENGINES:
             what, ranges = "the comparison of the engines", [dataset.whole_file(0) for dataset in plan.datasets]
@@ -102,6 +113,12 @@ class WorkerPool:
             what, ranges = f"unit {task[-1]}", [file for _, file in plan.datasets[dataset].file_ranges(unit)]
         if failure := find_crashing_file(ranges):
             return failure
+        if document:
+            file = plan.datasets[document[0]].whole_file(document[1])
+            row = f"key {document[2]:,}"
+            with contextlib.suppress(Nano3Error, OSError):  # the file is gone by now
+                row = f"row {row_number(file, document[2]):,}"
+            what += f", in {row} of {file.path} or after it"
         files = f"{ranges[0].path}{f' and {len(ranges) - 1:,} more files' if len(ranges) > 1 else ''}"
         return Failure(
             f"a worker process died during {what} ({files}); out of memory is the usual cause. Finished units are "

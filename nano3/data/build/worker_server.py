@@ -172,7 +172,14 @@ def make_worker(connection: Connection, plan_path: Path, engines: Engines) -> "W
     plan = load_plan(plan_path)
     fast = fast_encoder(engines.fast, plan.options.split_special_tokens) if engines.fast else None
     reference = reference_encoder(engines.reference)
-    return Worker(plan, plan_path.parent, reference, fast, lambda size: connection.send(("tick", size)))
+    return Worker(
+        plan,
+        plan_path.parent,
+        reference,
+        fast,
+        lambda size: connection.send(("tick", size)),
+        lambda document: connection.send(("at", document)),
+    )
 
 
 def run_task(worker: "Worker", engines: Engines, task: Task) -> "UnitReceipt | str":

@@ -82,6 +82,7 @@ class DatasetEntry(msgspec.Struct, kw_only=True, omit_defaults=True):
         special_tokens: Special tokens that occurred literally in the text and were encoded as such.
         splits: Totals of each split.
         inputs: The files. Empty in data of earlier versions.
+        unencoded: Documents without tokens because no engine could encode them.
         duplicates: Documents whose text an earlier document of the dataset has. None with split_by=position.
         shared: Different texts of the dataset that an earlier dataset of the blend has too. None with
             split_by=position.
@@ -102,6 +103,7 @@ class DatasetEntry(msgspec.Struct, kw_only=True, omit_defaults=True):
     special_tokens: int
     splits: dict[str, Counts]
     inputs: list[InputEntry] = []
+    unencoded: int = 0
     duplicates: int | None = None
     shared: int | None = None
 

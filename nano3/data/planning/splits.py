@@ -220,7 +220,19 @@ def check_bad_rows(batch: Batch, source: FileRange, options: PrepOptions, datase
             f"{source.path}; {reason.partition('; ')[2]}. Set the dataset's text_field to the one that holds the text, "
             "or bad_rows=skip to leave such rows out."
         )
-    raise Failure(
+    raise bad_row_error(source, key, dataset, reason)
+
+
+def bad_row_error(source: FileRange, key: int, dataset: str, reason: str) -> Failure:
+    """Return the error for a bad row.
+
+    Args:
+        source: A range of its file.
+        key: Its key.
+        dataset: Name of the dataset.
+        reason: What is wrong with it.
+    """
+    return Failure(
         f"{source.path}: row {row_number(source, key):,} (dataset {dataset!r}): {reason}. Fix the row, or set "
         f"bad_rows=skip to leave such rows out and count them."
     )

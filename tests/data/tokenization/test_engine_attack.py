@@ -19,7 +19,7 @@ all_characters = cache(edge_cases.character_texts)
 
 
 def attack(folder: Path, seeds: range) -> Counter[str]:
-    """Return how many random tokenizers were accepted, refused, or cannot be loaded; fail if one was accepted wrongly."""
+    """Return how many random tokenizers were accepted, refused, or unreadable; fail if one was accepted wrongly."""
     results: Counter[str] = Counter()
     for seed in seeds:
         rng = random.Random(seed)
