@@ -146,4 +146,4 @@ def test_edits_kills_and_reruns(tmp_path: Path, byte_bpe: Path) -> None:
 
 @pytest.mark.slow
 def test_many_edits_kills_and_reruns(tmp_path: Path, byte_bpe: Path) -> None:
-    assert attack(tmp_path, byte_bpe, range(100, 110), 12)["compared"] == 120
+    assert attack(tmp_path, byte_bpe, range(100, 103), 12)["compared"] == 36
