@@ -71,7 +71,7 @@ def test_a_kill_during_a_save_loses_at_most_one_interval(runs: Runs) -> None:
     for name, found in zip(names, kills, strict=True):
         kept = [pair[1] for pair in found]
         assert kept == sorted(kept), "a later start never falls back behind an earlier one"
-        text = runs.train(name, *LONG, f"train.exit_iteration={kept[-1] + 2}", code=75)
+        text = runs.train(name, *LONG, f"train.exit_iteration={kept[-1] + 2}")
         assert f"resuming from iteration {kept[-1]} of" in text
         assert all((p / MARKER).is_file() for p in iteration_folders(runs.dir(name) / "checkpoints"))
     assert len(during) >= 30, flat
@@ -120,5 +120,5 @@ def test_a_full_disk_is_reported_and_the_next_save_is_taken(runs: Runs, backgrou
     assert "SAVE FAILED (1 of 2 in a row end the run)" in text
     assert newest(runs.dir(name) / "checkpoints") == 0
     assert [p for p in iteration_folders(runs.dir(name) / "checkpoints") if (p / MARKER).exists()] == []
-    runs.train(name, *words, f"train.exit_iteration={2 * INTERVAL}", code=75)
+    runs.train(name, *words, f"train.exit_iteration={2 * INTERVAL}")
     assert newest(runs.dir(name) / "checkpoints") == 2 * INTERVAL

@@ -7,6 +7,7 @@ RANK, WORLD_SIZE and LOCAL_RANK, set by torchrun or by nano3's launcher; without
 import contextlib
 import gc
 import os
+import secrets
 import socket
 from collections.abc import Callable
 from dataclasses import fields
@@ -192,9 +193,7 @@ def set_environment() -> None:
     Call it before torch is imported, which reads them.
     """
     if "RANK" not in os.environ:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
+        port = free_port()
         single_rank = {
             "RANK": "0",
             "WORLD_SIZE": "1",
@@ -206,6 +205,15 @@ def set_environment() -> None:
             os.environ.setdefault(name, value)
     set_compile_cache()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def free_port() -> int:
+    """Return a free port below 32768, where no outgoing connection takes it before torch listens on it."""
+    while True:
+        port = 10_000 + secrets.randbelow(20_000)
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 def prepare(config: PretrainConfig, data: TrainingData, run_dir: Path) -> Any:

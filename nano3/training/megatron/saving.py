@@ -67,6 +67,8 @@ class SaveManager:
         self._run = _context
         self._default = DefaultCheckpointManager(checkpoint_config)
         self._pending: int | None = None
+        # The process that writes checkpoints, once it is known.
+        self._writer: Any = None
 
     def load(self, ctx: Any) -> tuple[int, int]:
         """Load a checkpoint and return its iteration and FLOP count."""
@@ -82,8 +84,10 @@ class SaveManager:
 
         Raises:
             SaveError: The save failed and the run must end.
+            Failure: The process that writes checkpoints has died.
         """
         iteration = int(ctx.state.train_state.step)
+        self._check_writer()
         if self._pending is not None:  # a slow disk: the previous save is not finished when the next one is due
             self.finalize_async_saves(ctx.state, blocking=True)
         self._pending = iteration
@@ -119,18 +123,27 @@ class SaveManager:
             else:
                 break
         if terminate:
+            if self._writer is not None and not self._writer.is_alive():
+                queue.close(abort=True)  # a dead writer would never answer the request to end
+            self._writer = None
             self._default.finalize_async_saves(state, blocking, terminate)
 
     def _poll(self, state: Any, queue: Any) -> None:
         """Complete what is written, and raise Failure if this rank's writer ended before its work was done."""
         caller = queue.async_calls[0].async_caller
+        self._writer = caller.process
         ended = caller.process is not None and not caller.process.is_alive()
         self._default.finalize_async_saves(state, blocking=False)
         if ended and queue.get_num_unfinalized_calls() > 0 and caller.cur_item is None:
+            self._check_writer()
+
+    def _check_writer(self) -> None:
+        """Raise Failure if the writer has ended; to give it a new task would block forever."""
+        if self._writer is not None and not self._writer.is_alive():
             raise Failure(
-                f"The process that writes checkpoints ended with exit code {caller.process.exitcode} (-9 is a kill, "
-                "most often for lack of host memory). +megatron.checkpoint.async_save=false saves without it; training "
-                "then waits for each save."
+                f"The process that writes checkpoints ended with exit code {self._writer.exitcode} (-9 is a kill, most "
+                "often for lack of host memory). The same command resumes; +megatron.checkpoint.async_save=false saves "
+                "without it, and training then waits for each save."
             )
 
     def _succeeded(self) -> None:

@@ -77,7 +77,7 @@ def manager(folder: Path, background: bool, most: int = 3, alive: bool = True, l
     made = saving.SaveManager.__new__(saving.SaveManager)
     made._run = saving.SaveContext(folder, FailedSaves(most), lambda iteration: iteration >= last)
     made._default = Default(Queue(alive), folder, background)
-    made._pending = None
+    made._pending, made._writer = None, None
     return made
 
 
@@ -135,6 +135,15 @@ def test_a_dead_writer_is_a_failure_instead_of_an_endless_wait(tmp_path: Path, b
     made.save(SimpleNamespace(state=state), None)
     with pytest.raises(Failure, match="ended with exit code -9"):
         made.finalize_async_saves(state, blocking=blocking)
+
+
+def test_a_save_is_not_given_to_a_dead_writer(tmp_path: Path) -> None:
+    made = manager(tmp_path, background=True)
+    state = save(made, 10)
+    made._default.queue.caller.process = made._writer = Worker(alive=False)
+    state.train_state.step = 20
+    with pytest.raises(Failure, match="ended with exit code -9"):
+        made.save(SimpleNamespace(state=state), None)
 
 
 def test_a_folder_of_another_program_is_not_removed(tmp_path: Path) -> None:
