@@ -20,6 +20,9 @@ class PrepOptions:
     # Add the end-of-document token after each document. Keep this on: Megatron
     # packs several documents into one sample.
     add_eos: bool = True
+    # The token that ends documents, by its text or its id; null takes the tokenizer's eos_token. Set it if that one
+    # ends a turn of a conversation, as in chat models.
+    eod_token: str | None = None
     # Encode the text of special tokens inside documents, such as "</s>", as plain
     # text instead of as the special token.
     split_special_tokens: bool = False
@@ -39,6 +42,9 @@ class PrepOptions:
     # What decides the split of a document: text (equal texts share a split, in all datasets), position (a hash of
     # dataset, file and row, as in data of nano3 0.1.0) or auto (the rule of what output_dir holds, else text).
     split_by: str = "auto"
+    # What happens to documents whose text an earlier document has, in any dataset: none (they are counted and kept) or
+    # exact (they are dropped and counted). Datasets come in the order of the blend, then files, then rows.
+    dedup: str = "none"
     # Token type on disk: auto (uint16 if the vocabulary fits, else int32), uint16 or int32.
     dtype: str = "auto"
     # Tokenizer engine: auto (the fastest engine verified to be exact), strict (like auto, but fail instead of falling

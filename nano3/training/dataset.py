@@ -52,6 +52,7 @@ class TrainingData:
     eod_id: int
     fingerprint: str
     bytes_per_token: dict[str, float] = field(default_factory=dict)
+    eod_token: str | None = None
 
     def split(self, name: str) -> tuple[Shard, ...]:
         """Return the shards of one split, in blend order."""
@@ -193,6 +194,7 @@ def _build(folder: Path, manifest: "Manifest", blends: dict[str, Any]) -> Traini
         bytes_per_token={
             d.name: d.text_bytes / d.tokens for d in manifest.datasets if d.tokens and d.text_bytes and not d.truncated
         },
+        eod_token=manifest.tokenizer.eod_token,
     )
 
 
@@ -222,7 +224,30 @@ def _tokenizer_problems(folder: Path, entry: "TokenizerEntry") -> list[str]:
             f"{path} is not the tokenizer that made this data (sha256 {found[:12]}, the manifest says "
             f"{entry.sha256[:12]}). Put the original back."
         ]
-    return []
+    return eod_problems(folder, entry.eod_token, entry.eod_id)
+
+
+def eod_problems(folder: Path, token: str | None, number: int | None) -> list[str]:
+    """Return why training would take another token for the end of documents than the data has.
+
+    Args:
+        folder: Folder of the tokenizer that training loads; its tokenizer.json is the data's.
+        token: End-of-document token of the data.
+        number: Its id.
+    """
+    from nano3.data.tokenization.tokenizer import read_special_tokens
+
+    try:
+        named = read_special_tokens(folder).get("eos_token")
+    except UserError as error:
+        return error.problems
+    if named in (None, token):
+        return []
+    return [
+        f"{folder}: its eos_token is {named!r}, but the documents of the data end with {token!r} (id {number}). "
+        f"Training would not see where documents end. Put the original tokenizer_config.json back, or prepare the data "
+        f"again."
+    ]
 
 
 def _fingerprint(manifest: "Manifest", shards: list[Shard], folder: Path) -> str:

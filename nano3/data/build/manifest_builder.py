@@ -41,6 +41,9 @@ def make_manifest(
     datasets = [dataset_entry(plan, d, shards_of[d], units_of[d]) for d in range(len(plan.datasets))]
     for entry, counts in zip(datasets, duplicates or (), strict=duplicates is not None):
         entry.duplicates, entry.shared = counts
+        if plan.options.dedup == "exact" and (dropped := sum(counts)):
+            entry.documents -= dropped
+            entry.skipped = dict(sorted({**entry.skipped, "duplicate": dropped}.items()))
     engine_names = {r.engine for r in units}
     return Manifest(
         format=FORMAT,
@@ -54,6 +57,8 @@ def make_manifest(
             vocab_size=info.vocab_size,
             eod_id=info.eod_id,
             eod_token=info.eod_token,
+            bos_id=info.bos_id if plan.options.add_bos else None,
+            bos_token=info.bos_token if plan.options.add_bos else None,
         ),
         dtype=plan.dtype,
         options=asdict(plan.options),

@@ -7,6 +7,7 @@ from types import TracebackType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from nano3.data.dataset.manifest import Manifest
+from nano3.data.tokenization.tokenizer import describe_framing
 from nano3.utils.console import console, say, table, write
 
 LINE_SECONDS = 10.0
@@ -105,6 +106,9 @@ def print_summary(manifest: Manifest, meter: ProgressMeter | None) -> None:
             row.insert(-1, cell)
         columns.insert(-1, "duplicates (own / of earlier datasets)")
     table(f"blend {manifest.blend}", columns, rows, right=columns[1:-1])
+    token, add_bos, add_eos = manifest.tokenizer, manifest.options.get("add_bos"), manifest.options.get("add_eos")
+    bos, eod = (token.bos_token, token.bos_id), (token.eod_token, token.eod_id)
+    say(f"tokenizer {token.model}: {describe_framing(bos, eod, bool(add_bos), bool(add_eos))}.")
     empty, special = sum(d.empty for d in manifest.datasets), sum(d.special_tokens for d in manifest.datasets)
     if empty:
         say(f"{empty:,} empty document(s): no tokens, no end-of-document token.")

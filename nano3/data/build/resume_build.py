@@ -152,14 +152,18 @@ def list_differences(manifest: Manifest, request: PrepRequest) -> str:
         request: The preparation.
     """
     options = asdict(request.options)
-    old_options = {"split_by": "position", **manifest.options}  # versions without split_by split by position
+    # What versions without these options did.
+    old_options = {"split_by": "position", "dedup": "none", **manifest.options}
     found = [
         f"{key} was {old_options[key]}, now {options[key]}"
-        for key in sorted(old_options.keys() & options.keys() - (set(NOT_HASHED) - {"split_by"}))
+        for key in sorted(old_options.keys() & options.keys() - (set(NOT_HASHED) - {"split_by", "dedup"}))
         if old_options[key] != options[key]
     ]
     if manifest.dtype != request.dtype:
         found.append(f"dtype was {manifest.dtype}, now {request.dtype}")
+    if manifest.options.get("add_eos") and manifest.tokenizer.eod_id != request.tokenizer.eod_id:
+        old, new = manifest.tokenizer, request.tokenizer
+        found.append(f"documents ended with {old.eod_token!r} ({old.eod_id}), now {new.eod_token!r} ({new.eod_id})")
     if manifest.tokenizer.sha256 != request.tokenizer.sha256:
         found.append(f"the tokenizer was {manifest.tokenizer.model}, now {request.tokenizer.model}")
     names = [d.name for d in manifest.datasets], [d.name for d in request.datasets]
@@ -258,7 +262,7 @@ def set_up_build(request: PrepRequest, output: Path) -> Path:
     plan.save(build / "plan.json")
     request.cache.save(output)
     download_inputs(plan)
-    for warning in [warning for d in plan.datasets for warning in d.warnings]:
+    for warning in plan.warnings:
         warn(warning)
     return build / "plan.json"
 
@@ -326,8 +330,10 @@ def reuse_partial_build(plan: Plan, build: Path) -> None:
         if old is None or not same_layout(old, plan):
             continue
         stale = stale_units(old, plan, folder)
+        # With dedup=exact, a text that appears or disappears may change what is dropped from any shard.
+        anywhere = bool(stale) and plan.options.dedup == "exact"
         for shard in plan.shards():
-            if may_hold_documents(plan, shard, stale):
+            if anywhere or may_hold_documents(plan, shard, stale):
                 shard_receipt_path(folder, plan, *shard).unlink(missing_ok=True)
         for number in stale:
             unit_receipt_path(folder, number).unlink(missing_ok=True)
@@ -365,7 +371,8 @@ def stale_units(old: Plan, new: Plan, folder: Path) -> set[int]:
         folder: Folder of the build.
     """
     moved = {text for text, _ in set(old.moved) ^ set(new.moved)}
-    stale = {unit for unit in range(new.units) if moved and may_hold_texts(folder, unit, moved)}
+    exact = new.options.dedup == "exact"
+    stale = {unit for unit in range(new.units) if moved and may_hold_texts(folder, unit, moved, exact)}
     for number, (before, after) in enumerate(zip(old.datasets, new.datasets, strict=True)):
         base = new.first_units[number]
         stale.update(base + unit for unit in stale_in_dataset(before, after))

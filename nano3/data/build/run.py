@@ -164,13 +164,15 @@ def print_plan(request: PrepRequest) -> None:
     table(f"plan {plan.hash[:16]} of blend {request.blend}", columns, rows, right=columns[2:5])
     text = sum(d.text_bytes for d in plan.datasets)
     tokens = text / 4
-    say(f"tokenizer {plan.tokenizer.model}: {plan.tokenizer.vocab_size:,} ids, {plan.dtype} on disk")
+    info = plan.tokenizer
+    framing = info.framing(options.add_bos, options.add_eos)
+    say(f"tokenizer {info.model}: {info.vocab_size:,} ids, {plan.dtype} on disk; {framing}")
     item = 2 if plan.dtype == "uint16" else 4
     say(
         f"about {text / 1e6:,.1f} MB of text, {tokens / 1e6:,.1f} M tokens, {tokens * item / 1e6:,.1f} MB in "
         f"{options.output_dir}"
     )
-    for warning in [warning for d in plan.datasets for warning in d.warnings]:
+    for warning in plan.warnings:
         warn(warning)
 
 
@@ -196,9 +198,9 @@ def run_workers(plan: Plan, path: Path, state: BuildState, meter: ProgressMeter)
             f"engine=strict: the fast engine gave wrong ids in this build ({state.mismatch}). Set engine=auto "
             f"to continue with the reference tokenizer, which is much slower."
         )
-    while state.open_units() or state.open_shards():
+    while state.open_units() or state.mergeable_shards():
         wanted = options.workers or len(os.sched_getaffinity(0))
-        workers = max(1, min(wanted, len(state.open_units()) or len(state.open_shards())))
+        workers = max(1, min(wanted, len(state.open_units()) or len(state.mergeable_shards())))
         fast = options.engine != REFERENCE and not state.mismatched
         with WorkerPool(path, workers, fast) as pool:
             compare = fast and bool(state.open_units() or not state.verified)
@@ -274,7 +276,7 @@ class MergeQueue:
         self._state, self._threads, self._meter = state, threads, meter
         self._unfinished = state.open_units()[::-1]
         self._finished: deque[tuple[Shard, Future[ShardReceipt]]] = deque()
-        self.waiting = state.open_shards()[::-1]
+        self.waiting = state.mergeable_shards()[::-1]
         self.running = 0
         meter.shards, meter.merged = len(self.waiting), 0
 
@@ -320,6 +322,7 @@ def finish_build(plan: Plan, path: Path, state: BuildState, meter: ProgressMeter
     check_bad_row_limit(plan, state.units.values(), complete=True)
     units = list(state.units.values())
     duplicates = count_duplicates(plan, build, units) if plan.options.split_by == "text" else None
+    merge_open_shards(state)
     manifest = make_manifest(plan, list(state.shards.values()), units, duplicates)
     check_counts(manifest)
     warn_of_empty_splits(plan, manifest)
@@ -338,6 +341,21 @@ def finish_build(plan: Plan, path: Path, state: BuildState, meter: ProgressMeter
     output_dir.publish(output, build)
     print_summary(manifest, meter)
     return manifest
+
+
+def merge_open_shards(state: BuildState) -> None:
+    """Merge the shards that `dispatch_units` could not, as it has to be known first which documents are left out."""
+    with ThreadPoolExecutor(MERGE_THREADS) as threads:
+        merges = {
+            shard: threads.submit(merge_shard, state.plan, state.build, shard, *state.shard_fragments(shard))
+            for shard, _, _ in state.open_shards()
+        }
+        try:
+            for shard, merge in merges.items():
+                state.shards[shard] = merge.result()
+        except BaseException:
+            threads.shutdown(cancel_futures=True)
+            raise
 
 
 def check_inputs_unchanged(plan: Plan) -> None:

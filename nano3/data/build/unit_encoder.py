@@ -1,6 +1,6 @@
 """Build one unit of a plan: read its part of a dataset, tokenize it, and write its documents as fragments of shards."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -20,6 +20,7 @@ from nano3.data.planning.splits import (
     check_bad_rows,
     document_hash,
     file_seed,
+    hash_texts,
     splits_in_plan,
     text_hashes,
 )
@@ -85,7 +86,8 @@ class Columns(NamedTuple):
         files: File number in the dataset.
         keys: Key of the document in the file.
         offsets: int64 offset in the dataset.
-        hashes: uint64 hash of the document that decides its split.
+        hashes: uint64 hash of the document that decides its split. With split_by=text it is set once the document is
+            encoded, as the engine leaves the UTF-8 form in the string.
     """
 
     files: np.ndarray
@@ -116,7 +118,9 @@ class UnitEncoder:
         self.pending: list[tuple[list[str], Columns]] = []
         self.pending_chars = 0
         self.by_text = self.options.split_by == "text"
-        self.text_hashes: list[np.ndarray] = []
+        self.exact = self.options.dedup == "exact"
+        # Text hashes by split and shard with dedup=exact, else all high halves under (0, 0).
+        self.text_hashes: defaultdict[tuple[int, int], list[np.ndarray]] = defaultdict(list)
         self.documents = self.empty = self.special = self.checked = self.truncated = self.text_bytes = 0
         self.unencoded = 0
 
@@ -133,7 +137,8 @@ class UnitEncoder:
                 del self.writers[split]
             hashed, checksum = 0, ""
             if self.by_text:
-                hashed, checksum = write_unit_hashes(self.worker.build, self.number, self.text_hashes)
+                ordered = [hashes for _, found in sorted(self.text_hashes.items()) for hashes in found]
+                hashed, checksum = write_unit_hashes(self.worker.build, self.number, ordered, self.exact)
         finally:
             for writer in self.writers.values():
                 writer.discard()
@@ -174,7 +179,11 @@ class UnitEncoder:
         if len(texts) < len(batch.texts):
             self.skipped["short"] += len(batch.texts) - len(texts)
         offsets = offsets + int(self.dataset.file_offsets[file])
-        columns = Columns(np.full(len(keys), file), keys, offsets, self.hash(texts, keys, seed))
+        hashes = np.zeros(len(keys), np.uint64) if self.by_text else document_hash(seed, keys)
+        columns = Columns(np.full(len(keys), file), keys, offsets, hashes)
+        if max(map(len, texts), default=0) < LONG:
+            self.collect(texts, columns)
+            return
         begin = 0
         for i in [i for i, text in enumerate(texts) if len(text) >= LONG]:
             self.collect(texts[begin:i], columns.slice(begin, i))
@@ -187,20 +196,6 @@ class UnitEncoder:
     def count_bad_rows(self, file: int, key: int, reason: str, rows: int) -> None:
         """Count bad rows of a file, the first of which has a key and a reason."""
         self.bad_files.setdefault(file, BadFile(file, 0, key, reason)).rows += rows
-
-    def hash(self, texts: list[str], keys: np.ndarray, seed: int) -> np.ndarray:
-        """Return the uint64 hashes that decide the splits of documents; keep those of their texts.
-
-        Args:
-            texts: The documents.
-            keys: Their keys in the file.
-            seed: Result of `file_seed`.
-        """
-        if not self.by_text:
-            return document_hash(seed, keys)
-        hashes = text_hashes(texts)
-        self.text_hashes.append(hashes)
-        return hashes[:, 0]
 
     def collect(self, texts: list[str], columns: Columns) -> None:
         """Hold documents back until there are `BATCH_CHARS` characters."""
@@ -220,16 +215,21 @@ class UnitEncoder:
         self.pending, self.pending_chars = [], 0
         self.worker.note((self.dataset_number, int(columns.files[0]), int(columns.keys[0])))
         ids, lengths = self.encode_documents(texts, columns)
+        text_hashes = None
+        if self.by_text:
+            text_hashes, size = hash_texts(texts)
+            columns = columns._replace(hashes=np.ascontiguousarray(text_hashes[:, 0]))
+        else:
+            size = sum(map(utf8_size, texts))
         self.check(texts, columns)
         self.special += self.worker.count_special(ids)
-        size = sum(map(utf8_size, texts))
         self.text_bytes += size
         self.documents += len(texts)
         del texts
         tokens, lengths, truncated = self.framing(ids, lengths)
         self.truncated += truncated
         self.empty += len(lengths) - int(np.count_nonzero(lengths))
-        self.write(tokens, lengths, columns)
+        self.write(tokens, lengths, columns, text_hashes)
         self.worker.tick(size)
 
     def encode_documents(self, texts: list[str], columns: Columns) -> Encoded:
@@ -275,11 +275,15 @@ class UnitEncoder:
             file: Number of the file in the dataset.
             key: Key of the document in the file.
             offset: Offset of the document in the dataset.
-            hash_: Hash of the document that decides its split.
+            hash_: Hash of the document that decides its split; unused with split_by=text.
         """
+        hashes = text_hashes([text]) if self.by_text else None
+        if hashes is not None:
+            hash_ = hashes[0, 0]
         splits = splits_in_plan(self.worker.plan, self.dataset, np.array([hash_]))
         shards = assign_shards(self.dataset, splits, np.array([offset], np.int64))
         writer = self.writer(int(splits[0]), int(shards[0]))
+        self.keep_hashes(hashes, int(splits[0]), int(shards[0]))
         length = written = 0
         document = (int(file), int(key))
         self.worker.note((self.dataset_number, *document))
@@ -356,14 +360,30 @@ class UnitEncoder:
                 results.append(None)
         return bool(results[0] != results[1])
 
-    def write(self, tokens: np.ndarray, lengths: np.ndarray, columns: Columns) -> None:
+    def keep_hashes(self, hashes: np.ndarray | None, split: int, shard: int) -> None:
+        """Keep the hashes of texts for `write_unit_hashes`.
+
+        Args:
+            hashes: Result of `text_hashes` for documents of the shard, or None with split_by=position.
+            split: Index in `SPLITS`.
+            shard: Number of the shard.
+        """
+        if hashes is not None and self.exact:
+            self.text_hashes[split, shard].append(hashes)
+        elif hashes is not None:
+            self.text_hashes[0, 0].append(hashes[:, 0])
+
+    def write(self, tokens: np.ndarray, lengths: np.ndarray, columns: Columns, text_hashes: np.ndarray | None) -> None:
         """Append documents to their fragments, in order, one run of documents for the same shard at a time.
 
         Args:
             tokens: Tokens of all documents, back to back, in the dtype of the shards.
             lengths: Tokens per document.
             columns: Where the documents come from.
+            text_hashes: Their hashes, or None with split_by=position.
         """
+        if self.by_text and not self.exact:
+            self.text_hashes[0, 0].append(columns.hashes)
         files, keys = columns.files, columns.keys
         splits = splits_in_plan(self.worker.plan, self.dataset, columns.hashes)
         shards = assign_shards(self.dataset, splits, columns.offsets)
@@ -375,6 +395,8 @@ class UnitEncoder:
             run = tokens[ends[a] : ends[b]]
             first, last = (int(files[a]), int(keys[a])), (int(files[b - 1]), int(keys[b - 1]))
             writer.add(run, lengths[a:b].astype(np.int32), first, last)
+            if self.exact and text_hashes is not None:
+                self.keep_hashes(text_hashes[a:b], int(splits[a]), int(shards[a]))
 
     def writer(self, split: int, shard: int) -> FragmentWriter:
         """Return the writer of a shard's fragment.

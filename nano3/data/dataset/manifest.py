@@ -32,6 +32,8 @@ class TokenizerEntry(msgspec.Struct):
         vocab_size: Number of ids.
         eod_id: Id of the end-of-document token, or None if it has none.
         eod_token: Text of the end-of-document token, or None.
+        bos_id: Id of the token before each document; None without add_bos, or in data of earlier versions.
+        bos_token: Text of the token before each document, or None.
     """
 
     model: str
@@ -41,6 +43,8 @@ class TokenizerEntry(msgspec.Struct):
     vocab_size: int
     eod_id: int | None
     eod_token: str | None
+    bos_id: int | None = None
+    bos_token: str | None = None
 
 
 class InputEntry(msgspec.Struct, omit_defaults=True):
@@ -76,10 +80,10 @@ class DatasetEntry(msgspec.Struct, kw_only=True, omit_defaults=True):
         documents: Documents that were tokenized.
         empty: Documents without tokens.
         tokens: Tokens, including end-of-document tokens.
-        text_bytes: Bytes of text in UTF-8.
-        skipped: Number of skipped rows by reason.
+        text_bytes: Bytes of text in UTF-8. This number and the next two include the dropped duplicates.
         truncated: Documents cut to max_doc_tokens.
         special_tokens: Special tokens that occurred literally in the text and were encoded as such.
+        skipped: Number of skipped rows by reason; "duplicate" for those that dedup=exact dropped.
         splits: Totals of each split.
         inputs: The files. Empty in data of earlier versions.
         unencoded: Documents without tokens because no engine could encode them.
@@ -121,7 +125,7 @@ class ShardEntry(msgspec.Struct):
         bin_bytes: Size of the .bin file.
         bin_xxh128: Checksum of the .bin file (see `checksum`).
         idx_xxh128: Checksum of the .idx file.
-        source: (file, key) of the first and the last document.
+        source: (file, key) of the first and the last document, including duplicates that were dropped.
     """
 
     split: str

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nano3.data.dataset.dropped import DroppedDocuments
 from nano3.data.dataset.manifest import Manifest
 from nano3.data.dataset.output_dir import build_dir
 from nano3.data.planning.plan import SPLITS, DatasetPlan, Plan, load_plan
@@ -43,7 +44,9 @@ class SourceRow:
 
 def load_build_plan(folder: Path, manifest: Manifest) -> Plan:
     """Return the plan that prepared data was made from; raise Failure if it is gone."""
-    return load_plan(build_dir(folder, manifest.plan_hash) / "plan.json")
+    plan = load_plan(build_dir(folder, manifest.plan_hash) / "plan.json")
+    plan.output_dir = str(Path(folder).absolute())  # the folder may have been moved
+    return plan
 
 
 def find_source_rows(plan: Plan, split: str, shard: int, numbers: Iterable[int]) -> dict[int, SourceRow]:
@@ -88,6 +91,12 @@ def find_source_rows(plan: Plan, split: str, shard: int, numbers: Iterable[int])
 def read_shard_documents(plan: Plan, dataset: DatasetPlan, split: int, shard: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (file number, int64 keys) of the documents of a dataset's shard, in order."""
     by_text = plan.options.split_by == "text"
+    dropped = None
+    if plan.options.dedup == "exact":
+        build = build_dir(Path(plan.output_dir), plan.hash)
+        number = plan.datasets.index(dataset)
+        dropped = DroppedDocuments(build, plan.shards()).of_shard((split, number, shard))
+    read = 0
     first, last = dataset.units_of_shard(split, shard)
     ranges = [pair for unit in range(first, last + 1) for pair in dataset.file_ranges(unit)]
     with ReaderProcess() as process:
@@ -98,7 +107,9 @@ def read_shard_documents(plan: Plan, dataset: DatasetPlan, split: int, shard: in
                 hashes = text_hashes(texts)[:, 0] if by_text else document_hash(seed, keys)
                 splits = splits_in_plan(plan, dataset, hashes)
                 shards = assign_shards(dataset, splits, offsets + int(dataset.file_offsets[file]))
-                yield file, keys[(splits == split) & (shards == shard)]
+                mine = keys[(splits == split) & (shards == shard)]
+                read += len(mine)
+                yield file, mine if dropped is None else mine[~dropped[read - len(mine) : read]]
 
 
 def check_unchanged(dataset: DatasetPlan, file: int) -> None:

@@ -34,7 +34,9 @@ FILES_IN_UNIT = 4096  # approximate upper bound: opening a file takes time too
 NOT_HASHED = (
     "output_dir", "tokenizer_model", "engine", "check_every", "bad_rows", "max_bad_rows", "hf_files", "force",
     "workers", "dtype",
-    "split_by",  # hashed if it is "text": plans of versions without this option keep their hash
+    # Hashed if they are not as in versions without them, whose plans keep their hashes.
+    "split_by", "dedup",
+    "eod_token",  # its id is hashed
 )  # fmt: skip
 
 
@@ -233,6 +235,11 @@ class Plan(msgspec.Struct, dict=True):
         """Hashes (uint64) and splits (int8) of the moved texts."""
         return np.array([h for h, _ in self.moved], np.uint64), np.array([s for _, s in self.moved], np.int8)
 
+    @property
+    def warnings(self) -> list[str]:
+        """What to warn about before anything is tokenized."""
+        return [*filter(None, [self.tokenizer.eod_warning]), *(w for d in self.datasets for w in d.warnings)]
+
     @cached_property
     def first_units(self) -> list[int]:
         """Number of the first unit of each dataset, then the number of all units: numbers run over all datasets."""
@@ -323,6 +330,8 @@ def hashed_settings(options: PrepOptions, tokenizer: TokenizerInfo, dtype: str) 
     }
     if options.split_by == "text":
         settings["split_by"] = "text"
+    if options.dedup != "none":
+        settings["dedup"] = options.dedup
     return msgspec.json.encode(settings, order="sorted")
 
 

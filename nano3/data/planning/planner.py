@@ -29,6 +29,7 @@ CHOICES = {
     "bad_rows": ("fail", "skip"),
     "hf_files": ("stream", "download"),
     "split_by": ("auto", "text", "position"),
+    "dedup": ("none", "exact"),
 }
 ESTIMATE_BITS = 12
 MAX_SHARDS = 32_766  # Megatron-Core's BlendedDataset numbers shards in int16
@@ -90,6 +91,11 @@ def make_request(sources: list[SourceConfig], options: PrepOptions, blend: str) 
         raise UserError(f"dtype=uint16: the vocabulary of {tokenizer.vocab_size:,} ids does not fit. Set dtype=auto.")
     by_position = replace(options, split_by="position")
     rule = resolve_split_rule(options, plan_hash(datasets, by_position, tokenizer, dtype))
+    if options.dedup == "exact" and rule == "position":
+        raise UserError(
+            f"dedup=exact: the data in output_dir={options.output_dir} has split_by=position, and duplicates are only "
+            f"dropped with split_by=text. Choose another output_dir, or set force=true split_by=text to replace it."
+        )
     options = replace(options, split_by=rule)
     identity = plan_hash(datasets, options, tokenizer, dtype)
     return PrepRequest(sources, options, blend, tokenizer, dtype, datasets, identity, cache)
@@ -131,7 +137,7 @@ def discover_datasets(
     tokenizer, datasets = None, []
     try:
         if network or is_local_path(options.tokenizer_model):
-            tokenizer = find_tokenizer(options.tokenizer_model, options.add_bos, options.add_eos)
+            tokenizer = find_tokenizer(options.tokenizer_model, options.add_bos, options.add_eos, options.eod_token)
     except Nano3Error as error:
         failures.append(error)
     with gc_paused():  # 10^5 files are a million objects
@@ -230,6 +236,10 @@ def check_options(options: PrepOptions) -> list[str]:
     for name in ("num_shards", "sample", "max_doc_tokens", "workers"):
         if (value := getattr(options, name)) is not None and value < 1:
             problems.append(f"{name}={value}: must be at least 1.")
+    if options.dedup == "exact" and options.split_by == "position":
+        problems.append(
+            "dedup=exact: needs split_by=text or auto, by which equal texts share a split. Leave split_by=position out."
+        )
     if options.num_shards > MAX_SHARDS:
         problems.append(
             f"num_shards={options.num_shards}: Megatron's blends have at most {MAX_SHARDS:,} shards; give fewer."

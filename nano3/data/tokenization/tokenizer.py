@@ -13,9 +13,10 @@ from typing import Any
 import msgspec
 
 from nano3.data.sources.listing import check_name
+from nano3.data.tokenization.end_of_document import end_of_turn_problem, find_token
 from nano3.utils.disk_errors import reason
 from nano3.utils.errors import UserError
-from nano3.utils.files import read_json
+from nano3.utils.files import read_json, write_json
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 # End-of-document tokens that are recognized if no config names one.
@@ -59,6 +60,8 @@ class TokenizerInfo:
         special_ids: Sorted ids of special tokens.
         revision: Commit of a tokenizer from the Hub.
         json_name: Name of tokenizer.json in the folder.
+        bos_token: Text of the beginning-of-sequence token, or None.
+        eod_warning: Why the end-of-document token may be the wrong one, or "".
     """
 
     model: str
@@ -71,23 +74,46 @@ class TokenizerInfo:
     special_ids: tuple[int, ...]
     revision: str | None = None
     json_name: str = "tokenizer.json"
+    bos_token: str | None = None
+    eod_warning: str = ""
 
     @property
     def file(self) -> str:
         """Path of tokenizer.json."""
         return str(Path(self.folder) / self.json_name)
 
+    def framing(self, add_bos: bool, add_eos: bool) -> str:
+        """Return in words which tokens begin and end a document."""
+        return describe_framing((self.bos_token, self.bos_id), (self.eod_token, self.eod_id), add_bos, add_eos)
 
-def find_tokenizer(model: str, add_bos: bool, add_eos: bool) -> TokenizerInfo:
+
+def describe_framing(
+    bos: tuple[str | None, int | None], eod: tuple[str | None, int | None], add_bos: bool, add_eos: bool
+) -> str:
+    """Return in words which tokens begin and end a document.
+
+    Args:
+        bos: Text and id of the beginning-of-sequence token.
+        eod: Text and id of the end-of-document token.
+        add_bos: Whether documents begin with it.
+        add_eos: Whether documents end with it.
+    """
+    end = f"each document ends with {eod[0]!r} (id {eod[1]})" if add_eos else "no token ends a document (add_eos=false)"
+    return end + (f" and begins with {bos[0]!r} (id {bos[1]})" if add_bos else "")
+
+
+def find_tokenizer(model: str, add_bos: bool, add_eos: bool, eod_token: str | None = None) -> TokenizerInfo:
     """Find the files of a tokenizer and read them.
 
     Args:
         model: Hub id, folder, or path of a tokenizer.json.
         add_bos: Whether the data needs a beginning-of-sequence token.
         add_eos: Whether the data needs an end-of-document token.
+        eod_token: Text or id of the end-of-document token; None for the one that the tokenizer's files name.
 
     Raises:
-        UserError: There is no such tokenizer, its files cannot be read, or they do not name a token that is needed.
+        UserError: There is no such tokenizer, its files cannot be read, they do not name a token that is needed, or
+            the eos_token ends a turn of a conversation.
     """
     path, revision = locate_tokenizer(model)
     check_name(str(path), f"tokenizer_model={model}")  # it goes into the plan
@@ -100,7 +126,11 @@ def find_tokenizer(model: str, add_bos: bool, add_eos: bool) -> TokenizerInfo:
     except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError) as error:
         raise UserError(f"tokenizer_model={model}: {path} is not a Hugging Face tokenizer.json ({error})") from error
     names = read_special_tokens(path.parent)
-    eod = names.get("eos_token") or guess_eod_token(spec)
+    special = [token.content for token in spec.added_tokens or []]
+    if eod_token is not None:
+        eod: str | None = find_token(eod_token, ids, special)
+    else:
+        eod = names.get("eos_token") or guess_eod_token(spec)
     bos = names.get("bos_token")
     problems = []
     for wanted, option, name in ((add_eos, "add_eos", eod), (add_bos, "add_bos", bos)):
@@ -112,8 +142,11 @@ def find_tokenizer(model: str, add_bos: bool, add_eos: bool) -> TokenizerInfo:
             )
         elif wanted and name not in ids:
             problems.append(f"tokenizer_model={model}: the {kind} {name!r} is not in the vocabulary of {path}.")
-    if problems:
-        raise UserError(problems)
+    problem = warning = ""
+    if add_eos and eod in ids and eod_token is None:
+        problem, warning = end_of_turn_problem(model, eod, ids, special, path.parent)
+    if problem or problems:
+        raise UserError([*problems, *filter(None, [problem])])
     return TokenizerInfo(
         model=model,
         folder=str(path.parent),
@@ -125,6 +158,8 @@ def find_tokenizer(model: str, add_bos: bool, add_eos: bool) -> TokenizerInfo:
         special_ids=tuple(sorted(t.id for t in spec.added_tokens or [] if t.special)),
         revision=revision,
         json_name=path.name,
+        bos_token=bos if bos in ids else None,
+        eod_warning=warning,
     )
 
 
@@ -197,9 +232,20 @@ def smallest_dtype(vocab_size: int) -> str:
 
 
 def copy_tokenizer(info: TokenizerInfo, folder: Path) -> None:
-    """Copy the tokenizer's files into a folder of the data, which records what the ids mean."""
+    """Copy the tokenizer's files into a folder of the data, which records what the ids mean.
+
+    The copy names the data's end-of-document token as its eos_token, as training takes it from there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(info.file, folder / "tokenizer.json")
     for name in FILES[1:]:
         if (Path(info.folder) / name).is_file():
             shutil.copyfile(Path(info.folder) / name, folder / name)
+    if info.eod_token is None or read_special_tokens(folder).get("eos_token") == info.eod_token:
+        return
+    for name in FILES[1:]:
+        path = folder / name
+        config = read_json(path) if path.is_file() else {}
+        if name == "tokenizer_config.json" or "eos_token" in config:
+            path.unlink(missing_ok=True)  # the copy may be read-only
+            write_json(path, {**config, "eos_token": info.eod_token})

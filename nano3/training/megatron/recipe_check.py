@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 from pathlib import Path
 
-from nano3.training.dataset import TrainingData
+from nano3.training.dataset import TrainingData, eod_problems
 from nano3.training.megatron import schema
 from nano3.training.megatron.settings import Setting
 from nano3.utils.errors import did_you_mean, nearest
@@ -59,6 +59,8 @@ def tokenizer_problems(overrides: list[Setting], data: TrainingData) -> list[str
                 f"{s.origin}={s.value}: this is not the tokenizer that made the data in {data.folder}. Leave it "
                 "out, or prepare the data with it."
             )
+        else:
+            problems += eod_problems(file.parent, data.eod_token, data.eod_id)
     return problems
 
 
