@@ -30,6 +30,9 @@ class PrepOptions:
     num_shards: int = 128
     # Use only this many documents of each dataset, spread over its files; null uses all documents.
     sample: int | None = None
+    # Use only this many tokens of each dataset, for example 2e9, spread over its files; not together with sample. Each
+    # shard has its share of them, to within one document.
+    sample_tokens: float | None = None
     # Skip documents with fewer characters than this; 0 skips none. Skipped documents are counted in the manifest.
     min_doc_chars: int = 0
     # Truncate documents after this many tokens and keep the end-of-document token; null never truncates.

@@ -11,6 +11,7 @@ from data_helpers import documents, healthy, jsonl, options, plan_build, referen
 from nano3.config import SourceConfig
 from nano3.data.build import duplicates
 from nano3.data.build import run as build_run
+from nano3.data.build.merge import merge_shard
 from nano3.data.build.receipts import Fragment, UnitReceipt
 from nano3.data.build.run import finalize, prepare, run_task
 from nano3.data.dataset.manifest import Manifest, load_manifest
@@ -81,7 +82,9 @@ def test_only_texts_with_equal_128_bits_are_dropped(tmp_path: Path, byte_bpe: Pa
     written = duplicates.write_unit_hashes(tmp_path, 0, [hashes[:3], hashes[3:]], True)
     fragments = [Fragment(0, 0, "x", 7, 7, 7, 7, "", "", (0, 0), (0, 6))]
     unit = UnitReceipt(0, "", 7, 0, {}, 0, 0, 0, 0, fragments, None, *written)
-    assert duplicates.count_duplicates(plan, tmp_path, [unit]) == [(2, 0)]
+    dropped = duplicates.open_dropped(plan, tmp_path, [unit])
+    assert duplicates.count_duplicates(plan, tmp_path, [unit], dropped) == [(2, 0)]
+    dropped.commit()
     assert list((tmp_path / "dropped").read_bytes()[-7:]) == [0, 0, 1, 0, 0, 1, 0]
 
 
@@ -121,7 +124,7 @@ def test_resumed_while_shards_are_merged(
 ) -> None:
     """And a text that becomes, or no longer is, the first with its text changes shards that were already merged."""
     sources, rows = overlapping(tmp_path)
-    real, count = build_run.merge_shard, 0
+    real, count = merge_shard, 0
 
     def stop(*args: object) -> object:
         nonlocal count

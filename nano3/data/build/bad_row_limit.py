@@ -15,7 +15,7 @@ from nano3.data.planning.plan import Plan
 from nano3.data.sources.readers import row_number
 from nano3.utils.errors import Failure, Nano3Error
 
-FILTERS = ("short", "duplicate")  # reasons to skip a row that is not bad
+FILTERS = ("short", "duplicate", "not_sampled")  # reasons to skip a row that is not bad
 
 
 def check_bad_row_limit(plan: Plan, receipts: Iterable[UnitReceipt], complete: bool = False) -> None:

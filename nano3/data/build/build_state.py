@@ -158,7 +158,7 @@ class BuildState:
 
     def mergeable_shards(self) -> list[tuple[Shard, int, int]]:
         """Return those of `open_shards` that can be merged while other units are open: none with dedup=exact."""
-        return [] if self.plan.options.dedup == "exact" else self.open_shards()
+        return [] if self.plan.drops_documents else self.open_shards()
 
     def open_shards(self) -> list[tuple[Shard, int, int]]:
         """Return (shard, first unit, last unit) of the unfinished shards whose units are all in `unit_range`.

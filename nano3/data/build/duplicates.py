@@ -100,37 +100,39 @@ def write_unit_hashes(build: Path, number: int, hashes: list[np.ndarray], exact:
         raise
 
 
-def count_duplicates(plan: Plan, build: Path, units: list[UnitReceipt]) -> list[DuplicateCounts]:
-    """Count the equal texts of each dataset. With dedup=exact, also write which documents to drop (see `dropped`).
+def count_duplicates(
+    plan: Plan, build: Path, units: list[UnitReceipt], dropped: DroppedWriter | None = None
+) -> list[DuplicateCounts]:
+    """Count the equal texts of each dataset.
 
     Args:
         plan: The plan of the build.
         build: Its folder.
         units: Receipts of all units that read anything, in any order.
+        dropped: With dedup=exact, where to mark the duplicates; made by `open_dropped`.
     """
     exact = plan.options.dedup == "exact"
     ordered = sorted(units, key=lambda unit: unit.unit)
     unit_datasets = np.array([plan.unit(unit.unit)[0] for unit in ordered], np.int64)
     documents = np.bincount(unit_datasets, [unit.hashed for unit in ordered], len(plan.datasets)).astype(np.int64)
     different, first = np.zeros_like(documents), np.zeros_like(documents)
-    dropped = DroppedWriter(build, plan.shards()) if exact else None
-    if dropped:
-        dropped.set_fragments(
-            [[((f.split, dataset, f.shard), f.documents) for f in unit.fragments]
-             for unit, dataset in zip(ordered, unit_datasets.tolist(), strict=True)]
-        )  # fmt: skip
     for rows in sorted_ranges([unit_hashes_path(build, unit.unit) for unit in ordered], exact):
         datasets = unit_datasets[rows.units]
         new_pair = rows.new.copy()
         new_pair[1:] |= datasets[1:] != datasets[:-1]
         different += np.bincount(datasets[new_pair], minlength=len(documents))
         first += np.bincount(datasets[rows.new], minlength=len(documents))
-        if dropped:
+        if exact and dropped:
             dropped.drop(rows.units[~rows.new], rows.numbers[~rows.new])
-    if dropped:
-        dropped.commit()
     counts = zip((documents - different).tolist(), (different - first).tolist(), strict=True)
     return [DuplicateCounts(duplicates, shared) for duplicates, shared in counts]
+
+
+def open_dropped(plan: Plan, build: Path, units: list[UnitReceipt]) -> DroppedWriter:
+    """Return a writer in which no document is dropped yet; the arguments are those of `count_duplicates`."""
+    ordered = sorted(units, key=lambda unit: unit.unit)
+    fragments = [[((f.split, plan.unit(u.unit)[0], f.shard), f.documents) for f in u.fragments] for u in ordered]
+    return DroppedWriter(build, plan.shards(), fragments)
 
 
 def sorted_ranges(paths: list[Path], exact: bool) -> Iterator[Rows]:

@@ -20,7 +20,11 @@ from nano3.utils.provenance import installed_versions
 
 
 def make_manifest(
-    plan: Plan, shards: list[ShardReceipt], units: list[UnitReceipt], duplicates: list[DuplicateCounts] | None = None
+    plan: Plan,
+    shards: list[ShardReceipt],
+    units: list[UnitReceipt],
+    duplicates: list[DuplicateCounts] | None = None,
+    left_out: list[int] | None = None,
 ) -> Manifest:
     """Add up the receipts of a finished build.
 
@@ -29,6 +33,7 @@ def make_manifest(
         shards: Receipts of all shards, in any order.
         units: Receipts of all units that read anything, in any order.
         duplicates: Result of `count_duplicates`, or None if texts are not hashed.
+        left_out: Result of `count_left_out`, or None if the plan leaves no documents out.
     """
     info = plan.tokenizer
     ordered = sorted(shards, key=lambda s: (s.split, s.dataset, s.shard))
@@ -41,9 +46,10 @@ def make_manifest(
     datasets = [dataset_entry(plan, d, shards_of[d], units_of[d]) for d in range(len(plan.datasets))]
     for entry, counts in zip(datasets, duplicates or (), strict=duplicates is not None):
         entry.duplicates, entry.shared = counts
-        if plan.options.dedup == "exact" and (dropped := sum(counts)):
-            entry.documents -= dropped
-            entry.skipped = dict(sorted({**entry.skipped, "duplicate": dropped}.items()))
+    for number, documents in enumerate(left_out or ()):
+        dropped = sum(duplicates[number]) if duplicates and plan.options.dedup == "exact" else 0
+        tokens = sum(f.tokens for unit in units if plan.unit(unit.unit)[0] == number for f in unit.fragments)
+        leave_out(datasets[number], {"duplicate": dropped, "not_sampled": documents - dropped}, tokens)
     engine_names = {r.engine for r in units}
     return Manifest(
         format=FORMAT,
@@ -67,6 +73,20 @@ def make_manifest(
         shards=[shard_entry(plan, s, s.name) for s in ordered if s.name],
         versions={**versions(), "engine": " and ".join(sorted(engine_names)) or "none"},
     )
+
+
+def leave_out(entry: DatasetEntry, documents: dict[str, int], tokens: int) -> None:
+    """Count documents of a dataset that were tokenized and left out as skipped rows.
+
+    Args:
+        entry: The dataset; its text is reduced in proportion to its tokens.
+        documents: Number of documents left out, by reason.
+        tokens: Number of tokens with these documents.
+    """
+    entry.documents -= sum(documents.values())
+    entry.text_bytes = entry.text_bytes * entry.tokens // max(tokens, 1)
+    found = {**entry.skipped, **{reason: number for reason, number in documents.items() if number}}
+    entry.skipped = dict(sorted(found.items()))
 
 
 def shard_entry(plan: Plan, receipt: ShardReceipt, prefix: str) -> ShardEntry:

@@ -99,7 +99,7 @@ def select_parts(plan: Plan, build: Path, fragments: list[Fragment], shard: tupl
         fragments: The fragments of the shard, in order.
         shard: (split, dataset, number of the shard in them).
     """
-    if plan.options.dedup != "exact":
+    if not plan.drops_documents:
         return [Part(f, f.documents, f.sequences, f.tokens) for f in fragments]
     dropped = DroppedDocuments(build, plan.shards()).of_shard(shard)
     parts = []

@@ -153,10 +153,12 @@ def list_differences(manifest: Manifest, request: PrepRequest) -> str:
     """
     options = asdict(request.options)
     # What versions without these options did.
-    old_options = {"split_by": "position", "dedup": "none", **manifest.options}
+    old_options = {"split_by": "position", "dedup": "none", "sample_tokens": None, **manifest.options}
     found = [
         f"{key} was {old_options[key]}, now {options[key]}"
-        for key in sorted(old_options.keys() & options.keys() - (set(NOT_HASHED) - {"split_by", "dedup"}))
+        for key in sorted(
+            old_options.keys() & options.keys() - (set(NOT_HASHED) - {"split_by", "dedup", "sample_tokens"})
+        )
         if old_options[key] != options[key]
     ]
     if manifest.dtype != request.dtype:
@@ -330,8 +332,8 @@ def reuse_partial_build(plan: Plan, build: Path) -> None:
         if old is None or not same_layout(old, plan):
             continue
         stale = stale_units(old, plan, folder)
-        # With dedup=exact, a text that appears or disappears may change what is dropped from any shard.
-        anywhere = bool(stale) and plan.options.dedup == "exact"
+        # A text that appears or disappears may change what is left out of any shard.
+        anywhere = bool(stale) and plan.drops_documents
         for shard in plan.shards():
             if anywhere or may_hold_documents(plan, shard, stale):
                 shard_receipt_path(folder, plan, *shard).unlink(missing_ok=True)

@@ -12,12 +12,13 @@ from pathlib import Path
 from nano3.config import PrepOptions, SourceConfig
 from nano3.data.build.bad_row_limit import BadRowLimit, check_bad_row_limit
 from nano3.data.build.build_state import BuildState, Shard
-from nano3.data.build.duplicates import count_duplicates
+from nano3.data.build.duplicates import count_duplicates, open_dropped
 from nano3.data.build.manifest_builder import make_manifest
 from nano3.data.build.merge import merge_shard
 from nano3.data.build.progress import ProgressMeter, print_summary
 from nano3.data.build.receipts import ShardReceipt
 from nano3.data.build.resume_build import find_complete_data, is_published, set_up_build
+from nano3.data.build.token_sample import count_left_out, limit_tokens
 from nano3.data.build.worker_pool import WorkerPool
 from nano3.data.dataset import output_dir
 from nano3.data.dataset.manifest import Manifest, encode_json, load_manifest, make_blend
@@ -321,9 +322,15 @@ def finish_build(plan: Plan, path: Path, state: BuildState, meter: ProgressMeter
     check_inputs_unchanged(plan)
     check_bad_row_limit(plan, state.units.values(), complete=True)
     units = list(state.units.values())
-    duplicates = count_duplicates(plan, build, units) if plan.options.split_by == "text" else None
+    # Once a shard is merged, the documents to leave out are known, and some of its fragments are gone.
+    dropped = open_dropped(plan, build, units) if plan.drops_documents and not state.shards else None
+    duplicates = count_duplicates(plan, build, units, dropped) if plan.options.split_by == "text" else None
+    if dropped:
+        limit_tokens(state, dropped)
+        dropped.commit()
     merge_open_shards(state)
-    manifest = make_manifest(plan, list(state.shards.values()), units, duplicates)
+    left_out = count_left_out(plan, build) if plan.drops_documents else None
+    manifest = make_manifest(plan, list(state.shards.values()), units, duplicates, left_out)
     check_counts(manifest)
     warn_of_empty_splits(plan, manifest)
     copy_tokenizer(plan.tokenizer, build / "tokenizer")

@@ -21,7 +21,7 @@ class Counts(msgspec.Struct):
     tokens: int
 
 
-class TokenizerEntry(msgspec.Struct):
+class TokenizerEntry(msgspec.Struct, omit_defaults=True):
     """The tokenizer of the data.
 
     Attributes:
@@ -80,10 +80,12 @@ class DatasetEntry(msgspec.Struct, kw_only=True, omit_defaults=True):
         documents: Documents that were tokenized.
         empty: Documents without tokens.
         tokens: Tokens, including end-of-document tokens.
-        text_bytes: Bytes of text in UTF-8. This number and the next two include the dropped duplicates.
-        truncated: Documents cut to max_doc_tokens.
-        special_tokens: Special tokens that occurred literally in the text and were encoded as such.
-        skipped: Number of skipped rows by reason; "duplicate" for those that dedup=exact dropped.
+        text_bytes: Bytes of text in UTF-8. If tokenized documents were left out, estimated by the tokens of the others.
+        truncated: Documents cut to max_doc_tokens, including those left out.
+        special_tokens: Special tokens that occurred literally in the text and were encoded as such, including those
+            of documents left out.
+        skipped: Number of skipped rows by reason; "duplicate" for those that dedup=exact dropped, "not_sampled" for
+            those that exceed sample_tokens.
         splits: Totals of each split.
         inputs: The files. Empty in data of earlier versions.
         unencoded: Documents without tokens because no engine could encode them.
@@ -125,7 +127,7 @@ class ShardEntry(msgspec.Struct):
         bin_bytes: Size of the .bin file.
         bin_xxh128: Checksum of the .bin file (see `checksum`).
         idx_xxh128: Checksum of the .idx file.
-        source: (file, key) of the first and the last document, including duplicates that were dropped.
+        source: (file, key) of the first and the last document, including those left out.
     """
 
     split: str

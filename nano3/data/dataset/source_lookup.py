@@ -92,7 +92,7 @@ def read_shard_documents(plan: Plan, dataset: DatasetPlan, split: int, shard: in
     """Yield (file number, int64 keys) of the documents of a dataset's shard, in order."""
     by_text = plan.options.split_by == "text"
     dropped = None
-    if plan.options.dedup == "exact":
+    if plan.drops_documents:
         build = build_dir(Path(plan.output_dir), plan.hash)
         number = plan.datasets.index(dataset)
         dropped = DroppedDocuments(build, plan.shards()).of_shard((split, number, shard))

@@ -35,7 +35,7 @@ NOT_HASHED = (
     "output_dir", "tokenizer_model", "engine", "check_every", "bad_rows", "max_bad_rows", "hf_files", "force",
     "workers", "dtype",
     # Hashed if they are not as in versions without them, whose plans keep their hashes.
-    "split_by", "dedup",
+    "split_by", "dedup", "sample_tokens",
     "eod_token",  # its id is hashed
 )  # fmt: skip
 
@@ -236,6 +236,11 @@ class Plan(msgspec.Struct, dict=True):
         return np.array([h for h, _ in self.moved], np.uint64), np.array([s for _, s in self.moved], np.int8)
 
     @property
+    def drops_documents(self) -> bool:
+        """Whether documents are left out when shards are merged: duplicates, or those beyond `sample_tokens`."""
+        return self.options.dedup == "exact" or self.options.sample_tokens is not None
+
+    @property
     def warnings(self) -> list[str]:
         """What to warn about before anything is tokenized."""
         return [*filter(None, [self.tokenizer.eod_warning]), *(w for d in self.datasets for w in d.warnings)]
@@ -332,6 +337,8 @@ def hashed_settings(options: PrepOptions, tokenizer: TokenizerInfo, dtype: str) 
         settings["split_by"] = "text"
     if options.dedup != "none":
         settings["dedup"] = options.dedup
+    if options.sample_tokens is not None:
+        settings["sample_tokens"] = int(options.sample_tokens)
     return msgspec.json.encode(settings, order="sorted")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from nano3.config import PrepOptions, SourceConfig
 from nano3.data.planning.moved_texts import move_texts
 from nano3.data.planning.plan import DatasetPlan, Plan, content_hash, lay_out, plan_hash
-from nano3.data.planning.sampling import sample_rows
+from nano3.data.planning.sampling import sample_rows, sample_rows_for_tokens
 from nano3.data.planning.split_rule import resolve_split_rule
 from nano3.data.planning.splits import set_bounds
 from nano3.data.sources.discovery import discover_files
@@ -195,7 +195,7 @@ def make_plan(request: PrepRequest) -> Plan:
     hashes: list[np.ndarray | None] = []
     for dataset in request.datasets:
         try:
-            hashes.append(complete_dataset(dataset, request.options))
+            hashes.append(complete_dataset(dataset, request.options, request.tokenizer))
         except Nano3Error as error:
             problems = [p if p.startswith("dataset ") else f"dataset {dataset.name!r}: {p}" for p in error.problems]
             failures.append(UserError(problems) if isinstance(error, UserError) else Failure(problems))
@@ -217,11 +217,13 @@ def make_plan(request: PrepRequest) -> Plan:
     )
 
 
-def complete_dataset(dataset: DatasetPlan, options: PrepOptions) -> np.ndarray | None:
+def complete_dataset(dataset: DatasetPlan, options: PrepOptions, tokenizer: TokenizerInfo) -> np.ndarray | None:
     """Reduce a dataset to the requested sample, set the bounds of its splits, and return what `set_bounds` does."""
     with ReaderProcess() as process:
         if options.sample is not None:
             sample_rows(dataset, options.sample, process)
+        elif options.sample_tokens is not None:
+            sample_rows_for_tokens(dataset, int(options.sample_tokens), tokenizer, process)
         if not dataset.keys or not sum(dataset.estimated_bytes):
             raise UserError(f"dataset {dataset.name!r}: path={dataset.path}: no documents in its files.")
         return set_bounds(dataset, options, process.documents)
@@ -229,17 +231,13 @@ def complete_dataset(dataset: DatasetPlan, options: PrepOptions) -> np.ndarray |
 
 def check_options(options: PrepOptions) -> list[str]:
     """Return a problem for each option that is out of range."""
-    problems = []
+    problems = selection_problems(options)
     for name, allowed in CHOICES.items():
         if (value := getattr(options, name)) not in allowed:
             problems.append(f"{name}={value}:{did_you_mean(str(value), allowed)}")
     for name in ("num_shards", "sample", "max_doc_tokens", "workers"):
         if (value := getattr(options, name)) is not None and value < 1:
             problems.append(f"{name}={value}: must be at least 1.")
-    if options.dedup == "exact" and options.split_by == "position":
-        problems.append(
-            "dedup=exact: needs split_by=text or auto, by which equal texts share a split. Leave split_by=position out."
-        )
     if options.num_shards > MAX_SHARDS:
         problems.append(
             f"num_shards={options.num_shards}: Megatron's blends have at most {MAX_SHARDS:,} shards; give fewer."
@@ -260,6 +258,21 @@ def check_options(options: PrepOptions) -> list[str]:
         problems.append(
             f"valid_fraction={fractions[0]}, test_fraction={fractions[1]}: each must be at least 0 and both "
             f"together less than 1."
+        )
+    return problems
+
+
+def selection_problems(options: PrepOptions) -> list[str]:
+    """Return what is wrong with the options that choose documents: sample, sample_tokens, dedup."""
+    problems = []
+    if (tokens := options.sample_tokens) is not None:
+        if not (tokens >= 1 and tokens % 1 == 0):
+            problems.append(f"sample_tokens={tokens}: must be a whole number of tokens, at least 1.")
+        if options.sample is not None:
+            problems.append(f"sample={options.sample} and sample_tokens={tokens:g}: give one of the two.")
+    if options.dedup == "exact" and options.split_by == "position":
+        problems.append(
+            "dedup=exact: needs split_by=text or auto, by which equal texts share a split. Leave split_by=position out."
         )
     return problems
 

@@ -9,11 +9,16 @@ The rule, for a dataset of F files:
 4. If there are more than N rows then, the files with the most rows lose the excess, but keep one row each.
 
 Rows are counted without decoding text: from a parquet file's metadata, and by counting lines in JSON lines.
+
+`sample_tokens=N` takes rows by the same rule, about twice as many as needed: their tokens are estimated from the first
+rows of some files. Once they are tokenized, the excess is left out evenly (see `nano3.data.build.token_sample`).
 """
 
+import os
 from collections.abc import Callable
 from typing import IO, NamedTuple
 
+import msgspec
 import numpy as np
 
 from nano3.data.planning.plan import DatasetPlan
@@ -29,8 +34,13 @@ from nano3.data.sources.readers import (
     read_documents,
 )
 from nano3.data.sources.text_field import parse_text_field
+from nano3.data.tokenization.encoders import reference_encoder
+from nano3.data.tokenization.engines import load_reference
+from nano3.data.tokenization.tokenizer import TokenizerInfo
 
 CHUNK = 4 << 20
+EXCESS = 2  # rows that are tokenized for sample_tokens, relative to those that are probably needed
+ESTIMATE_FILES, ESTIMATE_ROWS, ESTIMATE_CHARS = 32, 16, 20_000  # files, rows of each, and characters of each row
 
 
 class RowCount(NamedTuple):
@@ -74,6 +84,50 @@ def sample_rows(dataset: DatasetPlan, wanted: int, process: ReaderProcess) -> No
         if not open_files:
             take(spare.pop(), missing)
     set_row_limits(dataset, counts, wanted)
+
+
+def sample_rows_for_tokens(dataset: DatasetPlan, wanted: int, tokenizer: TokenizerInfo, process: ReaderProcess) -> None:
+    """Limit a dataset to rows that probably have `EXCESS` times as many tokens as wanted.
+
+    A dataset that does not have so many rows is left as it is; its `rows` stay None.
+
+    Args:
+        dataset: The dataset; its files, rows and estimated bytes are changed.
+        wanted: Number of tokens.
+        tokenizer: The tokenizer.
+        process: Reads files whose damage may crash a process.
+    """
+    rows = max(1, round(EXCESS * wanted / estimate_tokens_per_row(dataset, tokenizer, process)))
+    sampled = msgspec.structs.replace(dataset)
+    sample_rows(sampled, rows, process)
+    if sum(sampled.rows or ()) == rows:
+        for name in ("keys", "sizes", "fingerprints", "formats", "times", "rows", "estimated_bytes", "sampled_bytes"):
+            setattr(dataset, name, getattr(sampled, name))
+
+
+def estimate_tokens_per_row(dataset: DatasetPlan, tokenizer: TokenizerInfo, process: ReaderProcess) -> float:
+    """Return the average number of tokens of the first rows of files that are spread over a dataset, at least 1.
+
+    Args:
+        dataset: The dataset.
+        tokenizer: The tokenizer; the reference engine is loaded.
+        process: Reads files whose damage may crash a process.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else tokenizers warns whenever this process forks
+    encode = reference_encoder(load_reference(tokenizer.file, split_special_tokens=False))
+    count = len(dataset.keys)
+    files = min(count, ESTIMATE_FILES)
+    tokens = weight = 0.0
+    for file in (i * count // files for i in range(files)):
+        limited = FileRange(**{**dataset.whole_file(file).__dict__, "rows": ESTIMATE_ROWS})
+        texts = [text for batch in process.documents(limited) for text in batch.texts]
+        if not texts:
+            continue
+        lengths = encode([text[:ESTIMATE_CHARS] for text in texts])[1].tolist()
+        scaled = [n * max(1, len(text) / ESTIMATE_CHARS) + 1 for n, text in zip(lengths, texts, strict=True)]
+        tokens += dataset.sizes[file] * sum(scaled) / len(scaled)
+        weight += dataset.sizes[file]
+    return tokens / weight if weight else 1.0
 
 
 def set_row_limits(dataset: DatasetPlan, counts: dict[int, RowCount], wanted: int) -> None:
