@@ -29,7 +29,7 @@ def limit_tokens(state: BuildState, dropped: DroppedWriter) -> None:
     wanted = int(plan.options.sample_tokens)
     for number, dataset in enumerate(plan.datasets):
         shards = [shard for shard in plan.shards() if shard[1] == number and state.shard_fragments(shard)[0]]
-        tokens = [int(kept_lengths(state.build, fragments[s], dropped.of_shard(s)).sum(dtype=np.int64)) for s in shards]
+        tokens = [int(kept_lengths(state, shard, dropped).sum(dtype=np.int64)) for shard in shards]
         total, before = sum(tokens), 0
         if total <= wanted:
             if total < wanted and dataset.rows is not None:

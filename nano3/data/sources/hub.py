@@ -21,6 +21,7 @@ from nano3.data.sources.listing import FileEntry, Listing
 from nano3.utils.console import warn
 from nano3.utils.errors import UserError
 
+CARD_FILE = ".huggingface.yaml"  # values that replace those of the card, as in the datasets library
 BLOCK = 8 << 20
 
 
@@ -117,6 +118,9 @@ def fetch_snapshot(client: Any, repo: str, revision: str | None, label: str) -> 
             if hasattr(item, "size")
         }
         card = info.card_data.to_dict() if info.card_data else {}
+        if CARD_FILE in files:
+            with open_remote(f"hf://datasets/{repo}@{info.sha}/{CARD_FILE}") as f:
+                card.update(parse_card_file(f.read(), label))
     except RepositoryNotFoundError as error:
         raise UserError(
             f"{label}: the hub at {endpoint()} has no such dataset, or it is private: set HF_TOKEN to a token "
@@ -133,6 +137,27 @@ def fetch_snapshot(client: Any, repo: str, revision: str | None, label: str) -> 
             f"{label}: the hub at {endpoint()} cannot be reached ({type(error).__name__})."
         ) from error
     return HubSnapshot(info.sha, files, card)
+
+
+def parse_card_file(content: bytes, label: str) -> dict[str, Any]:
+    """Return the values in a `.huggingface.yaml`, which replace those of the dataset card.
+
+    Args:
+        content: The file.
+        label: Start of error messages.
+
+    Raises:
+        UserError: It is not a YAML mapping.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(content)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{label}: its {CARD_FILE} is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(values or {}, dict):
+        raise UserError(f"{label}: its {CARD_FILE} holds a {type(values).__name__}, not keys and values.")
+    return values or {}
 
 
 def open_remote(url: str, cache_dir: Path | None = None) -> IO[bytes]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from data_helpers import documents, pack, reference, run, source, write
+from test_saved_dataset import save, save_dict
 
 from nano3.data.dataset.manifest import load_manifest
 from nano3.data.dataset.source_lookup import find_source_rows, load_build_plan
@@ -27,6 +28,7 @@ TABLE = re.compile(r"^\| `(\S+?)` \| (.+?) \| (.+?) \|$", re.MULTILINE)
 ROWS = [{"text": "one", "n": 1}, {"text": "two, {x} \u00e9"}, {"text": "three\n\nlines"}]
 TEXTS = [row["text"] for row in ROWS]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+MANY = "".join(json.dumps({"text": str(i)}) + "\n" for i in range(199))
 PRETTY = "\n".join(json.dumps(row, indent=2, ensure_ascii=False) for row in ROWS)
 
 
@@ -73,6 +75,14 @@ INPUTS: dict[str, tuple[bytes | None, list[str] | None]] = {
     "list.json": (json.dumps([{"text": text.split("\n")} for text in TEXTS]).encode(), TEXTS),
     "bare_list.json": (json.dumps([{"text": text.split("\n")} for text in TEXTS]).encode(), None),
     "template.jsonl": (b'{"title": "three", "body": "lines"}\n', TEXTS[2:]),
+    "bad.jsonl": (LINES.encode() + b'{"text": null}\n', None),
+    "skip.jsonl": (MANY.encode() + b'{"text": null}\n', [str(i) for i in range(199)]),
+    "too_bad.jsonl": (LINES.encode() + b'{"text": null}\n', None),
+    "saved": (None, TEXTS),
+    "saved_dict": (None, TEXTS),
+    "other_dict": (None, None),
+    "hf://org": (None, None),
+    "hf://org/name@": (None, None),
     "a.pdf": (b"%PDF-1.7", None),
 }
 KEYS: dict[str, dict[str, str]] = {
@@ -80,6 +90,7 @@ KEYS: dict[str, dict[str, str]] = {
     "list.json": {"text_separator": "\n"},
     "template.jsonl": {"text_field": "{title}\n\n{body}"},
 }
+OPTIONS = {"skip.jsonl": {"bad_rows": "skip"}, "too_bad.jsonl": {"bad_rows": "skip"}}
 
 
 def table() -> dict[str, str]:
@@ -88,9 +99,15 @@ def table() -> dict[str, str]:
     return {name: result for name, _, result in TABLE.findall(section)}
 
 
-def make(folder: Path, name: str) -> Path:
-    """Write a file of the table."""
+def make(folder: Path, name: str) -> Path | str:
+    """Write a file or folder of the table and return its path."""
     folder.mkdir(exist_ok=True)
+    if "://" in name:
+        return name
+    if name == "saved":
+        return save(folder / name, TEXTS)
+    if name.endswith("_dict"):
+        return save_dict(folder / name, **{"train" if name == "saved_dict" else "dev": TEXTS})
     content = INPUTS[name][0]
     if content is None:
         return write(folder / name, TEXTS)
@@ -109,16 +126,16 @@ def test_files_are_read_or_refused_as_the_table_says(tmp_path: Path, byte_bpe: P
     assert result.startswith("refused") == (texts is None)
     if texts is None:
         with pytest.raises(Nano3Error) as caught:
-            run([source(path, **KEYS.get(name, {}))], tmp_path / "out", byte_bpe)
-        assert str(path.name) in str(caught.value)
+            run([source(path, **KEYS.get(name, {}))], tmp_path / "out", byte_bpe, **OPTIONS.get(name, {}))
+        assert name in str(caught.value)
         for command in re.findall(r"`(.+?)`", result):
             assert command in str(caught.value)
         return
-    run([source(path, **KEYS.get(name, {}))], tmp_path / "out", byte_bpe)
+    run([source(path, **KEYS.get(name, {}))], tmp_path / "out", byte_bpe, **OPTIONS.get(name, {}))
     assert sorted(documents(tmp_path / "out")) == sorted(reference(byte_bpe, texts))
 
 
-@pytest.mark.parametrize("name", [name for name, (_, texts) in INPUTS.items() if texts == TEXTS])
+@pytest.mark.parametrize("name", [n for n, (_, texts) in INPUTS.items() if texts == TEXTS and "saved" not in n])
 def test_source_rows_are_found(tmp_path: Path, byte_bpe: Path, name: str) -> None:
     sources = [source(make(tmp_path / "in", name), **KEYS.get(name, {}))]
     run(sources, tmp_path / "out", byte_bpe, valid_fraction=0, test_fraction=0, num_shards=1)

@@ -55,6 +55,21 @@ def test_a_dataset_and_a_tokenizer_of_the_hub(tmp_path: Path, hub: Hub, hub_env:
     assert run(sources, tmp_path / "out", "org/model") == manifest
 
 
+def test_a_card_in_a_file_of_its_own(tmp_path: Path, files: dict[str, bytes], hub_env: HubEnv, byte_bpe: Path) -> None:
+    """A .huggingface.yaml replaces values of the card; what is not YAML is refused."""
+    card = {"configs": [{"config_name": "default", "data_files": "data/*"}]}
+    own = b"configs:\n- config_name: default\n  data_files: extra/*.jsonl\n"
+    for content, wanted in ((own, ["extra/train.jsonl"]), (b"", sorted(n for n in files if n.startswith("data/")))):
+        for hub in serve({"datasets/org/set": {**files, ".huggingface.yaml": content}}, card=card):
+            hub_env(hub)
+            assert discover_files(source("hf://org/set"), str(tmp_path / "out")).keys == wanted
+    for content, message in ((b"a: [", "is not YAML"), (b"- a", "holds a list, not keys and values")):
+        for hub in serve({"datasets/org/set": {**files, ".huggingface.yaml": content}}, card=card):
+            hub_env(hub)
+            with pytest.raises(UserError, match=message):
+                discover_files(source("hf://org/set"), str(tmp_path / "out"))
+
+
 INSIDE = {
     "main": ("hf://org/set@main", {"subset": "data"}, 110),
     "commit": (f"hf://datasets/org/set@{COMMIT}", {"split": "validation"}, 9),
