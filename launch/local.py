@@ -132,7 +132,8 @@ def _run_once(job: Job, log: Path | None, lock: RunLock, logs: Path) -> ProcessE
             # A stop request before launch.rank handles signals ends the process; nothing is lost then.
             stopped = received and -code in (signal.SIGTERM, signal.SIGUSR2)
             code = RESTART_EXIT_CODE if stopped else 128 - code
-        reason = f"exit code {code}" if code else ""
+        killed = log_end(logs / "rank_0.log") if code > 128 else []
+        reason = "\n".join([f"rank 0 ended with exit code {code}", *killed]) if code else ""
         if job.ranks > 1:
             code, reason = _torchrun_end(job, logs, code)
     return ProcessEnd(code, reason, stop_requested=bool(received))
@@ -197,6 +198,11 @@ def _torchrun_end(job: Job, logs: Path, code: int) -> tuple[int, str]:
         return code, "\n".join([f"torchrun failed with exit code {code}; end of {log}:", *tail_lines(log)])
     rank_log = logs / f"rank_{rank}.log"
     lines = [f"rank {rank} failed first, with exit code {end}"]
-    if rank != "0":
-        lines += [f"end of {rank_log}:", *tail_lines(rank_log)]
+    if rank != "0" or rank not in codes:  # rank 0 has shown why, unless it was killed
+        lines += log_end(rank_log)
     return end, "\n".join(lines)
+
+
+def log_end(log: Path) -> list[str]:
+    """Return the last lines of a log under a line that names it; empty if there is no log."""
+    return [f"end of {log}:", *tail_lines(log)] if log.is_file() else []

@@ -106,8 +106,20 @@ class RankTask:
             write(f"launch: exit code {code}; requeueing this task (retry {attempt})\n")
             markers.request_requeue()
             return 0
+        if code > 128:  # killed, so it could not say why
+            self._show_log_end()
         markers.record_failure(code)
         return code
+
+    def _show_log_end(self) -> None:
+        """Print the end of the log that the entry keeps of this rank, if there is one."""
+        from launch.follow import tail_lines
+
+        rank = os.environ["RANK"]
+        log = Path(self.progress_file).parent / "logs" / f"rank_{rank}.log"
+        if log.is_file():
+            lines = "".join(f"{line}\n" for line in tail_lines(log))
+            write(f"launch: rank {rank} was killed; end of {log}:\n{lines}", stderr=True)
 
     def _run_rank(self) -> tuple["RankProcess", int]:
         """Run the rank until it ends with another code than 77, and return its last process and the code.

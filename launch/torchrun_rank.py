@@ -6,7 +6,7 @@ the others while they save.
 
     RANK.pid       process id of the rank, for signals
     RANK.exit      exit code of the rank
-    rank_RANK.log  output of the rank; rank 0 writes to torchrun's own output instead
+    rank_RANK.log  output of the rank, of all starts; rank 0 writes to torchrun's own output, and its entry keeps a log
 
 torchrun holds the run lock (launch.lock) for its ranks, so a rank must not outlive it.
 """
@@ -34,7 +34,7 @@ def main() -> int:
     if rank == "0":
         os.dup2(1, 2)  # rank 0 inherits torchrun's stderr, which launch sends to a file
     else:
-        log = os.open(logs / f"rank_{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        log = os.open(logs / f"rank_{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(log, 1)
         os.dup2(log, 2)
     try:

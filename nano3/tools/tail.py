@@ -3,7 +3,7 @@
 nano3 tail output/nano3/runs/tiny
 nano3 tail tiny -n 100 --no-follow
 
-A run of one process on this machine writes to the terminal that started it. For such a run, metrics.jsonl is shown.
+Of a run on this machine it shows RUN/logs/rank_N.log, which also has what libraries print.
 """
 
 import argparse

@@ -5,6 +5,7 @@
 torchrun, Slurm and sweeps start this. It composes no configuration, so edits of conf/ do not affect a waiting run.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from nano3.training.run.checkpoints import checkpoint_fingerprint
 from nano3.training.run.hang_watch import watch_for_hangs
 from nano3.training.run.lineage import data_reference, model_alias
 from nano3.training.run.outcome import Outcome
+from nano3.training.run.rank_log import rank_log
 from nano3.training.run.record import load_run_config, read_latest_start, valid_finish_record
 from nano3.utils.console import is_rank_zero, say, warn
 from nano3.utils.disk_errors import translate_disk_errors
@@ -76,7 +78,8 @@ def train(config: PretrainConfig, run_dir: Path) -> int:
     if problems:
         raise UserError(problems)
 
-    with translate_disk_errors(f"a file of {run_dir}, or standard output"):
+    rank = int(os.environ.get("RANK", "0"))
+    with rank_log(run_dir, rank), translate_disk_errors(f"a file of {run_dir}, or standard output"):
         trainer = backend.load(config.backend)
         with watch_for_hangs(run_dir, config.train.hang_timeout_s):
             outcome = trainer.train(config, Path(config.run.data), run_dir, on_save=SaveRecorder(config, run_dir))

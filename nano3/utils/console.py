@@ -10,11 +10,12 @@ instead (`need_output`).
 """
 
 import codecs
+import contextlib
 import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
@@ -41,6 +42,30 @@ class _Output:
 
     lost: OSError | None = None
     needed: bool = False
+    # Where nano3 prints instead of sys.stdout and sys.stderr (`console_streams`).
+    streams: tuple[Any, Any] | None = None
+
+
+@contextlib.contextmanager
+def console_streams(stdout: Any, stderr: Any) -> Iterator[None]:
+    """Let nano3 print to these streams during the block; what others print to sys.stdout and sys.stderr stays there.
+
+    Args:
+        stdout: The text stream for results.
+        stderr: The text stream for progress and errors.
+    """
+    before, _Output.streams = _Output.streams, (stdout, stderr)
+    try:
+        yield
+    finally:
+        _Output.streams = before
+
+
+def _stream(stderr: bool = False) -> Any:
+    """Return the stream that nano3 prints to."""
+    if _Output.streams:
+        return _Output.streams[1 if stderr else 0]
+    return sys.stderr if stderr else sys.stdout
 
 
 def prepare_output() -> None:
@@ -131,7 +156,7 @@ def write_lost(error: OSError, stream: IO[str]) -> None:
         OSError: `error`, if stdout is lost and this command needs it (`need_output`).
     """
     _Output.lost = _Output.lost or error
-    if _Output.needed and stream is not sys.stderr:
+    if _Output.needed and stream is not _stream(stderr=True):
         raise error
     discard(stream)
 
@@ -149,9 +174,9 @@ def discard(stream: IO[str]) -> None:
 def flush_output() -> None:
     """Write what is buffered for stdout, before the process exits: Python would fail at exit if that fails."""
     try:
-        sys.stdout.flush()
+        _stream().flush()
     except OSError as error:
-        write_lost(error, sys.stdout)
+        write_lost(error, _stream())
 
 
 def write(text: str, stderr: bool = False) -> None:
@@ -161,7 +186,7 @@ def write(text: str, stderr: bool = False) -> None:
         text: The text, with its line ends.
         stderr: Write to stderr instead of stdout. Unlike a console, it is written on every rank.
     """
-    stream = sys.stderr if stderr else sys.stdout
+    stream = _stream(stderr)
     try:
         stream.write(printable_text(text))
         stream.flush()
@@ -186,7 +211,7 @@ def console(stderr: bool = False) -> "Console":
     """
     from rich.console import Console
 
-    stream = sys.stderr if stderr else sys.stdout
+    stream = _stream(stderr)
     width = None if stream.isatty() else PLAIN_WIDTH
     return Console(
         file=_Guarded(stream),  # type: ignore[arg-type]

@@ -1,0 +1,126 @@
+"""The log of one rank: RUN/logs/rank_N.log holds everything that the rank prints.
+
+nano3's own lines also go to stdout and stderr, where a person reads them. What libraries print goes to the log alone:
+Megatron's configuration, index builders, warnings. File descriptors are redirected, so output of C++ code and of child
+processes is in the log as well. Starts are appended to the log, each under a line with its time.
+"""
+
+import contextlib
+import ctypes
+import io
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import IO
+
+from nano3.utils.console import console_streams, printable_text
+from nano3.utils.errors import Failure, Nano3Error
+
+# Lines of the log that an error shows, and how many bytes they are looked for in.
+TAIL_LINES, _TAIL_BYTES = 15, 1 << 15
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def log_path(run_dir: Path, rank: int) -> Path:
+    """Return the log of a rank."""
+    return Path(run_dir) / "logs" / f"rank_{rank}.log"
+
+
+class ConsoleStream:
+    """A text stream that writes to the console and, without colors, to the log."""
+
+    def __init__(self, shown: IO[str], log: IO[str]) -> None:
+        self._shown, self._log = shown, log
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._shown, name)
+
+    def write(self, text: str) -> int:
+        """Write to the log, which cannot be a closed pipe, and then to the console."""
+        self._log.write(_COLOR.sub("", text))
+        return self._shown.write(text)
+
+    def flush(self) -> None:
+        """Flush both."""
+        self._log.flush()
+        self._shown.flush()
+
+
+@contextlib.contextmanager
+def rank_log(run_dir: Path, rank: int) -> Iterator[None]:
+    """Send what this process prints during the block to the log; nano3's own lines also go where they went before.
+
+    A `Failure` or an unforeseen error that leaves the block is preceded by the last lines of the log on stderr.
+
+    Args:
+        run_dir: The run folder.
+        rank: The rank of this process.
+    """
+    path = log_path(run_dir, rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    own = os.path.samestat(os.fstat(1), os.fstat(log))  # the launcher sent stdout there already
+    began = os.fstat(log).st_size
+    os.write(log, f"==== rank {rank}, {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}\n".encode())
+    _flush()
+    with contextlib.ExitStack() as undo:
+        shown = [undo.enter_context(_kept_stream(number)) for number in (1, 2)]
+        for number in (1, 2):
+            os.dup2(log, number)
+        os.close(log)
+        logged: IO[str] = undo.enter_context(io.open(path, "a", encoding="utf-8", errors="backslashreplace"))
+        streams = shown if own else [ConsoleStream(stream, logged) for stream in shown]
+        undo.enter_context(console_streams(streams[0], streams[1]))
+        try:
+            yield
+        except Exception as error:
+            _flush()
+            foreseen = isinstance(error, Nano3Error)
+            if not foreseen:
+                logged.write("".join(traceback.format_exception(error)))
+                logged.flush()
+            if not own and (isinstance(error, Failure) or not foreseen):
+                shown[1].write(printable_text(_tail(path, rank, began)))
+            raise
+
+
+@contextlib.contextmanager
+def _kept_stream(number: int) -> Iterator[IO[str]]:
+    """Yield a stream to where a file descriptor leads now, and restore the descriptor at the end."""
+    kept = os.dup(number)
+    stream = sys.stdout if number == 1 else sys.stderr
+    try:
+        is_descriptor = stream.fileno() == number
+    except (OSError, ValueError):  # replaced by an object that is no file, as in tests
+        is_descriptor = False
+    try:
+        if is_descriptor:
+            encoding, errors = stream.encoding, stream.errors
+            with io.open(kept, "w", buffering=1, encoding=encoding, errors=errors, closefd=False) as copy:
+                yield copy
+        else:
+            yield stream
+    finally:
+        _flush()
+        os.dup2(kept, number)
+        os.close(kept)
+
+
+def _flush() -> None:
+    """Write what Python and C hold in buffers for stdout and stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    ctypes.CDLL(None).fflush(None)
+
+
+def _tail(path: Path, rank: int, began: int) -> str:
+    """Return the last lines of this start's part of a log, under a line that names the rank."""
+    with path.open("rb") as f:
+        f.seek(max(began, path.stat().st_size - _TAIL_BYTES))
+        lines = f.read().decode(errors="replace").splitlines()[-TAIL_LINES:]
+    return "".join([f"rank {rank} failed; the last lines of {path}:\n", *(f"  | {line}\n" for line in lines)])
