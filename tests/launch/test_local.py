@@ -142,3 +142,23 @@ def test_the_killed_rank_is_named_and_not_a_rank_ended_by_torchrun(tmp_path: Pat
     job = launch.Job("n", tmp_path, "a:b", (), ClusterConfig(nproc_per_node=2))
     code, why = local._torchrun_end(job, tmp_path, 1)
     assert code == 137 and "rank 1 failed first, with exit code 137" in why and "its last words" in why
+
+
+def test_of_a_killed_rank_0_the_log_of_its_entry_is_shown(tmp_path: Path) -> None:
+    """Its own lines went to the terminal; a rank that ended by itself has shown the log already."""
+    (tmp_path / "rank_0.log").write_text("its last words\n")
+    (tmp_path / "torchrun.log").write_text(TORCHRUN_LOG.replace("rank      : 1", "rank      : 0"))
+    job = launch.Job("n", tmp_path, "a:b", (), ClusterConfig(nproc_per_node=2))
+    code, why = local._torchrun_end(job, tmp_path, 1)
+    assert code == 137 and "rank 0 failed first" in why and "its last words" in why
+    (tmp_path / "torchrun.log").write_text("")
+    (tmp_path / "0.exit").write_text("4")
+    code, why = local._torchrun_end(job, tmp_path, 1)
+    assert code == 4 and "rank 0 failed first" in why and "its last words" not in why
+
+
+def test_of_a_killed_single_rank_the_log_is_shown(make_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    job = make_job(entry="launch_entries:kill_itself", args=(), may_roll_back=True)
+    job = replace(job, args=(str(job.run_dir),))
+    assert launch.run([job]) == 128 + signal.SIGKILL
+    assert "rank 0 ended with exit code 137" in (err := capfd.readouterr().err) and "its last words" in err

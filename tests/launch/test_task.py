@@ -107,6 +107,12 @@ def test_task_that_fails(tmp_path: Path) -> None:
     assert files(tmp_path) == {"7.exit"} and (tmp_path / "7.exit").read_text().startswith("1 0 ")
 
 
+def test_a_killed_task_shows_the_log_of_its_rank(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_task(tmp_path, "kill_itself", str(tmp_path)) == 137
+    err = capfd.readouterr().err
+    assert "launch: rank 0 was killed; end of" in err and "its last words" in err
+
+
 def test_task_that_stops_by_itself_asks_for_no_requeue(tmp_path: Path) -> None:
     assert run_task(tmp_path, "count", str(tmp_path), "fail_rank=0", "fail_code=75") == 0
     assert files(tmp_path) == {"7.stopped"}
