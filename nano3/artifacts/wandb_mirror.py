@@ -6,7 +6,10 @@ W&B as well. A failure of W&B is logged and never ends a run. `wandb` is importe
 
 import contextlib
 import importlib.util
-import sys
+import os
+import ssl
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +21,8 @@ from nano3.utils.console import warn
 from nano3.utils.errors import UserError, did_you_mean
 
 MODES = ("online", "offline", "disabled")
+DEFAULT_URL = "https://api.wandb.ai"
+PROBE_S = 5.0  # until a server has to answer
 CHECKED = ("manifest.json", "blend.json", "checkpoint.json")
 MISSING = "wandb is not installed: `pip install 'nano3[wandb]'`, or {key}=disabled."
 
@@ -71,31 +76,6 @@ def settings_problems(settings: WandbSettings, key: str) -> list[str]:
     return []
 
 
-def start_run(settings: WandbSettings, *, folder: Path, key: str, **more: Any) -> Any:
-    """Start a W&B run that keeps its files in `folder`/wandb; warn and return None if that fails.
-
-    Args:
-        settings: Mode, project and entity.
-        folder: The parent of the run's `wandb` folder.
-        key: The dotted key of the mode, for error messages.
-        more: Further arguments of `wandb.init`.
-
-    Raises:
-        UserError: If wandb is not installed.
-    """
-    wandb = _load(settings, key)
-    with log_failures("starting a run (not logged in? `wandb login`, or mode=offline)"):
-        return wandb.init(
-            mode=settings.mode,
-            project=settings.project,
-            entity=settings.entity,
-            dir=str(folder),
-            resume="allow",
-            **more,
-        )
-    return None
-
-
 @contextlib.contextmanager
 def log_failures(what: str) -> Iterator[None]:
     """Log any failure of W&B as a warning: it must not end a training of weeks."""
@@ -128,11 +108,6 @@ def use_reference(run: Any, reference: str) -> None:
         run.use_artifact(reference)
 
 
-def active_run() -> Any:
-    """Return the W&B run of this process, or None; import nothing."""
-    return getattr(sys.modules.get("wandb"), "run", None)
-
-
 @cache
 def find_remote(reference: str, settings: WandbSettings) -> tuple[Path, str]:
     """Return folder and full reference (entity/project/name:vN) of an artifact in W&B.
@@ -143,8 +118,10 @@ def find_remote(reference: str, settings: WandbSettings) -> tuple[Path, str]:
     where = f"{reference} is not in the local store, and "
     if settings.mode == "offline":
         raise UserError(f"{where}run.wandb.mode=offline cannot look it up in W&B. Set run.wandb.mode=online.")
-    wandb = _load(settings, "run.wandb.mode", where)
+    wandb = load_wandb(settings, "run.wandb.mode", where)
     prefix = "/".join(filter(None, [settings.entity, settings.project]))
+    if problem := connection_problem(server_url(wandb)):
+        raise UserError(f"{where}W&B is out of reach: {problem}. Name the folder: run.data=DIR")
     try:
         artifact = wandb.Api().artifact(f"{prefix}/{reference if ':' in reference else reference + ':latest'}")
     except Exception as error:
@@ -162,7 +139,46 @@ def find_remote(reference: str, settings: WandbSettings) -> tuple[Path, str]:
     return Path(folder), str(artifact.qualified_name)
 
 
-def _load(settings: WandbSettings, key: str, before: str = "") -> Any:
+def server_url(wandb: Any) -> str:
+    """Return the address of the W&B server: $WANDB_BASE_URL, that of `wandb login --host`, or W&B's own."""
+    if url := os.environ.get("WANDB_BASE_URL"):
+        return url
+    with contextlib.suppress(Exception):  # settings files of the user, which wandb itself complains about
+        return str(wandb.setup().settings.base_url)
+    return DEFAULT_URL
+
+
+def connection_problem(url: str, seconds: float = PROBE_S) -> str | None:
+    """Return why a server does not answer, or None if it does.
+
+    Args:
+        url: The address of the server.
+        seconds: How long it may take to connect, and then to answer.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=seconds):
+            return None
+    except urllib.error.HTTPError as error:
+        return None if error.code < 500 else f"{url} answers with HTTP status {error.code}"
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, ssl.SSLError):  # it answers; wandb has its own certificates
+            return None
+        return f"{url} cannot be reached ({error.reason})"
+    except (OSError, ValueError) as error:
+        return f"{url} cannot be reached within {seconds:.0f} s ({error})"
+
+
+def load_wandb(settings: WandbSettings, key: str, before: str = "") -> Any:
+    """Return the module wandb.
+
+    Args:
+        settings: The W&B settings.
+        key: The dotted key of the mode, for the error message.
+        before: The beginning of the error message.
+
+    Raises:
+        UserError: wandb is not installed.
+    """
     try:
         import wandb
     except ModuleNotFoundError as error:

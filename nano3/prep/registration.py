@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nano3.artifacts import store, wandb_mirror
 from nano3.artifacts.names import MODEL
+from nano3.artifacts.wandb_run import WandbRun
 from nano3.data.dataset.manifest import Manifest
 from nano3.utils.console import say, warn
 from nano3.utils.files import read_json, write_json
@@ -99,7 +100,7 @@ def mirror(registration: Registration, artifact: store.Artifact) -> None:
     name = registration.alias or artifact.reference
     folder = Path(registration.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    run = wandb_mirror.start_run(
+    run = WandbRun(
         registration.mirrored,
         folder=folder,
         key="wandb.mode",
@@ -107,9 +108,6 @@ def mirror(registration: Registration, artifact: store.Artifact) -> None:
         job_type="data_prep",
         config=artifact.metadata,
     )
-    if run is None:
-        return
-    wandb_mirror.log_artifact(run, artifact, registration.alias)
-    with wandb_mirror.log_failures("ending the run"):
-        run.finish()
+    run.log_artifact(artifact, registration.alias)
+    if run.finish():
         write_json(receipt, logged)

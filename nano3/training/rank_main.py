@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nano3.artifacts import store, wandb_mirror
+from nano3.artifacts import store, wandb_mirror, wandb_run
 from nano3.artifacts.names import MODEL
 from nano3.config import PretrainConfig
 from nano3.training import backend
@@ -175,5 +175,5 @@ def register_checkpoint(config: PretrainConfig, run_dir: Path, iteration: int, f
         inputs=[found for found in (reference, model and model.reference) if found],
         alias=alias,
     )
-    if run := wandb_mirror.active_run():
-        wandb_mirror.log_artifact(run, made, alias)
+    if run := wandb_run.current():
+        run.log_artifact(made, alias)

@@ -105,13 +105,18 @@ def test_a_failure_of_wandb_is_a_warning(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.slow
-def test_training_goes_on_when_wandb_cannot_start(cli: Commands, data: Path) -> None:
+def test_training_goes_on_offline_when_the_server_is_out_of_reach(cli: Commands, data: Path) -> None:
     done = cli(
         "-m", "nano3.pretrain", *SMALL, "run.name=alone", "run.wandb.mode=online", WANDB_API_KEY="x",
-        WANDB_BASE_URL="http://127.0.0.1:9", WANDB_INIT_TIMEOUT="2",
+        WANDB_BASE_URL="http://127.0.0.1:9",
     )  # fmt: skip
-    assert "warning: W&B: starting a run" in done.stderr
+    assert "warning: W&B: http://127.0.0.1:9 cannot be reached" in done.stderr
+    assert f"wandb sync {cli.run_dir('alone')}/wandb/offline-run-" in done.stderr
     assert (cli.run_dir("alone") / "finished.json").exists()
+    lines = found(cli.run_dir("alone"), "history")
+    history = [{i.key or i.nested_key[0]: json.loads(i.value_json) for i in line.item} for line in lines]
+    assert [h["iteration"] for h in history if "loss" in h] == [1, 2, 3, 4, 5, 6]
+    assert len(found(cli.run_dir("alone"), "artifact")) == 3
 
 
 @pytest.fixture
@@ -126,6 +131,7 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return SimpleNamespace(metadata={"path": str(tmp_path / "there")}, qualified_name=f"me/mine/{DATA}:v4")
 
     monkeypatch.setenv("NANO3_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(wandb_mirror, "connection_problem", lambda url: None)
     monkeypatch.setattr("wandb.Api", lambda: SimpleNamespace(artifact=artifact))
     wandb_mirror.find_remote.cache_clear()
     return asked
@@ -138,6 +144,14 @@ def test_the_local_store_comes_first(service: list[str], tmp_path: Path) -> None
     store.register(DATA, tmp_path, "a", alias="math")
     assert resolve_reference(f"{DATA}:math", ONLINE).reference == f"{DATA}:v1"
     assert service == []
+
+
+def test_a_server_out_of_reach_is_named_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NANO3_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    wandb_mirror.find_remote.cache_clear()
+    with pytest.raises(UserError, match=r"W&B is out of reach: http://127.0.0.1:9 cannot be reached"):
+        resolve_reference(f"{DATA}:math", ONLINE)
 
 
 def test_then_wandb(service: list[str], tmp_path: Path) -> None:

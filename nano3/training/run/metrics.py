@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nano3.artifacts import wandb_mirror
+from nano3.artifacts.wandb_run import WandbRun
 from nano3.config.pretrain import PretrainConfig
 from nano3.training.dataset import TrainingData
 from nano3.training.run.bits_per_byte import VALID, BitsPerByte
@@ -133,7 +134,7 @@ class Metrics:
         self.clock, self.startup = RunClock(), startup
         self._bits = BitsPerByte(data) if data else None
         self._iteration = start_iteration
-        self._wandb: Any = None
+        self._wandb: WandbRun | None = None
         self._sent = 0  # the last iteration that W&B has from an earlier start; W&B cannot drop lines
         if not self.active:
             return
@@ -190,8 +191,7 @@ class Metrics:
             self._file.close()
             self._board.close()
             if self._wandb is not None:
-                with wandb_mirror.log_failures("ending the run"):
-                    self._wandb.finish(exit_code=exit_code)
+                self._wandb.finish(exit_code)
 
     def _times(self) -> dict[str, float]:
         return {"time": round(time.time(), 2), **self.clock.take()}
@@ -208,10 +208,7 @@ class Metrics:
             if name != "iteration":
                 self._board.add_scalar(name, number, values["iteration"])
         if self._wandb is not None and values["iteration"] > self._sent:
-            with wandb_mirror.log_failures("recording metrics"):
-                self._wandb.log(values)
-                return
-            self._wandb = None  # log the failure once, not at every iteration
+            self._wandb.log(values)
 
     def _truncate(self, iteration: int) -> None:
         """Drop the lines of iterations that will be repeated."""
@@ -237,8 +234,8 @@ class Metrics:
         purge = start_iteration + 1 if start_iteration else 0
         return SummaryWriter(log_dir=folder or str(self.run_dir / "tensorboard"), purge_step=purge)
 
-    def _open_wandb(self, config: PretrainConfig) -> Any:
-        """Return the run's W&B run, with the data as its input, or None if W&B fails.
+    def _open_wandb(self, config: PretrainConfig) -> WandbRun:
+        """Return the run's W&B run, with the data as its input.
 
         Its id is kept in the run folder, so that each start continues the same W&B run.
 
@@ -246,7 +243,7 @@ class Metrics:
             UserError: wandb is not installed.
         """
         start = read_latest_start(self.run_dir)
-        run = wandb_mirror.start_run(
+        run = WandbRun(
             wandb_mirror.wandb_settings(config.run.wandb, config.logger),
             folder=self.run_dir,
             key="run.wandb.mode",
@@ -256,16 +253,12 @@ class Metrics:
             job_type="pretrain",
             config=without_secrets(asdict(config)),
         )
-        if run is None:
-            return None
-        with wandb_mirror.log_failures("naming the axis"):
-            run.define_metric("iteration")
-            run.define_metric("*", step_metric="iteration")
+        run.define_axis("iteration")
         if start and (reference := data_reference(start)):
             if artifact := find_artifact(reference):
-                wandb_mirror.use_artifact(run, artifact)
+                run.use_artifact(artifact)
             else:
-                wandb_mirror.use_reference(run, reference)
+                run.use_reference(reference)
         return run
 
 
