@@ -25,7 +25,7 @@ from launch.job import Job
 from launch.job_end import JobMarkers
 from launch.lock import hold_run_lock
 from launch.rank import call_entry
-from launch.submit import Batch, SubmittedJob, rank_task, record_submission, submit_batch
+from launch.submit import Batch, SubmittedJob, rank_task, record_submission, signals_blocked, submit_batch
 from nano3.config.cluster import ClusterConfig
 from nano3.utils.console import write
 from nano3.utils.errors import Failure, UserError
@@ -205,7 +205,7 @@ def _show(array: Array, then: Job | None) -> int:
 def _submit(array: Array, then: Job | None) -> list[SubmittedJob]:
     """Submit the array, the finalizer and the next job, or none of them."""
     submitted: list[str] = []
-    with hold_run_lock(array.folder), _cancel_on_error(submitted):
+    with hold_run_lock(array.folder), _cancel_on_error(submitted), signals_blocked():
         job_records.check_not_active([array.folder, *([then.run_dir] if then else [])])
         submitted += array.task_batch().submit()[:1]
         array_id = submitted[0].partition("_")[0]

@@ -1,12 +1,17 @@
 """Follow jobs from a command: their states, rank 0's log, the newest metrics, the exit code; and Ctrl-C."""
 
+import contextlib
+import datetime
 import json
 import os
 import select
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from launch import job_records, slurm
@@ -51,7 +56,17 @@ class LogStream:
 class Watch:
     """Polls the states of some jobs, at most every `poll_s` seconds; reports it when Slurm does not answer."""
 
-    def __init__(self, ids: list[str], poll_s: float) -> None:
+    def __init__(
+        self, ids: list[str], poll_s: float, end_of: Callable[[str], slurm.JobState] = lambda job: slurm.UNKNOWN
+    ) -> None:
+        """Begin with unknown states.
+
+        Args:
+            ids: The jobs.
+            poll_s: Seconds between queries.
+            end_of: Returns the end of a job that Slurm has forgotten, or `UNKNOWN`.
+        """
+        self._end_of = end_of
         self.states = dict.fromkeys(ids, slurm.UNKNOWN)
         self._poll_s = poll_s
         self._next = 0.0
@@ -94,6 +109,10 @@ class Watch:
             return
         self._unknown_since = self._unknown_since or time.monotonic()
         if time.monotonic() - self._unknown_since > _FORGOTTEN_S:
+            for job in jobs:
+                self.states[job] = self._previous[job] = self._end_of(job)
+            if all(self._settled(job) for job in jobs):
+                return
             raise Failure(
                 f"Slurm does not know job {', '.join(jobs)} (any more), and there is no accounting to ask. "
                 "The log and the run folder show how it ended."
@@ -105,13 +124,71 @@ class Watch:
         return all(self._settled(job) for job in self.states)
 
 
+# Why a job waits, in plain words: the beginning of Slurm's reason, and what it means.
+_REASONS = {
+    "Resources": "the nodes it needs are busy",
+    "Priority": "jobs of higher priority come first",
+    "DependencyNeverSatisfied": "it can never start: a job that it depends on failed",
+    "Dependency": "another job must end first",
+    "PartitionTimeLimit": "it can never start: cluster.time exceeds the limit of the partition",
+    "PartitionNodeLimit": "it can never start: the partition does not allow this number of nodes",
+    "BadConstraints": "it can never start: no node has what it asks for",
+    "InvalidAccount": "it can never start: the account is not valid",
+    "InvalidQOS": "it can never start: the QOS is not valid",
+    "PartitionDown": "the partition is down",
+    "PartitionInactive": "the partition is not active",
+    "ReqNodeNotAvail": "nodes that it needs are drained, down or reserved",
+    "Nodes_required_for_job_are_DOWN": "nodes that it needs are drained, down or reserved",
+    "Reservation": "its reservation has not begun",
+    "BeginTime": "its begin time has not come",
+    "JobHeldUser": "it is held: scontrol release JOB",
+    "JobHeldAdmin": "an administrator holds it",
+    "JobArrayTaskLimit": "cluster.array_parallelism is reached",
+    "Licenses": "a license is in use",
+    "Assoc": "the limit of your account is reached",
+    "QOS": "the limit of the QOS is reached",
+    "MaxSubmit": "the limit of submitted jobs is reached",
+    "launch_failed_requeued_held": "it failed to launch and is held: scontrol release JOB",
+}
+
+
+def explain_reason(reason: str) -> str:
+    """Return Slurm's reason for a pending job, with its meaning if known."""
+    meaning = next((text for begin, text in _REASONS.items() if reason.startswith(begin)), "")
+    return f"{reason}: {meaning}" if meaning else reason
+
+
+def waiting_text(state: slurm.JobState) -> str:
+    """Return how long a pending job has waited and when it may start, "" if unknown or not pending."""
+    if state.state != "PENDING":
+        return ""
+    words = []
+    if state.eligible:
+        waited = datetime.datetime.now() - datetime.datetime.fromisoformat(state.eligible)
+        words.append(f"waiting for {duration_text(max(waited.total_seconds(), 0))}")
+    if state.start:
+        words.append(f"Slurm expects it to start at {state.start.replace('T', ' ')}")
+    return ", ".join(words)
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration as "45 s", "12 min", "3 h 05 min" or "2 d 04 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours < 24 else f"{hours // 24} d {hours % 24:02} h"
+
+
 def describe_state(state: slurm.JobState) -> str:
     """Return the state with its nodes, reason and restarts in a few words."""
     words = [state.state]
     if state.nodes and not state.ended:
         words.append(f"on {state.nodes}")
     if state.reason and state.state == "PENDING":
-        words.append(f"({state.reason})")
+        words.append(f"({explain_reason(state.reason)})")
     if state.restarts:
         words.append(f"restart {state.restarts}")
     return " ".join(words)
@@ -128,13 +205,15 @@ def follow(job: SubmittedJob, rank: int = 0, offset: int = 0) -> int:
     Returns:
         The exit code of the job.
     """
-    watch = Watch([job.id], job.poll_s)
+    records = {record.id: record for record in job_records.read_records(job.run_dir)}
+    watch = Watch([job.id], job.poll_s, lambda job_id: job_records.end_without_slurm(job.run_dir, records[job_id]))
     stream = LogStream(job.log(rank), offset)
     shown = ""
     while not watch.ended:
         stream.copy()
         if watch.poll() and (now := describe_state(watch.states[job.id])) != shown:
-            say(f"job {job.id} {now}")
+            waiting = waiting_text(watch.states[job.id])
+            say(f"job {job.id} {now}" + (f", {waiting}" if waiting else ""))
             shown = now
         time.sleep(min(_LOG_POLL_S, job.poll_s))
     stream.copy()
@@ -215,8 +294,12 @@ def follow_attached(submitted: str, work: Callable[[], int], ids: list[str], hin
         The exit code of `work`, or 130 after Ctrl-C.
     """
     try:
-        say(submitted)
-        return work()
+        with _signals_raise():
+            say(submitted)
+            return work()
+    except _EndedBySignal as ended:
+        say(f"this command was ended by {ended.signal.name}; {', '.join(ids)} keeps running. {hint}")
+        return 128 + ended.signal
     except KeyboardInterrupt:
         if _wants_cancel(", ".join(ids)):
             slurm.cancel(ids)
@@ -224,6 +307,32 @@ def follow_attached(submitted: str, work: Callable[[], int], ids: list[str], hin
         else:
             say(f"detached; {', '.join(ids)} keeps running. {hint}")
         return INTERRUPTED_EXIT_CODE
+
+
+class _EndedBySignal(BaseException):
+    """SIGTERM or SIGHUP, as when a connection is lost."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = signal.Signals(number)
+        super().__init__(number)
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Raise `_EndedBySignal` for SIGTERM and SIGHUP during the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        raise _EndedBySignal(number)
+
+    previous = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _wants_cancel(ids: str) -> bool:

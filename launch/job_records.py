@@ -1,12 +1,15 @@
 """RUN_DIR/jobs.json: the Slurm jobs of a run, oldest first. launch writes it at submission and at a job's end."""
 
+import contextlib
+import datetime
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from launch import slurm
-from nano3.utils.errors import Failure, UserError
+from launch.job_end import JobMarkers
+from nano3.utils.errors import RESTART_EXIT_CODE, Failure, UserError
 from nano3.utils.files import read_json, write_json
 from nano3.utils.locks import wait_for_lock
 
@@ -33,6 +36,7 @@ class JobRecord:
     # Set when the job has ended.
     state: str = ""
     exit_code: int | None = None
+    started: str = ""
 
     @property
     def ids(self) -> list[str]:
@@ -71,12 +75,48 @@ def add_record(run_dir: Path, record: JobRecord) -> None:
 
 
 def record_end(run_dir: Path, job_id: str, state: slurm.JobState) -> None:
-    """Record how a job ended, because Slurm forgets it after a while."""
-    with wait_for_lock(run_dir / LOCK):
+    """Record how a job ended, because Slurm forgets it after a while; not in a run of another user."""
+    with contextlib.suppress(PermissionError), wait_for_lock(run_dir / LOCK):
         records = [
-            replace(r, state=state.state, exit_code=state.code) if r.id == job_id else r for r in read_records(run_dir)
+            replace(r, state=state.state, exit_code=state.code, started=state.start) if r.id == job_id else r
+            for r in read_records(run_dir)
         ]
         _write(run_dir, records)
+
+
+def end_without_slurm(run_dir: Path, record: JobRecord) -> slurm.JobState:
+    """Return the state of a job that Slurm has forgotten, from what the job left in its folders; `UNKNOWN` if nothing.
+
+    Args:
+        run_dir: Run folder.
+        record: The submission.
+    """
+    folder = Path(record.log).parent
+    failure = JobMarkers(folder, record.id).first_failure()
+    if failure:
+        return slurm.JobState("FAILED", failure.code)
+    submitted = datetime.datetime.fromisoformat(record.submitted).timestamp()
+    finished = run_dir / "finished.json"
+    if finished.exists() and finished.stat().st_mtime >= submitted:
+        return slurm.JobState("COMPLETED")
+    if any((folder / f"{record.id}.{suffix}").exists() for suffix in ("stopped", "again")):
+        return slurm.JobState("FAILED", RESTART_EXIT_CODE)
+    return slurm.UNKNOWN
+
+
+def job_states(runs: Mapping[Path, JobRecord]) -> dict[Path, slurm.JobState]:
+    """Return the state of one submission of each run: recorded, from Slurm, or from the run folder.
+
+    Raises:
+        Failure: Slurm does not answer.
+    """
+    recorded = {run: slurm.JobState(r.state, r.exit_code or 0) for run, r in runs.items() if r.state}
+    asked = slurm.states(record.id for run, record in runs.items() if run not in recorded)
+    found = {}
+    for run, record in runs.items():
+        state = recorded.get(run) or asked[record.id]
+        found[run] = end_without_slurm(run, record) if state == slurm.UNKNOWN else state
+    return found
 
 
 def _write(run_dir: Path, records: list[JobRecord]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Nano3Error
+from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Nano3Error, UserError
 from nano3.utils.files import read_json, write_json
 
 FILE = "local.json"
@@ -26,6 +26,12 @@ class LocalJob:
     log: str = ""
     # None while it runs, and for good if it was killed.
     exit_code: int | None = None
+
+
+def record_refused(run_dir: Path) -> None:
+    """Record a submission that Slurm refused as a start that ended at once."""
+    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    write_json(run_dir / FILE, asdict(LocalJob(os.getpid(), socket.gethostname(), now, exit_code=UserError.exit_code)))
 
 
 class LocalOutcome:

@@ -54,7 +54,10 @@ def run_rank(entry: str, args: tuple[str | int, ...]) -> int:
         signal.signal(number, _exit_before_start)
     try:
         with translate_disk_errors("standard output"):
-            return call_entry(entry, args)
+            code = call_entry(entry, args)
+        for number in (signal.SIGTERM, signal.SIGUSR2):  # the work is done: a stop request must not change its code
+            signal.signal(number, signal.SIG_IGN)
+        return code
     except Nano3Error as error:
         print_problems(error.problems)
         return error.exit_code

@@ -50,11 +50,18 @@ def executor_parameters(job: Job, name: str, folder: Path, binds: list[str]) -> 
         "setup": [
             job_end.marker_setup_script(folder),
             *container.export_lines(job),
-            *cluster.setup,
-            "set +eu",
+            *_checked_lines(cluster.setup),
         ],
         "teardown": [job_end.requeue_script(cluster.max_requeues)],
     }
+
+
+def _checked_lines(setup: list[str]) -> list[str]:
+    """Return the lines of cluster.setup so that the first one that fails ends the job, with its own exit code."""
+    if not setup:
+        return []
+    fail = 'code=$?; echo "launch: cluster.setup failed with exit code $code: $BASH_COMMAND" >&2; exit "$code"'
+    return [f"trap {shlex.quote(fail)} ERR", *setup, "trap - ERR", "set +eu"]
 
 
 def _dependency(job: Job) -> str:

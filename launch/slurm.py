@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from nano3.utils.errors import Failure
 
@@ -29,6 +29,10 @@ class JobState:
     reason: str = ""
     nodes: str = ""
     restarts: int = 0
+    # When it started, or while it is pending the estimate of Slurm's scheduler; local time, "" if unknown.
+    start: str = field(default="", compare=False)
+    # When it was submitted, or last requeued.
+    eligible: str = field(default="", compare=False)
 
     @property
     def ended(self) -> bool:
@@ -36,6 +40,7 @@ class JobState:
         return self.state in _END_CODES
 
 
+_NO_NODES = "Requested node configuration is not available"
 UNKNOWN = JobState("UNKNOWN")
 _NO_INDEX = str(0xFFFFFFFE)  # NO_VAL of slurm.h
 
@@ -76,12 +81,17 @@ def parse_scontrol(line: str) -> Iterator[tuple[str, JobState]]:
     if not value("JobState"):
         return
     state = _job_state(value("JobState"), value("ExitCode"), value("Reason"), value("NodeList"), value("Restarts", "0"))
+    state = replace(state, start=_time(value("StartTime")), eligible=_time(value("SubmitTime")))
     array, indices = value("ArrayJobId"), value("ArrayTaskId")
     if not array or indices == _NO_INDEX:
         yield array or value("JobId"), state
         return
     for index in _array_indices(indices):
         yield f"{array}_{index}", state
+
+
+def _time(text: str) -> str:
+    return text if re.match(r"\d{4}-", text) else ""
 
 
 def _array_indices(text: str) -> Iterator[int]:
@@ -93,16 +103,17 @@ def _array_indices(text: str) -> Iterator[int]:
 
 
 def _from_sacct(base: str) -> dict[str, JobState]:
-    done = _run_client("sacct", "-nXP", "-j", base, "-o", "JobID,State,ExitCode,NodeList")
+    done = _run_client("sacct", "-nXP", "-j", base, "-o", "JobID,State,ExitCode,NodeList,Start")
     return dict(pair for line in done.stdout.splitlines() for pair in parse_sacct(line))
 
 
 def parse_sacct(line: str) -> Iterator[tuple[str, JobState]]:
-    """Yield the ids and states in one line of `sacct -nXP -o JobID,State,ExitCode,NodeList`."""
-    job, state, code, nodes, *_ = [*line.split("|"), "", "", ""]
+    """Yield the ids and states in one line of `sacct -nXP -o JobID,State,ExitCode,NodeList,Start`."""
+    job, state, code, nodes, start, *_ = [*line.split("|"), "", "", "", ""]
     if not state:
         return
     result = _job_state(state.partition(" ")[0], code, "", "" if nodes == "None assigned" else nodes, "0")
+    result = replace(result, start=_time(start))
     base, _, indices = job.partition("_")
     if indices.startswith("["):
         for index in _array_indices(indices.strip("[]")):
@@ -178,11 +189,34 @@ def cancel(ids: Iterable[str]) -> None:
         raise Failure(f"scancel: {done.stderr.strip()}")
 
 
-def test_only(script: str) -> tuple[bool, str]:
-    """Return whether Slurm would accept a job script, and the output of `sbatch --test-only`."""
+def test_only(script: str, partition: str | None = None) -> tuple[bool, str]:
+    """Return whether Slurm would accept a job script, and the output of `sbatch --test-only`.
+
+    The test fails while the nodes that the job needs are drained or down, although Slurm would let the job wait.
+
+    Args:
+        script: The job script.
+        partition: Its partition; None for the default one.
+    """
     with submit_environment(keep=()):
         done = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False)
-    return done.returncode == 0, (done.stdout + done.stderr).strip()
+    answer = (done.stdout + done.stderr).strip()
+    if done.returncode and _NO_NODES in answer and (missing := unavailable_nodes(partition)):
+        return True, f"{answer}\nSlurm cannot test this now: {missing} out of service. The job would wait for them."
+    return done.returncode == 0, answer
+
+
+def unavailable_nodes(partition: str | None) -> str:
+    """Return how many nodes of a partition are drained or down ("2 of 8 nodes are"), "" if none are.
+
+    Args:
+        partition: Names of partitions, with commas; None for all.
+    """
+    words = ["-p", partition] if partition else ["-a"]
+    done = _run_client("sinfo", "-h", "-N", *words, "-o", "%N %T")
+    states = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    down = [node for node, state in states.items() if re.match("drain|down|maint|fail|reserved", state)]
+    return f"{len(down)} of {len(states)} nodes are" if down else ""
 
 
 @contextmanager

@@ -4,15 +4,18 @@ import contextlib
 import datetime
 import io
 import os
+import shutil
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch import container, job_records, script, slurm, snapshot
+from launch import container, job_records, local_job, script, slurm, snapshot
 from launch.job import Job
 from launch.lock import hold_run_lock
 from launch.task import RankTask
+from nano3.utils.console import warn
 from nano3.utils.errors import UserError
 
 
@@ -71,7 +74,7 @@ class Batch:
     def test(self) -> tuple[bool, str]:
         """Return whether Slurm would accept the batch, and its answer."""
         with slurm.submit_environment(self._kept_variables):
-            return slurm.test_only(self.script_text())
+            return slurm.test_only(self.script_text(), self.jobs[0].cluster.partition)
 
     def submit(self) -> list[str]:
         """Submit the batch and return the job ids in the order of the tasks.
@@ -84,7 +87,11 @@ class Batch:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.snapshot.write()
         try:
-            with slurm.submit_environment(self._kept_variables), contextlib.redirect_stderr(io.StringIO()):
+            with (
+                slurm.submit_environment(self._kept_variables),
+                contextlib.redirect_stderr(io.StringIO()),
+                _sbatch_in_own_session(),
+            ):
                 return [job.job_id for job in self.executor.submit_array(self.tasks)]
         except FailedJobError as error:
             for pickle in self.folder.glob("*.pkl"):
@@ -137,8 +144,48 @@ def submit_batch(batch: Batch) -> list[SubmittedJob]:
         job_records.check_not_active(job.run_dir for job in batch.jobs)
         for job in batch.jobs:
             job.prepare()
-        ids = batch.submit()
-        return [record_submission(batch, job, job_id) for job, job_id in zip(batch.jobs, ids, strict=True)]
+        submitted: list[SubmittedJob] = []
+        try:
+            with signals_blocked():
+                ids = batch.submit()
+                submitted += [record_submission(batch, job, i) for job, i in zip(batch.jobs, ids, strict=True)]
+        except UserError:
+            for job in batch.jobs:
+                local_job.record_refused(job.run_dir)
+            raise
+        except KeyboardInterrupt:
+            if submitted:
+                warn(f"{', '.join(job.id for job in submitted)} was submitted before this interrupt and keeps running")
+            raise
+        return submitted
+
+
+@contextlib.contextmanager
+def _sbatch_in_own_session() -> Iterator[None]:
+    """Keep a Ctrl-C of the terminal from sbatch, which may have submitted the job already."""
+    from submitit import SlurmExecutor
+
+    plain = SlurmExecutor._make_submission_command
+    if shutil.which("setsid"):
+        own = lambda executor, path: ["setsid", *plain(executor, path)]  # noqa: E731
+        SlurmExecutor._make_submission_command = own  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        SlurmExecutor._make_submission_command = plain  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Deliver Ctrl-C and other requests to end only after the block: a job that sbatch has submitted must be recorded.
+
+    sbatch inherits the mask, and runs in a session of its own, so that it ends with Slurm's answer.
+    """
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def record_submission(batch: Batch, job: Job, job_id: str, parts: tuple[str, ...] = ()) -> SubmittedJob:

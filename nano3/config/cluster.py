@@ -63,7 +63,7 @@ class ClusterConfig:
     # Environment variables to set for every rank, as NAME: value. Do not put secrets here.
     env: dict[str, str] = field(default_factory=dict)
     # Shell lines to run in the job script, on the first node, before the ranks start, such as module load
-    # commands. They are copied verbatim.
+    # commands. They are copied verbatim; the first line that fails ends the job.
     setup: list[str] = field(default_factory=list)
     # Python executable that runs the ranks; null uses the current one, or "python" inside a container.
     python: str | None = None

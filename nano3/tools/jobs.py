@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         say(f"No runs under {', '.join(map(str, args.folders))}.")
         return 0
     last, problems = _last_jobs(runs)
-    states = _states([record for record in last.values() if record])
+    states = _states({run_dir: record for run_dir, record in last.items() if record})
     table("runs", _COLUMNS, [_row(run_dir, states) for run_dir in last], right=("exit", "iteration", "loss"))
     print_problems(problems)
     return Failure.exit_code if problems else 0
@@ -54,17 +54,20 @@ def _last_jobs(runs: list[Path]) -> tuple[dict[Path, job_records.JobRecord | Non
     return last, problems
 
 
-def _states(records: list[job_records.JobRecord]) -> dict[str, slurm.JobState]:
-    """Return states by job id. Slurm is queried only for jobs without a recorded end."""
-    states = {r.id: slurm.JobState(r.state, r.exit_code or 0) for r in records if r.state}
+def _states(records: dict[Path, job_records.JobRecord]) -> dict[Path, slurm.JobState]:
+    """Return the state of each run's newest job. Slurm is queried only for jobs without a recorded end."""
     try:
-        return states | slurm.states(r.id for r in records if not r.state)
+        states = job_records.job_states(records)
     except Failure as error:
         warn(str(error))
-        return states
+        return {run_dir: slurm.JobState(r.state, r.exit_code or 0) for run_dir, r in records.items() if r.state}
+    for run_dir, state in states.items():
+        if state.state == "COMPLETED" and not records[run_dir].state:
+            job_records.record_end(run_dir, records[run_dir].id, state)
+    return states
 
 
-def _row(run_dir: Path, states: dict[str, slurm.JobState]) -> tuple[object, ...]:
+def _row(run_dir: Path, states: dict[Path, slurm.JobState]) -> tuple[object, ...]:
     """Return a run's cells for the table."""
     metrics = last_metrics(run_dir)
     progress = (metrics.get("iteration", ""), loss_text(metrics))
@@ -72,5 +75,6 @@ def _row(run_dir: Path, states: dict[str, slurm.JobState]) -> tuple[object, ...]
         local, job = local_state(run_dir), local_job.newest_local_job(run_dir)
         return (run_dir, "", local, "" if local.code is None else local.code, *progress, job.started if job else "")
     last = job_records.read_records(run_dir)[-1]
-    state = states.get(last.id, slurm.UNKNOWN)
-    return (run_dir, last.id, describe_state(state), state.code if state.ended else "", *progress, last.submitted)
+    state = states.get(run_dir, slurm.UNKNOWN)
+    started = "" if state.state == "PENDING" else state.start or last.started
+    return (run_dir, last.id, describe_state(state), state.code if state.ended else "", *progress, started)

@@ -10,8 +10,8 @@ import argparse
 import time
 from pathlib import Path
 
-from launch import job_records, local_job, slurm
-from launch.follow import LogStream, describe_state, follow, read_tail_and_size, say
+from launch import job_records, local_job
+from launch.follow import LogStream, describe_state, follow, read_tail_and_size, report_failure, say
 from launch.submit import SubmittedJob
 from nano3.tools._arguments import RUNS, at_least, find_run, find_runs_below
 from nano3.tools._local_runs import local_state, newest_start_is_local
@@ -44,12 +44,12 @@ def run(args: argparse.Namespace) -> int:
     text, size = read_tail_and_size(job.log(args.rank), args.lines)
     write(text)
     if args.no_follow or record.state:
-        if record.state:
-            state = slurm.JobState(record.state, record.exit_code or 0)
+        state = job_records.job_states({run_dir: record})[run_dir]
+        if state.ended and state.code:
+            report_failure(job, state, args.rank)
         else:
-            state = slurm.states([record.id])[record.id]
-        say(f"job {record.id} {describe_state(state)}; log: {job.log(args.rank)}")
-        return 0
+            say(f"job {record.id} {describe_state(state)}; log: {job.log(args.rank)}")
+        return 0 if args.no_follow else state.code
     try:
         return follow(job, rank=args.rank, offset=size)
     except KeyboardInterrupt:

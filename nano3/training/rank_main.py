@@ -21,6 +21,7 @@ from nano3.training.run.lineage import data_reference, model_alias
 from nano3.training.run.outcome import Outcome
 from nano3.training.run.rank_log import rank_log
 from nano3.training.run.record import load_run_config, read_latest_start, valid_finish_record
+from nano3.training.run.stop import StopRequest
 from nano3.utils.console import is_rank_zero, say, warn
 from nano3.utils.disk_errors import translate_disk_errors
 from nano3.utils.errors import UserError
@@ -88,7 +89,8 @@ def train(config: PretrainConfig, run_dir: Path) -> int:
         if outcome.status == "rolled back":
             return outcome.exit_code
         if is_rank_zero():
-            report_outcome(config, run_dir, outcome, complete)
+            with StopRequest():  # a signal now, at the end, must not look like a stop before it
+                report_outcome(config, run_dir, outcome, complete)
     return 0 if complete else outcome.exit_code
 
 

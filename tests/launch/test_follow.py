@@ -1,6 +1,10 @@
 """launch.follow: logs, states, exit codes and Ctrl-C."""
 
+import datetime
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +90,10 @@ def test_follow_returns_and_records_the_exit_code(
     out, err = capfd.readouterr()
     assert out == "PENDING\nRUNNING\nTIMEOUT\nTIMEOUT\n"
     assert [line for line in err.splitlines() if line.startswith("launch: job 7 ")][:3] == [
-        "launch: job 7 PENDING (Priority)", "launch: job 7 RUNNING", "launch: job 7 TIMEOUT",
-    ]  # fmt: skip
+        "launch: job 7 PENDING (Priority: jobs of higher priority come first)",
+        "launch: job 7 RUNNING",
+        "launch: job 7 TIMEOUT",
+    ]
     (recorded,) = launch.job_records.read_records(run_dir)
     assert (recorded.state, recorded.exit_code) == ("TIMEOUT", 124)
 
@@ -95,7 +101,12 @@ def test_follow_returns_and_records_the_exit_code(
 @pytest.mark.parametrize(
     ("state", "text"),
     [
-        (JobState("PENDING", reason="Resources"), "PENDING (Resources)"),
+        (JobState("PENDING", reason="Resources"), "PENDING (Resources: the nodes it needs are busy)"),
+        (
+            JobState("PENDING", reason="DependencyNeverSatisfied"),
+            "PENDING (DependencyNeverSatisfied: it can never start: a job that it depends on failed)",
+        ),
+        (JobState("PENDING", reason="Cleaning"), "PENDING (Cleaning)"),
         (JobState("RUNNING", nodes="node[1-2]"), "RUNNING on node[1-2]"),
         (JobState("RUNNING", nodes="n1", restarts=2), "RUNNING on n1 restart 2"),
         (JobState("FAILED", 3, "NonZeroExitCode", "n1"), "FAILED"),
@@ -209,3 +220,42 @@ def test_follow_continues_after_the_tail(tmp_path: Path, capfd: pytest.CaptureFi
     LogStream(log, size).copy()
     assert capfd.readouterr().out == "two\nthree\nfour\n"
     assert follow.read_tail_and_size(log, 0)[0] == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(5, "5 s"), (600, "10 min"), (11100, "3 h 05 min"), (187200, "2 d 04 h")]
+)
+def test_duration_text(seconds: float, text: str) -> None:
+    assert follow.duration_text(seconds) == text
+
+
+def test_how_long_a_job_waits_and_when_it_may_start() -> None:
+    submitted = (datetime.datetime.now() - datetime.timedelta(minutes=5)).isoformat(timespec="seconds")
+    pending = JobState("PENDING", start="2030-01-02T03:04:05", eligible=submitted)
+    assert follow.waiting_text(pending) == "waiting for 5 min, Slurm expects it to start at 2030-01-02 03:04:05"
+    assert follow.waiting_text(JobState("RUNNING", start="2030-01-02T03:04:05")) == ""
+
+
+def test_a_forgotten_job_whose_run_folder_shows_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "states", lambda ids: dict.fromkeys(ids, slurm.UNKNOWN))
+    monkeypatch.setattr(follow, "_FORGOTTEN_S", 0)
+    watch = Watch(["7"], 0.001, lambda job: slurm.JobState("COMPLETED"))
+    while not watch.ended:
+        watch.poll()
+    assert watch.states["7"].state == "COMPLETED"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_ended_says_that_the_job_continues(number: signal.Signals) -> None:
+    program = (
+        "import sys, time\nfrom launch.follow import follow_attached\n"
+        "sys.exit(follow_attached('submitted', lambda: print('waits', flush=True) or time.sleep(60), ['7'], 'Hint.'))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "waits\n"
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert f"this command was ended by {number.name}; 7 keeps running. Hint." in err

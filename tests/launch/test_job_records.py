@@ -205,3 +205,39 @@ def test_all_active_runs_are_reported_with_one_query(tmp_path: Path, monkeypatch
     with pytest.raises(UserError) as caught:
         job_records.check_not_active(folders)
     assert len(caught.value.problems) == 2 and asked == [["7_0", "7_1"]]
+
+
+@pytest.mark.parametrize(
+    ("files", "state"),
+    [
+        ({}, UNKNOWN),
+        ({"finished.json": "{}"}, JobState("COMPLETED")),
+        ({"finished.json": "{}", "slurm/7.exit": "9 1 node2"}, JobState("FAILED", 9)),
+        ({"slurm/7.stopped": ""}, JobState("FAILED", 75)),
+    ],
+    ids=["nothing", "finished", "failed", "stopped"],
+)
+def test_the_run_folder_shows_the_end_of_a_job_that_slurm_forgot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], state: JobState
+) -> None:
+    (tmp_path / "slurm").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(slurm, "states", lambda ids: dict.fromkeys(ids, UNKNOWN))
+    record = make_record(log=str(tmp_path / "slurm/7_0_log.out"))
+    assert job_records.job_states({tmp_path: record}) == {tmp_path: state}
+    later = make_record(log=record.log, submitted="2100-01-01T00:00:00+00:00")
+    assert (job_records.end_without_slurm(tmp_path, later) == state) == (
+        "finished.json" not in files or len(files) == 2
+    )
+
+
+def test_the_end_in_the_folder_of_another_user_is_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_records.add_record(tmp_path, make_record())
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(job_records, "wait_for_lock", refuse)  # root may write everywhere
+    job_records.record_end(tmp_path, "7", JobState("FAILED", 3))
+    assert job_records.read_records(tmp_path)[0].state == ""

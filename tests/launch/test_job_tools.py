@@ -73,9 +73,14 @@ def test_jobs_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd:
 
 
 def test_tail_of_an_ended_job(runs: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert tail.run(argparse.Namespace(run=str(runs / "ended"), lines=2, rank=0, no_follow=False)) == 0
+    assert tail.run(argparse.Namespace(run=str(runs / "ended"), lines=2, rank=0, no_follow=False)) == 3
     out, err = capfd.readouterr()
-    assert out == "line 28\nline 29\n" and "job 7 FAILED" in err
+    assert out == "line 28\nline 29\n" and "job 7 ended as FAILED with exit code 3" in err
+    (runs / "ended/slurm/7.exit").write_text("3 1 node2")
+    (runs / "ended/slurm/7_1_log.out").write_text("boom on rank 1\n")
+    assert tail.run(argparse.Namespace(run=str(runs / "ended"), lines=2, rank=0, no_follow=True)) == 0
+    err = capfd.readouterr().err
+    assert "rank 1 on node2 failed first, with exit code 3" in err and "boom on rank 1" in err
 
 
 @pytest.mark.parametrize(

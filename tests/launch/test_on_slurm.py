@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from launch_helpers import eventually, last_id, log_of, read_until, start_attach
 import launch
 from launch import job_records, slurm
 from launch.submit import Batch
+from nano3.tools._local_runs import local_state
 from nano3.utils.errors import UserError
 
 pytestmark = pytest.mark.slurm
@@ -111,6 +113,33 @@ def test_jobs_rejected_by_slurm(slurm_job: Any, keys: dict[str, Any], says: str)
     with pytest.raises(UserError, match=f"Slurm rejected the job: .*({says})"):
         launch.run([job])
     assert not (job.run_dir / "jobs.json").exists()
+    assert local_state(job.run_dir).name == "refused"
+
+
+def test_a_dry_run_while_the_nodes_are_drained(slurm_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    nodes = ["scontrol", "update", "nodename=node1,node2"]
+    subprocess.run([*nodes, "state=drain", "reason=test"], check=True)
+    try:
+        assert launch.run([slurm_job()], dry_run=True) == 0
+        assert "2 of 2 nodes are out of service. The job would wait" in capfd.readouterr().out
+    finally:
+        subprocess.run([*nodes, "state=resume"], check=True)
+
+
+def test_a_job_that_sbatch_submits_during_ctrl_c_is_recorded(slurm_job: Any, tmp_path: Path) -> None:
+    """A Ctrl-C reaches every process of the terminal: the command and sbatch."""
+    (tmp_path / "bin").mkdir()
+    slow = f'#!/bin/sh\ntouch {tmp_path}/began\nsleep 2\nexec {shutil.which("sbatch")} "$@"\n'
+    (tmp_path / "bin/sbatch").write_text(slow)
+    (tmp_path / "bin/sbatch").chmod(0o755)
+    job = slurm_job(*ENDLESS)
+    path = f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}"
+    command = start_attached(job, detach_s=0.1, env={**os.environ, "PATH": path}, start_new_session=True)
+    eventually((tmp_path / "began").exists)
+    os.killpg(command.pid, signal.SIGINT)
+    _out, err = command.communicate(timeout=100)
+    assert f"warning: {last_id(job.run_dir)} was submitted before this interrupt and keeps running" in err
+    assert state_of(job.run_dir).state in ("PENDING", "CONFIGURING", "RUNNING")
 
 
 @pytest.mark.parametrize("name", ['it\'s a "b"', "; touch pwned; $(touch pwned)", "a=b,c:dé😀"])

@@ -53,3 +53,11 @@ def test_signal_before_the_entry_installs_handlers(tmp_path: Path, number: signa
     process.send_signal(number)
     process.send_signal(number)
     assert process.wait() == 75
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_after_the_work_does_not_change_its_code(tmp_path: Path, number: signal.Signals) -> None:
+    text = f"import atexit, os\natexit.register(lambda: os.kill(os.getpid(), {int(number)}))\ndef main(): return 0\n"
+    (tmp_path / "signaled.py").write_text(text)
+    env = {**os.environ, "PYTHONPATH": f"{os.environ['PYTHONPATH']}:{tmp_path}"}
+    assert subprocess.run([sys.executable, "-m", "launch.rank", "signaled:main"], env=env, check=False).returncode == 0

@@ -309,3 +309,14 @@ def test_array_script(make_job: Any, recorder: Path) -> None:
         [with_cluster(job, array_parallelism=None) for job in jobs], "sweep", jobs[0].run_dir.parent
     ).script_text()
     assert "#SBATCH --array=0-3%4" in text
+
+
+def test_a_line_of_setup_that_fails_ends_the_job(make_job: Any, recorder: Path) -> None:
+    good = ["[ -e /nowhere ] && true", "if false; then exit 9; fi", "value=$(echo x)", "export Y=$value"]
+    text = batch_of(make_job(kind="slurm", setup=good)).script_text()
+    assert run_script(text).returncode == 0
+    assert json.loads((recorder / "srun.json").read_text())[1]["Y"] == "x"
+    (recorder / "srun.json").unlink()
+    done = run_script(batch_of(make_job(kind="slurm", setup=["true", "cat /nowhere/module", "true"])).script_text())
+    assert done.returncode == 1 and "cluster.setup failed with exit code 1: cat /nowhere/module" in done.stderr
+    assert not (recorder / "srun.json").exists(), "the ranks are not started"
