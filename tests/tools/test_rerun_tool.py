@@ -14,6 +14,7 @@ import yaml
 
 from nano3.tools import rerun
 from nano3.training.run.metrics import read_metrics
+from nano3.training.run.skips import BY_USER, ROLLED_BACK, SkippedRange, SkipRecord
 from nano3.utils.errors import Failure
 
 ROOT = Path(__file__).parents[2]
@@ -266,3 +267,12 @@ def test_a_sweep_leaves_nothing_in_the_temporary_folder(project: Path, tmp_path:
     words = [sys.executable, "-m", "nano3.data_prep", "-m", "data_blend=sample", "seed=1,2", "dry_run=true"]
     subprocess.run(words, cwd=project, env=env, capture_output=True)
     assert list(tmp_path.glob("nano3-*")) == []
+
+
+def test_a_rerun_leaves_out_what_the_run_has_left_out(tmp_path: Path) -> None:
+    """By hand or by its guard; another data order has nothing to leave out."""
+    SkipRecord((SkippedRange(5, 6, BY_USER), SkippedRange(9, 9, ROLLED_BACK))).write(tmp_path)
+    for changes, expected in (([], [[5, 6], [9, 9]]), (["optimizer.lr=1"], [[5, 6], [9, 9]]), (["train.seed=2"], [])):
+        config: dict[str, Any] = {"train": {"skip_iterations": []}}
+        rerun.leave_out_the_same(config, tmp_path, changes)
+        assert config["train"]["skip_iterations"] == expected

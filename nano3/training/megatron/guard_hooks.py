@@ -142,9 +142,11 @@ class GpuExchange(Exchange):
         if self._host is None:
             self._host = torch.empty(2, dtype=torch.float64, pin_memory=True)
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        pair = torch.tensor([-math.inf, 0.0 if grad_norm is None else grad_norm], dtype=torch.float64, device="cuda")
+        # Filled on the GPU: copying a list there would wait for everything that is queued.
+        pair = torch.full((2,), -math.inf, dtype=torch.float64, device="cuda")
+        pair[1].fill_(0.0 if grad_norm is None else grad_norm)
         if loss is not None:
-            pair[0] = loss
+            pair[0].copy_(loss)
         pair = torch.nan_to_num(pair, nan=math.inf, posinf=math.inf, neginf=-math.inf)
         if dist.get_world_size() > 1:
             dist.all_reduce(pair, op=dist.ReduceOp.MAX)
