@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,18 @@ def test_a_run_that_stops_by_itself_is_not_requeued(slurm_job: Any, capfd: pytes
     assert launch.run([job]) == 75
     assert "stopped by itself before its end and saved its state" in capfd.readouterr().out
     assert (state_of(job.run_dir).state, state_of(job.run_dir).restarts) == ("FAILED", 0)
+
+
+def test_ranks_that_are_rolled_back_start_again_in_the_same_job(
+    slurm_job: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """On two nodes: each task starts its rank again, all meet on another port, and Slurm requeues nothing."""
+    job = slurm_job(entry="launch_entries:roll_back", nodes=2, ntasks_per_node=2, args=())
+    job = replace(job, args=(str(job.run_dir), "2"))
+    assert launch.run([job]) == 0
+    ports = [(job.run_dir / f"starts_{rank}.txt").read_text().splitlines() for rank in range(4)]
+    assert ports[1:] == ports[:1] * 3 and len(set(ports[0])) == len(ports[0]) == 3
+    assert "restart" not in capfd.readouterr().err and state_of(job.run_dir).restarts == 0
 
 
 @pytest.mark.timeout(600)
