@@ -162,8 +162,8 @@ class JobMarkers:
         """
         starts_file = self._path("starts.json")
         # Slurm may reuse a job id, and the first start of a requeued job may have died before it wrote the file.
-        starts: list[str] = read_json(starts_file) if restart_count() and starts_file.exists() else []
-        progress = progress_file.read_text() if progress_file.exists() else ""
+        starts: list[str] = _read_starts(starts_file) if restart_count() else []
+        progress = progress_file.read_text(errors="replace") if progress_file.exists() else ""
         if len(starts) >= max_crashes and all(earlier == progress for earlier in starts[-max_crashes:]):
             raise Failure(
                 f"Gave up: the last {max_crashes} starts of this job made no progress ({progress_file} did not "
@@ -171,3 +171,11 @@ class JobMarkers:
                 "early."
             )
         write_json(starts_file, [*starts, progress])
+
+
+def _read_starts(path: Path) -> list[str]:
+    """Return the progress at earlier starts of a job; empty if the file is missing or damaged, so that it starts."""
+    try:
+        return [str(progress) for progress in read_json(path)]
+    except (OSError, ValueError, TypeError):
+        return []

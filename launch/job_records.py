@@ -4,14 +4,16 @@ import contextlib
 import datetime
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+
+import msgspec
 
 from launch import slurm
 from launch.job_end import JobMarkers
-from nano3.utils.errors import RESTART_EXIT_CODE, Failure, UserError
-from nano3.utils.files import read_json, write_json
+from nano3.utils.errors import RESTART_EXIT_CODE, UserError
 from nano3.utils.locks import wait_for_lock
+from nano3.utils.records import damaged, read_record, read_values, write_record
 
 FILE = "jobs.json"
 # Held for each change: one command may record a job's end while another submits the next job.
@@ -38,34 +40,41 @@ class JobRecord:
     exit_code: int | None = None
     started: str = ""
 
+    def __post_init__(self) -> None:
+        """Raise ValueError unless `submitted` is a time."""
+        datetime.datetime.fromisoformat(self.submitted)
+
     @property
     def ids(self) -> list[str]:
         """All Slurm jobs of this submission."""
         return [*self.parts, self.id]
 
 
+class _JobsFile(msgspec.Struct):
+    format: int
+    jobs: list[JobRecord] = []
+
+
 def read_records(run_dir: Path) -> list[JobRecord]:
     """Return the submissions of a run, oldest first; [] if there was none.
 
     Raises:
-        UserError: The file has another format.
-        Failure: The file is damaged.
+        UserError: The file is damaged, or has another format.
     """
     path = run_dir / FILE
-    if not path.exists():
-        return []
+    fix = "Check with squeue that no job of this run is pending or running, then remove the file."
     try:
-        value = read_json(path)
-        if (found := value.get("format")) != _FORMAT:
-            raise UserError(f"{path} has format {found}; this nano3 reads format {_FORMAT}.")
-        return [JobRecord(**{**record, "parts": tuple(record["parts"])}) for record in value["jobs"]]
-    except PermissionError:
-        raise
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise Failure(
-            f"{path}: damaged ({error}). Check with squeue that no job of this run is pending or running, then remove "
-            "the file."
-        ) from error
+        content = read_record(path, _JobsFile, fix)
+        known = {field.name for field in fields(JobRecord)}
+        if unknown := [key for job in read_values(path, fix).get("jobs", []) for key in job if key not in known]:
+            raise damaged(path, f"unknown key {unknown[0]!r}", fix)
+    except FileNotFoundError:
+        return []
+    if content.format != _FORMAT:
+        raise UserError(f"{path} has format {content.format}; this nano3 reads format {_FORMAT}.")
+    if not content.jobs:
+        raise damaged(path, "it lists no job", fix)
+    return content.jobs
 
 
 def add_record(run_dir: Path, record: JobRecord) -> None:
@@ -120,7 +129,7 @@ def job_states(runs: Mapping[Path, JobRecord]) -> dict[Path, slurm.JobState]:
 
 
 def _write(run_dir: Path, records: list[JobRecord]) -> None:
-    write_json(run_dir / FILE, {"format": _FORMAT, "jobs": [asdict(record) for record in records]})
+    write_record(run_dir / FILE, _JobsFile(_FORMAT, records))
 
 
 def check_not_active(run_dirs: Iterable[Path]) -> None:

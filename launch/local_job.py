@@ -5,11 +5,11 @@ import datetime
 import os
 import socket
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Nano3Error, UserError
-from nano3.utils.files import read_json, write_json
+from nano3.utils.records import read_record, write_record
 
 FILE = "local.json"
 
@@ -27,11 +27,15 @@ class LocalJob:
     # None while it runs, and for good if it was killed.
     exit_code: int | None = None
 
+    def __post_init__(self) -> None:
+        """Raise ValueError unless `started` is a time."""
+        datetime.datetime.fromisoformat(self.started)
+
 
 def record_refused(run_dir: Path) -> None:
     """Record a submission that Slurm refused as a start that ended at once."""
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    write_json(run_dir / FILE, asdict(LocalJob(os.getpid(), socket.gethostname(), now, exit_code=UserError.exit_code)))
+    write_record(run_dir / FILE, LocalJob(os.getpid(), socket.gethostname(), now, exit_code=UserError.exit_code))
 
 
 class LocalOutcome:
@@ -53,15 +57,15 @@ def record_local_job(run_dir: Path, log: Path | None = None) -> Iterator[LocalOu
     """
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     job = LocalJob(os.getpid(), socket.gethostname(), now, str(log.absolute()) if log else "")
-    write_json(run_dir / FILE, asdict(job))
+    write_record(run_dir / FILE, job)
     outcome = LocalOutcome()
     try:
         yield outcome
     except BaseException as error:
         with contextlib.suppress(OSError):  # a full disk: report the first error
-            write_json(run_dir / FILE, asdict(replace(job, exit_code=_exit_code(error))))
+            write_record(run_dir / FILE, replace(job, exit_code=_exit_code(error)))
         raise
-    write_json(run_dir / FILE, asdict(replace(job, exit_code=outcome.code)))
+    write_record(run_dir / FILE, replace(job, exit_code=outcome.code))
 
 
 def _exit_code(error: BaseException) -> int:
@@ -73,10 +77,13 @@ def _exit_code(error: BaseException) -> int:
 
 
 def newest_local_job(run_dir: Path) -> LocalJob | None:
-    """Return the newest start on this machine, or None if there was none or its file is unreadable."""
+    """Return the newest start on this machine, or None if there was none.
+
+    Raises:
+        DamagedRecordError: The record is damaged.
+    """
+    fix = "Remove it: how the newest start on this machine ended is then unknown; the run is not affected."
     try:
-        return LocalJob(**read_json(run_dir / FILE))
-    except PermissionError:
-        raise
-    except (OSError, ValueError, TypeError):
+        return read_record(run_dir / FILE, LocalJob, fix)
+    except FileNotFoundError:
         return None

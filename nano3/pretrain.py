@@ -236,6 +236,7 @@ def run_preflight(config: PretrainConfig, vocab_size: int | None = None) -> Pref
     if config.cluster.kind == "local" and config.cluster.tasks > 1:
         problems.append(f"cluster.tasks={config.cluster.tasks} is for data preparations on Slurm; leave it out.")
     problems += objective_problems(config.objective_take) + run_folders.unwritable_problems(config)
+    problems += run_folders.foreign_file_problems(Path(config.run.output_dir))
     result = preflight(config, vocab_size)
     problems += result.problems
     if problems:

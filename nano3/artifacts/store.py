@@ -16,7 +16,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+import xxhash
 
 from nano3.artifacts.names import alias_problem, name_problem
 from nano3.utils.disk_errors import reason
@@ -25,13 +28,15 @@ from nano3.utils.files import (
     expand_user,
     fsync_dir,
     normalize_path,
-    read_json,
     temp_name,
     unwritable_reason,
-    write_json,
     write_text,
 )
 from nano3.utils.provenance import user_name
+from nano3.utils.records import damaged, read_record, write_record
+
+# What the content of an alias begins with, before its checksum and the number.
+_NUMBER_MARK = "xxh128:"
 
 
 class UnknownReferenceError(UserError):
@@ -48,7 +53,7 @@ class Artifact:
     """One version of a named result on disk."""
 
     name: str
-    version: int
+    version: Annotated[int, msgspec.Meta(ge=0)]
     path: str
     # Identity of the content. Registering the same content at the same path again makes no new version.
     fingerprint: str
@@ -106,16 +111,14 @@ def load(name: str, version: int) -> Artifact:
 
     Raises:
         FileNotFoundError: If there is no such version.
-        Failure: If its file is damaged.
+        DamagedRecordError: If its file is damaged.
     """
     path = home() / name / f"v{version}.json"
-    try:
-        return Artifact(**read_json(path))
-    except (ValueError, TypeError) as error:
-        raise Failure(
-            f"{path}: damaged ({error}). Remove it. The same nano3.data_prep command, or the run's next checkpoint, "
-            "registers its artifact again."
-        ) from error
+    fix = "Remove it. The same nano3.data_prep command, or the run's next checkpoint, registers its artifact again."
+    artifact = read_record(path, Artifact, fix)
+    if (artifact.name, artifact.version) != (name, version):
+        raise damaged(path, f"it is the record of {artifact.reference}", fix)
+    return artifact
 
 
 def register(
@@ -154,7 +157,7 @@ def register(
                 Artifact(name, 0, location, fingerprint, metadata or {}, list(inputs), _now(), _creator())
             )
         if alias and aliases(name).get(alias) != version.version:
-            write_text(home() / name / f"{alias}.alias", str(version.version))
+            _write_number(home() / name / f"{alias}.alias", version.version)
     except OSError as error:
         raise Failure(f"{location} cannot be registered in the artifact store {home()}: {reason(error)}") from error
     return version
@@ -172,13 +175,21 @@ def registration_problems(name: str, alias: str | None = None, write: bool = Fal
 
 
 def find_by_path(name: str, path: str) -> Artifact | None:
-    """Return the newest version of `name` at an absolute path, or None."""
-    try:
-        return load(name, _number_in(_path_file(name, path)) or 0)
-    except FileNotFoundError:
-        have = versions(name)  # a store written before places/ existed
-        newest = load(name, have[-1]) if have else None
-        return newest if newest and newest.path == path else None
+    """Return the newest version of `name` at an absolute path, or None.
+
+    Raises:
+        DamagedRecordError: A record of the store is damaged.
+    """
+    place = _path_file(name, path)
+    number = _number_in(place)
+    have = versions(name)
+    if number in have:
+        found = load(name, number)
+        if found.path == path:
+            return found
+    # A damaged file is not trusted: look for the path. A missing one is that of a store written before places/ existed.
+    candidates = (load(name, version) for version in reversed(have if place.exists() else have[-1:]))
+    return next((version for version in candidates if version.path == path), None)
 
 
 def find_by_folder(folder: str) -> Artifact | None:
@@ -191,7 +202,8 @@ def find_artifact(reference: str) -> Artifact:
 
     Raises:
         UnknownReferenceError: If there is none; the message lists the existing ones.
-        Failure: If the alias or the record is damaged.
+        Failure: If the alias is damaged.
+        DamagedRecordError: If the record is damaged.
     """
     name, _, tag = reference.partition(":")
     tag = tag or "latest"
@@ -214,11 +226,26 @@ def _no_such(tag: str, text: str) -> UnknownReferenceError:
 
 
 def _number_in(path: Path) -> int | None:
-    """Return the version number in a file of the store; None without such a file or number."""
+    """Return the version number in a file of the store; None without such a file or number.
+
+    Files of earlier versions, and those written by hand, hold nothing but the number.
+    """
     try:
-        return int(path.read_text())
+        text = path.read_text()
+        if not text.startswith(_NUMBER_MARK):
+            return int(text)
+        return int(text.split()[-1]) if text == _number_text(path, int(text.split()[-1])) else None
     except (FileNotFoundError, ValueError):
         return None
+
+
+def _write_number(path: Path, number: int) -> None:
+    write_text(path, _number_text(path, number))
+
+
+def _number_text(path: Path, number: int) -> str:
+    """Return the content of a file that holds a version number: a checksum of its name and the number, then that."""
+    return f"{_NUMBER_MARK}{xxhash.xxh3_128_hexdigest(f'{path.name} {number}'.encode())} {number}\n"
 
 
 def _damaged(alias: Path) -> str:
@@ -258,11 +285,11 @@ def _append(artifact: Artifact) -> Artifact:
         numbered = Artifact(**{**asdict(artifact), "version": number})
         target = folder / f"v{number}.json"
         temp = temp_name(target)
-        write_json(temp, asdict(numbered))
+        write_record(temp, numbered)
         try:
             os.link(temp, target)
             fsync_dir(folder)
-            write_text(_path_file(artifact.name, artifact.path), str(number))
+            _write_number(_path_file(artifact.name, artifact.path), number)
             return numbered
         except FileExistsError:
             number += 1

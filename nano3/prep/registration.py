@@ -1,5 +1,6 @@
 """Register prepared data in the artifact store and, optionally, in W&B."""
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -95,8 +96,9 @@ def mirror(registration: Registration, artifact: store.Artifact) -> None:
     """
     receipt = store.home() / artifact.name / f"v{artifact.version}.wandb"
     logged = {**asdict(registration.mirrored), "alias": registration.alias}
-    if receipt.is_file() and read_json(receipt) == logged:
-        return
+    with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged receipt: log it again
+        if read_json(receipt) == logged:
+            return
     name = registration.alias or artifact.reference
     folder = Path(registration.folder)
     folder.mkdir(parents=True, exist_ok=True)

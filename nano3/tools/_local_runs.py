@@ -11,8 +11,9 @@ from pathlib import Path
 
 from launch import job_records, local_job, lock
 from launch.follow import last_metrics
+from nano3.training.run.record import FinishRecord, read_finish_record
 from nano3.utils.errors import INTERRUPTED_EXIT_CODE, RESTART_EXIT_CODE, Failure, UserError
-from nano3.utils.files import read_json
+from nano3.utils.records import DamagedRecordError, read_record
 
 # A run that was killed has recorded no exit code. The code then follows from the name of the state; 0 for all others.
 _DEFAULT_CODES = {"failed": Failure.exit_code, "stopped": RESTART_EXIT_CODE}
@@ -61,7 +62,7 @@ def local_state(run_dir: Path) -> LocalState:
     if holder := lock.lock_holder(run_dir):
         return LocalState("running", holder=holder)
     job = local_job.newest_local_job(run_dir)
-    if (run_dir / "finished.json").exists():
+    if read_finish_record(run_dir):
         return LocalState("finished", 0)
     if job is None:
         return LocalState("stopped" if _saved_after_last_metrics(run_dir) else "failed")
@@ -72,12 +73,12 @@ def local_state(run_dir: Path) -> LocalState:
 
 def _saved_after_last_metrics(run_dir: Path) -> bool:
     """Return whether a run saved a checkpoint after its last logged iteration, so that it was not killed."""
+    fix = "Remove it: the next checkpoint writes it again."
     try:
-        return bool(read_json(run_dir / "progress.json")["iteration"] >= last_metrics(run_dir).get("iteration", 0))
-    except PermissionError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError):
+        saved = read_record(run_dir / "progress.json", FinishRecord, fix).iteration
+    except (FileNotFoundError, DamagedRecordError):  # not proved
         return False
+    return saved >= int(last_metrics(run_dir).get("iteration", 0))
 
 
 def stop_local_run(run_dir: Path, holder: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nano3.artifacts import store
 from nano3.utils.console import print_problems, say, table, write
-from nano3.utils.errors import Failure
+from nano3.utils.errors import Failure, Nano3Error
 
 HELP = "list artifacts, show one, or print its lineage"
 ONLY_SHOWS = True
@@ -50,7 +50,7 @@ def list_artifacts() -> int:
         for version in store.versions(name):
             try:
                 artifact = store.load(name, version)
-            except Failure as error:
+            except Nano3Error as error:
                 problems += error.problems
                 continue
             own = ", ".join(sorted(alias for alias, number in aliases.items() if number == version))

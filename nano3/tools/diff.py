@@ -7,13 +7,14 @@ import argparse
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
+from omegaconf import OmegaConf
 
 from nano3.tools._arguments import RUNS, find_run
-from nano3.training.run.record import latest_start_dir
+from nano3.training.run.config_file import config_fix, load_config_file
+from nano3.training.run.record import latest_start_dir, read_start_file
 from nano3.utils.console import say, table
-from nano3.utils.errors import Failure, UserError
-from nano3.utils.files import read_json
+from nano3.utils.errors import UserError
+from nano3.utils.records import damaged
 from nano3.utils.tree import leaves
 
 HELP = "compare two runs"
@@ -68,25 +69,21 @@ def missing_start_problem(run_dir: Path) -> str | None:
 
 
 def read_start_record(run_dir: Path) -> StartRecord:
-    """Return the record of a run's newest start; raise Failure if it is damaged."""
+    """Return the record of a run's newest start; raise DamagedRecordError if it is damaged."""
     start = latest_start_dir(run_dir)
     assert start is not None
+    record = read_start_file(start)
     try:
-        config = yaml.safe_load((start / "config.yaml").read_text())
-        record = read_json(start / "start.json")
-        return StartRecord(
-            {key: _shorten_own_path(value, str(run_dir.absolute())) for key, value in leaves(config)},
-            dict(record["data"]),
-            {**record["code"], "uncommitted": _uncommitted_changes(start)},
-            {"python": record["python"], **record["packages"]},
-        )
-    except PermissionError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise Failure(
-            f"{start}: the record of this start is damaged: {reason}. Start the run again to renew it."
-        ) from None
+        config = OmegaConf.to_container(load_config_file(start / "config.yaml"))
+    except FileNotFoundError:
+        raise damaged(start / "config.yaml", "it is missing", config_fix(start / "config.yaml")) from None
+    assert isinstance(config, dict)
+    return StartRecord(
+        {key: _shorten_own_path(value, str(run_dir.absolute())) for key, value in leaves(config)},
+        record["data"],
+        {"commit": record["code"]["commit"], "uncommitted": _uncommitted_changes(start)},
+        {"python": record["python"], **record["packages"]},
+    )
 
 
 def _uncommitted_changes(start: Path) -> str:

@@ -37,7 +37,13 @@ def run(args: argparse.Namespace) -> int:
         return 0
     last, problems = _last_jobs(runs)
     states = _states({run_dir: record for run_dir, record in last.items() if record})
-    table("runs", _COLUMNS, [_row(run_dir, states) for run_dir in last], right=("exit", "iteration", "loss"))
+    rows = []
+    for run_dir in last:
+        try:
+            rows.append(_row(run_dir, states))
+        except Nano3Error as error:
+            problems += error.problems
+    table("runs", _COLUMNS, rows, right=("exit", "iteration", "loss"))
     print_problems(problems)
     return Failure.exit_code if problems else 0
 

@@ -23,13 +23,15 @@ from nano3.config import PretrainConfig
 from nano3.tools._arguments import RUNS, check_same_data, find_run
 from nano3.tools.diff import missing_start_problem, read_start_record
 from nano3.training.run import parent_checkpoint
+from nano3.training.run.config_file import config_fix, read_config_text
 from nano3.training.run.literal_config import check_literal, literal
 from nano3.training.run.record import ROOT, code_version, latest_start_dir
 from nano3.training.run.skips import read_skips
 from nano3.utils.command_line import CommandLine
 from nano3.utils.console import say, warn
-from nano3.utils.errors import Failure, UserError, list_some
+from nano3.utils.errors import UserError, list_some
 from nano3.utils.files import temporary_folder, write_text
+from nano3.utils.records import damaged
 
 HELP = "start a run again from its record, under another name"
 # Sections that a member of the group with the same name replaces as a whole. A member of `train` sets keys of several
@@ -92,16 +94,20 @@ def run_child(command: Sequence[str]) -> int:
 
 
 def load_recorded_config(path: Path) -> dict[str, Any]:
-    """Return the configuration of a start; raise Failure if it is damaged."""
+    """Return the configuration of a start; raise DamagedRecordError if it is damaged."""
+    fix = config_fix(path)
     try:
-        config = yaml.safe_load(path.read_text())
-        config["run"]["data"], config["checkpoint"]["save"]
-        if unknown := sorted(set(config) - {field.name for field in fields(PretrainConfig)}):
-            raise ValueError(f"unknown sections: {list_some(unknown)}")
-    except PermissionError:
-        raise
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise Failure(f"{path}: the record of this start is damaged: {error!r}.") from None
+        config = yaml.safe_load(read_config_text(path, fix))
+        config["run"]["data"], config["run"]["name"], config["run"]["output_dir"], config["checkpoint"]["save"]
+        Path(config["run"]["data"])
+    except FileNotFoundError:
+        raise damaged(path, "it is missing", fix) from None
+    except KeyError as error:
+        raise damaged(path, f"it has no {error}", fix) from None
+    except (yaml.YAMLError, TypeError) as error:
+        raise damaged(path, str(error).partition("\n")[0], fix) from None
+    if unknown := sorted(set(map(str, config)) - {field.name for field in fields(PretrainConfig)}):
+        raise damaged(path, f"unknown sections: {list_some(unknown)}", fix)
     check_literal(config, path)
     return dict(config)
 

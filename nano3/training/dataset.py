@@ -206,11 +206,11 @@ def _empty_shard(folder: Path, entry: "ShardEntry") -> list[str]:
 
 def _pairs(flat: list[Any]) -> list[tuple[float, str]]:
     """Return [(weight, prefix), ...] of ["weight", "prefix", ...]; raise ValueError if a weight is not positive."""
-    if len(flat) % 2:
+    if not isinstance(flat, list) or len(flat) % 2:
         raise ValueError("a blend list must alternate weight and prefix")
     pairs = [(float(w), str(p)) for w, p in zip(flat[::2], flat[1::2], strict=True)]
-    if any(w <= 0 for w, _ in pairs):
-        raise ValueError("every weight of a blend must be positive")
+    if wrong := [w for w, _ in pairs if not 0 < w < float("inf")]:
+        raise ValueError(f"every weight of a blend must be positive and finite, not {wrong[0]}")
     return pairs
 
 

@@ -25,6 +25,7 @@ from nano3.training.run.checkpoints import (
     read_checkpoint_info,
     recorded_checkpoint_dir,
 )
+from nano3.training.run.config_file import load_config_file
 from nano3.training.run.sound_checkpoints import verify_checkpoint
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import fsync_dir, read_json, temp_name, unwritable_reason
@@ -110,13 +111,16 @@ def _run_config(run_dir: Path) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     path = run_dir / "config.yaml"
-    return OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}  # type: ignore[return-value]
+    config = OmegaConf.to_container(load_config_file(path)) if path.is_file() else {}
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
 
 
 def _tokenizer(run_dir: Path, checkpoint: Path) -> Path:
     """Return the tokenizer folder of the run's data, or the one inside the checkpoint."""
     run = (owner_of(checkpoint.parent) or checkpoint.parent.parent) if run_dir == checkpoint else run_dir
-    data = _run_config(run).get("run", {}).get("data")
+    section = _run_config(run).get("run")
+    data = section.get("data") if isinstance(section, dict) else None
     folders = [*([Path(data) / "tokenizer"] if data else []), checkpoint / "tokenizer"]
     found = [folder for folder in folders if (folder / "tokenizer.json").is_file()]
     if not found:

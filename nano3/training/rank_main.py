@@ -25,7 +25,7 @@ from nano3.training.run.stop import StopRequest
 from nano3.utils.console import is_rank_zero, say, warn
 from nano3.utils.disk_errors import translate_disk_errors
 from nano3.utils.errors import UserError
-from nano3.utils.files import write_json
+from nano3.utils.records import write_record
 
 
 def main(config_path: str) -> int:
@@ -111,7 +111,7 @@ def report_outcome(config: PretrainConfig, run_dir: Path, outcome: Outcome, comp
     marker = run_dir / "finished.json"
     if complete and not marker.exists():
         checkpoint = str(outcome.checkpoint) if outcome.checkpoint else None
-        write_json(marker, {"iteration": outcome.iteration, "checkpoint": checkpoint})
+        write_record(marker, {"iteration": outcome.iteration, "checkpoint": checkpoint})
     if outcome.status == "finished":
         write_final_report(config, run_dir)
 
@@ -133,7 +133,7 @@ class SaveRecorder:
             folder: The checkpoint folder.
         """
         # The launcher counts a start that leaves this file unchanged as a crash.
-        write_json(self.run_dir / "progress.json", {"iteration": iteration, "checkpoint": str(folder)})
+        write_record(self.run_dir / "progress.json", {"iteration": iteration, "checkpoint": str(folder)})
         try:
             register_checkpoint(self.config, self.run_dir, iteration, folder)
         except Exception as error:

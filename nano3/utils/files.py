@@ -147,5 +147,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file in UTF-8."""
-    return json.loads(Path(path).read_bytes())
+    """Parse a JSON file in UTF-8; raise ValueError if it is none."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error

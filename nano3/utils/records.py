@@ -111,7 +111,9 @@ def read_values(path: Path, fix: str) -> dict[str, Any]:
     """
     try:
         text = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(*error.args) from error
+    except PermissionError:  # explained by the command line
         raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {reason(error, path)}") from error

@@ -16,7 +16,7 @@ from nano3.artifacts import store
 from nano3.artifacts.names import MAX_LENGTH, alias_for, alias_problem, name_problem, slugify
 from nano3.artifacts.resolver import register_resolver, resolve_reference
 from nano3.tools import artifacts as artifacts_tool
-from nano3.utils.errors import Failure, UserError
+from nano3.utils.errors import Failure, Nano3Error, UserError
 
 DATA = "DataBlendsArtifact-pretrain"
 
@@ -292,7 +292,7 @@ def test_a_damaged_file_is_named_and_hides_nothing_else(
     assert f"{DATA}  v2" in out and "code, latest" in out
     assert str(home / DATA / file) in err and told in err
     assert store.resolve(f"{DATA}:code").version == 2
-    with pytest.raises(Failure, match=re.escape(str(home / DATA / file))):
+    with pytest.raises(Nano3Error, match=re.escape(str(home / DATA / file))):
         store.find_artifact(f"{DATA}:math")
 
 
@@ -303,7 +303,7 @@ def test_registering_again_mends_what_was_damaged(folder: Path, home: Path) -> N
     assert store.register(DATA, folder, "plan1", alias="math").version == 1
     assert store.aliases(DATA) == {"math": 1, "latest": 1}
     (home / DATA / "v1.json").write_text("{")
-    with pytest.raises(Failure, match="Remove it"):
+    with pytest.raises(Nano3Error, match="Remove it"):
         store.register(DATA, folder, "plan1", alias="math")
     (home / DATA / "v1.json").unlink()
     assert store.register(DATA, folder, "plan1", alias="math").version == 1

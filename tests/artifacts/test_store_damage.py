@@ -15,7 +15,8 @@ from nano3.artifacts import resolver, store
 from nano3.artifacts.names import slugify
 from nano3.tools import artifacts as tool
 from nano3.tools._arguments import find_data
-from nano3.utils.errors import Failure, UserError
+from nano3.utils.errors import UserError
+from nano3.utils.records import DamagedRecordError
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +95,7 @@ def test_a_damaged_version_is_named_with_what_to_do(
     file = home / "Data" / "v1.json"
     file.write_text(content)
     for look in (lambda: store.find_artifact("Data"), lambda: tool.print_lineage(store.find_artifact("Model"), 0)):
-        with pytest.raises(Failure) as caught:
+        with pytest.raises(DamagedRecordError) as caught:
             look()
         assert caught.value.problems[0].startswith(f"{file}: damaged (") and "Remove it" in caught.value.problems[0]
     capsys.readouterr()

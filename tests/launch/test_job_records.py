@@ -16,6 +16,7 @@ from launch import job_records, slurm
 from launch.slurm import UNKNOWN, JobState
 from nano3.tools import jobs
 from nano3.utils.errors import Failure, UserError
+from nano3.utils.records import DamagedRecordError
 
 RECORD = {
     "id": "7",
@@ -52,7 +53,7 @@ def test_a_damaged_file_is_named_with_the_fix(tmp_path: Path, content: str | byt
     file = tmp_path / job_records.FILE
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     for read in (job_records.read_records, lambda run_dir: job_records.add_record(run_dir, make_record())):
-        with pytest.raises(Failure) as caught:
+        with pytest.raises(DamagedRecordError) as caught:
             read(tmp_path)
         (message,) = caught.value.problems
         assert message.startswith(f"{file}: damaged (") and "squeue" in message and "remove the file" in message
@@ -75,7 +76,7 @@ def test_concurrent_writes_lose_no_record(tmp_path: Path) -> None:
 
 def test_a_folder_instead_of_the_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / job_records.FILE).mkdir()
-    with pytest.raises(Failure, match=r"jobs\.json: damaged \(.*Is a directory"):
+    with pytest.raises(UserError, match=r"jobs\.json: cannot be read: Is a directory"):
         job_records.read_records(tmp_path)
 
 

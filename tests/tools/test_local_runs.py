@@ -16,6 +16,7 @@ from launch import local_job, lock
 from nano3.tools import tail
 from nano3.tools._local_runs import local_state, newest_start_is_local, stop_local_run
 from nano3.utils.errors import Failure, UserError
+from nano3.utils.records import DamagedRecordError
 
 HOST = socket.gethostname()
 
@@ -108,7 +109,7 @@ def test_tail_returns_the_exit_code_of_an_ended_run(tmp_path: Path, code: int | 
     record_local_start(tmp_path, code)
     assert tail_of(tmp_path) == expected
     assert tail_of(tmp_path, no_follow=True) == 0, "--no-follow only shows the log"
-    (tmp_path / "finished.json").write_text("{}")
+    (tmp_path / "finished.json").write_text('{"iteration": 1}')
     assert tail_of(tmp_path) == 0
 
 
@@ -137,10 +138,11 @@ def test_the_state_without_a_recorded_end_follows_from_progress(tmp_path: Path, 
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", "null", '{"pid": 1}', '{"pid": 1, "colour": "red"}', "\0\0"], ids=repr
 )
-def test_a_damaged_start_is_ignored(tmp_path: Path, content: str) -> None:
+def test_a_damaged_start_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / local_job.FILE).write_text(content)
-    assert local_job.newest_local_job(tmp_path) is None
-    assert newest_start_is_local(tmp_path) and local_state(tmp_path).name == "failed"
+    for read in (local_job.newest_local_job, newest_start_is_local, local_state):
+        with pytest.raises(DamagedRecordError, match=r"local\.json: damaged .*Remove it"):
+            read(tmp_path)
 
 
 def test_a_start_is_recorded_when_it_begins_and_ends(tmp_path: Path) -> None:

@@ -76,7 +76,28 @@ def data_dir(tmp_path: Path) -> Path:
         },
         "dtype": "uint16",
         "options": {"add_eos": True},
-        "datasets": [],
+        "datasets": [
+            {
+                "name": name,
+                "weight": weight,
+                "path": "/raw",
+                "revision": None,
+                "files": 1,
+                "documents": 2,
+                "empty": 0,
+                "tokens": 0,
+                "text_bytes": 0,
+                "skipped": {},
+                "truncated": 0,
+                "special_tokens": 0,
+                "splits": {
+                    x["split"]: {key: x[key] for key in ("documents", "sequences", "tokens")}
+                    for x in shards
+                    if x["dataset"] == name
+                },
+            }
+            for name, weight in (("docs", 0.75), ("code", 0.25))
+        ],
         "splits": {
             s: {key: sum(x[key] for x in shards if x["split"] == s) for key in ("documents", "sequences", "tokens")}
             for s in blend

@@ -62,6 +62,12 @@ def _cut(name: str, to: int) -> Callable[[Path], None]:
     return cut
 
 
+def _empty_first_shard(manifest: dict) -> None:
+    """As an earlier version may have written it: without a checksum."""
+    manifest["shards"][0].update(tokens=0)
+    del manifest["checksum"], manifest["tokenizer"]["files"]
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "no folder": (shutil.rmtree, ["does not exist", "nano3.data_prep output_dir="]),
     "no blend": (lambda f: (f / "blend.json").unlink(), ["blend.json is missing", "continues where it stopped"]),
@@ -82,7 +88,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "short bin": (_cut("train/data_00000.bin", 10), ["data_00000.bin: 10 bytes", "manifest says"]),
     "short idx": (_cut("train/data_00000.idx", 60), ["data_00000.idx: 60 bytes"]),
     "no index": (_cut("train/data_00000.idx", 5), ["data_00000.idx: not a Megatron index"]),
-    "empty shard": (_set("manifest.json", lambda m: m["shards"][0].update(tokens=0)), ["is empty"]),
+    "empty shard": (_set("manifest.json", _empty_first_shard), ["is empty"]),
     "no tokenizer": (lambda f: (f / "tokenizer/tokenizer.json").unlink(), ["tokenizer.json is missing"]),
     "other tokenizer": (_cut("tokenizer/tokenizer.json", 1000), ["is not the tokenizer that made this data"]),
 }

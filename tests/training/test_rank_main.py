@@ -14,10 +14,11 @@ from nano3.training import rank_main
 from nano3.training.rank_main import SaveRecorder, report_outcome
 from nano3.training.reports.final_report import write_final_report
 from nano3.training.run import record
-from nano3.training.run.checkpoints import MARKER, CheckpointInfo
+from nano3.training.run.checkpoints import MARKER, CheckpointInfo, write_checkpoint_info
 from nano3.training.run.outcome import Outcome
 from nano3.utils.errors import UserError
 from nano3.utils.files import read_json, write_json, write_text
+from nano3.utils.records import read_values
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def save(recorder: SaveRecorder, iteration: int, elapsed_s: float = 1.0, sha256:
 def test_a_checkpoint_is_registered_under_the_runs_name(run_dir: Path) -> None:
     folder = save(SaveRecorder(tiny_config(), run_dir), 4)
     assert store.resolve(f"{MODEL}:tiny").path == str(folder)
-    assert read_json(run_dir / "progress.json") == {"iteration": 4, "checkpoint": str(folder)}
+    assert read_values(run_dir / "progress.json", "") == {"iteration": 4, "checkpoint": str(folder)}
 
 
 @pytest.mark.parametrize(
@@ -68,8 +69,14 @@ def finished_run(run_dir: Path, with_checkpoint: bool) -> Path:
     folder = run_dir / "checkpoints" / "iter_0000012"
     if with_checkpoint:
         folder.mkdir(parents=True)
+        write_checkpoint_info(folder, CheckpointInfo(12, 0, 0, 1.0, 1, {}, {}))
     write_json(run_dir / "finished.json", {"iteration": 12, "checkpoint": str(folder)})
-    config = tiny_config(**{"run.data": "/data", "recipe.per_split_data_args_path": "/data/blend.json"})
+    values = {
+        "run.data": "/data",
+        "run.output_dir": str(run_dir),
+        "recipe.per_split_data_args_path": "/data/blend.json",
+    }
+    config = tiny_config(**values)
     write_text(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
     return run_dir / "config.yaml"
 
@@ -101,7 +108,7 @@ def test_a_run_whose_last_checkpoint_is_gone_is_saved_again(run_dir: Path, capsy
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("run:\n  name: a\n bad: [", "is not a configuration of this version of nano3"),
+        ("run:\n  name: a\n bad: [", "damaged"),
         ("run:\n  nmae: a\n", "is not a configuration of this version of nano3"),
         ("train:\n  train_iters: many\n", "is not a configuration of this version of nano3"),
         (None, "there is no such file"),
@@ -170,7 +177,7 @@ def test_without_matplotlib_the_table_is_shown(
 def test_a_run_without_checkpoints_says_so(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As one that warms the kernel cache: checkpoint.save_interval=0."""
     report_outcome(tiny_config(), run_dir, Outcome("stopped", 2, None, "train.exit_iteration=2"), complete=True)
-    assert read_json(run_dir / "finished.json") == {"iteration": 2, "checkpoint": None}
+    assert read_values(run_dir / "finished.json", "") == {"iteration": 2, "checkpoint": None}
     assert "no checkpoint was saved" in capsys.readouterr().out
 
 

@@ -12,8 +12,15 @@ from nano3.data.build.bad_row_limit import FILTERS
 from nano3.data.build.duplicates import may_hold_texts
 from nano3.data.build.receipts import UnitReceipt, read_receipt, shard_receipt_path, unit_receipt_path
 from nano3.data.dataset import output_dir
-from nano3.data.dataset.manifest import Manifest, encode_json, is_manifest, load_manifest, make_blend
-from nano3.data.dataset.verify import check_shard_files
+from nano3.data.dataset.manifest import (
+    Manifest,
+    encode_json,
+    encode_manifest,
+    is_manifest,
+    load_manifest,
+    make_blend,
+)
+from nano3.data.dataset.verify import check_shard_files, check_tokenizer, tokenizer_checksums
 from nano3.data.planning.plan import NOT_HASHED, PLAN_FORMAT, SPLITS, DatasetPlan, Plan, hashed_settings, load_plan
 from nano3.data.planning.planner import PrepRequest, make_plan
 from nano3.data.sources.discovery import WHOLE_FILE_LIMIT
@@ -52,22 +59,41 @@ def find_complete_data(request: PrepRequest, output: Path) -> Manifest | None:
     warn_of_modified_inputs(request, manifest)
     changes = update_weights(request, manifest)
     blend = encode_json(make_blend(manifest, output))
-    moved = not (output / "blend.json").exists() or (output / "blend.json").read_text() != blend
-    tokenizer = output / manifest.tokenizer.path
-    if not (tokenizer / "tokenizer.json").exists():
-        with output_dir.hold_output_lock(output):
-            copy_tokenizer(request.tokenizer, tokenizer)
-        say(f"{tokenizer}: was missing; copied again")
+    moved = not (output / "blend.json").exists() or (output / "blend.json").read_bytes() != blend.encode()
+    changes += repair_tokenizer(request, output, manifest)
     if moved or changes:
         with output_dir.hold_output_lock(output):
             write_text(output / "blend.json", blend)
-            write_text(output / "manifest.json", encode_json(manifest))
+            write_text(output / "manifest.json", encode_manifest(manifest))
         what = " and ".join(changes) or "location of the shards"
         say(f"{output}: complete; blend.json and manifest.json now have the new {what}")
     else:
         request.cache.save_if_many(output)
         say(f"{output}: complete, nothing to do ({len(manifest.shards)} shards)")
     return manifest
+
+
+def repair_tokenizer(request: PrepRequest, output: Path, manifest: Manifest) -> list[str]:
+    """Copy the tokenizer again if a file of its copy is missing or damaged.
+
+    Args:
+        request: The preparation.
+        output: The output folder.
+        manifest: Its manifest; gets the checksums of files that are not what they were.
+
+    Returns:
+        What in the manifest has changed: "tokenizer files", or nothing.
+    """
+    folder = output / manifest.tokenizer.path
+    if not (problems := check_tokenizer(output, manifest)):
+        return []
+    with output_dir.hold_output_lock(output):
+        copy_tokenizer(request.tokenizer, folder)
+    say(f"{folder}: copied again ({problems[0]})")
+    files = tokenizer_checksums(folder) if manifest.tokenizer.files else {}
+    changed = files != manifest.tokenizer.files
+    manifest.tokenizer.files = files
+    return ["tokenizer files"] * changed
 
 
 def load_own_manifest(output: Path) -> Manifest:

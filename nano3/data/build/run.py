@@ -21,7 +21,8 @@ from nano3.data.build.resume_build import find_complete_data, is_published, set_
 from nano3.data.build.token_sample import count_left_out, limit_tokens
 from nano3.data.build.worker_pool import WorkerPool
 from nano3.data.dataset import output_dir
-from nano3.data.dataset.manifest import Manifest, encode_json, load_manifest, make_blend
+from nano3.data.dataset.manifest import Manifest, encode_json, encode_manifest, load_manifest, make_blend
+from nano3.data.dataset.verify import tokenizer_checksums
 from nano3.data.planning.plan import SPLITS, Plan, load_plan
 from nano3.data.planning.planner import PrepRequest, make_plan, make_request
 from nano3.data.sources.discovery import find_changed_files
@@ -334,6 +335,7 @@ def finish_build(plan: Plan, path: Path, state: BuildState, meter: ProgressMeter
     check_counts(manifest)
     warn_of_empty_splits(plan, manifest)
     copy_tokenizer(plan.tokenizer, build / "tokenizer")
+    manifest.tokenizer.files = tokenizer_checksums(build / "tokenizer")
     for split in SPLITS:
         kept = {f"{s.prefix}{end}" for s in manifest.shards for end in (".bin", ".idx")}
         for file in (build / split).iterdir():
@@ -344,7 +346,7 @@ def finish_build(plan: Plan, path: Path, state: BuildState, meter: ProgressMeter
         else:
             fsync_dir(build / split)
     write_text(build / "blend.json", encode_json(make_blend(manifest, output)))
-    write_text(build / "manifest.json", encode_json(manifest))
+    write_text(build / "manifest.json", encode_manifest(manifest))
     output_dir.publish(output, build)
     print_summary(manifest, meter)
     return manifest

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from nano3.data.dataset.checksum import Checksum
 from nano3.data.planning.plan import content_hash
 from nano3.utils.errors import Failure, UserError
 
@@ -34,6 +35,7 @@ class TokenizerEntry(msgspec.Struct, omit_defaults=True):
         eod_token: Text of the end-of-document token, or None.
         bos_id: Id of the token before each document; None without add_bos, or in data of earlier versions.
         bos_token: Text of the token before each document, or None.
+        files: Checksum of every file of the copy (see `checksum`). Empty in data of earlier versions.
     """
 
     model: str
@@ -45,6 +47,7 @@ class TokenizerEntry(msgspec.Struct, omit_defaults=True):
     eod_token: str | None
     bos_id: int | None = None
     bos_token: str | None = None
+    files: dict[str, str] = {}
 
 
 class InputEntry(msgspec.Struct, omit_defaults=True):
@@ -161,6 +164,7 @@ class Manifest(msgspec.Struct):
         splits: Totals of each split over all datasets.
         shards: The shards in the order of splits and file numbers, without those that hold no tokens.
         versions: Versions of Python, packages and engine.
+        checksum: Checksum of the other values, as compact JSON. Empty in data of earlier versions.
     """
 
     format: int
@@ -173,6 +177,7 @@ class Manifest(msgspec.Struct):
     splits: dict[str, Counts]
     shards: list[ShardEntry]
     versions: dict[str, str]
+    checksum: str = ""
 
     @property
     def weights(self) -> dict[str, float]:
@@ -209,11 +214,46 @@ def load_manifest(folder: Path | str) -> Manifest:
         raise manifest_error(path, data, error) from error
     except PermissionError:
         raise
-    except (msgspec.DecodeError, ValueError, OSError) as error:
+    except (msgspec.DecodeError, ValueError, OSError, RecursionError) as error:
         raise Failure(f"{path}: cannot be read: {error}. {PREPARE_AGAIN}") from error
     if manifest.format != FORMAT:
         raise format_error(path, manifest.format)
+    # Data with the checksums of its tokenizer's files has this one too.
+    if manifest.checksum != manifest_checksum(manifest) and (manifest.checksum or manifest.tokenizer.files):
+        raise Failure(f"{path}: damaged: its checksum differs. {PREPARE_AGAIN}")
+    if problems := consistency_problems(manifest):
+        raise Failure(f"{path}: damaged: {problem}. {PREPARE_AGAIN}" for problem in problems)
     return manifest
+
+
+def manifest_checksum(manifest: Manifest) -> str:
+    """Return the checksum of a manifest's values."""
+    return Checksum(msgspec.json.encode(msgspec.structs.replace(manifest, checksum=""))).hexdigest()
+
+
+def encode_manifest(manifest: Manifest) -> str:
+    """Return the text of manifest.json, with its checksum."""
+    return encode_json(msgspec.structs.replace(manifest, checksum=manifest_checksum(manifest)))
+
+
+def consistency_problems(manifest: Manifest) -> list[str]:
+    """Return what in a manifest contradicts itself, so that it cannot be used. Report each kind once."""
+    found: dict[str, str] = {}
+    datasets = {dataset.name: dataset for dataset in manifest.datasets}
+    for dataset in manifest.datasets:
+        if not 0 <= dataset.weight < float("inf"):
+            found.setdefault("weight", f"dataset {dataset.name} has the weight {dataset.weight}")
+    for shard in manifest.shards:
+        entry = datasets.get(shard.dataset)
+        if shard.split not in manifest.splits:
+            found.setdefault("split", f"{shard.prefix} is in split {shard.split!r}, which does not exist")
+        elif entry is None:
+            found.setdefault("dataset", f"{shard.prefix} is of dataset {shard.dataset!r}, which does not exist")
+        elif shard.split not in entry.splits or entry.splits[shard.split].tokens <= 0:
+            found.setdefault("counts", f"{shard.prefix} is not counted in dataset {shard.dataset}")
+    if manifest.options and "add_eos" not in manifest.options:
+        found["options"] = "options.add_eos is missing"
+    return list(found.values())
 
 
 def is_manifest(path: Path) -> bool:
@@ -222,7 +262,7 @@ def is_manifest(path: Path) -> bool:
         values = msgspec.json.decode(path.read_bytes())
     except PermissionError:
         raise
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(values, dict) and isinstance(values.get("format"), int) and "shards" in values
 
@@ -231,7 +271,7 @@ def manifest_error(path: Path, data: bytes, error: msgspec.ValidationError) -> F
     """Return the error for a manifest.json that is not a manifest of this format."""
     try:
         values = msgspec.json.decode(data)
-    except (msgspec.DecodeError, ValueError) as unreadable:
+    except (msgspec.DecodeError, ValueError, RecursionError) as unreadable:
         return Failure(f"{path}: cannot be read: {unreadable}. {PREPARE_AGAIN}")
     if not isinstance(values, dict) or not isinstance(found := values.get("format"), int):
         return Failure(f"{path}: not a data manifest of nano3.")

@@ -10,7 +10,8 @@ import numpy as np
 
 from nano3.data.dataset.checksum import NAME, checksum
 from nano3.data.dataset.indexed import IndexedFile, read_header
-from nano3.data.dataset.manifest import Manifest, ShardEntry, load_manifest
+from nano3.data.dataset.manifest import Manifest, ShardEntry, load_manifest, make_blend
+from nano3.data.tokenization.tokenizer import FILES as TOKENIZER_FILES
 from nano3.utils.errors import Failure, Nano3Error
 from nano3.utils.files import read_json
 
@@ -146,7 +147,7 @@ def check_tokens(data: IndexedFile, manifest: Manifest) -> list[str]:
             wrong = (chunk >= vocab) | (chunk < 0)
             at = start + int(np.argmax(wrong))
             return [f"{data.bin_path}: token {at:,} is {int(data.tokens[at])}, outside the vocabulary of {vocab:,} ids"]
-    if manifest.options["add_eos"] and len(data.lengths):
+    if manifest.options.get("add_eos") and len(data.lengths):
         last = data.tokens[np.cumsum(data.lengths, dtype=np.int64) - 1]
         if (last != eod).any():
             at = int(np.argmax(last != eod))
@@ -157,18 +158,29 @@ def check_tokens(data: IndexedFile, manifest: Manifest) -> list[str]:
 
 
 def check_tokenizer(folder: Path, manifest: Manifest) -> list[str]:
-    """Check that the copy of the tokenizer is the one that made the data."""
-    path = folder / manifest.tokenizer.path / "tokenizer.json"
+    """Check that the copy of the tokenizer is the one that made the data, file by file."""
+    copy = folder / manifest.tokenizer.path
+    path = copy / "tokenizer.json"
+    problems = []
     try:
-        same = hashlib.sha256(read_file(Path.read_bytes, path)).hexdigest() == manifest.tokenizer.sha256
+        if hashlib.sha256(read_file(Path.read_bytes, path)).hexdigest() != manifest.tokenizer.sha256:
+            problems.append(f"{path}: not the tokenizer that made the data (SHA-256 differs)")
+        for name, expected in manifest.tokenizer.files.items():
+            if name != path.name and read_file(checksum, copy / name) != expected:
+                problems.append(f"{copy / name}: {NAME} differs from the manifest's: the file was changed or damaged")
     except Failure as error:
-        return error.problems
-    return [] if same else [f"{path}: not the tokenizer that made the data (SHA-256 differs)"]
+        problems += error.problems
+    return problems
+
+
+def tokenizer_checksums(folder: Path) -> dict[str, str]:
+    """Return the checksum of each of the tokenizer's files in the folder of a copy, by name."""
+    return {name: checksum(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
 
 
 def check_blend(folder: Path, manifest: Manifest) -> list[str]:
-    """Check that blend.json lists exactly the manifest's shards, in this folder, with positive weights."""
-    path = folder / "blend.json"
+    """Check that blend.json is what the manifest and this folder make it."""
+    path, again = folder / "blend.json", "Prepare again: this file alone is rewritten."
     try:
         blend = read_json(path)
     except PermissionError:
@@ -176,18 +188,21 @@ def check_blend(folder: Path, manifest: Manifest) -> list[str]:
     except (OSError, ValueError) as error:
         return [f"{path}: cannot be read: {error}"]
     if not isinstance(blend, dict):
-        return [f"{path}: expected {{split: [weight, prefix, ...]}}. Prepare again: this file alone is rewritten."]
-    problems = []
-    for split in manifest.splits:
-        entries = blend.get(split, [])
-        wanted = [os.path.realpath(folder / s.prefix) for s in manifest.shards if s.split == split]
+        return [f"{path}: expected {{split: [weight, prefix, ...]}}. {again}"]
+    problems = [
+        f"{path}: {split!r} is no split of the data. {again}" for split in blend if split not in manifest.splits
+    ]
+    for split, expected in make_blend(manifest, folder).items():
+        entries, wanted = blend.get(split, []), [os.path.realpath(prefix) for prefix in expected[1::2]]
         if not isinstance(entries, list) or [os.path.realpath(str(e)) for e in entries[1::2]] != wanted:
             problems.append(
-                f"{path}: {split} does not list the {len(wanted)} shards here. Was the folder moved? Prepare "
-                f"again: this file alone is rewritten."
+                f"{path}: {split} does not list the {len(wanted)} shards here. Was the folder moved? {again}"
             )
         elif wrong := [weight for weight in entries[::2] if not is_weight(weight)]:
-            problems.append(f"{path}: {split} has a weight that is not positive: {wrong[0]!r}")
+            problems.append(f"{path}: {split} has a weight that is not positive: {wrong[0]!r}. {again}")
+        elif pairs := [pair for pair in zip(map(str, entries[::2]), expected[::2], strict=True) if pair[0] != pair[1]]:
+            given, right = pairs[0]
+            problems.append(f"{path}: {split} has the weight {given}, the manifest makes it {right}. {again}")
     return problems
 
 

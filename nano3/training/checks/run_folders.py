@@ -6,11 +6,16 @@ from pathlib import Path
 from nano3.artifacts import store
 from nano3.config import PretrainConfig
 from nano3.config.pretrain import megatron_section
+from nano3.training.run.config_file import load_config_file
+from nano3.training.run.record import latest_start_dir
+from nano3.utils.errors import UserError
 from nano3.utils.files import unwritable_reason
 
 # Variables that move a cache elsewhere. Without NANO3_CACHE, only the default cache of compiled kernels is mounted.
 _CACHE_VARIABLES = ("NANO3_CACHE", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "HF_HOME")
 _DEFAULT_CACHE = "~/.cache/nano3"
+# Files that a run writes in its folder, whatever is there.
+REPLACED = ("config.yaml", "finished.json", "progress.json", "began.json", "local.json", "loss.png", "samples.txt")
 
 
 def folders_read(config: PretrainConfig) -> list[str]:
@@ -40,3 +45,29 @@ def unwritable_problems(config: PretrainConfig) -> list[str]:
     if "run.output_dir" in reasons and Path(folders.get("checkpoint.save", "/")).is_relative_to(config.run.output_dir):
         reasons.pop("checkpoint.save", None)
     return [f"{key}={folders[key]}: cannot be written: {why}. Choose another {key}." for key, why in reasons.items()]
+
+
+def foreign_file_problems(run_dir: Path) -> list[str]:
+    """Return why a run must not use a folder in which it would replace files that nano3 did not write.
+
+    A folder is a run's if it records a start, or if its config.yaml is one of nano3. The files of a run are then its
+    own.
+
+    Args:
+        run_dir: The run folder.
+    """
+    found = [name for name in REPLACED if os.path.lexists(run_dir / name)]
+    if not found or latest_start_dir(run_dir) or _is_run_config(run_dir / "config.yaml"):
+        return []
+    return [
+        f"run.output_dir={run_dir}: holds files that nano3 did not write and that the run would replace: "
+        f"{', '.join(found)}. Move them elsewhere, or choose another run.output_dir or run.name."
+    ]
+
+
+def _is_run_config(path: Path) -> bool:
+    try:
+        config = load_config_file(path)
+    except (FileNotFoundError, UserError):
+        return False
+    return {"run", "train", "checkpoint"} <= {str(key) for key in config}

@@ -11,6 +11,8 @@ A save fills `iter_0000100.tmp` and renames it. torch is imported only where sta
 
 import io
 import os
+import pickle
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +25,11 @@ from nano3.training.run.checkpoints import CheckpointInfo, folder_name, write_ch
 from nano3.training.run.failed_saves import SaveError
 from nano3.training.run.sound_checkpoints import describe_files, prune
 from nano3.utils.console import warn
+from nano3.utils.errors import Failure
 from nano3.utils.files import fsync_dir
+
+# Names of a checkpoint that is being written or removed; other folders are not nano3's.
+_OWN_TEMP = re.compile(r"iter_\d{7,}(\.old)?\.tmp")
 
 
 class CheckpointWriter:
@@ -36,7 +42,8 @@ class CheckpointWriter:
         """Remove incomplete folders of an interrupted save or removal. Only rank 0 acts."""
         if self.rank == 0 and self.root.is_dir():
             for path in self.root.glob("iter_*.tmp"):
-                shutil.rmtree(path)
+                if _OWN_TEMP.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
 
     def save(self, info: CheckpointInfo, state: Any, rng: Any, extra: Callable[[Path], None] | None = None) -> Path:
         """Write one checkpoint, remove those beyond `keep_last`, and return its folder.
@@ -167,7 +174,11 @@ def load_rng(folder: Path, rank: int) -> dict[str, Any] | None:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    """Read a file of torch.save; raise Failure if it is none, whatever its checksum."""
     import torch
 
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise Failure(f"{path}: not a file of torch.save ({str(error).partition(chr(10))[0]})") from error
     return state

@@ -104,8 +104,6 @@ def _train(config: PretrainConfig, data_dir: Path, run_dir: Path, stop: StopRequ
     index_cache.prepare_cache(index_cache.cache_folder(run_dir, data.fingerprint))
     if is_rank_zero():
         remove_unfinished(save)
-    if not point.may_prune:
-        container.checkpoint.most_recent_k = -1
     load_from(container.checkpoint, point)
     leading = point.skips.leading(point.iteration)
     container.train.iterations_to_skip = point.skips.after(point.iteration + leading)
@@ -163,6 +161,12 @@ def load_from(checkpoint: Any, point: ResumePoint) -> None:
         # did not exist. The run does not depend on them after initialization: there is no dropout, and the data order
         # follows the consumed samples.
         checkpoint.load_rng = False
+
+
+def take_keep_last(checkpoint: Any) -> int:
+    """Return how many checkpoints to keep (0: all), and keep Megatron-Bridge from removing any itself."""
+    keep, checkpoint.most_recent_k = max(int(checkpoint.most_recent_k or 0), 0), -1
+    return int(keep)
 
 
 def other_world_size(point: ResumePoint) -> bool:
@@ -304,6 +308,7 @@ def _run(
                 seq_length=train.seq_length,
                 save_interval=config.checkpoint.save_interval,
                 train_iters=train.train_iters,
+                keep_last=take_keep_last(container.checkpoint) * point.may_prune,
                 startup=startup,
                 run_identity=run_identity(config, data),
                 mutable_settings=mutable_settings(config),
@@ -334,6 +339,7 @@ def _outcome(pretrain: Callable[[], None], config: PretrainConfig, hooks: Any, m
         failed = 0
         return Outcome("rolled back", hooks.iteration, hooks.saved, "guard.action=rollback")
     finally:
+        hooks.finisher.wait()
         metrics.close(failed)
         _release()
     if hooks.reason:

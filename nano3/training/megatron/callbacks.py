@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from nano3.training.megatron.checkpoints import TRACKER, record_begun
+from nano3.training.megatron.checkpoints import TRACKER, CheckpointFinisher, record_begun
 from nano3.training.megatron.errors import divergence_message
 from nano3.training.megatron.expert_counts import ExpertCounts
 from nano3.training.run import index_cache
@@ -93,6 +93,7 @@ class RunContext:
     seq_length: int
     save_interval: int
     train_iters: int
+    keep_last: int = 0
     startup: StartupTimer = field(default_factory=StartupTimer)
     run_identity: dict[str, Any] = field(default_factory=dict)
     mutable_settings: dict[str, Any] = field(default_factory=dict)
@@ -119,6 +120,7 @@ class TrainingHooks:
         self.reason = ""
         self.iteration = 0
         self.saved: Path | None = None
+        self.finisher = CheckpointFinisher(run.save_folder, run.keep_last)
         self.first_step_s: float | None = None
         self._started = time.monotonic()
         self._throughput = Throughput(run.global_batch_size * run.seq_length, run.flops_per_token)
@@ -244,6 +246,7 @@ class TrainingHooks:
         write_checkpoint_info(folder, info)
         self.saved = folder
         self.run.on_save(iteration, folder)
+        self.finisher.start(folder, info)
 
     def _guard_window(self, iteration: int) -> list[list[float]]:
         return [list(one) for one in self.run.guard.detector.observations(iteration)] if self.run.guard else []

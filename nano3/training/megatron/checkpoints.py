@@ -6,22 +6,28 @@ the second kind.
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
+from threading import Thread
+from typing import Annotated
+
+import msgspec
 
 from nano3.training.run.checkpoints import (
     MARKER,
+    CheckpointInfo,
     complete_checkpoints,
     iteration_folders,
     iteration_of,
     latest_checkpoint,
+    write_checkpoint_info,
 )
-from nano3.training.run.record import read_state_file
 from nano3.training.run.resume import CheckpointSearch
-from nano3.training.run.sound_checkpoints import newest_sound
+from nano3.training.run.sound_checkpoints import describe_files, newest_sound, prune
 from nano3.utils.console import say, warn
 from nano3.utils.errors import UserError
-from nano3.utils.files import write_json
+from nano3.utils.records import read_record, write_record
 
 # In the checkpoint folder: the iterations that nano3 was about to save, written before each save.
 LEDGER = "begun.json"
@@ -29,6 +35,10 @@ LEDGER = "begun.json"
 TRACKER = "latest_checkpointed_iteration.txt"
 # Damaged checkpoints that nano3 set aside.
 _ASIDE = re.compile(r"iter_\d{7,}\.damaged(\.\d+)?")
+
+
+class _Ledger(msgspec.Struct):
+    iterations: list[Annotated[int, msgspec.Meta(ge=0)]]
 
 
 class MegatronSearch(CheckpointSearch):
@@ -95,18 +105,22 @@ def _is_complete(folder: Path) -> bool:
 
 
 def begun_iterations(save: Path) -> set[int]:
-    """Return the iterations in `save` whose save nano3 began."""
-    path = save / LEDGER
-    if not path.is_file():
+    """Return the iterations in `save` whose save nano3 began.
+
+    Raises:
+        DamagedRecordError: The record is damaged.
+    """
+    fix = "Remove it: an incomplete checkpoint of an interrupted save then stays in its folder."
+    try:
+        return set(read_record(save / LEDGER, _Ledger, fix).iterations)
+    except FileNotFoundError:
         return set()
-    consequence = "an incomplete checkpoint of an interrupted save then stays in its folder"
-    return set(read_state_file(path, "iterations", consequence)["iterations"])
 
 
 def record_begun(save: Path, iteration: int) -> None:
     """Record that nano3 is about to save `iteration`. Call it on rank 0, before the save."""
     present = {iteration_of(p) for p in iteration_folders(save)}
-    write_json(save / LEDGER, {"iterations": sorted((begun_iterations(save) & present) | {iteration})})
+    write_record(save / LEDGER, {"iterations": sorted((begun_iterations(save) & present) | {iteration})})
 
 
 def foreign_folders(save: Path) -> list[Path]:
@@ -140,3 +154,51 @@ def may_prune(save: Path) -> bool:
             "checkpoint.keep_last has no effect."
         )
     return not others
+
+
+class CheckpointFinisher:
+    """Completes a marked checkpoint in a background thread, while the training goes on.
+
+    It reads the files that the writers have left, adds their checksums to checkpoint.json, and then removes old
+    checkpoints. Megatron-Bridge's own removal is off: it does not know which checkpoints are sound, and fails on a
+    folder such as iter_0000012.damaged.
+    """
+
+    def __init__(self, save: Path, keep_last: int) -> None:
+        """Prepare for the checkpoints in `save`.
+
+        Args:
+            save: The checkpoint folder of the run.
+            keep_last: Number of checkpoints to keep; 0 keeps all.
+        """
+        self.save, self.keep_last = save, keep_last
+        self._thread: Thread | None = None
+
+    def start(self, folder: Path, info: CheckpointInfo) -> None:
+        """Begin with a checkpoint, after the one before is complete.
+
+        Args:
+            folder: The checkpoint folder, marked as complete.
+            info: Its checkpoint.json.
+        """
+        self.wait()
+        self._thread = Thread(target=self._finish, args=(folder, info), name="checkpoint checksums")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait for the checkpoint that was begun. Call it before the process ends."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _finish(self, folder: Path, info: CheckpointInfo) -> None:
+        try:
+            write_checkpoint_info(folder, replace(info, files=describe_files(folder)))
+            prune(self.save, self.keep_last, folder, _remove, read_files=False)
+        except OSError as error:
+            warn(f"{folder}: its checksums could not be recorded, or an old checkpoint not be removed: {error}")
+
+
+def _remove(folder: Path) -> None:
+    (folder / MARKER).unlink()  # first, so that a partly removed folder does not count as a checkpoint
+    rmtree(folder)

@@ -8,19 +8,30 @@ to that run, also after a move.
 import os
 from pathlib import Path
 
-from nano3.training.run.record import read_state_file
+import msgspec
+
 from nano3.utils.errors import UserError
-from nano3.utils.files import unwritable_reason, write_json
+from nano3.utils.files import unwritable_reason
+from nano3.utils.records import read_record, write_record
 
 OWNER_FILE = "run.json"
 
 
+class _OwnerFile(msgspec.Struct):
+    run_dir: str
+
+
 def owner_of(save: Path) -> Path | None:
-    """Return the run folder that the checkpoints in `save` belong to, or None if it is not recorded."""
-    path = save / OWNER_FILE
-    if not path.is_file():
+    """Return the run folder that the checkpoints in `save` belong to, or None if it is not recorded.
+
+    Raises:
+        DamagedRecordError: The record is damaged.
+    """
+    fix = "Remove it: the next run that saves there becomes its owner."
+    try:
+        return Path(read_record(save / OWNER_FILE, _OwnerFile, fix).run_dir)
+    except FileNotFoundError:
         return None
-    return Path(read_state_file(path, "run_dir", "the next run that saves there becomes its owner")["run_dir"])
 
 
 def owner_problem(save: Path, run_dir: Path) -> str | None:
@@ -50,4 +61,4 @@ def claim_dir(save: Path, run_dir: Path) -> None:
     if why := unwritable_reason(save):
         raise UserError(f"checkpoint.save={save}: cannot be written: {why}. Choose another checkpoint.save.")
     if owner_of(save) != run_dir:
-        write_json(save / OWNER_FILE, {"run_dir": str(run_dir)})
+        write_record(save / OWNER_FILE, {"run_dir": str(run_dir)})

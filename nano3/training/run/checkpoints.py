@@ -17,6 +17,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 import msgspec
 
 from nano3.config import PretrainConfig
+from nano3.training.run.config_file import load_config_file
 from nano3.utils.records import damaged, read_record, with_checksum, write_record
 
 MARKER = "checkpoint.json"
@@ -99,17 +100,18 @@ def recorded_checkpoint_dir(run_dir: Path) -> Path:
     """Return the checkpoint folder according to RUN/config.yaml, by default RUN/checkpoints.
 
     A folder inside the original run folder is looked up inside `run_dir`, so a moved run finds its checkpoints.
+
+    Raises:
+        DamagedRecordError: RUN/config.yaml is damaged.
     """
     recorded = Path(run_dir) / "config.yaml"
     if recorded.is_file():
         from omegaconf import OmegaConf
 
-        from nano3.training.run.literal_config import load_literal
-
-        config = load_literal(recorded)
-        if save := OmegaConf.select(config, "checkpoint.save"):
-            original = OmegaConf.select(config, "run.output_dir")
-            inside = original and Path(save).is_relative_to(original)
+        config = load_config_file(recorded)
+        save, original = (OmegaConf.select(config, key) for key in ("checkpoint.save", "run.output_dir"))
+        if save and isinstance(save, str):
+            inside = isinstance(original, str) and original and Path(save).is_relative_to(original)
             return Path(run_dir) / Path(save).relative_to(original) if inside else Path(save)
     return Path(run_dir) / "checkpoints"
 

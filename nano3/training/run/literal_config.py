@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from nano3.utils.errors import Failure, list_some
 
 _INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{")  # not escaped: an even number of backslashes before it
@@ -49,16 +47,3 @@ def _interpolations(value: Any, key: str) -> Iterator[str]:
             yield from _interpolations(inner, f"{key}[{number}]")
     elif isinstance(value, str) and _INTERPOLATION.search(value):
         yield key
-
-
-def load_literal(path: Path) -> DictConfig:
-    """Read a recorded configuration.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        Failure: It has an interpolation.
-    """
-    config = OmegaConf.load(path)
-    check_literal(OmegaConf.to_container(config), path)
-    assert isinstance(config, DictConfig)
-    return config

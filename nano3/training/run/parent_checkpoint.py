@@ -6,13 +6,19 @@ The configuration names only the folder that was searched, and a later start may
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from nano3.config import PretrainConfig
 from nano3.training.run.checkpoints import iteration_of
-from nano3.training.run.record import read_state_file
 from nano3.utils.console import warn
-from nano3.utils.files import write_json
+from nano3.utils.records import read_record, write_record
 
 PARENT_FILE = "began.json"
+
+
+class _ParentFile(msgspec.Struct):
+    checkpoint: str | None
+    new_phase: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,20 +42,22 @@ def record_parent(run_dir: Path, checkpoint: Path | None, new_phase: bool) -> No
         checkpoint: The other run's checkpoint; None for a fresh start.
         new_phase: Whether only its weights are taken.
     """
-    write_json(run_dir / PARENT_FILE, {"checkpoint": checkpoint and str(checkpoint), "new_phase": new_phase})
+    write_record(run_dir / PARENT_FILE, {"checkpoint": checkpoint and str(checkpoint), "new_phase": new_phase})
 
 
 def read_parent(run_dir: Path) -> ParentCheckpoint | None:
     """Return what a run started from, or None for a fresh start or a run without began.json.
 
     Raises:
-        Failure: The file is damaged.
+        DamagedRecordError: The file is damaged.
     """
-    path = Path(run_dir) / PARENT_FILE
-    if not path.is_file():
+    try:
+        found = read_record(
+            Path(run_dir) / PARENT_FILE, _ParentFile, "Remove it: what the run started from is then unknown."
+        )
+    except FileNotFoundError:
         return None
-    found = read_state_file(path, "checkpoint", "what the run started from is then unknown")
-    return ParentCheckpoint(Path(found["checkpoint"]), bool(found.get("new_phase"))) if found["checkpoint"] else None
+    return ParentCheckpoint(Path(found.checkpoint), found.new_phase) if found.checkpoint else None
 
 
 def warn_unused_load(run_dir: Path, config: PretrainConfig, own: Path) -> None:

@@ -7,7 +7,6 @@ processes is in the log as well. Starts are appended to the log, each under a li
 
 import contextlib
 import ctypes
-import io
 import os
 import re
 import sys
@@ -72,7 +71,7 @@ def rank_log(run_dir: Path, rank: int) -> Iterator[None]:
         for number in (1, 2):
             os.dup2(log, number)
         os.close(log)
-        logged: IO[str] = undo.enter_context(io.open(path, "a", encoding="utf-8", errors="backslashreplace"))
+        logged: IO[str] = undo.enter_context(open(path, "a", encoding="utf-8", errors="backslashreplace"))
         streams = shown if own else [ConsoleStream(stream, logged) for stream in shown]
         undo.enter_context(console_streams(streams[0], streams[1]))
         try:
@@ -100,7 +99,7 @@ def _kept_stream(number: int) -> Iterator[IO[str]]:
     try:
         if is_descriptor:
             encoding, errors = stream.encoding, stream.errors
-            with io.open(kept, "w", buffering=1, encoding=encoding, errors=errors, closefd=False) as copy:
+            with open(kept, "w", buffering=1, encoding=encoding, errors=errors, closefd=False) as copy:
                 yield copy
         else:
             yield stream

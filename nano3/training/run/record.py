@@ -12,21 +12,25 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
+import msgspec
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import nano3
 from nano3.config import PretrainConfig
-from nano3.training.run.checkpoints import latest_checkpoint, recorded_checkpoint_dir
-from nano3.training.run.literal_config import literal, load_literal
+from nano3.data.dataset.checksum import Checksum, checksum
+from nano3.training.run.checkpoints import iteration_of, latest_checkpoint, recorded_checkpoint_dir
+from nano3.training.run.config_file import load_config_file, with_header
+from nano3.training.run.literal_config import literal
+from nano3.training.run.sound_checkpoints import checkpoint_problems
 from nano3.training.run.stop import last_iteration
 from nano3.utils.console import say
-from nano3.utils.errors import Failure, UserError
-from nano3.utils.files import atomic_open, read_json, write_json, write_text
+from nano3.utils.errors import UserError
+from nano3.utils.files import atomic_open, write_text
 from nano3.utils.provenance import commit_of, git_bytes, installed_versions, user_name
+from nano3.utils.records import DamagedRecordError, damaged, read_record, write_record
 from nano3.utils.redaction import mask_secrets, without_secrets
 from nano3.utils.tree import leaves
 
@@ -80,19 +84,22 @@ def save_run_config(
     Returns:
         The path of config.yaml.
     """
-    text = run_config_text(config)
+    text = with_header(run_config_text(config))
     config_path, finish_path = run_dir / "config.yaml", run_dir / "finished.json"
     if finish_path.exists():
         missing = missing_final_checkpoint(run_dir)
         if missing is None and not run_changed(run_dir, config, data):
             return config_path
         if missing is not None:
-            say(f"{missing}, the last checkpoint of {run_dir}, is gone: the run is no longer finished and trains again")
+            say(
+                f"{missing}, the last checkpoint of {run_dir}, is gone or damaged: the run is no longer finished and "
+                "trains again"
+            )
         finish_path.unlink()
     numbers = [int(p.name) for p in (run_dir / "starts").glob("*") if re.fullmatch(r"\d{4}", p.name)]
     start = run_dir / "starts" / f"{max(numbers, default=0) + 1:04d}"
     commit, diff = code_version()
-    write_json(
+    write_record(
         start / "start.json",
         {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -101,7 +108,7 @@ def save_run_config(
             "overrides": [mask_secrets(word) for word in overrides],
             "label": label,
             "data": vars(data),
-            "code": {"commit": commit, "uncommitted": bool(diff)},
+            "code": {"commit": commit, "uncommitted": bool(diff), "diff_xxh128": Checksum(diff).hexdigest()},
             "python": platform.python_version(),
             "packages": {"nano3": nano3.__version__, **installed_versions(PACKAGES)},
         },
@@ -131,8 +138,9 @@ def run_changed(run_dir: Path, config: PretrainConfig, data: DataReference) -> b
     try:
         other_data = read_latest_start(run_dir)["data"]["fingerprint"] != data.fingerprint
         differ = bool(changed_settings(run_dir, config))
-    except (FileNotFoundError, KeyError, ValueError):  # no start was recorded, or its record is damaged
-        return False
+    except (FileNotFoundError, KeyError, DamagedRecordError):  # no start was recorded, or its record is damaged
+        # Only the checkpoint can prove that nothing is left to train.
+        return (run_dir / "finished.json").exists() and not has_all_iterations(run_dir, config)
     return other_data or (differ and not has_all_iterations(run_dir, config))
 
 
@@ -151,8 +159,9 @@ def changed_settings(run_dir: Path, config: PretrainConfig) -> list[str]:
 
     Raises:
         FileNotFoundError: There is no RUN/config.yaml.
+        DamagedRecordError: RUN/config.yaml is damaged.
     """
-    before, now = (load_literal(run_dir / "config.yaml"), OmegaConf.create(run_config_text(config)))
+    before, now = load_config_file(run_dir / "config.yaml"), OmegaConf.create(run_config_text(config))
     for one in (before, now):
         for key in IGNORED_SETTINGS:
             OmegaConf.update(one, key, None)
@@ -182,13 +191,15 @@ def valid_finish_record(run_dir: Path) -> dict[str, Any] | None:
 
 
 def missing_final_checkpoint(run_dir: Path) -> Path | None:
-    """Return the checkpoint in finished.json if it no longer exists, else None."""
+    """Return the checkpoint in finished.json if it no longer exists or is evidently damaged, else None."""
     done = read_finish_record(run_dir)
     named = done["checkpoint"] if done else None
-    if (
-        not named or Path(named).is_dir() or (recorded_checkpoint_dir(run_dir) / Path(named).name).is_dir()
-    ):  # the run was moved
+    if not named:
         return None
+    moved = recorded_checkpoint_dir(run_dir) / Path(named).name
+    for folder in (Path(named), moved):
+        if folder.is_dir() and not checkpoint_problems(folder, read_files=False):
+            return None
     return Path(named)
 
 
@@ -213,53 +224,47 @@ def abandoned_checkpoint_problems(run_dir: Path, config: PretrainConfig) -> list
     ]
 
 
+class FinishRecord(msgspec.Struct):
+    """RUN/finished.json: the last iteration and its checkpoint; None if the run saves none."""
+
+    iteration: Annotated[int, msgspec.Meta(ge=0)]
+    checkpoint: str | None = None
+
+
 def read_finish_record(run_dir: Path) -> dict[str, Any] | None:
     """Return the contents of finished.json, or None if there is none.
 
     Raises:
-        Failure: The file is damaged.
+        DamagedRecordError: The file is damaged.
     """
-    marker = run_dir / "finished.json"
-    if not marker.is_file():
-        return None
-    consequence = "the run then resumes from its newest checkpoint, and ends at once if that is its last"
-    return {"checkpoint": None} | read_state_file(marker, "iteration", consequence)
-
-
-def read_state_file(path: Path, key: str, consequence: str) -> dict[str, Any]:
-    """Read a small JSON object beside a run's checkpoints or results.
-
-    Args:
-        path: The file.
-        key: A key that the object must have.
-        consequence: What happens if the user removes the file.
-
-    Raises:
-        Failure: The file is damaged; names the file and what removing it means.
-    """
+    path = run_dir / "finished.json"
+    fix = "Remove it: the run then resumes from its newest checkpoint, and ends at once if that is its last."
     try:
-        content = read_json(path)
-        if not isinstance(content, dict) or key not in content:
-            raise ValueError(f"it has no {key!r}")
-    except PermissionError:
-        raise
-    except (ValueError, OSError) as error:
-        raise Failure(f"{path}: damaged ({error}). Remove it: {consequence}.") from error
-    return content
+        done = read_record(path, FinishRecord, fix)
+    except FileNotFoundError:
+        return None
+    if done.checkpoint is not None:
+        try:
+            saved = iteration_of(Path(done.checkpoint))
+        except ValueError as error:
+            raise damaged(path, str(error), fix) from error
+        if saved != done.iteration:
+            raise damaged(path, f"iteration {done.iteration}, but the checkpoint is {done.checkpoint}", fix)
+    return {"iteration": done.iteration, "checkpoint": done.checkpoint}
 
 
 def load_run_config(path: Path) -> PretrainConfig:
     """Read RUN/config.yaml.
 
     Raises:
-        UserError: The file is missing, or not a configuration of this version of nano3.
+        UserError: The file is missing, damaged, or not a configuration of this version of nano3.
     """
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), load_literal(path))
+        merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), load_config_file(path))
         config = OmegaConf.to_object(merged)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file; it is written when the run starts") from None
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
+    except (OmegaConfBaseException, ValueError) as error:
         raise UserError(
             f"{path} is not a configuration of this version of nano3: {str(error).splitlines()[0]}"
         ) from None
@@ -273,12 +278,58 @@ def code_version() -> tuple[str | None, bytes]:
     return commit, git_bytes(ROOT, "diff", "HEAD") if commit else b""
 
 
+class CodeRecord(msgspec.Struct):
+    """The code of a start. `diff_xxh128` is the checksum of code.diff, "" in records of earlier versions."""
+
+    commit: str | None = None
+    uncommitted: bool = False
+    diff_xxh128: str = ""
+
+
+class StartFile(msgspec.Struct):
+    """RUN/starts/0001/start.json."""
+
+    data: DataReference
+    code: CodeRecord
+    time: str = ""
+    user: str = ""
+    host: str = ""
+    overrides: list[str] = []
+    label: str = ""
+    python: str = ""
+    packages: dict[str, str] = {}
+
+
 def latest_start_dir(run_dir: Path) -> Path | None:
-    """Return the folder of the latest recorded start, or None."""
-    return max((path.parent for path in (run_dir / "starts").glob("*/start.json")), default=None)
+    """Return the folder of the latest recorded start, or None. Its start.json may be damaged or missing."""
+    found = (path for path in (run_dir / "starts").glob("*") if re.fullmatch(r"\d{4,}", path.name))
+    # start.json is written first, so a folder without any of the files is that of an interrupted start.
+    return max((p for p in found if (p / "start.json").exists() or (p / "config.yaml").exists()), default=None)
 
 
 def read_latest_start(run_dir: Path) -> dict[str, Any]:
-    """Return start.json of the latest start; empty if none is recorded."""
+    """Return start.json of the latest start; empty if none is recorded.
+
+    Raises:
+        DamagedRecordError: The file is damaged or missing.
+    """
     start = latest_start_dir(run_dir)
-    return read_json(start / "start.json") if start else {}
+    return read_start_file(start) if start else {}
+
+
+def read_start_file(start: Path) -> dict[str, Any]:
+    """Return start.json of a start.
+
+    Raises:
+        DamagedRecordError: The file is damaged or missing, or code.diff does not belong to it.
+    """
+    path, fix = start / "start.json", f"Remove {start}; the next start of the run is recorded again."
+    try:
+        record = read_record(path, StartFile, fix)
+    except FileNotFoundError as error:
+        raise damaged(path, "it is missing", fix) from error
+    diff = start / "code.diff"
+    if record.code.diff_xxh128 and diff.exists() and checksum(diff) != record.code.diff_xxh128:
+        raise damaged(diff, "its checksum differs from that in start.json", fix)
+    values: dict[str, Any] = msgspec.to_builtins(record)
+    return values

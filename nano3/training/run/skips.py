@@ -9,12 +9,11 @@ and batch size. The record of another data order is discarded.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from nano3.training.run.record import read_state_file
-from nano3.utils.files import write_json
+from nano3.utils.records import read_record, write_record
 
 FILE = "skipped.json"
 # What decides which samples an iteration reads.
@@ -84,20 +83,20 @@ class SkipRecord:
 
     def write(self, run_dir: Path) -> None:
         """Write skipped.json. Only rank 0 may call it."""
-        write_json(run_dir / FILE, asdict(self))
+        write_record(run_dir / FILE, self)
 
 
 def read_skips(run_dir: Path) -> SkipRecord:
     """Return the record of a run; empty if nothing was left out.
 
     Raises:
-        Failure: The file is damaged.
+        DamagedRecordError: The file is damaged.
     """
-    path = Path(run_dir) / FILE
-    if not path.is_file():
+    fix = "Remove it: iterations that the guard has left out are then trained."
+    try:
+        return read_record(Path(run_dir) / FILE, SkipRecord, fix)
+    except FileNotFoundError:
         return SkipRecord()
-    consequence = "iterations that the guard has left out are then trained"
-    return SkipRecord.from_json(read_state_file(path, "ranges", consequence))
 
 
 def begin_skips(
@@ -115,7 +114,7 @@ def begin_skips(
         iteration: The iterations that are done.
 
     Raises:
-        Failure: skipped.json is damaged.
+        DamagedRecordError: skipped.json is damaged.
     """
     order = {key: identity.get(key) for key in ORDER_KEYS}
     before = read_skips(run_dir)

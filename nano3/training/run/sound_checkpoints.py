@@ -220,7 +220,7 @@ def describe_files(folder: Path, known: dict[str, str] | None = None) -> dict[st
         }
 
 
-def prune(root: Path, keep_last: int, saved: Path, remove: Callable[[Path], None]) -> None:
+def prune(root: Path, keep_last: int, saved: Path, remove: Callable[[Path], None], read_files: bool = True) -> None:
     """Remove old checkpoints after a save, unless no sound one would be left.
 
     Args:
@@ -228,11 +228,12 @@ def prune(root: Path, keep_last: int, saved: Path, remove: Callable[[Path], None
         keep_last: Number of checkpoints to keep, with the new one; 0 keeps all.
         saved: The new checkpoint.
         remove: Removes one checkpoint folder.
+        read_files: Compare the checksums of the new checkpoint too.
     """
     others = [folder for folder in complete_checkpoints(root) if folder != saved]
     old = others[: -keep_last + 1 or None] if keep_last > 0 else []
     kept = [folder for folder in others if folder not in old]
-    if old and all(checkpoint_problems(folder) for folder in (saved, *reversed(kept))):
+    if old and all(checkpoint_problems(folder, read_files) for folder in (saved, *reversed(kept))):
         warn(f"{root}: the newest {keep_last} checkpoint(s) are damaged, so older ones are kept. Check the disk.")
         return
     for folder in old:

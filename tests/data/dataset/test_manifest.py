@@ -101,6 +101,7 @@ def test_manifest_is_written_as_json_of_its_format(tmp_path: Path) -> None:
     values = json.loads(encode_json(manifest_with(tmp_path, TOKENS)))
     assert list(values) == [
         "format", "blend", "plan_hash", "tokenizer", "dtype", "options", "datasets", "splits", "shards", "versions",
+        "checksum",
     ]  # fmt: skip
     assert list(values["tokenizer"]) == [
         "model", "revision", "sha256", "path", "vocab_size", "eod_id", "eod_token",

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from data_helpers import run, source, texts, write
@@ -16,9 +17,10 @@ from hypothesis import strategies as st
 
 from nano3.data.dataset.checksum import checksum
 from nano3.data.dataset.indexed import HEADER, IndexedFile, write_index
-from nano3.data.dataset.manifest import load_manifest
+from nano3.data.dataset.manifest import Manifest, load_manifest, manifest_checksum
 from nano3.data.dataset.verify import verify
-from nano3.utils.errors import Failure, Nano3Error
+from nano3.training.dataset import open_data
+from nano3.utils.errors import Failure, Nano3Error, UserError
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +185,11 @@ def data(good: Path, tmp_path: Path) -> Path:
 
 
 def edit(path: Path, change: Callable[[dict], object]) -> None:
-    """Change a JSON file."""
+    """Change a JSON file, in a manifest with a fitting checksum."""
     value = json.loads(path.read_text())
     change(value)
+    if "checksum" in value:
+        value["checksum"] = manifest_checksum(msgspec.convert(value, Manifest))
     path.write_text(json.dumps(value))
 
 
@@ -247,3 +251,41 @@ def test_tokens_are_checked(data: Path, change: Callable[[np.ndarray, np.ndarray
     path = data / f"{shard.prefix}.bin"
     edit(data / "manifest.json", lambda m: m["shards"][0].update(bin_xxh128=checksum(path)))
     assert message in " ".join(p for _, found in verify(data) for p in found)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("blend.json", lambda s: s.replace('"0.', '"0.9', 1), "the manifest makes it"),
+        ("blend.json", lambda s: s.replace('"train"', '"trian"'), "'trian' is no split of the data"),
+    ],
+    ids=["weight", "split"],
+)
+def test_every_small_file_is_compared_with_the_manifest(
+    data: Path, file: str, damage: Callable[[str], str], message: str
+) -> None:
+    """What the manifest determines is computed. tests/training/run/test_record_attacks.py damages the other files."""
+    path = data / file
+    path.write_text(damage(path.read_text()))
+    problem = problems_of(data)[0]
+    assert str(path) in problem and message in problem
+
+
+@pytest.mark.parametrize("weight", ["nan", "inf", "-0.5"])
+def test_no_training_starts_with_a_weight_that_is_none(data: Path, weight: str) -> None:
+    blend = json.loads((data / "blend.json").read_text())
+    blend["train"][0] = weight
+    (data / "blend.json").write_text(json.dumps(blend))
+    with pytest.raises(UserError, match=r"blend\.json is damaged .*positive and finite"):
+        open_data(data)
+
+
+@pytest.mark.parametrize("key", ["dataset", "split"])
+def test_a_manifest_that_contradicts_itself_is_damaged(data: Path, key: str) -> None:
+    """As one of an earlier version, which has no checksum."""
+    value = json.loads((data / "manifest.json").read_text())
+    value["shards"][0][key] = "none"
+    del value["checksum"], value["tokenizer"]["files"]
+    (data / "manifest.json").write_text(json.dumps(value))
+    with pytest.raises(Failure, match=r"manifest\.json: damaged: .*'none', which does not exist"):
+        load_manifest(data)

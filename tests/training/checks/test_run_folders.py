@@ -6,6 +6,7 @@ import pytest
 
 from nano3.config import PretrainConfig
 from nano3.training.checks import run_folders
+from nano3.training.run.record import run_config_text
 
 
 @pytest.fixture
@@ -71,3 +72,21 @@ def test_an_invalid_section_names_no_weights(config: PretrainConfig, section: ob
     """The preflight reports the section."""
     config.megatron, config.run.data = {"checkpoint": section}, "/data"
     assert run_folders.folders_read(config) == ["/data"]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "loss.png", "samples.txt"])
+def test_files_of_a_user_are_not_replaced(tmp_path: Path, name: str) -> None:
+    """Before the first start; afterwards the files of these names are the run's."""
+    assert run_folders.foreign_file_problems(tmp_path) == []
+    (tmp_path / name).write_text("mine: 1\n")
+    (problem,) = run_folders.foreign_file_problems(tmp_path)
+    assert f"did not write and that the run would replace: {name}. Move" in problem
+    (tmp_path / "starts/0001").mkdir(parents=True)
+    (tmp_path / "starts/0001/start.json").write_text("{}")
+    assert run_folders.foreign_file_problems(tmp_path) == []
+
+
+def test_a_run_whose_starts_were_removed_is_still_a_run(tmp_path: Path) -> None:
+    (tmp_path / "loss.png").write_bytes(b"x")
+    (tmp_path / "config.yaml").write_text(run_config_text(PretrainConfig()))
+    assert run_folders.foreign_file_problems(tmp_path) == []

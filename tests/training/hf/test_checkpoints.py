@@ -174,6 +174,14 @@ def test_unwritable_folder_is_a_failure_that_names_it(tmp_path: Path) -> None:
         write(tmp_path / "checkpoints", [1], 2)
 
 
+def test_only_folders_of_interrupted_saves_are_removed(tmp_path: Path) -> None:
+    for name in ("iter_final.tmp", "iter_0000004.tmp", "iter_0000004.old.tmp"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "iter_0000008.tmp").write_text("a file")
+    CheckpointWriter(tmp_path, 2, 0, lambda failed: failed).clean()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["iter_0000008.tmp", "iter_final.tmp"]
+
+
 def test_scan_ignores_everything_without_a_marker(tmp_path: Path) -> None:
     for name in ("iter_0000007", "iter_0000009.tmp", "iter_12", "other"):
         (tmp_path / name).mkdir()

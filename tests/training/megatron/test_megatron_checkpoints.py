@@ -8,13 +8,16 @@ from megatron_helpers import checkpoint
 from nano3.config import PretrainConfig
 from nano3.training.megatron.checkpoints import (
     TRACKER,
+    CheckpointFinisher,
     MegatronSearch,
     foreign_folders,
     may_prune,
     record_begun,
     remove_unfinished,
 )
+from nano3.training.run.checkpoints import complete_checkpoints, read_checkpoint_info
 from nano3.training.run.resume import ResumePoint, find_resume_point
+from nano3.training.run.sound_checkpoints import checkpoint_problems, set_aside_damaged
 from nano3.utils.errors import UserError
 
 
@@ -142,3 +145,20 @@ def test_in_a_folder_of_its_own_old_ones_may_go(tmp_path: Path) -> None:
     record_begun(tmp_path, 20)
     checkpoint(tmp_path, 20, marked=False)
     assert may_prune(tmp_path)
+
+
+def test_checksums_are_added_in_the_background_and_old_checkpoints_removed(tmp_path: Path) -> None:
+    finisher = CheckpointFinisher(tmp_path, 2)
+    for iteration in (10, 20, 30):
+        folder = checkpoint(tmp_path, iteration)
+        (folder / "__0_0.distcp").write_bytes(b"weights" * iteration)
+        finisher.start(folder, read_checkpoint_info(folder))
+    finisher.wait()
+    assert [p.name for p in complete_checkpoints(tmp_path)] == ["iter_0000020", "iter_0000030"]
+    assert set(read_checkpoint_info(folder).files) == {".metadata", "__0_0.distcp", "run_config.yaml"}
+    assert checkpoint_problems(folder) == []
+    (folder / "__0_0.distcp").write_bytes(b"weighty" * 30)
+    assert "has changed" in checkpoint_problems(folder)[0]
+    set_aside_damaged(tmp_path, tmp_path, "fallback")
+    assert resume_point(tmp_path, None).iteration == 20
+    assert may_prune(tmp_path), "iter_0000030.damaged is not a checkpoint of another run"

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from nano3.training.run.checkpoint_owner import OWNER_FILE, claim_dir, owner_of, owner_problem
-from nano3.utils.errors import Failure, UserError
+from nano3.utils.errors import UserError
 from nano3.utils.files import write_json
+from nano3.utils.records import DamagedRecordError
 
 
 @pytest.mark.parametrize(
@@ -55,5 +56,5 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"run": 1}'])
 def test_a_damaged_note_is_named_with_what_to_do(tmp_path: Path, content: str) -> None:
     (tmp_path / OWNER_FILE).write_text(content)
-    with pytest.raises(Failure, match=r"run\.json: damaged \(.*\)\. Remove it: the next run"):
+    with pytest.raises(DamagedRecordError, match=r"run\.json: damaged \(.*\)\. Remove it: the next run"):
         claim_dir(tmp_path, tmp_path / "run")

@@ -12,7 +12,8 @@ from nano3.config import PretrainConfig
 from nano3.config.train import CheckpointConfig
 from nano3.tools.rerun import checkpoint_to_load, drop_keys, train_member_keys
 from nano3.training.run import parent_checkpoint
-from nano3.utils.errors import Failure, UserError
+from nano3.utils.errors import UserError
+from nano3.utils.records import DamagedRecordError
 
 QUICK = [*SMALL, "train.eval_interval=0", "logger.sample_prompts=[]"]
 
@@ -118,7 +119,7 @@ def test_trace_knows_where_a_run_started(cli: Commands) -> None:
 
 def test_a_damaged_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / parent_checkpoint.PARENT_FILE).write_text("{")
-    with pytest.raises(Failure, match=r"began.json: damaged .*Remove it"):
+    with pytest.raises(DamagedRecordError, match=r"began.json: damaged .*Remove it"):
         parent_checkpoint.read_parent(tmp_path)
 
 

@@ -16,7 +16,7 @@ from nano3.training.run.skips import (
     late_skip_warning,
     read_skips,
 )
-from nano3.utils.errors import Failure
+from nano3.utils.records import DamagedRecordError
 
 IDENTITY = {"data": "d" * 64, "train.seed": 1, "train.seq_length": 32, "train.global_batch_size": 4, "model.x": 1}
 
@@ -71,7 +71,7 @@ def test_another_data_order_forgets_the_record(tmp_path: Path, key: str) -> None
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     (tmp_path / "skipped.json").write_text("{")
-    with pytest.raises(Failure, match=r"skipped\.json: damaged"):
+    with pytest.raises(DamagedRecordError, match=r"skipped\.json: damaged"):
         read_skips(tmp_path)
 
 
