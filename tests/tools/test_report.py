@@ -211,7 +211,7 @@ def test_where_the_time_went(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     page = make_report(tmp_path, run)
     results, _, restarts, *_ = Tables(page).tables
     assert results[1][8:10] == ["40.0%", "0.03"]
-    assert restarts[2][:6] == ["2", "40", "50.0 s", "no end recorded", "3", "10.0 s"]
+    assert restarts[2][:6] == ["2", "40", "50.0 s", "killed", "3", "10.0 s"]
     assert "<div class='bar'>" in page and "interruptions 50.0%" in page
     assert "] goodput 40.0% of 1 min 40 s" in capsys.readouterr().out
 

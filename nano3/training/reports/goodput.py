@@ -23,6 +23,7 @@ SHOWN = {
     "save": Part("saving", "s", "#CC79A7"),
     "start": Part("starting", "i", "#E69F00"),
     "lost": Part("lost work", "L", "#D55E00"),
+    "hang": Part("hangs", "h", "#B22222"),
     "interrupted": Part("interruptions", "x", "#999999"),
     "down": Part("between starts", ".", "#DDDDDD"),
 }
@@ -36,8 +37,8 @@ class Start:
     Attributes:
         number: 1 is the first.
         iteration: The iteration that it resumed from.
-        gap_s: Seconds since the start before it ended, or since its last record if it was killed.
-        killed: Whether the start before it wrote no end.
+        gap_s: Seconds since the start before it ended, or since its last record if it wrote no end.
+        before: How the start before it ended.
         lost_iterations: Iterations to repeat, of those that were recorded.
         lost_s: Their seconds.
         startup_s: Seconds until its first step was finished.
@@ -47,7 +48,7 @@ class Start:
     number: int
     iteration: int
     gap_s: float
-    killed: bool
+    before: str
     lost_iterations: int
     lost_s: float
     startup_s: float = 0.0
@@ -82,7 +83,7 @@ def time_use(lines: Sequence[dict[str, Any]]) -> TimeUse | None:
     for line in lines:
         if "start" in line:
             found.starts.append(_start(line))
-            for part in ("lost", "interrupted", "down"):
+            for part in ("lost", "hang", "interrupted", "down"):
                 found.seconds[part] += line.get(f"{part}_s", 0.0)
         for part in PARTS:
             found.seconds[part] += line.get(PREFIX + part, 0.0)
@@ -93,11 +94,14 @@ def time_use(lines: Sequence[dict[str, Any]]) -> TimeUse | None:
 
 
 def _start(line: dict[str, Any]) -> Start:
+    before = (
+        "hung" if "hang_s" in line else "killed" if "interrupted_s" in line else "ended" if "down_s" in line else ""
+    )
     return Start(
         number=line["start"],
         iteration=line["iteration"],
-        gap_s=line.get("interrupted_s", line.get("down_s", 0.0)),
-        killed="interrupted_s" in line,
+        gap_s=sum(line.get(f"{part}_s", 0.0) for part in ("hang", "interrupted", "down")),
+        before=before,
         lost_iterations=line.get("lost_iterations", 0),
         lost_s=line.get("lost_s", 0.0),
     )
@@ -124,7 +128,7 @@ def html_bar(use: TimeUse) -> str:
     return f"<div class='bar'>{blocks}</div><ul class='legend'>{legend}</ul>"
 
 
-START_COLUMNS = ("start", "resumed from", "down", "start before it", "repeated iterations", "lost", "startup", "end")
+START_COLUMNS = ("start", "resumed from", "after", "start before it", "repeated iterations", "lost", "startup", "end")
 
 
 def start_rows(use: TimeUse, last: int = 10) -> list[list[str]]:
@@ -134,7 +138,7 @@ def start_rows(use: TimeUse, last: int = 10) -> list[list[str]]:
             str(start.number),
             f"{start.iteration:,}",
             duration(start.gap_s) if start.gap_s else "",
-            "" if start.number == 1 else "no end recorded" if start.killed else "ended",
+            start.before,
             f"{start.lost_iterations:,}" if start.lost_iterations else "",
             duration(start.lost_s) if start.lost_s else "",
             duration(start.startup_s),

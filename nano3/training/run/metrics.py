@@ -71,25 +71,41 @@ def _is_dropped(line: dict[str, Any], iteration: int) -> bool:
     return line["iteration"] > iteration and "start" not in line
 
 
-def _start_line(lines: list[dict[str, Any]], iteration: int, started: float) -> dict[str, Any]:
+def _start_line(lines: list[dict[str, Any]], iteration: int, started: float, hang: float = 0.0) -> dict[str, Any]:
     """Return the line of a new start.
 
     Args:
         lines: The lines of the starts before it, before any are dropped.
         iteration: The iteration that it resumes from.
         started: Unix time at which its process was started.
+        hang: Unix time of the newest hang that was noticed; 0 for none.
     """
-    start = {"iteration": iteration, "start": 1 + sum("start" in line for line in lines), "time": round(started, 2)}
+    start: dict[str, Any] = {
+        "iteration": iteration,
+        "start": 1 + sum("start" in line for line in lines),
+        "time": round(started, 2),
+    }
     if not lines:
         return start
     dropped = [line for line in lines if _is_dropped(line, iteration)]
     last = max(line["iteration"] for line in lines)
     start["lost_iterations"] = max(0, last - iteration)
     start["lost_s"] = round(sum(v for line in dropped for k, v in line.items() if k.startswith(PREFIX)), 2)
-    if "time" in lines[-1]:
-        gap = "down_s" if "exit_code" in lines[-1] else "interrupted_s"
-        start[gap] = round(max(0.0, started - lines[-1]["time"]), 2)
+    if "time" not in lines[-1]:
+        return start
+    ended = lines[-1]["time"]
+    if "exit_code" in lines[-1]:
+        start["down_s"] = round(max(0.0, started - ended), 2)
+    elif ended < hang <= started:
+        start["hang_s"], start["down_s"] = round(hang - ended, 2), round(started - hang, 2)
+    else:
+        start["interrupted_s"] = round(max(0.0, started - ended), 2)
     return start
+
+
+def _newest_hang(run_dir: Path) -> float:
+    """Return the Unix time at which a hang was last noticed (`hang_watch`); 0 for never."""
+    return max((path.stat().st_mtime for path in run_dir.glob("hang/rank_*.txt")), default=0.0)
 
 
 def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
@@ -141,7 +157,8 @@ class Metrics:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         if not start_iteration:
             self._move_aside()
-        start = _start_line(read_metrics(self.run_dir), start_iteration, self.clock.started)
+        hang = _newest_hang(self.run_dir)
+        start = _start_line(read_metrics(self.run_dir), start_iteration, self.clock.started, hang)
         if start_iteration:
             self._truncate(start_iteration)
         self._file = (self.run_dir / FILE).open("a", encoding="utf-8")

@@ -24,9 +24,8 @@ LINES: list[dict[str, Any]] = [
 def test_the_parts_add_up() -> None:
     use = time_use(LINES)
     assert use is not None
-    assert use.seconds == {
-        "step": 100, "data": 5, "valid": 0.5, "save": 2, "start": 30.5, "lost": 8, "interrupted": 30, "down": 24
-    }  # fmt: skip
+    used = {"step": 100, "data": 5, "valid": 0.5, "save": 2, "start": 30.5}
+    assert use.seconds == used | {"lost": 8, "hang": 0, "interrupted": 30, "down": 24}
     assert (use.total, use.goodput) == (200, 0.5)
     bar, meaning = text_bar(use).splitlines()
     letters = re.fullmatch(r"\[(.*)\] goodput 50.0% of 3 min 20 s", bar)
@@ -41,10 +40,17 @@ def test_the_starts() -> None:
     assert use is not None
     assert start_rows(use) == [
         ["1", "0", "", "", "", "", "20.0 s", ""],
-        ["2", "5", "30.0 s", "no end recorded", "2", "8.0 s", "10.0 s", "exit code 75"],
+        ["2", "5", "30.0 s", "killed", "2", "8.0 s", "10.0 s", "exit code 75"],
         ["3", "10", "24.0 s", "ended", "", "", "0.5 s", ""],
     ]
     assert [row[0] for row in start_rows(use, last=2)] == ["2", "3"]
+
+
+def test_a_hang_and_the_wait_after_it() -> None:
+    use = time_use([{"iteration": 0, "start": 2, "time": 0.0, "hang_s": 30.0, "down_s": 10.0}])
+    assert use is not None
+    assert (use.seconds["hang"], use.seconds["down"]) == (30, 10)
+    assert start_rows(use)[0][2:4] == ["40.0 s", "hung"]
 
 
 def test_a_real_run(undisturbed: Path) -> None:

@@ -1,6 +1,7 @@
 """metrics.jsonl, TensorBoard, Weights & Biases, and what is made of them: plot, summary, samples."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,6 +126,19 @@ def test_starts_are_kept_and_an_end_is_dropped_with_its_seconds(
     assert (found["start"], found["lost_s"], found["lost_iterations"]) == (3, 32.0, 3)
     assert found["down_s"] == 10.0 and "interrupted_s" not in found
     assert [line["start"] for line in read_metrics(tmp_path) if "start" in line] == [1, 2, 3]
+
+
+def test_a_hang_ends_when_it_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nano3.training.run.metrics.RunClock", lambda: SimpleNamespace(started=1000.0))
+    (tmp_path / "hang").mkdir()
+    for rank, noticed in ((0, 960.0), (1, 970.0)):
+        path = tmp_path / f"hang/rank_{rank}.txt"
+        path.write_text("stacks")
+        os.utime(path, (noticed, noticed))
+    found = lines_of(tmp_path, BEGUN, *STEPS)
+    assert (found["hang_s"], found["down_s"]) == (63.0, 30.0) and "interrupted_s" not in found
+    later = lines_of(tmp_path, BEGUN, *({**line, "time": 980.0} for line in STEPS))
+    assert later["interrupted_s"] == 20.0 and "hang_s" not in later
 
 
 def test_metrics_of_earlier_versions_have_no_times(tmp_path: Path) -> None:
