@@ -38,15 +38,26 @@ def test_the_installed_source_has_the_recorded_recipes(recipe: str) -> None:
     assert recipe_problems(recipe + "x")
 
 
-def test_megatron_bridge_counts_the_same_work(undisturbed: Path) -> None:
+def test_megatron_bridge_counts_the_same_work(undisturbed: Path, tmp_path: Path) -> None:
     """nano3's FLOPs per token are close to those of Megatron-Bridge, which approximates the scan."""
     from omegaconf import OmegaConf
 
     from nano3.config import ModelConfig, PretrainConfig
     from nano3.training.checks.model_stats import architecture_from_config, flops_per_token
+    from nano3.training.dataset import open_data
+    from nano3.training.megatron.backend import prepare
+    from nano3.training.run.record import load_run_config
 
+    config = load_run_config(undisturbed / "config.yaml")
+    container = prepare(config, open_data(Path(config.run.data)), tmp_path)
+    container.model.vocab_size = 4096  # Megatron-Bridge takes it from the tokenizer when it starts
+    from megatron.bridge.training.utils.flop_utils import num_floating_point_operations
+
+    measured = num_floating_point_operations(container, 32) / (32 * 1024)
     last = [m for m in read_metrics(undisturbed) if "loss" in m][-1]
-    measured = last["tflops_per_gpu"] * 1e12 * last["seconds_per_iteration"] / (32 * 1024)
+    logged = last["tflops_per_gpu"] * 1e12 * last["seconds_per_iteration"] / (32 * 1024)
+    assert logged == pytest.approx(measured, rel=0.1)
+    assert {"expert_imbalance", "expert_min_load", "expert_entropy", "bits_per_byte", "seconds/data"} <= set(last)
     model = ModelConfig(**OmegaConf.load(ROOT / MODEL))
     own = architecture_from_config(PretrainConfig(model=model), schema.load_bundled(schema.RECIPES[0]), 4096)
     assert own is not None
