@@ -26,6 +26,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from nano3.utils.errors import RESTART_EXIT_CODE, Failure, Nano3Error, UserError
+from nano3.utils.files import expand_user
 
 _MOST_LABELS = 3  # that a message lists
 _GRID_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -161,7 +162,7 @@ class JobLauncher(Launcher):
         with read_write(config.hydra), open_dict(config.hydra):
             config.hydra.job.id = str(number)
             config.hydra.job.num = number
-            run_dir = Path(config.hydra.sweep.dir).expanduser().absolute() / label
+            run_dir = expand_user(config.hydra.sweep.dir).absolute() / label
             config.hydra.runtime.output_dir = str(run_dir)
         HydraConfig.instance().set_config(config)
         task = copy.deepcopy(config)

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from nano3 import __version__, tools
-from nano3.cli.app import exit_on_broken_pipe, exit_with_code, exit_with_error, initialize
+from nano3.cli.app import check_working_folder, exit_on_broken_pipe, exit_with_code, exit_with_error, initialize
 from nano3.utils.console import need_output, write
 from nano3.utils.disk_errors import translate_disk_errors
 from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Nano3Error
@@ -68,6 +68,7 @@ def main() -> None:
         with translate_disk_errors("standard output"):
             need_output()  # for --help
             module, args = parse_arguments()
+            check_working_folder()
             need_output(getattr(module, "ONLY_SHOWS", False))
             exit_with_code(module.run(args))
     except Nano3Error as error:

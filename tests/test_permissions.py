@@ -64,7 +64,7 @@ def check(cli: Commands, path: str, mode: int, commands: list[str]) -> None:
         for each in paths:
             os.chown(each, NOBODY, -1)
         target.chmod(mode)
-        words = [*SETPRIV, sys.executable, str(ROOT / "tests/permission_commands.py"), *commands]
+        words = [*SETPRIV, sys.executable, str(ROOT / "tests/forked_commands.py"), *commands]
         done = subprocess.run(words, cwd=cli.folder, env=cli.env, capture_output=True, text=True)
     finally:
         target.chmod(before.st_mode & 0o7777)

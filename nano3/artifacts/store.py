@@ -70,8 +70,8 @@ class Artifact:
 
 
 def home() -> Path:
-    """Return the store's folder: $NANO3_HOME or ./artifacts."""
-    return normalize_path(expand_user(os.environ.get("NANO3_HOME", "artifacts")))
+    """Return the store's folder: $NANO3_HOME or, if it is not set or empty, ./artifacts."""
+    return normalize_path(expand_user(os.environ.get("NANO3_HOME") or "artifacts"))
 
 
 def names() -> list[str]:

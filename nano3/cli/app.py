@@ -47,7 +47,7 @@ from nano3.utils.console import (
 )
 from nano3.utils.disk_errors import translate_disk_errors
 from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Failure, Nano3Error, UserError
-from nano3.utils.files import temporary_folder
+from nano3.utils.files import expand_user, temporary_folder
 from nano3.utils.redaction import secret_problems
 
 # Keys where an empty value (`output_dir=`) would mean the current folder.
@@ -80,6 +80,7 @@ def run_app(name: str, task: Task, sweep: str) -> NoReturn:
                 print_and_exit(help.text(name))
             if line.has_flag("--version"):
                 print_and_exit(help.version())
+            check_working_folder()
             register_config()
             os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors instead of printing them and exiting with 1
             if found := problems_before_composing(name, line):
@@ -107,6 +108,14 @@ def initialize() -> None:
     """Prepare the process of an entry point: its output, and the handling of Ctrl-C."""
     prepare_output()
     enable_keyboard_interrupt()
+
+
+def check_working_folder() -> None:
+    """Raise UserError if the working folder was deleted: relative paths, and Hydra, need it."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UserError("The current folder has been deleted. Change to another one (cd FOLDER).") from error
 
 
 def enable_keyboard_interrupt() -> None:
@@ -241,7 +250,7 @@ class _HydraRun:
         keys = {OverrideWord.parse(word).key for word in words} - fixed_keys(self.line.sweepable_words)
         label = sweep_labels([words], fixed_keys(self.line.sweepable_words))[0]
         full = cast(DictConfig, HydraConfig.instance().cfg)
-        run_dir = Path(full.hydra.sweep.dir).expanduser().absolute() / label
+        run_dir = expand_user(full.hydra.sweep.dir).absolute() / label
         return Point(cfg, words, label, run_dir, full, frozenset(keys))
 
 

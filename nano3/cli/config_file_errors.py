@@ -3,6 +3,7 @@
 The files are checked only after Hydra has failed: Hydra stops at the first mistake and often does not name the file.
 """
 
+import importlib.util
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -162,6 +163,35 @@ def yaml_problem(error: yaml.YAMLError, path: Path | None = None) -> str:
     else:
         fix = "Correct the file: write key: value, and indent keys of one level equally, with spaces."
     return f"{where}: not valid YAML: {what}. {fix}"
+
+
+def search_path_problems(overrides: Sequence[Override]) -> list[str]:
+    """Return one message for each entry of hydra.searchpath in which Hydra would find no files, or fail.
+
+    Hydra itself checks that the value is a list of texts.
+    """
+    values = [o.value() for o in overrides if o.key_or_group == "hydra.searchpath"]
+    entries = [entry for value in values if isinstance(value, list) for entry in value if isinstance(entry, str)]
+    return [
+        f"hydra.searchpath: {entry}: {why}. Write file:///folder, or pkg://package.folder for an installed package."
+        for entry in entries
+        if "${" not in entry and (why := _search_path_problem(entry))
+    ]
+
+
+def _search_path_problem(entry: str) -> str | None:
+    scheme, mark, path = entry.partition("://")
+    if not mark or scheme == "file":
+        return None if Path(path if mark else entry).is_dir() else "there is no such folder"
+    if scheme != "pkg":
+        return f"{scheme}:// is not supported"
+    try:
+        spec = importlib.util.find_spec(path.replace("/", ".").rstrip("."))
+    except (ImportError, ValueError) as error:
+        return f"the package cannot be imported ({error})"
+    if spec is None:
+        return "there is no such package"
+    return "a module, not a package" if spec.submodule_search_locations is None else None
 
 
 def conf_dir_problems() -> list[str]:

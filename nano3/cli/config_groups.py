@@ -6,6 +6,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from nano3.config import DataPrepConfig, PretrainConfig
+from nano3.utils.files import expand_user
 
 SCHEMAS: dict[str, type] = {"pretrain": PretrainConfig, "data_prep": DataPrepConfig}
 GROUPS = ("model", "data_blend", "train", "cluster", "experiment")
@@ -26,7 +27,7 @@ def conf_dir() -> str:
 def user_conf_dir() -> str | None:
     """Return the user's own configuration folder, $NANO3_CONF, or None if it is not set."""
     folder = os.environ.get("NANO3_CONF")
-    return str(Path(folder).expanduser().absolute()) if folder else None
+    return str(expand_user(folder).absolute()) if folder else None
 
 
 def app_groups(app: str) -> list[str]:

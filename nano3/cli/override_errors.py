@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from nano3.artifacts.store import UnknownReferenceError
-from nano3.cli.config_file_errors import conf_dir_problems, file_problems, yaml_problem
+from nano3.cli.config_file_errors import conf_dir_problems, file_problems, search_path_problems, yaml_problem
 from nano3.cli.config_groups import (
     DATA_PREP_BLEND_KEYS,
     GROUPS,
@@ -102,6 +102,7 @@ def problems_before_composing(name: str, line: CommandLine) -> list[str]:
     """Return everything that is wrong with the command line, if Hydra would explain part of it badly or not at all."""
     found = [*conf_dir_problems(), *flag_problems(name, line), *override_problems(name, line, check_members=False)]
     found += converted_text_problems(name, line)
+    found += search_path_problems(parse_overrides(line))
     found += [f"{o.word} has no effect. {_NO_EFFECT[name][o.key]}" for o in line.overrides if o.key in _NO_EFFECT[name]]
     if not found:
         return []

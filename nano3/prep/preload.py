@@ -4,6 +4,7 @@ from pathlib import Path
 
 from nano3.data.build.worker_client import WorkerServerClient
 from nano3.utils.command_line import CommandLine
+from nano3.utils.files import expand_user
 
 # Keys after which this process may prepare nothing, or may not use the fast engine.
 NO_PRELOAD_KEYS = ("cluster", "dry_run", "engine", "then")
@@ -31,10 +32,13 @@ def find_tokenizer_file(line: CommandLine) -> str:
     output, model = values.get("output_dir"), values.get("tokenizer_model")
     if not output or not model:
         return ""
-    if values.get("force") != "true" and Path(output, "manifest.json").exists():
-        return ""
-    path = Path(model).expanduser()
-    for file in (path, path / "tokenizer.json"):
-        if file.is_file():
-            return str(file.resolve())
+    path = expand_user(model)
+    try:
+        if values.get("force") != "true" and Path(output, "manifest.json").exists():
+            return ""
+        for file in (path, path / "tokenizer.json"):
+            if file.is_file():
+                return str(file.resolve())
+    except OSError:  # reported when the file is read
+        pass
     return ""

@@ -183,19 +183,19 @@ def container_folders(options: PrepOptions, sources: Iterable[SourceConfig]) -> 
         sources: Datasets; those with a URL need no folder.
     """
     inputs = [path for source in sources if (path := local_path(source.path)) is not None]
-    if Path(options.tokenizer_model).expanduser().exists():
+    if expand_user(options.tokenizer_model).exists():
         inputs.append(options.tokenizer_model)
     caches = [path for name in ("HF_HOME", "HF_HUB_CACHE") if (path := os.environ.get(name))]
     if options.hf_files == "download" and not caches:
         caches = ["~/.cache/huggingface"]
-    outputs = [Path(path).expanduser() for path in [options.output_dir, *caches]]
+    outputs = [expand_user(path) for path in [options.output_dir, *caches]]
     folders = [*map(containing_folder, inputs), *outputs, store.home()]
     return tuple(dict.fromkeys(str(folder.absolute()) for folder in folders))
 
 
 def containing_folder(pattern: str) -> Path:
     """Return the folder of a file, or the folder above everything that a glob pattern can match."""
-    path = Path(pattern).expanduser()
+    path = expand_user(pattern)
     while glob.has_magic(str(path)):
         path = path.parent
     return path if path.is_dir() else path.parent

@@ -21,7 +21,7 @@ from nano3.training.megatron import schema
 from nano3.training.megatron.compile_cache import cache_home
 from nano3.utils.console import say, table
 from nano3.utils.errors import Failure
-from nano3.utils.files import nearest_existing
+from nano3.utils.files import expand_user, nearest_existing
 from nano3.utils.provenance import commit_of, installed_versions
 
 HELP = "check this machine"
@@ -163,7 +163,7 @@ def own_members() -> Finding:
     value = os.environ.get("NANO3_CONF")
     if not value:
         return "NANO3_CONF is not set", ""
-    folder = Path(value).expanduser()
+    folder = expand_user(value)
     if not folder.is_dir():
         return f"NANO3_CONF={value}: no such folder", "create it, or unset NANO3_CONF"
     files = sorted(str(path.relative_to(folder)) for path in folder.glob("*/*.yaml"))
@@ -193,7 +193,7 @@ def disk_space(folder: Path, key: str) -> Finding:
         folder: The folder.
         key: Setting that selects another folder.
     """
-    folder = folder.expanduser().absolute()
+    folder = expand_user(folder).absolute()
     existing = nearest_existing(folder)
     free = shutil.disk_usage(existing).free
     found = f"{folder}{'' if existing == folder else ' (does not exist yet)'}, {free / 1e9:,.1f} GB free"

@@ -37,14 +37,16 @@ def disk_failure(error: OSError, what: str) -> Failure:
 
 @contextlib.contextmanager
 def translate_disk_errors(default: str) -> Iterator[None]:
-    """Turn errors of a disk into a `Failure`, and missing permissions into a `UserError`. Other errors pass through.
+    """Turn errors of a disk into a `Failure`, missing permissions and too long names into a `UserError`.
+
+    Other errors pass through.
 
     Args:
         default: What the message names if the error does not name a file.
 
     Raises:
         Failure: If a disk or file server failed.
-        UserError: If this user may not read or write a file.
+        UserError: If this user may not read or write a file, or its name is too long.
     """
     try:
         yield
@@ -53,6 +55,8 @@ def translate_disk_errors(default: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, PermissionError) and isinstance(error.filename, str | bytes | Path):
             raise UserError(permission_problem(error)) from error
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{error.filename2 or error.filename or default}: the name is too long.") from error
         if (fault := find_disk_error(error)) is None:
             raise
         raise disk_failure(fault, str(fault.filename2 or fault.filename or default)) from error

@@ -13,15 +13,16 @@ from commands import ROOT, SMALL, Commands
 NAME = "données"
 TOKENIZER = f"tokenizer_model={ROOT}/nano3/sample/tokenizer"
 PREP = f"nano3.data_prep blend_path=blend.json {TOKENIZER} output_dir=out num_shards=2 valid_fraction=0.1 workers=1"
+RUNS = (f"runs/{NAME}", f"runs/{NAME}2")
 TRAIN = f"nano3.pretrain {' '.join(SMALL)} run.data=out"
 TOOLS = [
     "inspect out", "inspect out --doc 0", "verify out", "artifacts list",
     "artifacts show DataBlendsArtifact-pretrain", "artifacts lineage DataBlendsArtifact-pretrain", "jobs",
-    f"tail {NAME} --no-follow", f"diff {NAME} {NAME}2", f"report {NAME} --output page.html",
-    f"trace {NAME} --iteration 2 --text", f"export {NAME} --output hf", f"cancel {NAME}", "doctor", "--help",
-    "jobs --help", f"rerun {NAME} dry_run=true",
+    f"tail {RUNS[0]} --no-follow", f"diff {RUNS[0]} {RUNS[1]}", f"report {RUNS[0]} --output page.html",
+    f"trace {RUNS[0]} --iteration 2 --text", f"export {RUNS[0]} --output hf", f"cancel {RUNS[0]}", "doctor", "--help",
+    "jobs --help", f"rerun {RUNS[0]} dry_run=true",
 ]  # fmt: skip
-COMMANDS = [f"{PREP} force=true", f"{PREP} dry_run=true", f"{TRAIN} 'run.name=\"{NAME}3\"'", f"{TRAIN} dry_run=true"]
+COMMANDS = [f"{PREP} force=true", f"{PREP} dry_run=true", f"{TRAIN} run.name=three", f"{TRAIN} dry_run=true"]
 COMMANDS += [f"nano3 {tool}" for tool in TOOLS]
 COMMANDS += [
     "nano3.data_prep --help",
@@ -45,8 +46,9 @@ def cli(tmp_path_factory: pytest.TempPathFactory) -> Commands:
 @pytest.fixture(scope="module")
 def trained(cli: Commands) -> Commands:
     """The same with prepared data and two runs of it."""
-    for words in (PREP, f"{TRAIN} 'run.name=\"{NAME}\"'", f"{TRAIN} 'run.name=\"{NAME}2\"' train.seed=3"):
-        cli("-m", *shlex.split(words))
+    cli("-m", *shlex.split(PREP))
+    for seed, folder in enumerate(RUNS):
+        cli("-m", *shlex.split(f"{TRAIN} run.name=run{seed} 'run.output_dir=\"{folder}\"' train.seed={seed}"))
     return cli
 
 

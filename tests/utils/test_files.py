@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import ROOT
 from faults import needs_strace, with_fault
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -198,3 +199,9 @@ def test_a_relative_path_is_reported_in_full(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "file").touch()
     assert unwritable_reason(Path("file/x")) == f"{tmp_path}/file is a file, not a folder"
     assert unwritable_reason(Path("new")) is None and not (tmp_path / "new").exists()
+
+
+def test_the_home_folder_is_found_by_one_function() -> None:
+    """Path.expanduser raises RuntimeError for an unknown "~user", which a user can type."""
+    users = [*(ROOT / "nano3").rglob("*.py"), *(ROOT / "launch").rglob("*.py")]
+    assert [path for path in users if ".expanduser(" in path.read_text() and path.name != "files.py"] == []

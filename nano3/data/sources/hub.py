@@ -16,7 +16,7 @@ from nano3.data.sources.hub_cache import (
     save_snapshot,
 )
 from nano3.data.sources.hub_card import select_files
-from nano3.data.sources.hub_path import parse_hub_path
+from nano3.data.sources.hub_path import parse_hub_path, parse_model_id
 from nano3.data.sources.listing import FileEntry, Listing
 from nano3.utils.console import warn
 from nano3.utils.errors import UserError
@@ -27,7 +27,7 @@ BLOCK = 8 << 20
 
 def endpoint() -> str:
     """Return the address of the hub."""
-    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
 def hub_client() -> Any:
@@ -188,17 +188,16 @@ def download_tokenizer(model: str, names: tuple[str, ...]) -> tuple[Path, str]:
         Path of tokenizer.json in the local cache, and its commit.
 
     Raises:
-        UserError: There is no such model or revision, it has no tokenizer.json, or the hub cannot be reached.
+        UserError: The id is malformed, there is no such model or revision, it has no tokenizer.json, or the hub cannot
+            be reached.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    repo, _, revision = model.partition("@")
     label = f"tokenizer_model={model}"
+    repo, revision = parse_model_id(model, label)
     try:
-        folder = Path(
-            snapshot_download(repo, revision=revision or None, allow_patterns=list(names), endpoint=endpoint())
-        )
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(names), endpoint=endpoint()))
     except RepositoryNotFoundError as error:
         raise UserError(
             f"{label}: no such local file or folder, and the hub at {endpoint()} has no such model, or it is "

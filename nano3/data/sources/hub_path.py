@@ -1,4 +1,4 @@
-"""Parse paths `hf://org/name@revision/path` of datasets on the Hugging Face hub."""
+"""Parse paths `hf://org/name@revision/path` of datasets on the Hugging Face hub, and ids of its models."""
 
 import re
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ ALLOWED = (
     "Write hf://org/name, hf://org/name@revision, or hf://org/name@revision/path/in/repository, optionally with "
     "datasets/ before org"
 )
+ALLOWED_MODELS = "Write a folder with tokenizer.json, the path of a tokenizer.json, or org/name or org/name@revision"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ def parse_hub_path(path: str, revision: str | None, label: str) -> HubPath:
     body = (rest if first == "datasets" else body).removesuffix("/")
     org, _, rest = body.partition("/")
     name = re.split("[@/]", rest, maxsplit=1)[0]
-    check_repo_name(org, name, label)
+    if not org or not name:
+        raise UserError(f"{label}: the owner or the name of the dataset is missing. {ALLOWED}.")
+    check_repo_name([org, name], label, ALLOWED)
     rest = rest[len(name) :]
     found = None
     if rest.startswith("@"):
@@ -74,22 +77,45 @@ def parse_hub_path(path: str, revision: str | None, label: str) -> HubPath:
     return HubPath(f"{org}/{name}", found or revision, inside)
 
 
-def check_repo_name(org: str, name: str, label: str) -> None:
+def parse_model_id(model: str, label: str) -> tuple[str, str | None]:
+    """Parse the id of a model on the hub.
+
+    Args:
+        model: `org/name`, or `name` for some old models, with `@revision` if not the default branch is meant.
+        label: Start of error messages.
+
+    Returns:
+        The repository and the revision.
+
+    Raises:
+        UserError: The id is malformed.
+    """
+    repo, mark, revision = model.partition("@")
+    words = repo.split("/")
+    if len(words) > 2 or not all(words):
+        raise UserError(
+            f"{label}: no such local file or folder, and not the id of a model on the hub. {ALLOWED_MODELS}."
+        )
+    if mark and not revision:
+        raise UserError(f"{label}: no revision after @. {ALLOWED_MODELS}.")
+    check_repo_name(words, label, ALLOWED_MODELS)
+    return repo, revision or None
+
+
+def check_repo_name(words: list[str], label: str, allowed: str) -> None:
     """Raise UserError if the hub allows no such repository name.
 
     The rules are those of `validate_repo_id` of huggingface_hub.
 
     Args:
-        org: Organization or user.
-        name: Name of the repository.
+        words: Organization or user, if there is one, and name of the repository.
         label: Start of error messages.
+        allowed: End of error messages.
     """
-    if not org or not name:
-        raise UserError(f"{label}: the owner or the name of the dataset is missing. {ALLOWED}.")
-    for word in (org, name):
-        if not NAME.fullmatch(word) or "--" in word or ".." in word or (word is name and word.endswith(".git")):
+    for word in words:
+        if not NAME.fullmatch(word) or "--" in word or ".." in word or (word is words[-1] and word.endswith(".git")):
             raise UserError(
                 f"{label}: {word!r} cannot be a name on the hub. Names have up to 96 letters, digits, `-`, `_` and "
                 f"`.`, begin and end with a letter, a digit or `_`, contain neither `--` nor `..`, and do not end in "
-                f"`.git`. {ALLOWED}."
+                f"`.git`. {allowed}."
             )

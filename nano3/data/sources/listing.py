@@ -16,6 +16,7 @@ from nano3.data.sources.formats import may_hold_text
 from nano3.data.sources.own_files import PREP, non_text_names, own_file_names
 from nano3.data.sources.url_credentials import has_credentials, with_credentials
 from nano3.utils.errors import UserError
+from nano3.utils.files import expand_user
 from nano3.utils.redaction import split_url_secrets
 
 MAX_REPORTED = 20  # files named in one error
@@ -68,7 +69,7 @@ def list_local(path: str, output: str, label: str) -> Listing:
     Raises:
         UserError: There is nothing at the path, something cannot be read, or a name is not UTF-8.
     """
-    full = Path(path).expanduser().absolute()
+    full = expand_user(path).absolute()
     check_name(str(full.parent if full.is_file() else full), label)
     if full.is_file():
         listing = Listing(str(full.parent), [local_entry(full.name, full.stat())], True)

@@ -8,6 +8,9 @@ because worker processes and the jobs of Slurm inherit it. Opening a file puts b
 import json
 import os
 
+import msgspec
+
+from nano3.utils.errors import UserError
 from nano3.utils.redaction import split_url_secrets
 
 VARIABLE = "NANO3_URL_CREDENTIALS"  # JSON: {public URL: [user and password, signing part of the query]}
@@ -17,13 +20,13 @@ def take_credentials(url: str) -> str:
     """Return the public part of a URL, and keep the rest for `with_credentials`."""
     public, user, query = split_url_secrets(url) if "://" in url else (url, "", "")
     if user or query:
-        os.environ[VARIABLE] = json.dumps({**_kept(), public: [user, query]})
+        os.environ[VARIABLE] = json.dumps({**_kept(), public: (user, query)})
     return public
 
 
 def has_credentials() -> bool:
     """Return whether any URL has credentials."""
-    return VARIABLE in os.environ
+    return bool(os.environ.get(VARIABLE))
 
 
 def with_credentials(url: str) -> str:
@@ -47,6 +50,16 @@ def _with_user(url: str, user: str) -> str:
     return f"{scheme}{mark}{user}@{rest}" if user else url
 
 
-def _kept() -> dict[str, list[str]]:
-    kept: dict[str, list[str]] = json.loads(os.environ.get(VARIABLE, "{}"))
-    return kept
+def _kept() -> dict[str, tuple[str, str]]:
+    """Return what the variable holds.
+
+    Raises:
+        UserError: It does not hold what `take_credentials` writes.
+    """
+    try:
+        return msgspec.json.decode(os.environ.get(VARIABLE) or "{}", type=dict[str, tuple[str, str]])
+    except msgspec.MsgspecError as error:
+        raise UserError(
+            f'{VARIABLE}: {error}. It holds {{"URL": ["user:password", "query"]}}; unset it, or give the credentials '
+            "in the path of the dataset."
+        ) from error

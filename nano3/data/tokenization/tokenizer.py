@@ -5,6 +5,7 @@ a `tokenizer_config.json` and possibly a `special_tokens_map.json`.
 """
 
 import hashlib
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import Any
 
 import msgspec
 
+from nano3.data.sources.hub_path import ALLOWED_MODELS
 from nano3.data.sources.listing import check_name
 from nano3.data.tokenization.end_of_document import end_of_turn_problem, find_token
 from nano3.utils.disk_errors import reason
 from nano3.utils.errors import UserError
-from nano3.utils.files import read_json, write_json
+from nano3.utils.files import expand_user, read_json, write_json
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 # End-of-document tokens that are recognized if no config names one.
@@ -166,10 +168,14 @@ def find_tokenizer(model: str, add_bos: bool, add_eos: bool, eod_token: str | No
 def locate_tokenizer(model: str) -> tuple[Path, str | None]:
     """Return the path of a model's tokenizer.json and, from the Hub, its commit."""
     # Links are not followed: every file in the Hub's cache is a link, and its target is not next to the config files.
-    path = Path(model).expanduser().absolute()
-    if path.is_file():
+    path = expand_user(model).absolute()
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except OSError as error:  # no permission, or a name that is too long
+        raise UserError(f"tokenizer_model={model}: {reason(error, path)}") from error
+    if is_file:
         return path, None
-    if path.is_dir():
+    if is_folder:
         if not (path / "tokenizer.json").is_file():
             raise UserError(
                 f"tokenizer_model={model}: the folder has no tokenizer.json. Convert it once with "
@@ -177,7 +183,7 @@ def locate_tokenizer(model: str) -> tuple[Path, str | None]:
             )
         return path / "tokenizer.json", None
     if is_local_path(model):
-        raise UserError(f"tokenizer_model={model}: no such file or folder.")
+        raise UserError(f"tokenizer_model={model}: no such file or folder. {ALLOWED_MODELS}.")
     from nano3.data.sources.hub import download_tokenizer
 
     return download_tokenizer(model, FILES)
@@ -185,8 +191,9 @@ def locate_tokenizer(model: str) -> tuple[Path, str | None]:
 
 def is_local_path(model: str) -> bool:
     """Return whether `model` denotes a local file or folder, existing or not, rather than a Hub id."""
-    looks_local = model.startswith(("/", ".", "~")) or model.endswith(".json") or model.count("/") > 1
-    return looks_local or not model or Path(model).expanduser().exists()
+    words = model.partition("@")[0].split("/")  # a revision may have slashes: refs/pr/1
+    looks_local = model.startswith(("/", ".", "~")) or model.endswith(".json") or len(words) > 2
+    return looks_local or not model or os.path.exists(expand_user(model))  # noqa: PTH110  Path.exists may raise
 
 
 def token_ids(spec: TokenizerJson) -> dict[str, int]:

@@ -9,7 +9,7 @@ from nano3.config.pretrain import megatron_section
 from nano3.training.run.config_file import load_config_file
 from nano3.training.run.record import latest_start_dir
 from nano3.utils.errors import UserError
-from nano3.utils.files import unwritable_reason
+from nano3.utils.files import expand_user, unwritable_reason
 
 # Variables that move a cache elsewhere. Without NANO3_CACHE, only the default cache of compiled kernels is mounted.
 _CACHE_VARIABLES = ("NANO3_CACHE", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "HF_HOME")
@@ -29,7 +29,7 @@ def folders_written(config: PretrainConfig) -> list[str]:
     caches = [os.environ.get(name) for name in _CACHE_VARIABLES]
     kernels = [] if os.environ.get("NANO3_CACHE") or config.backend != "megatron" else [_DEFAULT_CACHE]
     paths = [config.checkpoint.save, str(store.home()), *caches, *kernels]
-    return [str(Path(path).expanduser().absolute()) for path in paths if path]
+    return [str(expand_user(path).absolute()) for path in paths if path]
 
 
 def unwritable_problems(config: PretrainConfig) -> list[str]:

@@ -10,6 +10,8 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from nano3.utils.files import expand_user
+
 # The driver's description of each GPU. Reading it needs neither torch nor a GPU context.
 GPUS = Path("/proc/driver/nvidia/gpus")
 
@@ -37,8 +39,8 @@ def kernel_folder() -> Path:
 
 
 def cache_home() -> Path:
-    """Return $NANO3_CACHE, by default ~/.cache/nano3, as an absolute path."""
-    return Path(os.environ.get("NANO3_CACHE", "~/.cache/nano3")).expanduser().absolute()
+    """Return $NANO3_CACHE or, if it is not set or empty, ~/.cache/nano3, as an absolute path."""
+    return expand_user(os.environ.get("NANO3_CACHE") or "~/.cache/nano3").absolute()
 
 
 def gpu_kind() -> str:

@@ -19,7 +19,7 @@ from nano3.training.megatron.settings import Setting
 from nano3.training.run import index_cache
 from nano3.training.run.checkpoints import checkpoint_dir
 from nano3.utils.errors import UserError, did_you_mean
-from nano3.utils.files import write_text
+from nano3.utils.files import expand_user, write_text
 
 ALLOWED = "megatron.bridge.recipes."
 # Recipes that read the config.json of a model from the Hugging Face Hub when called -> (model, commit). hub/ contains
@@ -58,8 +58,8 @@ def offline_hub(target: str, scratch: Path) -> None:
     model, revision = HUB_FILES[target]
     entry = Path(f"models--{model.replace('/', '--')}") / "snapshots" / revision / "config.json"
     loaded = sys.modules.get("huggingface_hub.constants")
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    cache = Path(loaded.HF_HUB_CACHE if loaded else os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
+    home = expand_user(os.environ.get("HF_HOME", "~/.cache/huggingface"))
+    cache = expand_user(loaded.HF_HUB_CACHE if loaded else os.environ.get("HF_HUB_CACHE", home / "hub"))
     if (cache / entry).exists():
         return
     if not loaded:

@@ -305,6 +305,14 @@ def test_credentials_are_used_and_stored_nowhere(
         server.server_close()
 
 
+@pytest.mark.parametrize("text", ["x", "[]", '{"http://host/s3cret": 1}', '{"http://host": ["s3cret"]}'])
+def test_a_damaged_variable_is_reported(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(url_credentials.VARIABLE, text)
+    with pytest.raises(UserError, match=f"{url_credentials.VARIABLE}: .* unset it") as error:
+        url_credentials.with_credentials("http://host/a.jsonl")
+    assert "s3cret" not in str(error.value)
+
+
 @pytest.mark.parametrize("headers", [{"ETag": 'W/"1"'}, {}, {"Last-Modified": "Fri, 02 Jan 2026 03:04:05 GMT"}])
 def test_weak_tags_and_seconds_hide_no_edit(web: tuple[type[Web], str], headers: dict[str, str]) -> None:
     handler, url = web

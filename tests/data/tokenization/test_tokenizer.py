@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nano3.data.planning.planner import make_request
-from nano3.data.tokenization.tokenizer import copy_tokenizer, find_tokenizer, smallest_dtype
+from nano3.data.tokenization.tokenizer import copy_tokenizer, find_tokenizer, is_local_path, smallest_dtype
 from nano3.utils.errors import UserError
 
 SPECIAL = [{"id": 3, "content": "<s>", "special": True}, {"id": 4, "content": "</s>", "special": True}]
@@ -236,6 +236,36 @@ def test_no_end_of_document_token(byte_bpe: Path, tmp_path: Path) -> None:
 def test_missing_tokenizer_is_reported(model: str) -> None:
     with pytest.raises(UserError, match="no such file or folder"):
         find_tokenizer(model, False, True)
+
+
+NOT_FOUND = {
+    "a/b/c": "no such file or folder",
+    "hf://a/b": "no such file or folder",
+    "~nobody-of-this-name/x": "no such file or folder",
+    "nvidia/": "not the id of a model",
+    "@main": "not the id of a model",
+    "org/name@": "no revision after @",
+    "name@": "no revision after @",
+    "-x/y": "'-x' cannot be a name on the hub",
+    "a--b/c": "'a--b' cannot be a name on the hub",
+    "org/name.git": "'name.git' cannot be a name on the hub",
+    "a b": "'a b' cannot be a name on the hub",
+    "a\0b": "cannot be a name on the hub",
+    "org/données": "cannot be a name on the hub",
+    f"{'a' * 100}/b": "cannot be a name on the hub",
+    "a" * 300: "File name too long",
+}
+
+
+@pytest.mark.parametrize(("model", "expected"), NOT_FOUND.items(), ids=map(repr, NOT_FOUND))
+def test_what_is_neither_a_path_nor_an_id_of_the_hub(model: str, expected: str) -> None:
+    with pytest.raises(UserError) as error:
+        find_tokenizer(model, False, True)
+    assert f"tokenizer_model={model}: " in str(error.value) and expected in str(error.value)
+
+
+def test_a_revision_may_have_slashes() -> None:
+    assert not is_local_path("org/name@refs/pr/1")
 
 
 @pytest.mark.parametrize(("vocab", "dtype"), [(10, "uint16"), (65499, "uint16"), (65500, "int32"), (131072, "int32")])

@@ -1,4 +1,4 @@
-"""Run several commands in forks of one process: `python permission_commands.py COMMAND...`; one line of JSON for each.
+"""Run several commands in forks of one process: `python forked_commands.py COMMAND...`; one line of JSON for each.
 
 The process has imported everything that the commands need, so a command takes a fraction of a second.
 """
