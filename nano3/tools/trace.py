@@ -1,12 +1,15 @@
-"""List the documents in the global batch of one iteration, with their source files and rows.
+"""List the documents in the global batch of one iteration, or the iterations that read one document.
 
 nano3 trace quickstart --iteration 120
 nano3 trace quickstart --iteration 120 --sample 3 --text
+nano3 trace quickstart --document docs.parquet:177
+nano3 trace quickstart --document train/data_00001:10
 
 If the run leaves out the iteration, or its guard has found something there, the last lines say so.
 """
 
 import argparse
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from nano3.tools._arguments import RUNS, at_least, check_same_data, find_run
 from nano3.utils.console import say, table, warn, write
-from nano3.utils.errors import Failure, UserError
+from nano3.utils.errors import Failure, UserError, did_you_mean
 
 if TYPE_CHECKING:  # numpy is slow to import
     from nano3.config import PretrainConfig
@@ -22,16 +25,22 @@ if TYPE_CHECKING:  # numpy is slow to import
     from nano3.data.dataset.source_lookup import SourceRow
     from nano3.training.run.batch_documents import DocumentKey, DocumentSpan
 
-HELP = "list the documents in the batch of one iteration, with their source files and rows"
+HELP = "list the documents in the batch of one iteration, or the iterations that read one document"
 ONLY_SHOWS = True
+SHARD = re.compile(r"(train|valid|test)/data_\d{5,}")
 COLUMNS = ["sample", "dataset", "file", "position", "shard", "document", "tokens"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the tool's arguments."""
     parser.add_argument("run", help=f"run folder, or its name under {RUNS}")
-    parser.add_argument(
-        "--iteration", type=at_least(1), required=True, metavar="N", help="iteration as in the log, counted from 1"
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--iteration", type=at_least(1), metavar="N", help="iteration as in the log, counted from 1")
+    which.add_argument(
+        "--document",
+        metavar="FILE:N",
+        help="row N of a source file (counted from 1), the line at byte N of a JSON-lines file, or document N of a "
+        "shard such as train/data_00001",
     )
     parser.add_argument(
         "--sample", type=at_least(0), metavar="K", help="only sample K of the global batch, counted from 0"
@@ -44,6 +53,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the tool and return its exit code."""
+    if args.document is None:
+        return trace_iteration(args)
+    if args.sample is not None or args.text or args.no_sources:
+        raise UserError("--sample, --text and --no-sources belong to --iteration, not to --document.")
+    return trace_document(find_run(args.run), args.document)
+
+
+def trace_iteration(args: argparse.Namespace) -> int:
+    """Show the documents of an iteration and return the exit code."""
     from nano3.data.dataset.manifest import load_manifest
     from nano3.training.run.batch_documents import document_spans, open_sample_index
     from nano3.training.run.record import load_run_config
@@ -70,6 +88,62 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def trace_document(run_dir: Path, wanted: str) -> int:
+    """Show the iterations of a run that read a document, whole or in part, and return the exit code.
+
+    Args:
+        run_dir: Run folder.
+        wanted: FILE:ROW, FILE:BYTE or SHARD:NUMBER.
+
+    Raises:
+        UserError: There is no such document, or the run has no sample index yet.
+    """
+    from nano3.data.dataset.manifest import load_manifest
+    from nano3.data.dataset.source_lookup import find_document, load_build_plan
+    from nano3.training.run.batch_documents import document_reads, open_sample_index
+    from nano3.training.run.record import load_run_config
+    from nano3.training.run.skips import read_skips
+
+    file, _, number = wanted.rpartition(":")
+    digits = number.replace(",", "")
+    if not file or not digits.isdecimal():
+        raise UserError(f"--document {wanted}: write FILE:ROW, FILE:BYTE or SHARD:NUMBER, as in docs.parquet:177.")
+    config = load_run_config(run_dir / "config.yaml")
+    data = Path(config.run.data)
+    check_same_data(run_dir, data)
+    manifest = load_manifest(data)
+    shard, document = file, int(digits)
+    if not SHARD.fullmatch(file):
+        shard, document, _ = find_document(load_build_plan(data, manifest), file, document)
+    known = {s.prefix: s.dataset for s in manifest.shards}
+    if shard not in known:
+        raise UserError(f"{shard}: {data} has no such shard.{did_you_mean(shard, list(known))}")
+    title = f"{run_dir}: document {document:,} of {shard}, dataset {known[shard]}"
+    if not shard.startswith("train/"):
+        say(f"{title}: never trained on, because it belongs to the split {shard.partition('/')[0]}")
+        return 0
+    size, reached, skips = config.train.global_batch_size, reached_iteration(run_dir), read_skips(run_dir)
+    reads = document_reads(open_sample_index(config, run_dir, data), data, shard, document)
+    rows = []
+    for span in reads:
+        iteration = span.sample // size + 1
+        state = "left out" if skips.find(iteration) else "not reached" if iteration > reached else ""
+        rows.append([f"{iteration:,}", str(span.sample % size), f"{span.start:,}-{span.stop - 1:,}", state])
+    table(title, ["iteration", "sample", "tokens", ""], rows, right=["iteration", "sample"])
+    trained = sum(span.stop - span.start for span, row in zip(reads, rows, strict=True) if not row[3])
+    say(f"reads: {len(reads):,}; trained on {trained:,} tokens of it up to iteration {reached:,}")
+    return 0
+
+
+def reached_iteration(run_dir: Path) -> int:
+    """Return the last iteration that a run has logged or saved, 0 without any."""
+    from nano3.training.run.checkpoints import iteration_of, latest_checkpoint, recorded_checkpoint_dir
+    from nano3.training.run.metrics import read_metrics
+
+    saved = latest_checkpoint(recorded_checkpoint_dir(run_dir))
+    return max([line["iteration"] for line in read_metrics(run_dir)] + [iteration_of(saved) if saved else 0])
+
+
 def samples_of_iteration(config: "PretrainConfig", run_dir: Path, iteration: int, sample: int | None) -> range:
     """Return the samples of an iteration's batch, numbered in the reading order of the whole run.
 
@@ -87,7 +161,6 @@ def samples_of_iteration(config: "PretrainConfig", run_dir: Path, iteration: int
     """
     from nano3.training.run import parent_checkpoint
     from nano3.training.run.batch_documents import batch_samples
-    from nano3.training.run.checkpoints import iteration_of, latest_checkpoint, recorded_checkpoint_dir
     from nano3.training.run.metrics import read_metrics
 
     size, last = config.train.global_batch_size, config.train.train_iters
@@ -98,9 +171,7 @@ def samples_of_iteration(config: "PretrainConfig", run_dir: Path, iteration: int
         raise UserError(f"--iteration {iteration}: this run has iterations {first:,} to {last:,}{hint}.")
     if sample is not None and sample >= size:
         raise UserError(f"--sample {sample}: a global batch of this run has samples 0 to {size - 1}.")
-    lines = read_metrics(run_dir)
-    saved = latest_checkpoint(recorded_checkpoint_dir(run_dir))
-    reached = max([line["iteration"] for line in lines] + [iteration_of(saved) if saved else 0])
+    lines, reached = read_metrics(run_dir), reached_iteration(run_dir)
     if reached < iteration:
         warn(f"{run_dir} has logged and saved nothing after iteration {reached:,}. It may not have read this batch.")
     for line in lines:

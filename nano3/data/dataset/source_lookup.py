@@ -18,8 +18,8 @@ from nano3.data.planning.shard_assignment import assign_shards, drop_short
 from nano3.data.planning.splits import document_hash, file_seed, splits_in_plan, text_hashes
 from nano3.data.sources.discovery import find_changed_files
 from nano3.data.sources.reader_process import ReaderProcess
-from nano3.data.sources.readers import keys_are_rows
-from nano3.utils.errors import Failure
+from nano3.data.sources.readers import FileRange, keys_are_rows
+from nano3.utils.errors import Failure, UserError, did_you_mean, list_some
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,65 @@ def find_source_rows(plan: Plan, split: str, shard: int, numbers: Iterable[int])
     )
 
 
+def find_document(plan: Plan, path: str, position: int) -> tuple[str, int, DatasetPlan]:
+    """Find the document of a source row, by reading its file and the shard that the document is in.
+
+    Args:
+        plan: Plan of the data.
+        path: The file as `nano3 trace` shows it, or the end of its path.
+        position: Number of the row, counted from 1, or the byte at which the line begins, counted from 0.
+
+    Returns:
+        The shard's prefix, the number of the document in the shard, and the dataset.
+
+    Raises:
+        UserError: No file, or several, have this path; or the row is no document of the data.
+        Failure: The file has changed since it was tokenized.
+    """
+    dataset, file = _find_file(plan, path)
+    check_unchanged(dataset, file)
+    whole = dataset.whole_file(file)
+    key, what = (position - 1, "row") if keys_are_rows(whole) else (position, "line that begins at byte")
+    first, last = (int(b) for b in np.searchsorted(dataset.unit_bounds, dataset.file_offsets[[file, file + 1]], "left"))
+    units = range(max(first - 1, 0), min(last, dataset.units))
+    ranges = [(number, r) for unit in units for number, r in dataset.file_ranges(unit) if number == file]
+    for _, keys, splits, shards in _read_documents(plan, dataset, ranges):
+        if len(found := np.flatnonzero(keys == key)):
+            split, shard = int(splits[found[0]]), int(shards[found[0]])
+            break
+    else:
+        raise UserError(
+            f"{whole.path}: the {what} {position:,} is no document of the data: it is empty, shorter than "
+            "min_doc_chars, not part of the sample, or there is none. The numbers are those of `nano3 trace` and of "
+            "error messages."
+        )
+    count = 0
+    for number, keys in read_shard_documents(plan, dataset, split, shard):
+        if number == file and len(at := np.flatnonzero(keys == key)):
+            return plan.shard_name(split, plan.datasets.index(dataset), shard), count + int(at[0]), dataset
+        count += len(keys)
+    raise UserError(f"{whole.path}: the {what} {position:,} was left out as an exact duplicate (dedup=exact).")
+
+
+def _find_file(plan: Plan, path: str) -> tuple[DatasetPlan, int]:
+    """Return the dataset and number of the file with this path.
+
+    Raises:
+        UserError: There is none, or there are several.
+    """
+    files = [(d, n, d.whole_file(n).path) for d in plan.datasets for n in range(len(d.keys))]
+    exact = [(d, n) for d, n, name in files if name == path]
+    found = exact or [(d, n) for d, n, name in files if name.endswith(f"/{path.lstrip('/')}")]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = sorted({d.whole_file(n).path for d, n in found})
+        raise UserError(f"{path} is the end of {len(names)} paths: {list_some(names)}. Write one of them.")
+    raise UserError(f"{path}: no file of the data has this path.{did_you_mean(path, [name for _, _, name in files])}")
+
+
 def read_shard_documents(plan: Plan, dataset: DatasetPlan, split: int, shard: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (file number, int64 keys) of the documents of a dataset's shard, in order."""
-    by_text = plan.options.split_by == "text"
     dropped = None
     if plan.drops_documents:
         build = build_dir(Path(plan.output_dir), plan.hash)
@@ -99,6 +155,17 @@ def read_shard_documents(plan: Plan, dataset: DatasetPlan, split: int, shard: in
     read = 0
     first, last = dataset.units_of_shard(split, shard)
     ranges = [pair for unit in range(first, last + 1) for pair in dataset.file_ranges(unit)]
+    for file, keys, splits, shards in _read_documents(plan, dataset, ranges):
+        mine = keys[(splits == split) & (shards == shard)]
+        read += len(mine)
+        yield file, mine if dropped is None else mine[~dropped[read - len(mine) : read]]
+
+
+def _read_documents(
+    plan: Plan, dataset: DatasetPlan, ranges: Iterable[tuple[int, FileRange]]
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield (file number, int64 keys, int8 splits, int64 shards) of the documents in ranges of files, in order."""
+    by_text = plan.options.split_by == "text"
     with ReaderProcess() as process:
         for file, file_range in ranges:
             seed = file_seed(dataset.name, file_range.name)
@@ -106,10 +173,7 @@ def read_shard_documents(plan: Plan, dataset: DatasetPlan, split: int, shard: in
                 texts, keys, offsets = drop_short(batch, plan.options.min_doc_chars)
                 hashes = text_hashes(texts)[:, 0] if by_text else document_hash(seed, keys)
                 splits = splits_in_plan(plan, dataset, hashes)
-                shards = assign_shards(dataset, splits, offsets + int(dataset.file_offsets[file]))
-                mine = keys[(splits == split) & (shards == shard)]
-                read += len(mine)
-                yield file, mine if dropped is None else mine[~dropped[read - len(mine) : read]]
+                yield file, keys, splits, assign_shards(dataset, splits, offsets + int(dataset.file_offsets[file]))
 
 
 def check_unchanged(dataset: DatasetPlan, file: int) -> None:

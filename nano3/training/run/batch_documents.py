@@ -14,6 +14,7 @@ from nano3.training.dataset import open_data
 from nano3.training.run import index_cache
 from nano3.training.run.sample_index import SampleIndex
 from nano3.utils.console import warn
+from nano3.utils.errors import UserError
 
 # Prefix of a shard, and the number of a document in it.
 DocumentKey = tuple[str, int]
@@ -87,6 +88,36 @@ def document_spans(index: SampleIndex, data: Path, samples: range, global_batch_
             # The last document that begins at this sequence; empty ones before it have no sequence.
             document = int(np.searchsorted(indexed.bounds, span.sequence, "right")) - 1
             yield DocumentSpan(sample % global_batch_size, shard, document, span.start, span.stop)
+
+
+def document_reads(index: SampleIndex, data: Path, shard: str, document: int) -> list[DocumentSpan]:
+    """Return every sample of a run that contains tokens of a document, in reading order, with the span of tokens.
+
+    `DocumentSpan.sample` is the number of the sample in the run.
+
+    Args:
+        index: The run's sample index.
+        data: Data folder.
+        shard: Prefix of the shard, for example train/data_00000.
+        document: Number of the document in the shard, counted from 0.
+
+    Raises:
+        UserError: The shard has no such document, or the run reads another set of shards.
+    """
+    indexed = IndexedFile(data / shard)
+    if not 0 <= document < len(indexed.bounds) - 1:
+        raise UserError(f"{shard} has documents 0 to {len(indexed.bounds) - 2:,}, not {document:,}.")
+    names = ["/".join(member.prefix.parts[-2:]) for member in index.members]
+    if shard not in names:
+        raise UserError(f"{shard}: the run does not train on this shard.")
+    number = names.index(shard)
+    member, found = index.members[number], []
+    for sequence in range(int(indexed.bounds[document]), int(indexed.bounds[document + 1])):
+        parts = member.samples_of(sequence, indexed.lengths)
+        samples = index.samples_of(number, [sample for sample, _ in parts])
+        found += [(samples[sample], span) for sample, span in parts if sample in samples]
+    reads = [DocumentSpan(sample, shard, document, span.start, span.stop) for sample, span in found]
+    return sorted(reads, key=lambda span: (span.sample, span.start))
 
 
 def batch_samples(iteration: int, global_batch_size: int) -> range:

@@ -11,6 +11,7 @@ megatron/core/datasets/gpt_dataset.py and blended_dataset.py (megatron-core 0.19
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,8 @@ import numpy as np
 from nano3.utils.errors import Failure, UserError
 
 BLEND, DATASET = "BlendedDataset", "GPTDataset"
+# Samples of a blend that are searched at a time, which bounds memory.
+BLEND_CHUNK = 1 << 26
 LABEL = 1  # a sample has seq_length + 1 tokens, including the last label
 # A description that Megatron wrote. Its files are named after the hash of the whole object.
 Description = dict[str, Any]
@@ -65,6 +68,22 @@ class ShardIndex:
             spans.append(TokenSpan(self.prefix, sequence, start if entry == first else 0, stop))
         return spans
 
+    def samples_of(self, sequence: int, lengths: np.ndarray) -> list[tuple[int, TokenSpan]]:
+        """Return the samples that contain tokens of a sequence, each with the span; in no order.
+
+        Args:
+            sequence: Number of the sequence in the shard.
+            lengths: Tokens of each sequence of the shard.
+        """
+        begins = self.samples[:, 0]
+        rows: set[int] = set()
+        for entry in np.flatnonzero(self.documents == sequence).tolist():  # one per epoch
+            first, last = np.searchsorted(begins, entry, "left") - 1, np.searchsorted(begins, entry, "right") - 1
+            rows.update(range(max(int(first), 0), min(int(last), len(self.samples) - 2) + 1))
+        numbers = np.flatnonzero(np.isin(self.shuffle, np.fromiter(rows, np.int64, len(rows))))
+        spans = ((number, span) for number in numbers.tolist() for span in self.token_spans(number, lengths))
+        return [(number, span) for number, span in spans if span.sequence == sequence and span.start < span.stop]
+
 
 class SampleIndex:
     """The training samples of a run, in reading order.
@@ -83,7 +102,7 @@ class SampleIndex:
             UserError: There is no such index.
             Failure: A description is damaged.
         """
-        self.cache = cache
+        self.cache, self.size = cache, samples
         descriptions = read_descriptions(cache)
         indexes = [d for d in descriptions if not is_member(d, descriptions)]
         fitting = [d for d in indexes if samples <= count_samples(d) <= samples + len(d.get("datasets", ()))]
@@ -117,6 +136,26 @@ class SampleIndex:
         if self.blend is None:
             return self.members[0], sample
         return self.members[int(self.blend[0][sample])], int(self.blend[1][sample])
+
+    def samples_of(self, member: int, numbers: Iterable[int]) -> dict[int, int]:
+        """Return the sample of the run for each sample of a member that the run reads.
+
+        Args:
+            member: Number of the shard in `members`.
+            numbers: Samples of that shard.
+        """
+        wanted = np.array(sorted(set(numbers)), np.int64)
+        if self.blend is None:
+            return {n: n for n in wanted.tolist() if n < self.size}
+        # A member's samples are numbered in reading order, so sample n is the member's n-th one in the blend.
+        found: dict[int, int] = {}
+        datasets, seen = self.blend[0], 0
+        for begin in range(0, len(datasets), BLEND_CHUNK):
+            places = np.flatnonzero(datasets[begin : begin + BLEND_CHUNK] == member)
+            mine = wanted[(wanted >= seen) & (wanted < seen + len(places))]
+            found |= dict(zip(mine.tolist(), (begin + places[mine - seen]).tolist(), strict=True))
+            seen += len(places)
+        return {number: sample for number, sample in found.items() if sample < self.size}
 
     def _load(self, description: Description, name: str) -> np.ndarray:
         split = description.get("index_split", description.get("split"))

@@ -5,7 +5,9 @@ Units and shards are built in this process, so that one sequence takes milliseco
 
 import os
 import random
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -144,6 +146,20 @@ def test_edits_kills_and_reruns(tmp_path: Path, byte_bpe: Path) -> None:
     assert attack(tmp_path, byte_bpe, range(2), 4)["compared"] == 8
 
 
+@pytest.fixture
+def memory_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory, if this machine has one: thousands of files are synced."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
 @pytest.mark.slow
-def test_many_edits_kills_and_reruns(tmp_path: Path, byte_bpe: Path) -> None:
-    assert attack(tmp_path, byte_bpe, range(100, 103), 12)["compared"] == 36
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("first", range(100, 170, 10))
+def test_many_edits_kills_and_reruns(memory_folder: Path, byte_bpe: Path, first: int) -> None:
+    """With the other parameters, 840 sequences."""
+    assert attack(memory_folder, byte_bpe, range(first, first + 10), 12)["compared"] == 120

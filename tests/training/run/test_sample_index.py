@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from training_processes import SAMPLE, Child
 
 from nano3.config import PrepOptions, SourceConfig
 from nano3.data.build.run import prepare
 from nano3.data.dataset.indexed import IndexedFile
-from nano3.training.run.sample_index import SampleIndex, ShardIndex, TokenSpan
+from nano3.training.run.sample_index import LABEL, SampleIndex, ShardIndex, TokenSpan
 from nano3.utils.errors import Failure, UserError
 
 SEQ, SEED, SAMPLES = 32, 1234, 48
+SEQ_LENGTH = 5  # of the drawn indexes
 
 
 def megatron_samples(data: Path, cache: Path, samples: int) -> list[list[int]]:
@@ -155,3 +158,44 @@ def test_token_spans(sample: int, spans: list[tuple[int, int, int]]) -> None:
     order = ShardIndex(Path("p"), np.array([7, 3, 5]), rows, np.array([0, 1, 2]))
     assert order.token_spans(sample, lengths) == [TokenSpan(Path("p"), *span) for span in spans]
     assert sum(s.stop - s.start for s in order.token_spans(sample, lengths)) == 5
+
+
+@st.composite
+def indexes(draw: st.DrawFn) -> tuple[list[np.ndarray], SampleIndex]:
+    """Return sequence lengths of some shards, and an index over them as Megatron builds it."""
+    seed = draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    members, lengths = [], []
+    for shard in range(draw(st.integers(1, 3))):
+        own = rng.integers(1, 9, draw(st.integers(2, 12)))
+        documents = np.concatenate([rng.permutation(len(own)) for _ in range(draw(st.integers(1, 4)))]).astype(np.int32)
+        bounds = np.cumsum([0, *own[documents]])
+        starts = np.arange(0, bounds[-1] - LABEL, SEQ_LENGTH)  # where samples begin, as token positions
+        entries = np.searchsorted(bounds, starts, "right") - 1
+        samples = np.stack([entries, starts - bounds[entries]], axis=1).astype(np.int32)
+        shuffle = rng.permutation(max(len(samples) - 1, 0))
+        members.append(ShardIndex(Path(f"data/train/data_{shard:05d}"), documents, samples, shuffle))
+        lengths.append(own)
+    index = SampleIndex.__new__(SampleIndex)
+    order = rng.permutation(np.repeat(np.arange(len(members)), [len(m.shuffle) for m in members])).astype(np.int16)
+    numbers = np.array([np.count_nonzero(order[:i] == order[i]) for i in range(len(order))], np.int64)
+    index.__dict__ |= {"members": members, "blend": (order, numbers), "size": max(len(order) - 1, 0)}
+    return lengths, index
+
+
+@given(indexes())
+def test_the_way_back_finds_every_read_of_every_sequence(made: tuple[list[np.ndarray], SampleIndex]) -> None:
+    lengths, index = made
+    forward: dict[tuple[int, int], set[tuple[int, int, int]]] = {}
+    for sample in range(index.size):
+        member, number = index.locate(sample)
+        shard = index.members.index(member)
+        for span in member.token_spans(number, lengths[shard]):
+            if span.start < span.stop:
+                forward.setdefault((shard, span.sequence), set()).add((sample, span.start, span.stop))
+    for shard, own in enumerate(lengths):
+        for sequence in range(len(own)):
+            found = index.members[shard].samples_of(sequence, own)
+            samples = index.samples_of(shard, [number for number, _ in found])
+            back = {(samples[number], span.start, span.stop) for number, span in found if number in samples}
+            assert back == forward.get((shard, sequence), set())
