@@ -41,6 +41,8 @@ class Job:
     label: str = ""
     # Ids of Slurm jobs that must succeed first.
     after: tuple[str, ...] = ()
+    # The iteration at which it ends, for the table of a sweep.
+    iterations: int | None = None
     # File in the run folder that the entry writes at its very end. A sweep skips a point that has it, and an entry that
     # finds it shows the result and writes nothing.
     done_marker: str = "finished.json"

@@ -7,86 +7,18 @@ others. The exit code is that of the first failed point in order; without one, 7
 import os
 import shlex
 import time
-from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
-
 from launch import job_records, slurm
-from launch.follow import Watch, describe_state, follow_attached, last_metrics, loss_text, say, tail_lines
+from launch.follow import Watch, follow_attached, say, tail_lines
 from launch.job import Job
 from launch.local import run_process, show_job
 from launch.lock import hold_run_lock
 from launch.submit import Batch, SubmittedJob, submit_batch
-from nano3.utils.console import cell_text, console, printable, table, write
+from launch.sweep_table import SweepRow, SweepTable
+from nano3.utils.console import printable, write
 from nano3.utils.errors import INTERRUPTED_EXIT_CODE, RESTART_EXIT_CODE, UserError
-
-_COLUMNS = ("point", "job", "state", "loss", "exit")
-
-
-@dataclass
-class SweepRow:
-    """One point in the table of a sweep."""
-
-    job: Job
-    id: str = "-"
-    state: str = "waiting"
-    code: int | None = None
-
-    def cells(self) -> tuple[str, ...]:
-        """Return the text of each column."""
-        code = "" if self.code is None else str(self.code)
-        loss = loss_text(last_metrics(self.job.run_dir))
-        return (self.job.label or self.job.name, self.id, self.state, loss, code)
-
-
-class SweepTable:
-    """The table of a sweep: redrawn on a terminal, otherwise one line for each change and the table at the end."""
-
-    def __init__(self, rows: list[SweepRow]) -> None:
-        self.rows = rows
-        self._out = console(stderr=True)
-        self._live = Live(console=self._out, auto_refresh=False) if self._out.is_terminal else None
-        self._shown: dict[str, str] = {}
-
-    def __enter__(self) -> "SweepTable":
-        if self._live:
-            self._live.start()
-        self.update()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._live:
-            self._live.update(self._table(), refresh=True)
-            self._live.stop()
-        else:
-            table("sweep", _COLUMNS, [row.cells() for row in self.rows], right=("loss", "exit"))
-
-    def update(self) -> None:
-        """Show the changes since the last call."""
-        if self._live:
-            self._live.update(self._table(), refresh=True)
-            return
-        for row in self.rows:
-            label = row.job.label or row.job.name
-            if self._shown.get(label) != row.state:
-                self._shown[label] = row.state
-                say(f"{label}: {row.state}" + (f", exit code {row.code}" if row.code else ""))
-
-    def _table(self) -> Table:
-        view = Table(title="sweep", title_justify="left", header_style="bold")
-        for name in _COLUMNS:
-            view.add_column(name, justify="right" if name in ("loss", "exit") else "left", overflow="fold")
-        for row in self.rows:
-            view.add_row(*(Text(cell_text(cell)) for cell in row.cells()))  # no markup: nodes are named rack[a1-a4]
-        return view
-
-
-def _rows(jobs: list[Job]) -> list[SweepRow]:
-    return [SweepRow(job, state="finished before", code=0) if job.finished else SweepRow(job) for job in jobs]
 
 
 @dataclass(frozen=True)
@@ -99,12 +31,22 @@ class SweepEnd:
     interrupted: bool = False
 
 
-def _report(rows: list[SweepRow], log: Callable[[SweepRow], Path]) -> int:
+def _rows(jobs: list[Job]) -> list[SweepRow]:
+    return [
+        SweepRow(job.label or job.name, job.run_dir, job.iterations, state="finished before", code=0)
+        if job.finished
+        else SweepRow(job.label or job.name, job.run_dir, job.iterations)
+        for job in jobs
+    ]
+
+
+def _report(rows: list[SweepRow]) -> int:
     """Print how the points ended and return the exit code of the sweep."""
-    failed = [row for row in rows if row.code not in (None, 0, RESTART_EXIT_CODE)]
+    failed = [row for row in rows if row.failed]
     for row in failed:
-        say(f"{row.job.label}: exit code {row.code}; end of {log(row)}:")
-        for line in tail_lines(log(row), 5):
+        log = row.failed_log()
+        say(f"{row.label}: {row.reason()}; end of {log}:")
+        for line in tail_lines(log, 5):
             say(f"    {line}")
     codes = [row.code for row in rows]
     unfinished = {"failed": len(failed), "stopped": codes.count(RESTART_EXIT_CODE), "not started": codes.count(None)}
@@ -128,39 +70,35 @@ def run_local(jobs: list[Job]) -> SweepEnd:
     rows = _rows(jobs)
     stop_requested = False
     with SweepTable(rows) as sweep_table:
-        for row in rows:
+        for row, job in zip(rows, jobs, strict=True):
             if row.code == 0:
                 continue
-            row.state = "running"
+            row.set_state("running")
             sweep_table.update()
-            stop_requested = _run_point(row)
+            stop_requested = _run_point(row, job)
             sweep_table.update()
             if stop_requested:
                 break
-    return _end(_report(rows, _local_log), rows, stop_requested)
+    return _end(_report(rows), rows, stop_requested)
 
 
 def _end(code: int, rows: list[SweepRow], interrupted: bool = False) -> SweepEnd:
     return SweepEnd(code, [row.code for row in rows], interrupted)
 
 
-def _run_point(row: SweepRow) -> bool:
+def _run_point(row: SweepRow, job: Job) -> bool:
     """Run one point and return whether this command was asked to stop meanwhile."""
     try:
-        with hold_run_lock(row.job.run_dir) as lock:
-            job_records.check_not_active([row.job.run_dir])
-            row.job.prepare()
-            end = run_process(row.job, _local_log(row), lock)
+        with hold_run_lock(job.run_dir) as lock:
+            job_records.check_not_active([job.run_dir])
+            job.prepare()
+            end = run_process(job, row.log(), lock)
     except UserError as error:
         row.code, row.state = error.exit_code, "refused"
-        say(f"{row.job.label}: {error}")
+        say(f"{row.label}: {error}")
         return False
     row.code, row.state = end.code, {0: "finished", RESTART_EXIT_CODE: "stopped"}.get(end.code, "failed")
     return end.stop_requested
-
-
-def _local_log(row: SweepRow) -> Path:
-    return row.job.run_dir / "logs" / "rank_0.log"
 
 
 def base_folder(jobs: list[Job]) -> Path:
@@ -192,17 +130,19 @@ def run_slurm(jobs: list[Job]) -> SweepEnd:
         raise
     by_run_dir = {job.run_dir: job for job in submitted}
     for row in rows:
-        if row.job.run_dir in by_run_dir:
-            row.id, row.state = by_run_dir[row.job.run_dir].id, "submitted"
+        if row.run_dir in by_run_dir:
+            row.submitted, row.state = by_run_dir[row.run_dir], "submitted"
     quoted = shlex.quote(str(base_folder(jobs)))
-    hint = f"Show it with `nano3 jobs {quoted}`, end it with `nano3 cancel {quoted}`."
+    hint = f"Follow it with `nano3 tail {quoted}`, end it with `nano3 cancel {quoted}`."
     ids = " ".join(job.id for job in submitted)
     message = f"submitted {len(submitted)} of {len(jobs)} points: {ids}".rstrip(": ")
     if jobs[0].cluster.mode == "detached":
         say(message)
         say(hint)
         return _end(0, rows)
-    code = follow_attached(message, lambda: _watch(rows, by_run_dir), sorted(array_ids(submitted)), hint)
+    code = follow_attached(
+        message, lambda: follow_rows(rows, jobs[0].cluster.poll_s), sorted(array_ids(submitted)), hint
+    )
     return _end(code, rows, code == INTERRUPTED_EXIT_CODE)
 
 
@@ -211,22 +151,22 @@ def array_ids(jobs: list[SubmittedJob]) -> set[str]:
     return {job.id.partition("_")[0] for job in jobs}
 
 
-def _watch(rows: list[SweepRow], submitted: dict[Path, SubmittedJob]) -> int:
-    open_rows = [row for row in rows if row.job.run_dir in submitted]
-    poll_s = rows[0].job.cluster.poll_s
-    watch = Watch([row.id for row in open_rows], poll_s)
+def follow_rows(rows: list[SweepRow], poll_s: float) -> int:
+    """Show the submitted points until all have ended, record their ends, and return the exit code of the sweep.
+
+    Args:
+        rows: All points; those with a submitted job and no exit code are followed.
+        poll_s: Seconds between queries.
+    """
+    followed = {row.submitted.id: row for row in rows if row.submitted and row.code is None}
+    watch = Watch(list(followed), poll_s, lambda job_id: followed[job_id].end_without_slurm())
     with SweepTable(rows) as sweep_table:
-        while open_rows and not watch.ended:
+        while followed and not watch.ended:
             if watch.poll():
-                for row in open_rows:
-                    state = watch.states[row.id]
-                    row.state = describe_state(state)
-                    if state.ended and row.code is None:
-                        row.code = state.code
-                    if not state.ended:
-                        row.code = None  # requeued
+                for job_id, row in followed.items():
+                    row.update(watch.states[job_id])
                 sweep_table.update()
             time.sleep(min(0.25, poll_s))
-    for row in open_rows:
-        job_records.record_end(row.job.run_dir, row.id, watch.states[row.id])
-    return _report(rows, lambda row: submitted[row.job.run_dir].log())
+    for job_id, row in followed.items():
+        job_records.record_end(row.run_dir, job_id, watch.states[job_id])
+    return _report(rows)

@@ -40,6 +40,7 @@ from nano3.training.run.record import (
     run_config_text,
     save_run_config,
 )
+from nano3.training.run.stop import last_iteration
 from nano3.utils.console import is_rank_zero, say, table, warn, write
 from nano3.utils.errors import ROLLBACK_EXIT_CODE, UserError
 from nano3.utils.files import expand_user, normalize_path
@@ -144,6 +145,7 @@ def make_job(
         folders=(*run_folders.folders_read(config), *run_folders.folders_written(config)),
         preview=preview,
         label=label,
+        iterations=last_iteration(config),
         may_roll_back=may_roll_back(config),
         changed=run_changed(run_dir, config, found) or missing_final_checkpoint(run_dir) is not None,
         save_config=save_config,

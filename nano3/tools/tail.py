@@ -2,17 +2,21 @@
 
 nano3 tail output/nano3/runs/tiny
 nano3 tail tiny -n 100 --no-follow
+nano3 tail output/nano3/runs/my_sweep      the table of a sweep on Slurm
 
 Of a run on this machine it shows RUN/logs/rank_N.log, which also has what libraries print.
 """
 
 import argparse
+import re
 import time
 from pathlib import Path
 
-from launch import job_records, local_job
+from launch import job_records, local_job, slurm
 from launch.follow import LogStream, describe_state, follow, read_tail_and_size, report_failure, say
 from launch.submit import SubmittedJob
+from launch.sweep import follow_rows
+from launch.sweep_table import SweepRow, SweepTable
 from nano3.tools._arguments import RUNS, at_least, find_run, find_runs_below
 from nano3.tools._local_runs import local_state, newest_start_is_local
 from nano3.utils.console import write
@@ -36,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the tool and return its exit code."""
     run_dir = find_run(args.run)
+    if rows := sweep_rows(run_dir):
+        return follow_sweep(run_dir, rows, args.no_follow)
     check_is_run(run_dir)
     if newest_start_is_local(run_dir):
         return tail_local_run(run_dir, args)
@@ -54,6 +60,53 @@ def run(args: argparse.Namespace) -> int:
         return follow(job, rank=args.rank, offset=size)
     except KeyboardInterrupt:
         say(f"job {record.id} continues")
+        return INTERRUPTED_EXIT_CODE
+
+
+def sweep_rows(folder: Path) -> list[SweepRow]:
+    """Return the points of a sweep on Slurm with their recorded ends; [] if the folder is a run or no such sweep."""
+    run_dirs = sorted(find_runs_below(folder))
+    if folder in run_dirs or not run_dirs or any(newest_start_is_local(run_dir) for run_dir in run_dirs):
+        return []
+    rows = []
+    for run_dir in run_dirs:
+        record = job_records.read_records(run_dir)[-1]
+        job = SubmittedJob(record.id, run_dir, Path(record.log).parent)
+        row = SweepRow(str(run_dir.relative_to(folder)), run_dir, last_iteration_of(run_dir), submitted=job)
+        if record.state:
+            row.update(slurm.JobState(record.state, record.exit_code or 0))
+        rows.append(row)
+    return rows
+
+
+def last_iteration_of(run_dir: Path) -> int | None:
+    """Return the iteration at which a run ends, read from config.yaml without parsing it: a sweep has many of them."""
+    try:
+        text = (run_dir / "config.yaml").read_text()
+    except OSError:
+        return None
+    numbers = re.findall(r"^  (?:train_iters|exit_iteration): (\d+)$", text, re.MULTILINE)
+    return min(map(int, numbers), default=None)
+
+
+def follow_sweep(folder: Path, rows: list[SweepRow], no_follow: bool) -> int:
+    """Show the points of a sweep until all have ended; return the exit code of the sweep, or 0 with --no-follow.
+
+    Args:
+        folder: Folder of the sweep.
+        rows: Its points.
+        no_follow: Show the present state and stop.
+    """
+    active = {row.submitted.id: row for row in rows if row.submitted and row.code is None}
+    if no_follow:
+        for job_id, state in slurm.states(active).items():
+            active[job_id].update(active[job_id].end_without_slurm() if state == slurm.UNKNOWN else state)
+        with SweepTable(rows):
+            return 0
+    try:
+        return follow_rows(rows, _POLL_SECONDS * 4)
+    except KeyboardInterrupt:
+        say(f"{folder} continues")
         return INTERRUPTED_EXIT_CODE
 
 

@@ -15,7 +15,9 @@ import pytest
 from launch_helpers import ROOT, eventually
 
 import launch
-from launch import sweep
+from launch import slurm, sweep
+from launch.submit import SubmittedJob
+from launch.sweep_table import SweepRow
 from nano3.config.cluster import ClusterConfig
 
 
@@ -37,8 +39,8 @@ def test_sweep_runs_every_point(make_job: Any, capfd: pytest.CaptureFixture[str]
 def test_sweep_shows_a_table(make_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
     launch.run(points(make_job, 2), sweep=True)
     out = capfd.readouterr().out
-    assert re.search(r"^point\s+job\s+state\s+loss\s+exit$", out, re.MULTILINE)
-    assert re.search(r"^steps=2\s+-\s+finished\s+0.5000\s+0$", out, re.MULTILINE)
+    assert re.search(r"^point\s+job\s+state\s+iteration\s+loss\s+elapsed\s+left\s+exit$", out, re.MULTILINE)
+    assert re.search(r"^steps=2\s+-\s+finished\s+2\s+0.5000\s+0$", out, re.MULTILINE)
 
 
 def test_a_failed_point_hides_no_other(make_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
@@ -96,10 +98,9 @@ def test_stopping_a_sweep_lets_the_point_save(make_job: Any) -> None:
     ],
 )
 def test_exit_code_and_summary_of_a_sweep(
-    make_job: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str], codes: list[int | None], expected: str, code: int
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], codes: list[int | None], expected: str, code: int
 ) -> None:
-    rows = [sweep.SweepRow(job, code=end) for job, end in zip(points(make_job, len(codes)), codes, strict=True)]
-    assert sweep._report(rows, lambda row: tmp_path / "no log") == code
+    assert sweep._report([SweepRow(str(end), tmp_path, code=end) for end in codes]) == code
     assert capfd.readouterr().err.splitlines()[-1] == f"launch: {expected}"
 
 
@@ -126,10 +127,17 @@ def test_a_point_that_is_stopped_before_it_starts_counts_as_stopped(make_job: An
     assert command.returncode == 75 and "0 of 2 points finished, 1 stopped, 1 not started" in err
 
 
-def on_a_terminal(program: str) -> str:
+def on_a_terminal(program: str, lines: int = 24) -> str:
     """Return what a program writes to a terminal of 200 columns without colors."""
     mine, theirs = pty.openpty()
-    env = {**os.environ, "TERM": "dumb", "COLUMNS": "200", "PYTHONPATH": f"{ROOT}", "NO_COLOR": "1"}
+    env = {
+        **os.environ,
+        "TERM": "dumb",
+        "COLUMNS": "200",
+        "LINES": str(lines),
+        "PYTHONPATH": f"{ROOT}",
+        "NO_COLOR": "1",
+    }
     process = subprocess.Popen([sys.executable, "-c", program], stdout=theirs, stderr=theirs, env=env)
     os.close(theirs)
     written = b""
@@ -148,13 +156,45 @@ def on_a_terminal(program: str) -> str:
 
 SHOW = """
 from pathlib import Path
-from launch import Job
-from launch.sweep import SweepRow, SweepTable
-from nano3.config.cluster import ClusterConfig
-job = Job("n", Path("/nowhere"), "a:b", (), ClusterConfig(), label="lr=1")
-with SweepTable([SweepRow(job, "7_0", {state!r})]):
+from launch.sweep_table import SweepRow, SweepTable
+with SweepTable([SweepRow("lr=1", Path("/nowhere"), state={state!r})]):
     pass
 """
+MANY = """
+from pathlib import Path
+from launch.sweep_table import SweepRow, SweepTable
+def row(number):
+    code = 3 if number % 50 == 49 else 0 if number < 100 else None
+    state = "FAILED" if code else "COMPLETED" if code == 0 else "RUNNING on node1" if number < 110 else "PENDING"
+    return SweepRow(f"lr={number}", Path("/nowhere"), 10, state, code)
+table = SweepTable([row(number) for number in range(200)])
+table._out.print(table._table())
+"""
+
+
+@pytest.mark.parametrize("height", [24, 50])
+def test_a_large_sweep_fits_the_screen_with_failures_first(height: int) -> None:
+    lines = on_a_terminal(MANY, height).rstrip().splitlines()
+    assert len(lines) < height
+    assert "sweep of 200 points: 4 failed, 10 running, 88 pending, 98 finished" in lines[0]
+    assert all("FAILED, rank 0" in line for line in lines[4:8]) and "RUNNING" in lines[8]
+    assert "and " in lines[-1] and "98 finished" in lines[-1]
+
+
+def test_the_time_left_follows_the_iterations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = SweepRow("lr=1", tmp_path, 100)
+    row.set_state("RUNNING on node1")
+    monkeypatch.setattr("time.time", lambda at=row.started: at + 30)
+    (tmp_path / "metrics.jsonl").write_text('{"iteration": 25, "loss": 1.5}\n')
+    assert row.cells() == ("lr=1", "-", "RUNNING on node1", "25/100", "1.5000", "30 s", "2 min", "")
+
+
+def test_a_failed_point_shows_the_rank_that_failed(tmp_path: Path) -> None:
+    row = SweepRow("lr=1", tmp_path, submitted=SubmittedJob("7_0", tmp_path, tmp_path))
+    (tmp_path / "7_0.exit").write_text("9 1 node2")
+    (tmp_path / "7_0_1_log.out").write_text("error: boom on rank 1\n\n")
+    row.update(slurm.JobState("FAILED", 9))
+    assert row.cells()[2] == "FAILED, rank 1: boom on rank 1" and row.failed_log().name == "7_0_1_log.out"
 
 
 @pytest.mark.parametrize("state", ["RUNNING on rack[a1-a4]", "RUNNING on n[1-2]", "PENDING (x[/bold])", "a:100:b"])

@@ -37,7 +37,7 @@ def test_sweep_of_four_points_is_one_array(slurm_job: Any, capfd: pytest.Capture
     assert launch.run(made, sweep=True) == 0
     out, err = capfd.readouterr()
     assert len(arrays(made)) == 1 and "4 of 4 points finished" in err
-    assert re.search(r"^steps=4\s+\d+_3\s+COMPLETED\s+0.2500\s+0$", out, re.MULTILINE)
+    assert re.search(r"^steps=4\s+\d+_3\s+COMPLETED\s+4\s+0.2500\s+0$", out, re.MULTILINE)
     script = next((made[0].run_dir.parent / "slurm").glob("*_submission.sh")).read_text()
     assert "#SBATCH --array=0-3%2" in script
     assert {e.state for job in made for e in job_records.read_records(job.run_dir)} == {"COMPLETED"}
@@ -70,6 +70,20 @@ def test_a_sweep_is_submitted_as_a_whole_or_not_at_all(slurm_job: Any) -> None:
         launch.run(made, sweep=True)
     states = slurm.states([last_id(made[0].run_dir)])
     assert eventually(lambda: {s.state for s in slurm.states(list(states)).values()} == {"CANCELLED"})
+
+
+def test_tail_of_a_sweep_names_the_rank_that_failed(slurm_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    made = points(slurm_job, 3, "pause=0.3", mode="detached", ntasks_per_node=2)
+    made[1] = replace(made[1], args=(*made[1].args, "fail_rank=1", "fail_code=7"))
+    base = made[0].run_dir.parent
+    assert launch.run(made, sweep=True) == 0
+    assert f"Follow it with `nano3 tail {base}`" in capfd.readouterr().err
+    words = argparse.Namespace(run=str(base), lines=5, rank=0, no_follow=False)
+    for _ in range(2):  # while it runs, and after its end
+        assert tail.run(words) == 7
+        err = capfd.readouterr().err
+        assert "steps=2: rank 1 failed with exit code 7" in err and "boom on rank 1" in err
+        assert "2 of 3 points finished, 1 failed" in err
 
 
 def test_detached_sweep_then_jobs_and_cancel(slurm_job: Any, capfd: pytest.CaptureFixture[str]) -> None:

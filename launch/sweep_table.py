@@ -1,0 +1,180 @@
+"""The table of a sweep: totals and the points that matter most, redrawn on a terminal within its height.
+
+Without a terminal it is one line for each change, and the whole table at the end.
+"""
+
+import datetime
+import re
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from launch import job_records, slurm
+from launch.follow import describe_state, duration_text, last_metrics, loss_text, say, tail_lines
+from launch.job_end import JobMarkers
+from launch.submit import SubmittedJob
+from nano3.utils.console import cell_text, console, table
+from nano3.utils.errors import RESTART_EXIT_CODE
+
+_COLUMNS = ("point", "job", "state", "iteration", "loss", "elapsed", "left", "exit")
+_RIGHT = ("iteration", "loss", "elapsed", "left", "exit")
+# Lines of the table besides its rows: title, header, two rules, the line about hidden points, the cursor.
+_FRAME = 7
+# Names of the states of all rows, in the order in which rows are shown and counted.
+_KINDS = ("failed", "stopped", "running", "pending", "finished")
+
+
+@dataclass
+class SweepRow:
+    """One point of a sweep."""
+
+    label: str
+    run_dir: Path
+    # The iteration at which it ends, if known.
+    total: int | None = None
+    state: str = "waiting"
+    code: int | None = None
+    submitted: SubmittedJob | None = None
+    # Seconds since the epoch and iteration when it was first seen running.
+    started: float | None = None
+    first_iteration: int = 0
+
+    def set_state(self, state: str, start: str = "") -> None:
+        """Change the state; `start` is when the job started, as Slurm writes it."""
+        self.state = state
+        if self.kind == "running" and self.started is None:
+            known = datetime.datetime.fromisoformat(start).timestamp() if start else time.time()
+            self.started = known
+            self.first_iteration = int(last_metrics(self.run_dir).get("iteration", 0))
+
+    def update(self, state: slurm.JobState) -> None:
+        """Take over the state of the point's job."""
+        self.set_state(describe_state(state), state.start)
+        if state.ended and self.code is None:
+            self.code = state.code
+        if not state.ended:
+            self.code = None  # requeued
+
+    @property
+    def failed(self) -> bool:
+        """Whether the point ended with an error."""
+        return self.code not in (None, 0, RESTART_EXIT_CODE)
+
+    @property
+    def kind(self) -> str:
+        """One of `_KINDS`."""
+        if self.failed:
+            return "failed"
+        if self.code is not None:
+            return "finished" if self.code == 0 else "stopped"
+        return "running" if self.state.lower().startswith(("running", "completing")) else "pending"
+
+    def log(self, rank: int = 0) -> Path:
+        """Return the log of one rank."""
+        return self.submitted.log(rank) if self.submitted else self.run_dir / "logs" / f"rank_{rank}.log"
+
+    def _failed_rank(self) -> int:
+        if self.submitted:
+            failure = JobMarkers(self.submitted.folder, self.submitted.id).first_failure()
+            return failure.rank if failure else 0
+        return next((int(p.stem) for p in self.run_dir.glob("logs/*.exit") if p.read_text() not in ("", "0", "75")), 0)
+
+    def failed_log(self) -> Path:
+        """Return the log of the rank that failed first."""
+        return self.log(self._failed_rank())
+
+    def reason(self) -> str:
+        """Return why the point failed: the rank, the exit code."""
+        return f"rank {self._failed_rank()} failed with exit code {self.code}"
+
+    def end_without_slurm(self) -> slurm.JobState:
+        """Return how the job ended if Slurm has forgotten it."""
+        record = job_records.read_records(self.run_dir)[-1]
+        return job_records.end_without_slurm(self.run_dir, record)
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the text of each column."""
+        metrics = last_metrics(self.run_dir)
+        done = int(metrics.get("iteration", 0))
+        iteration = f"{done}/{self.total}" if self.total else str(done or "")
+        state = self.state
+        if self.failed:
+            last = next((line for line in reversed(tail_lines(self.failed_log())) if line.strip()), "")
+            state = f"{state}, rank {self._failed_rank()}: {re.sub(r'^error: ', '', last.strip())[:100]}"
+        elapsed = left = ""
+        if self.kind == "running" and self.started is not None:
+            seconds = time.time() - self.started
+            elapsed = duration_text(seconds)
+            if self.total and done > self.first_iteration:
+                left = duration_text(seconds * max(self.total - done, 0) / (done - self.first_iteration))
+        code = "" if self.code is None else str(self.code)
+        job = self.submitted.id if self.submitted else "-"
+        return (self.label, job, state, iteration, loss_text(metrics), elapsed, left, code)
+
+
+def totals(rows: list[SweepRow]) -> str:
+    """Return how many points are in which state, such as "1 failed, 3 running, 12 finished"."""
+    counts = Counter(row.kind for row in rows)
+    return ", ".join(f"{counts[kind]} {kind}" for kind in _KINDS if counts[kind])
+
+
+def choose_rows(rows: list[SweepRow], most: int) -> tuple[list[SweepRow], str]:
+    """Return the rows to show, failures first, and a line about the others, "" if there are none.
+
+    Args:
+        rows: All points.
+        most: How many fit.
+    """
+    ordered = sorted(rows, key=lambda row: _KINDS.index(row.kind))  # stable: each kind in the order of the sweep
+    most = max(most, 1)
+    hidden = ordered[most:]
+    return ordered[:most], f"and {totals(hidden)}" if hidden else ""
+
+
+class SweepTable:
+    """The table of a sweep: redrawn on a terminal, otherwise one line for each change and the table at the end."""
+
+    def __init__(self, rows: list[SweepRow]) -> None:
+        self.rows = rows
+        self._out = console(stderr=True)
+        self._live = Live(console=self._out, auto_refresh=False) if self._out.is_terminal else None
+        self._shown: dict[str, str] = {}
+
+    def __enter__(self) -> "SweepTable":
+        if self._live:
+            self._live.start()
+        self.update()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live:
+            self._live.update(self._table(), refresh=True)
+            self._live.stop()
+        else:
+            table("sweep", _COLUMNS, [row.cells() for row in self.rows], right=_RIGHT)
+
+    def update(self) -> None:
+        """Show the changes since the last call."""
+        if self._live:
+            self._live.update(self._table(), refresh=True)
+            return
+        for row in self.rows:
+            if self._shown.get(row.label) != row.state:
+                self._shown[row.label] = row.state
+                code = f", exit code {row.code}" if row.code else ""
+                say(f"{row.label}: {row.cells()[2] if row.failed else row.state}{code}")
+
+    def _table(self) -> Table:
+        shown, others = choose_rows(self.rows, self._out.height - _FRAME)
+        title = Text(f"sweep of {len(self.rows)} points: {totals(self.rows)}")
+        view = Table(title=title, title_justify="left", header_style="bold", caption=others, caption_justify="left")
+        for name in _COLUMNS:
+            view.add_column(name, justify="right" if name in _RIGHT else "left", no_wrap=True, overflow="ellipsis")
+        for row in shown:
+            view.add_row(*(Text(cell_text(cell)) for cell in row.cells()))  # no markup: nodes are named rack[a1-a4]
+        return view
