@@ -11,7 +11,7 @@ The same command, started again, resumes from the newest checkpoint of run.outpu
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +44,9 @@ from nano3.training.run.stop import last_iteration
 from nano3.utils.console import is_rank_zero, say, table, warn, write
 from nano3.utils.errors import ROLLBACK_EXIT_CODE, UserError
 from nano3.utils.files import expand_user, normalize_path
+
+# Takes the rows (what, value) of a preflight table.
+ShowRows = Callable[[list[tuple[str, str]]], None]
 
 
 def main() -> None:
@@ -112,6 +115,7 @@ def make_job(
     data: DataReference | None = None,
     overrides: Sequence[str] | None = None,
     vocab_size: int | None = None,
+    show: ShowRows | None = None,
 ) -> launch.Job:
     """Check a composed configuration and return the job that launch starts.
 
@@ -122,10 +126,11 @@ def make_job(
         data: The data, if it is still being prepared.
         overrides: The words to record, if they are not those of this command line.
         vocab_size: Ids of the data's tokenizer, if the data is still being prepared.
+        show: Takes the rows of the preflight table instead of printing them.
     """
     found = data or resolve_data(cfg)
     words = task_overrides() if overrides is None else list(overrides)
-    config, preview = validate(cfg, found, run_dir, label, vocab_size)
+    config, preview = validate(cfg, found, run_dir, label, vocab_size, show)
     if not label and (warning := experiment_override_warning(words)):
         warn(warning)
 
@@ -153,7 +158,12 @@ def make_job(
 
 
 def validate(
-    cfg: DictConfig, data: DataReference, run_dir: Path, label: str = "", vocab_size: int | None = None
+    cfg: DictConfig,
+    data: DataReference,
+    run_dir: Path,
+    label: str = "",
+    vocab_size: int | None = None,
+    show: ShowRows | None = None,
 ) -> tuple[PretrainConfig, str]:
     """Return the resolved configuration, typed and as text, and print the preflight table.
 
@@ -163,6 +173,7 @@ def validate(
         run_dir: The run folder.
         label: The label of a sweep point.
         vocab_size: Ids of the data's tokenizer, if the data is still being prepared.
+        show: Takes the rows of the preflight table instead of printing them.
 
     Raises:
         UserError: Lists every problem found.
@@ -171,7 +182,11 @@ def validate(
     if problems := abandoned_checkpoint_problems(run_dir, config):
         raise UserError(problems)
     late = late_settings_warning(run_dir, config)
-    table("Preflight", ["what", "value"], run_preflight(config, vocab_size).rows)
+    rows = run_preflight(config, vocab_size).rows
+    if show:
+        show(rows)
+    else:
+        table("Preflight", ["what", "value"], rows)
     if late:
         warn(late)
     return config, run_config_text(config)

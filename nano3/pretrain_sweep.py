@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from omegaconf import DictConfig
 
@@ -10,6 +11,7 @@ import launch
 from launch.hydra_launcher import Point, PointEnd, problems_of_points
 from nano3.pretrain import make_job, train_torchrun_rank
 from nano3.training.reports.objective import read_objective
+from nano3.utils.console import table
 from nano3.utils.errors import RESTART_EXIT_CODE, Nano3Error, UserError
 
 
@@ -27,14 +29,17 @@ def run_points(points: Sequence[Point], learns: bool) -> list[PointEnd]:
         raise UserError(problems)
     jobs: dict[str, launch.Job] = {}
     errors: dict[str, Nano3Error] = {}
+    rows: dict[str, list[tuple[str, str]]] = {}
     for point in points:
         point.activate()
         try:
-            jobs[point.label] = make_job(point.config, point.run_dir, point.label)
+            show = partial(rows.__setitem__, point.label)
+            jobs[point.label] = make_job(point.config, point.run_dir, point.label, show=show)
         except UserError as error:
             errors[point.label] = error
     if errors and not learns:
         raise UserError(problems_of_points(errors, len(points)))
+    show_preflight(rows)
     codes: dict[str, int | None] = {}
     if jobs:
         end = launch.run_sweep(list(jobs.values()), dry_run=points[0].config.dry_run)
@@ -47,6 +52,33 @@ def run_points(points: Sequence[Point], learns: bool) -> list[PointEnd]:
         else point_end(p, codes[p.label], learns)
         for p in points
     ]
+
+
+def show_preflight(points: dict[str, list[tuple[str, str]]]) -> None:
+    """Print the rows that all points share once, and a table of those in which they differ.
+
+    Args:
+        points: The rows (what, value) of each point, by label.
+    """
+    texts = {label: _texts(rows) for label, rows in points.items()}
+    names = list(dict.fromkeys(name for text in texts.values() for name in text))
+    values = {name: {text.get(name, "") for text in texts.values()} for name in names}
+    if not points:
+        return
+    shared = [(name, values[name].pop()) for name in names if len(values[name]) == 1]
+    table(f"Preflight of {len(points)} points" if len(points) > 1 else "Preflight", ["what", "value"], shared)
+    differing = [name for name in names if len(values[name]) > 1]
+    if differing:
+        cells = [[label, *(text.get(name, "") for name in differing)] for label, text in texts.items()]
+        table("Differences", ["point", *differing], cells)
+
+
+def _texts(rows: list[tuple[str, str]]) -> dict[str, str]:
+    """Return the rows by name; several rows of one name, such as warnings, become one."""
+    found: dict[str, str] = {}
+    for name, value in rows:
+        found[name.strip()] = f"{found[name.strip()]}; {value}" if name.strip() in found else value
+    return found
 
 
 def learning_problems(cfg: DictConfig) -> list[str]:

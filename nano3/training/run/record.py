@@ -11,6 +11,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -110,7 +111,7 @@ def save_run_config(
             "data": vars(data),
             "code": {"commit": commit, "uncommitted": bool(diff), "diff_xxh128": Checksum(diff).hexdigest()},
             "python": platform.python_version(),
-            "packages": {"nano3": nano3.__version__, **installed_versions(PACKAGES)},
+            "packages": {"nano3": nano3.__version__, **_installed()},
         },
     )
     with atomic_open(start / "code.diff") as f:
@@ -272,8 +273,17 @@ def load_run_config(path: Path) -> PretrainConfig:
     return config
 
 
+@cache
+def _installed() -> dict[str, str]:
+    return installed_versions(PACKAGES)
+
+
+@cache
 def code_version() -> tuple[str | None, bytes]:
-    """Return the commit of nano3's checkout and its uncommitted diff; (None, b"") for an installed package."""
+    """Return the commit of nano3's checkout and its uncommitted diff; (None, b"") for an installed package.
+
+    One command has one version: a sweep saves it with every point.
+    """
     commit = commit_of(ROOT)
     return commit, git_bytes(ROOT, "diff", "HEAD") if commit else b""
 
