@@ -141,7 +141,8 @@ def reached_iteration(run_dir: Path) -> int:
     from nano3.training.run.metrics import read_metrics
 
     saved = latest_checkpoint(recorded_checkpoint_dir(run_dir))
-    return max([line["iteration"] for line in read_metrics(run_dir)] + [iteration_of(saved) if saved else 0])
+    logged = [int(line["iteration"]) for line in read_metrics(run_dir)]
+    return max([*logged, iteration_of(saved) if saved else 0])
 
 
 def samples_of_iteration(config: "PretrainConfig", run_dir: Path, iteration: int, sample: int | None) -> range:
