@@ -33,7 +33,7 @@ def runs(tmp_path: Path) -> Path:
             tmp_path / name, job_records.JobRecord(job_id, name, "2026-01-01T00:00:00+00:00", str(log), "s", **more)
         )
     (tmp_path / "here" / "config.yaml").write_text("")
-    (tmp_path / "here" / "finished.json").write_text("{}")
+    (tmp_path / "here" / "finished.json").write_text('{"iteration": 10}')
     (tmp_path / "here" / "checkpoints" / "iter_10" / "config.yaml").write_text("")
     (tmp_path / "here" / "metrics.jsonl").write_text(
         '{"iteration": 10, "loss": 2.5}\n{"iteration": 10, "valid_loss": 3}\n'

@@ -9,8 +9,6 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
-
 from nano3.utils.console import is_rank_zero, warn
 from nano3.utils.files import fsync_dir
 
@@ -41,6 +39,8 @@ def prepare_cache(cache: Path) -> None:
 
 def is_complete(path: Path) -> bool:
     """Return whether a .npy file has all the bytes that its header promises."""
+    import numpy as np  # the checks before a start import this module without numpy
+
     try:
         np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError):
