@@ -8,6 +8,7 @@ from pathlib import Path
 
 from launch import container, slurm
 from launch.job import Job
+from launch.script import PLAIN_OPTIONS
 from nano3.config.cluster import ClusterConfig
 from nano3.utils.errors import UserError, did_you_mean
 
@@ -22,7 +23,8 @@ _RESERVED_OPTIONS = {
 # Keys without effect on this machine.
 _RANK_COUNTS = ("nodes", "ntasks_per_node", "gpus_per_node")
 _SLURM_ONLY = (
-    *_RANK_COUNTS, "mode", "account", "partition", "qos", "cpus_per_task", "mem", "time", "array_parallelism",
+    *_RANK_COUNTS, *PLAIN_OPTIONS,
+    "mode", "account", "partition", "qos", "cpus_per_task", "mem", "time", "array_parallelism",
     "mpi", "sbatch_args", "srun_args", "python", "mounts", "signal_delay_s", "max_requeues", "max_crashes", "poll_s",
 )  # fmt: skip
 _DEFAULTS = ClusterConfig()
@@ -130,6 +132,12 @@ def _slurm_problems(job: Job) -> Iterator[str]:
         value = getattr(cluster, key)
         if value is not None and not _SLURM_NAME.fullmatch(value):
             yield f"cluster.{key}={value!r} is not a valid Slurm name."
+    for key in PLAIN_OPTIONS:
+        value, option = getattr(cluster, key), f"--{key.replace('_', '-')}"
+        if value is not None and not (value and value.isprintable()):
+            yield f"cluster.{key}={value!r} is empty or has control characters."
+        if value and any(word.partition("=")[0] == option for word in cluster.sbatch_args):
+            yield f"cluster.{key} and {option} in cluster.sbatch_args are the same option. Leave one of them out."
     if cluster.mem is not None and not re.fullmatch(r"\d+[KMGT]?", cluster.mem):
         yield f"cluster.mem={cluster.mem!r} is not a size. Write it as 64G, 512000M or 0 (all of the node)."
     try:

@@ -12,6 +12,8 @@ from launch import container, job_end
 from launch.job import Job
 from launch.names import slurm_job_name
 
+# Keys of the cluster that are options of sbatch by the same name.
+PLAIN_OPTIONS = ("comment", "reservation", "exclude", "begin", "mail_type", "mail_user")
 # submitit writes the smaller of this and the number of tasks; its default is 256.
 _UNLIMITED = sys.maxsize
 
@@ -72,6 +74,9 @@ def _sbatch_arguments(job: Job) -> dict[str, Any]:
     words: dict[str, Any] = {"requeue": True}
     if job.after:
         words["kill-on-invalid-dep"] = "yes"
+    for key in PLAIN_OPTIONS:
+        if value := getattr(job.cluster, key):
+            words[key.replace("_", "-")] = value
     for word in job.cluster.sbatch_args:
         key, has_value, value = word.removeprefix("--").partition("=")
         if key == "dependency" and job.after:  # or it would replace the job's own dependency

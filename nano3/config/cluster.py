@@ -27,6 +27,18 @@ class ClusterConfig:
     partition: str | None = None
     # Slurm quality of service; null uses the cluster's default.
     qos: str | None = None
+    # Comment of the job, shown by squeue and sacct; null sets none.
+    comment: str | None = None
+    # Reservation to run in; null uses none.
+    reservation: str | None = None
+    # Nodes not to use, in Slurm notation: "node3,rack[1-4]"; null excludes none.
+    exclude: str | None = None
+    # Do not start before this time, in Slurm notation: "20:00" or "now+2hours"; null starts when possible.
+    begin: str | None = None
+    # Events at which Slurm sends mail: BEGIN, END, FAIL, REQUEUE, ALL or others, separated by commas; null sends none.
+    mail_type: str | None = None
+    # Who gets the mail; null is the user who submits.
+    mail_user: str | None = None
     # Number of nodes per job.
     nodes: int = 1
     # Number of ranks per node, usually one per GPU.

@@ -49,6 +49,11 @@ def test_slurm_keys_are_rejected_on_this_machine(make_job: Any, keys: dict[str, 
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
+        ({"kind": "slurm", "comment": "a\nb"}, "cluster.comment='a\\nb' is empty or has control characters."),
+        (
+            {"kind": "slurm", "mail_type": "END", "sbatch_args": ["--mail-type=ALL"]},
+            "cluster.mail_type and --mail-type in cluster.sbatch_args are the same option.",
+        ),
         ({"kind": "slurm", "nproc_per_node": 8}, "cluster.nproc_per_node=8 sets the ranks on this machine."),
         ({"kind": "slrum"}, "cluster.kind=slrum is not known. Did you mean 'slurm'?"),
         ({"mode": "background"}, "cluster.mode=background is not known. Allowed: attached, detached."),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -320,3 +321,12 @@ def test_a_line_of_setup_that_fails_ends_the_job(make_job: Any, recorder: Path) 
     done = run_script(batch_of(make_job(kind="slurm", setup=["true", "cat /nowhere/module", "true"])).script_text())
     assert done.returncode == 1 and "cluster.setup failed with exit code 1: cat /nowhere/module" in done.stderr
     assert not (recorder / "srun.json").exists(), "the ranks are not started"
+
+
+def test_options_of_sbatch_by_their_own_names(make_job: Any) -> None:
+    keys = {"comment": "it's mine; $x", "reservation": "r1", "exclude": "node[3-4]", "begin": "now+1hour"}
+    text = batch_of(make_job(kind="slurm", mail_type="END,FAIL", mail_user="a@b.c", **keys)).script_text()
+    lines = [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH ")]
+    words = [word for line in lines for word in shlex.split(line)]
+    assert {"--comment=it's mine; $x", "--reservation=r1", "--exclude=node[3-4]", "--begin=now+1hour"} <= set(words)
+    assert {"--mail-type=END,FAIL", "--mail-user=a@b.c"} <= set(words)
