@@ -26,6 +26,7 @@ from nano3.utils.disk_errors import reason
 from nano3.utils.errors import Failure, UserError, did_you_mean
 from nano3.utils.files import (
     expand_user,
+    folder_content,
     fsync_dir,
     normalize_path,
     temp_name,
@@ -76,34 +77,32 @@ def home() -> Path:
 
 def names() -> list[str]:
     """Return the names that have at least one version, sorted."""
-    return sorted(folder.name for folder in _content(home()) if any(p.match("v*.json") for p in _content(folder)))
-
-
-def _content(folder: Path) -> list[Path]:
-    """Return what is in a folder; [] if it is no folder. Path.glob would find nothing if it may not be read."""
-    try:
-        return list(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    return sorted(
+        folder.name for folder in folder_content(home()) if any(p.match("v*.json") for p in folder_content(folder))
+    )
 
 
 def versions(name: str) -> list[int]:
     """Return the version numbers of `name`, ascending."""
-    found = (re.fullmatch(r"v([1-9][0-9]*)\.json", path.name) for path in _content(home() / name))
+    found = (re.fullmatch(r"v([1-9][0-9]*)\.json", path.name) for path in folder_content(home() / name))
     return sorted(int(m[1]) for m in found if m)
+
+
+def _alias_files(name: str) -> list[Path]:
+    return sorted(path for path in folder_content(home() / name) if path.suffix == ".alias")
 
 
 def aliases(name: str) -> dict[str, int]:
     """Return the version of each undamaged alias; `latest` is the highest version and is not stored."""
     have = versions(name)
-    found = {path.stem: number for path in (home() / name).glob("*.alias") if (number := _number_in(path)) in have}
+    found = {path.stem: number for path in _alias_files(name) if (number := _number_in(path)) in have}
     return {**found, "latest": have[-1]} if have else found
 
 
 def damaged_aliases(name: str) -> list[str]:
     """Return a message for each alias of `name` whose file names no existing version."""
     have = versions(name)
-    return [_damaged(path) for path in sorted((home() / name).glob("*.alias")) if _number_in(path) not in have]
+    return [_damaged(path) for path in _alias_files(name) if _number_in(path) not in have]
 
 
 def load(name: str, version: int) -> Artifact:

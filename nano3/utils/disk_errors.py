@@ -78,9 +78,11 @@ def permission_problem(error: OSError, path: str | Path | None = None) -> str:
         error: The error of reading or writing.
         path: The file, if the error does not name it.
     """
-    names = [error.filename2 or error.filename] if path is None else [path]
-    target = Path(os.path.abspath(os.fsdecode(names[0])))  # noqa: PTH100  ".." must not be resolved through links
-    blamed, lacking = _lacking_permission(target)
+    names = [name for name in (error.filename2, error.filename) if name] if path is None else [path]
+    # ".." must not be resolved through links.
+    targets = [Path(os.path.abspath(os.fsdecode(name))) for name in names]  # noqa: PTH100
+    found = [(target, *_lacking_permission(target)) for target in targets]
+    target, blamed, lacking = next((each for each in found if each[2]), found[0])
     if not lacking:
         return f"{target}: {error.strerror or error}. Check its owner and mode: ls -ld {shlex.quote(str(target))}"
     info = blamed.stat()
@@ -104,7 +106,7 @@ def _lacking_permission(path: Path) -> tuple[Path, list[str]]:
         if not os.access(parent, os.X_OK, effective_ids=True):
             return parent, ["search"]
     if not os.path.lexists(path) or not path.exists():
-        return path.parent, ["write"]
+        return path.parent, [] if os.access(path.parent, os.W_OK, effective_ids=True) else ["write"]
     wanted = {"read": os.R_OK, "write": os.W_OK} | ({"search": os.X_OK} if path.is_dir() else {})
     lacking = [word for word, bit in wanted.items() if not os.access(path, bit, effective_ids=True)]
     if "read" in lacking and not path.is_dir():

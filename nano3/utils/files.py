@@ -1,6 +1,7 @@
 """Write files atomically (temporary name, fsync, rename, fsync of the folder), and helpers for paths."""
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
+
+from nano3.utils.disk_errors import reason
 
 
 def fsync_dir(folder: Path) -> None:
@@ -50,6 +53,14 @@ def nearest_existing(folder: Path) -> Path:
     return path
 
 
+def folder_content(folder: Path) -> list[Path]:
+    """Return what is in a folder; [] if it is no folder. Path.glob would find nothing if it may not be read."""
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def unwritable_reason(folder: Path) -> str | None:
     """Return why nothing can be written in a folder, or None if it is writable or can be created.
 
@@ -64,13 +75,16 @@ def unwritable_reason(folder: Path) -> str | None:
     if not path.is_dir():
         return f"{path} is a file, not a folder"
     if path == Path(folder).absolute():
-        return None if os.access(path, os.W_OK | os.X_OK) else "permission denied, or a read-only file system"
+        if os.access(path, os.W_OK | os.X_OK):
+            return None
+        error = PermissionError(errno.EACCES, "permission denied, or a read-only file system")
+        return reason(error, path).rstrip(".")
     probe = temp_name(path / "nano3")
     try:
         probe.mkdir()
         probe.rmdir()
     except OSError as error:
-        return f"cannot create a folder in {path}: {error.strerror}"
+        return f"cannot create a folder in {path}: {reason(error, path).rstrip('.')}"
     return None
 
 

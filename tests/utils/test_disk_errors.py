@@ -1,11 +1,15 @@
 """A full disk gives one message with the file, and the next start resumes."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from commands import SMALL, Commands, losses
+
+from nano3.utils.disk_errors import permission_problem
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +65,13 @@ def test_a_preparation_with_a_file_size_limit(cli: Commands) -> None:
     assert "Traceback" not in done.stderr, done.stderr
     assert "cannot be written: File too large" in done.stderr
     assert done.returncode == 1
+
+
+def test_of_two_names_the_one_that_lacks_permissions_is_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a rename; the second name is often a new file in a folder that may be written."""
+    (tmp_path / "theirs").mkdir()
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, *a, **kw: Path(path).name != "theirs" and allowed(path, *a, **kw))
+    error = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "theirs"), None, str(tmp_path / "new"))
+    assert permission_problem(error).startswith(f"{tmp_path}/theirs: permission denied. It belongs to ")
+    assert "may not read or write or search it" in permission_problem(error)

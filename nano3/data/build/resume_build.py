@@ -150,7 +150,7 @@ def check_replaceable(request: PrepRequest, output: Path) -> None:
             )
         return
     if request.options.force:
-        output_dir.check_no_foreign_files(output)
+        output_dir.check_replaceable(output)
     elif (manifest := load_own_manifest(output)).plan_hash != request.hash:
         raise other_data_error(output, manifest, request)
 

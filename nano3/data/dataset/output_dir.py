@@ -23,7 +23,7 @@ from nano3.data.dataset.manifest import is_manifest, load_manifest
 from nano3.data.sources.own_files import PUBLISHED, is_publishing, prep_dir
 from nano3.data.tokenization.tokenizer import FILES as TOKENIZER_FILES
 from nano3.utils.console import warn
-from nano3.utils.disk_errors import disk_failure, reason, translate_disk_errors
+from nano3.utils.disk_errors import disk_failure, permission_problem, reason, translate_disk_errors
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import fsync_dir, write_text
 from nano3.utils.locks import lock_fd
@@ -94,8 +94,7 @@ def open_lock(path: Path, output: Path) -> IO[str]:
         return path.open("r" if path.exists() and not os.access(path, os.W_OK) else "a")
     except OSError as error:
         raise UserError(
-            f"output_dir={output}: its lock {path} cannot be opened: {error.strerror}. It belongs to another user: ask "
-            f"them for access, or choose another output_dir."
+            f"output_dir={output}: its lock {path} cannot be opened: {reason(error, path)} Choose another output_dir."
         ) from error
 
 
@@ -135,13 +134,25 @@ def check_no_foreign_files(output: Path) -> None:
         )
 
 
+def check_replaceable(output: Path) -> None:
+    """Raise UserError if the data in the output folder cannot be replaced, or files of others would be removed.
+
+    A folder can be searched, moved and removed only with all permissions.
+    """
+    for folder in (output, *(output / name for name in PUBLISHED)):
+        if folder.is_dir() and not folder.is_symlink() and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            error = PermissionError(errno.EACCES, "permission denied", str(folder))
+            raise UserError(f"output_dir={output}: the data in it cannot be replaced: {permission_problem(error)}")
+    check_no_foreign_files(output)
+
+
 def publish(output: Path, build: Path) -> None:
     """Replace the data in the output folder by a finished build, and remove other builds.
 
     Raises:
-        UserError: The folder holds files that nano3 did not write. The build is kept.
+        UserError: The folder holds files that nano3 did not write or that cannot be moved. The build is kept.
     """
-    check_no_foreign_files(output)
+    check_replaceable(output)
     remove_path(prep_dir(output) / "old")
     write_text(prep_dir(output) / "publish", build.name)
     finish_publishing(output)

@@ -38,6 +38,7 @@ from nano3.data.sources.listing import (
 from nano3.data.sources.saved_dataset import select_saved
 from nano3.data.sources.url_credentials import has_credentials, with_credentials
 from nano3.utils.console import warn
+from nano3.utils.disk_errors import reason
 from nano3.utils.errors import Failure, Nano3Error, UserError
 
 THREADS = 16
@@ -237,9 +238,21 @@ def inspect_file(root: str, entry: FileEntry) -> FileIdentity:
             head = f.read(HEAD_SIZE)
             fingerprint = entry.store_fingerprint or fingerprint_file(f, head, entry.size)
     except read_errors(root) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{join(root, entry.key)}: cannot be read: {reason}") from error
+        path = join(root, entry.key)
+        raise UserError(f"{path}: cannot be read: {unreadable_reason(error, path)}") from error
     return fingerprint, detect_format(head, entry.key)
+
+
+def unreadable_reason(error: Exception, path: str) -> str:
+    """Return why a file cannot be read, as the end of a message; whose it is if permissions for a local file lack.
+
+    Args:
+        error: The error of a disk or a store.
+        path: The file.
+    """
+    if isinstance(error, PermissionError) and os.path.lexists(path):
+        return reason(error, path)
+    return str(getattr(error, "strerror", None) or error) or type(error).__name__
 
 
 def read_small_file(path: str, size: int) -> bytes | None:
@@ -331,9 +344,9 @@ def find_changed_remote_files(root: str, files: list[FileVersion]) -> list[str]:
         untagged = [entry for _, entry in pairs if not entry.store_fingerprint]
         content = dict(zip([e.key for e in untagged], inspect_files(root, untagged), strict=True))
     except (*read_errors(root), UserError) as error:  # type: ignore[misc]
-        reason = getattr(error, "strerror", None) or error
+        why = getattr(error, "strerror", None) or error
         raise Failure(
-            f"{root}: its files cannot be compared with what was read: {reason}. Nothing is published. Run the same "
+            f"{root}: its files cannot be compared with what was read: {why}. Nothing is published. Run the same "
             f"command again."
         ) from error
     return [

@@ -1,6 +1,7 @@
 """List the files that a dataset's `path` selects, locally or on an fsspec file system, without opening them."""
 
 import contextlib
+import errno
 import glob
 import os
 import stat
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 from nano3.data.sources.formats import may_hold_text
 from nano3.data.sources.own_files import PREP, non_text_names, own_file_names
 from nano3.data.sources.url_credentials import has_credentials, with_credentials
+from nano3.utils.disk_errors import reason
 from nano3.utils.errors import UserError
 from nano3.utils.files import expand_user
 from nano3.utils.redaction import split_url_secrets
@@ -148,7 +150,7 @@ def walk_folder(folder: str, output: str, label: str) -> list[FileEntry]:
             with os.scandir(path) as scan:
                 items = sorted(scan, key=lambda item: item.name)
         except OSError as error:
-            problems.append(f"{label}: {path}: {error.strerror}. Make it readable, or move it away.")
+            problems.append(unreadable_message(path, error, label))
             continue
         is_output = os.path.realpath(path) == output
         own = own_file_names(Path(output)) if is_output else non_text_names([item.name for item in items])
@@ -172,7 +174,9 @@ def walk_folder(folder: str, output: str, label: str) -> list[FileEntry]:
 
 
 def unreadable_message(path: str, error: OSError, label: str) -> str:
-    """Return the message for a file whose status cannot be read, usually a broken link."""
+    """Return the message for a file or folder that cannot be read: a broken link, permissions, a failing disk."""
+    if isinstance(error, PermissionError):
+        return f"{label}: {path}: {reason(error, path)}"
     if Path(path).is_symlink():
         return f"{label}: {path} is a broken link to {Path(path).readlink()} ({error.strerror}). Repair or delete it."
     return f"{label}: {path}: {error.strerror}. Make it readable, or move it away."
@@ -230,7 +234,8 @@ def unreadable_folders(root: Path, pattern: str, label: str) -> list[str]:
         for folder in root.glob(prefix) if prefix else [root]:
             readable = not folder.is_dir() or os.access(folder, os.R_OK | os.X_OK)
             if not readable and not is_hidden(str(folder.relative_to(root)), pattern):
-                problems.append(f"{label}: {folder}: Permission denied. Make it readable, or move it away.")
+                error = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+                problems.append(unreadable_message(str(folder), error, label))
     return list(dict.fromkeys(problems))
 
 

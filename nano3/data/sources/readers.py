@@ -106,8 +106,8 @@ def open_planned_file(file_range: FileRange) -> Iterator[IO[bytes]]:
                 raise discovery.size_changed_error(file_range.path, file_range.size, size)
             yield f
     except discovery.read_errors(file_range.root) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise Failure(f"{file_range.path}: cannot be read: {reason}") from error
+        why = discovery.unreadable_reason(error, file_range.path)
+        raise Failure(f"{file_range.path}: cannot be read: {why}") from error
 
 
 def read_documents(file_range: FileRange) -> Iterator[Batch]:

@@ -29,7 +29,7 @@ from nano3.training.run.sound_checkpoints import checkpoint_problems
 from nano3.training.run.stop import last_iteration
 from nano3.utils.console import say
 from nano3.utils.errors import UserError
-from nano3.utils.files import atomic_open, write_text
+from nano3.utils.files import atomic_open, folder_content, write_text
 from nano3.utils.provenance import commit_of, git_bytes, installed_versions, user_name
 from nano3.utils.records import DamagedRecordError, damaged, read_record, write_record
 from nano3.utils.redaction import mask_secrets, without_secrets
@@ -97,7 +97,7 @@ def save_run_config(
                 "trains again"
             )
         finish_path.unlink()
-    numbers = [int(p.name) for p in (run_dir / "starts").glob("*") if re.fullmatch(r"\d{4}", p.name)]
+    numbers = [int(p.name) for p in folder_content(run_dir / "starts") if re.fullmatch(r"\d{4}", p.name)]
     start = run_dir / "starts" / f"{max(numbers, default=0) + 1:04d}"
     commit, diff = code_version()
     write_record(
@@ -312,7 +312,7 @@ class StartFile(msgspec.Struct):
 
 def latest_start_dir(run_dir: Path) -> Path | None:
     """Return the folder of the latest recorded start, or None. Its start.json may be damaged or missing."""
-    found = (path for path in (run_dir / "starts").glob("*") if re.fullmatch(r"\d{4,}", path.name))
+    found = (path for path in folder_content(run_dir / "starts") if re.fullmatch(r"\d{4,}", path.name))
     # start.json is written first, so a folder without any of the files is that of an interrupted start.
     return max((p for p in found if (p / "start.json").exists() or (p / "config.yaml").exists()), default=None)
 

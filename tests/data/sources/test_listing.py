@@ -61,7 +61,7 @@ def test_an_unreadable_folder_is_reported(tmp_path: Path, monkeypatch: pytest.Mo
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", deny)  # root can read everything
-    with pytest.raises(UserError, match=r"secret: Permission denied\. Make it readable"):
+    with pytest.raises(UserError, match=r"secret: Permission denied\. Check its owner"):
         names(tmp_path / "in")
 
 
