@@ -113,3 +113,6 @@ class CheckpointConfig:
     # End the run after this many failed saves in a row, for example on a full disk. Before that, a failed save is
     # reported and the next one is taken at the next interval. The last save of a run must not fail.
     max_failed_saves: int = 3
+    # Export every this many checkpoints, and the last one of the run, to <run folder>/exports/iter_N as a Hugging Face
+    # model, in a background process of low priority; 0 exports none.
+    export_every: int = 0

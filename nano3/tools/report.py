@@ -126,11 +126,13 @@ def make_page(folders: dict[str, Path], command: str) -> str:
         UserError: matplotlib is not installed.
         Failure: A file of a run is damaged.
     """
+    from nano3.training.run.evals import read_evals
     from nano3.training.run.metrics import read_metrics
     from nano3.training.run.skips import read_skips
 
     lines = {name: read_metrics(folder) for name, folder in folders.items()}
     runs = {name: ReportedRun(folder, lines[name], read_start_record(folder)) for name, folder in folders.items()}
+    evals = {name: read_evals(folder) for name, folder in folders.items()}
     skips = {name: read_skips(folder) for name, folder in folders.items()}
     title = next(iter(runs)) if len(runs) == 1 else f"{len(runs)} runs"
     time = f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"
@@ -141,6 +143,7 @@ def make_page(folders: dict[str, Path], command: str) -> str:
         "<h2>Results</h2>",
         results_table(runs),
         datasets_table(lines),
+        evals_section(evals),
         time_section(lines),
         "<h2>Curves</h2>",
         draw_curves(lines, skips),
@@ -217,6 +220,26 @@ def datasets_table(lines: dict[str, Lines]) -> str:
                 rows.append([name, dataset, f"{loss:.4f}", "" if bits is None else f"{bits:.4f}"])
     cells = html_table(["run", "dataset", "validation loss", "bits per byte"], rows)
     return f"<h2>Datasets</h2>\n{cells}" if rows else ""
+
+
+def evals_section(evals: dict[str, Lines]) -> str:
+    """Return a table of the last results of `nano3 eval` for each run, and a picture of each metric over iterations.
+
+    Args:
+        evals: The results of each run.
+    """
+    from nano3.training.evaluation import result_rows
+    from nano3.training.reports.curves import Curve, draw_curve
+    from nano3.training.run.evals import PREFIX, STDERR
+
+    rows = [[name, *row] for name, own in evals.items() for row in result_rows(own)]
+    if not rows:
+        return ""
+    keys = dict.fromkeys(key for own in evals.values() for line in own for key in line if key.startswith(PREFIX))
+    curves = [Curve(key, key.removeprefix(PREFIX)) for key in keys if not key.endswith(STDERR)]
+    drawn = "".join(draw_curve(curve, evals) or "" for curve in curves)
+    columns = ["run", "task", "metric", "value", "standard error", "iteration"]
+    return f"<h2>Evaluations</h2>\n{html_table(columns, rows)}\n<div class='curves'>{drawn}</div>"
 
 
 def time_section(lines: dict[str, Lines]) -> str:

@@ -4,10 +4,17 @@ The last checkpoint of a finished run of backend=transformers already holds that
 built from checkpoint.json and takes the weights of state.pt. A Megatron checkpoint is converted by Megatron-Bridge's
 AutoBridge, which needs a visible GPU and a Hugging Face description of the model; that description is made from the
 configuration which Megatron-Bridge saved with the checkpoint. The run's current configuration is never used.
+
+    python -m nano3.training.export CHECKPOINT OUTPUT RUN
+
+is what a run starts in the background (checkpoint.export_every).
 """
 
 import json
+import os
 import shutil
+import sys
+import threading
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,15 +27,20 @@ from nano3.training.run.checkpoint_owner import owner_of
 from nano3.training.run.checkpoints import (
     MARKER,
     CheckpointInfo,
+    checkpoint_fingerprint,
     complete_checkpoints,
     iteration_of,
     read_checkpoint_info,
     recorded_checkpoint_dir,
 )
 from nano3.training.run.config_file import load_config_file
+from nano3.training.run.exports import INFO, ExportInfo
 from nano3.training.run.sound_checkpoints import verify_checkpoint
-from nano3.utils.errors import Failure, UserError
+from nano3.utils.console import print_problems
+from nano3.utils.disk_errors import translate_disk_errors
+from nano3.utils.errors import Failure, Nano3Error, UserError
 from nano3.utils.files import fsync_dir, read_json, temp_name, unwritable_reason
+from nano3.utils.records import write_record
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 # Hugging Face's names of a dense Qwen3's sizes -> Megatron's.
@@ -65,6 +77,22 @@ def export(run_dir: Path, output: Path, iteration: int | None = None) -> Path:
     if why := unwritable_reason(output):
         raise UserError(f"--output={output}: cannot be written: {why}. Choose another --output.")
     checkpoint = find_checkpoint(run_dir, iteration)
+    owner = (owner_of(checkpoint.parent) or checkpoint.parent.parent) if run_dir == checkpoint else run_dir
+    write_export(checkpoint, output, owner)
+    return output
+
+
+def write_export(checkpoint: Path, output: Path, run_dir: Path) -> None:
+    """Write a checkpoint to `output`, completely or not at all.
+
+    Args:
+        checkpoint: The checkpoint folder.
+        output: The folder to write.
+        run_dir: The run folder.
+
+    Raises:
+        Failure: The checkpoint is damaged, or the result is not a complete model.
+    """
     info = read_checkpoint_info(checkpoint)
     verify_checkpoint(checkpoint, info)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -77,11 +105,11 @@ def export(run_dir: Path, output: Path, iteration: int | None = None) -> Path:
         else:
             _build(checkpoint, info, _tokenizer(run_dir, checkpoint), temp)
         check_complete(temp)
+        write_record(temp / INFO, ExportInfo(str(run_dir), info.iteration, checkpoint_fingerprint(checkpoint)))
         temp.rename(output)
         fsync_dir(output.parent)
     finally:
         shutil.rmtree(temp, ignore_errors=True)
-    return output
 
 
 def find_checkpoint(run_dir: Path, iteration: int | None) -> Path:
@@ -118,8 +146,7 @@ def _run_config(run_dir: Path) -> dict[str, Any]:
 
 def _tokenizer(run_dir: Path, checkpoint: Path) -> Path:
     """Return the tokenizer folder of the run's data, or the one inside the checkpoint."""
-    run = (owner_of(checkpoint.parent) or checkpoint.parent.parent) if run_dir == checkpoint else run_dir
-    section = _run_config(run).get("run")
+    section = _run_config(run_dir).get("run")
     data = section.get("data") if isinstance(section, dict) else None
     folders = [*([Path(data) / "tokenizer"] if data else []), checkpoint / "tokenizer"]
     found = [folder for folder in folders if (folder / "tokenizer.json").is_file()]
@@ -272,3 +299,26 @@ def _size(shape: tuple[int, ...]) -> int:
     for n in shape:
         total *= n
     return total
+
+
+def main() -> int:
+    """Export as a background process of a run: with low priority, and only while the run's process lives."""
+    os.nice(19)
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    checkpoint, output, run_dir = map(Path, sys.argv[1:])
+    try:
+        with translate_disk_errors(str(output)):
+            write_export(checkpoint, output, run_dir)
+    except Nano3Error as error:
+        print_problems(error.problems)
+        return error.exit_code
+    return 0
+
+
+def _end_with_input() -> None:
+    os.read(0, 1)  # without the lock of sys.stdin, which would fail at the end of this process
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

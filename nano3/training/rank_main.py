@@ -16,6 +16,7 @@ from nano3.training import backend
 from nano3.training.reports.final_report import write_final_report
 from nano3.training.run import parent_checkpoint
 from nano3.training.run.checkpoints import checkpoint_fingerprint
+from nano3.training.run.exports import BackgroundExports
 from nano3.training.run.hang_watch import watch_for_hangs
 from nano3.training.run.lineage import data_reference, model_alias
 from nano3.training.run.outcome import Outcome
@@ -80,17 +81,21 @@ def train(config: PretrainConfig, run_dir: Path) -> int:
         raise UserError(problems)
 
     rank = int(os.environ.get("RANK", "0"))
-    with rank_log(run_dir, rank), translate_disk_errors(f"a file of {run_dir}, or standard output"):
+    output = translate_disk_errors(f"a file of {run_dir}, or standard output")
+    with rank_log(run_dir, rank), output, BackgroundExports(config, run_dir) as exports:
+        recorder = SaveRecorder(config, run_dir, exports)
         trainer = backend.load(config.backend)
         with watch_for_hangs(run_dir, config.train.hang_timeout_s):
-            outcome = trainer.train(config, Path(config.run.data), run_dir, on_save=SaveRecorder(config, run_dir))
+            outcome = trainer.train(config, Path(config.run.data), run_dir, on_save=recorder)
         limit = config.train.exit_iteration
         complete = outcome.status == "finished" or (limit is not None and outcome.iteration >= limit)
         if outcome.status == "rolled back":
             return outcome.exit_code
         if is_rank_zero():
-            with StopRequest():  # a signal now, at the end, must not look like a stop before it
+            with StopRequest() as stop:  # a signal now, at the end, must not look like a stop before it
                 report_outcome(config, run_dir, outcome, complete)
+                if complete:
+                    exports.finish(lambda: stop.signal is not None)
     return 0 if complete else outcome.exit_code
 
 
@@ -117,13 +122,13 @@ def report_outcome(config: PretrainConfig, run_dir: Path, outcome: Outcome, comp
 
 
 class SaveRecorder:
-    """Records each complete checkpoint in progress.json and in the artifact store.
+    """Records each complete checkpoint in progress.json and in the artifact store, and has it exported if it is due.
 
     If registering fails, it warns once and training continues: a resume does not need the registry.
     """
 
-    def __init__(self, config: PretrainConfig, run_dir: Path) -> None:
-        self.config, self.run_dir, self._warned = config, run_dir, False
+    def __init__(self, config: PretrainConfig, run_dir: Path, exports: BackgroundExports | None = None) -> None:
+        self.config, self.run_dir, self.exports, self._warned = config, run_dir, exports, False
 
     def __call__(self, iteration: int, folder: Path) -> None:
         """Record the checkpoint of an iteration.
@@ -134,6 +139,8 @@ class SaveRecorder:
         """
         # The launcher counts a start that leaves this file unchanged as a crash.
         write_record(self.run_dir / "progress.json", {"iteration": iteration, "checkpoint": str(folder)})
+        if self.exports:
+            self.exports.request(iteration, folder)
         try:
             register_checkpoint(self.config, self.run_dir, iteration, folder)
         except Exception as error:

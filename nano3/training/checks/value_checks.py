@@ -33,6 +33,7 @@ def value_problems(config: PretrainConfig) -> list[str]:
         "checkpoint.save_interval": (c.save_interval, 0 if config.backend == "megatron" else 1),
         "checkpoint.keep_last": (c.keep_last, 0),
         "checkpoint.max_failed_saves": (c.max_failed_saves, 1),
+        "checkpoint.export_every": (c.export_every, 0),
         "guard.window": (g.window, 8),
         "guard.ignore_first": (g.ignore_first, 0),
         "guard.threshold": (g.threshold, 0),
@@ -60,6 +61,8 @@ def value_problems(config: PretrainConfig) -> list[str]:
         problems.append(f"train.seed={t.seed} must be between 0 and {LARGEST_SEED}.")
     if c.on_damage not in ON_DAMAGE:
         problems.append(f"checkpoint.on_damage={c.on_damage}: unknown.{did_you_mean(c.on_damage, ON_DAMAGE)}")
+    if c.export_every and not c.save_interval:
+        problems.append("checkpoint.export_every needs checkpoints to export, and checkpoint.save_interval is 0.")
     betas = {"optimizer.adam_beta1": o.adam_beta1, "optimizer.adam_beta2": o.adam_beta2}
     problems += [*guard_problems(config), *skip_problems(config)]
     return [*problems, *model_value_problems(config.model)] + [

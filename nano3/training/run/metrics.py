@@ -23,6 +23,8 @@ from nano3.artifacts.wandb_run import WandbRun
 from nano3.config.pretrain import PretrainConfig
 from nano3.training.dataset import TrainingData
 from nano3.training.run.bits_per_byte import VALID, BitsPerByte
+from nano3.training.run.evals import truncate_evals
+from nano3.training.run.exports import set_aside_exports
 from nano3.training.run.lineage import data_reference, display_name, find_artifact
 from nano3.training.run.record import read_latest_start
 from nano3.training.run.run_clock import PREFIX, RunClock
@@ -157,6 +159,8 @@ class Metrics:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         if not start_iteration:
             self._move_aside()
+        set_aside_exports(self.run_dir, start_iteration)
+        truncate_evals(self.run_dir, start_iteration)
         hang = _newest_hang(self.run_dir)
         start = _start_line(read_metrics(self.run_dir), start_iteration, self.clock.started, hang)
         if start_iteration:
