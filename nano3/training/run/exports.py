@@ -245,7 +245,7 @@ class BackgroundExports:
             return False
         if code:
             lines = log.read_text(errors="replace").strip().splitlines()
-            why = lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
+            why = lines[-1].removeprefix("error: ").partition(" Remove ")[0] if lines else f"exit code {code}."
             self._report_failure(iteration, f"{why} Log: {log}.")
         else:
             fsync_dir(output.parent)

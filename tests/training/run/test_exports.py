@@ -59,7 +59,7 @@ def test_which_checkpoints_are_exported_and_failures_are_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], every: int, exported: list[int]
 ) -> None:
     with BackgroundExports(settings(tmp_path, **{"checkpoint.export_every": every}), tmp_path) as exports:
-        for iteration in (6, 12):
+        for iteration in (4, 8, 12):
             exports.request(iteration, damaged_checkpoint(tmp_path, iteration))
         exports.finish(lambda: False)
     assert logs(tmp_path) == [f"export_{iteration:07d}.log" for iteration in exported]
