@@ -19,7 +19,7 @@ from nano3.data.dataset.source_lookup import find_source_rows, load_build_plan
 from nano3.data.planning.plan import SPLITS, load_plan
 from nano3.utils.errors import Failure, UserError
 
-KEYS = {"valid_fraction": 0.2, "test_fraction": 0.1, "dedup": "exact"}
+KEYS = {"valid_fraction": 0.2, "test_fraction": 0.1, "dedup": "exact", "num_shards": 4}
 
 
 def overlapping(folder: Path) -> tuple[list[SourceConfig], list[list[str]]]:
@@ -139,13 +139,15 @@ def test_resumed_while_shards_are_merged(
             patch.setattr(build_run, "MERGE_THREADS", 1)
             count = 0
             with pytest.raises(Failure, match="killed"):
-                run(sources, tmp_path / name, byte_bpe, num_shards=16, **KEYS)
-    run(sources, tmp_path / "whole16", byte_bpe, num_shards=16, **KEYS)
-    check(run(sources, tmp_path / "out", byte_bpe, num_shards=16, **KEYS), tmp_path / "out", byte_bpe, rows)
+                run(sources, tmp_path / name, byte_bpe, **{**KEYS, "num_shards": 6})
+    run(sources, tmp_path / "whole16", byte_bpe, **{**KEYS, "num_shards": 6})
+    check(run(sources, tmp_path / "out", byte_bpe, **{**KEYS, "num_shards": 6}), tmp_path / "out", byte_bpe, rows)
     assert tree(tmp_path / "whole16") == tree(tmp_path / "out")
     rows[0] = [rows[3][-3], *rows[0][1:350], *rows[0][351:]]
     (tmp_path / "a.jsonl").write_bytes(jsonl(rows[0]))
-    check(run(sources, tmp_path / "changed", byte_bpe, num_shards=16, **KEYS), tmp_path / "changed", byte_bpe, rows)
+    check(
+        run(sources, tmp_path / "changed", byte_bpe, **{**KEYS, "num_shards": 6}), tmp_path / "changed", byte_bpe, rows
+    )
 
 
 def test_source_rows_are_found(tmp_path: Path, byte_bpe: Path) -> None:

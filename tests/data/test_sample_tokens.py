@@ -18,7 +18,7 @@ from nano3.data.dataset.source_lookup import find_source_rows, load_build_plan
 from nano3.data.planning.plan import load_plan
 from nano3.utils.errors import Failure, UserError
 
-KEYS = {"valid_fraction": 0.1, "test_fraction": 0.1, "num_shards": 8}
+KEYS = {"valid_fraction": 0.1, "test_fraction": 0.1, "num_shards": 4}
 LONGEST = 200
 
 
@@ -30,7 +30,7 @@ def corpus(
     words = ["model", "data", "x_y", "日本", "é", "loss"]
     every = []
     for number in range(9):
-        rows = [f"{number}.{i} " + " ".join(rng.choices(words, k=rng.randint(0, LONGEST // 4))) for i in range(150)]
+        rows = [f"{number}.{i} " + " ".join(rng.choices(words, k=rng.randint(0, LONGEST // 4))) for i in range(90)]
         rows[7], rows[8] = "", rows[6]
         every += rows
         write(folder / "a" / f"{number}.{kinds[number % len(kinds)]}", rows)
@@ -41,7 +41,7 @@ def corpus(
 @pytest.mark.parametrize("dedup", ["none", "exact"])
 def test_number_of_tokens(tmp_path: Path, byte_bpe: Path, dedup: str) -> None:
     sources, every = corpus(tmp_path / "in")
-    wanted = 8_000
+    wanted = 5_000
     manifest = run(sources[:1], tmp_path / "out", byte_bpe, sample_tokens=float(wanted), dedup=dedup, **KEYS)
     (entry,) = manifest.datasets
     longest = max(map(len, reference(byte_bpe, every)))
@@ -79,7 +79,7 @@ def test_later_rows_that_are_shorter_than_expected(
 def test_same_bytes_on_one_task_and_many(tmp_path: Path, byte_bpe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nano3.data.planning.plan.MIN_UNIT", 2000)
     sources, _ = corpus(tmp_path / "in")
-    keys = {**KEYS, "sample_tokens": 9000.0, "dedup": "exact"}
+    keys = {**KEYS, "sample_tokens": 5000.0, "dedup": "exact"}
     whole = run(sources[:1], tmp_path / "one", byte_bpe, **keys)
     plan = plan_build(sources[:1], options(tmp_path / "many", byte_bpe, **keys), "test")
     assert load_plan(plan).units > 5
@@ -96,13 +96,13 @@ def test_same_bytes_on_one_task_and_many(tmp_path: Path, byte_bpe: Path, monkeyp
 
 def test_resumed_while_shards_are_merged(tmp_path: Path, byte_bpe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources, _ = corpus(tmp_path / "in")
-    keys = {**KEYS, "sample_tokens": 9000.0}
+    keys = {**KEYS, "sample_tokens": 5000.0}
     whole = run(sources[:1], tmp_path / "whole", byte_bpe, **keys)
     real, calls = merge_shard, list[object]()
 
     def stop(*args: object) -> object:
         calls.append(args)
-        if len(calls) > 4:
+        if len(calls) > 2:
             raise Failure("killed")
         return real(*args)  # type: ignore[arg-type]
 

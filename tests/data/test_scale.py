@@ -18,7 +18,7 @@ from nano3.training.dataset import open_data
 PACKAGE = str(Path(nano3.__file__).parent)
 # Functions that wait for other processes: how many lines they execute depends on time.
 WAITING = ("dispatch_units", "results", "idle", "busy", "start", "collect", "add")
-FEW, MANY = 25, 100
+FEW, MANY = 12, 48
 
 
 def executed_lines(call: Callable[[], object]) -> int:

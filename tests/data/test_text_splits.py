@@ -179,6 +179,8 @@ def forget_rule(folder: Path) -> None:
         content = json.loads(path.read_text())
         del content["options"]["split_by"]
         content.pop("moved", None)
+        if path.name == "manifest.json":
+            del content["checksum"], content["tokenizer"]["files"]
         path.write_text(json.dumps(content))
 
 

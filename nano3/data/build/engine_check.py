@@ -70,8 +70,9 @@ def verified_mark(plan: Plan) -> Path:
     """Return the path of the file that says that the engines agree on a plan's tokenizer."""
     versions = installed_versions(("tokenizers", "fastokens"))
     key = [CHECK_VERSION, plan.tokenizer.sha256, plan.options.split_special_tokens, sorted(versions.items())]
-    folder = expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    return folder / "nano3" / "verified_tokenizers" / hashlib.sha256(msgspec.json.encode(key)).hexdigest()
+    default = expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "nano3"
+    folder = expand_user(os.environ.get("NANO3_CACHE") or str(default))
+    return folder / "verified_tokenizers" / hashlib.sha256(msgspec.json.encode(key)).hexdigest()
 
 
 def sample_texts(worker: Worker) -> list[str]:

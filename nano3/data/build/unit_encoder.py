@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import filterfalse, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,6 @@ from nano3.data.planning.splits import (
     check_bad_rows,
     document_hash,
     file_seed,
-    hash_texts,
     splits_in_plan,
     text_hashes,
 )
@@ -215,12 +214,10 @@ class UnitEncoder:
         self.pending, self.pending_chars = [], 0
         self.worker.note((self.dataset_number, int(columns.files[0]), int(columns.keys[0])))
         ids, lengths = self.encode_documents(texts, columns)
-        text_hashes = None
-        if self.by_text:
-            text_hashes, size = hash_texts(texts)
-            columns = columns._replace(hashes=np.ascontiguousarray(text_hashes[:, 0]))
-        else:
-            size = sum(map(utf8_size, texts))
+        hashes = text_hashes(texts) if self.by_text else None
+        if hashes is not None:
+            columns = columns._replace(hashes=np.ascontiguousarray(hashes[:, 0]))
+        size = utf8_size(texts)
         self.check(texts, columns)
         self.special += self.worker.count_special(ids)
         self.text_bytes += size
@@ -229,7 +226,7 @@ class UnitEncoder:
         tokens, lengths, truncated = self.framing(ids, lengths)
         self.truncated += truncated
         self.empty += len(lengths) - int(np.count_nonzero(lengths))
-        self.write(tokens, lengths, columns, text_hashes)
+        self.write(tokens, lengths, columns, hashes)
         self.worker.tick(size)
 
     def encode_documents(self, texts: list[str], columns: Columns) -> Encoded:
@@ -294,7 +291,7 @@ class UnitEncoder:
             tokens = self.framing.frame_chunk(ids, length, written)
             length, written = length + len(ids), written + len(tokens)
             writer.add_tokens(tokens)
-            size = utf8_size(chunk)
+            size = utf8_size([chunk])
             self.text_bytes += size
             self.worker.tick(size)
         end = self.framing.end_tokens(length)
@@ -373,14 +370,14 @@ class UnitEncoder:
         elif hashes is not None:
             self.text_hashes[0, 0].append(hashes[:, 0])
 
-    def write(self, tokens: np.ndarray, lengths: np.ndarray, columns: Columns, text_hashes: np.ndarray | None) -> None:
+    def write(self, tokens: np.ndarray, lengths: np.ndarray, columns: Columns, hashes: np.ndarray | None) -> None:
         """Append documents to their fragments, in order, one run of documents for the same shard at a time.
 
         Args:
             tokens: Tokens of all documents, back to back, in the dtype of the shards.
             lengths: Tokens per document.
             columns: Where the documents come from.
-            text_hashes: Their hashes, or None with split_by=position.
+            hashes: Result of `text_hashes` for them, or None with split_by=position.
         """
         if self.by_text and not self.exact:
             self.text_hashes[0, 0].append(columns.hashes)
@@ -395,8 +392,8 @@ class UnitEncoder:
             run = tokens[ends[a] : ends[b]]
             first, last = (int(files[a]), int(keys[a])), (int(files[b - 1]), int(keys[b - 1]))
             writer.add(run, lengths[a:b].astype(np.int32), first, last)
-            if self.exact and text_hashes is not None:
-                self.keep_hashes(text_hashes[a:b], int(splits[a]), int(shards[a]))
+            if self.exact and hashes is not None:
+                self.keep_hashes(hashes[a:b], int(splits[a]), int(shards[a]))
 
     def writer(self, split: int, shard: int) -> FragmentWriter:
         """Return the writer of a shard's fragment.
@@ -418,6 +415,6 @@ def check_window(text: str, number: int) -> str:
     return text[start : start + CHECK_CHARS]
 
 
-def utf8_size(text: str) -> int:
-    """Return the size of a text in bytes of UTF-8."""
-    return len(text) if text.isascii() else len(text.encode())
+def utf8_size(texts: list[str]) -> int:
+    """Return the size of texts in bytes of UTF-8."""
+    return sum(map(len, texts)) + sum(len(text.encode()) - len(text) for text in filterfalse(str.isascii, texts))

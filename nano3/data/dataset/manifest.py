@@ -232,8 +232,9 @@ def manifest_checksum(manifest: Manifest) -> str:
 
 
 def encode_manifest(manifest: Manifest) -> str:
-    """Return the text of manifest.json, with its checksum."""
-    return encode_json(msgspec.structs.replace(manifest, checksum=manifest_checksum(manifest)))
+    """Set a manifest's checksum and return the text of manifest.json."""
+    manifest.checksum = manifest_checksum(manifest)
+    return encode_json(manifest)
 
 
 def consistency_problems(manifest: Manifest) -> list[str]:

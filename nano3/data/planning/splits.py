@@ -35,7 +35,6 @@ FULL = 1 << 64
 SCAN_BYTES = 256 << 20  # most text that is read in search of a document of each split
 TEXT_SEED = 0x6E616E6F33  # "nano3"
 HASH_CHARS = 8 << 20  # longer texts are encoded and hashed in parts, to save memory
-HASH_SLICE = 32  # texts encoded at a time: they stay in the processor's cache until they are hashed
 
 
 def file_seed(dataset: str, key: str) -> int:
@@ -61,24 +60,22 @@ def document_hash(seed: int, keys: np.ndarray) -> np.ndarray:
 
 
 def text_hashes(texts: list[str]) -> np.ndarray:
-    """Return XXH3-128 of the UTF-8 form of each text with TEXT_SEED, as uint64[texts, 2]: high half, low half."""
-    if max(map(len, texts), default=0) < HASH_CHARS:
-        return hash_texts(texts)[0]
-    return np.concatenate([hash_texts([text])[0] if len(text) < HASH_CHARS else hash_long_text(text) for text in texts])
-
-
-def hash_texts(texts: list[str]) -> tuple[np.ndarray, int]:
-    """Return the hashes of texts of less than HASH_CHARS characters, as `text_hashes` does, and their bytes of UTF-8.
+    """Return XXH3-128 of the UTF-8 form of each text with TEXT_SEED, as uint64[texts, 2]: high half, low half.
 
     This is cheap for texts that an engine has encoded before: their strings then hold their UTF-8 form.
     """
-    digests: list[bytes] = []
-    size = 0
-    for start in range(0, len(texts), HASH_SLICE):
-        encoded = list(map(str.encode, texts[start : start + HASH_SLICE]))
-        digests += map(xxhash.xxh3_128_digest, encoded, repeat(TEXT_SEED))
-        size += sum(map(len, encoded))
-    return digests_to_array(b"".join(digests)), size
+    if max(map(len, texts), default=0) < HASH_CHARS:
+        return hash_texts(texts)
+    return np.concatenate([hash_texts([text]) if len(text) < HASH_CHARS else hash_long_text(text) for text in texts])
+
+
+def hash_texts(texts: list[str]) -> np.ndarray:
+    """Return the hashes of texts of less than HASH_CHARS characters, as `text_hashes` does.
+
+    Copies and digests are freed one by one, so they stay in the processor's cache.
+    """
+    digests = map(xxhash.xxh3_128_digest, map(str.encode, texts), repeat(TEXT_SEED))
+    return digests_to_array(np.fromiter(digests, "S16", len(texts)))
 
 
 def hash_long_text(text: str) -> np.ndarray:
@@ -89,8 +86,8 @@ def hash_long_text(text: str) -> np.ndarray:
     return digests_to_array(state.digest())
 
 
-def digests_to_array(digests: bytes) -> np.ndarray:
-    """Return digests of 16 bytes as uint64[digests, 2]."""
+def digests_to_array(digests: bytes | np.ndarray) -> np.ndarray:
+    """Return big-endian digests of 16 bytes, back to back, as uint64[digests, 2]."""
     return np.frombuffer(digests, ">u8").astype(np.uint64).reshape(-1, 2)
 
 

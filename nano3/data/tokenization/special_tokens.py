@@ -1,12 +1,15 @@
 """From the ids of documents to the tokens on disk: cut to a limit, framed by BOS and EOS, in the dtype of the shard."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from nano3.config import PrepOptions
 from nano3.data.tokenization.encoders import Encoded
 from nano3.data.tokenization.tokenizer import TokenizerInfo
+
+JOIN_TOKENS = 200  # mean length of documents from which `join_documents` is faster than `frame_by_mask` (measured)
 
 
 @dataclass(frozen=True)
@@ -91,20 +94,52 @@ def frame(ids: np.ndarray, lengths: np.ndarray, bos: int | None, eos: int | None
         ids = ids.view(dtype)  # ids are far below 2^31, so no conversion is needed
     full = lengths > 0
     extra = (bos is not None) + (eos is not None)
-    lengths = lengths + extra * full
-    out = np.empty(int(lengths.sum()), dtype)
+    framed = lengths + extra * full
     if not extra:
-        out[:] = ids
-        return out, lengths
-    ends = np.cumsum(lengths)[full]
+        return ids.astype(dtype, copy=False), framed
+    if len(ids) >= JOIN_TOKENS * max(int(np.count_nonzero(full)), 1):
+        return join_documents(ids.astype(dtype, copy=False), lengths[full], bos, eos), framed
+    return frame_by_mask(ids, framed, np.cumsum(framed)[full], bos, eos, dtype), framed
+
+
+def join_documents(ids: np.ndarray, lengths: np.ndarray, bos: int | None, eos: int | None) -> np.ndarray:
+    """Return the tokens that `frame` returns, in a read-only array. The work is that of copying, and per document.
+
+    Args:
+        ids: Ids of all documents, back to back, in the dtype of the result.
+        lengths: int64 number of ids of each document that has any.
+        bos: Id to write before each document, or None.
+        eos: Id to write after each document, or None.
+    """
+    view = memoryview(ids).cast("B")
+    ends = (np.cumsum(lengths) * ids.itemsize).tolist()
+    texts = (view[start:end] for start, end in pairwise([0, *ends]))
+    between = np.array([i for i in (eos, bos) if i is not None], ids.dtype).tobytes()
+    tokens = np.frombuffer(between.join([b"", *texts, b""]), ids.dtype)
+    return tokens[int(eos is not None) : len(tokens) - int(bos is not None)]
+
+
+def frame_by_mask(
+    ids: np.ndarray, framed: np.ndarray, ends: np.ndarray, bos: int | None, eos: int | None, dtype: np.dtype
+) -> np.ndarray:
+    """Return the tokens that `frame` returns. The work is that of a mask of all tokens.
+
+    Args:
+        ids: Ids of all documents, back to back.
+        framed: int64 number of tokens to write of each document.
+        ends: int64 end in the result of each document that has ids.
+        bos: Id to write before each document, or None.
+        eos: Id to write after each document, or None.
+        dtype: Dtype of the result.
+    """
+    out = np.empty(int(framed.sum()), dtype)
+    starts = ends - framed[framed > 0]
     text = np.ones(len(out), bool)
     if eos is not None:
         text[ends - 1] = False
-    if bos is not None:
-        text[ends - lengths[full]] = False
-    out[text] = ids
-    if eos is not None:
         out[ends - 1] = eos
     if bos is not None:
-        out[ends - lengths[full]] = bos
-    return out, lengths
+        text[starts] = False
+        out[starts] = bos
+    out[text] = ids
+    return out

@@ -71,7 +71,7 @@ def rank_log(run_dir: Path, rank: int) -> Iterator[None]:
         for number in (1, 2):
             os.dup2(log, number)
         os.close(log)
-        logged: IO[str] = undo.enter_context(open(path, "a", encoding="utf-8", errors="backslashreplace"))
+        logged: IO[str] = undo.enter_context(path.open("a", encoding="utf-8", errors="backslashreplace"))
         streams = shown if own else [ConsoleStream(stream, logged) for stream in shown]
         undo.enter_context(console_streams(streams[0], streams[1]))
         try:

@@ -72,9 +72,13 @@ def test_bad_input_is_not_sampled(tmp_path: Path, byte_bpe: Path) -> None:
     assert engine_check.compare_engines(worker, engines) == ""
 
 
-def test_a_verified_tokenizer_is_compared_once(tmp_path: Path, byte_bpe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("variable", ["NANO3_CACHE", "XDG_CACHE_HOME"])
+def test_a_verified_tokenizer_is_compared_once(
+    tmp_path: Path, byte_bpe: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
     """The mark is for this tokenizer.json, these engines, and this treatment of special tokens."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("NANO3_CACHE", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path / "cache"))
     worker, engines = worker_of(tmp_path, byte_bpe, [write(tmp_path / "a.jsonl", texts(10))])
     calls: list[str] = []
     monkeypatch.setattr(engine_check, "check_tokenizer", lambda file, *_: calls.append(file) or "differs")
@@ -86,11 +90,12 @@ def test_a_verified_tokenizer_is_compared_once(tmp_path: Path, byte_bpe: Path, m
     worker.plan.options.split_special_tokens = True
     assert engine_check.compare_engines(worker, engines) == ""
     assert len(calls) == 4
+    assert len(list((tmp_path / "cache").rglob("verified_tokenizers/*"))) == 2
 
 
 def test_without_a_cache_folder_every_build_compares(
     tmp_path: Path, byte_bpe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(write(tmp_path / "file.jsonl", ["x"])))
+    monkeypatch.setenv("NANO3_CACHE", str(write(tmp_path / "file.jsonl", ["x"])))
     worker, engines = worker_of(tmp_path, byte_bpe, [write(tmp_path / "a.jsonl", texts(10))])
     assert engine_check.compare_engines(worker, engines) == ""

@@ -8,6 +8,7 @@ from data_helpers import paper_dataset, paper_plan
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from nano3.data.tokenization import special_tokens
 from nano3.data.tokenization.special_tokens import Framing, frame, truncate
 
 ends = st.sampled_from([None, 7])
@@ -85,13 +86,26 @@ def test_options_determine_the_framing(tmp_path: Path, keys: dict, wanted: tuple
 rows = st.lists(st.lists(st.integers(5, 9), max_size=6), max_size=12)
 
 
+@pytest.mark.parametrize("join_tokens", [1, 4, 200])
 @given(rows=rows, bos=st.sampled_from([None, 1]), eos=st.sampled_from([None, 2]), limit=st.integers(1, 8))
-def test_frame_and_truncate(rows: list[list[int]], bos: int | None, eos: int | None, limit: int) -> None:
+def test_frame_and_truncate(
+    join_tokens: int, rows: list[list[int]], bos: int | None, eos: int | None, limit: int
+) -> None:
+    """Both ways to frame documents give the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(special_tokens, "JOIN_TOKENS", join_tokens)
+        check_frame(rows, bos, eos, limit)
+
+
+def check_frame(rows: list[list[int]], bos: int | None, eos: int | None, limit: int) -> None:
+    """Compare `truncate` and `frame` with the simplest way, in both dtypes."""
     ids = np.array([i for r in rows for i in r], np.uint32)
     lengths = np.array([len(r) for r in rows], np.int64)
     ids, lengths, cut = truncate(ids, lengths, limit)
-    tokens, lengths = frame(ids, lengths, bos, eos, np.dtype(np.uint16))
     wanted = [([bos] if bos else []) + r[:limit] + ([eos] if eos else []) if r else [] for r in rows]
-    assert tokens.tolist() == [i for r in wanted for i in r]
-    assert lengths.tolist() == [len(r) for r in wanted]
+    for dtype in (np.uint16, np.int32):
+        tokens, framed = frame(ids, lengths, bos, eos, np.dtype(dtype))
+        assert tokens.dtype == dtype
+        assert tokens.tolist() == [i for r in wanted for i in r]
+        assert framed.tolist() == [len(r) for r in wanted]
     assert cut == sum(len(r) > limit for r in rows)
