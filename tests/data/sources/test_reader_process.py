@@ -100,7 +100,7 @@ def test_a_dead_worker_names_the_file_that_crashes(
                 list(pool.results())
             if task == ("unit", 0):
                 request.getfixturevalue("crash")
-                assert "b.arrow: reading it ended a process" in str(pool._death(task))
+                assert "b.arrow: reading it ended a process" in str(pool._death(task, None))
                 monkeypatch.undo()
 
 
