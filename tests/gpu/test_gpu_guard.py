@@ -12,7 +12,8 @@ from nano3.training.run.guard import read_events
 from nano3.training.run.skips import read_skips
 
 pytestmark = MARKS
-SAME = 0.01
+# Until the gradient first spikes two runs differ by at most 0.0002; afterwards by up to 0.08 (test_gpu_train.py).
+SAME, NOISE, SPIKE = 0.003, 0.15, 10
 # A quarter of the batch is poisoned at some iterations; without clipping, as in benchmarks/guard.py.
 SETTINGS = [
     "run.data=poisoned",
@@ -62,10 +63,8 @@ def test_a_poisoned_batch_is_rolled_back_and_left_out(runs: Runs, poisoned: Path
     for iteration, step in guarded.items():
         assert step["consumed_samples"] == by_hand[iteration]["consumed_samples"] == 4 * iteration
         assert step["lr"] == pytest.approx(by_hand[iteration]["lr"])
-    first = min(found)
-    for iteration in range(1, first + 3):
-        if iteration in guarded:
-            assert guarded[iteration]["loss"] == pytest.approx(by_hand[iteration]["loss"], abs=SAME)
+        same = SAME if iteration < SPIKE else NOISE
+        assert step["loss"] == pytest.approx(by_hand[iteration]["loss"], abs=same), iteration
 
 
 def test_a_poisoned_step_is_left_out(runs: Runs, poisoned: Path) -> None:
