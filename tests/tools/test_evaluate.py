@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from launch.submit import Batch
 from nano3.config.cluster import ClusterConfig
 from nano3.tools import evaluate, report
 from nano3.tools.evaluate import cluster_config, make_job
@@ -165,6 +166,9 @@ def test_it_does_not_take_the_run_s_folder(run_dir: Path) -> None:
     job = make_job(request, cluster_config(["cluster=slurm", "cluster.container_runtime=none"]))
     assert job.run_dir == run_dir / "evals" / "iter_0000004" and job.container == "img.sqsh"
     assert job.folders == (request.export, str(run_dir))
+    script = Batch([job], job.name, job.run_dir / "slurm").script_text()
+    assert "#SBATCH --nodes=1\n" in script and "#SBATCH --gpus-per-node=1\n" in script
+    assert "#SBATCH --ntasks-per-node=1\n" in script and "eval-run-iter_0000004" in script
 
 
 def arguments(**values: Any) -> argparse.Namespace:
@@ -182,6 +186,7 @@ def test_a_failure_shows_the_end_of_the_log(run_dir: Path, tasks: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not is_installed("lm_eval"), reason="lm-eval is not installed")
 def test_a_run_with_exports_is_evaluated_and_reported(tmp_path: Path, tasks: Path) -> None:
     """On the quickstart's model: train with exports, evaluate all of them, show the results."""

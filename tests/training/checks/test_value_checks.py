@@ -68,6 +68,11 @@ def test_non_finite_values_are_reported_once(key: str) -> None:
             {"checkpoint.save_interval": 0, "backend": "transformers"},
             ["checkpoint.save_interval=0 must be at least 1."],
         ),
+        (
+            {"checkpoint.save_interval": 0, "checkpoint.export_every": 2},
+            ["checkpoint.export_every needs checkpoints to export, and checkpoint.save_interval is 0."],
+        ),
+        ({"checkpoint.export_every": -1}, ["checkpoint.export_every=-1 must be at least 0."]),
         ({"train.threads": None, "train.exit_iteration": None, "train.exit_duration_in_mins": None}, []),
         ({"train.seed": LARGEST_SEED}, []),
         ({"train.seed": LARGEST_SEED + 1}, [f"train.seed={LARGEST_SEED + 1} must be between 0 and {LARGEST_SEED}."]),
@@ -76,8 +81,9 @@ def test_non_finite_values_are_reported_once(key: str) -> None:
         ({"optimizer.adam_beta2": math.nan}, ["optimizer.adam_beta2=nan must be at least 0 and below 1."]),
     ],
     ids=[
-        "no validation", "validation of nothing", "megatron never saves", "transformers must", "nulls", "largest seed",
-        "too large a seed", "betas", "negative beta", "beta that is no number",
+        "no validation", "validation of nothing", "megatron never saves", "transformers must",
+        "no exports without checkpoints", "negative exports", "nulls", "largest seed", "too large a seed",
+        "betas", "negative beta", "beta that is no number",
     ],
 )  # fmt: skip
 def test_limits_that_depend_on_other_keys(changes: dict[str, Any], words: list[str]) -> None:
