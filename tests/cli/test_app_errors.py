@@ -96,7 +96,7 @@ def test_defaults_of_a_member_in_a_config_dir(cli: Commands) -> None:
 def test_a_run_folder_with_only_config_yaml_is_a_new_run(cli: Commands) -> None:
     """As when config.yaml was copied to another folder, or starts/ was deleted."""
     (cli.folder / "alone").mkdir()
-    (cli.folder / "alone/config.yaml").write_text("train: {seed: 1}\n")
+    (cli.folder / "alone/config.yaml").write_text("run: {}\ntrain: {seed: 1}\ncheckpoint: {}\n")
     words = ["run.output_dir=alone", "run.data=./out", "train.seq_length=32", "dry_run=true"]
     assert "error" not in cli("-m", "nano3.pretrain", "+experiment=quickstart", *words).stderr
     assert [path.name for path in (cli.folder / "alone").iterdir()] == ["config.yaml"], "a dry run writes nothing"
