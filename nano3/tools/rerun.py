@@ -97,7 +97,9 @@ def load_recorded_config(path: Path) -> dict[str, Any]:
     """Return the configuration of a start; raise DamagedRecordError if it is damaged."""
     fix = config_fix(path)
     try:
-        config = yaml.safe_load(read_config_text(path, fix))
+        config = yaml.safe_load(text := read_config_text(path, fix))
+        if not isinstance(config, dict):
+            raise damaged(path, "it holds no mapping of keys to values" if text.strip() else "it is empty", fix)
         config["run"]["data"], config["run"]["name"], config["run"]["output_dir"], config["checkpoint"]["save"]
         Path(config["run"]["data"])
     except FileNotFoundError:

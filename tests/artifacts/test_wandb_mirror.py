@@ -70,7 +70,7 @@ def test_a_run_has_metrics_its_data_and_its_checkpoints(cli: Commands, run: Path
 
 
 def test_a_point_of_a_sweep_is_named_and_secrets_stay_here(tmp_path: Path) -> None:
-    start = {"label": "optimizer.lr=0.001", "data": {"reference": "d", "folder": "d", "fingerprint": "p"}}
+    start = {"label": "optimizer.lr=0.001", "data": {"reference": "d", "folder": "d", "fingerprint": "p"}, "code": {}}
     write_json(tmp_path / "starts/0001/start.json", start)
     config = PretrainConfig()
     config.run.name, config.run.wandb.mode = "sweep", "offline"

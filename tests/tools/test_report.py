@@ -20,6 +20,7 @@ from nano3.training.reports.plot import plot_losses
 from nano3.training.run.record import DataReference, save_run_config
 from nano3.training.run.skips import ROLLED_BACK, SkippedRange, SkipRecord
 from nano3.utils.errors import Failure, UserError
+from nano3.utils.records import CHECKSUM, DamagedRecordError, write_record
 
 
 def make_run(folder: Path, lr: float = 1e-3, end: float = 5.0, iterations: int = 40, **keys: Any) -> Path:
@@ -132,7 +133,8 @@ def test_the_best_run_is_marked_only_if_losses_are_comparable(tmp_path: Path) ->
     assert best(*runs) == ["b"]
     start = json.loads((runs[1] / "starts/0001/start.json").read_text())
     start["data"]["fingerprint"] = "other"
-    (runs[1] / "starts/0001/start.json").write_text(json.dumps(start))
+    del start[CHECKSUM]
+    write_record(runs[1] / "starts/0001/start.json", start)
     assert best(*runs) == []
     short = [make_run(tmp_path / name, iterations=5) for name in ("c", "d")]
     for run in short:
@@ -245,8 +247,8 @@ def test_the_output_folder_is_created(tmp_path: Path) -> None:
     ("damage", "error", "message"),
     [
         pytest.param(("metrics.jsonl", "{\n"), Failure, "metrics.jsonl, line 1: damaged", id="metrics"),
-        pytest.param(("finished.json", "{"), Failure, "finished.json: damaged", id="marker"),
-        pytest.param(("starts/0001/start.json", "{"), Failure, "the record of this start is damaged", id="start"),
+        pytest.param(("finished.json", "{"), DamagedRecordError, "finished.json: damaged", id="marker"),
+        pytest.param(("starts/0001/start.json", "{"), DamagedRecordError, "0001/start.json: damaged", id="start"),
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, damage: tuple[str, str], error: type[Exception], message: str) -> None:

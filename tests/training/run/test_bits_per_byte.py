@@ -16,10 +16,11 @@ def with_datasets(data_dir: Path, **changes: dict[str, int]) -> BitsPerByte:
     """Return the conversion for docs with 4 and code with 2 bytes per token; `changes` are merged into a dataset."""
     path = data_dir / "manifest.json"
     manifest = json.loads(path.read_text())
+    splits = {dataset["name"]: dataset["splits"] for dataset in manifest["datasets"]}
     manifest["datasets"] = [
         {
             "name": name, "weight": 1.0, "path": "x", "revision": None, "files": 1, "documents": 1, "empty": 0,
-            "tokens": 1000, "text_bytes": size, "skipped": {}, "truncated": 0, "special_tokens": 0, "splits": {},
+            "tokens": 1000, "text_bytes": size, "skipped": {}, "truncated": 0, "special_tokens": 0, "splits": splits[name],
         } | changes.get(name, {})
         for name, size in (("docs", 4000), ("code", 2000))
     ]  # fmt: skip
