@@ -20,7 +20,8 @@ def with_datasets(data_dir: Path, **changes: dict[str, int]) -> BitsPerByte:
     manifest["datasets"] = [
         {
             "name": name, "weight": 1.0, "path": "x", "revision": None, "files": 1, "documents": 1, "empty": 0,
-            "tokens": 1000, "text_bytes": size, "skipped": {}, "truncated": 0, "special_tokens": 0, "splits": splits[name],
+            "tokens": 1000, "text_bytes": size, "skipped": {}, "truncated": 0, "special_tokens": 0,
+            "splits": splits[name],
         } | changes.get(name, {})
         for name, size in (("docs", 4000), ("code", 2000))
     ]  # fmt: skip
