@@ -66,6 +66,7 @@ def scene(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
     )
     manifest = load_manifest(own_data)
     (own_data / "blend.json").write_text(encode_json(make_blend(manifest, own_data)))
+    monkeypatch.setattr(record, "code_version", lambda: ("c" * 40, b"+ a changed line\n" * 8))
     record.save_run_config(run, config, record.DataReference(f"{DATA}:v1", str(own_data), manifest.content), ["a=1"])
     folder = run / "checkpoints" / "iter_0000006"
     folder.mkdir(parents=True)
