@@ -4,11 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 from training_processes import Child, tiny_config
 
 from nano3.training.export import export
 from nano3.training.run.checkpoints import folder_name
+from nano3.training.run.config_file import with_header
+from nano3.training.run.record import run_config_text
 from nano3.utils.errors import Failure
 from nano3.utils.files import write_text
 
@@ -18,7 +19,8 @@ def run(undisturbed: Path, data: Path, tmp_path: Path) -> Path:
     """The finished run of twelve iterations, with the config.yaml of `nano3.pretrain` and checkpoints 8 and 12."""
     shutil.copytree(undisturbed, tmp_path / "run")
     config = tiny_config(**{"run.data": str(data), "run.output_dir": str(tmp_path / "run")})
-    write_text(tmp_path / "run" / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+    config.recipe.per_split_data_args_path = str(data / "blend.json")
+    write_text(tmp_path / "run" / "config.yaml", with_header(run_config_text(config)))
     return tmp_path / "run"
 
 

@@ -13,6 +13,7 @@ from nano3.cli.app import register_config
 from nano3.cli.config_groups import conf_dir
 from nano3.data.dataset.manifest import load_manifest
 from nano3.pretrain import absolute_path, make_job, pretrain, resolve_data, run_preflight, validate
+from nano3.training.run.config_file import with_header
 from nano3.training.run.record import load_run_config, read_latest_start
 from nano3.utils.errors import UserError
 
@@ -64,7 +65,7 @@ def test_what_is_shown_is_what_the_ranks_read(composed: Compose, tmp_path: Path)
     cfg = composed("+cluster.env.A=7")
     config, text = validate(cfg, resolve_data(cfg), tmp_path / "run")
     start(job(cfg))
-    assert (tmp_path / "run/config.yaml").read_text() == text
+    assert (tmp_path / "run/config.yaml").read_text() == with_header(text)
     assert load_run_config(tmp_path / "run/config.yaml") == config
     assert "${" not in text, "nothing is left to be looked up on another machine"
 
