@@ -107,7 +107,7 @@ def shards(data: Path) -> dict[str, str]:
 def facts(data: Path, store: Path, alias: str) -> dict[str, Any]:
     """What identifies prepared data: its bytes, how they are mixed, and what it is called."""
     blend = json.loads((data / "blend.json").read_text())
-    number = (store / "DataBlendsArtifact-pretrain" / f"{alias}.alias").read_text()
+    number = (store / "DataBlendsArtifact-pretrain" / f"{alias}.alias").read_text().split()[-1]  # after a checksum
     registered = json.loads((store / "DataBlendsArtifact-pretrain" / f"v{number}.json").read_text())
     manifest = json.loads((data / "manifest.json").read_text())
     return {

@@ -168,9 +168,13 @@ def with_slurm(folder: Path, state: str) -> dict[str, str]:
 
 
 def test_all_runs_are_listed_as_before(old: Work) -> None:
-    """Slurm is asked only about the one job whose end nobody has noted."""
+    """Slurm is asked only about the one job whose end nobody has noted.
+
+    The last column was the time of submission for jobs of Slurm. It is that of their start now, which is not recorded.
+    """
     told = old(*TOOL, "jobs", **with_slurm(old.folder, "COMPLETED"))
-    assert table_rows(told, old.folder) == BASE["jobs"]
+    expected = [row[:-1] if row[1].partition("_")[0].isdigit() else row for row in BASE["jobs"]]
+    assert table_rows(told, old.folder) == expected
 
 
 def test_a_job_that_runs_is_found(own: Work) -> None:
