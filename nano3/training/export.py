@@ -19,6 +19,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from nano3.config.model import ModelConfig
 from nano3.training.checks.model_stats import padded_vocab_size
 from nano3.training.hf.checkpoints import load_state
@@ -163,14 +165,14 @@ def _build(checkpoint: Path, info: CheckpointInfo, tokenizer: Path, output: Path
 
     names = {f.name for f in fields(ModelConfig)}
     saved = {key.removeprefix("model."): value for key, value in info.run_identity.items() if key.startswith("model.")}
-    shape = ModelConfig(**{name: value for name, value in saved.items() if name in names})
-    shape.mamba_chunk_size = info.mutable_settings.get("model.mamba_chunk_size")
+    saved["mamba_chunk_size"] = info.mutable_settings.get("model.mamba_chunk_size")
     try:
+        shape = msgspec.convert({name: value for name, value in saved.items() if name in names}, ModelConfig)
         model = build_model(
             shape, int(saved["vocab_size"]), int(info.run_identity["train.seq_length"]), _data_eod(tokenizer)
         )
         model.load_state_dict(load_state(checkpoint)["model"], strict=True)
-    except (KeyError, RuntimeError, UserError) as error:
+    except (KeyError, RuntimeError, UserError, TypeError, ValueError, msgspec.ValidationError) as error:
         raise Failure(f"{checkpoint}: {MARKER} and state.pt do not describe one model: {error}") from error
     export_hf(model, tokenizer, output)
 

@@ -1,13 +1,14 @@
 """`nano3 export --iteration N` of a run that trained here: the weights of exactly that checkpoint, or none."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from training_processes import Child, tiny_config
 
 from nano3.training.export import export
-from nano3.training.run.checkpoints import folder_name
+from nano3.training.run.checkpoints import folder_name, read_checkpoint_info, write_checkpoint_info
 from nano3.training.run.config_file import with_header
 from nano3.training.run.record import run_config_text
 from nano3.utils.errors import Failure
@@ -59,6 +60,24 @@ def test_a_run_that_stopped_early_is_exported_too(run: Path, tmp_path: Path) -> 
     """Its last checkpoint has no hf/."""
     shutil.rmtree(run / "checkpoints" / "iter_0000012")
     assert Child(same_as_state, (run, tmp_path / "out", None, 8), tmp_path / "log.txt").result()[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.share_embeddings_and_output_weights", {}),
+        ("model.vocab_size", "x"),
+        ("train.seq_length", None),
+        ("model.hidden_size", 24),
+    ],
+)
+def test_a_checkpoint_that_describes_another_model_is_named(run: Path, tmp_path: Path, key: str, value: object) -> None:
+    """Also by a value of another type."""
+    folder = run / "checkpoints" / folder_name(8)
+    info = read_checkpoint_info(folder)
+    write_checkpoint_info(folder, replace(info, run_identity=info.run_identity | {key: value}))
+    with pytest.raises(Failure, match=r"iter_0000008: checkpoint\.json and state\.pt do not describe one model"):
+        export(run, tmp_path / "out", 8)
 
 
 @pytest.mark.parametrize("iteration", [8, 12])
