@@ -84,7 +84,9 @@ def test_a_locked_point_is_refused_and_the_others_run(make_job: Any, capfd: pyte
     with hold_run_lock(jobs[0].run_dir):
         assert launch.run(jobs, sweep=True) == 2
     assert [job.finished for job in jobs] == [False, True]
-    assert "p0: refused, exit code 2" in capfd.readouterr().err
+    shown = capfd.readouterr()
+    assert re.search(r"^p0 +- +refused", shown.out, re.MULTILINE), shown.out
+    assert "1 of 2 points finished, 1 failed" in shown.err
 
 
 class SavingRun:

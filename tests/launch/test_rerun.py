@@ -154,5 +154,6 @@ def test_changed_run(cli: Commands, finished_run: Path) -> None:
 def test_uncommitted_edits_of_any_encoding_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "commit_of", lambda root: "1" * 40)
     monkeypatch.setattr(record, "git_bytes", lambda *words: b"+caf\xe9\n")
+    monkeypatch.setattr(record, "code_version", record.code_version.__wrapped__)  # without the cache of this process
     record.save_run_config(tmp_path, PretrainConfig(), record.DataReference("d", "/d", "f"), [])
     assert (tmp_path / "starts" / "0001" / "code.diff").read_bytes() == b"+caf\xe9\n"

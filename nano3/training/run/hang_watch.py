@@ -134,12 +134,11 @@ class HangWatch:
         waited = time.monotonic() - seen.at
         frames = sys._current_frames().get(threading.main_thread().ident or 0)
         stack = [f"{f.filename}:{f.lineno} in {f.name}" for f in traceback.extract_stack(frames)] if frames else []
-        print(
+        self._text.write(
             f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} rank {self.rank} on {socket.gethostname()}: no progress for "
-            f"{waited:.0f} s in iteration {seen.iteration + 1} ({seen.phase})",
-            file=self._text,
-            flush=True,
+            f"{waited:.0f} s in iteration {seen.iteration + 1} ({seen.phase})\n"
         )
+        self._text.flush()
         faulthandler.dump_traceback(self._text, all_threads=True)
         self._record({"waited_s": round(waited, 1), "iteration": seen.iteration, "phase": seen.phase, "stack": stack})
         time.sleep(self._gather_s if self.world > 1 else 0)
