@@ -52,7 +52,6 @@ FOLDERS = {
     **dict.fromkeys([RUN, f"{RUN}/starts", f"{RUN}/starts/0001", f"{RUN}/checkpoints"], RUN_COMMANDS),
     f"{RUN}/checkpoints/iter_0000006": RUN_COMMANDS[4:],
     **dict.fromkeys(["home", STORE], STORE_COMMANDS),
-    "conf": CONF_COMMANDS,
 }
 FILES = {
     **dict.fromkeys(["data/tokenizer/tokenizer.json", "data/train/data_00000.bin"], DATA_COMMANDS),

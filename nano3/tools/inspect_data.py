@@ -143,6 +143,7 @@ def load_tokenizer(path: Path) -> "Tokenizer":
 
     if not path.exists():
         raise Failure(f"{path}: there is no such file. Run the same nano3.data_prep again: it copies it back.")
+    path.open("rb").close()  # a missing permission is no damage
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception for an unreadable file
