@@ -90,7 +90,8 @@ def same_files(old: Path, new: Path) -> bool:
 def measure(command: list[str], checkout: Path, folder: Path) -> tuple[float, float]:
     """Run a command of one checkout and return its wall time and CPU time in seconds, children included."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    environment = {**os.environ, **QUIET, "PYTHONPATH": str(checkout), "NANO3_HOME": str(folder / "home")}
+    home = str(folder / f"home_{checkout.name}")  # an older version need not read the records of a newer one
+    environment = {**os.environ, **QUIET, "PYTHONPATH": str(checkout), "NANO3_HOME": home}
     subprocess.run([sys.executable, *command], check=True, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
