@@ -25,12 +25,12 @@ from nano3.artifacts.resolver import resolve_reference, wandb_settings_from
 from nano3.cli.app import run_app, task_overrides, to_typed_config
 from nano3.cli.config_file_errors import experiment_override_warning
 from nano3.config import PretrainConfig
+from nano3.config.guard import may_roll_back
 from nano3.training import backend
 from nano3.training.checks import run_folders
 from nano3.training.checks.lr_schedule import with_default_decay
 from nano3.training.preflight import Preflight, preflight
 from nano3.training.reports.objective import objective_problems
-from nano3.training.run.guard import may_roll_back
 from nano3.training.run.record import (
     DataReference,
     abandoned_checkpoint_problems,
@@ -151,7 +151,7 @@ def make_job(
         preview=preview,
         label=label,
         iterations=last_iteration(config),
-        may_roll_back=may_roll_back(config),
+        may_roll_back=may_roll_back(config.guard, config.backend),
         changed=run_changed(run_dir, config, found) or missing_final_checkpoint(run_dir) is not None,
         save_config=save_config,
     )

@@ -7,9 +7,6 @@ W&B as well. A failure of W&B is logged and never ends a run. `wandb` is importe
 import contextlib
 import importlib.util
 import os
-import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -155,6 +152,10 @@ def connection_problem(url: str, seconds: float = PROBE_S) -> str | None:
         url: The address of the server.
         seconds: How long it may take to connect, and then to answer.
     """
+    import ssl  # slow to import, like urllib.request; only a run with W&B needs them
+    import urllib.error
+    import urllib.request
+
     try:
         with urllib.request.urlopen(url, timeout=seconds):
             return None

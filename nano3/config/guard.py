@@ -32,3 +32,13 @@ class GuardConfig:
     max_rollbacks: int = 5
     # Steps in a row that guard.action=skip may leave out; then the run fails.
     max_consecutive_skips: int = 10
+
+
+def may_roll_back(guard: GuardConfig, backend: str) -> bool:
+    """Return whether the guard may end the ranks with 77: Megatron-Bridge cannot leave out a step with NaN.
+
+    Args:
+        guard: The section `guard`.
+        backend: "transformers" or "megatron".
+    """
+    return guard.action == "rollback" or (guard.action == "skip" and backend == "megatron")

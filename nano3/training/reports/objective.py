@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from nano3.training.run.metrics import read_metrics
 from nano3.utils.errors import Failure, did_you_mean
 
 # How to choose one value among those of a run.
@@ -29,6 +28,8 @@ def read_objective(run_dir: Path, metric: str, take: str) -> float:
     Raises:
         Failure: The run has no such metric, or the value is not a finite number.
     """
+    from nano3.training.run.metrics import read_metrics  # pretrain checks objective_take at every start
+
     lines = read_metrics(run_dir)
     values = [line[metric] for line in lines if isinstance(line.get(metric), int | float)]
     if not values:

@@ -29,6 +29,7 @@ from nano3.training.run.resume import ResumePoint
 from nano3.training.run.skips import DROPPED, ROLLED_BACK, SkippedRange, SkipRecord, read_skips
 from nano3.utils.console import say, warn
 from nano3.utils.errors import Failure, Nano3Error
+from nano3.utils.files import complete_lines
 
 FILE = "guard.jsonl"
 # Standard deviation of a normal distribution over its median absolute deviation.
@@ -269,12 +270,6 @@ def make_guard(config: PretrainConfig, run_dir: Path, rank: int, data: Path, poi
     return Guard(config, run_dir, rank, documents, point.skips, point.guard_window)
 
 
-def may_roll_back(config: PretrainConfig) -> bool:
-    """Return whether the guard may end the ranks with 77: Megatron-Bridge cannot leave out a step with NaN."""
-    action = config.guard.action
-    return action == "rollback" or (action == "skip" and config.backend == "megatron")
-
-
 def read_events(run_dir: Path) -> list[dict[str, Any]]:
     """Return the events of guard.jsonl, oldest first, without an incomplete last line; empty if there is no file.
 
@@ -282,10 +277,7 @@ def read_events(run_dir: Path) -> list[dict[str, Any]]:
         Failure: A line is damaged.
     """
     path = Path(run_dir) / FILE
-    if not path.is_file():
-        return []
-    lines = path.read_text(errors="replace").split("\n")[:-1]
     try:
-        return [json.loads(line) for line in lines if line]
+        return [json.loads(line) for line in complete_lines(path) if line]
     except ValueError as error:
         raise Failure(f"{path} is damaged ({error}). Training does not depend on it: move it away.") from error
