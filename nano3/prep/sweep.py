@@ -26,8 +26,7 @@ def run_points(points: Sequence[Point], learns: bool) -> list[PointEnd]:
     Raises:
         Nano3Error: With the problems of all points.
     """
-    if learns:
-        raise UserError("A preparation has no result to optimize: leave out hydra/sweeper, or sweep nano3.pretrain.")
+    check_sweep(points, learns)
     separate_points(points)
     ends = []
     for number, point in enumerate(points, 1):
@@ -35,6 +34,19 @@ def run_points(points: Sequence[Point], learns: bool) -> list[PointEnd]:
         ends.append(prepare(point))
     say(f"{sum(end.code == 0 for end in ends)} of {len(points)} points finished")
     return ends
+
+
+def check_sweep(points: Sequence[Point], learns: bool) -> None:
+    """Raise UserError if preparations cannot be swept in this way.
+
+    Args:
+        points: The points.
+        learns: Whether their sweeper learns from results, which a preparation has none of.
+    """
+    if learns:
+        raise UserError("A preparation has no result to optimize: leave out hydra/sweeper, or sweep nano3.pretrain.")
+    if any(point.config.then for point in points):
+        raise UserError("--then follows one preparation, not a sweep: sweep nano3.pretrain over the prepared data")
 
 
 def prepare(point: Point) -> PointEnd:
@@ -60,8 +72,6 @@ def separate_points(points: Sequence[Point]) -> None:
     Raises:
         Nano3Error: With the problems of all points.
     """
-    if any(point.config.then for point in points):
-        raise UserError("--then follows one preparation, not a sweep: sweep nano3.pretrain over the prepared data")
     folders = [str(Path(point.config.output_dir).absolute()) for point in points]
     names = [alias_of(point.config) for point in points]
     errors: dict[str, Nano3Error] = {}
@@ -107,9 +117,6 @@ def run_point(point: Point, learns: bool) -> PointEnd:
         point: The point.
         learns: Whether its sweeper learns from results, which a preparation has none of.
     """
-    if learns:
-        raise UserError("A preparation has no result to optimize: leave out hydra/sweeper, or sweep nano3.pretrain.")
-    if point.config.then:
-        raise UserError("--then follows one preparation, not a sweep: sweep nano3.pretrain over the prepared data")
+    check_sweep([point], learns)
     separate(point, own_folder="output_dir" in point.varying_keys, own_name="alias" in point.varying_keys)
     return PointEnd(data_prep(point.config))
