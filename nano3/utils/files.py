@@ -8,7 +8,7 @@ import secrets
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -158,6 +158,20 @@ def write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     with atomic_open(path) as f:
         f.write(text.encode(errors="backslashreplace"))
+
+
+def complete_lines(path: Path) -> list[str]:
+    """Return the lines of a file that another process may be writing, without an incomplete last one.
+
+    Empty if there is no file.
+    """
+    return path.read_text(errors="replace").split("\n")[:-1] if path.is_file() else []
+
+
+def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    """Write values atomically as JSON, one on each line."""
+    with atomic_open(path) as f:
+        f.writelines((json.dumps(value) + "\n").encode() for value in values)
 
 
 def read_json(path: Path) -> Any:

@@ -97,6 +97,23 @@ def read_record[T](path: Path, kind: type[T], fix: str, aliases: Mapping[str, st
         raise damaged(path, str(error), fix) from error
 
 
+def read_bytes(path: Path) -> bytes:
+    """Return the contents of a record.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UserError: The file cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(*error.args) from error
+    except PermissionError:  # explained by the command line
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {reason(error, path)}") from error
+
+
 def read_values(path: Path, fix: str) -> dict[str, Any]:
     """Read the values of a record, without their checksum, and check only that.
 
@@ -109,14 +126,7 @@ def read_values(path: Path, fix: str) -> dict[str, Any]:
         DamagedRecordError: The file is damaged.
         UserError: The file cannot be read.
     """
-    try:
-        text = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise FileNotFoundError(*error.args) from error
-    except PermissionError:  # explained by the command line
-        raise
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {reason(error, path)}") from error
+    text = read_bytes(path)
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from nano3.training.run.literal_config import check_literal
-from nano3.utils.errors import UserError
-from nano3.utils.records import damaged
+from nano3.utils.records import damaged, read_bytes
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -42,11 +41,7 @@ def read_config_text(path: Path, fix: str) -> str:
         UserError: The file cannot be read.
     """
     try:
-        text = path.read_bytes().decode()
-    except (FileNotFoundError, PermissionError):
-        raise
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}.") from error
+        text = read_bytes(path).decode()
     except UnicodeDecodeError as error:
         raise damaged(path, f"it is not text: {error}", fix) from error
     header = _HEADER.match(text)

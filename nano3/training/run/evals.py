@@ -10,7 +10,7 @@ from typing import Any
 
 from nano3.utils.console import warn
 from nano3.utils.errors import Failure
-from nano3.utils.files import atomic_open
+from nano3.utils.files import complete_lines, write_json_lines
 from nano3.utils.locks import wait_for_lock
 
 FILE = "evals.jsonl"
@@ -36,11 +36,8 @@ def read_evals(run_dir: Path) -> list[dict[str, Any]]:
 
 def _read(run_dir: Path) -> list[dict[str, Any]]:
     path = Path(run_dir) / FILE
-    if not path.is_file():
-        return []
-    lines = path.read_text(errors="replace").split("\n")[:-1]  # the last one may be incomplete
     try:
-        values = [json.loads(line) for line in lines if line]
+        values = [json.loads(line) for line in complete_lines(path) if line]
         if any(not isinstance(line, dict) or not isinstance(line.get("iteration"), int) for line in values):
             raise ValueError("a line has no iteration")
     except ValueError as error:
@@ -59,7 +56,7 @@ def add_eval(run_dir: Path, values: dict[str, Any]) -> None:
     """
     with wait_for_lock(run_dir / _LOCK):
         lines = _read(run_dir)
-        _write(run_dir, [*lines, values])
+        write_json_lines(run_dir / FILE, [*lines, values])
 
 
 def truncate_evals(run_dir: Path, iteration: int) -> None:
@@ -79,9 +76,4 @@ def truncate_evals(run_dir: Path, iteration: int) -> None:
             return
         kept = [line for line in lines if line["iteration"] <= iteration]
         if len(kept) < len(lines):
-            _write(run_dir, kept)
-
-
-def _write(run_dir: Path, lines: list[dict[str, Any]]) -> None:
-    with atomic_open(run_dir / FILE) as f:
-        f.writelines((json.dumps(line) + "\n").encode() for line in lines)
+            write_json_lines(run_dir / FILE, kept)

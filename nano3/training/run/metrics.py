@@ -31,7 +31,7 @@ from nano3.training.run.run_clock import PREFIX, RunClock
 from nano3.training.run.startup_timer import StartupTimer
 from nano3.utils.console import is_rank_zero, say
 from nano3.utils.errors import Failure
-from nano3.utils.files import atomic_open, write_text
+from nano3.utils.files import complete_lines, write_json_lines, write_text
 from nano3.utils.redaction import without_secrets
 
 FILE = "metrics.jsonl"
@@ -45,10 +45,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
         Failure: A line is damaged; names file and line.
     """
     path = Path(run_dir) / FILE
-    if not path.is_file():
-        return []
-    lines = path.read_text(errors="replace").split("\n")[:-1]
-    return [_parsed(path, number, line) for number, line in enumerate(lines, 1)]
+    return [_parsed(path, number, line) for number, line in enumerate(complete_lines(path), 1)]
 
 
 def truncate_after(run_dir: Path, iteration: int) -> None:
@@ -64,8 +61,7 @@ def truncate_after(run_dir: Path, iteration: int) -> None:
     kept = [line for line in lines if not _is_dropped(line, iteration)]
     if not path.is_file() or (len(kept) == len(lines) and path.read_bytes()[-1:] in (b"", b"\n")):
         return
-    with atomic_open(path) as f:
-        f.writelines((json.dumps(line) + "\n").encode() for line in kept)
+    write_json_lines(path, kept)
 
 
 def _is_dropped(line: dict[str, Any], iteration: int) -> bool:
