@@ -46,7 +46,7 @@ from nano3.utils.console import (
     write,
 )
 from nano3.utils.disk_errors import translate_disk_errors
-from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Failure, Nano3Error, UserError
+from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Failure, Nano3Error, UserError, combine_errors
 from nano3.utils.files import expand_user, temporary_folder
 from nano3.utils.redaction import secret_problems
 
@@ -191,7 +191,7 @@ class _HydraRun:
             raise Failure("No point of this study finished. See the errors above.") from None
         except Nano3Error:
             if self.failures:  # Hydra raises only the first
-                raise combine_failures(self.failures) from None
+                raise combine_errors(self.failures) from None
             raise
         finally:
             _scratch.close()
@@ -252,12 +252,6 @@ class _HydraRun:
         full = cast(DictConfig, HydraConfig.instance().cfg)
         run_dir = expand_user(full.hydra.sweep.dir).absolute() / label
         return Point(cfg, words, label, run_dir, full, frozenset(keys))
-
-
-def combine_failures(failures: list[Nano3Error]) -> Nano3Error:
-    """Return one error with the problems of all: a `UserError` if all are."""
-    kind = next((type(error) for error in failures if not isinstance(error, UserError)), UserError)
-    return kind([problem for error in failures for problem in error.problems])
 
 
 def _restore_in_job(name: str, line: CommandLine, sweep: str) -> _HydraRun:

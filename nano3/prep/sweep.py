@@ -13,7 +13,7 @@ from nano3.prep.validate import blend_name, validate
 from nano3.utils.command_line import CommandLine
 from nano3.utils.console import print_problems, say
 from nano3.utils.disk_errors import translate_disk_errors
-from nano3.utils.errors import Nano3Error, UserError
+from nano3.utils.errors import Nano3Error, UserError, common_kind
 
 
 def run_points(points: Sequence[Point], learns: bool) -> list[PointEnd]:
@@ -83,8 +83,7 @@ def separate_points(points: Sequence[Point]) -> None:
         except Nano3Error as error:
             errors[point.label] = error
     if errors:
-        kind = next((type(e) for e in errors.values() if not isinstance(e, UserError)), UserError)
-        raise kind(problems_of_points(errors, len(points)))
+        raise common_kind(errors.values())(problems_of_points(errors, len(points)))
 
 
 def alias_of(cfg: DictConfig) -> str:

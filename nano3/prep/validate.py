@@ -18,11 +18,11 @@ from nano3.cli.app import task_overrides, value_problems
 from nano3.config import DataPrepConfig, PrepOptions, SourceConfig
 from nano3.config.blend import parse_datasets, read_blend_file
 from nano3.data.build.resume_build import check_output_dir
-from nano3.data.planning.planner import PrepRequest, check_options, collect_problems, combine_errors, make_request
+from nano3.data.planning.planner import PrepRequest, check_options, collect_problems, make_request
 from nano3.data.sources.listing import local_path
 from nano3.data.sources.url_credentials import take_credentials
 from nano3.prep.registration import Registration
-from nano3.utils.errors import Nano3Error, UserError
+from nano3.utils.errors import Nano3Error, UserError, combine_errors
 from nano3.utils.files import expand_user, normalize_path, unwritable_reason
 
 if TYPE_CHECKING:  # launch.array takes a tenth of a second to import and a local preparation does not need it

@@ -5,7 +5,7 @@ problem: a damaged file, a full disk, a lost worker. Unforeseen errors keep thei
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 # Exit code of a run that saved a checkpoint and stopped early, to be started again: EX_TEMPFAIL of sysexits.h.
 RESTART_EXIT_CODE = 75
@@ -45,6 +45,16 @@ class Failure(Nano3Error):  # noqa: N818  a UserError is an error of the user, a
     """Work that could not be done; exit code 1. The message names the file, the row and the fix."""
 
     exit_code = 1
+
+
+def common_kind(errors: Iterable[Nano3Error]) -> type[Nano3Error]:
+    """Return the class of an error that stands for several: `UserError` if all are, else that of another one."""
+    return next((type(error) for error in errors if not isinstance(error, UserError)), UserError)
+
+
+def combine_errors(errors: Collection[Nano3Error]) -> Nano3Error:
+    """Return one error of the common kind, with each problem once."""
+    return common_kind(errors)(dict.fromkeys(problem for error in errors for problem in error.problems))
 
 
 def nearest(word: str, allowed: Sequence[str]) -> str | None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -43,6 +44,17 @@ def normalize_path(path: str | Path) -> Path:
     short = os.path.normpath(path)
     real = os.path.realpath(path)
     return Path(short if os.path.realpath(short) == real else real)  # they differ after a link to a folder
+
+
+def name_aside(folder: Path, word: str) -> Path:
+    """Return a free name beside a folder that is to be set aside: NAME.WORD, or NAME.WORD.2 and so on.
+
+    Args:
+        folder: The folder.
+        word: Why it is set aside, such as "damaged".
+    """
+    names = (f"{folder.name}.{word}{f'.{n}' if n > 1 else ''}" for n in count(1))
+    return next(path for name in names if not os.path.lexists(path := folder.with_name(name)))
 
 
 def nearest_existing(folder: Path) -> Path:

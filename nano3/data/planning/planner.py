@@ -20,7 +20,7 @@ from nano3.data.sources.listing import check_name, local_path
 from nano3.data.sources.reader_process import ReaderProcess
 from nano3.data.sources.url_credentials import take_credentials
 from nano3.data.tokenization.tokenizer import UINT16_VOCAB, TokenizerInfo, find_tokenizer, is_local_path, smallest_dtype
-from nano3.utils.errors import Failure, Nano3Error, UserError, did_you_mean
+from nano3.utils.errors import Failure, Nano3Error, UserError, combine_errors, did_you_mean
 from nano3.utils.gc_pause import gc_paused
 
 CHOICES = {
@@ -107,12 +107,6 @@ def collect_problems(sources: list[SourceConfig], options: PrepOptions) -> list[
     local = [source for source in sources if local_path(source.path) is not None]
     discover_datasets(local, options, load_fingerprint_cache(Path(options.output_dir)), failures, network=False)
     return failures
-
-
-def combine_errors(failures: list[Nano3Error]) -> Nano3Error:
-    """Return one error with each problem once: a UserError if all are, else the first other kind."""
-    kind = next((type(f) for f in failures if not isinstance(f, UserError)), UserError)
-    return kind(dict.fromkeys(problem for f in failures for problem in f.problems))
 
 
 def discover_datasets(

@@ -141,9 +141,10 @@ def remove_unfinished(save: Path) -> None:
 
 
 def may_prune(save: Path) -> bool:
-    """Return whether Megatron-Bridge may remove old checkpoints in `save`; warn if it may not.
+    """Return whether old checkpoints in `save` may be removed; warn if not.
 
-    It takes everything below `save` named iter_* for a checkpoint of this run, also in the folders of other runs.
+    In a folder with checkpoints of other runs or programs, also below it, nothing is removed: what belongs together
+    there is not known.
     """
     own = set(iteration_folders(save)) - set(foreign_folders(save))
     others = sorted(p for p in save.rglob("iter_*") if p not in own and not _ASIDE.fullmatch(p.name))

@@ -28,7 +28,7 @@ from nano3.training.run.checkpoints import checkpoint_fingerprint, folder_name, 
 from nano3.training.run.record import ROOT
 from nano3.utils.console import say, warn
 from nano3.utils.errors import Nano3Error
-from nano3.utils.files import fsync_dir, temp_name
+from nano3.utils.files import fsync_dir, name_aside, temp_name
 from nano3.utils.records import read_record
 
 _POLL_S = 0.2
@@ -85,8 +85,7 @@ def set_aside_exports(run_dir: Path, iteration: int) -> None:
     """
     for folder in iteration_folders(exports_dir(run_dir)):
         if iteration_of(folder) > iteration:
-            names = (f"{folder.name}.abandoned{f'.{n}' if n > 1 else ''}" for n in range(1, 1000))
-            aside = next(path for name in names if not os.path.lexists(path := folder.with_name(name)))
+            aside = name_aside(folder, "abandoned")
             folder.rename(aside)
             say(f"{folder} is of an iteration that the run repeats; it was renamed to {aside.name}")
 

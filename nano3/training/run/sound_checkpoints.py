@@ -6,7 +6,6 @@ are XXH3 with 128 bits; earlier releases recorded SHA-256.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from nano3.training.run.checkpoints import (
 )
 from nano3.utils.console import warn
 from nano3.utils.errors import Failure, UserError
-from nano3.utils.files import fsync_dir
+from nano3.utils.files import fsync_dir, name_aside
 from nano3.utils.records import DamagedRecordError
 
 # In the run folder: one line for each checkpoint that was set aside.
@@ -174,7 +173,7 @@ def set_aside_damaged(root: Path, run_dir: Path, on_damage: str) -> None:
     """
     sound, found = check_damage(root, on_damage, read_files=True)
     for one in found:
-        aside = _free_name(one.folder)
+        aside = name_aside(one.folder, "damaged")
         one.folder.rename(aside)
         fsync_dir(root)
         line = {
@@ -194,11 +193,6 @@ def set_aside_damaged(root: Path, run_dir: Path, on_damage: str) -> None:
 
 def _sentence(text: str) -> str:
     return text if text.endswith(".") else f"{text}."
-
-
-def _free_name(folder: Path) -> Path:
-    names = (f"{folder.name}.damaged{f'.{n}' if n > 1 else ''}" for n in range(1, 1000))
-    return next(path for name in names if not os.path.lexists(path := folder.with_name(name)))
 
 
 def describe_files(folder: Path, known: dict[str, str] | None = None) -> dict[str, FileRecord]:
