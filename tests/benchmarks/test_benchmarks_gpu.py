@@ -144,3 +144,24 @@ def test_the_transcripts_have_every_gpu_test_passed() -> None:
     }
     assert written - passed == NOT_YET_PASSED
     assert failed <= NOT_YET_PASSED
+
+
+def test_every_point_of_the_cost_model_is_a_run_that_nano3_accepts() -> None:
+    import plan_points
+    from train import build
+
+    from nano3.training.checks.model_stats import architecture_from_config, divisibility_problems
+    from nano3.training.checks.parallel_layout import layout_problems, parallel_layout
+    from nano3.training.megatron import schema
+    from nano3.training.megatron.backend import check
+
+    roles = [point.role for point in plan_points.POINTS]
+    assert len({point.name for point in plan_points.POINTS}) == len(roles)
+    assert min(roles.count("calibrate"), roles.count("test")) >= 8
+    for point in plan_points.POINTS:
+        config = build("data", "run", point.arguments())
+        known = schema.load_bundled(config.recipe._target_)
+        model = architecture_from_config(config, known, 4096)
+        assert model is not None
+        problems = [*check(config), *layout_problems(config, parallel_layout(config, known))]
+        assert (point.name, problems + divisibility_problems(model, 1)) == (point.name, [])
