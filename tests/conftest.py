@@ -1,13 +1,19 @@
-"""Import submitit early, keep the user's cache as it is, and let property tests run on slow machines."""
+"""Import submitit early, keep the user's cache as it is, heed Ctrl-C, and let property tests run on slow machines."""
 
 import contextlib
 import os
+import signal
 import tempfile
 
 # Tokenizers that passed the engine check, and compiled kernels: shared by this session's processes, unless you set it.
 if "NANO3_CACHE" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix="nano3-cache-", ignore_cleanup_errors=True)  # removed at exit
     os.environ["NANO3_CACHE"] = _CACHE.name
+
+# A shell without job control starts background processes with SIGINT ignored, and the tests' own processes would
+# inherit that: those interrupted as by Ctrl-C would run on.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Importing submitit reconfigures logging, which closes existing handlers. absl's handler (imported by Megatron)
 # closes its stream too: inside a test with `capfd` that was pytest's own, and every later test in the process failed.

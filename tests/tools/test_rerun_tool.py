@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -272,14 +273,18 @@ def test_nothing_stays_in_the_temporary_folder(project: Path, tmp_path: Path, nu
     words = [sys.executable, "-m", "nano3", "rerun", "short", "train.train_iters=100000", "run.name=endless"]
     env = {"PATH": "/usr/bin:/bin", "HOME": str(project), "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(words, cwd=project, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stdout and "starting like" in process.stdout.readline()
-    assert "Preflight" in process.stdout.readline()
-    assert any(tmp_path.glob("nano3-*"))
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)  # as a terminal does
-    else:
-        process.send_signal(number)
-    process.communicate(timeout=100)
+    try:
+        assert process.stdout and "starting like" in process.stdout.readline()
+        assert "Preflight" in process.stdout.readline()
+        assert any(tmp_path.glob("nano3-*"))
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does
+        else:
+            process.send_signal(number)
+        process.communicate(timeout=100)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode in (75, 130, 143)
     assert list(tmp_path.glob("nano3-*")) == []
 
