@@ -1,10 +1,8 @@
 """Follow jobs from a command: their states, rank 0's log, the newest metrics, the exit code; and Ctrl-C."""
 
 import contextlib
-import datetime
-import json
-import os
 import select
+import shlex
 import signal
 import sys
 import threading
@@ -12,10 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from launch import job_records, slurm
 from launch.job_end import JobMarkers
+from launch.state_text import describe_state, never_starts, waited_s, waiting_text
 from launch.submit import SubmittedJob
 from nano3.utils import console
 from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Failure
@@ -25,7 +23,8 @@ _FORGOTTEN_S = 20
 _TAIL_LINES = 25
 # How long Ctrl-C waits for an answer.
 _DETACH_S = 3
-_METRICS_TAIL_BYTES = 1 << 16
+# How long a job has waited when that is first reported again; then whenever that time has doubled.
+_REPORT_WAIT_S = 60
 
 
 def say(text: str) -> None:
@@ -124,76 +123,6 @@ class Watch:
         return all(self._settled(job) for job in self.states)
 
 
-# Why a job waits, in plain words: the beginning of Slurm's reason, and what it means.
-_REASONS = {
-    "Resources": "the nodes it needs are busy",
-    "Priority": "jobs of higher priority come first",
-    "DependencyNeverSatisfied": "it can never start: a job that it depends on failed",
-    "Dependency": "another job must end first",
-    "PartitionTimeLimit": "it can never start: cluster.time exceeds the limit of the partition",
-    "PartitionNodeLimit": "it can never start: the partition does not allow this number of nodes",
-    "BadConstraints": "it can never start: no node has what it asks for",
-    "InvalidAccount": "it can never start: the account is not valid",
-    "InvalidQOS": "it can never start: the QOS is not valid",
-    "PartitionDown": "the partition is down",
-    "PartitionInactive": "the partition is not active",
-    "ReqNodeNotAvail": "nodes that it needs are drained, down or reserved",
-    "Nodes_required_for_job_are_DOWN": "nodes that it needs are drained, down or reserved",
-    "Reservation": "its reservation has not begun",
-    "BeginTime": "its begin time has not come",
-    "JobHeldUser": "it is held: scontrol release JOB",
-    "JobHeldAdmin": "an administrator holds it",
-    "JobArrayTaskLimit": "cluster.array_parallelism is reached",
-    "Licenses": "a license is in use",
-    "Assoc": "the limit of your account is reached",
-    "QOS": "the limit of the QOS is reached",
-    "MaxSubmit": "the limit of submitted jobs is reached",
-    "launch_failed_requeued_held": "it failed to launch and is held: scontrol release JOB",
-}
-
-
-def explain_reason(reason: str) -> str:
-    """Return Slurm's reason for a pending job, with its meaning if known."""
-    meaning = next((text for begin, text in _REASONS.items() if reason.startswith(begin)), "")
-    return f"{reason}: {meaning}" if meaning else reason
-
-
-def waiting_text(state: slurm.JobState) -> str:
-    """Return how long a pending job has waited and when it may start, "" if unknown or not pending."""
-    if state.state != "PENDING":
-        return ""
-    words = []
-    if state.eligible:
-        waited = datetime.datetime.now() - datetime.datetime.fromisoformat(state.eligible)
-        words.append(f"waiting for {duration_text(max(waited.total_seconds(), 0))}")
-    if state.start:
-        words.append(f"Slurm expects it to start at {state.start.replace('T', ' ')}")
-    return ", ".join(words)
-
-
-def duration_text(seconds: float) -> str:
-    """Return a duration as "45 s", "12 min", "3 h 05 min" or "2 d 04 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours < 24 else f"{hours // 24} d {hours % 24:02} h"
-
-
-def describe_state(state: slurm.JobState) -> str:
-    """Return the state with its nodes, reason and restarts in a few words."""
-    words = [state.state]
-    if state.nodes and not state.ended:
-        words.append(f"on {state.nodes}")
-    if state.reason and state.state == "PENDING":
-        words.append(f"({explain_reason(state.reason)})")
-    if state.restarts:
-        words.append(f"restart {state.restarts}")
-    return " ".join(words)
-
-
 def follow(job: SubmittedJob, rank: int = 0, offset: int = 0) -> int:
     """Stream the log of one rank until the job has ended for good.
 
@@ -208,13 +137,11 @@ def follow(job: SubmittedJob, rank: int = 0, offset: int = 0) -> int:
     records = {record.id: record for record in job_records.read_records(job.run_dir)}
     watch = Watch([job.id], job.poll_s, lambda job_id: job_records.end_without_slurm(job.run_dir, records[job_id]))
     stream = LogStream(job.log(rank), offset)
-    shown = ""
+    report = _StateReport(job)
     while not watch.ended:
         stream.copy()
-        if watch.poll() and (now := describe_state(watch.states[job.id])) != shown:
-            waiting = waiting_text(watch.states[job.id])
-            say(f"job {job.id} {now}" + (f", {waiting}" if waiting else ""))
-            shown = now
+        if watch.poll():
+            report.update(watch.states[job.id])
         time.sleep(min(_LOG_POLL_S, job.poll_s))
     stream.copy()
     state = watch.states[job.id]
@@ -222,6 +149,29 @@ def follow(job: SubmittedJob, rank: int = 0, offset: int = 0) -> int:
     if state.code:
         report_failure(job, state, rank)
     return state.code
+
+
+class _StateReport:
+    """Says how a job's state changes and, while it waits, now and then for how long and what Slurm expects."""
+
+    def __init__(self, job: SubmittedJob) -> None:
+        self._job = job
+        self._shown = ""
+        self._next_wait = float(_REPORT_WAIT_S)
+
+    def update(self, state: slurm.JobState) -> None:
+        """Report a state if there is something new."""
+        now, waited = describe_state(state), waited_s(state) or 0.0
+        if now == self._shown and waited < self._next_wait:
+            return
+        waiting = waiting_text(state)
+        say(f"job {self._job.id} {now}" + (f", {waiting}" if waiting else ""))
+        if now != self._shown and never_starts(state):
+            cancel = f"nano3 cancel {shlex.quote(str(self._job.run_dir))}"
+            say(f"end it with `{cancel}`, change what Slurm names, and submit it again")
+        self._shown = now
+        while self._next_wait <= waited:
+            self._next_wait *= 2
 
 
 def report_failure(job: SubmittedJob, state: slurm.JobState, streamed: int) -> None:
@@ -255,30 +205,6 @@ def read_tail_and_size(log: Path, lines: int) -> tuple[str, int]:
         return "", 0
     all_lines = read.decode(errors="replace").splitlines(keepends=True)
     return "".join(all_lines[max(0, len(all_lines) - lines) :]), len(read)
-
-
-def last_metrics(run_dir: Path) -> dict[str, Any]:
-    """Return the newest record of RUN_DIR/metrics.jsonl that has a "loss", {} if there is none yet."""
-    try:
-        with (run_dir / "metrics.jsonl").open("rb") as f:
-            f.seek(max(0, os.fstat(f.fileno()).st_size - _METRICS_TAIL_BYTES))
-            lines = f.read().splitlines()
-    except FileNotFoundError:
-        return {}
-    for line in reversed(lines):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue  # the last line may be incomplete, and the first line read may be cut
-        if isinstance(value, dict) and "loss" in value:
-            return value
-    return {}
-
-
-def loss_text(metrics: dict[str, Any]) -> str:
-    """Return the loss of a record as a table cell, "" if there is none."""
-    loss = metrics.get("loss")
-    return f"{loss:.4f}" if isinstance(loss, float) else str("" if loss is None else loss)
 
 
 def follow_attached(submitted: str, work: Callable[[], int], ids: list[str], hint: str) -> int:

@@ -39,6 +39,9 @@ class JobRecord:
     state: str = ""
     exit_code: int | None = None
     started: str = ""
+    ended: str = ""
+    # How often Slurm requeued it.
+    restarts: int = 0
 
     def __post_init__(self) -> None:
         """Raise ValueError unless `submitted` is a time."""
@@ -48,6 +51,14 @@ class JobRecord:
     def ids(self) -> list[str]:
         """All Slurm jobs of this submission."""
         return [*self.parts, self.id]
+
+    @property
+    def end_state(self) -> slurm.JobState | None:
+        """The recorded end, None if there is none."""
+        if not self.state:
+            return None
+        end = slurm.JobState(self.state, self.exit_code or 0, restarts=self.restarts)
+        return replace(end, start=self.started, end=self.ended)
 
 
 class _JobsFile(msgspec.Struct):
@@ -87,7 +98,16 @@ def record_end(run_dir: Path, job_id: str, state: slurm.JobState) -> None:
     """Record how a job ended, because Slurm forgets it after a while; not in a run of another user."""
     with contextlib.suppress(PermissionError), wait_for_lock(run_dir / LOCK):
         records = [
-            replace(r, state=state.state, exit_code=state.code, started=state.start) if r.id == job_id else r
+            replace(
+                r,
+                state=state.state,
+                exit_code=state.code,
+                started=state.start,
+                ended=state.end,
+                restarts=state.restarts,
+            )
+            if r.id == job_id
+            else r
             for r in read_records(run_dir)
         ]
         _write(run_dir, records)
@@ -119,11 +139,11 @@ def job_states(runs: Mapping[Path, JobRecord]) -> dict[Path, slurm.JobState]:
     Raises:
         Failure: Slurm does not answer.
     """
-    recorded = {run: slurm.JobState(r.state, r.exit_code or 0) for run, r in runs.items() if r.state}
+    recorded = {run: end for run, r in runs.items() if (end := r.end_state)}
     asked = slurm.states(record.id for run, record in runs.items() if run not in recorded)
     found = {}
     for run, record in runs.items():
-        state = recorded.get(run) or asked[record.id]
+        state = recorded[run] if run in recorded else asked[record.id]
         found[run] = end_without_slurm(run, record) if state == slurm.UNKNOWN else state
     return found
 

@@ -1,10 +1,13 @@
 """Slurm's command line clients: job states, partitions, canceling, test submissions.
 
-Job states come from scontrol, which needs no accounting, and for forgotten jobs from sacct.
+Job states come from scontrol (one job) or squeue (several), which need no accounting, and for forgotten jobs from
+sacct.
 """
 
+import datetime
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -33,20 +36,40 @@ class JobState:
     start: str = field(default="", compare=False)
     # When it was submitted, or last requeued.
     eligible: str = field(default="", compare=False)
+    # When it ended; "" if it has not, or if that is unknown.
+    end: str = field(default="", compare=False)
 
     @property
     def ended(self) -> bool:
         """Whether the job has ended, unless Slurm is about to requeue it."""
         return self.state in _END_CODES
 
+    @property
+    def ended_for_good(self) -> bool:
+        """Whether the job has ended and will not be requeued any more."""
+        if not self.ended or self.state == "COMPLETED" or not self.end:
+            return self.state == "COMPLETED"
+        return datetime.datetime.now() - datetime.datetime.fromisoformat(self.end) > _REQUEUE_TIME
 
+
+# A job that is being requeued looks ended for a moment.
+_REQUEUE_TIME = datetime.timedelta(minutes=1)
 _NO_NODES = "Requested node configuration is not available"
 UNKNOWN = JobState("UNKNOWN")
 _NO_INDEX = str(0xFFFFFFFE)  # NO_VAL of slurm.h
 
 
+# The columns of squeue and their widths: squeue cuts longer values, and separates fields by their width only.
+_SQUEUE_COLUMNS = {
+    "JobArrayID": 32, "State": 20, "exit_code": 12, "RestartCnt": 8, "StartTime": 24, "EndTime": 24, "SubmitTime": 24,
+    "Reason": 60, "NodeList": 200,
+}  # fmt: skip
+
+
 def states(ids: Iterable[str]) -> dict[str, JobState]:
     """Return the state of each job, `UNKNOWN` for jobs that Slurm has forgotten.
+
+    The controller is asked once, and the accounting once about the jobs that the controller has forgotten.
 
     Args:
         ids: Job ids: "123" or "123_4".
@@ -55,20 +78,49 @@ def states(ids: Iterable[str]) -> dict[str, JobState]:
         Failure: No Slurm controller answers.
     """
     wanted = list(ids)
-    found: dict[str, JobState] = {}
-    for base in dict.fromkeys(job.partition("_")[0] for job in wanted):
-        found.update(_from_scontrol(base) or _from_sacct(base))
-    # Tasks of an array that were canceled while pending share one record under the array's id.
-    return {job: found.get(job) or found.get(job.partition("_")[0], UNKNOWN) for job in wanted}
+    base_of = {job: job.partition("_")[0] for job in wanted}
+    found = _from_controller(list(dict.fromkeys(base_of.values())))
+    # Tasks of an array that were canceled while pending share one record under the array's id. Tasks that ended some
+    # minutes ago may be forgotten while others run.
+    if forgotten := [base for job, base in base_of.items() if job not in found and base not in found]:
+        found = {**_from_sacct(list(dict.fromkeys(forgotten))), **found}
+    return {job: found.get(job) or found.get(base, UNKNOWN) for job, base in base_of.items()}
 
 
-def _from_scontrol(base: str) -> dict[str, JobState]:
-    done = _run_client("scontrol", "show", "job", "-o", base)
+def _from_controller(bases: list[str]) -> dict[str, JobState]:
+    """Return the states of jobs by id; of a single job without loading the whole queue."""
+    if not bases:
+        return {}
+    if len(bases) == 1:
+        done = _run_client("scontrol", "show", "job", "-o", bases[0])
+        parse = parse_scontrol
+    else:
+        columns = ",".join(f"{name}:{width}" for name, width in _SQUEUE_COLUMNS.items())
+        done = _run_client("squeue", "-a", "-h", "-r", "-t", "all", "-j", ",".join(bases), "-O", columns)
+        parse = parse_squeue
     if done.returncode == 0:
-        return dict(pair for line in done.stdout.splitlines() for pair in parse_scontrol(line))
+        return dict(pair for line in done.stdout.splitlines() for pair in parse(line))
     if "Invalid job id" in done.stderr:
         return {}
     raise Failure(f"Slurm does not answer: {done.stderr.strip() or done.stdout.strip()}")
+
+
+def parse_squeue(line: str) -> Iterator[tuple[str, JobState]]:
+    """Yield the ids and the state in one line of `squeue -h -O` with the columns that `states` asks for."""
+    values, at = [], 0
+    for width in _SQUEUE_COLUMNS.values():
+        values.append(line[at : at + width].strip())
+        at += width
+    job, state, status, restarts, start, end, submitted, reason, nodes = values
+    if not state:
+        return
+    if status.isdigit():  # as wait(2) returns it; newer clients print CODE:SIGNAL
+        status = f"{int(status) >> 8}:{int(status) & 0x7F}"
+    reason = "" if reason == "None" else reason
+    result = _job_state(state, status, reason, nodes, restarts if restarts.isdigit() else "0")
+    result = replace(result, start=_time(start), eligible=_time(submitted), end=_time(end) if result.ended else "")
+    for name in _array_task_ids(job):
+        yield name, result
 
 
 def parse_scontrol(line: str) -> Iterator[tuple[str, JobState]]:
@@ -81,7 +133,12 @@ def parse_scontrol(line: str) -> Iterator[tuple[str, JobState]]:
     if not value("JobState"):
         return
     state = _job_state(value("JobState"), value("ExitCode"), value("Reason"), value("NodeList"), value("Restarts", "0"))
-    state = replace(state, start=_time(value("StartTime")), eligible=_time(value("SubmitTime")))
+    state = replace(
+        state,
+        start=_time(value("StartTime")),
+        eligible=_time(value("SubmitTime")),
+        end=_time(value("EndTime")) if state.ended else "",
+    )
     array, indices = value("ArrayJobId"), value("ArrayTaskId")
     if not array or indices == _NO_INDEX:
         yield array or value("JobId"), state
@@ -102,24 +159,31 @@ def _array_indices(text: str) -> Iterator[int]:
             yield from range(int(first), int(last or first) + 1, int(step or 1))
 
 
-def _from_sacct(base: str) -> dict[str, JobState]:
-    done = _run_client("sacct", "-nXP", "-j", base, "-o", "JobID,State,ExitCode,NodeList,Start")
+def _array_task_ids(job: str) -> Iterator[str]:
+    """Yield the ids of a job as squeue and sacct write it: "7_[0-1%4]" is 7_0 and 7_1."""
+    base, _, indices = job.partition("_")
+    if indices.startswith("["):
+        yield from (f"{base}_{index}" for index in _array_indices(indices.strip("[]")))
+    else:
+        yield job
+
+
+def _from_sacct(bases: list[str]) -> dict[str, JobState]:
+    if not shutil.which("sacct"):
+        return {}
+    done = _run_client("sacct", "-nXP", "-j", ",".join(bases), "-o", "JobID,State,ExitCode,NodeList,Start,End")
     return dict(pair for line in done.stdout.splitlines() for pair in parse_sacct(line))
 
 
 def parse_sacct(line: str) -> Iterator[tuple[str, JobState]]:
-    """Yield the ids and states in one line of `sacct -nXP -o JobID,State,ExitCode,NodeList,Start`."""
-    job, state, code, nodes, start, *_ = [*line.split("|"), "", "", "", ""]
+    """Yield the ids and states in one line of `sacct -nXP -o JobID,State,ExitCode,NodeList,Start,End`."""
+    job, state, code, nodes, start, end, *_ = [*line.split("|"), "", "", "", "", ""]
     if not state:
         return
     result = _job_state(state.partition(" ")[0], code, "", "" if nodes == "None assigned" else nodes, "0")
-    result = replace(result, start=_time(start))
-    base, _, indices = job.partition("_")
-    if indices.startswith("["):
-        for index in _array_indices(indices.strip("[]")):
-            yield f"{base}_{index}", result
-    else:
-        yield job, result
+    result = replace(result, start=_time(start), end=_time(end) if result.ended else "")
+    for name in _array_task_ids(job):
+        yield name, result
 
 
 def _job_state(state: str, exit_code: str, reason: str, nodes: str, restarts: str) -> JobState:
@@ -245,10 +309,12 @@ def submit_environment(keep: Iterable[str]) -> Iterator[None]:
 
 
 def _run_client(*words: str) -> "subprocess.CompletedProcess[str]":
+    # Filters and formats of the user would change the answers, and lists of tasks would be cut at 64 characters.
+    own = {key: text for key, text in os.environ.items() if not key.startswith(("SQUEUE_", "SACCT_", "SINFO_"))}
     try:
         return subprocess.run(
             words, capture_output=True, encoding="utf-8", errors="surrogateescape", check=False,
-            env={**os.environ, "SLURM_BITSTR_LEN": "0"},  # do not cut lists of tasks at 64 characters
+            env={**own, "SLURM_BITSTR_LEN": "0", "SLURM_TIME_FORMAT": "standard"},
         )  # fmt: skip
     except FileNotFoundError:
         raise Failure(f"This machine has no {words[0]}: Slurm's client commands are not installed here.") from None

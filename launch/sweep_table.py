@@ -7,6 +7,7 @@ import datetime
 import re
 import time
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from launch import job_records, slurm
-from launch.follow import describe_state, duration_text, last_metrics, loss_text, say, tail_lines
+from launch.follow import say, tail_lines
 from launch.job_end import JobMarkers
+from launch.progress import Progress, duration_text, last_metrics, loss_text, read_progress
+from launch.state_text import describe_state, never_starts, starts_in_s, waited_s
 from launch.submit import SubmittedJob
 from nano3.utils.console import cell_text, console, table
 from nano3.utils.errors import RESTART_EXIT_CODE
@@ -26,7 +29,7 @@ _RIGHT = ("iteration", "loss", "elapsed", "left", "exit")
 # Lines of the table besides its rows: title, header, two rules, the line about hidden points, the cursor.
 _FRAME = 7
 # Names of the states of all rows, in the order in which rows are shown and counted.
-_KINDS = ("failed", "stopped", "running", "pending", "finished")
+_KINDS = ("failed", "cannot start", "stopped", "running", "pending", "finished")
 
 
 @dataclass
@@ -43,6 +46,8 @@ class SweepRow:
     # Seconds since the epoch and iteration when it was first seen running.
     started: float | None = None
     first_iteration: int = 0
+    # The state of its job, as Slurm last said.
+    job_state: slurm.JobState = slurm.UNKNOWN
 
     def set_state(self, state: str, start: str = "") -> None:
         """Change the state; `start` is when the job started, as Slurm writes it."""
@@ -54,6 +59,7 @@ class SweepRow:
 
     def update(self, state: slurm.JobState) -> None:
         """Take over the state of the point's job."""
+        self.job_state = state
         self.set_state(describe_state(state), state.start)
         if state.ended and self.code is None:
             self.code = state.code
@@ -72,6 +78,8 @@ class SweepRow:
             return "failed"
         if self.code is not None:
             return "finished" if self.code == 0 else "stopped"
+        if never_starts(self.job_state):
+            return "cannot start"
         return "running" if self.state.lower().startswith(("running", "completing")) else "pending"
 
     def log(self, rank: int = 0) -> Path:
@@ -99,22 +107,39 @@ class SweepRow:
 
     def cells(self) -> tuple[str, ...]:
         """Return the text of each column."""
-        metrics = last_metrics(self.run_dir)
-        done = int(metrics.get("iteration", 0))
+        progress = read_progress(self.run_dir)
+        done, metrics = progress.iteration, progress.metrics
         iteration = f"{done}/{self.total}" if self.total else str(done or "")
         state = self.state
         if self.failed:
             last = next((line for line in reversed(tail_lines(self.failed_log())) if line.strip()), "")
             state = f"{state}, rank {self._failed_rank()}: {re.sub(r'^error: ', '', last.strip())[:100]}"
-        elapsed = left = ""
-        if self.kind == "running" and self.started is not None:
-            seconds = time.time() - self.started
-            elapsed = duration_text(seconds)
-            if self.total and done > self.first_iteration:
-                left = duration_text(seconds * max(self.total - done, 0) / (done - self.first_iteration))
+        elapsed, left = self._times(progress)
         code = "" if self.code is None else str(self.code)
         job = self.submitted.id if self.submitted else "-"
         return (self.label, job, state, iteration, loss_text(metrics), elapsed, left, code)
+
+    def _times(self, progress: Progress) -> tuple[str, str]:
+        """Return since when the point runs or waits, and how much longer it will."""
+        if self.code is None and self.kind != "running":
+            return waiting_cells(self.job_state)
+        if self.kind != "running" or self.started is None:
+            return "", ""
+        seconds = time.time() - self.started
+        left = progress.left_text()
+        if not left and self.total and progress.iteration > self.first_iteration:
+            rest = max(self.total - progress.iteration, 0)
+            left = duration_text(seconds * rest / (progress.iteration - self.first_iteration))
+        return duration_text(seconds), left
+
+
+def waiting_cells(state: slurm.JobState) -> tuple[str, str]:
+    """Return how long a job has waited and when Slurm expects it to start, for the columns of elapsed and left time."""
+    waited, start = waited_s(state), starts_in_s(state)
+    return (
+        "" if waited is None else f"waits {duration_text(waited)}",
+        "" if start is None else f"starts in {duration_text(start)}",
+    )
 
 
 def totals(rows: list[SweepRow]) -> str:
@@ -171,10 +196,27 @@ class SweepTable:
 
     def _table(self) -> Table:
         shown, others = choose_rows(self.rows, self._out.height - _FRAME)
-        title = Text(f"sweep of {len(self.rows)} points: {totals(self.rows)}")
-        view = Table(title=title, title_justify="left", header_style="bold", caption=others, caption_justify="left")
-        for name in _COLUMNS:
-            view.add_column(name, justify="right" if name in _RIGHT else "left", no_wrap=True, overflow="ellipsis")
-        for row in shown:
-            view.add_row(*(Text(cell_text(cell)) for cell in row.cells()))  # no markup: nodes are named rack[a1-a4]
-        return view
+        title = f"sweep of {len(self.rows)} points: {totals(self.rows)}"
+        return screen_table(title, _COLUMNS, [row.cells() for row in shown], right=_RIGHT, caption=others)
+
+
+def screen_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str], caption: str
+) -> Table:
+    """Return a table with one line for each row, to be redrawn on a terminal.
+
+    Args:
+        title: Printed above the table.
+        columns: Names of the columns.
+        rows: One cell per column.
+        right: Names of the columns to align to the right.
+        caption: Printed below the table.
+    """
+    view = Table(title=Text(title), title_justify="left", header_style="bold")
+    if caption:
+        view.caption, view.caption_justify = Text(caption), "left"
+    for name in columns:
+        view.add_column(name, justify="right" if name in right else "left", no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        view.add_row(*(Text(cell_text(cell)) for cell in row))  # no markup: nodes are named rack[a1-a4]
+    return view

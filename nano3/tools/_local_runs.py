@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from launch import job_records, local_job, lock
-from launch.follow import last_metrics
+from launch.progress import last_metrics
 from nano3.training.run.record import FinishRecord, read_finish_record
 from nano3.utils.errors import INTERRUPTED_EXIT_CODE, RESTART_EXIT_CODE, Failure, UserError
 from nano3.utils.records import DamagedRecordError, read_record

@@ -8,12 +8,13 @@ Of a run on this machine it shows RUN/logs/rank_N.log, which also has what libra
 """
 
 import argparse
-import re
 import time
 from pathlib import Path
 
 from launch import job_records, local_job, slurm
-from launch.follow import LogStream, describe_state, follow, read_tail_and_size, report_failure, say
+from launch.follow import LogStream, follow, read_tail_and_size, report_failure, say
+from launch.progress import last_iteration
+from launch.state_text import describe_state, waiting_text
 from launch.submit import SubmittedJob
 from launch.sweep import follow_rows
 from launch.sweep_table import SweepRow, SweepTable
@@ -54,7 +55,9 @@ def run(args: argparse.Namespace) -> int:
         if state.ended and state.code:
             report_failure(job, state, args.rank)
         else:
-            say(f"job {record.id} {describe_state(state)}; log: {job.log(args.rank)}")
+            waiting = waiting_text(state)
+            said = f"{describe_state(state)}{f', {waiting}' if waiting else ''}"
+            say(f"job {record.id} {said}; log: {job.log(args.rank)}")
         return 0 if args.no_follow else state.code
     try:
         return follow(job, rank=args.rank, offset=size)
@@ -72,21 +75,11 @@ def sweep_rows(folder: Path) -> list[SweepRow]:
     for run_dir in run_dirs:
         record = job_records.read_records(run_dir)[-1]
         job = SubmittedJob(record.id, run_dir, Path(record.log).parent)
-        row = SweepRow(str(run_dir.relative_to(folder)), run_dir, last_iteration_of(run_dir), submitted=job)
+        row = SweepRow(str(run_dir.relative_to(folder)), run_dir, last_iteration(run_dir), submitted=job)
         if record.state:
             row.update(slurm.JobState(record.state, record.exit_code or 0))
         rows.append(row)
     return rows
-
-
-def last_iteration_of(run_dir: Path) -> int | None:
-    """Return the iteration at which a run ends, read from config.yaml without parsing it: a sweep has many of them."""
-    try:
-        text = (run_dir / "config.yaml").read_text()
-    except OSError:
-        return None
-    numbers = re.findall(r"^  (?:train_iters|exit_iteration): (\d+)$", text, re.MULTILINE)
-    return min(map(int, numbers), default=None)
 
 
 def follow_sweep(folder: Path, rows: list[SweepRow], no_follow: bool) -> int:

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 import launch
 from launch import follow, job_records, slurm
 from launch.api import follow_hint
-from launch.follow import LogStream, Watch, describe_state, read_tail_and_size, report_failure, tail_lines
+from launch.follow import LogStream, Watch, read_tail_and_size, report_failure, tail_lines
+from launch.progress import duration_text
 from launch.slurm import UNKNOWN, JobState
+from launch.state_text import describe_state, waiting_text
 from launch.submit import SubmittedJob
 from nano3.utils.errors import Failure, UserError
 
@@ -226,14 +228,14 @@ def test_follow_continues_after_the_tail(tmp_path: Path, capfd: pytest.CaptureFi
     ("seconds", "text"), [(5, "5 s"), (600, "10 min"), (11100, "3 h 05 min"), (187200, "2 d 04 h")]
 )
 def test_duration_text(seconds: float, text: str) -> None:
-    assert follow.duration_text(seconds) == text
+    assert duration_text(seconds) == text
 
 
 def test_how_long_a_job_waits_and_when_it_may_start() -> None:
     submitted = (datetime.datetime.now() - datetime.timedelta(minutes=5)).isoformat(timespec="seconds")
     pending = JobState("PENDING", start="2030-01-02T03:04:05", eligible=submitted)
-    assert follow.waiting_text(pending) == "waiting for 5 min, Slurm expects it to start at 2030-01-02 03:04:05"
-    assert follow.waiting_text(JobState("RUNNING", start="2030-01-02T03:04:05")) == ""
+    assert waiting_text(pending) == "waiting for 5 min, Slurm expects it to start at 2030-01-02 03:04:05"
+    assert waiting_text(JobState("RUNNING", start="2030-01-02T03:04:05")) == ""
 
 
 def test_a_forgotten_job_whose_run_folder_shows_its_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ def test_an_unreadable_run_hides_no_other_run(
         job_records.add_record(tmp_path / name, make_record(job))
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / job_records.FILE).write_text(content)
-    assert jobs.run(argparse.Namespace(folders=[tmp_path])) == code
+    assert jobs.run(argparse.Namespace(folders=[tmp_path], active=False, watch=None)) == code
     out, err = capfd.readouterr()
     assert [line.split()[:2] for line in out.splitlines()[2:]] == [[f"{tmp_path}/a", "5"], [f"{tmp_path}/c", "6"]]
     assert err.startswith(f"error: {tmp_path}/b/{job_records.FILE}") and len(err.splitlines()) == 1

@@ -3,18 +3,21 @@
 import argparse
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from launch import job_records, local_job, slurm
-from launch.follow import last_metrics, loss_text
 from launch.lock import hold_run_lock
+from launch.progress import last_metrics, loss_text
 from nano3.tools import cancel, jobs, tail
 from nano3.tools._arguments import RUNS, find_run
 from nano3.utils.errors import Failure, UserError
@@ -41,35 +44,122 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def list_runs(*folders: Path, active: bool = False) -> int:
+    """Return the exit code of nano3 jobs."""
+    return jobs.run(argparse.Namespace(folders=list(folders), active=active, watch=None))
+
+
 def test_jobs(runs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     asked: list[str] = []
 
     def states(ids: Any) -> dict[str, slurm.JobState]:
         asked.extend(ids)
-        return {"8": slurm.JobState("RUNNING", nodes="node1")}
+        return {"8": slurm.JobState("RUNNING", nodes="node1", restarts=2)}
 
     monkeypatch.setattr(slurm, "states", states)
-    assert jobs.run(argparse.Namespace(folders=[runs])) == 0
-    lines = [line.split() for line in capfd.readouterr().out.splitlines()[2:]]
-    assert [line[0] for line in lines] == [str(runs / name) for name in ("active", "ended", "here")]
-    assert lines[0][1:5] == ["8", "RUNNING", "on", "node1"] and lines[1][1:4] == ["7", "FAILED", "3"]
-    assert lines[2][1:] == ["finished", "0", "10", "2.5000"]
+    assert list_runs(runs) == 0
+    head, *lines = [line.split() for line in capfd.readouterr().out.splitlines()[1:]]
+    assert head == ["run", "job", "state", "exit", "iteration", "loss", "last", "line", "restarts"]
+    assert [line[0] for line in lines] == [str(runs / name) for name in ("here", "active", "ended")]
+    assert lines[0][1:] == ["finished", "0", "10", "2.5000"]
+    assert lines[1][1:7] == ["8", "RUNNING", "on", "node1", "restart", "2"] and lines[1][-1] == "2"
+    assert lines[2][1:] == ["7", "FAILED", "3"]
     assert asked == ["8"], "Slurm is asked only about jobs without a recorded end"
+    assert list_runs(runs, active=True) == 0
+    assert [line.split()[0] for line in capfd.readouterr().out.splitlines()[2:]] == [str(runs / "active")]
+
+
+@pytest.mark.parametrize(
+    ("state", "recorded"),
+    [
+        (slurm.JobState("COMPLETED"), True),
+        (slurm.JobState("FAILED", 3, end="2026-01-01T10:00:00"), True),
+        (slurm.JobState("PREEMPTED", 143, end=f"{datetime.now():%Y-%m-%dT%H:%M:%S}"), False),
+        (slurm.JobState("FAILED", 3), False),
+        (slurm.JobState("RUNNING"), False),
+        (slurm.UNKNOWN, False),
+    ],
+    ids=["completed", "failed long ago", "ended just now", "ended at an unknown time", "running", "unknown"],
+)
+def test_the_end_of_a_job_is_asked_once(
+    runs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    state: slurm.JobState,
+    recorded: bool,
+) -> None:
+    """A job that is being requeued looks ended for a moment."""
+    asked: list[list[str]] = []
+
+    def states(ids: Any) -> dict[str, slurm.JobState]:
+        asked.append(list(ids))
+        return dict.fromkeys(asked[-1], state)
+
+    monkeypatch.setattr(slurm, "states", states)
+    list_runs(runs)
+    first = capfd.readouterr().out
+    list_runs(runs)
+    assert capfd.readouterr().out == first and asked == [["8"], [] if recorded else ["8"]]
+    end = job_records.read_records(runs / "active")[-1].end_state
+    assert end == (state if recorded else None)
+
+
+def test_newest_first_with_elapsed_time_and_restarts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(["old", "new"]):
+        first = job_records.JobRecord(str(number), name, f"2026-01-0{number + 1}T00:00:00+00:00", "/l", "/s")
+        job_records.add_record(RUNS / name, first)
+        end = slurm.JobState("TIMEOUT", 124, restarts=1, start="2026-01-03T10:00:00", end="2026-01-03T13:05:00")
+        job_records.record_end(RUNS / name, str(number), end)
+    job_records.add_record(RUNS / "new", job_records.JobRecord("9", "new", "2026-01-04T00:00:00+00:00", "/l", "/s"))
+    job_records.record_end(RUNS / "new", "9", slurm.JobState("COMPLETED", restarts=3))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert list_runs(RUNS) == 0
+    lines = capfd.readouterr().out.splitlines()[2:]
+    assert [line.split() for line in lines] == [
+        ["new", "9", "COMPLETED", "restart", "3", "0", "5"],
+        ["old", "0", "TIMEOUT", "restart", "1", "124", "3", "h", "05", "min", "1", "2026-01-03", "10:00"],
+    ]
+
+
+def test_a_pending_job_shows_how_long_it_waits_and_when_it_may_start(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    now = datetime.now()
+    submitted, start = (f"{now + timedelta(minutes=m):%Y-%m-%dT%H:%M:%S}" for m in (-5, 7))
+    state = slurm.JobState("PENDING", reason="Resources", start=start, eligible=submitted)
+    monkeypatch.setattr(slurm, "states", lambda ids: dict.fromkeys(ids, state))
+    assert list_runs(runs, active=True) == 0
+    line = capfd.readouterr().out.splitlines()[2]
+    assert "PENDING (Resources: the nodes it needs are busy)" in line
+    assert line.endswith("  waits 5 min  starts in 7 min")
+
+
+def test_watch_prints_again_and_again(runs: Path) -> None:
+    command = [sys.executable, "-m", "nano3", "jobs", "--watch", "1", str(runs / "here")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(6)]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert [bool(re.fullmatch(r"\d\d:\d\d:\d\d: 1 finished\n", line)) for line in lines] == [True, False, False] * 2
 
 
 def test_jobs_without_slurm(runs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    assert jobs.run(argparse.Namespace(folders=[runs])) == 0
+    assert list_runs(runs) == 0
     out, err = capfd.readouterr()
     assert "UNKNOWN" in out and "no scontrol" in err
 
 
 def test_jobs_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    assert jobs.run(argparse.Namespace(folders=[RUNS])) == 0
+    assert list_runs(RUNS) == 0
     assert "No runs under output/nano3/runs." in capfd.readouterr().out
     with pytest.raises(UserError, match="There is no folder nowhere"):
-        jobs.run(argparse.Namespace(folders=[Path("nowhere")]))
+        list_runs(Path("nowhere"))
 
 
 def test_tail_of_an_ended_job(runs: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -150,10 +240,10 @@ def test_state_of_an_ended_local_run(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, code: int | None
 ) -> None:
     record_local_start(tmp_path / name, code)
-    assert jobs.run(argparse.Namespace(folders=[tmp_path])) == 0
+    assert list_runs(tmp_path) == 0
     words = capfd.readouterr().out.splitlines()[2].split()
     assert words[1] == WORDS.get(name, name)
-    assert words[2:] == [*([] if code is None else [str(code)]), "2026-01-01T00:00:00+00:00"]
+    assert words[-2] == "2026-01-01" and (code is None or words[2] == str(code))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +257,7 @@ def test_state_of_a_local_run_without_a_record(
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"iteration": last, "loss": 1.0}) + "\n")
     if saved:
         (tmp_path / "progress.json").write_text(json.dumps({"iteration": saved, "checkpoint": ""}))
-    jobs.run(argparse.Namespace(folders=[tmp_path]))
+    list_runs(tmp_path)
     assert capfd.readouterr().out.splitlines()[2].split()[1] == word
 
 
@@ -192,12 +282,12 @@ def running(make_job: Any, tmp_path: Path) -> Iterator[tuple[Path, "subprocess.P
 
 def test_a_local_run_is_listed_and_stopped(running: Any, capfd: pytest.CaptureFixture[str]) -> None:
     run_dir, process = running
-    jobs.run(argparse.Namespace(folders=[run_dir]))
+    list_runs(run_dir)
     assert f"running (process {process.pid} on " in capfd.readouterr().out
     assert cancel.run(argparse.Namespace(runs=[str(run_dir)])) == 0
     assert f"asked process {process.pid} ({run_dir}) to save and stop" in capfd.readouterr().out
     assert process.wait(timeout=200) == 75
-    jobs.run(argparse.Namespace(folders=[run_dir]))
+    list_runs(run_dir)
     assert "stopped" in capfd.readouterr().out
     assert cancel.run(argparse.Namespace(runs=[str(run_dir)])) == 0
     assert "No process and no Slurm job of" in capfd.readouterr().out

@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launch import slurm
-from launch.slurm import UNKNOWN, JobState, _array_indices, parse_sacct, parse_scontrol, parse_time_limit
+from launch.slurm import (
+    UNKNOWN,
+    JobState,
+    _array_indices,
+    parse_sacct,
+    parse_scontrol,
+    parse_squeue,
+    parse_time_limit,
+)  # fmt: skip
 from nano3.utils.errors import Failure
 
 INDICES = st.lists(st.integers(0, 4000), min_size=1, max_size=30, unique=True).map(sorted)
@@ -284,3 +292,59 @@ def test_scontrol(line: str, found: dict[str, JobState]) -> None:
 )
 def test_sacct(line: str, found: dict[str, JobState]) -> None:
     assert dict(parse_sacct(line)) == found
+
+
+# Output of squeue 22.05 with the columns that `states` asks for, a line in the form of newer clients, and a stray line.
+SQUEUE = (Path(__file__).parent / "recorded" / "squeue.txt").read_text()
+
+
+def test_squeue() -> None:
+    found = dict(pair for line in SQUEUE.splitlines() for pair in parse_squeue(line))
+    assert found == {
+        "1": JobState("COMPLETED", 0, "", "node[1-2]"),
+        "3_1": JobState("FAILED", 1, "NonZeroExitCode", "node1"),
+        "3_2": JobState("FAILED", 137, "RaisedSignal:9(Killed)", "node1", 2),
+        "3_6": JobState("PENDING", 0, "JobArrayTaskLimit"),
+        "4": JobState("PENDING", 0, "Resources"),
+        "2": JobState("RUNNING", 0, "", "node[1-2]", 1),
+        "16_0": JobState("CANCELLED", 143, "JobHeldUser"),
+        "16_1": JobState("CANCELLED", 143, "JobHeldUser"),
+    }
+    times = {job: (state.start[-8:], state.eligible[-8:], state.end[-8:]) for job, state in found.items()}
+    assert times["3_6"] == ("", "20:16:08", "") and times["4"] == ("20:21:12", "20:16:08", "")
+    assert times["2"] == ("20:16:08", "20:16:08", ""), "the end of a running job is a forecast"
+    assert times["3_1"] == ("20:16:08", "20:16:08", "20:16:11")
+
+
+COUNTED = "open({log!r}, 'a').write('x')\n{program}"
+
+
+def test_several_jobs_are_one_query(bin_dir: Path) -> None:
+    log = str(bin_dir / "asked")
+    client(bin_dir, "squeue", COUNTED.format(log=log, program=f"print({SQUEUE!r})"))
+    client(bin_dir, "sacct", COUNTED.format(log=log, program="print('7|FAILED|3:0|n1\\n8|COMPLETED|0:0|n1')"))
+    jobs = ["1", "2", "3_1", "3_9", "7", "8", "9"]
+    states = [state.state for state in slurm.states(jobs).values()]
+    assert states == ["COMPLETED", "RUNNING", "FAILED", "UNKNOWN", "FAILED", "COMPLETED", "UNKNOWN"]
+    assert Path(log).read_text() == "xx", "one of the controller, one of the accounting"
+    client(bin_dir, "squeue", "sys.exit('slurm_load_jobs error: Unable to contact slurm controller')")
+    with pytest.raises(Failure, match="Slurm does not answer"):
+        slurm.states(jobs)
+
+
+def test_tasks_that_the_controller_forgot_beside_known_ones(bin_dir: Path) -> None:
+    client(bin_dir, "scontrol", "print('JobId=7 ArrayJobId=7 ArrayTaskId=1 JobState=RUNNING')")
+    client(bin_dir, "sacct", "print('7_0|COMPLETED|0:0|n1\\n7_1|PENDING|0:0|n1')")
+    assert {job: s.state for job, s in slurm.states(["7_0", "7_1"]).items()} == {"7_0": "COMPLETED", "7_1": "RUNNING"}
+
+
+def test_filters_and_formats_of_the_user_do_not_reach_the_clients(
+    bin_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SQUEUE_USERS", "SQUEUE_FORMAT", "SACCT_FORMAT", "SINFO_FORMAT"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("SLURM_TIME_FORMAT", "relative")
+    own = "own = [k for k in os.environ if k.startswith(('SQUEUE_', 'SACCT_', 'SINFO_'))]"
+    own += "; own.append(os.environ['SLURM_TIME_FORMAT'])"
+    client(bin_dir, "scontrol", f"{own}\nprint('JobId=7 JobState=RUNNING Reason=' + ','.join(own))")
+    assert slurm.states(["7"])["7"].reason == "standard"

@@ -93,7 +93,7 @@ def test_detached_sweep_then_jobs_and_cancel(slurm_job: Any, capfd: pytest.Captu
     capfd.readouterr()
 
     def reported() -> bool:
-        assert jobs.run(argparse.Namespace(folders=[base])) == 0
+        assert jobs.run(argparse.Namespace(folders=[base], active=False, watch=None)) == 0
         out = capfd.readouterr().out
         return out.count("RUNNING on node1") == 1 and out.count("PENDING (JobArrayTaskLimit: ") == 2
 
