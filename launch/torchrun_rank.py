@@ -11,24 +11,21 @@ the others while they save.
 torchrun holds the run lock (launch.lock) for its ranks, so a rank must not outlive it.
 """
 
-import ctypes
 import os
-import signal
 import sys
 from pathlib import Path
 
 from launch.rank import run_rank
+from nano3.utils.child_processes import exit_with_parent
 from nano3.utils.console import flush_output, prepare_output
 from nano3.utils.errors import RESTART_EXIT_CODE, ROLLBACK_EXIT_CODE
-
-_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 def main() -> int:
     """Parse the command line and run the rank."""
     folder, entry, *args = sys.argv[1:]
     prepare_output()  # before dup2: a stream that becomes a pipe cannot be changed
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    exit_with_parent()
     logs, rank = Path(folder), os.environ["RANK"]
     (logs / f"{rank}.pid").write_text(str(os.getpid()))
     if rank == "0":

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What is tested and measured on a machine with GPUs, in one command: bash benchmarks/gpu/run_all.sh STAGE...
 # Stages are the files of benchmarks/gpu/stages. Megatron-Bridge's stack must be on PYTHONPATH, or packed in .gpu/site.tar.zst;
-# what else is missing is installed from .gpu/wheels. Results are files under $OUT, working files lie under $K.
+# what else is missing is installed from .gpu/wheels, and compiled kernels come from .gpu/kernels.tar.zst, if it is there (a copy of
+# what an earlier call wrote to $OUT). Results are files under $OUT, working files lie under $K.
 set -uo pipefail
 ROOT=$(cd "$(dirname "$0")/../.." && pwd); G=$ROOT/.gpu; K=${K:-/tmp/nano3-gpu}; OUT=${OUT:-$ROOT/benchmarks/results/gpu}
 cd "$ROOT"; mkdir -p "$K" "$OUT"; START=$(date +%s)
@@ -14,7 +15,9 @@ tarfile.open(fileobj=pa.input_stream(sys.argv[1], compression='zstd'), mode='r|'
 unset PYTHONDONTWRITEBYTECODE  # else every start compiles the stack's modules anew, which takes about three times as long as loading them
 export PYTHONPATH=$K/site:$K/wheels:$ROOT PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore HF_HUB_OFFLINE=1 NANO3_CACHE=$K/cache NANO3_HOME=$K/home
 export NCCL_NVLS_ENABLE=0 TORCH_SYMM_MEM_DISABLE_MULTICAST=1 NVSHMEM_DISABLE_NVLS=1
+[ -d "$NANO3_CACHE/kernels" ] || [ ! -f "$G/kernels.tar.zst" ] || python3 "$ROOT/benchmarks/gpu/kernels.py" unpack "$G/kernels.tar.zst" "$NANO3_CACHE"
 DATA=$K/data
 [ -d "$DATA" ] || python3 -m nano3.data_prep data_blend=sample output_dir="$DATA" valid_fraction=0.05 > "$OUT/data_prep.txt" 2>&1 || cat "$OUT/data_prep.txt"
 for stage in "$@"; do source "$ROOT/benchmarks/gpu/stages/$stage.sh"; done
+python3 "$ROOT/benchmarks/gpu/kernels.py" pack "$NANO3_CACHE" "$OUT/kernels.tar.zst" "${KERNELS_MIB:-16}"  # for .gpu of the next machine
 say done

@@ -12,8 +12,9 @@ from nano3.training.run.guard import read_events
 from nano3.training.run.skips import read_skips
 
 pytestmark = MARKS
-# Until the gradient first spikes two runs differ by at most 0.0002; afterwards by up to 0.08 (test_gpu_train.py).
-SAME, NOISE, SPIKE = 0.003, 0.15, 10
+# The gradient spikes at iteration 2 (norm 35) and again at 10. Two runs of the same settings on two machines differed by
+# at most 0.0002 before, and by 0.022 on average and 0.13 at most afterwards.
+SAME, MEAN, NOISE, SPIKE = 0.003, 0.06, 0.3, 10
 # A quarter of the batch is poisoned at some iterations; without clipping, as in benchmarks/guard.py.
 SETTINGS = [
     "run.data=poisoned",
@@ -63,8 +64,10 @@ def test_a_poisoned_batch_is_rolled_back_and_left_out(runs: Runs, poisoned: Path
     for iteration, step in guarded.items():
         assert step["consumed_samples"] == by_hand[iteration]["consumed_samples"] == 4 * iteration
         assert step["lr"] == pytest.approx(by_hand[iteration]["lr"])
-        same = SAME if iteration < SPIKE else NOISE
-        assert step["loss"] == pytest.approx(by_hand[iteration]["loss"], abs=same), iteration
+    differences = {i: abs(step["loss"] - by_hand[i]["loss"]) for i, step in guarded.items()}
+    assert max(d for i, d in differences.items() if i < SPIKE) < SAME, differences
+    assert max(differences.values()) < NOISE, differences
+    assert sum(differences.values()) / len(differences) < MEAN, differences
 
 
 def test_a_poisoned_step_is_left_out(runs: Runs, poisoned: Path) -> None:

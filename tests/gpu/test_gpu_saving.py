@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from gpu_runs import MARKS, Runs
 
-from nano3.training.megatron.checkpoints import begun_iterations
+from nano3.training.megatron.checkpoints import LEDGER, begun_iterations
 from nano3.training.run.checkpoints import MARKER, complete_checkpoints, iteration_folders, iteration_of
+from nano3.training.run.exports import read_export_info
 
 pytestmark = MARKS
 INTERVAL = 3
@@ -22,7 +23,10 @@ LONG = [
     "logger.log_interval=1",
     f"checkpoint.save_interval={INTERVAL}",
 ]
-RUNS, KILLS = 5, 8
+# Eight runs side by side, each killed five times; a start takes half a minute.
+RUNS, KILLS = 8, 5
+# Kills are spread over this many seconds after the beginning of a save, which takes about one.
+SPREAD_S = 0.8
 
 
 def newest(folder: Path) -> int:
@@ -31,68 +35,126 @@ def newest(folder: Path) -> int:
     return iteration_of(found[-1]) if found else 0
 
 
-def wait_for_save(folder: Path, after: int, process: object, seconds: float = 240) -> int:
-    """Wait until a save of a later iteration has begun, and return that iteration."""
+def ledger_version(folder: Path) -> int:
+    """Return a number that changes when a save begins: a start finds the iteration that the killed one had begun."""
+    path = folder / LEDGER
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def wait_for_save(folder: Path, version: int, process: object, seconds: float = 240) -> int:
+    """Wait until another save than that of `version` has begun, and return the new version."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         assert process.poll() is None, "ended too early"  # type: ignore[attr-defined]
-        if (latest := max(begun_iterations(folder), default=0)) > after:
+        if (latest := ledger_version(folder)) != version:
             return latest
         time.sleep(0.005)
-    raise TimeoutError(f"no save began after iteration {after} in {folder}")
+    raise TimeoutError(f"no save began in {folder}")
+
+
+def kill_moments(seed: int) -> list[tuple[int, float]]:
+    """Return for each kill of a run during which save of its start it comes, and how many seconds after its beginning.
+
+    The first save of a start takes another path than later ones. The seconds are spread evenly over `SPREAD_S`.
+    """
+    draw = random.Random(seed)
+    parts = draw.sample(range(KILLS), KILLS)
+    return [(draw.randint(1, 2), (part + draw.random()) / KILLS * SPREAD_S) for part in parts]
 
 
 def kill_again_and_again(runs: Runs, name: str, seed: int) -> list[tuple[int, int]]:
-    """Kill a run at a random moment after a save began, and start it again; return (begun, kept) of each kill."""
-    draw, found = random.Random(seed), []
+    """Kill a run at each of its moments and start it again; return (begun, kept) of each kill.
+
+    Then the run is started once more, and must go on from the last checkpoint that was kept.
+    """
+    found = []
     folder = runs.dir(name) / "checkpoints"
-    for _ in range(KILLS):
-        before = newest(folder)
+    for saves, seconds in kill_moments(seed):
+        version = ledger_version(folder)
         process = runs.start(name, *LONG)
-        for _ in range(draw.randint(1, 3)):  # the first save of a start takes another path than later ones
-            before = wait_for_save(folder, before, process)
-        time.sleep(draw.uniform(0, 0.5))
+        for _ in range(saves):
+            version = wait_for_save(folder, version, process)
+        time.sleep(seconds)
         runs.kill(process)
         found.append((max(begun_iterations(folder)), newest(folder)))
+    kept = found[-1][1]
+    start = f"resuming from iteration {kept} of" if kept else "fresh start"
+    # It stops and saves; every checkpoint that is then there is complete.
+    text = runs.train(name, *LONG, f"train.exit_iteration={kept + 2}")
+    assert start in text
+    assert newest(folder) == kept + 2
+    assert all((p / MARKER).is_file() for p in iteration_folders(folder))
     return found
+
+
+def kill_problems(kills: list[list[tuple[int, int]]]) -> list[str]:
+    """Return what is wrong with the kills of each run, given as (begun, kept) iterations."""
+    problems = []
+    for run, found in enumerate(kills):
+        kept = [0, *(pair[1] for pair in found)]
+        if kept != sorted(kept):
+            problems.append(f"run {run}: a start fell behind an earlier one: {found}")
+        problems += [f"run {run}: more than one interval lost: {p}" for p in found if p[0] - p[1] > INTERVAL]
+    during = sum(begun > kept for found in kills for begun, kept in found)
+    if during < 30:
+        problems.append(f"only {during} kills came while a checkpoint was written: {kills}")
+    return problems
 
 
 def test_a_kill_during_a_save_loses_at_most_one_interval(runs: Runs) -> None:
-    """Each start must resume from the newest complete checkpoint; the losses continue as without kills."""
-    names = [f"kills_{i}" for i in range(RUNS)]
+    """Each start must resume from the newest complete checkpoint, and the last one goes on from there."""
     with ThreadPoolExecutor(RUNS) as pool:
-        kills = [*pool.map(lambda i: kill_again_and_again(runs, names[i], seed=i), range(RUNS))]
-    flat = [pair for found in kills for pair in found]
-    during = [pair for pair in flat if pair[0] > pair[1]]
+        kills = [*pool.map(lambda i: kill_again_and_again(runs, f"kills_{i}", seed=i), range(RUNS))]
+    during = sum(begun > kept for found in kills for begun, kept in found)
     (runs.folder / "logs" / "kills.txt").write_text(
-        f"{len(flat)} kills, {len(during)} of them while a checkpoint was written; begun and kept iterations: {kills}\n"
+        f"{RUNS * KILLS} kills, {during} of them while a checkpoint was written; begun and kept iterations: {kills}\n"
     )
-    assert all(begun - kept <= INTERVAL for begun, kept in flat), flat
-    for name, found in zip(names, kills, strict=True):
-        kept = [pair[1] for pair in found]
-        assert kept == sorted(kept), "a later start never falls back behind an earlier one"
-        text = runs.train(name, *LONG, f"train.exit_iteration={kept[-1] + 2}")
-        assert f"resuming from iteration {kept[-1]} of" in text
-        assert all((p / MARKER).is_file() for p in iteration_folders(runs.dir(name) / "checkpoints"))
-    assert len(during) >= 30, flat
+    assert kill_problems(kills) == []
 
 
-def group_of(leader: int) -> list[int]:
-    """Return the processes of a process group."""
-    pids = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()]
-    found = []
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            if os.getpgid(pid) == leader:
-                found.append(pid)
+def group_of(leader: int) -> dict[int, str]:
+    """Return the command lines of the processes of a process group that run, by process id."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                state, _, group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+                if int(group) == leader and state != "Z":
+                    found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ").strip()
     return found
+
+
+def test_a_rank_that_is_killed_alone_leaves_no_writer(runs: Runs) -> None:
+    """Its writer would otherwise go on writing into a folder that the next start removes and saves to again."""
+    folder = runs.dir("alone") / "checkpoints"
+    process = runs.start("alone", *LONG)
+    wait_for_save(folder, wait_for_save(folder, 0, process), process)
+    before = group_of(process.pid)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while (left := group_of(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    seconds = 10 - (deadline - time.monotonic())
+    (runs.folder / "logs" / "alone.txt").write_text(f"{before}\nafter {seconds:.2f} s: {left}\n")
+    if left:
+        os.killpg(process.pid, signal.SIGKILL)
+    text, _ = process.communicate(timeout=60)
+    runs.save_log(process, text)
+    assert any("spawn_main" in command for command in before.values())
+    assert left == {}
+    begun, kept = max(begun_iterations(folder)), newest(folder)
+    assert begun - kept <= INTERVAL
+    assert f"resuming from iteration {kept} of" in runs.train("alone", *LONG, f"train.exit_iteration={kept + 2}")
+    assert newest(folder) == kept + 2
+    assert all((p / MARKER).is_file() for p in iteration_folders(folder))
 
 
 def test_a_dead_writer_ends_the_run(runs: Runs) -> None:
     process = runs.start("writer", *LONG)
     wait_for_save(runs.dir("writer") / "checkpoints", 0, process)
     runs.wait_for("writer", INTERVAL + 1, process)
-    writers = [pid for pid in group_of(process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    writers = [pid for pid, command in group_of(process.pid).items() if "spawn_main" in command]
     assert writers
     for pid in writers:
         os.kill(pid, signal.SIGKILL)
@@ -122,3 +184,24 @@ def test_a_full_disk_is_reported_and_the_next_save_is_taken(runs: Runs, backgrou
     assert [p for p in iteration_folders(runs.dir(name) / "checkpoints") if (p / MARKER).exists()] == []
     runs.train(name, *words, f"train.exit_iteration={2 * INTERVAL}")
     assert newest(runs.dir(name) / "checkpoints") == 2 * INTERVAL
+
+
+def test_checkpoints_are_exported_while_it_trains(runs: Runs) -> None:
+    """Every second checkpoint, also one that is removed meanwhile; the result is that of `nano3 export`."""
+    words = ["train.train_iters=20", "train.eval_interval=0", "checkpoint.save_interval=5", "checkpoint.keep_last=1"]
+    text = runs.train("exported", *words, "checkpoint.export_every=2")
+    assert "EXPORT FAILED" not in text and "Traceback" not in text
+    exports = runs.dir("exported") / "exports"
+    assert sorted(p.name for p in exports.iterdir()) == ["iter_0000010", "iter_0000020"]
+    assert runs.checkpoints("exported") == ["iter_0000020"]
+    assert not list((runs.dir("exported") / "checkpoints").glob(".export_*"))
+    assert [read_export_info(exports / name).iteration for name in ("iter_0000010", "iter_0000020")] == [10, 20]
+    by_hand = runs.folder / "exported_by_hand"
+    runs("-m", "nano3", "export", "exported", "--output", str(by_hand))
+    weights = [p.name for p in by_hand.glob("*.safetensors")]
+    assert weights
+    for name in [*weights, "config.json"]:
+        assert (by_hand / name).read_bytes() == (exports / "iter_0000020" / name).read_bytes()
+        assert (name == "config.json") is (
+            (exports / "iter_0000010" / name).read_bytes() == (by_hand / name).read_bytes()
+        )

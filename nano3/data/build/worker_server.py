@@ -10,7 +10,6 @@ import gc
 import hashlib
 import importlib
 import os
-import signal
 import socket
 import sys
 import traceback
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from nano3.data.build.worker_client import Task, receive_plan
 from nano3.data.tokenization.engines import Engines, load_engines
+from nano3.utils.child_processes import exit_with_parent
 from nano3.utils.errors import Failure, Nano3Error
 
 if TYPE_CHECKING:
@@ -207,14 +207,6 @@ def trim_heap() -> None:
 
         with contextlib.suppress(AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
-
-
-def exit_with_parent() -> None:
-    """Ask Linux to kill this process when its parent ends in any way. Elsewhere the closed socket ends it later."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 if __name__ == "__main__":

@@ -2,8 +2,11 @@
 
 Saving is Megatron-Bridge's own. nano3 adds what a long run needs: a failed save is reported and repeated at the next
 interval, and the run ends if the process that writes checkpoints has died; Megatron-Bridge would wait for it forever.
+That process, in turn, ends with its rank. If it outlived a rank that is killed alone, it would go on writing into a
+folder that the next start removes and saves to again, and keep GPU memory.
 """
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ from typing import Any
 from nano3.training.megatron.checkpoints import begun_iterations
 from nano3.training.run.checkpoints import MARKER, folder_name
 from nano3.training.run.failed_saves import FailedSaves, SaveError
+from nano3.utils.child_processes import end_forked_children_with_this_process, exit_with_parent
 from nano3.utils.console import is_rank_zero
 from nano3.utils.disk_errors import find_disk_error
 from nano3.utils.errors import Failure
@@ -49,6 +53,8 @@ def use_manager(container: Any, context: SaveContext) -> None:
     _context = context
     register_allowed_target_prefix(__name__)
     container.checkpoint.custom_manager_class = MANAGER
+    if container.checkpoint.async_save:
+        end_forked_children_with_this_process()  # the queue of results is in a forked process
 
 
 class SaveManager:
@@ -69,6 +75,7 @@ class SaveManager:
         self._pending: int | None = None
         # The process that writes checkpoints, once it is known.
         self._writer: Any = None
+        self._writer_tied = False
 
     def load(self, ctx: Any) -> tuple[int, int]:
         """Load a checkpoint and return its iteration and FLOP count."""
@@ -108,6 +115,7 @@ class SaveManager:
             Failure: The process that writes checkpoints has died.
         """
         queue = state.async_calls_queue
+        self._tie_writer(queue)
         waiting = queue is not None and queue.get_num_unfinalized_calls() > 0
         pending = self._pending if self._pending is not None else -1
         last = terminate or self._run.is_last(pending)
@@ -127,6 +135,19 @@ class SaveManager:
                 queue.close(abort=True)  # a dead writer would never answer the request to end
             self._writer = None
             self._default.finalize_async_saves(state, blocking, terminate)
+
+    def _tie_writer(self, queue: Any) -> None:
+        """Make the process that writes checkpoints end with this rank; it is the first thing that it does.
+
+        Megatron-Bridge starts that process before the model is built, and calls this manager before every iteration.
+        """
+        if queue is None or self._writer_tied:
+            return
+        from megatron.core.dist_checkpointing.strategies.torch import get_async_strategy
+
+        _, classes = get_async_strategy(self._default.checkpoint_config.async_strategy)
+        queue.schedule_async_request(classes["AsyncRequest"](exit_with_parent, (os.getpid(),), []))
+        self._writer_tied = True
 
     def _poll(self, state: Any, queue: Any) -> None:
         """Complete what is written, and raise Failure if this rank's writer ended before its work was done."""

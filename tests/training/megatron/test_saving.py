@@ -4,18 +4,21 @@ tests/gpu runs the manager within Megatron-Bridge.
 """
 
 import errno
+import os
 from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from torch.distributed.checkpoint.api import CheckpointException
 
 from nano3.training.megatron import saving
 from nano3.training.megatron.checkpoints import record_begun
 from nano3.training.run.checkpoints import MARKER, folder_name
 from nano3.training.run.failed_saves import FailedSaves, SaveError
+from nano3.utils.child_processes import exit_with_parent
 from nano3.utils.errors import Failure
 
 FULL = CheckpointException("write", {0: (OSError(errno.ENOSPC, "No space left on device"), None)})
@@ -36,6 +39,7 @@ class Queue:
 
     def __init__(self, alive: bool = True) -> None:
         self.results: deque[Any] = deque()
+        self.requests: list[Any] = []
         self.caller = SimpleNamespace(process=Worker(alive), cur_item=None)
 
     @property
@@ -44,6 +48,10 @@ class Queue:
 
     def get_num_unfinalized_calls(self) -> int:
         return len(self.results)
+
+    def schedule_async_request(self, request: Any) -> None:
+        self.requests.append(request)
+        self.results.append(None)
 
 
 class Default:
@@ -77,7 +85,7 @@ def manager(folder: Path, background: bool, most: int = 3, alive: bool = True, l
     made = saving.SaveManager.__new__(saving.SaveManager)
     made._run = saving.SaveContext(folder, FailedSaves(most), lambda iteration: iteration >= last)
     made._default = Default(Queue(alive), folder, background)
-    made._pending, made._writer = None, None
+    made._pending, made._writer, made._writer_tied = None, None, True
     return made
 
 
@@ -135,6 +143,30 @@ def test_a_dead_writer_is_a_failure_instead_of_an_endless_wait(tmp_path: Path, b
     made.save(SimpleNamespace(state=state), None)
     with pytest.raises(Failure, match="ended with exit code -9"):
         made.finalize_async_saves(state, blocking=blocking)
+
+
+def test_the_first_request_makes_the_writer_end_with_its_rank(tmp_path: Path) -> None:
+    """It is sent once, before any save, in the class that Megatron-Core's writer takes."""
+    made = manager(tmp_path, background=True)
+    made._writer_tied = False
+    made._default.checkpoint_config.async_strategy = "mcore"
+    queue = made._default.queue
+    state = SimpleNamespace(train_state=SimpleNamespace(step=0), async_calls_queue=queue)
+    for _ in range(3):
+        made.finalize_async_saves(state)
+    (request,) = queue.requests
+    assert isinstance(request, AsyncRequest)
+    assert (request.async_fn, request.async_fn_args) == (exit_with_parent, (os.getpid(),))
+    assert request.preload_fn is None and request.finalize_fns == [] and not queue.results
+    save(made, 10)
+    made.finalize_async_saves(state, blocking=True, terminate=True)
+    assert len(queue.requests) == 1
+
+
+def test_without_background_saves_nothing_is_sent(tmp_path: Path) -> None:
+    made = manager(tmp_path, background=False)
+    made._writer_tied = False
+    made.finalize_async_saves(SimpleNamespace(async_calls_queue=None))
 
 
 def test_a_save_is_not_given_to_a_dead_writer(tmp_path: Path) -> None:
