@@ -3,7 +3,8 @@
     python benchmarks/gpu/saving_table.py RUN_DIR SAVE_INTERVAL
 
 The run has logged every iteration. The seconds that training waits for a save are in the line after it
-(`seconds/save`), those of the last save in the line of the run's end. Written seconds are from the step before the save to the last byte.
+(`seconds/save`), those of the last save in the line of the run's end. Written seconds are from the step before the
+save to the last byte.
 """
 
 import sys

@@ -12,8 +12,8 @@ from nano3.training.run.guard import read_events
 from nano3.training.run.skips import read_skips
 
 pytestmark = MARKS
-# The gradient spikes at iteration 2 (norm 35) and again at 10. Two runs of the same settings on two machines differed by
-# at most 0.0002 before, and by 0.022 on average and 0.13 at most afterwards.
+# The gradient spikes at iteration 2 (norm 35) and again at 10. Two runs of the same settings on two machines differed
+# by at most 0.0002 before, and by 0.022 on average and 0.13 at most afterwards.
 SAME, MEAN, NOISE, SPIKE = 0.003, 0.06, 0.3, 10
 # A quarter of the batch is poisoned at some iterations; without clipping, as in benchmarks/guard.py.
 SETTINGS = [
