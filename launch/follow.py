@@ -1,6 +1,7 @@
 """Follow jobs from a command: their states, rank 0's log, the newest metrics, the exit code; and Ctrl-C."""
 
 import contextlib
+import os
 import select
 import shlex
 import signal
@@ -21,6 +22,8 @@ from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Failure
 _LOG_POLL_S = 0.25
 _FORGOTTEN_S = 20
 _TAIL_LINES = 25
+# What is read of the end of a log for each line that is shown.
+_TAIL_BYTES = 1 << 14
 # How long Ctrl-C waits for an answer.
 _DETACH_S = 3
 # How long a job has waited when that is first reported again; then whenever that time has doubled.
@@ -198,13 +201,19 @@ def tail_lines(log: Path, lines: int = _TAIL_LINES) -> list[str]:
 
 
 def read_tail_and_size(log: Path, lines: int) -> tuple[str, int]:
-    """Return the last lines of a log and the byte offset at which they end, to follow the log from there."""
+    """Return the last lines of a log and the byte offset at which they end, to follow the log from there.
+
+    Only the end of a long log is read: fewer lines are returned if they are very long.
+    """
     try:
-        read = log.read_bytes()
+        with log.open("rb") as file:
+            begin = max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES * max(lines, 1))
+            file.seek(begin)
+            read = file.read()
     except FileNotFoundError:
         return "", 0
-    all_lines = read.decode(errors="replace").splitlines(keepends=True)
-    return "".join(all_lines[max(0, len(all_lines) - lines) :]), len(read)
+    all_lines = read.decode(errors="replace").splitlines(keepends=True)[1 if begin else 0 :]
+    return "".join(all_lines[max(0, len(all_lines) - lines) :]), begin + len(read)
 
 
 def follow_attached(submitted: str, work: Callable[[], int], ids: list[str], hint: str) -> int:

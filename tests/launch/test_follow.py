@@ -38,6 +38,13 @@ def test_the_tail_is_the_end_of_the_log(
     assert len(tail_lines(log, wanted)) <= wanted
 
 
+def test_only_the_end_of_a_long_log_is_read(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"x" * 100_000 + b"\n" + b"one\n" * 3 + b"two")
+    assert read_tail_and_size(tmp_path / "log", 2) == ("one\ntwo", 100_016)
+    (tmp_path / "log").write_bytes(b"one\n" + b"x" * 100_000 + b"\n")
+    assert read_tail_and_size(tmp_path / "log", 2) == ("", 100_005), "a line is cut"
+
+
 def test_a_growing_log_is_copied_byte_for_byte(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     """The log is cut inside characters and lines and has invalid bytes."""
     written = "é€😀 ".encode() * 3 + b"\xff\r50%\r100%\n" + b"no end"

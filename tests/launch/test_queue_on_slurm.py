@@ -6,6 +6,7 @@ import re
 import subprocess
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import launch
 from launch import job_records, slurm
 from launch.follow import follow
 from launch.submit import SubmittedJob
-from nano3.tools import jobs
+from nano3.tools import jobs, logs
 
 pytestmark = pytest.mark.slurm
 
@@ -67,13 +68,12 @@ def test_waiting_running_and_ended_runs(
     assert queries.read_text().split() == ["squeue"], "Slurm is asked once for all"
     assert list(lines)[-1] == "failed" and re.search(r" FAILED +3 ", lines["failed"])
     assert re.search(r" RUNNING on node\[1-2\] .* \d+ s +\d+ s ", lines["running"]), "elapsed time and age"
-    assert re.search(
-        r"\(Resources: the nodes it needs are busy\) .* waits \d+ s +starts in [345] min", lines["waiting"]
-    )
+    waits = r"\(Resources: the nodes it needs are busy\) .* waits \d+ s +starts in [345] min"
+    assert re.search(waits, lines["waiting"])
     assert "(DependencyNeverSatisfied: it can never start: a job that it depends on failed)" in lines["never"]
-    waits = state_of(waiting.run_dir)
+    expected = state_of(waiting.run_dir).start
     asked = ["squeue", "--start", "-h", "-o", "%S", "-j", last_id(waiting.run_dir)]
-    assert waits.start == subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    assert expected == subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
     assert set(listed(tmp_path, capfd, active=True)) == {"running", "waiting", "never"}
 
 
@@ -108,3 +108,20 @@ def test_restarts_are_counted_and_recorded(slurm_job: Any, tmp_path: Path, capfd
     listed(tmp_path, capfd)
     record = job_records.read_records(job.run_dir)[-1]
     assert (record.state, record.restarts) == ("COMPLETED", 1) and record.started < record.ended
+
+
+def test_logs_of_a_sweep_name_the_point_and_the_rank(slurm_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    options = {"ntasks_per_node": 2, "mode": "attached"}
+    made = [slurm_job("steps=1", name=f"s/n={n}", label=f"n={n}", **options) for n in (1, 2)]
+    made[1] = replace(made[1], args=(*made[1].args, "fail_rank=1", "fail_code=7"))
+    assert launch.run(made, sweep=True) == 7
+    capfd.readouterr()
+    base = made[0].run_dir.parent
+    words = {"run": str(base), "rank": None, "ignore_case": False, "lines": 5}
+    assert logs.run(argparse.Namespace(grep="boom", **words)) == 0
+    log = base / "slurm" / f"{last_id(made[1].run_dir)}_1_log.out"
+    heading, line, *more = capfd.readouterr().out.splitlines()
+    assert heading == f"n=2, rank 1: {log}" and line.endswith(": boom on rank 1") and not more
+    assert logs.run(argparse.Namespace(grep="fresh start", **words)) == 0
+    ranks = [line.partition(":")[0] for line in capfd.readouterr().out.splitlines() if not line.startswith(" ")]
+    assert ranks == ["n=1, rank 0", "n=1, rank 1", "n=2, rank 0", "n=2, rank 1"]
