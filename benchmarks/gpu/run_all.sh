@@ -16,8 +16,8 @@ unset PYTHONDONTWRITEBYTECODE  # else every start compiles the stack's modules a
 export PYTHONPATH=$K/site:$K/wheels:$ROOT PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore HF_HUB_OFFLINE=1 NANO3_CACHE=$K/cache NANO3_HOME=$K/home
 export NCCL_NVLS_ENABLE=0 TORCH_SYMM_MEM_DISABLE_MULTICAST=1 NVSHMEM_DISABLE_NVLS=1
 [ -d "$NANO3_CACHE/kernels" ] || [ ! -f "$G/kernels.tar.zst" ] || python3 "$ROOT/benchmarks/gpu/kernels.py" unpack "$G/kernels.tar.zst" "$NANO3_CACHE"
-DATA=$K/data
-[ -d "$DATA" ] || python3 -m nano3.data_prep data_blend=sample output_dir="$DATA" valid_fraction=0.05 > "$OUT/data_prep.txt" 2>&1 || cat "$OUT/data_prep.txt"
+DATA=$K/data; ENGINE=$(python3 -c "import fastokens" 2>/dev/null && echo auto || echo tokenizers)
+[ -d "$DATA" ] || python3 -m nano3.data_prep data_blend=sample engine="$ENGINE" output_dir="$DATA" valid_fraction=0.05 > "$OUT/data_prep.txt" 2>&1 || cat "$OUT/data_prep.txt"
 for stage in "$@"; do source "$ROOT/benchmarks/gpu/stages/$stage.sh"; done
 python3 "$ROOT/benchmarks/gpu/kernels.py" pack "$NANO3_CACHE" "$OUT/kernels.tar.zst" "${KERNELS_MIB:-16}"  # for .gpu of the next machine
 say done

@@ -1,29 +1,16 @@
 """Fixtures of the tests on a real GPU. Slow ones are created once for all pytest-xdist workers."""
 
-import contextlib
-import fcntl
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gpu_runs import FOLLOW, Runs, gpus
-
-
-@contextlib.contextmanager
-def made_once(folder: Path, name: str) -> Iterator[bool]:
-    """Yield whether `name` must be created in `folder`; other processes wait until the block succeeds."""
-    marker = folder / f"{name}.made"
-    with (folder / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield not marker.exists()
-        marker.touch()
+from gpu_runs import ENGINE, FOLLOW, REHEARSAL, Runs, gpus, made_once
 
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """A folder with the prepared bundled corpus: NANO3_GPU_RUNS, which is kept, or a temporary folder."""
-    if not gpus():
+    if not gpus() and not REHEARSAL:
         pytest.skip("no GPU")
     base = tmp_path_factory.getbasetemp()
     temporary = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
@@ -32,7 +19,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     runs = Runs(folder)
     with made_once(folder, "data") as wanted:
         if wanted:
-            words = ["data_blend=sample", "output_dir=data", "valid_fraction=0.05"]
+            words = ["data_blend=sample", "output_dir=data", "valid_fraction=0.05", f"engine={ENGINE}"]
             runs("-m", "nano3.data_prep", *words, timeout=300)
     return runs
 

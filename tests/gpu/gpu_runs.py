@@ -1,5 +1,7 @@
 """Run nano3's commands on a machine with a GPU; shared by the tests in this folder."""
 
+import contextlib
+import fcntl
 import importlib.util
 import os
 import shlex
@@ -8,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,9 @@ from nano3.training.run.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 STACK = importlib.util.find_spec("megatron") is not None and importlib.util.find_spec("transformer_engine") is not None
+# A rehearsal of the tests on Slurm without a GPU.
+REHEARSAL = os.environ.get("NANO3_GPU_BACKEND") == "transformers"
+ENGINE = "auto" if importlib.util.find_spec("fastokens") else "tokenizers"
 MARKS = [
     pytest.mark.gpu,
     pytest.mark.timeout(900),
@@ -61,6 +67,16 @@ def gpu_of_worker(worker: str, count: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": str(int(worker.removeprefix("gw")) % count)} if count > 1 else {}
 
 
+@contextlib.contextmanager
+def made_once(folder: Path, name: str) -> Iterator[bool]:
+    """Yield whether `name` must be created in `folder`; other processes wait until the block succeeds."""
+    marker = folder / f"{name}.made"
+    with (folder / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield not marker.exists()
+        marker.touch()
+
+
 class Runs:
     """Runs `python -m nano3.pretrain` in one folder with an artifact store and the prepared sample."""
 
@@ -68,6 +84,7 @@ class Runs:
         self.folder = folder
         path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
         own = {"NANO3_HOME": str(folder / "home"), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+        own |= {"OMP_NUM_THREADS": "1"} if REHEARSAL else {}
         self.env = {**os.environ, **own, **gpu_of_worker(os.environ.get("PYTEST_XDIST_WORKER", "gw0"), gpus())}
 
     def __call__(self, *words: str, code: int = 0, timeout: float = 600, **env: str) -> str:

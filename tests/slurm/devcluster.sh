@@ -233,6 +233,8 @@ write_files() {
   [ -f "$state/munge/munge.key" ] || (umask 077; head -c 1024 /dev/urandom >"$state/munge/munge.key")
   write_slurm_conf
   write_gres_conf
+  # Nothing above uses cgroups, but slurmd loads a plugin: that of cgroup v2 wants systemd, that of v1 nothing.
+  echo CgroupPlugin=cgroup/v1 >"$state/cgroup.conf"
   : >"$state/plugstack.conf"
   if [ $pyxis = yes ]; then
     gcc -shared -fPIC -O1 -o "$state/fake_pyxis.so" "$here/fake_pyxis.c" || fail "cannot build fake_pyxis.c"
