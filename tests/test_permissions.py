@@ -86,8 +86,8 @@ def trained(cli: Commands) -> Commands:
     return cli
 
 
-def check(cli: Commands, path: str, mode: int, commands: list[str]) -> None:
-    """Run the commands while a file belongs to nobody and has this mode; check every message."""
+def check(cli: Commands, path: str, mode: int, commands: list[str]) -> list[int]:
+    """Run the commands while a file belongs to nobody and has this mode; check every message, return the exit codes."""
     (target,) = cli.folder.glob(path)
     before = target.stat()
     paths = [target, *target.rglob("*")] if target.is_dir() else [target]
@@ -114,6 +114,7 @@ def check(cli: Commands, path: str, mode: int, commands: list[str]) -> None:
             assert str(target) in shown or path.partition("/*")[0] in shown, (command, shown)
             assert "permission denied" in shown.lower() and "nobody" in shown, (command, shown)
             assert not any(word in shown for word in ("force=true", "emove it", "damaged")), (command, shown)
+    return [code for _, code, _ in results]
 
 
 @pytest.mark.parametrize("path", FAST)
@@ -125,6 +126,14 @@ def test_data_that_may_not_be_replaced_is_left_untouched(cli: Commands) -> None:
     """A folder can be moved only with write permission on itself: force=true must see that before it moves others."""
     check(cli, "data/tokenizer", 0o555, [f"{PREP} force=true", "nano3 verify data"])
     assert (cli.folder / "data/manifest.json").is_file()
+
+
+def test_a_pattern_through_a_folder_that_may_be_searched_but_not_listed(cli: Commands) -> None:
+    for number, pattern in enumerate(["te*/a.jsonl", "text/*.jsonl", "**/a.jsonl"]):
+        blend = {"datasets": [{"name": "a", "path": str(cli.folder / pattern)}]}
+        (cli.folder / f"glob{number}.json").write_text(json.dumps(blend))
+    commands = [PREP.replace("b.json", f"glob{number}.json") for number in range(3)]
+    assert check(cli, "text", 0o311, commands) == [2, 2, 2]
 
 
 @pytest.mark.slow

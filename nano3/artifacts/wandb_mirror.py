@@ -16,12 +16,13 @@ from typing import Any, Protocol
 from nano3.artifacts.store import Artifact
 from nano3.utils.console import warn
 from nano3.utils.errors import UserError, did_you_mean
+from nano3.utils.provenance import install_command
 
 MODES = ("online", "offline", "disabled")
 DEFAULT_URL = "https://api.wandb.ai"
 PROBE_S = 5.0  # until a server has to answer
 CHECKED = ("manifest.json", "blend.json", "checkpoint.json")
-MISSING = "wandb is not installed: `pip install 'nano3[wandb]'`, or {key}=disabled."
+MISSING = f"wandb is not installed: `{install_command('wandb')}`, or {{key}}=disabled."
 
 
 @dataclass(frozen=True)

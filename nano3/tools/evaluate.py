@@ -25,6 +25,7 @@ from nano3.training.evaluation import EvalRequest, choose_tasks, find_exports, m
 from nano3.utils.command_line import CommandLine
 from nano3.utils.console import say
 from nano3.utils.errors import UserError
+from nano3.utils.provenance import install_command
 
 NAME = "eval"
 HELP = "run tasks of lm-evaluation-harness on a run's exports"
@@ -115,7 +116,7 @@ def make_job(request: EvalRequest, cluster: ClusterConfig) -> launch.Job:
     if missing and not environment.may_be_added(cluster):
         raise UserError(
             f"nano3 eval needs {', '.join(missing)}, not installed in {environment.describe(cluster, None, '')}: "
-            "uv sync --extra train --extra eval"
+            f"{install_command('train', 'eval')}"
         )
     folder = Path(request.folder)
     name = f"eval-{Path(request.run_dir or request.export).name}-{folder.name}"

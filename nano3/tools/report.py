@@ -22,6 +22,7 @@ from nano3.utils.console import say, table
 from nano3.utils.disk_errors import reason
 from nano3.utils.errors import UserError
 from nano3.utils.files import write_text
+from nano3.utils.provenance import install_command
 
 if TYPE_CHECKING:
     from nano3.training.run.skips import SkipRecord
@@ -316,7 +317,7 @@ def draw_curves(lines: dict[str, Lines], skips: "dict[str, SkipRecord] | None" =
         drawn = [picture for curve in CURVES if (picture := draw_curve(curve, lines, skips))]
     except ModuleNotFoundError as error:
         raise UserError(
-            f"{error.name} is required for the curves, but not installed: pip install 'nano3[train]'"
+            f"{error.name} is required for the curves, but not installed: {install_command('train')}"
         ) from None
     return f"<div class='curves'>{''.join(drawn)}</div>" if drawn else "<p>There are no metrics yet.</p>"
 

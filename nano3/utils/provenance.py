@@ -1,4 +1,4 @@
-"""Which code runs and for whom: Git commit, versions of installed packages, user name."""
+"""Which code runs and for whom: Git commit, installed packages and how to add some, user name."""
 
 import getpass
 import importlib.util
@@ -7,6 +7,8 @@ import subprocess
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]  # the checkout, or the folder of installed packages
 
 
 def git(folder: Path, *words: str) -> str:
@@ -55,6 +57,16 @@ def is_installed(name: str) -> bool:
 def missing_modules(names: Iterable[str]) -> list[str]:
     """Return the modules that cannot be imported, without importing more than their parent packages."""
     return [name for name in names if not is_installed(name)]
+
+
+def install_command(*extras: str) -> str:
+    """Return the command that adds extras of nano3 to this installation: uv's in a checkout, otherwise pip's.
+
+    Without --inexact, uv would remove the extras that are not named. pip takes the extras of the installed package.
+    """
+    if (ROOT / "pyproject.toml").is_file():
+        return " ".join(["uv sync --inexact", *(f"--extra {name}" for name in extras)])
+    return f"pip install 'nano3[{','.join(extras)}]'"
 
 
 def user_name() -> str:

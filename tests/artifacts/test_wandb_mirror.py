@@ -1,6 +1,7 @@
 """Weights & Biases as a mirror: what an offline run's file holds, and references that only W&B knows."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from nano3.training.run.lineage import model_alias
 from nano3.training.run.metrics import Metrics
 from nano3.utils.errors import UserError
 from nano3.utils.files import write_json
+from nano3.utils.provenance import install_command
 
 DATA, MODEL = "DataBlendsArtifact-pretrain", "ModelArtifact-pretrain"
 
@@ -190,7 +192,7 @@ def test_not_logged_in(service: list[str], monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_without_the_package(service: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"pip install 'nano3\[wandb\]'"):
+    with pytest.raises(UserError, match=re.escape(install_command("wandb"))):
         resolve_reference(f"{DATA}:math", ONLINE)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nano3.tools import doctor
+from nano3.utils.provenance import install_command
 
 Report = Callable[[], dict[str, str]]
 
@@ -88,4 +89,4 @@ def test_a_backend_that_is_not_installed(report: Report, monkeypatch: pytest.Mon
     monkeypatch.setattr("nano3.utils.provenance.is_installed", lambda name: name != "accelerate")
     lines = report()
     assert "not installed: accelerate" in lines["backend=transformers"]
-    assert "uv sync --extra train" in lines["backend=transformers"]
+    assert install_command("train") in lines["backend=transformers"]

@@ -1,12 +1,17 @@
 """The commit is nano3's own, never that of a repository that nano3 is installed into."""
 
 import os
+import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
+from commands import ROOT
 
-from nano3.utils.provenance import commit_of, git, git_bytes, installed_versions, is_installed
+from nano3.data.sources.listing import DRIVER_EXTRAS
+from nano3.utils import provenance
+from nano3.utils.provenance import commit_of, git, git_bytes, install_command, installed_versions, is_installed
 
 
 @pytest.fixture
@@ -88,3 +93,24 @@ def test_versions_of_installed_packages() -> None:
 
 def test_is_installed() -> None:
     assert is_installed("json") and not is_installed("no_such_package_of_this_test")
+
+
+def test_the_install_command_suits_a_checkout_and_an_installed_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    assert install_command("train", "eval") == "pip install 'nano3[train,eval]'"
+    (tmp_path / "pyproject.toml").touch()
+    assert install_command("train", "eval") == "uv sync --inexact --extra train --extra eval"
+
+
+def test_every_extra_that_a_message_names_exists() -> None:
+    """In the source: install_command("NAME"), and the table of the drivers' extras."""
+    package = Path(provenance.__file__).parents[1]
+    named = set(DRIVER_EXTRAS.values())
+    for path in package.rglob("*.py"):
+        for words in re.findall(r"install_command\(([^)]*['\"])\)", path.read_text()):
+            named |= set(re.findall(r"['\"]([\w-]+)['\"]", words))
+    assert named >= {"train", "wandb", "eval", "s3", "http"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert named <= project["optional-dependencies"].keys()

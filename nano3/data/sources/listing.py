@@ -19,9 +19,11 @@ from nano3.data.sources.url_credentials import has_credentials, with_credentials
 from nano3.utils.disk_errors import reason
 from nano3.utils.errors import UserError
 from nano3.utils.files import expand_user
+from nano3.utils.provenance import install_command
 from nano3.utils.redaction import split_url_secrets
 
 MAX_REPORTED = 20  # files named in one error
+DRIVER_EXTRAS = {"s3": "s3", "s3a": "s3", "http": "http", "https": "http"}  # extra by protocol
 HIDDEN_PREFIXES = ("/.", "/_")  # other tools keep their own files under such names
 TIME_FIELDS = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "modified", "created")  # of fsspec
 
@@ -191,16 +193,28 @@ def list_glob(full: Path, output: Path, label: str) -> Listing:
         label: Start of error messages.
 
     Raises:
-        UserError: No file matches, or one cannot be read.
+        UserError: The pattern is malformed, no file matches, or one cannot be read.
     """
+    if any("**" in part and part != "**" for part in full.parts):  # before Python 3.13 an error, since then a `*`
+        raise UserError(f"{label}: ** is not a whole name between slashes. For all folders, write **/*.jsonl.")
+    if full.name == "**":  # before Python 3.13 folders only
+        full /= "*"
     root = full
     while glob.has_magic(str(root)):
         root = root.parent
     own = tuple(f"{output}/{name}/" for name in (*own_file_names(output), PREP))
-    names = cache(lambda folder: non_text_names(os.listdir(folder)))  # noqa: PTH208  only names are needed
     key_start = len(f"{str(root).rstrip('/')}/")
     pattern = os.path.relpath(full, root)
     entries, problems = [], unreadable_folders(root, pattern, label)
+
+    @cache
+    def names(folder: str) -> Collection[str]:
+        try:
+            return non_text_names(os.listdir(folder))  # noqa: PTH208  only names are needed
+        except OSError as error:  # a pattern may name a file in a folder that cannot be listed
+            problems.append(unreadable_message(folder, error, label))
+            return ()
+
     for path in map(str, root.glob(pattern)):
         key = path[key_start:]
         if f"{path}/".startswith(own) or is_hidden(key, pattern) or is_written_by_nano3(path, key_start, names):
@@ -213,7 +227,7 @@ def list_glob(full: Path, output: Path, label: str) -> Listing:
         if stat.S_ISREG(info.st_mode):
             entries.append(local_entry(key, info))
     if problems:
-        raise UserError(problems[:MAX_REPORTED])
+        raise UserError(list(dict.fromkeys(problems))[:MAX_REPORTED])
     if not entries:
         raise UserError(f"{label}: no file matches under {root}.{pattern_hint(full)}")
     return Listing(str(root), entries, True)
@@ -233,7 +247,7 @@ def unreadable_folders(root: Path, pattern: str, label: str) -> list[str]:
         prefix = "/".join(parts[:count])
         for folder in root.glob(prefix) if prefix else [root]:
             readable = not folder.is_dir() or os.access(folder, os.R_OK | os.X_OK)
-            if not readable and not is_hidden(str(folder.relative_to(root)), pattern):
+            if not readable and (folder == root or not is_hidden(str(folder.relative_to(root)), pattern)):
                 error = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
                 problems.append(unreadable_message(str(folder), error, label))
     return list(dict.fromkeys(problems))
@@ -258,11 +272,8 @@ def is_written_by_nano3(path: str, key_start: int, names: Callable[[str], Collec
 def pattern_hint(full: Path) -> str:
     """Return what to type instead of a pattern without matches, or "".
 
-    There are two common mistakes: a pattern that ends in **, which matches only folders, and a folder with brackets in
-    its name, which a pattern reads as a set of characters.
+    The common mistake is a folder with brackets in its name, which a pattern reads as a set of characters.
     """
-    if full.name == "**":
-        return f" ** matches only folders. For all files below, write {full.parent}"
     literal = next((p for p in full.parents if glob.has_magic(p.name) and p.exists()), None)
     if literal is None:
         return ""
@@ -294,8 +305,9 @@ def list_url(url: str, label: str) -> Listing:
             raise_hidden_error(fs, path)
         entries = visible_entries(fs, path, root, infos, strict)
     except ImportError as error:
-        extra = " Install it with: pip install 'nano3[s3]'" if url.startswith("s3:") else ""
-        raise UserError(f"{label}: {error}.{extra}") from error
+        extra = DRIVER_EXTRAS.get(url.partition(":")[0])
+        advice = f" Install it with: {install_command(extra)}" if extra else ""
+        raise UserError(f"{label}: {str(error).rstrip('.')}.{advice}") from error
     except ValueError as error:
         raise UserError(f"{label}: {describe_driver_error(error)}") from error
     except driver_errors() as error:

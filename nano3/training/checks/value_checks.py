@@ -11,7 +11,7 @@ from nano3.config.model import ModelConfig
 from nano3.config.pretrain import PretrainConfig, megatron_section
 from nano3.training.run.sound_checkpoints import ON_DAMAGE
 from nano3.utils.errors import did_you_mean
-from nano3.utils.provenance import is_installed
+from nano3.utils.provenance import install_command, is_installed
 
 # The largest seed that numpy accepts.
 LARGEST_SEED = 2**32 - 1
@@ -169,8 +169,8 @@ def run_section_problems(config: PretrainConfig, here: bool) -> list[str]:
         problems.append(f"run.wandb.mode={mode}: no such mode.{did_you_mean(mode, wandb_mirror.MODES)}")
     elif mode != "disabled" and here and not is_installed("wandb"):
         problems.append(
-            f"run.wandb.mode={mode} needs wandb, not installed in this Python: uv sync --extra wandb, or "
-            "run.wandb.mode=disabled."
+            f"run.wandb.mode={mode} needs wandb, not installed in this Python: "
+            f"{install_command('wandb')}, or run.wandb.mode=disabled."
         )
     return problems + run_name_problems(config.run.name)
 

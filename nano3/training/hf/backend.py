@@ -26,10 +26,10 @@ from nano3.training.run.stop import StopRequest
 from nano3.utils.console import say, warn
 from nano3.utils.errors import UserError
 from nano3.utils.gc_pause import gc_paused
-from nano3.utils.provenance import missing_modules
+from nano3.utils.provenance import install_command, missing_modules
 
 PACKAGES: tuple[str, ...] = ("torch", "transformers", "accelerate", "megatron.core")
-INSTALL = "uv sync --extra train"
+INSTALL = install_command("train")
 # Settings of the model that change only its speed, or nothing in this backend.
 _MUTABLE_MODEL_KEYS = ("mamba_chunk_size", "sequence_parallel", *PARALLEL)
 _VERSIONS = ("torch", "transformers", "megatron-core")

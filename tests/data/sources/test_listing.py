@@ -7,6 +7,8 @@ import os
 import random
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from nano3.data.sources.discovery import WHOLE_FILE_LIMIT, WINDOW_COUNT, WINDOW_
 from nano3.data.sources.formats import may_hold_text
 from nano3.data.sources.listing import list_local
 from nano3.utils.errors import Failure, UserError
+from nano3.utils.provenance import install_command
 
 
 def names(path: Path | str, output: Path | str = "/nowhere") -> list[str]:
@@ -231,6 +234,26 @@ def test_an_unreachable_host_is_reported(no_server: str) -> None:
         names(f"http://{no_server}/a.jsonl")
 
 
+def test_a_missing_driver_names_the_command_that_installs_it() -> None:
+    """In a process of its own, because fsspec keeps the drivers that it has imported."""
+    code = """
+import sys
+sys.modules |= dict.fromkeys(["aiohttp", "s3fs", "gcsfs"])
+from nano3.data.sources.listing import list_url
+from nano3.utils.errors import UserError
+for url in ("https://127.0.0.1/a.jsonl", "s3://bucket/a.jsonl", "gs://bucket/a.jsonl"):
+    try:
+        list_url(url, url)
+    except UserError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    https, s3, gs = done.stdout.splitlines()
+    assert "aiohttp" in https and https.endswith(f"Install it with: {install_command('http')}")
+    assert "s3fs" in s3 and s3.endswith(f"Install it with: {install_command('s3')}")
+    assert "gcsfs" in gs
+
+
 @pytest.mark.parametrize("case", ["no_credentials", "no_endpoint"])
 def test_s3_errors_say_what_to_set(tmp_path: Path, no_server: str, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import s3fs
@@ -251,6 +274,16 @@ def test_s3_errors_say_what_to_set(tmp_path: Path, no_server: str, case: str, mo
     with pytest.raises(UserError, match=message):
         names("s3://bucket/data")
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_two_stars_mean_the_same_on_every_python(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "x/b.jsonl", "x/y/c.jsonl", "_z/d.jsonl"):
+        write(tmp_path / "in" / name, texts(2))
+    assert names(tmp_path / "in" / "**") == ["a.jsonl", "x/b.jsonl", "x/y/c.jsonl"]
+    assert names(tmp_path / "in" / "**" / "y" / "**") == ["x/y/c.jsonl"]
+    for pattern in ("**.jsonl", "x**/b.jsonl"):
+        with pytest.raises(UserError, match="is not a whole name between slashes"):
+            names(tmp_path / "in" / pattern)
 
 
 def test_a_dataset_behind_a_link_keeps_its_identity(tmp_path: Path, byte_bpe: Path) -> None:

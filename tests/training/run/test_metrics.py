@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from nano3.training.reports.plot import plot_losses
 from nano3.training.reports.summary import print_summary, summarize
 from nano3.training.run.metrics import FILE, WANDB_SENT, Metrics, read_metrics, wandb_run_id
 from nano3.utils.errors import Failure, UserError
+from nano3.utils.provenance import install_command
 
 
 def write(run_dir: Path, rank: int, start: int, iterations: list[int]) -> None:
@@ -177,7 +179,7 @@ def test_missing_wandb_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "wandb", None)
     from nano3.training.run.metrics import Metrics
 
-    with pytest.raises(UserError, match=r"pip install 'nano3\[wandb\]'"):
+    with pytest.raises(UserError, match=re.escape(install_command("wandb"))):
         metrics = object.__new__(Metrics)
         metrics.run_dir = tmp_path
         metrics._open_wandb(tiny_config())
