@@ -2,6 +2,18 @@
 
 from dataclasses import dataclass, field
 
+# Values of train.document_boundaries.
+BOUNDARIES = ("cross", "isolate")
+
+
+@dataclass
+class LossMaskConfig:
+    """Predictions that do not count in the loss, in training and validation."""
+
+    # Leave out the prediction that follows an end-of-document token: the first token of the next document. The
+    # end-of-document token itself is still learned (Megatron's eod_mask_loss).
+    eod: bool = False
+
 
 @dataclass
 class TrainConfig:
@@ -16,6 +28,11 @@ class TrainConfig:
     micro_batch_size: int = 1
     # Tokens per sample.
     seq_length: int = 4096
+    # Whether the documents of a sample see each other. cross: a token sees all earlier tokens of its sample. isolate:
+    # attention, Mamba state, convolution and positions start again at each document (docs/configure-a-run.md).
+    document_boundaries: str = "cross"
+    # Predictions that do not count in the loss.
+    loss_mask: LossMaskConfig = field(default_factory=LossMaskConfig)
     # Random seed of initial weights, data order and dropout.
     seed: int = 1234
     # Run validation every this many iterations; 0 disables validation.

@@ -32,7 +32,7 @@ from nano3.training.megatron.recipe_check import (
     similar_recipe_hint,
     tokenizer_problems,
 )
-from nano3.training.run.resume import ResumePoint, preview_resume_point
+from nano3.training.run.resume import ResumePoint, masks_eod, preview_resume_point
 from nano3.training.run.stop import last_iteration
 from nano3.utils.errors import UserError
 from nano3.utils.files import nearest_existing
@@ -236,6 +236,7 @@ def _add_length_rows(
     accumulation = train.global_batch_size // max(train.micro_batch_size * layout.data, 1)
     batch = f"{train.global_batch_size} x {train.seq_length:,} = {short_number(tokens)} tokens"
     result.rows.append(("batch", f"{batch}; {accumulation} micro batches per rank"))
+    result.rows.append(("documents", describe_documents(config)))
     result.rows.append(("iterations", f"{span} = {short_number(tokens * span.iterations)} tokens"))
     result.rows.append(("learning rate", schedule_summary(config)))
     if train.exit_iteration is not None and train.exit_iteration > train.train_iters:
@@ -248,6 +249,14 @@ def _add_length_rows(
     hours = flops / (layout.world * H100_PEAK_FLOPS * ASSUMED_MFU) / 3600
     estimate = f"about {hours:,.1f} h on {layout.world} H100 at {ASSUMED_MFU:.0%} MFU"
     result.rows.append(("time", f"{estimate}, {hours * layout.world:,.0f} GPU-hours"))
+
+
+def describe_documents(config: PretrainConfig) -> str:
+    """Return what the documents of a sample see of each other, and which predictions do not count in the loss."""
+    isolated = config.train.document_boundaries == "isolate"
+    seen = "isolate: each sees only itself" if isolated else "cross: a token sees the earlier documents of its sample"
+    eod = masks_eod(config)
+    return f"{seen}; {'no loss on' if eod else 'loss also on'} the first token after an end-of-document token"
 
 
 def _add_data_rows(config: PretrainConfig, data: TrainingData, span: IterationRange, result: Preflight) -> None:

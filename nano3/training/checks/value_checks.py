@@ -9,6 +9,7 @@ from nano3.artifacts.names import alias_for, alias_problem
 from nano3.config.guard import ACTIONS
 from nano3.config.model import ModelConfig
 from nano3.config.pretrain import PretrainConfig, megatron_section
+from nano3.config.train import BOUNDARIES
 from nano3.training.run.sound_checkpoints import ON_DAMAGE
 from nano3.utils.errors import did_you_mean
 from nano3.utils.provenance import install_command, is_installed
@@ -59,6 +60,9 @@ def value_problems(config: PretrainConfig) -> list[str]:
     ]
     if not 0 <= t.seed <= LARGEST_SEED:
         problems.append(f"train.seed={t.seed} must be between 0 and {LARGEST_SEED}.")
+    if t.document_boundaries not in BOUNDARIES:
+        hint = did_you_mean(t.document_boundaries, BOUNDARIES)
+        problems.append(f"train.document_boundaries={t.document_boundaries}: unknown.{hint}")
     if c.on_damage not in ON_DAMAGE:
         problems.append(f"checkpoint.on_damage={c.on_damage}: unknown.{did_you_mean(c.on_damage, ON_DAMAGE)}")
     if c.export_every and not c.save_interval:

@@ -134,7 +134,8 @@ def _datasets(config: PretrainConfig, data: TrainingData, run_dir: Path) -> "Dat
 
     t, cache = config.train, index_cache.cache_folder(run_dir, data.fingerprint)
     index_cache.prepare_cache(cache)
-    builder = DatasetBuilder(data, t.seq_length, t.seed, cache)
+    isolate = t.document_boundaries == "isolate"
+    builder = DatasetBuilder(data, t.seq_length, t.seed, cache, isolate=isolate, mask_eod=t.loss_mask.eod)
     valid = builder.valid(t.eval_iters, t.global_batch_size) if t.eval_interval else ()
     datasets = Datasets(builder.train(t.train_iters * t.global_batch_size), valid)
     index_cache.mark_complete(cache)

@@ -4,6 +4,7 @@ megatron.core is imported when the first dataset is built. That takes about ten 
 tensor-parallel layers and torch's compiler.
 """
 
+import itertools
 import logging
 import warnings
 from collections.abc import Sequence
@@ -42,8 +43,21 @@ class Datasets:
 class DatasetBuilder:
     """Builds Megatron datasets for one run. Under torchrun rank 0 writes the index cache and the others read it."""
 
-    def __init__(self, data: TrainingData, seq_length: int, seed: int, cache: Path) -> None:
+    def __init__(
+        self, data: TrainingData, seq_length: int, seed: int, cache: Path, isolate: bool = False, mask_eod: bool = False
+    ) -> None:
+        """Create the builder.
+
+        Args:
+            data: The prepared data.
+            seq_length: Tokens in a sample.
+            seed: Random seed of the order.
+            cache: Folder of the index cache.
+            isolate: Whether samples come with the bounds of their documents.
+            mask_eod: Whether the prediction after an end-of-document token is left out of the loss.
+        """
         self.data, self.seq_length, self.seed, self.cache = data, seq_length, seed, cache
+        self.isolate, self.mask_eod = isolate, mask_eod
 
     def train(self, samples: int) -> Any:
         """Return the training samples. Seed, blend and `samples` together determine their order."""
@@ -92,15 +106,27 @@ class DatasetBuilder:
             tokenizer=tokenizer,
             reset_position_ids=False,
             reset_attention_mask=False,
-            eod_mask_loss=False,
+            eod_mask_loss=self.mask_eod,
             create_attention_mask=False,
+            inter_document_masking=self.isolate,
         )
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The model inputs of a micro batch, one dict for each forward pass. The losses of the passes add up to its loss.
+
+    `counted` is the share of its predictions that count in the loss.
+    """
+
+    passes: "tuple[dict[str, torch.Tensor], ...]"
+    counted: float = 1.0
 
 
 def collate(dataset: Any, indices: range) -> "dict[str, torch.Tensor]":
     """Return the model inputs of some samples, int64 of shape [micro_batch_size, seq_length].
 
-    The labels are already shifted by one.
+    The labels are already shifted by one. `cu_seqlens` are the bounds of the documents, if the samples have them.
 
     Args:
         dataset: A Megatron dataset.
@@ -110,4 +136,44 @@ def collate(dataset: Any, indices: range) -> "dict[str, torch.Tensor]":
 
     rows = [dataset[i] for i in indices]
     labels = torch.stack([r["labels"].masked_fill(r["loss_mask"] == 0, IGNORED) for r in rows])
-    return {"input_ids": torch.stack([r["tokens"] for r in rows]), "labels": labels, "shift_labels": labels}
+    batch = {"input_ids": torch.stack([r["tokens"] for r in rows]), "labels": labels, "shift_labels": labels}
+    bounds = {"cu_seqlens": torch.stack([r["cu_seqlens"] for r in rows])} if "cu_seqlens" in rows[0] else {}
+    return batch | bounds
+
+
+def split_into_passes(batch: "dict[str, torch.Tensor]", masked: bool) -> MicroBatch:
+    """Return the forward passes of a collated batch: one, or one for each document if it has their bounds.
+
+    A pass of its own isolates a document completely. It has no padding, which would be routed to experts like text, and
+    its result does not depend on the size of other documents.
+
+    Args:
+        batch: Result of `collate`.
+        masked: Whether some predictions do not count in the loss, so that batches have different weights.
+    """
+    import torch
+
+    if "cu_seqlens" not in batch and not masked:
+        return MicroBatch((batch,))
+    inputs = {name: tensor for name, tensor in batch.items() if name != "cu_seqlens"}
+    labels = batch["labels"]
+    counted = int((labels != IGNORED).sum())
+    # Given this number, the model returns the sum of the losses divided by it; otherwise their mean.
+    share = {"num_items_in_batch": torch.tensor(max(counted, 1))}
+    if "cu_seqlens" not in batch:
+        return MicroBatch((inputs | share,), counted / labels.numel())
+    passes = (
+        {name: tensor[sample : sample + 1, first:end] for name, tensor in inputs.items()} | share
+        for sample, bounds in enumerate(batch["cu_seqlens"])
+        for first, end in document_bounds(bounds)
+    )
+    return MicroBatch(tuple(passes), counted / labels.numel())
+
+
+def document_bounds(padded: "torch.Tensor") -> list[tuple[int, int]]:
+    """Return first token and end of each document of a sample.
+
+    Args:
+        padded: Bounds from GPTDataset: from 0 up to the number of tokens, which is repeated.
+    """
+    return [(first, end) for first, end in itertools.pairwise(padded.tolist()) if first < end]

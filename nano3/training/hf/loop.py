@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nano3.config.pretrain import PretrainConfig
 from nano3.training.hf.batch import BatchPlan
 from nano3.training.hf.checkpoints import CheckpointWriter
-from nano3.training.hf.datasets import Datasets, collate
+from nano3.training.hf.datasets import Datasets, MicroBatch, collate, split_into_passes
 from nano3.training.hf.expert_bias import ExpertBalance
 from nano3.training.hf.rng import rng_state
 from nano3.training.run.checkpoints import CheckpointInfo
@@ -50,6 +50,12 @@ class TrainerComponents:
     mutable_settings: dict[str, Any]
     on_save: SaveHook
     export: Callable[[Any, Path], None]
+
+    @property
+    def weighs_batches(self) -> bool:
+        """Whether predictions may be left out of the loss, so that micro batches count differently in a mean."""
+        train = self.config.train
+        return train.loss_mask.eod or train.document_boundaries == "isolate"
 
 
 @dataclass
@@ -159,14 +165,17 @@ class Loop:
         p = self.parts
         p.model.train()
         lr = p.optimizer.param_groups[0]["lr"]
-        total = torch.zeros((), device=p.accelerator.device)
+        total, counted = torch.zeros((), device=p.accelerator.device), 0.0
         for micro_step in range(p.plan.accumulation):
-            last = micro_step == p.plan.accumulation - 1
-            with p.accelerator.no_sync(p.model) if not last else torch.enable_grad():
-                loss = p.model(**self._batch(p.datasets.train, self.iteration, micro_step)).loss / p.plan.accumulation
-                p.accelerator.backward(loss)
-            total += loss.detach()
-        mean = p.accelerator.reduce(total, "mean").item()
+            batch = self._batch(p.datasets.train, self.iteration, micro_step)
+            counted += batch.counted / p.plan.accumulation
+            for number, inputs in enumerate(batch.passes, start=1):
+                last = micro_step == p.plan.accumulation - 1 and number == len(batch.passes)
+                with p.accelerator.no_sync(p.model) if not last else torch.enable_grad():
+                    loss = p.model(**inputs).loss / p.plan.accumulation
+                    p.accelerator.backward(loss)
+                total += loss.detach() * batch.counted
+        mean = self._mean_over_ranks(total, counted)
         limit = p.config.optimizer.clip_grad or float("inf")
         norm = float(torch.nn.utils.clip_grad_norm_(p.model.parameters(), limit))
         verdict = p.guard.verdict(self.iteration + 1, *self._values_of_rank0(mean, norm))
@@ -179,6 +188,22 @@ class Loop:
             counts = None
         p.optimizer.zero_grad()
         return Step(mean, norm, lr, counts, verdict)
+
+    def _mean_over_ranks(self, loss: "torch.Tensor", counted: float) -> float:
+        """Return the mean loss per prediction that counts.
+
+        Args:
+            loss: Mean of the losses of this rank's micro batches, each multiplied by its share of such predictions.
+            counted: Mean of these shares.
+        """
+        import torch
+
+        accelerator = self.parts.accelerator
+        if not self.parts.weighs_batches:
+            return float(accelerator.reduce(loss, "mean").item())
+        values = torch.stack([loss.double(), torch.tensor(counted, dtype=torch.float64, device=loss.device)])
+        total, share = accelerator.reduce(values, "mean").tolist()
+        return float(total / share) if share else 0.0
 
     def _values_of_rank0(self, loss: float, norm: float) -> tuple[float, float]:
         """Return rank 0's values, so that the guard decides alike even if the last digits of the ranks differ."""
@@ -201,9 +226,13 @@ class Loop:
         per_dataset: dict[str, float] = {}
         with torch.no_grad():
             for valid in p.datasets.valid:
-                steps = [(k, j) for k in range(valid.batches) for j in range(p.plan.accumulation)]
-                losses = [p.model(**self._batch(valid.samples, k, j)).loss for k, j in steps]
-                per_dataset[valid.dataset] = p.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+                losses, counted = [], 0.0
+                for k, j in [(k, j) for k in range(valid.batches) for j in range(p.plan.accumulation)]:
+                    batch = self._batch(valid.samples, k, j)
+                    losses.append(sum(p.model(**inputs).loss for inputs in batch.passes) * batch.counted)
+                    counted += batch.counted
+                mean = torch.stack(losses).mean()
+                per_dataset[valid.dataset] = self._mean_over_ranks(mean, counted / len(losses))
         shares = {valid.dataset: valid.share for valid in p.datasets.valid}
         note_progress(self.iteration)
         p.metrics.log_valid(self.iteration, per_dataset, shares, elapsed_s=round(self.clock.elapsed_s(), 2))
@@ -268,11 +297,12 @@ class Loop:
             p.on_save(self.iteration, self.saved)
         note_progress(self.iteration)
 
-    def _batch(self, dataset: Any, iteration: int, micro_step: int) -> "dict[str, torch.Tensor]":
+    def _batch(self, dataset: Any, iteration: int, micro_step: int) -> MicroBatch:
         p = self.parts
         with p.metrics.clock.during("data"):
             batch = collate(dataset, p.plan.samples(iteration, micro_step, p.accelerator.process_index))
-            return {name: tensor.to(p.accelerator.device) for name, tensor in batch.items()}
+            on_device = {name: tensor.to(p.accelerator.device) for name, tensor in batch.items()}
+            return split_into_passes(on_device, p.weighs_batches)
 
     def _any_rank(self, own: bool) -> bool:
         return any_rank(self.parts.accelerator, own)

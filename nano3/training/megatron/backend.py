@@ -24,6 +24,7 @@ from nano3.training.megatron import recipe, schema, settings
 from nano3.training.megatron.checkpoints import MegatronSearch, may_prune, remove_unfinished
 from nano3.training.megatron.compile_cache import set_compile_cache
 from nano3.training.megatron.errors import hide_expected_tracebacks, translate_errors
+from nano3.training.megatron.isolation import choose_forward_step, isolation_problems
 from nano3.training.megatron.recipe_check import recipe_problems, tokenizer_problems
 from nano3.training.megatron.saving import SaveContext, use_manager
 from nano3.training.run import index_cache, resume
@@ -63,6 +64,7 @@ def check(config: PretrainConfig) -> list[str]:
         *blend_file_problems(config),
         *settings.setting_problems(chosen, known),
         *settings.pattern_problems(config.model.hybrid_layer_pattern),
+        *isolation_problems(config, known),
     ]
 
 
@@ -281,7 +283,6 @@ def _run(
     on_save: SaveHook,
 ) -> Outcome:
     """Call Megatron-Bridge's `pretrain` and translate how it ended."""
-    from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain
 
     from nano3.training.megatron.callbacks import RunContext, TrainingHooks
@@ -291,6 +292,7 @@ def _run(
     from nano3.training.run.metrics import Metrics
 
     startup.mark("imports and recipe")
+    forward_step = choose_forward_step(config)
     train, rank = config.train, int(os.environ["RANK"])
     metrics = Metrics(run_dir, rank, point.iteration, config, train.train_iters, data, startup)
     model = architecture_from_config(config, schema.load_bundled(config.recipe._target_), data.vocab_size)

@@ -152,6 +152,9 @@ def adaptations(
         found.append(Setting("model.gradient_accumulation_fusion", False, "APEX is not installed"))
     if world_size == 1 and get("comm_overlap") is not None:
         found.append(Setting("comm_overlap", None, "one rank has no communication to hide"))
+    if get("dataset.inter_document_masking") and get("model.cuda_graph_impl") not in (None, "none"):
+        why = "train.document_boundaries=isolate: CUDA graphs take no documents of changing lengths"
+        found += [Setting("model.cuda_graph_impl", "none", why), Setting("model.cuda_graph_modules", [], why)]
     if get("checkpoint.save") and get("checkpoint.ckpt_format") == "torch_dist" and not get("checkpoint.async_save"):
         found.append(Setting("checkpoint.async_save", True, "training goes on while a checkpoint is written"))
     if get("dataset.create_attention_mask") and not get("dataset.reset_attention_mask"):

@@ -47,6 +47,7 @@ RESERVED_FIELDS: dict[str, str] = {
     "dataset.split": "run.data",
     "dataset.mock": "run.data",
     "dataset.data_path": "run.data",
+    "dataset.inter_document_masking": "train.document_boundaries",
     "checkpoint.save": "checkpoint.save",
     "checkpoint.load": "checkpoint.load",
     "checkpoint.ckpt_step": "checkpoint.load (the folder of one iteration)",
@@ -99,6 +100,10 @@ def typed_settings(config: PretrainConfig) -> list[Setting]:
         )
     if config.model.vocab_size is not None:
         found.append(Setting("tokenizer.use_tokenizer_vocab_size", False, "model.vocab_size"))
+    if config.train.document_boundaries == "isolate":
+        found.append(Setting("dataset.inter_document_masking", True, "train.document_boundaries"))
+    if config.train.loss_mask.eod:
+        found.append(Setting("dataset.eod_mask_loss", True, "train.loss_mask.eod"))
     return found
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nano3.config.pretrain import PretrainConfig
+from nano3.config.pretrain import PretrainConfig, megatron_section
 from nano3.training.dataset import TrainingData
 from nano3.training.run import parent_checkpoint
 from nano3.training.run.checkpoint_owner import claim_dir, owner_problem
@@ -30,8 +30,10 @@ from nano3.utils.console import warn
 from nano3.utils.errors import UserError
 from nano3.utils.provenance import installed_versions
 
+# Keys of the run's identity that earlier versions did not write.
+BOUNDARIES, EOD_MASK = "train.document_boundaries", "train.loss_mask.eod"
 # May differ from the run whose schedule is continued (checkpoint.keep_iteration).
-_FREE_IN_A_CONTINUED_SCHEDULE = ("data", "train.seed")
+_FREE_IN_A_CONTINUED_SCHEDULE = ("data", "train.seed", BOUNDARIES, EOD_MASK)
 # May differ in a new phase: weights alone can be split over any number of ranks, and are trained with other settings.
 _FREE_IN_A_NEW_PHASE = (
     "backend",
@@ -281,8 +283,22 @@ def run_identity(config: PretrainConfig, data: TrainingData, model: dict[str, An
         "train.seed": config.train.seed,
         "train.seq_length": config.train.seq_length,
         "train.global_batch_size": config.train.global_batch_size,
+        BOUNDARIES: config.train.document_boundaries,
+        EOD_MASK: masks_eod(config),
         "data": data.fingerprint,
     }
+
+
+def masks_eod(config: PretrainConfig) -> bool:
+    """Return whether no loss follows an end-of-document token; `megatron.dataset.eod_mask_loss` is its earlier name."""
+    named = megatron_section(config, "dataset").get("eod_mask_loss")
+    return config.train.loss_mask.eod if named is None else bool(named)
+
+
+def saved_identity(info: CheckpointInfo) -> dict[str, Any]:
+    """Return the run's identity at a checkpoint, with the values that earlier versions used but did not write."""
+    masked = "'eod_mask_loss': True" in str(info.mutable_settings.get("megatron"))
+    return {BOUNDARIES: "cross", EOD_MASK: masked, **info.run_identity}
 
 
 def mutable_settings(config: PretrainConfig, more: dict[str, Any], packages: tuple[str, ...]) -> dict[str, Any]:
@@ -320,7 +336,7 @@ def check_run_identity(info: CheckpointInfo, folder: Path, identity: dict[str, A
         own: False if the run continues the schedule of another run. Data and seed may then differ, so that the rest of
             a schedule can be trained on other data.
     """
-    changed = _differences(info.run_identity, identity)
+    changed = _differences(saved_identity(info), identity)
     if not own:
         changed = {key: values for key, values in changed.items() if key not in _FREE_IN_A_CONTINUED_SCHEDULE}
     if changed:
@@ -347,7 +363,7 @@ def check_resume(
     """
     check_run_identity(info, folder, identity, own)
     for key in _FREE_IN_A_CONTINUED_SCHEDULE:
-        if info.run_identity.get(key) != identity.get(key):
+        if saved_identity(info).get(key) != identity.get(key):
             warn(f"{folder} was trained with another value of {key}; the run continues with the new one.")
     for key, (old, new) in _differences(info.mutable_settings, settings).items():
         warn(f"{key} was {_show(old)} when {folder.name} was saved and is {_show(new)} now: {_effect(key)}")

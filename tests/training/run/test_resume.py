@@ -14,7 +14,14 @@ from nano3.training.hf.backend import mutable_settings, run_identity, thread_cou
 from nano3.training.run import checkpoints
 from nano3.training.run.checkpoints import CheckpointInfo
 from nano3.training.run.outcome import Outcome
-from nano3.training.run.resume import CheckpointSearch, check_resume, find_resume_point
+from nano3.training.run.resume import (
+    BOUNDARIES,
+    EOD_MASK,
+    CheckpointSearch,
+    check_resume,
+    check_run_identity,
+    find_resume_point,
+)
 from nano3.utils.errors import UserError
 from nano3.utils.files import write_json
 
@@ -37,6 +44,8 @@ def saved(data: Path) -> CheckpointInfo:
         ("train.seed", 7, "train.seed: 1234 in the checkpoint, now 7"),
         ("train.seq_length", 64, "train.seq_length: 32 in the checkpoint, now 64"),
         ("train.global_batch_size", 8, "train.global_batch_size: 4 in the checkpoint, now 8"),
+        ("train.document_boundaries", "isolate", "train.document_boundaries: cross in the checkpoint, now isolate"),
+        ("train.loss_mask.eod", True, "train.loss_mask.eod: False in the checkpoint, now True"),
     ],
 )
 def test_another_identity_is_refused(data: Path, key: str, value: object, shown: str) -> None:
@@ -116,6 +125,39 @@ def test_another_runs_checkpoint_may_bring_other_data(data: Path, capsys: pytest
     assert "another value of data" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"data: \w{12}… in the checkpoint, now f{12}…"):
         check_resume(info, FOLDER, other, info.mutable_settings, own=True)
+
+
+def without_boundaries(info: CheckpointInfo, **settings: str) -> CheckpointInfo:
+    """What an earlier version wrote, which could only cross documents."""
+    identity = {k: v for k, v in info.run_identity.items() if k not in (BOUNDARIES, EOD_MASK)}
+    assert len(identity) == len(info.run_identity) - 2
+    return replace(info, run_identity=identity, mutable_settings={**info.mutable_settings, **settings})
+
+
+def test_a_checkpoint_of_an_earlier_version_crosses_documents(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    info = saved(data)
+    old = without_boundaries(info)
+    check_resume(old, FOLDER, info.run_identity, info.mutable_settings, True)
+    check_resume(old, FOLDER, info.run_identity, info.mutable_settings, False)
+    assert capsys.readouterr().err == ""
+    isolated = {**info.run_identity, BOUNDARIES: "isolate"}
+    with pytest.raises(UserError, match=r"train\.document_boundaries: cross in the checkpoint, now isolate"):
+        check_resume(old, FOLDER, isolated, info.mutable_settings, True)
+    check_resume(old, FOLDER, isolated, info.mutable_settings, False)
+    assert "another value of train.document_boundaries" in capsys.readouterr().err
+
+
+def test_megatrons_name_of_the_loss_mask_is_the_same_run(data: Path) -> None:
+    """`megatron.dataset.eod_mask_loss` of an earlier version may stay, or be replaced by the new key."""
+    info = saved(data)
+    old = without_boundaries(info, megatron="{'dataset': {'eod_mask_loss': True}}")
+    config = tiny_config()
+    config.megatron = {"dataset": {"eod_mask_loss": True}}
+    for one in (config, tiny_config(**{"train.loss_mask.eod": True})):
+        identity = run_identity(one, open_data(data))
+        check_run_identity(old, FOLDER, identity, True)
+    with pytest.raises(UserError, match=r"train\.loss_mask\.eod: True in the checkpoint, now False"):
+        check_run_identity(old, FOLDER, info.run_identity, True)
 
 
 def make(root: Path, iteration: int) -> Path:
