@@ -211,6 +211,28 @@ def partitions() -> list[str]:
     return done.stdout.split()
 
 
+def answer(*words: str) -> str:
+    """Return what a client of Slurm prints.
+
+    Raises:
+        Failure: It is not installed here, or fails.
+    """
+    code, text = try_answer(*words)
+    if code:
+        raise Failure(f"{words[0]} does not answer: {text.strip()}")
+    return text
+
+
+def try_answer(*words: str) -> tuple[int, str]:
+    """Return the exit code of a client of Slurm and what it prints, its errors last.
+
+    Raises:
+        Failure: It is not installed here.
+    """
+    done = _run_client(*words)
+    return done.returncode, done.stdout + done.stderr
+
+
 def max_array_size() -> int:
     """Return the largest allowed number of array tasks: indices start at 0 and must be below MaxArraySize."""
     match = re.search(r"^MaxArraySize\s*=\s*(\d+)", _run_client("scontrol", "show", "config").stdout, re.MULTILINE)
