@@ -18,7 +18,7 @@ else
   declare -A KIND=([cross]="" [isolate]="train.document_boundaries=isolate" [cross_no_graphs]="megatron.model.cuda_graph_impl=none megatron.model.cuda_graph_modules=[]")
   for round in ${ROUNDS:-1 2}; do
     [ $((round % 2)) = 1 ] && order="cross isolate cross_no_graphs" || order="cross_no_graphs isolate cross"
-    for size in ${SIZES:-16 4 1}; do
+    for size in ${SIZES:-16 1}; do
       [ "$size" = 1 ] && batch=8 || batch=32
       for kind in $order; do
         queue tune "boundaries_${kind}_mbs${size}_$round" ${KIND[$kind]} train.micro_batch_size=$size train.global_batch_size=$batch; done; done; done
