@@ -65,7 +65,9 @@ def describe(cluster: ClusterConfig, image: str | None, image_key: str) -> str:
     """
     if cluster.container_runtime != "none":
         inside = cluster.python or "python"
-        return f"{image} through {cluster.container_runtime}, with the image's {inside} (not checked here)"
+        text = f"{image} through {cluster.container_runtime}, with the image's {inside} (not checked here)"
+        absent = cluster.container_runtime == "apptainer" and not shutil.which("apptainer")
+        return f"{text}; apptainer is not on this machine's PATH, the compute nodes need it" if absent else text
     python = f"cluster.python={cluster.python}" if cluster.python else f"this Python, {sys.executable}"
     unused = [f"{image_key}={image}"] if image else []
     unused += ["cluster.mounts"] if cluster.mounts else []

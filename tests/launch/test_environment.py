@@ -52,6 +52,14 @@ def test_what_is_not_used_is_told(keys: dict[str, Any], image: str | None, expec
     assert describe(cluster(**keys), image, "key") == expected
 
 
+def test_a_machine_without_apptainer_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    asked = cluster(container_runtime="apptainer")
+    assert "apptainer is not on this machine's PATH" in describe(asked, IMAGE, "key")
+    (tmp_path / "apptainer").touch(mode=0o755)
+    assert describe(asked, IMAGE, "key") == f"{IMAGE} through apptainer, with the image's python (not checked here)"
+
+
 def script(folder: Path, text: str) -> str:
     path = folder / "python"
     path.write_text(text)
