@@ -26,6 +26,7 @@ TRAINING_ROOMS = (
     {"backend"},
     {"reports"},
     {"hf", "megatron"},
+    {"cost"},
     {"checks"},
     {"run"},
     {"dataset"},

@@ -45,6 +45,9 @@ class ClusterConfig:
     ntasks_per_node: int = 1
     # Number of GPUs per node; 0 requests none.
     gpus_per_node: int = 0
+    # Kind of GPU, for estimates of memory and time: a100, h100, h200, b200, gb200, b300 or gb300. null takes the one
+    # of this machine for a run on it, and otherwise assumes an H100.
+    gpu: str | None = None
     # Number of CPU cores per rank; null uses the partition's default.
     cpus_per_task: int | None = None
     # Memory per node in Slurm notation, for example "64G". null uses the partition's default;

@@ -16,7 +16,6 @@ from nano3.training.checks.model_stats import (
     Architecture,
     architecture_from_config,
     count_parameters,
-    divisibility_problems,
     flops_per_token,
 )
 from nano3.training.checks.parallel_layout import ParallelLayout, layout_problems, parallel_layout
@@ -26,6 +25,11 @@ from nano3.training.checks.value_checks import (
     value_problems,
     vocabulary_problems,
 )
+from nano3.training.cost.gpus import GPU_KINDS, GpuKind, gpu_of_run
+from nano3.training.cost.layouts import rule_problems
+from nano3.training.cost.memory import estimate_memory
+from nano3.training.cost.step_time import estimate_step
+from nano3.training.cost.workload import Workload, workload_from_config
 from nano3.training.dataset import TrainingData, open_data
 from nano3.training.megatron import schema, settings
 from nano3.training.megatron.recipe_check import (
@@ -37,11 +41,6 @@ from nano3.training.run.stop import last_iteration
 from nano3.utils.errors import UserError
 from nano3.utils.files import nearest_existing
 
-# What large hybrid MoE models reach on H100s, assumed for the estimate of hours. metrics.jsonl has the real MFU.
-ASSUMED_MFU: Final[float] = 0.25
-# Dense bf16 peak in FLOP/s and memory in bytes of an H100 SXM, from NVIDIA's data sheet.
-H100_PEAK_FLOPS: Final[float] = 989e12
-H100_MEMORY_BYTES: Final[int] = 80 * 2**30
 # Weights, master weights and two Adam moments in a checkpoint: bf16 + 3 x fp32, or all fp32.
 CHECKPOINT_BYTES_PER_PARAMETER: Final[dict[str, int]] = {"megatron": 14, "transformers": 12}
 # Beyond this number of epochs, repeated data teaches little (Muennighoff et al., 2023).
@@ -105,15 +104,21 @@ def preflight(config: PretrainConfig, vocab_size: int | None = None) -> Prefligh
     result.problems.extend(layout_problems(config, layout))
     data = _open_prepared_data(config, result) if vocab_size is None else None
     vocab_size = data.vocab_size if data else vocab_size
-    model = architecture_from_config(config, known, vocab_size or _expected_vocab_size(config, known))
-    if megatron and model:
-        result.problems.extend(divisibility_problems(model, layout.tensor, layout.expert))
+    model = architecture_from_config(config, known, vocab_size or expected_vocab_size(config, known))
+    workload = workload_from_config(config, known, model, layout) if megatron and model else None
+    if workload:
+        result.problems.extend(rule_problems(workload))
     _add_model_rows(config, layout, model, result)
+    gpu = _gpu_of_run(config, result)
+    if workload:
+        _add_memory_row(workload, gpu, result)
     preview = preview_resume_point(config, data, chosen.find_resume_point)
     result.problems.extend(preview.problems)
     result.warnings.extend(preview.warnings)
     span = iteration_range(config, preview.point)
-    _add_length_rows(config, layout, model, span, result)
+    _add_length_rows(config, layout, span, result)
+    if workload and not result.problems:
+        _add_time_row(workload, gpu, span, result)
     if vocab_size:
         result.problems.extend(vocabulary_problems(config, vocab_size))
     if data:
@@ -142,36 +147,6 @@ def iteration_range(config: PretrainConfig, point: ResumePoint) -> IterationRang
     return IterationRange(point.iteration, last_iteration(config), config.train.train_iters, seen)
 
 
-def estimate_memory_per_gpu(model: Architecture, layout: ParallelLayout, config: PretrainConfig) -> float:
-    """Return the estimated peak memory of one GPU in bytes, without activation recomputation.
-
-    The sum of bf16 weights and fp32 gradients (6 bytes a parameter), fp32 master weights and two Adam moments divided
-    over the data-parallel ranks (12 bytes, distributed optimizer), activations kept for the backward pass, and the
-    logits in bf16, as fp32, and again after subtracting their maximum (10 bytes, seen in an out-of-memory error of
-    Megatron-Core 0.19 on an H100).
-
-    Args:
-        model: The architecture.
-        layout: How the ranks are divided.
-        config: The run's configuration, for batch sizes and sequence length.
-    """
-    counts = count_parameters(model)
-    experts, rest = counts.routed_experts, counts.total - counts.routed_experts
-    local_rest = rest / (layout.tensor * layout.pipeline)
-    local_experts = experts / (layout.expert * layout.pipeline)
-    expert_replicas = max(layout.world / layout.pipeline / layout.expert, 1)
-    weights = 6 * (local_rest + local_experts)
-    optimizer = 12 * (local_rest / (layout.data * layout.context) + local_experts / expert_replicas)
-    tokens = config.train.micro_batch_size * config.train.seq_length / layout.context
-    step = max(config.train.micro_batch_size * layout.data, 1)  # other checks report sizes below 1
-    micro_batches = max(config.train.global_batch_size // step, 1)
-    # Each pipeline stage keeps its layers' activations for the micro batches in flight.
-    in_flight = min(layout.pipeline, micro_batches) / layout.pipeline
-    activations = tokens / layout.tensor * model.activation_bytes_per_token * in_flight
-    logits = tokens * model.vocab_size * 10 / layout.tensor
-    return weights + optimizer + activations + logits
-
-
 def _describe_recipe(target: str, result: Preflight) -> None:
     """Add the recipe's row, and a warning if its values are not recorded."""
     result.rows.append(("recipe", target.rpartition(".")[2]))
@@ -196,7 +171,7 @@ def _open_prepared_data(config: PretrainConfig, result: Preflight) -> TrainingDa
     return data
 
 
-def _expected_vocab_size(config: PretrainConfig, known: schema.Schema | None) -> int:
+def expected_vocab_size(config: PretrainConfig, known: schema.Schema | None) -> int:
     """Return the vocabulary size to assume without data: the configuration's, the recipe's, or Nemotron's."""
     return int(config.model.vocab_size or (known and known.value("model.vocab_size")) or NEMOTRON_VOCAB_SIZE)
 
@@ -217,20 +192,51 @@ def _add_model_rows(
     result.rows.append(("parameters", f"{short_number(counts.total)}{active} (vocabulary {model.vocab_size:,})"))
     flops = flops_per_token(model, config.train.seq_length)
     result.rows.append(("FLOPs per token", f"{short_number(flops)} (forward and backward)"))
-    if config.backend == "megatron":
-        need = estimate_memory_per_gpu(model, layout, config)
-        result.rows.append(("memory per GPU", f"about {need / 2**30:,.0f} GB, activations not recomputed"))
-        if need > H100_MEMORY_BYTES:
-            result.warnings.append(
-                f"about {need / 2**30:,.1f} GB per GPU is more than an H100 has (80): use more ranks, larger "
-                "model.*_parallel_size, a smaller train.micro_batch_size, or recomputation "
-                "(megatron.model.recompute_granularity)."
-            )
 
 
-def _add_length_rows(
-    config: PretrainConfig, layout: ParallelLayout, model: Architecture | None, span: IterationRange, result: Preflight
-) -> None:
+def _gpu_of_run(config: PretrainConfig, result: Preflight) -> GpuKind:
+    """Return the kind of GPU that the estimates are for, and add a row if it is only assumed."""
+    try:
+        gpu, assumed = gpu_of_run(config.cluster.gpu, config.cluster.kind == "local")
+    except UserError as error:
+        result.problems.extend(error.problems)
+        return GPU_KINDS["h100"]
+    if assumed and config.backend == "megatron":
+        result.rows.append(("GPU", f"{gpu.title}, assumed for the estimates below; set cluster.gpu=KIND"))
+    return gpu
+
+
+def _add_memory_row(workload: Workload, gpu: GpuKind, result: Preflight) -> None:
+    need = estimate_memory(workload)
+    total = need.total / 2**30
+    names = ("weights", "gradients", "optimizer", "activations", "temporary")
+    parts = ", ".join(f"{name} {getattr(need, name) / 2**30:,.1f}" for name in names)
+    result.rows.append(("memory per GPU", f"about {total:,.1f} GB ({parts})"))
+    if not need.fits(gpu):
+        result.warnings.append(
+            f"about {total:,.1f} GB per GPU do not fit into the {gpu.memory / 2**30:,.0f} GB of one {gpu.title}, of "
+            "which CUDA and NCCL take some: `nano3 plan` with the words of this run and gpus=N lists what fits. More "
+            "ranks, larger model.*_parallel_size, a smaller train.micro_batch_size or recomputation "
+            "(megatron.model.recompute_granularity) need less."
+        )
+
+
+def _add_time_row(workload: Workload, gpu: GpuKind, span: IterationRange, result: Preflight) -> None:
+    step, ranks = estimate_step(workload, gpu).total, workload.layout.world
+    rate = workload.global_batch_size * workload.seq_length / step / ranks
+    mfu = rate * flops_per_token(workload.model, workload.seq_length) / gpu.bf16
+    hours = step * span.iterations / 3600
+    length = f"{hours * 60:,.1f} min" if hours < 1 else f"{hours:,.1f} h" if hours < 48 else f"{hours / 24:,.1f} days"
+    result.rows.append(
+        (
+            "time",
+            f"about {length} on {ranks:,} {gpu.title}: {step:,.2f} s an iteration, {rate:,.0f} tokens/s/GPU, {mfu:.0%} "
+            f"MFU; {hours * ranks:,.1f} GPU-hours",
+        )
+    )
+
+
+def _add_length_rows(config: PretrainConfig, layout: ParallelLayout, span: IterationRange, result: Preflight) -> None:
     train = config.train
     tokens = train.global_batch_size * train.seq_length
     accumulation = train.global_batch_size // max(train.micro_batch_size * layout.data, 1)
@@ -243,12 +249,6 @@ def _add_length_rows(
         result.problems.append(
             f"train.exit_iteration={train.exit_iteration} is greater than train.train_iters={train.train_iters}."
         )
-    if model is None or config.backend != "megatron":
-        return
-    flops = flops_per_token(model, train.seq_length) * tokens * span.iterations
-    hours = flops / (layout.world * H100_PEAK_FLOPS * ASSUMED_MFU) / 3600
-    estimate = f"about {hours:,.1f} h on {layout.world} H100 at {ASSUMED_MFU:.0%} MFU"
-    result.rows.append(("time", f"{estimate}, {hours * layout.world:,.0f} GPU-hours"))
 
 
 def describe_documents(config: PretrainConfig) -> str:

@@ -10,14 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from megatron_helpers import NANO, QWEN, ROOT, architecture_of, checkpoint, config_without_data, model
+from megatron_helpers import NANO, QWEN, ROOT, checkpoint, config_without_data, model
 
 from nano3.config import ModelConfig, PretrainConfig
 from nano3.training.checks.model_stats import (
     Architecture,
-    count_parameters,
 )
-from nano3.training.checks.parallel_layout import ParallelLayout
 from nano3.training.dataset import open_data
 from nano3.training.megatron.backend import run_identity
 from nano3.training.megatron.recipe_check import recipe_problems
@@ -25,7 +23,6 @@ from nano3.training.megatron.schema import load_bundled
 from nano3.training.megatron.settings import override_settings
 from nano3.training.preflight import (
     IterationRange,
-    estimate_memory_per_gpu,
     preflight,
     short_number,
 )
@@ -258,58 +255,6 @@ def test_the_profile_for_one_hopper_gpu(config: PretrainConfig) -> None:
     plan = preflight(merged)
     assert plan.problems == []
     assert not any("GB per GPU" in w for w in plan.warnings)
-
-
-def test_memory_falls_with_more_ranks(config: PretrainConfig) -> None:
-    config.train.seq_length = 8192
-    nano = architecture_of("nemotron_3_nano", 131072)
-    needs = [estimate_memory_per_gpu(nano, ParallelLayout(world, 1, 1, 1, 8), config) for world in (8, 16, 64)]
-    assert needs == sorted(needs, reverse=True)
-    assert needs[0] > 31.6e9 / 8 * 6
-
-
-def bare(layers: dict[str, int]) -> Architecture:
-    return Architecture(layers, 64, 4096, 4, 2, 16, 128, mamba_num_heads=8, mamba_head_dim=16, mamba_state_dim=16,
-                        mamba_num_groups=2)  # fmt: skip
-
-
-def longer(model: Architecture, layout: ParallelLayout, config: PretrainConfig) -> float:
-    """Return the bytes that 1,024 more tokens per sample take."""
-    config.train.seq_length = 1024
-    first = estimate_memory_per_gpu(model, layout, config)
-    config.train.seq_length = 2048
-    return estimate_memory_per_gpu(model, layout, config) - first
-
-
-@pytest.mark.parametrize(("tensor", "context"), [(1, 1), (2, 1), (8, 1), (1, 4), (2, 4)])
-def test_logits_are_divided_once(config: PretrainConfig, tensor: int, context: int) -> None:
-    """A rank has its share of the vocabulary for all tokens of its share of the sequence."""
-    config.train.micro_batch_size = 3
-    layout = ParallelLayout(tensor * context, tensor, 1, context, 1)
-    assert longer(bare({}), layout, config) == pytest.approx(3 * 1024 / context * 4096 / tensor * 10)
-
-
-@pytest.mark.parametrize(("pipeline", "steps", "held"), [(1, 4, 1), (4, 8, 4), (8, 8, 8), (8, 2, 2), (8, 16, 8)])
-def test_a_stage_keeps_its_layers_for_the_micro_batches_in_flight(
-    config: PretrainConfig, pipeline: int, steps: int, held: int
-) -> None:
-    config.train.micro_batch_size, config.train.global_batch_size = 1, steps
-    layout, layers = ParallelLayout(pipeline, 1, pipeline, 1, 1), bare({"*": 8})
-    own = longer(layers, layout, config) - longer(bare({}), layout, config)
-    assert own == pytest.approx(1024 * layers.activation_bytes_per_token / pipeline * held)
-
-
-def test_the_optimizer_is_divided_over_context_ranks_too(config: PretrainConfig) -> None:
-    def need(layout: ParallelLayout) -> float:
-        logits = longer(bare({}), layout, config) * config.train.seq_length / 1024
-        return estimate_memory_per_gpu(bare({}), layout, config) - logits
-
-    count = count_parameters(bare({})).total
-    assert (
-        need(ParallelLayout(8, 1, 1, 1, 1))
-        == need(ParallelLayout(8, 1, 1, 8, 1))
-        == pytest.approx(count * (6 + 12 / 8))
-    )
 
 
 def test_data_may_not_be_prepared_yet(config: PretrainConfig) -> None:

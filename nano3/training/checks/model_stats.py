@@ -14,6 +14,14 @@ from nano3.config.pretrain import megatron_section
 # Megatron rounds the rows of the embedding up to a multiple of this times the tensor-parallel size.
 VOCAB_MULTIPLE = 128
 CONV_WIDTH = 4  # of Mamba-2's causal convolution
+# Fields of Megatron's model with which pipeline stages get unequal numbers of layers.
+UNEVEN_STAGES = (
+    "num_layers_in_first_pipeline_stage",
+    "num_layers_in_last_pipeline_stage",
+    "account_for_embedding_in_pipeline_split",
+    "account_for_loss_in_pipeline_split",
+    "pipeline_model_parallel_layout",
+)
 
 
 class RecipeValues(Protocol):
@@ -25,7 +33,11 @@ class RecipeValues(Protocol):
 
 @dataclass(frozen=True)
 class Architecture:
-    """The sizes of a model, named as in Megatron-Bridge. `layers` maps a layer kind to its number of layers."""
+    """The sizes of a model, named as in Megatron-Bridge.
+
+    `layers` maps a layer kind to its number of layers. Pipeline stages divide `stage_units` evenly: layers, blocks of a
+    dense model, or `|` segments of the pattern; 0 if the stages are chosen otherwise.
+    """
 
     layers: dict[str, int]
     hidden_size: int
@@ -46,6 +58,7 @@ class Architecture:
     moe_router_topk: int = 0
     moe_ffn_hidden_size: int = 0
     moe_shared_expert_intermediate_size: int = 0
+    stage_units: int = 0
 
     @property
     def mamba_inner(self) -> int:
@@ -56,19 +69,6 @@ class Architecture:
     def mamba_conv(self) -> int:
         """Channels of the convolution over x, B and C."""
         return self.mamba_inner + 2 * self.mamba_num_groups * self.mamba_state_dim
-
-    @property
-    def activation_bytes_per_token(self) -> float:
-        """Bytes that all layers keep for the backward pass: inputs and outputs of the matrix products in bf16."""
-        n, h = self.layers, self.hidden_size
-        attention = (
-            2 * h + 2 * self.num_attention_heads * self.kv_channels + 2 * self.num_query_groups * self.kv_channels
-        )
-        mamba = 2 * h + 4 * self.mamba_inner + 2 * self.mamba_conv
-        mlp = 2 * h + (3 if self.gated else 2) * self.ffn_hidden_size
-        routed = self.moe_router_topk * (2 * h + 2 * self.moe_ffn_hidden_size)
-        moe = 2 * h + routed + 2 * self.moe_shared_expert_intermediate_size
-        return 2 * (n.get("*", 0) * attention + n.get("M", 0) * mamba + n.get("-", 0) * mlp + n.get("E", 0) * moe)
 
 
 @dataclass(frozen=True)
@@ -133,16 +133,30 @@ def architecture_from_config(
         moe_router_topk=value("moe_router_topk") or 0,
         moe_ffn_hidden_size=value("moe_ffn_hidden_size") or 0,
         moe_shared_expert_intermediate_size=value("moe_shared_expert_intermediate_size") or 0,
+        stage_units=_stage_units(config, pattern, blocks),
     )
 
 
-def divisibility_problems(model: Architecture, tensor: int, expert: int = 1) -> list[str]:
+def _stage_units(config: PretrainConfig, pattern: Any, blocks: int | None) -> int:
+    if any(megatron_section(config, "model").get(key) for key in UNEVEN_STAGES):
+        return 0
+    if not pattern:
+        return int(blocks or 0)
+    main = str(pattern).split("/")[0]
+    return main.count("|") + 1 if "|" in main else sum(c in "M*E-" for c in main)
+
+
+def divisibility_problems(
+    model: Architecture, tensor: int, expert: int = 1, pipeline: int = 1, context: int = 1
+) -> list[str]:
     """Return which sizes of a model Megatron cannot divide among groups or ranks.
 
     Args:
         model: The architecture, including the values of the recipe.
         tensor: Tensor-parallel size, in ranks.
         expert: Expert-parallel size, in ranks.
+        pipeline: Pipeline-parallel size, in ranks.
+        context: Context-parallel size, in ranks.
     """
     rules = [
         ("*", "num_attention_heads", "model.num_query_groups", model.num_query_groups),
@@ -167,6 +181,30 @@ def divisibility_problems(model: Architecture, tensor: int, expert: int = 1) -> 
         problems.append(
             f"model.moe_router_topk={model.moe_router_topk} must not be greater than model.num_moe_experts="
             f"{model.num_moe_experts}."
+        )
+    if pipeline > 1 and model.stage_units % pipeline:
+        problems.append(
+            f"model.pipeline_model_parallel_size={pipeline} must divide the model's {model.stage_units} layers. A "
+            "hybrid pattern may mark the stages with | instead."
+        )
+    return problems + _context_problems(model, tensor, context)
+
+
+def _context_problems(model: Architecture, tensor: int, context: int) -> list[str]:
+    """Return why context parallelism cannot split Mamba's heads and groups (Megatron's mamba_context_parallel.py)."""
+    heads, groups = model.mamba_num_heads // max(tensor, 1), model.mamba_num_groups // max(tensor, 1)
+    if not model.layers.get("M") or context <= 1 or not heads or not groups:
+        return []
+    problems = []
+    if heads % context:
+        problems.append(
+            f"model.mamba_num_heads={model.mamba_num_heads} must be a multiple of model.tensor_model_parallel_size x "
+            f"model.context_parallel_size = {tensor} x {context}."
+        )
+    if groups % context and context % groups:
+        problems.append(
+            f"model.mamba_num_groups={model.mamba_num_groups} / model.tensor_model_parallel_size={tensor} must be a "
+            f"multiple or a divisor of model.context_parallel_size={context}."
         )
     return problems
 
@@ -200,47 +238,105 @@ def padded_vocab_size(vocab_size: int, tensor_parallel_size: int = 1, multiple: 
     return -(-vocab_size // step) * step
 
 
-def count_parameters(a: Architecture) -> ParameterCounts:
-    """Return the exact parameter counts of Megatron's and Hugging Face's modules for this architecture."""
+@dataclass(frozen=True)
+class LayerParameters:
+    """Numbers of parameters of one layer, without its routed experts except in `expert`.
+
+    `split` counts those that tensor parallelism divides, `whole` those that every rank holds, and `expert` those of one
+    routed expert.
+    """
+
+    split: int
+    whole: int
+    expert: int = 0
+
+
+def layer_parameters(a: Architecture) -> dict[str, LayerParameters]:
+    """Return the parameters of one layer of each kind that the model has."""
     h = a.hidden_size
-    attention = h * a.kv_channels * (2 * a.num_attention_heads + 2 * a.num_query_groups) + 2 * a.kv_channels * a.qk_norm
+    attention = h * a.kv_channels * (2 * a.num_attention_heads + 2 * a.num_query_groups)
     projected = a.mamba_inner + a.mamba_conv + a.mamba_num_heads
     # in_proj, convolution with bias, A and D and dt_bias per head, gated norm, out_proj
     mamba = h * projected + a.mamba_conv * (CONV_WIDTH + 1) + 3 * a.mamba_num_heads + a.mamba_inner + a.mamba_inner * h
-    mlp = (3 if a.gated else 2) * h * a.ffn_hidden_size
-    expert = 2 * h * a.moe_ffn_hidden_size
     shared = 2 * h * a.moe_shared_expert_intermediate_size
-    router = h * a.num_moe_experts
-    n = a.layers
-    embeddings = a.vocab_size * h * (1 if a.tied else 2)
-    norms = h * (sum(n.values()) + 1)
-    fixed = n.get("*", 0) * attention + n.get("M", 0) * mamba + n.get("-", 0) * mlp + n.get("E", 0) * (shared + router)
-    experts = n.get("E", 0) * a.num_moe_experts * expert
-    used = n.get("E", 0) * a.moe_router_topk * expert
-    rest = embeddings + norms + fixed
+    of_kind = {
+        "*": LayerParameters(attention, h + 2 * a.kv_channels * a.qk_norm),
+        "M": LayerParameters(mamba, h),
+        "-": LayerParameters((3 if a.gated else 2) * h * a.ffn_hidden_size, h),
+        "E": LayerParameters(shared, h + h * a.num_moe_experts, 2 * h * a.moe_ffn_hidden_size),
+    }
+    return {kind: of_kind[kind] for kind in a.layers if kind in of_kind}
+
+
+def count_parameters(a: Architecture) -> ParameterCounts:
+    """Return the exact parameter counts of Megatron's and Hugging Face's modules for this architecture."""
+    h = a.hidden_size
+    rest = a.vocab_size * h * (1 if a.tied else 2) + h  # embeddings and the last norm
+    experts = used = 0
+    for kind, one in layer_parameters(a).items():
+        n = a.layers[kind]
+        rest += n * (one.split + one.whole)
+        experts += n * a.num_moe_experts * one.expert
+        used += n * a.moe_router_topk * one.expert
     return ParameterCounts(rest + experts, rest + used, experts)
 
 
-def flops_per_token(a: Architecture, seq_length: int) -> float:
-    """Return the floating-point operations of forward and backward pass per token; causal attention counts half.
+@dataclass(frozen=True)
+class LayerFlops:
+    """Floating-point operations of the forward pass of one layer per token, by what bounds their speed.
 
-    A matrix product of [1, k] with [k, n] costs 2kn, and the backward pass twice the forward pass. The scan is the
-    chunked form of Mamba-2 (Dao and Gu, 2024): within a chunk, C·B and the product with x over half the chunk, plus
-    the states into and out of the chunk.
+    `products` are matrix products with weights, `routed` those of routed experts, `core` the core of attention, and
+    `scan` Mamba's convolution and scan.
+    """
+
+    products: float = 0
+    routed: float = 0
+    core: float = 0
+    scan: float = 0
+
+    @property
+    def total(self) -> float:
+        """All operations."""
+        return self.products + self.routed + self.core + self.scan
+
+
+def layer_flops(a: Architecture, seq_length: int) -> dict[str, LayerFlops]:
+    """Return the operations of one layer of each kind; causal attention counts half.
+
+    A matrix product of [1, k] with [k, n] costs 2kn. The scan is the chunked form of Mamba-2 (Dao and Gu, 2024): within
+    a chunk, C·B and the product with x over half the chunk, plus the states into and out of the chunk.
 
     Args:
         a: The architecture.
         seq_length: Tokens per sample.
     """
-    h, n = a.hidden_size, a.layers
-    heads = a.num_attention_heads * a.kv_channels
-    attention = 2 * h * a.kv_channels * (2 * a.num_attention_heads + 2 * a.num_query_groups) + 2 * heads * seq_length
+    h = a.hidden_size
     projected = a.mamba_inner + a.mamba_conv + a.mamba_num_heads
     chunk = min(a.mamba_chunk_size, seq_length)
     scan = chunk * (a.mamba_num_groups * a.mamba_state_dim + a.mamba_inner) + 4 * a.mamba_inner * a.mamba_state_dim
-    mamba = 2 * h * (projected + a.mamba_inner) + 2 * a.mamba_conv * CONV_WIDTH + scan
-    mlp = 2 * (3 if a.gated else 2) * h * a.ffn_hidden_size
-    width = a.moe_router_topk * a.moe_ffn_hidden_size + a.moe_shared_expert_intermediate_size
-    moe = 4 * h * width + 2 * h * a.num_moe_experts
-    forward = n.get("*", 0) * attention + n.get("M", 0) * mamba + n.get("-", 0) * mlp + n.get("E", 0) * moe
-    return 3.0 * (forward + 2 * h * a.vocab_size)
+    return {
+        "*": LayerFlops(
+            products=2 * h * a.kv_channels * (2 * a.num_attention_heads + 2 * a.num_query_groups),
+            core=2 * a.num_attention_heads * a.kv_channels * seq_length,
+        ),
+        "M": LayerFlops(products=2 * h * (projected + a.mamba_inner), scan=2 * a.mamba_conv * CONV_WIDTH + scan),
+        "-": LayerFlops(products=2 * (3 if a.gated else 2) * h * a.ffn_hidden_size),
+        "E": LayerFlops(
+            products=4 * h * a.moe_shared_expert_intermediate_size + 2 * h * a.num_moe_experts,
+            routed=4 * h * a.moe_router_topk * a.moe_ffn_hidden_size,
+        ),
+    }
+
+
+def flops_per_token(a: Architecture, seq_length: int) -> float:
+    """Return the floating-point operations of forward and backward pass per token.
+
+    The backward pass costs twice the forward pass (`layer_flops`).
+
+    Args:
+        a: The architecture.
+        seq_length: Tokens per sample.
+    """
+    one = layer_flops(a, seq_length)
+    forward = sum(n * one[kind].total for kind, n in a.layers.items() if kind in one)
+    return 3.0 * (forward + 2 * a.hidden_size * a.vocab_size)

@@ -184,8 +184,6 @@ def test_one_layer_more_costs_the_same_wherever_it_is_added(layers: dict[str, in
     alone, none = (count_parameters(replace(SMALL, layers=c)).total for c in ({kind: 1}, {}))
     added = count_parameters(replace(SMALL, layers=more)).total - count_parameters(replace(SMALL, layers=layers)).total
     assert added == alone - none
-    a, b = (replace(SMALL, layers=c).activation_bytes_per_token for c in (layers, more))
-    assert b > a >= 0
 
 
 @pytest.mark.parametrize("target", [NANO, QWEN], ids=["hybrid", "dense"])

@@ -1,0 +1,223 @@
+"""Choose the layout of a run before a GPU is used: which one fits, and how long and how expensive it is.
+
+nano3 plan +experiment=nano3 gpus=256 gpu=h100
+nano3 plan +experiment=nano3 gpus=64 gpu=h200 --price 2.5 --top 3
+
+Takes the words of nano3.pretrain, and `gpus=N` and `gpu=KIND`. Tries every tensor, pipeline, context and expert
+parallelism, micro batch, recomputation and dispatcher that Megatron accepts, and lists the fastest ones that fit, with
+the words to paste. Neither data nor a GPU is needed. docs/plan-a-run.md says how accurate the estimates are.
+"""
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from nano3.cli.app import register_config, to_typed_config
+from nano3.cli.config_groups import conf_dir
+from nano3.cli.override_errors import EXPECTED_ERRORS, explain_error, override_problems
+from nano3.config import PretrainConfig
+from nano3.tools._arguments import at_least
+from nano3.training.checks.model_stats import architecture_from_config, count_parameters
+from nano3.training.checks.parallel_layout import parallel_layout
+from nano3.training.cost.gpus import GPU_KINDS, GpuKind, gpu_kind
+from nano3.training.cost.layouts import Choice, Plan, make_plan, override_words
+from nano3.training.cost.memory import Memory
+from nano3.training.cost.workload import Workload, workload_from_config
+from nano3.training.megatron import schema
+from nano3.training.preflight import expected_vocab_size, short_number
+from nano3.utils.command_line import CommandLine
+from nano3.utils.console import say, table
+from nano3.utils.errors import UserError
+
+HELP = "choose a run's layout: what fits, how long it takes, what it costs"
+ONLY_SHOWS = True
+OWN_KEYS = ("gpus", "gpu")
+GPUS_PER_NODE = 8
+SHOWN_REASONS = 12
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for."""
+
+    config: PretrainConfig
+    words: list[str]
+    gpus: int
+    gpu: GpuKind
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the tool's arguments."""
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="WORD",
+        help=f"words of nano3.pretrain, gpus=N, and gpu={'|'.join(GPU_KINDS)}",
+    )
+    parser.add_argument("--price", type=float, help="price of a GPU-hour, in any currency")
+    parser.add_argument("--top", type=at_least(1), default=8, help="number of layouts to list (default: 8)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the tool and return its exit code."""
+    request = read_request(args.words)
+    known = schema.load_bundled(request.config.recipe._target_)
+    base = base_workload(request.config, known)
+    plan = make_plan(base, request.gpus, request.gpu)
+    show_run(request, base)
+    show_choices(plan, request, args.price, args.top)
+    if plan.choices:
+        best = plan.choices[0]
+        show_memory(plan.choices[: args.top])
+        recipe_dispatcher = str(known.value("model.moe_token_dispatcher_type", ""))
+        show_words(best, base, recipe_dispatcher, request)
+    show_refused(plan)
+    return 0 if plan.choices else 1
+
+
+def read_request(words: list[str]) -> Request:
+    """Return the composed configuration, the number of GPUs and their kind.
+
+    Raises:
+        UserError: With everything that is wrong with the words.
+    """
+    line = CommandLine.parse([word for word in words if word.partition("=")[0] not in OWN_KEYS])
+    own = CommandLine.parse([word for word in words if word.partition("=")[0] in OWN_KEYS]).values
+    problems = [f"{word}: expected KEY=VALUE, as for nano3.pretrain" for word in line.other]
+    gpus = own.get("gpus", "")
+    if not gpus.isdecimal() or int(gpus) < 1:
+        problems.append(f"gpus={gpus}: give the number of GPUs, for example gpus=64." if gpus else "give gpus=N.")
+    try:
+        gpu = gpu_kind(own.get("gpu", "h100"), "gpu")
+    except UserError as error:
+        problems += error.problems
+    if problems:
+        raise UserError(problems)
+    return Request(compose_run(line), list(line.words), int(gpus), gpu)
+
+
+def compose_run(line: CommandLine) -> PretrainConfig:
+    """Return the configuration of nano3.pretrain for these words, without reading its data.
+
+    Raises:
+        UserError: With everything that is wrong with them, or if the run is not for Megatron.
+    """
+    register_config()
+    if problems := override_problems("pretrain", line, check_members=True):
+        raise UserError(problems)
+    try:
+        with initialize_config_dir(conf_dir(), version_base="1.3"):
+            cfg = compose("pretrain", list(line.words))
+        config: PretrainConfig = to_typed_config(without_data(cfg))
+    except EXPECTED_ERRORS as error:
+        raise explain_error(error, "pretrain", line) from None
+    if config.backend != "megatron":
+        raise UserError(f"backend={config.backend}: only runs with backend=megatron are planned.")
+    return config
+
+
+def without_data(cfg: DictConfig) -> DictConfig:
+    """Return a configuration whose data is not resolved, since it may not exist yet."""
+    cfg.run.data = cfg.recipe.per_split_data_args_path = "data"
+    return cfg
+
+
+def base_workload(config: PretrainConfig, known: schema.Schema) -> Workload:
+    """Return the run as configured.
+
+    Args:
+        config: The run's configuration.
+        known: The schema of its recipe.
+
+    Raises:
+        UserError: The architecture is not known here.
+    """
+    model = architecture_from_config(config, known, expected_vocab_size(config, known))
+    if model is None:
+        raise UserError(
+            f"recipe._target_={config.recipe._target_} is not recorded, so its architecture is not known here: set "
+            "model=NAME, or the sizes in model.*."
+        )
+    return workload_from_config(config, known, model, parallel_layout(config, known))
+
+
+def show_run(request: Request, base: Workload) -> None:
+    """Print what is planned."""
+    counts = count_parameters(base.model)
+    train = request.config.train
+    tokens = train.global_batch_size * train.seq_length
+    active = f", {short_number(counts.active)} active" if counts.active != counts.total else ""
+    say(f"{short_number(counts.total)} parameters{active}; {request.gpus} {request.gpu.title}")
+    say(
+        f"{train.train_iters:,} iterations of {train.global_batch_size:,} x {train.seq_length:,} tokens = "
+        f"{short_number(tokens * train.train_iters)} tokens; {'FP8' if base.fp8 else 'bf16'}"
+    )
+
+
+def show_choices(plan: Plan, request: Request, price: float | None, top: int) -> None:
+    """Print the fastest layouts."""
+    if not plan.choices:
+        say("no layout fits")
+        return
+    money = ["cost"] if price else []
+    columns = ["", "TP", "PP", "CP", "EP", "DP", "micro batch", "recompute", "dispatcher", "GB", "s/step",
+               "tokens/s/GPU", "MFU", "days", "GPU-hours", *money]  # fmt: skip
+    rows = []
+    for number, choice in enumerate(plan.choices[:top], 1):
+        w, layout = choice.workload, choice.workload.layout
+        hours = choice.step.total * request.config.train.train_iters / 3600
+        rows.append([
+            str(number), str(layout.tensor), str(layout.pipeline), str(layout.context), str(layout.expert),
+            str(layout.data), str(w.micro_batch_size), ",".join(w.recompute) or "nothing",
+            w.dispatcher if w.model.layers.get("E") else "-", f"{choice.memory.total / 2**30:,.0f}",
+            f"{choice.step.total:,.2f}", f"{choice.tokens_per_second / request.gpus:,.0f}", f"{choice.mfu:.0%}",
+            f"{hours / 24:,.1f}", f"{hours * request.gpus:,.0f}",
+            *([f"{hours * request.gpus * price:,.0f}"] if price else []),
+        ])  # fmt: skip
+    table(f"{len(plan.choices):,} layouts fit; the fastest", columns, rows, right=[c for c in columns if c])
+
+
+def show_memory(choices: list[Choice]) -> None:
+    """Print the memory of each listed layout by part, and its time by part."""
+    parts = ("weights", "gradients", "optimizer", "activations", "temporary", "other")
+    times = ("gpu", "host", "exchange", "bubble", "gradients", "optimizer")
+    columns = ["", *(f"{name} GB" for name in parts), *(f"{name} s" for name in times)]
+    rows = [
+        [str(n), *_cells(c.memory, parts, 2**30, 1), *_cells(c.step, times, 1, 2)] for n, c in enumerate(choices, 1)
+    ]
+    table("memory per GPU and time per step by part", columns, rows, right=columns[1:])
+
+
+def _cells(values: Memory | Any, names: tuple[str, ...], unit: float, digits: int) -> list[str]:
+    return [f"{getattr(values, name) / unit:,.{digits}f}" for name in names]
+
+
+def show_words(choice: Choice, base: Workload, recipe_dispatcher: str, request: Request) -> None:
+    """Print the override words of the fastest layout."""
+    words = [*request.words, *cluster_words(request), *override_words(choice.workload, base, recipe_dispatcher)]
+    say("the fastest, to paste:")
+    say("python -m nano3.pretrain " + " ".join(f"'{word}'" if "[" in word else word for word in words))
+
+
+def cluster_words(request: Request) -> list[str]:
+    """Return the words that start this number of ranks."""
+    cluster = request.config.cluster
+    if cluster.kind == "local" and request.gpus <= GPUS_PER_NODE:
+        return [f"cluster.nproc_per_node={request.gpus}"]
+    per_node = cluster.gpus_per_node or GPUS_PER_NODE
+    nodes = -(-request.gpus // per_node)
+    chosen = [] if cluster.kind == "slurm" else ["cluster=slurm"]
+    return [*chosen, f"cluster.nodes={nodes}", f"cluster.gpus_per_node={min(request.gpus, per_node)}"]
+
+
+def show_refused(plan: Plan) -> None:
+    """Print why layouts were refused, most frequent reason first."""
+    if not plan.refused:
+        return
+    rows = [(f"{count:,}", reason) for reason, count in plan.refused.most_common(SHOWN_REASONS)]
+    left = len(plan.refused) - len(rows)
+    rows += [("", f"{left} more reasons")] if left else []
+    table("refused", ["layouts", "reason"], rows, right=["layouts"])

@@ -1,0 +1,185 @@
+"""Every layout of a run that Megatron accepts, with its memory and time, and why the others are refused."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from nano3.training.checks.model_stats import divisibility_problems, flops_per_token
+from nano3.training.checks.parallel_layout import ParallelLayout
+from nano3.training.cost.gpus import GpuKind
+from nano3.training.cost.memory import Memory, estimate_memory
+from nano3.training.cost.step_time import StepTime, estimate_step
+from nano3.training.cost.workload import FULL, Workload
+
+# Larger sizes exist, but communicate in every layer over links between nodes.
+LARGEST_TENSOR: Final = 8
+LARGEST_CONTEXT: Final = 32
+LARGEST_MICRO_BATCH: Final = 32
+DISPATCHERS: Final = ("alltoall", "flex")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A layout that fits, with its memory and the time of a step."""
+
+    workload: Workload
+    memory: Memory
+    step: StepTime
+    gpu: GpuKind
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens per second of all GPUs."""
+        return self.workload.global_batch_size * self.workload.seq_length / self.step.total
+
+    @property
+    def mfu(self) -> float:
+        """Share of the peak of bf16 that the model's operations reach."""
+        w = self.workload
+        flops = flops_per_token(w.model, w.seq_length) * self.tokens_per_second
+        return flops / (w.layout.world * self.gpu.bf16)
+
+
+@dataclass
+class Plan:
+    """All layouts of a run on a number of GPUs: those that fit, fastest first, and the refused ones by reason."""
+
+    choices: list[Choice] = field(default_factory=list)
+    refused: Counter[str] = field(default_factory=Counter)
+
+
+def rule_problems(w: Workload) -> list[str]:
+    """Return why Megatron cannot divide this model and its tokens among these ranks."""
+    layout = w.layout
+    problems = divisibility_problems(w.model, layout.tensor, layout.expert, layout.pipeline, layout.context)
+    if layout.tensor > 1 and w.model.layers.get("E") and not w.sequence_parallel:
+        problems.append(
+            f"model.tensor_model_parallel_size={layout.tensor} needs model.sequence_parallel=true in a model with "
+            "experts (Megatron-Core's MoELayer)."
+        )
+    if w.sequence_parallel and (w.seq_length // layout.context) % layout.tensor:
+        problems.append(
+            f"train.seq_length={w.seq_length} / model.context_parallel_size={layout.context} must be a multiple of "
+            f"model.tensor_model_parallel_size={layout.tensor} with model.sequence_parallel=true."
+        )
+    return problems
+
+
+def make_plan(base: Workload, gpus: int, gpu: GpuKind) -> Plan:
+    """Return every layout of a run, fastest first.
+
+    Args:
+        base: The run as configured; its layout and micro batch are replaced.
+        gpus: Number of GPUs.
+        gpu: Their kind.
+    """
+    plan = Plan()
+    least: float | None = None
+    for layout in _layouts(base, gpus):
+        w = replace(base, layout=layout, sequence_parallel=layout.tensor > 1)
+        if problems := [*_divide_problems(w), *rule_problems(w)]:
+            plan.refused.update(problems[:1])
+            continue
+        for candidate in _variants(w):
+            memory = estimate_memory(candidate)
+            if memory.fits(gpu):
+                plan.choices.append(Choice(candidate, memory, estimate_step(candidate, gpu), gpu))
+            else:
+                plan.refused[_TOO_LARGE] += 1
+                least = min(memory.total, least or memory.total)
+    if least is not None:
+        count = plan.refused.pop(_TOO_LARGE)
+        has = f"{gpu.title} has {gpu.memory / 2**30:,.0f} GB, some of it for CUDA and NCCL"
+        plan.refused[f"too large: at least {least / 2**30:,.0f} GB of tensors; the {has}."] = count
+    plan.choices.sort(key=lambda choice: (choice.step.total, choice.memory.total))
+    return plan
+
+
+_TOO_LARGE: Final = "memory"
+
+
+def _layouts(base: Workload, gpus: int) -> Iterator[ParallelLayout]:
+    moe = base.model.layers.get("E", 0) > 0
+    for tensor in divisors(gpus, LARGEST_TENSOR):
+        for pipeline in divisors(gpus // tensor, max(base.model.stage_units, 1)):
+            for context in divisors(gpus // tensor // pipeline, LARGEST_CONTEXT):
+                for expert in divisors(gpus // pipeline, base.model.num_moe_experts) if moe else [1]:
+                    yield ParallelLayout(gpus, tensor, pipeline, context, expert)
+
+
+def _divide_problems(w: Workload) -> list[str]:
+    """Return why batch and sequence cannot be divided among the ranks."""
+    layout = w.layout
+    if w.global_batch_size % layout.data:
+        return [f"train.global_batch_size={w.global_batch_size} cannot be divided among the data-parallel ranks."]
+    if layout.context > 1 and w.seq_length % (2 * layout.context):
+        return [f"train.seq_length={w.seq_length} must be a multiple of 2 x model.context_parallel_size."]
+    return []
+
+
+def _variants(w: Workload) -> Iterator[Workload]:
+    """Yield a layout with every micro batch, recomputation and dispatcher."""
+    for micro in divisors(w.global_batch_size // w.layout.data, LARGEST_MICRO_BATCH):
+        if micro & (micro - 1):
+            continue
+        for recompute in recompute_options(w):
+            graphs = () if recompute == FULL else w.graphs
+            for dispatcher in dispatcher_options(w):
+                yield replace(w, micro_batch_size=micro, recompute=recompute, graphs=graphs, dispatcher=dispatcher)
+
+
+def recompute_options(w: Workload) -> list[tuple[str, ...]]:
+    """Return nothing, what the run asks for, the recipe's parts for a model with experts, and whole layers."""
+    selective = [("moe", "layernorm")] if w.model.layers.get("E") else [("mlp", "layernorm")]
+    return list(dict.fromkeys([(), w.recompute, *selective, FULL]))
+
+
+def dispatcher_options(w: Workload) -> tuple[str, ...]:
+    """Return the dispatchers that this layout can use."""
+    if not w.model.layers.get("E"):
+        return (w.dispatcher,)
+    if w.layout.expert == 1:
+        return ("allgather",) if w.layout.tensor == 1 else ("alltoall",)
+    return DISPATCHERS
+
+
+def divisors(n: int, largest: int) -> list[int]:
+    """Return the divisors of `n` up to `largest`, ascending."""
+    return [d for d in range(1, min(n, largest) + 1) if n % d == 0]
+
+
+def override_words(choice: Workload, base: Workload, recipe_dispatcher: str) -> list[str]:
+    """Return the override words that make a run use a layout.
+
+    Args:
+        choice: The layout.
+        base: The run as configured.
+        recipe_dispatcher: The dispatcher that the run names without these words.
+    """
+    layout = choice.layout
+    words = [
+        f"model.tensor_model_parallel_size={layout.tensor}",
+        f"model.pipeline_model_parallel_size={layout.pipeline}",
+        f"model.context_parallel_size={layout.context}",
+        *([f"model.expert_model_parallel_size={layout.expert}"] if choice.model.layers.get("E") else []),
+        f"model.sequence_parallel={str(choice.sequence_parallel).lower()}",
+        f"train.micro_batch_size={choice.micro_batch_size}",
+    ]
+    if choice.recompute != base.recompute:
+        words += _recompute_words(choice.recompute)
+    if choice.recompute == FULL and base.graphs:
+        words += ["++megatron.model.cuda_graph_impl=none", "++megatron.model.cuda_graph_modules=[]"]
+    if choice.model.layers.get("E") and choice.dispatcher not in (recipe_dispatcher, "allgather"):
+        words.append(f"++megatron.model.moe_token_dispatcher_type={choice.dispatcher}")
+        words += ["++megatron.model.moe_flex_dispatcher_backend=null"] * (choice.dispatcher != "flex")
+    return words
+
+
+def _recompute_words(recompute: tuple[str, ...]) -> list[str]:
+    key = "++megatron.model.recompute"
+    if recompute == FULL:
+        return [f"{key}_granularity=full", f"{key}_method=uniform", f"{key}_num_layers=1", f"{key}_modules=null"]
+    if not recompute:
+        return [f"{key}_granularity=null", f"{key}_modules=null"]
+    return [f"{key}_granularity=selective", f"{key}_modules=[{','.join(recompute)}]"]

@@ -1,0 +1,148 @@
+"""Memory of one GPU, by part, from the sizes of the tensors that Megatron keeps.
+
+Parameters follow `theoretical_memory_usage.py` of Megatron-Core 0.19.2, with the bytes per parameter that the recipe
+asks for. Its formula for activations (Korthikanti et al., 2022, table 2) knows neither Mamba nor routed experts, so
+each layer is counted here by the tensors that its modules save for the backward pass, and multiplied by a factor that
+`benchmarks/gpu/plan_points.py` measured.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from nano3.training.checks.model_stats import Architecture, layer_parameters
+from nano3.training.cost.gpus import GpuKind
+from nano3.training.cost.workload import FULL, Workload
+
+# Measured over counted bytes of activations that a layer keeps, by kind.
+KEPT_FACTOR: Final[dict[str, float]] = {"M": 1.0, "*": 1.0, "-": 1.0, "E": 1.0}
+# Bytes per token and id of the logits: bf16, as fp32, and again after subtracting their maximum. Seen in an
+# out-of-memory error of Megatron-Core 0.19 (benchmarks/results/gpu/recipe_h100.txt).
+LOGIT_BYTES: Final = 10
+# Share of the activations of a layer that is needed once more while its backward pass runs.
+WORKING_FACTOR: Final = 1.0
+# Activations kept with FP8, compared to bf16 (benchmarks/results/gpu/tune_h200_mbs16_fp8.jsonl and _no_recompute).
+FP8_FACTOR: Final = 0.9
+# Bytes that every rank needs besides: buffers of the optimizer, cuBLAS workspaces.
+FIXED_BYTES: Final = 0.4 * 2**30
+# Outside of torch's tensors: CUDA context, NCCL, libraries; and what the allocator cannot use, as a share.
+OUTSIDE_BYTES: Final = 3.5 * 2**30
+FRAGMENTED: Final = 0.03
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one GPU at the peak of a step, as torch.cuda.max_memory_allocated counts them.
+
+    Attributes:
+        weights: Parameters in bf16.
+        gradients: Their gradients.
+        optimizer: Master weights and moments.
+        activations: What the layers keep for the backward pass.
+        temporary: The larger of the loss with its logits and the backward pass of one layer.
+        other: Buffers of a fixed size.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    temporary: float
+    other: float = FIXED_BYTES
+
+    @property
+    def total(self) -> float:
+        """The peak."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.temporary + self.other
+
+    def fits(self, gpu: GpuKind) -> bool:
+        """Return whether a GPU has this much, with what is outside of tensors."""
+        return self.total * (1 + FRAGMENTED) + OUTSIDE_BYTES <= gpu.memory
+
+
+def estimate_memory(w: Workload) -> Memory:
+    """Return the memory of the GPU that needs most: on the first pipeline stage or the last one."""
+    stages = [_stage(w, first=True, last=w.layout.pipeline == 1)]
+    if w.layout.pipeline > 1:
+        stages.append(_stage(w, first=False, last=True))
+    return max(stages, key=lambda memory: memory.total)
+
+
+def _stage(w: Workload, first: bool, last: bool) -> Memory:
+    a, layout = w.model, w.layout
+    dense, experts = _local_parameters(w, first, last)
+    replicas = layout.data * layout.context
+    expert_replicas = max(layout.world / layout.pipeline / layout.expert, 1)
+    shares = (replicas, expert_replicas) if w.sharded_optimizer else (1, 1)
+    kept = {kind: kept_bytes(w, kind) for kind in a.layers}
+    # The first stage begins a micro batch for every stage before it finishes one.
+    in_flight = min(layout.pipeline, w.micro_batches) if first else 1
+    activations = sum(n * kept[kind] for kind, n in a.layers.items()) / layout.pipeline * in_flight
+    logits = w.tokens * a.vocab_size * LOGIT_BYTES / layout.tensor + 4 * w.split_tokens * a.hidden_size if last else 0.0
+    return Memory(
+        weights=2 * (dense + experts),
+        gradients=w.gradient_bytes * (dense + experts),
+        optimizer=w.optimizer_bytes * (dense / shares[0] + experts / shares[1]),
+        activations=activations,
+        temporary=max([logits, *(working_bytes(w, kind) for kind in a.layers)]),
+    )
+
+
+def _local_parameters(w: Workload, first: bool, last: bool) -> tuple[float, float]:
+    """Return the parameters of one rank of a pipeline stage: without and of routed experts."""
+    a, layout = w.model, w.layout
+    one = layer_parameters(a)
+    dense = sum(n * (one[kind].split / layout.tensor + one[kind].whole) for kind, n in a.layers.items())
+    experts = sum(n * w.local_experts * one[kind].expert for kind, n in a.layers.items())
+    ends = 1 if a.tied and layout.pipeline == 1 else first + last
+    return dense / layout.pipeline + ends * a.vocab_size * a.hidden_size / layout.tensor, experts / layout.pipeline
+
+
+def kept_bytes(w: Workload, kind: str) -> float:
+    """Return the bytes that one layer keeps of one micro batch for the backward pass.
+
+    Args:
+        w: The workload.
+        kind: Layer kind: M, E, * or -.
+    """
+    entry = 2 * w.split_tokens * w.model.hidden_size  # the layer's input
+    if w.recompute == FULL:
+        return entry
+    norm = 0.0 if "layernorm" in w.recompute and kind != "M" else entry
+    inside = layer_bytes(w, kind)
+    if kind == "E" and "moe" in w.recompute:
+        inside = norm = 0.0
+    return (entry + norm + inside) * KEPT_FACTOR[kind] * (FP8_FACTOR if w.fp8 else 1)
+
+
+def layer_bytes(w: Workload, kind: str) -> float:
+    """Return the bytes of the tensors that the modules of one layer save, besides its input and its norm's output.
+
+    Args:
+        w: The workload.
+        kind: Layer kind: M, E, * or -.
+    """
+    a: Architecture = w.model
+    if kind == "M":
+        # in_proj's output, the scan's output, and the gated norm's output; the convolution is computed again
+        width = a.mamba_inner + a.mamba_conv + a.mamba_num_heads + 2 * a.mamba_inner
+    elif kind == "*":
+        width = 2 * a.num_attention_heads * a.kv_channels + 2 * a.num_query_groups * a.kv_channels
+    elif kind == "-":
+        width = (3 if a.gated else 2) * a.ffn_hidden_size
+    else:
+        # for each expert of a token its input, and the hidden layer before and after the activation; the shared expert
+        width = a.moe_router_topk * (a.hidden_size + 2 * a.moe_ffn_hidden_size)
+        width += 2 * a.moe_shared_expert_intermediate_size
+    return 2 * w.tokens / w.layout.tensor * width
+
+
+def working_bytes(w: Workload, kind: str) -> float:
+    """Return the bytes that the backward pass of one layer needs while it runs, besides what was kept.
+
+    Args:
+        w: The workload.
+        kind: Layer kind: M, E, * or -.
+    """
+    inside = layer_bytes(w, kind) * WORKING_FACTOR
+    again = w.recompute == FULL or (kind == "E" and "moe" in w.recompute)
+    return inside + (layer_bytes(w, kind) if again else 0.0)

@@ -1,0 +1,294 @@
+"""Time of one training step, by part.
+
+The GPU's time of a layer is that of its matrix products, at a share of the peak that grows with their size, plus that
+of everything bound by memory bandwidth, as bytes over bandwidth. If the host launches its kernels more slowly, the
+host's time counts. Communication counts where nothing hides it.
+
+The constants were fitted by `benchmarks/gpu/plan_fit.py` to the points with the role "calibrate" of
+`benchmarks/results/gpu/plan_points_h200.json`, those of communication chosen by hand; `docs/plan-a-run.md` says how far
+off the predictions are.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from nano3.training.checks.model_stats import layer_flops, layer_parameters
+from nano3.training.cost.gpus import GpuKind
+from nano3.training.cost.workload import FULL, Workload
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What was measured. Bytes are those of the forward and backward pass together, per token.
+
+    Attributes:
+        products: Share of the peak of large matrix products.
+        half_rows: Rows at which a matrix product reaches half of that.
+        core: Share of the peak of the core of attention.
+        fp8: Share of the FP8 peak, compared to the share of the bf16 peak.
+        residual: Bytes per unit of the hidden size, of every layer: norms, residuals, casts.
+        mamba: Bytes per unit of the inner width: convolution, scan and gated norm.
+        attention: Bytes per unit of the width of queries, keys and values.
+        dense: Bytes per unit of the hidden layer of a dense MLP or shared expert.
+        routed: Bytes per expert of a token and unit of its width and hidden width: sorting, activation.
+        alltoall: The same for what the all-to-all dispatcher adds.
+        logits: Bytes per unit of the vocabulary.
+        gradients: Bytes per local parameter and micro batch: adding gradients.
+        optimizer: Bytes per local parameter and step.
+        host: Seconds for which the host launches kernels, per layer and micro batch, by kind.
+        host_graph: The same if a CUDA graph launches them.
+        host_expert: The same per local expert.
+        host_step: Seconds per step.
+        collective: Share of a link's bandwidth that collectives reach.
+        exchange: Share that the dispatch of tokens to experts reaches, by dispatcher.
+        hidden: Share of a gradient's communication that the backward pass can hide.
+    """
+
+    products: float = 0.70
+    half_rows: float = 200.0
+    core: float = 0.45
+    fp8: float = 0.75
+    residual: float = 60.0
+    mamba: float = 250.0
+    attention: float = 30.0
+    dense: float = 30.0
+    routed: float = 30.0
+    alltoall: float = 12.0
+    logits: float = 30.0
+    gradients: float = 8.0
+    optimizer: float = 40.0
+    host: dict[str, float] = field(default_factory=lambda: {"M": 2e-3, "*": 2e-3, "-": 1.5e-3, "E": 5e-3})
+    host_graph: float = 5e-4
+    host_expert: float = 5e-5
+    host_step: float = 0.01
+    collective: float = 0.75
+    exchange: dict[str, float] = field(
+        default_factory=lambda: {"allgather": 0.75, "alltoall": 0.45, "flex": 0.6, "none": 1.0}
+    )
+    hidden: float = 0.8
+
+
+MEASURED: Final = Constants()
+_GRAPHED: Final[dict[str, str]] = {"M": "mamba", "*": "attn", "-": "mlp", "E": "moe"}
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one step.
+
+    Attributes:
+        gpu: Kernels of all micro batches of a rank.
+        host: What the host's launches add to that.
+        exchange: Communication within a micro batch: tensor, context and expert parallelism.
+        bubble: Waiting for other pipeline stages.
+        gradients: Communication of gradients and weights that nothing hides.
+        optimizer: The optimizer's step.
+    """
+
+    gpu: float
+    host: float
+    exchange: float
+    bubble: float
+    gradients: float
+    optimizer: float
+
+    @property
+    def total(self) -> float:
+        """The step."""
+        return self.gpu + self.host + self.exchange + self.bubble + self.gradients + self.optimizer
+
+
+def estimate_step(w: Workload, gpu: GpuKind, constants: Constants = MEASURED) -> StepTime:
+    """Return the time of one step.
+
+    Args:
+        w: The workload.
+        gpu: The kind of GPU.
+        constants: Those that were measured.
+    """
+    stages, layers = w.layout.pipeline, w.model.layers
+    kernels = sum(n * layer_time(w, kind, gpu, constants) for kind, n in layers.items()) / stages
+    # The last stage also computes the loss; with one stage, so does every rank.
+    kernels += _loss_time(w, gpu, constants) + constants.gradients * local_parameters(w) / gpu.bandwidth
+    launches = sum(n * host_time(w, kind, constants) for kind, n in layers.items()) / stages
+    exchange = sum(n * exchange_time(w, kind, gpu, constants) for kind, n in layers.items()) / stages
+    slower = max(kernels, _both(kernels, launches))
+    micro = slower + exchange
+    return StepTime(
+        gpu=kernels * w.micro_batches,
+        host=(slower - kernels) * w.micro_batches + constants.host_step,
+        exchange=exchange * w.micro_batches,
+        bubble=micro * (stages - 1),
+        gradients=_gradient_time(w, micro, gpu, constants),
+        optimizer=_optimizer_time(w, gpu, constants),
+    )
+
+
+def _both(kernels: float, launches: float) -> float:
+    """Return the time of work that two sides do mostly at once: the longer one, more if they are alike."""
+    return float((kernels**4 + launches**4) ** 0.25)
+
+
+def layer_time(w: Workload, kind: str, gpu: GpuKind, c: Constants) -> float:
+    """Return the seconds of the kernels of one layer for one micro batch, forward and backward.
+
+    Args:
+        w: The workload.
+        kind: Layer kind: M, E, * or -.
+        gpu: The kind of GPU.
+        c: The constants.
+    """
+    flops, tokens = layer_flops(w.model, w.seq_length)[kind], w.tokens / w.layout.tensor
+    peak = gpu.fp8 * c.fp8 if w.fp8 and gpu.fp8 else gpu.bf16
+    computed = flops.products * tokens / (peak * c.products * _saturation(w.tokens, c))
+    if flops.routed:
+        rows = w.routed_tokens / max(w.local_experts, 1)
+        computed += flops.routed * tokens / (peak * c.products * _saturation(rows, c))
+    computed += flops.core * tokens / (gpu.bf16 * c.core)
+    moved = moved_bytes(w, kind, c) / gpu.bandwidth
+    # The backward pass costs twice the forward pass; what is recomputed runs forward once more.
+    return 3 * computed + moved + _recomputed(w, kind) * (computed + moved / 3)
+
+
+def _saturation(rows: float, c: Constants) -> float:
+    return rows / (rows + c.half_rows)
+
+
+def _recomputed(w: Workload, kind: str) -> float:
+    """Return which share of a layer's forward pass the backward pass repeats."""
+    if w.recompute == FULL or (kind == "E" and "moe" in w.recompute) or (kind == "-" and "mlp" in w.recompute):
+        return 1.0
+    return 0.0
+
+
+def moved_bytes(w: Workload, kind: str, c: Constants) -> float:
+    """Return the bytes that the kernels of one layer move that are bound by memory bandwidth.
+
+    Args:
+        w: The workload.
+        kind: Layer kind: M, E, * or -.
+        c: The constants.
+    """
+    a, tokens = w.model, w.tokens / w.layout.tensor
+    moved = c.residual * a.hidden_size * w.split_tokens
+    if kind == "M":
+        return moved + c.mamba * a.mamba_inner * tokens
+    if kind == "*":
+        return moved + c.attention * (a.num_attention_heads + 2 * a.num_query_groups) * a.kv_channels * tokens
+    if kind == "-":
+        return moved + c.dense * a.ffn_hidden_size * tokens
+    each = c.routed + (c.alltoall if w.dispatcher == "alltoall" else 0.0)
+    moved += each * a.moe_router_topk * (a.hidden_size + a.moe_ffn_hidden_size) * tokens
+    return moved + c.dense * a.moe_shared_expert_intermediate_size * tokens
+
+
+def host_time(w: Workload, kind: str, c: Constants) -> float:
+    """Return the seconds that the host needs to launch one layer for one micro batch.
+
+    Args:
+        w: The workload.
+        kind: Layer kind: M, E, * or -.
+        c: The constants.
+    """
+    if _GRAPHED[kind] in w.graphs:
+        return c.host_graph
+    again = 1 + _recomputed(w, kind) / 3
+    return (c.host[kind] + (c.host_expert * w.local_experts if kind == "E" else 0.0)) * again
+
+
+def _loss_time(w: Workload, gpu: GpuKind, c: Constants) -> float:
+    """Return the seconds of the output matrix and the loss for one micro batch."""
+    a, tokens = w.model, w.tokens / w.layout.tensor
+    computed = 3 * 2 * a.hidden_size * a.vocab_size * tokens / (gpu.bf16 * c.products * _saturation(w.tokens, c))
+    return computed + c.logits * a.vocab_size * tokens / gpu.bandwidth
+
+
+def local_parameters(w: Workload) -> float:
+    """Return the parameters of one rank, on average over the pipeline stages."""
+    a, layout = w.model, w.layout
+    total = 2 * a.vocab_size * a.hidden_size / layout.tensor
+    for kind, one in layer_parameters(a).items():
+        total += a.layers[kind] * (one.split / layout.tensor + one.whole + w.local_experts * one.expert)
+    return total / layout.pipeline
+
+
+def _expert_parameters(w: Workload) -> float:
+    one = layer_parameters(w.model).get("E")
+    return w.model.layers["E"] * w.local_experts * one.expert / w.layout.pipeline if one else 0.0
+
+
+def exchange_time(w: Workload, kind: str, gpu: GpuKind, c: Constants) -> float:
+    """Return the seconds of communication of one layer for one micro batch, forward and backward.
+
+    Args:
+        w: The workload.
+        kind: Layer kind: M, E, * or -.
+        gpu: The kind of GPU.
+        c: The constants.
+    """
+    a, layout = w.model, w.layout
+    seconds = 0.0
+    if layout.tensor > 1:  # two collectives forward, three backward, each of all tokens
+        sent = 5 * 2 * w.tokens * a.hidden_size * (layout.tensor - 1) / layout.tensor
+        seconds += sent / (_link(gpu, layout.tensor, layout.tensor) * c.collective)
+    if layout.context > 1:
+        seconds += _context_bytes(w, kind) / (_link(gpu, layout.context, gpu.domain // layout.tensor) * c.collective)
+    if kind == "E" and layout.expert > 1:
+        times = 4 + 2 * (_recomputed(w, kind) > 0)  # dispatch and combine
+        sent = times * 2 * w.routed_tokens * a.hidden_size * (layout.expert - 1) / layout.expert
+        seconds += sent / (_exchange_link(gpu, layout.expert) * c.exchange[w.dispatcher])
+    return seconds
+
+
+def _context_bytes(w: Workload, kind: str) -> float:
+    """Return the bytes that a rank sends for context parallelism in one layer.
+
+    Attention passes keys and values around; Mamba exchanges its input and output (`mamba_context_parallel.py`).
+    """
+    a, tokens, others = w.model, w.tokens / w.layout.tensor, (w.layout.context - 1) / w.layout.context
+    if kind == "*":
+        return 3 * 2 * 2 * tokens * (w.layout.context - 1) * a.num_query_groups * a.kv_channels
+    return 2 * 2 * tokens * others * (2 * a.mamba_inner + a.mamba_conv) if kind == "M" else 0.0
+
+
+def _link(gpu: GpuKind, ranks: int, in_domain: int) -> float:
+    """Return the bytes/s of a collective over `ranks`, of which `in_domain` at most share an NVLink domain."""
+    inside = max(min(ranks, in_domain), 1)
+    return gpu.nvlink if inside == ranks else min(gpu.nvlink, gpu.network * inside)
+
+
+def _exchange_link(gpu: GpuKind, ranks: int) -> float:
+    """Return the bytes/s of an exchange of every rank with every other one."""
+    if ranks <= gpu.domain:
+        return gpu.nvlink
+    outside = (ranks - gpu.domain) / ranks
+    return 1 / (outside / gpu.network + (1 - outside) / gpu.nvlink)
+
+
+def _gradient_time(w: Workload, micro: float, gpu: GpuKind, c: Constants) -> float:
+    """Return the seconds of communication of gradients and weights that no computation hides.
+
+    Gradients are reduced behind the backward pass of the last micro batch, weights gathered in front of the forward
+    pass of the first one.
+    """
+    layout = w.layout
+    experts = _expert_parameters(w)
+    groups = (
+        (local_parameters(w) - experts, layout.data * layout.context, layout.tensor),
+        (experts, max(layout.world // layout.pipeline // layout.expert, 1), layout.expert),
+    )
+    seconds = 0.0
+    for parameters, ranks, apart in groups:
+        sent = parameters * (w.gradient_bytes + 2) * (ranks - 1) / ranks
+        seconds += sent / (_link(gpu, ranks, gpu.domain // apart) * c.collective)
+    return max(seconds - c.hidden * micro, 0.1 * seconds)
+
+
+def _optimizer_time(w: Workload, gpu: GpuKind, c: Constants) -> float:
+    layout = w.layout
+    experts = _expert_parameters(w)
+    shares = (layout.data * layout.context, max(layout.world / layout.pipeline / layout.expert, 1))
+    if not w.sharded_optimizer:
+        shares = (1, 1)
+    own = (local_parameters(w) - experts) / shares[0] + experts / shares[1]
+    return (c.optimizer * own + 6 * local_parameters(w)) / gpu.bandwidth

@@ -1,0 +1,143 @@
+"""What one GPU of a run holds and computes: architecture, layout, batch, and the settings that cost memory or time."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from nano3.config import PretrainConfig
+from nano3.config.pretrain import megatron_section
+from nano3.training.checks.model_stats import Architecture, RecipeValues
+from nano3.training.checks.parallel_layout import ParallelLayout
+
+# Recompute everything between the inputs of two layers (recompute_granularity=full).
+FULL: Final = ("full",)
+BYTES: Final[dict[str, int]] = {"float32": 4, "fp32": 4, "bfloat16": 2, "bf16": 2, "float16": 2, "fp16": 2, "uint8": 1}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One run, as far as it decides what a GPU has to hold and to compute.
+
+    Attributes:
+        model: The architecture.
+        layout: How the ranks are divided.
+        seq_length: Tokens per sample.
+        micro_batch_size: Samples per rank at a time.
+        global_batch_size: Samples per iteration.
+        sequence_parallel: Whether tensor-parallel ranks split the tokens of norms and residuals.
+        recompute: Parts of a layer that the backward pass computes again; FULL for whole layers.
+        dispatcher: How tokens reach their experts: allgather, alltoall or flex.
+        graphs: Parts of the model in CUDA graphs.
+        fp8: Whether matrix products of the layers are in FP8.
+        gradient_bytes: Per parameter.
+        optimizer_bytes: Per parameter: master weight and moments.
+        sharded_optimizer: Whether data-parallel ranks divide the optimizer's state.
+    """
+
+    model: Architecture
+    layout: ParallelLayout
+    seq_length: int
+    micro_batch_size: int
+    global_batch_size: int
+    sequence_parallel: bool = False
+    recompute: tuple[str, ...] = ()
+    dispatcher: str = "allgather"
+    graphs: tuple[str, ...] = ()
+    fp8: bool = False
+    gradient_bytes: int = 2
+    optimizer_bytes: int = 12
+    sharded_optimizer: bool = True
+
+    @property
+    def tokens(self) -> float:
+        """Tokens of one micro batch on one rank."""
+        return self.micro_batch_size * self.seq_length / self.layout.context
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro batches of one iteration per rank; at least 1, since other checks report sizes below that."""
+        return max(self.global_batch_size // max(self.micro_batch_size * self.layout.data, 1), 1)
+
+    @property
+    def split_tokens(self) -> float:
+        """Tokens of norms and residuals on one rank."""
+        return self.tokens / (self.layout.tensor if self.sequence_parallel else 1)
+
+    @property
+    def local_experts(self) -> float:
+        """Routed experts of one MoE layer on one rank."""
+        return self.model.num_moe_experts / self.layout.expert
+
+    @property
+    def routed_tokens(self) -> float:
+        """Copies of tokens that the experts of one rank process in one MoE layer, if routing is balanced."""
+        return self.tokens / self.layout.tensor * self.model.moe_router_topk
+
+
+def workload_from_config(
+    config: PretrainConfig, known: RecipeValues | None, model: Architecture, layout: ParallelLayout
+) -> Workload:
+    """Return the workload of a configuration for Megatron.
+
+    Args:
+        config: The run's configuration.
+        known: The recipe's values.
+        model: The architecture.
+        layout: How the ranks are divided.
+    """
+
+    def value(section: str, name: str, default: Any = None) -> Any:
+        own: Mapping[str, Any] = megatron_section(config, section)
+        if name in own:
+            return own[name]
+        return known.value(f"{section}.{name}", default) if known else default
+
+    sequence_parallel = config.model.sequence_parallel
+    if sequence_parallel is None:
+        sequence_parallel = value("model", "sequence_parallel", False)
+    train, graphs = config.train, _names(value("model", "cuda_graph_modules"))
+    return Workload(
+        model=model,
+        layout=layout,
+        seq_length=train.seq_length,
+        micro_batch_size=train.micro_batch_size,
+        global_batch_size=train.global_batch_size,
+        sequence_parallel=bool(sequence_parallel) and layout.tensor > 1,
+        recompute=_recompute(value("model", "recompute_granularity"), value("model", "recompute_modules")),
+        dispatcher=_dispatcher(str(value("model", "moe_token_dispatcher_type", "alltoall")), config, layout),
+        graphs=graphs if value("model", "cuda_graph_impl", "none") != "none" else (),
+        fp8=_is_fp8(config, value("mixed_precision", "fp8")),
+        gradient_bytes=4 if value("mixed_precision", "grad_reduce_in_fp32", False) else 2,
+        optimizer_bytes=_optimizer_bytes(value),
+        sharded_optimizer=bool(value("optimizer", "use_distributed_optimizer", True)),
+    )
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, list | tuple) else ()
+
+
+def _recompute(granularity: Any, modules: Any) -> tuple[str, ...]:
+    if granularity == "full":
+        return FULL
+    return _names(modules) or ("core_attn",) if granularity == "selective" else ()
+
+
+def _dispatcher(chosen: str, config: PretrainConfig, layout: ParallelLayout) -> str:
+    """Return the dispatcher as `recipe.adaptations` leaves it on ranks that have deep_ep."""
+    if chosen != "flex" or "moe_token_dispatcher_type" in megatron_section(config, "model") or layout.expert > 1:
+        return chosen
+    return "allgather" if layout.tensor == 1 else "alltoall"
+
+
+def _is_fp8(config: PretrainConfig, recipe_value: Any) -> bool:
+    chosen = config.megatron.get("mixed_precision")
+    return "fp8" in chosen if isinstance(chosen, str) else bool(recipe_value)
+
+
+def _optimizer_bytes(value: Any) -> int:
+    """Return the bytes per parameter of master weight and both moments."""
+    if not value("optimizer", "use_precision_aware_optimizer", False):
+        return 12
+    names = ("main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
+    return sum(BYTES.get(str(value("optimizer", name, "float32")).removeprefix("torch."), 4) for name in names)

@@ -1,0 +1,97 @@
+"""Memory by part: who holds what in which layout."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from nano3.training.checks.model_stats import Architecture, count_parameters
+from nano3.training.checks.parallel_layout import ParallelLayout
+from nano3.training.cost.gpus import GPU_KINDS
+from nano3.training.cost.memory import FIXED_BYTES, LOGIT_BYTES, estimate_memory, kept_bytes
+from nano3.training.cost.workload import FULL, Workload
+
+LAYERS = {"M": 4, "E": 4, "*": 4, "-": 4}
+
+
+def workload(layout: ParallelLayout, layers: dict[str, int] | None = None, **changes: Any) -> Workload:
+    model = Architecture(
+        LAYERS if layers is None else layers, 64, 4096, 4, 2, 16, 128, mamba_num_heads=8, mamba_head_dim=16,
+        mamba_state_dim=16, mamba_num_groups=2, num_moe_experts=8, moe_router_topk=2, moe_ffn_hidden_size=32,
+        moe_shared_expert_intermediate_size=48,
+    )  # fmt: skip
+    return replace(Workload(model, layout, 1024, 1, 64), **changes)
+
+
+ONE = ParallelLayout(1, 1, 1, 1, 1)
+
+
+def test_one_gpu_holds_every_parameter() -> None:
+    memory, count = estimate_memory(workload(ONE)), count_parameters(workload(ONE).model).total
+    assert memory.weights == memory.gradients == pytest.approx(2 * count, rel=1e-3)
+    assert memory.optimizer == pytest.approx(12 * count, rel=1e-3)
+    assert memory.total == pytest.approx(memory.weights * 8 + memory.activations + memory.temporary + FIXED_BYTES)
+
+
+def test_gradients_and_optimizer_as_the_recipe_keeps_them() -> None:
+    memory = estimate_memory(workload(ONE, gradient_bytes=4, optimizer_bytes=8))
+    assert (memory.gradients, memory.optimizer) == (2 * memory.weights, 4 * memory.weights)
+
+
+def test_the_optimizer_is_divided_over_data_and_context_ranks() -> None:
+    alone = estimate_memory(workload(ONE))
+    for layout in (ParallelLayout(8, 1, 1, 1, 1), ParallelLayout(8, 1, 1, 8, 1)):
+        assert estimate_memory(workload(layout)).optimizer == pytest.approx(alone.optimizer / 8)
+        assert estimate_memory(workload(layout, sharded_optimizer=False)).optimizer == alone.optimizer
+
+
+def test_experts_are_divided_and_their_state_over_the_ranks_that_repeat_them() -> None:
+    model = workload(ONE).model
+    experts, total = count_parameters(model).routed_experts, count_parameters(model).total
+    divided = estimate_memory(workload(ParallelLayout(8, 1, 1, 1, 4)))
+    assert divided.weights == pytest.approx(2 * (total - experts + experts / 4), rel=1e-3)
+    assert divided.optimizer == pytest.approx(12 * ((total - experts) / 8 + experts / 4 / 2), rel=1e-3)
+
+
+@pytest.mark.parametrize(("tensor", "context"), [(1, 1), (2, 1), (8, 1), (1, 4), (2, 4)])
+def test_logits_are_divided_once(tensor: int, context: int) -> None:
+    """A rank has its share of the vocabulary for all tokens of its share of the sequence."""
+    layout = ParallelLayout(tensor * context, tensor, 1, context, 1)
+    w = workload(layout, {}, micro_batch_size=3, sequence_parallel=tensor > 1)
+    tokens = 3 * 1024 / context
+    assert estimate_memory(w).temporary == pytest.approx(tokens / tensor * (4096 * LOGIT_BYTES + 4 * 64))
+
+
+@pytest.mark.parametrize(("pipeline", "batch", "held"), [(1, 4, 1), (4, 8, 4), (8, 8, 8), (8, 2, 2), (8, 16, 8)])
+def test_the_first_stage_keeps_its_layers_for_the_micro_batches_in_flight(pipeline: int, batch: int, held: int) -> None:
+    w = workload(ParallelLayout(pipeline, 1, pipeline, 1, 1), {"*": 64}, global_batch_size=batch, seq_length=2**16)
+    first = estimate_memory(replace(w, model=replace(w.model, vocab_size=128)))  # else the last stage needs more
+    assert first.activations == pytest.approx(64 * kept_bytes(w, "*") / pipeline * held)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_recomputation_keeps_less_and_whole_layers_keep_their_input(kind: str) -> None:
+    kept = kept_bytes(workload(ONE), kind)
+    assert kept_bytes(workload(ONE, recompute=FULL), kind) == 2 * 64 * 1024
+    modules = kept_bytes(workload(ONE, recompute=("moe", "layernorm")), kind)
+    assert modules < kept if kind in "E*-" else modules == kept
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_activations_grow_with_tokens_and_fall_with_ranks_that_share_them(kind: str) -> None:
+    kept = kept_bytes(workload(ONE), kind)
+    assert kept_bytes(workload(ONE, micro_batch_size=4), kind) == 4 * kept
+    assert kept_bytes(workload(ParallelLayout(4, 1, 1, 4, 1)), kind) == kept / 4
+    split, whole = (
+        kept_bytes(workload(ParallelLayout(4, 4, 1, 1, 1), sequence_parallel=sequence), kind)
+        for sequence in (True, False)
+    )
+    assert kept / 4 == pytest.approx(split)
+    assert split < whole < kept
+
+
+def test_a_gpu_needs_room_for_more_than_tensors() -> None:
+    memory, gpu = estimate_memory(workload(ONE)), GPU_KINDS["h100"]
+    assert memory.fits(gpu)
+    assert not memory.fits(replace(gpu, memory=memory.total + 2**30))
+    assert memory.fits(replace(gpu, memory=memory.total * 1.2 + 8 * 2**30))
