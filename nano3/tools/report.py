@@ -85,19 +85,28 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_time_use(folders: dict[str, Path]) -> None:
-    """Print where the time of each run went, and the last starts of a single run that was restarted.
+    """Print where the time of each run went; of a single run also its last starts, and their seconds by stage.
 
     Args:
         folders: Run folders by name.
     """
-    from nano3.training.reports.goodput import START_COLUMNS, start_rows, text_bar, time_use
+    from nano3.training.reports import goodput
     from nano3.training.run.metrics import read_metrics
 
     for name, folder in folders.items():
-        if use := time_use(read_metrics(folder)):
-            say(f"{name}\n{text_bar(use)}")
-            if len(folders) == 1 and len(use.starts) > 1:
-                table("last starts", START_COLUMNS, start_rows(use), right=["resumed from", "repeated iterations"])
+        use = goodput.time_use(read_metrics(folder))
+        if use is None:
+            continue
+        say(f"{name}\n{goodput.text_bar(use)}")
+        if len(folders) > 1:
+            continue
+        if len(use.starts) > 1:
+            right = ["resumed from", "repeated iterations"]
+            table("last starts", goodput.START_COLUMNS, goodput.start_rows(use), right=right)
+        if rows := goodput.stage_rows(use):
+            table("seconds until the first step", goodput.STAGE_COLUMNS, rows, right=goodput.STAGE_COLUMNS[1:])
+            for line in goodput.over_budget(use):
+                say(line)
 
 
 def find_started_runs(name: str) -> list[Path]:
@@ -244,15 +253,20 @@ def evals_section(evals: dict[str, Lines]) -> str:
 
 
 def time_section(lines: dict[str, Lines]) -> str:
-    """Return where the time of each run went, with the last starts of a run that was restarted."""
-    from nano3.training.reports.goodput import START_COLUMNS, duration, html_bar, start_rows, time_use
+    """Return where the time of each run went, with the last starts of a run that was restarted, and their stages."""
+    from nano3.training.reports import goodput
 
     parts = []
     for name, own in lines.items():
-        if use := time_use(own):
-            parts.append(f"<p>{escape(name)}: goodput {use.goodput:.1%} of {duration(use.total)}</p>{html_bar(use)}")
+        if use := goodput.time_use(own):
+            total = goodput.duration(use.total)
+            parts.append(f"<p>{escape(name)}: goodput {use.goodput:.1%} of {total}</p>{goodput.html_bar(use)}")
             if len(use.starts) > 1:
-                parts.append(html_table(START_COLUMNS, start_rows(use)))
+                parts.append(html_table(goodput.START_COLUMNS, goodput.start_rows(use)))
+            if rows := goodput.stage_rows(use):
+                parts.append("<p>Seconds until the first step of each start</p>")
+                parts.append(html_table(list(goodput.STAGE_COLUMNS), rows))
+                parts += [f"<p>{escape(line)}</p>" for line in goodput.over_budget(use)]
     return "\n".join(["<h2>Where the time went</h2>", *parts]) if parts else ""
 
 

@@ -234,8 +234,8 @@ def test_kills_are_spread_over_a_save(gpu_tests: ModuleType) -> None:
     moments = [gpu_tests.kill_moments(seed) for seed in range(gpu_tests.RUNS)]
     assert {saves for one in moments for saves, _ in one} == {1, 2}
     for one in moments:
-        fifths = sorted(int(seconds / gpu_tests.SPREAD_S * gpu_tests.KILLS) for _, seconds in one)
-        assert fifths == list(range(gpu_tests.KILLS))
+        parts = sorted(int(seconds / gpu_tests.SPREAD_S * gpu_tests.KILLS) for _, seconds in one)
+        assert parts == list(range(gpu_tests.KILLS))
 
 
 def test_lost_and_too_few_kills_are_found(gpu_tests: ModuleType) -> None:

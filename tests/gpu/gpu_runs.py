@@ -159,11 +159,12 @@ class Runs:
             time.sleep(0.2)
         raise TimeoutError(f"iteration {iteration} was not reached")
 
-    def kill(self, process: "subprocess.Popen[str]") -> None:
-        """Send SIGKILL to the run and to every process that it started."""
+    def kill(self, process: "subprocess.Popen[str]") -> str:
+        """Send SIGKILL to the run and to every process that it started, and return its output."""
         os.killpg(process.pid, signal.SIGKILL)
         text, _ = process.communicate()
         self.save_log(process, text)
+        return text
 
     def without_marks(self, name: str, copy: Path) -> Path:
         """Copy a run's checkpoints as plain Megatron-Bridge would have written them."""

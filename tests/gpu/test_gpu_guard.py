@@ -49,7 +49,8 @@ guard.prepare(folder, "poisoned")
 
 def test_a_poisoned_batch_is_rolled_back_and_left_out(runs: Runs, poisoned: Path) -> None:
     """Then a second run leaves out the same iterations by Megatron-Bridge's own means, and has the same losses."""
-    text = runs.train("guarded", *SETTINGS, "guard.action=rollback")
+    words = [*SETTINGS, "train.exit_iteration=40"]
+    text = runs.train("guarded", *words, "guard.action=rollback")
     events, record = read_events(runs.dir("guarded")), read_skips(runs.dir("guarded"))
     found = [event["iteration"] for event in events]
     assert events and {event["action"] for event in events} == {"rollback"}
@@ -58,9 +59,9 @@ def test_a_poisoned_batch_is_rolled_back_and_left_out(runs: Runs, poisoned: Path
     assert text.count("guard: iteration") == len(events) and "resuming from iteration" in text
     assert "Traceback" not in text
     pairs = str([[i, i] for i in found]).replace(" ", "")
-    runs.train("by_hand", *SETTINGS, "guard.action=none", f"train.skip_iterations={pairs}")
+    runs.train("by_hand", *words, "guard.action=none", f"train.skip_iterations={pairs}")
     guarded, by_hand = runs.steps("guarded"), runs.steps("by_hand")
-    assert sorted(guarded) == sorted(by_hand) == [i for i in range(1, 81) if i not in found]
+    assert sorted(guarded) == sorted(by_hand) == [i for i in range(1, 41) if i not in found]
     for iteration, step in guarded.items():
         assert step["consumed_samples"] == by_hand[iteration]["consumed_samples"] == 4 * iteration
         assert step["lr"] == pytest.approx(by_hand[iteration]["lr"])

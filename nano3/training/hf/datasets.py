@@ -40,6 +40,26 @@ class Datasets:
     valid: tuple[ValidSet, ...]
 
 
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """What Megatron's dataset reads of a tokenizer; training encodes nothing.
+
+    Loading the tokenizer takes seconds for a large vocabulary, once for the training and each validation set.
+    """
+
+    path: str
+    vocab_size: int
+    eod: int
+
+    @property
+    def unique_identifiers(self) -> dict[str, str]:
+        """Megatron names the files of the index cache after these: they are those of its own tokenizer class."""
+        return {
+            "class": "megatron.core.tokenizers.text.models.default_tokenizer.DefaultTokenizerText",
+            "tokenizer_path": self.path,
+        }
+
+
 class DatasetBuilder:
     """Builds Megatron datasets for one run. Under torchrun rank 0 writes the index cache and the others read it."""
 
@@ -91,19 +111,15 @@ class DatasetBuilder:
 
     def _config(self, split: int, shards: Sequence[Shard]) -> "GPTDatasetConfig":
         from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
-        from megatron.core.tokenizers import MegatronTokenizer
 
         blends: list[tuple[list[str], list[float]] | None] = [None, None, None]
         blends[split] = blend_of(shards)
-        tokenizer = MegatronTokenizer.from_pretrained(
-            str(self.data.tokenizer), metadata_path={"library": "huggingface"}
-        )
         return GPTDatasetConfig(
             random_seed=self.seed,
             sequence_length=self.seq_length,
             path_to_cache=str(self.cache),
             blend_per_split=blends,
-            tokenizer=tokenizer,
+            tokenizer=TokenizerFacts(str(self.data.tokenizer), self.data.vocab_size, self.data.eod_id),
             reset_position_ids=False,
             reset_attention_mask=False,
             eod_mask_loss=self.mask_eod,

@@ -30,6 +30,32 @@ SHOWN = {
 WIDTH = 60  # characters of a bar of text
 
 
+class Stage(NamedTuple):
+    """A stage of a start: its name, the names of its parts in metrics.jsonl, its budget in seconds, and what helps.
+
+    The budgets are those of a restart, with compiled kernels and modules kept (benchmarks/results/gpu/README.md).
+    """
+
+    name: str
+    recorded: tuple[str, ...]
+    budget_s: float
+    help: str
+
+
+STAGES = (
+    Stage("checks", ("checks",), 5, "the checkpoint is read to verify it: a faster disk"),
+    Stage("imports", ("imports", "imports_and_recipe"), 30, "packages on a local disk or in the image, and compiled"),
+    Stage(
+        "data and model",
+        ("data", "model_and_checkpoint", "model_data_and_checkpoint"),
+        15,
+        "the first start draws the order of samples; later ones read it and the checkpoint: a faster disk",
+    ),
+    Stage("first step", ("first_step",), 20, "the first start compiles kernels: share $NANO3_CACHE between nodes"),
+)
+_STARTUP = "startup/"
+
+
 @dataclass
 class Start:
     """One start of a run.
@@ -43,6 +69,7 @@ class Start:
         lost_s: Their seconds.
         startup_s: Seconds until its first step was finished.
         exit_code: How it ended; None if it runs or was killed.
+        stages: Seconds of each stage until its first step was finished, by name in `STAGES`.
     """
 
     number: int
@@ -53,6 +80,7 @@ class Start:
     lost_s: float
     startup_s: float = 0.0
     exit_code: int | None = None
+    stages: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -88,9 +116,20 @@ def time_use(lines: Sequence[dict[str, Any]]) -> TimeUse | None:
         for part in PARTS:
             found.seconds[part] += line.get(PREFIX + part, 0.0)
         if found.starts:
+            found.starts[-1].stages.update(_stages(line))
             found.starts[-1].startup_s += line.get(PREFIX + "start", 0.0)
             found.starts[-1].exit_code = line.get("exit_code", found.starts[-1].exit_code)
     return found if found.total else None
+
+
+def _stages(line: dict[str, Any]) -> dict[str, float]:
+    """Return the seconds of each stage, if this is the line of a start's first step."""
+    found = {}
+    for stage in STAGES:
+        seconds = [line[_STARTUP + name] for name in stage.recorded if _STARTUP + name in line]
+        if seconds:
+            found[stage.name] = sum(seconds)
+    return found
 
 
 def _start(line: dict[str, Any]) -> Start:
@@ -145,6 +184,38 @@ def start_rows(use: TimeUse, last: int = 10) -> list[list[str]]:
             "" if start.exit_code is None else f"exit code {start.exit_code}",
         ]
         for start in use.starts[-last:]
+    ]
+
+
+STAGE_COLUMNS = ("start", *(stage.name for stage in STAGES), "together")
+
+
+def stage_rows(use: TimeUse, last: int = 10) -> list[list[str]]:
+    """Return the seconds of each stage of the last starts, under `STAGE_COLUMNS`, above the budgets.
+
+    Stages over their budget are marked with "!". Empty if no start has finished a step.
+    """
+    rows = []
+    for start in [start for start in use.starts if start.stages][-last:]:
+        cells = [
+            f"{seconds:.1f}{'!' if seconds > stage.budget_s else ''}"
+            if (seconds := start.stages.get(stage.name))
+            else ""
+            for stage in STAGES
+        ]
+        rows.append([str(start.number), *cells, f"{sum(start.stages.values()):.1f}"])
+    if rows:
+        rows.append(["budget", *(f"{stage.budget_s:g}" for stage in STAGES), f"{sum(s.budget_s for s in STAGES):g}"])
+    return rows
+
+
+def over_budget(use: TimeUse) -> list[str]:
+    """Return what helps against each stage of the newest start that took longer than its budget."""
+    stages = next((start.stages for start in reversed(use.starts) if start.stages), {})
+    return [
+        f"{stage.name} took {seconds:.0f} s, budget {stage.budget_s:g} s: {stage.help}"
+        for stage in STAGES
+        if (seconds := stages.get(stage.name, 0.0)) > stage.budget_s
     ]
 
 

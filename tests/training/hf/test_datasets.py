@@ -60,6 +60,28 @@ def test_order_is_the_seeds_whatever_the_cache(data: Path, tmp_path: Path, child
     assert child(read, data, tmp_path / "a", 48, 99) != first
 
 
+def tokenizer_and_facts(data: Path) -> list[dict[str, Any]]:
+    """What Megatron's own tokenizer and nano3's stand-in say."""
+    from megatron.core.tokenizers import MegatronTokenizer
+
+    from nano3.training.dataset import open_data
+    from nano3.training.hf.datasets import TokenizerFacts
+
+    opened = open_data(data)
+    own = MegatronTokenizer.from_pretrained(str(opened.tokenizer), metadata_path={"library": "huggingface"})
+    facts = TokenizerFacts(str(opened.tokenizer), opened.vocab_size, opened.eod_id)
+    return [
+        {"eod": one.eod, "vocab_size": one.vocab_size, "identifiers": dict(one.unique_identifiers)}
+        for one in (own, facts)
+    ]
+
+
+def test_the_tokenizer_is_not_loaded_but_described_alike(data: Path, child: Any) -> None:
+    """So the files of an index cache keep their names."""
+    own, facts = child(tokenizer_and_facts, data)
+    assert facts == own
+
+
 def test_longer_runs_keep_the_order_within_an_epoch(data: Path, tmp_path: Path, child: Any) -> None:
     """What the page says about train_iters: the start of the order stays until an epoch is exceeded."""
     short = child(read, data, tmp_path / "a", 48)

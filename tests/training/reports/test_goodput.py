@@ -6,7 +6,18 @@ from typing import Any
 
 import pytest
 
-from nano3.training.reports.goodput import WIDTH, duration, html_bar, start_rows, text_bar, time_use
+from nano3.training.reports.goodput import (
+    STAGE_COLUMNS,
+    STAGES,
+    WIDTH,
+    duration,
+    html_bar,
+    over_budget,
+    stage_rows,
+    start_rows,
+    text_bar,
+    time_use,
+)
 from nano3.training.run.metrics import read_metrics
 
 LINES: list[dict[str, Any]] = [
@@ -46,6 +57,35 @@ def test_the_starts() -> None:
     assert [row[0] for row in start_rows(use, last=2)] == ["2", "3"]
 
 
+def test_the_stages_of_starts_against_their_budget() -> None:
+    """Both backends' names; a start without a finished step has none, and the newest with one is explained."""
+    hf = {"checks": 1.0, "imports": 12.0, "data": 4.0, "model_and_checkpoint": 2.5, "first_step": 1.0}
+    megatron = {"checks": 2.0, "imports_and_recipe": 31.0, "model_data_and_checkpoint": 9.0, "first_step": 113.0}
+    lines: list[dict[str, Any]] = []
+    for number, stages in enumerate([hf, megatron, {}], 1):
+        lines += [{"iteration": 0, "start": number, "time": 0.0, "seconds/start": 1.0}]
+        lines += [{"iteration": 1, "loss": 1.0, **{f"startup/{k}": v for k, v in stages.items()}}]
+    use = time_use(lines)
+    assert use is not None
+    assert STAGE_COLUMNS == ("start", "checks", "imports", "data and model", "first step", "together")
+    assert stage_rows(use) == [
+        ["1", "1.0", "12.0", "6.5", "1.0", "20.5"],
+        ["2", "2.0", "31.0!", "9.0", "113.0!", "155.0"],
+        ["budget", "5", "30", "15", "20", "70"],
+    ]
+    assert over_budget(use) == [
+        f"imports took 31 s, budget 30 s: {STAGES[1].help}",
+        f"first step took 113 s, budget 20 s: {STAGES[3].help}",
+    ]
+    assert [row[0] for row in stage_rows(use, last=1)] == ["2", "budget"]
+
+
+def test_starts_without_a_finished_step_have_no_stages() -> None:
+    use = time_use(LINES)
+    assert use is not None
+    assert stage_rows(use) == over_budget(use) == []
+
+
 def test_a_hang_and_the_wait_after_it() -> None:
     use = time_use([{"iteration": 0, "start": 2, "time": 0.0, "hang_s": 30.0, "down_s": 10.0}])
     assert use is not None
@@ -60,6 +100,9 @@ def test_a_real_run(undisturbed: Path) -> None:
     assert use is not None
     assert {part for part, seconds in use.seconds.items() if seconds} == {"step", "data", "valid", "save", "start"}
     assert use.total == pytest.approx(lines[-1]["time"] - lines[0]["time"], abs=0.1)
+    (start,) = use.starts
+    assert set(start.stages) == {stage.name for stage in STAGES}
+    assert sum(start.stages.values()) == pytest.approx(start.startup_s, abs=0.5)
 
 
 def test_runs_of_earlier_versions_have_no_times() -> None:
