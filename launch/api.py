@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-from launch import job_records, local
+from launch import local, submissions
 from launch import sweep as sweeping
 from launch.check import check_jobs, check_not_torchrun
 from launch.follow import follow, follow_attached, say
@@ -83,7 +83,7 @@ def _run_local(job: Job) -> int:
     if job.finished:
         return local.run_in_process(job)  # the entry shows its result and writes nothing
     with hold_run_lock(job.run_dir) as lock:
-        job_records.check_not_active([job.run_dir])
+        submissions.check_not_active([job.run_dir])
         job.prepare()
         return local.run_in_process(job) if job.in_process else local.run_ranks(job, lock)
 

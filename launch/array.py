@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launch import check, job_records, slurm
+from launch import check, job_records, slurm, submissions
 from launch.api import finished_message, follow_hint, show_batch
 from launch.follow import Watch, follow, follow_attached, say
 from launch.job import Job
@@ -206,12 +206,13 @@ def _submit(array: Array, then: Job | None) -> list[SubmittedJob]:
     """Submit the array, the finalizer and the next job, or none of them."""
     submitted: list[str] = []
     with hold_run_lock(array.folder), _cancel_on_error(submitted), signals_blocked():
-        job_records.check_not_active([array.folder, *([then.run_dir] if then else [])])
-        submitted += array.task_batch().submit()[:1]
-        array_id = submitted[0].partition("_")[0]
-        batch = array.finalizer_batch(array_id)
-        submitted += batch.submit()
-        finalizer = record_submission(batch, batch.jobs[0], submitted[1], parts=(array_id,))
+        submissions.check_not_active([array.folder, *([then.run_dir] if then else [])])
+        with array.task_batch().submit(whole=False) as (array_id,):
+            submitted.append(array_id)
+            batch = array.finalizer_batch(array_id)
+            with batch.submit() as (finalizer_id,):
+                submitted.append(finalizer_id)
+                finalizer = record_submission(batch, batch.jobs[0], finalizer_id, parts=(array_id,))
         if then is None:
             return [finalizer]
         next_batch = Batch([replace(then, after=(*then.after, finalizer.id))], then.name, then.run_dir / "slurm")
@@ -225,7 +226,7 @@ def _cancel_on_error(ids: list[str]) -> Iterator[None]:
         yield
     except BaseException:
         if ids:
-            slurm.cancel(job.partition("_")[0] for job in ids)
+            slurm.cancel(ids)
         raise
 
 

@@ -15,7 +15,7 @@ def main() -> None:
     code = str(Path(__file__).resolve().parent)
     fallback = str(Path(code) / "spare")
     arguments = sys.argv[1:]
-    while arguments and arguments[0] != "-m":  # submitit writes "-u -m module"
+    while arguments and arguments[0] != "-m":  # the job script has "-u -m module"
         arguments.pop(0)
     sys.path[0] = code
     sys.path.append(fallback)

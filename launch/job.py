@@ -49,6 +49,9 @@ class Job:
     # File in the run folder that the entry rewrites with each checkpoint. A start that leaves it unchanged counts as a
     # crash.
     progress_marker: str = "progress.json"
+    # A rank that fails restarts the Slurm job, until cluster.max_crashes starts in a row have left the progress marker
+    # unchanged. An error of the user (exit code 2) does not.
+    restart_after_crash: bool = False
     # The entry may return 77 on every rank: the ranks are then started again at once, where they are.
     may_roll_back: bool = False
     # Ignore the done marker: it belongs to a run with other settings, or its result is gone.

@@ -54,7 +54,7 @@ def executor_parameters(job: Job, name: str, folder: Path, binds: list[str]) -> 
             *container.export_lines(job),
             *_checked_lines(cluster.setup),
         ],
-        "teardown": [job_end.requeue_script(cluster.max_requeues)],
+        "teardown": [job_end.requeue_script(cluster.max_requeues, cluster.max_crashes)],
     }
 
 

@@ -264,6 +264,28 @@ def parse_time_limit(text: str) -> int | None:
     return hours * 3600 + minutes * 60 + seconds
 
 
+def find_job(script_name: str, since: str) -> str:
+    """Return the id of the user's job or array with this job script, "" if Slurm knows none.
+
+    Args:
+        script_name: File name of the script that sbatch was called with.
+        since: Time before it was submitted, ISO 8601.
+
+    Raises:
+        Failure: Slurm does not answer.
+    """
+    done = _run_client("squeue", "-h", "--me", "-t", "all", "-o", "%F %o")
+    if done.returncode:
+        raise Failure(f"Slurm does not answer: {done.stderr.strip()}")
+    lines = done.stdout.splitlines()
+    if not any(line.endswith(f"/{script_name}") for line in lines):
+        start = datetime.datetime.fromisoformat(since).astimezone().strftime("%Y-%m-%dT%H:%M:%S")
+        ended = _run_client("sacct", "-nXP", "-S", start, "-o", "JobID,SubmitLine")
+        lines = [line.replace("|", " ", 1) for line in ended.stdout.splitlines()]
+    found = next((line for line in lines if line.endswith(f"/{script_name}")), "")
+    return re.split(r"[ _]", found)[0]
+
+
 def cancel(ids: Iterable[str]) -> None:
     """Cancel jobs; ended jobs are not an error.
 

@@ -1,22 +1,23 @@
-"""Submit through submitit: one job, or one array of jobs with equal resources."""
+"""Submit one job, or one array of jobs with equal resources; submitit makes the job script."""
 
 import contextlib
-import datetime
-import io
+import hashlib
+import json
 import os
-import shutil
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from launch import container, job_records, local_job, script, slurm, snapshot
+from launch import container, job_records, local_job, script, slurm, snapshot, submissions
 from launch.job import Job
 from launch.lock import hold_run_lock
 from launch.task import RankTask
 from nano3.utils.console import warn
 from nano3.utils.errors import UserError
+from nano3.utils.files import write_json
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class SubmittedJob:
 
     def log(self, rank: int = 0) -> Path:
         """Return the log of one rank; that of rank 0 also has the output of Slurm and of the job script."""
-        return self.folder / f"{self.id}_{rank}_log.out"
+        return submissions.log_path(self.folder, self.id, rank)
 
 
 class Batch:
@@ -57,7 +58,12 @@ class Batch:
         binds = container.bind_mounts(
             first, [self.folder, *(path for job in self.jobs for path in container.mounted_folders(job))]
         )
+        self._tasks = [asdict(task) for task in self.tasks]
+        # Named after its content, so that a dry run shows the script that is submitted.
+        digest = hashlib.sha256(json.dumps(self._tasks).encode()).hexdigest()[:12]
+        self.tasks_file = self.folder / f"tasks-{digest}.json"
         python = script.python_command(first, self.snapshot.boot, binds, sys.executable)
+        self._command = f"{python} -u -m launch.task {shlex.quote(str(self.tasks_file))}"
         self.executor = SlurmExecutor(self.folder, python=python)
         self.executor.update_parameters(**script.executor_parameters(first, name, self.folder, binds))
         self._kept_variables = user_sbatch_variables(first)
@@ -67,7 +73,7 @@ class Batch:
         if len(self.tasks) > 1:
             self.executor.parameters["map_count"] = len(self.tasks)
         try:
-            return self.executor._make_submission_file_text(self.executor._submitit_command_str, "")
+            return self.executor._make_submission_file_text(self._command, "")
         finally:
             self.executor.parameters.pop("map_count", None)
 
@@ -76,35 +82,27 @@ class Batch:
         with slurm.submit_environment(self._kept_variables):
             return slurm.test_only(self.script_text(), self.jobs[0].cluster.partition)
 
-    def submit(self) -> list[str]:
-        """Submit the batch and return the job ids in the order of the tasks.
+    @contextlib.contextmanager
+    def submit(self, whole: bool = True) -> Iterator[list[str]]:
+        """Submit the batch and yield the ids of its jobs, or of an array with one job; the caller records them.
+
+        Args:
+            whole: False if the batch is useless without others that are submitted in the block.
 
         Raises:
             UserError: Slurm rejected it; the message is Slurm's.
         """
-        from submitit.core.utils import FailedJobError
-
         self.folder.mkdir(parents=True, exist_ok=True)
         self.snapshot.write()
-        try:
-            with (
-                slurm.submit_environment(self._kept_variables),
-                contextlib.redirect_stderr(io.StringIO()),
-                _sbatch_in_own_session(),
-            ):
-                return [job.job_id for job in self.executor.submit_array(self.tasks)]
-        except FailedJobError as error:
-            for pickle in self.folder.glob("*.pkl"):
-                if "_submitted" not in pickle.name:
-                    pickle.unlink()
-            raise UserError(f"Slurm rejected the job: {str(error).strip().removeprefix('sbatch: error: ')}") from None
-        finally:
-            for link in self.folder.glob(".submission_file_*"):
-                link.unlink()
+        write_json(self.tasks_file, self._tasks)
+        runs = tuple(submissions.PendingRun(str(job.run_dir.absolute()), job.name) for job in self.jobs)
+        submission = submissions.Submission(submissions.now(), runs, array=len(self.jobs) > 1, whole=whole)
+        with submissions.submit(self.folder, self.script_text(), submission, self._kept_variables) as base:
+            yield submission.job_ids(base)
 
     def script_file(self, job_id: str) -> Path:
-        """Return the path of the job script that submitit keeps; the tasks of an array share one."""
-        return self.folder / f"{job_id.partition('_')[0]}_submission.sh"
+        """Return the path of the job script that is kept; the tasks of an array share one."""
+        return submissions.script_path(self.folder, job_id)
 
 
 def rank_task(job: Job, folder: Path) -> RankTask:
@@ -116,6 +114,7 @@ def rank_task(job: Job, folder: Path) -> RankTask:
         progress_file=str(job.run_dir.absolute() / job.progress_marker),
         signal_delay_s=job.cluster.signal_delay_s,
         max_crashes=job.cluster.max_crashes,
+        restart_after_crash=job.restart_after_crash,
     )
 
 
@@ -141,13 +140,12 @@ def submit_batch(batch: Batch) -> list[SubmittedJob]:
     with contextlib.ExitStack() as locks:
         for job in batch.jobs:
             locks.enter_context(hold_run_lock(job.run_dir))
-        job_records.check_not_active(job.run_dir for job in batch.jobs)
+        submissions.check_not_active(job.run_dir for job in batch.jobs)
         for job in batch.jobs:
             job.prepare()
         submitted: list[SubmittedJob] = []
         try:
-            with signals_blocked():
-                ids = batch.submit()
+            with signals_blocked(), batch.submit() as ids:
                 submitted += [record_submission(batch, job, i) for job, i in zip(batch.jobs, ids, strict=True)]
         except UserError:
             for job in batch.jobs:
@@ -158,21 +156,6 @@ def submit_batch(batch: Batch) -> list[SubmittedJob]:
                 warn(f"{', '.join(job.id for job in submitted)} was submitted before this interrupt and keeps running")
             raise
         return submitted
-
-
-@contextlib.contextmanager
-def _sbatch_in_own_session() -> Iterator[None]:
-    """Keep a Ctrl-C of the terminal from sbatch, which may have submitted the job already."""
-    from submitit import SlurmExecutor
-
-    plain = SlurmExecutor._make_submission_command
-    if shutil.which("setsid"):
-        own = lambda executor, path: ["setsid", *plain(executor, path)]  # noqa: E731
-        SlurmExecutor._make_submission_command = own  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        SlurmExecutor._make_submission_command = plain  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
@@ -198,9 +181,7 @@ def record_submission(batch: Batch, job: Job, job_id: str, parts: tuple[str, ...
         parts: Jobs that belong to it and are canceled with it.
     """
     submitted = SubmittedJob(job_id, job.run_dir, batch.folder, job.cluster.poll_s)
-    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    job_records.add_record(
-        job.run_dir,
-        job_records.JobRecord(job_id, job.name, now, str(submitted.log()), str(batch.script_file(job_id)), parts),
-    )
+    log, script_file = str(submitted.log()), str(batch.script_file(job_id))
+    record = job_records.JobRecord(job_id, job.name, submissions.now(), log, script_file, parts)
+    job_records.add_record(job.run_dir, record)
     return submitted

@@ -10,7 +10,7 @@ import time
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from launch import job_records, slurm
+from launch import job_records, slurm, submissions
 from launch.follow import Watch, follow_attached, say, tail_lines
 from launch.job import Job
 from launch.local import run_process, show_job
@@ -90,7 +90,7 @@ def _run_point(row: SweepRow, job: Job) -> bool:
     """Run one point and return whether this command was asked to stop meanwhile."""
     try:
         with hold_run_lock(job.run_dir) as lock:
-            job_records.check_not_active([job.run_dir])
+            submissions.check_not_active([job.run_dir])
             job.prepare()
             end = run_process(job, row.log(), lock)
     except UserError as error:
@@ -118,7 +118,7 @@ def make_batches(jobs: list[Job]) -> list[Batch]:
 def run_slurm(jobs: list[Job]) -> SweepEnd:
     """Submit the unfinished points and, if attached, follow them to their end; the exit code is 0 if detached."""
     rows = _rows(jobs)
-    job_records.check_not_active(job.run_dir for job in jobs if not job.finished)
+    submissions.check_not_active(job.run_dir for job in jobs if not job.finished)
     submitted: list[SubmittedJob] = []
     try:
         for batch in make_batches(jobs):

@@ -1,6 +1,8 @@
 """One task of a Slurm job: prepare the rank's environment, run the rank, forward signals, and record its end.
 
-submitit pickles a `RankTask` at submission and calls it in every task of the job. The rank is a child process
+    python -m launch.task TASKS_FILE
+
+The file has one `RankTask` for each task of the job array, or one for a single job. The rank is a child process
 (launch.rank), so the task can record any end: an exit code, a segmentation fault, the out-of-memory killer.
 launch.job_end has the marker files that it leaves for the job script, and the requeue.
 """
@@ -16,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from launch.job_end import JobMarkers, current_job_id, restart_count
+from launch.job_end import AfterFailure, JobMarkers, current_job_id, node_name, restart_count
 from nano3.utils.console import flush_output, prepare_output, print_problems, write
-from nano3.utils.errors import RESTART_EXIT_CODE, ROLLBACK_EXIT_CODE, Failure
+from nano3.utils.errors import HANG_EXIT_CODE, RESTART_EXIT_CODE, ROLLBACK_EXIT_CODE, Failure, UserError
+from nano3.utils.files import read_json
 
 # Seconds that the job script needs to requeue the job, between the SIGKILL of a rank that did not save in time and
 # Slurm's time limit.
@@ -42,10 +45,7 @@ def rendezvous_port(job: str, restart: int, rollback: int = 0) -> int:
 
 @dataclass(frozen=True)
 class RankTask:
-    """What submitit runs in every task of a job.
-
-    It is pickled at submission, so it holds plain values only: a container needs just this package and submitit.
-    """
+    """What every task of a job runs. It is read from JSON, so it holds plain values only."""
 
     entry: str
     args: tuple[str, ...]
@@ -56,8 +56,10 @@ class RankTask:
     max_crashes: int
     # For a task of an array (launch.array): its index and the number of tasks. It leaves ID.done if it succeeds.
     array_task: tuple[int, int] | None = None
-    # Requeues after a failure of the entry: for tasks of an array; a training run has none.
+    # For a task of an array: requeues after a failure of the entry.
     retries: int = 0
+    # Whether a failure of the entry requeues the job, unless max_crashes starts in a row have made no progress.
+    restart_after_crash: bool = False
 
     @property
     def command(self) -> list[str]:
@@ -71,8 +73,6 @@ class RankTask:
 
         prepare_output()
 
-        # Slurm sends SIGCONT before SIGTERM, and submitit would log it.
-        signal.signal(signal.SIGCONT, signal.SIG_DFL)
         submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         os.environ["MASTER_PORT"] = str(rendezvous_port(current_job_id(), restart_count()))
         code = self._run()
@@ -101,15 +101,29 @@ class RankTask:
             return 0
         if process.sigterm_received:  # srun ended this rank because another rank failed
             return code
-        if restart_count() < self.retries:
-            attempt = f"{restart_count() + 1} of {self.retries}"
-            write(f"launch: exit code {code}; requeueing this task (retry {attempt})\n")
-            markers.request_requeue()
-            return 0
         if code > 128:  # killed, so it could not say why
             self._show_log_end()
-        markers.record_failure(code)
+        markers.record_failure(code, self._after_failure(code, markers), self._failed_node(code))
         return code
+
+    def _after_failure(self, code: int, markers: JobMarkers) -> AfterFailure:
+        """Return what the job script does after this rank failed with `code`."""
+        if self.array_task:
+            return AfterFailure.RESTART if restart_count() < self.retries else AfterFailure.END
+        if not self.restart_after_crash or code == UserError.exit_code:
+            return AfterFailure.END
+        may_restart = markers.may_restart(Path(self.progress_file), self.max_crashes)
+        return AfterFailure.RESTART if may_restart else AfterFailure.GIVE_UP
+
+    def _failed_node(self, code: int) -> str:
+        """Return the node to blame: this one, or after a hang that of the rank that was behind; "-" if unknown."""
+        if code != HANG_EXIT_CODE:
+            return node_name()
+        try:
+            nodes = read_json(Path(self.progress_file).parent / "hang" / f"rank_{os.environ['RANK']}.json")["behind"]
+        except (OSError, ValueError, KeyError):
+            return "-"
+        return str(nodes[0]) if len(nodes) == 1 else "-"
 
     def _show_log_end(self) -> None:
         """Print the end of the log that the entry keeps of this rank, if there is one."""
@@ -199,3 +213,25 @@ class RankProcess:
         if code < 0:
             write(f"launch: the rank was ended by {_signal_name(-code)}\n", stderr=True)
         return code if code >= 0 else 128 - code
+
+
+def read_task(file: Path, index: int) -> RankTask:
+    """Return one task from a file of tasks.
+
+    Args:
+        file: JSON, written at submission.
+        index: Number of the task in its array.
+    """
+    values = read_json(file)[index]
+    array_task = values.pop("array_task")
+    args = tuple(values.pop("args"))
+    return RankTask(args=args, array_task=tuple(array_task) if array_task else None, **values)
+
+
+def main() -> None:
+    """Run the task of this process."""
+    read_task(Path(sys.argv[1]), int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")))()
+
+
+if __name__ == "__main__":
+    main()

@@ -19,8 +19,8 @@ from omegaconf import DictConfig
 
 import launch
 from launch import environment
-from launch.job_records import check_not_active
 from launch.lock import hold_run_lock
+from launch.submissions import check_not_active
 from nano3.artifacts.resolver import resolve_reference, wandb_settings_from
 from nano3.cli.app import run_app, task_overrides, to_typed_config
 from nano3.cli.config_file_errors import experiment_override_warning
@@ -151,6 +151,7 @@ def make_job(
         preview=preview,
         label=label,
         iterations=last_iteration(config),
+        restart_after_crash=True,
         may_roll_back=may_roll_back(config.guard, config.backend),
         changed=run_changed(run_dir, config, found) or missing_final_checkpoint(run_dir) is not None,
         save_config=save_config,

@@ -57,10 +57,11 @@ class ClusterConfig:
     time: str = "04:00:00"
     # Seconds before the time limit at which a run is signaled to save a checkpoint and requeue.
     signal_delay_s: int = 120
-    # How many times a run stopped by preemption or the time limit may requeue itself before it is given up.
+    # How many times a run stopped by preemption, the time limit, a crash or a hang may requeue itself before it is given
+    # up.
     max_requeues: int = 20
-    # Give up after this many consecutive starts that end without a new checkpoint. For a data preparation:
-    # restart a failed task this many times.
+    # A run that crashes or hangs restarts from its newest checkpoint, until this many consecutive starts have ended
+    # without a new one; 1 gives up at the first. For a data preparation: restart a failed task this many times.
     max_crashes: int = 3
     # Maximum number of jobs of a sweep or job array that run at the same time; null leaves it to Slurm.
     array_parallelism: int | None = None

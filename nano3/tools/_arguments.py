@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from launch import job_records
+from launch import job_records, submissions
 from nano3.artifacts import resolver, store
 from nano3.training.run.record import read_latest_start
 from nano3.utils.console import warn
@@ -46,7 +46,19 @@ def find_run(name: str) -> Path:
 
 
 def find_runs_below(folder: Path) -> Iterator[Path]:
-    """Yield the run folders at or below `folder`: those with a jobs.json or a config.yaml."""
+    """Return the run folders at or below `folder`: those with a jobs.json or a config.yaml.
+
+    Jobs that were submitted by commands that were killed meanwhile are recorded first.
+    """
+    runs = list(_run_folders(folder))
+    try:
+        submissions.recover(runs)
+    except Failure as error:
+        warn(str(error))
+    return iter(runs)
+
+
+def _run_folders(folder: Path) -> Iterator[Path]:
     for path, subfolders, files in os.walk(folder, onerror=lambda error: warn(permission_problem(error))):
         subfolders[:] = [name for name in subfolders if name not in _NOT_RUNS]
         if {job_records.FILE, "config.yaml"} & set(files):

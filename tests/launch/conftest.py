@@ -18,7 +18,17 @@ from nano3.config.cluster import ClusterConfig
 
 DEVCLUSTER = HERE.parent / "slurm" / "devcluster.sh"
 # Keys of a Job; all others are those of its cluster.
-OWN = ("container", "folders", "preview", "label", "after", "args", "save_config", "may_roll_back")
+OWN = (
+    "container",
+    "folders",
+    "preview",
+    "label",
+    "after",
+    "args",
+    "save_config",
+    "may_roll_back",
+    "restart_after_crash",
+)
 MakeJob = Callable[..., launch.Job]
 
 

@@ -21,9 +21,9 @@ def rank() -> int:
 def count(run_dir: str, *options: str) -> int:
     """Count to `steps` with pauses, saving the number in RUN_DIR/progress.json; return 75 on SIGTERM and SIGUSR2.
 
-    Options, as key=value: steps, pause (seconds), fail_rank and fail_code (once rank 0 has said how it starts), deaf=1
-    (ignore signals), saves=0 (never save), more (steps that a resumed start does, instead of all), limit (stop by
-    itself after this step, with 75).
+    Options, as key=value: steps, pause (seconds), fail_rank and fail_code (once rank 0 has said how it starts), with
+    fail_at (step), fail_starts (only so many) and fail_node (only there), deaf=1 (ignore signals), saves=0 (never
+    save), more (steps that a resumed start does, instead of all), limit (stop by itself after this step, with 75).
     """
     given = dict(option.split("=", 1) for option in options)
     steps, pause = int(given.get("steps", "3")), float(given.get("pause", "0"))
@@ -39,7 +39,7 @@ def count(run_dir: str, *options: str) -> int:
     (folder / f"environment_{rank()}.json").write_text(json.dumps(dict(os.environ)))
     while step < steps:
         time.sleep(pause)
-        if given.get("fail_rank") == str(rank()):
+        if given.get("fail_rank") == str(rank()) and _fails(given, step):
             while not (folder / "environment_0.json").exists():  # a failure ends the others, wherever they are
                 time.sleep(0.01)
             print(f"boom on rank {rank()}", file=sys.stderr, flush=True)
@@ -60,6 +60,12 @@ def count(run_dir: str, *options: str) -> int:
         print(f"counted to {step}", flush=True)
         (folder / "finished.json").write_text(json.dumps({"step": step}))
     return 0
+
+
+def _fails(given: dict[str, str], step: int) -> bool:
+    start, node = int(os.environ.get("SLURM_RESTART_COUNT", "0")), os.environ.get("SLURMD_NODENAME", "")
+    starts, where = int(given.get("fail_starts", "1000")), given.get("fail_node", node)
+    return step >= int(given.get("fail_at", "0")) and start < starts and where == node
 
 
 def not_ready(run_dir: str, signal_ignored: str = "") -> None:

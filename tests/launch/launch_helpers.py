@@ -43,8 +43,8 @@ def log_of(run_dir: Path, rank: int = 0) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def start_attached(job: launch.Job, detach_s: float = 3, **options: Any) -> "subprocess.Popen[str]":
-    """Start launch.run(job) in its own process; Ctrl-C waits `detach_s` seconds for an answer."""
+def start_attached(*jobs: launch.Job, detach_s: float = 3, **options: Any) -> "subprocess.Popen[str]":
+    """Start launch.run of one job or of a sweep in its own process; Ctrl-C waits `detach_s` seconds for an answer."""
     program = f"""
 import sys, launch
 from launch import follow
@@ -54,7 +54,7 @@ from nano3.config.cluster import ClusterConfig
 from nano3.utils.errors import Nano3Error
 Job = launch.Job
 try:
-    sys.exit(launch.run([{job!r}]))
+    sys.exit(launch.run({list(jobs)!r}, sweep={len(jobs) > 1}))
 except Nano3Error as error:
     print(f"error: {{error}}", file=sys.stderr)
     sys.exit(error.exit_code)

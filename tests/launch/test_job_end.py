@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.job_end import JobMarkers, current_job_id
+from launch.job_end import AfterFailure, JobMarkers, current_job_id
 from nano3.utils.errors import Failure
 
 
@@ -16,6 +16,8 @@ def test_first_failure_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv("RANK", rank)
         JobMarkers(tmp_path, "7_2").record_failure(code)
     assert (tmp_path / "7_2.exit").read_text().split()[:2] == ["9", "3"]
+    failure = JobMarkers(tmp_path, "7_2").first_failure()
+    assert failure and (failure.code, failure.rank) == (9, 3)
     assert [p.name for p in tmp_path.iterdir()] == ["7_2.exit"]
 
 
@@ -44,6 +46,44 @@ def test_crash_loop(
             return
         JobMarkers(tmp_path, "7").check_crash_loop(file, max_crashes=2)
     assert gives_up_at is None
+
+
+def test_a_failure_names_the_node_and_what_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("SLURMD_NODENAME", "node7")
+    JobMarkers(tmp_path, "7").record_failure(9, AfterFailure.RESTART)
+    assert (tmp_path / "7.exit").read_text() == "9 3 node7 restart\n"
+    JobMarkers(tmp_path, "8").record_failure(76, AfterFailure.GIVE_UP, "-")
+    assert (tmp_path / "8.exit").read_text() == "76 3 - give-up\n"
+
+
+def test_a_record_of_an_earlier_version(tmp_path: Path) -> None:
+    (tmp_path / "7.exit").write_text("9 3 node7\n")
+    failure = JobMarkers(tmp_path, "7").first_failure()
+    assert failure and (failure.code, failure.rank, failure.host) == (9, 3, "node7")
+
+
+@pytest.mark.parametrize(
+    ("progress", "last"),
+    [
+        ([("", ""), ("", "")], 2),
+        ([("", "1"), ("1", "1"), ("1", "1")], 3),
+        ([("", "1"), ("1", "2"), ("2", "3"), ("3", "4")], None),
+        ([("", ""), ("", "1"), ("1", "1"), ("1", "1")], 4),
+    ],
+    ids=["never", "once", "always", "late"],
+)
+def test_a_crash_restarts_as_often_as_the_next_start_would_be_let(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: list[tuple[str, str]], last: int | None
+) -> None:
+    """Two starts in a row without progress end the job, after the second one and not at the beginning of a third."""
+    file, markers = tmp_path / "progress.json", JobMarkers(tmp_path, "7")
+    for start, (before, after) in enumerate(progress):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(start))
+        file.write_text(before)
+        markers.check_crash_loop(file, max_crashes=2)
+        file.write_text(after)
+        assert markers.may_restart(file, max_crashes=2) == (start + 1 != last)
 
 
 def test_starts_of_an_earlier_job_with_the_same_id_do_not_count(
@@ -105,6 +145,6 @@ def test_only_one_of_many_concurrent_failures_is_recorded(tmp_path: Path) -> Non
         process.stdin.write(b"go\n")
         process.stdin.flush()
     assert [process.wait() for process in ranks] == [0] * 6
-    code, rank, host = (tmp_path / "7.exit").read_text().split()
+    code, rank, host, _after = (tmp_path / "7.exit").read_text().split()
     assert int(code) == 40 + int(rank) and host
     assert [p.name for p in tmp_path.iterdir()] == ["7.exit"]

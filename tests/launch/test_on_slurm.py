@@ -15,7 +15,7 @@ import pytest
 from launch_helpers import eventually, last_id, log_of, read_until, start_attached, state_of, with_cluster
 
 import launch
-from launch import job_records, slurm
+from launch import job_records, slurm, submissions
 from launch.submit import Batch
 from nano3.tools._local_runs import local_state
 from nano3.utils.errors import UserError
@@ -127,20 +127,50 @@ def test_a_dry_run_while_the_nodes_are_drained(slurm_job: Any, capfd: pytest.Cap
         subprocess.run([*nodes, "state=resume"], check=True)
 
 
-def test_a_job_that_sbatch_submits_during_ctrl_c_is_recorded(slurm_job: Any, tmp_path: Path) -> None:
-    """A Ctrl-C reaches every process of the terminal: the command and sbatch."""
+@pytest.fixture
+def slow_sbatch(tmp_path: Path) -> dict[str, str]:
+    """An environment with an sbatch that makes a file `began` and waits two seconds before it submits."""
     (tmp_path / "bin").mkdir()
     slow = f'#!/bin/sh\ntouch {tmp_path}/began\nsleep 2\nexec {shutil.which("sbatch")} "$@"\n'
     (tmp_path / "bin/sbatch").write_text(slow)
     (tmp_path / "bin/sbatch").chmod(0o755)
+    return {**os.environ, "PATH": f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}"}
+
+
+def test_a_job_that_sbatch_submits_during_ctrl_c_is_recorded(
+    slurm_job: Any, tmp_path: Path, slow_sbatch: dict[str, str]
+) -> None:
+    """A Ctrl-C reaches every process of the terminal: the command and sbatch."""
     job = slurm_job(*ENDLESS)
-    path = f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}"
-    command = start_attached(job, detach_s=0.1, env={**os.environ, "PATH": path}, start_new_session=True)
+    command = start_attached(job, detach_s=0.1, env=slow_sbatch, start_new_session=True)
     eventually((tmp_path / "began").exists)
     os.killpg(command.pid, signal.SIGINT)
     _out, err = command.communicate(timeout=100)
     assert f"warning: {last_id(job.run_dir)} was submitted before this interrupt and keeps running" in err
     assert state_of(job.run_dir).state in ("PENDING", "CONFIGURING", "RUNNING")
+
+
+@pytest.mark.parametrize("points", [1, 3])
+def test_the_job_of_a_command_that_was_killed_is_found_again(
+    slurm_job: Any, tmp_path: Path, slow_sbatch: dict[str, str], capfd: pytest.CaptureFixture[str], points: int
+) -> None:
+    """kill -9 while sbatch works: the job runs, is found by its script, and is followed and canceled as any other."""
+    names = [f"sweep/p{i}" for i in range(points)] if points > 1 else ["run"]
+    made = [slurm_job(*ENDLESS, name=name, label=name) for name in names]
+    command = start_attached(*made, env=slow_sbatch, start_new_session=True)
+    eventually((tmp_path / "began").exists)
+    os.killpg(command.pid, signal.SIGKILL)
+    command.communicate()
+    with pytest.raises(UserError, match="another command is submitting a job of this run now"):
+        submissions.check_not_active([made[-1].run_dir])
+    run_dirs = [job.run_dir for job in made]
+    eventually(lambda: not submissions.recover(run_dirs))
+    assert capfd.readouterr().err.count("was submitted by a command that was killed; it is recorded now") == points
+    indices = [str(i) for i in range(points)] if points > 1 else [""]
+    assert [last_id(run).partition("_")[2] for run in run_dirs] == indices
+    eventually(lambda: all(progress(run) > 1 for run in run_dirs))
+    with pytest.raises(UserError, match="of this run is RUNNING"):
+        submissions.check_not_active(run_dirs)
 
 
 @pytest.mark.parametrize("name", ['it\'s a "b"', "; touch pwned; $(touch pwned)", "a=b,c:dé😀"])
@@ -194,6 +224,49 @@ def test_crash_loop_stops(slurm_job: Any) -> None:
     subprocess.run(["scancel", "--signal=USR2", last_id(job.run_dir)], check=True)
     out, _err = command.communicate(timeout=200)
     assert command.returncode == 1 and "Gave up: the last 1 starts of this job made no progress" in out
+
+
+@pytest.mark.parametrize("code", [9, 76], ids=["crash", "hang"])
+def test_a_crashed_run_restarts_and_resumes(slurm_job: Any, capfd: pytest.CaptureFixture[str], code: int) -> None:
+    words = ("pause=0.1", "steps=8", "fail_rank=1", f"fail_code={code}", "fail_at=3", "fail_starts=1")
+    job = slurm_job(*words, ntasks_per_node=2, restart_after_crash=True, max_crashes=1)
+    assert launch.run([job]) == 0
+    out, err = capfd.readouterr()
+    where = f"{'-' if code == 76 else 'node1'} failed with exit code {code}"
+    assert f"launch: rank 1 on {where} ({job.run_dir}/slurm/{last_id(job.run_dir)}_1_log.out); restarting" in out
+    assert "resuming from step" in out and "counted to 8" in out and "restart 1" in err
+
+
+def test_a_run_that_crashes_without_progress_is_given_up(slurm_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    job = slurm_job("fail_rank=0", "fail_code=9", nodes=2, restart_after_crash=True, max_crashes=2)
+    assert launch.run([job]) == 9
+    out, err = capfd.readouterr()
+    assert out.count("fresh start") == 2 and "rank 0 on node1 failed first, with exit code 9" in err
+    assert "launch: not restarted: 2 starts in a row ended without a new checkpoint (cluster.max_crashes)" in out
+    assert (state_of(job.run_dir).state, state_of(job.run_dir).code) == ("FAILED", 9)
+
+
+def test_a_mistake_of_the_user_does_not_restart_a_run(slurm_job: Any) -> None:
+    job = slurm_job("fail_rank=0", "fail_code=2", restart_after_crash=True)
+    assert launch.run([job]) == 2
+    assert state_of(job.run_dir).restarts == 0
+
+
+def test_a_node_that_failed_twice_is_left_out(slurm_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ("pause=0.1", "fail_rank=0", "fail_code=9", "fail_node=node1")
+    job = slurm_job(*words, restart_after_crash=True, max_crashes=5)
+    assert launch.run([job]) == 0
+    out = capfd.readouterr().out
+    assert out.count("fresh start") == 3
+    assert "launch: node1 failed twice; this job continues without it" in out
+    assert json.loads((job.run_dir / "environment_0.json").read_text())["SLURMD_NODENAME"] == "node2"
+
+
+def test_a_node_that_the_job_needs_is_not_left_out(slurm_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ("pause=0.2", "steps=20", "saves=0", "fail_rank=1", "fail_code=9", "fail_starts=2")
+    job = slurm_job(*words, nodes=2, restart_after_crash=True, max_crashes=3)
+    assert launch.run([job]) == 0
+    assert "launch: node2 failed twice, but this job cannot run without it" in capfd.readouterr().out
 
 
 def test_preemption(slurm_job: Any) -> None:

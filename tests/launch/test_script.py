@@ -72,7 +72,7 @@ def test_names_and_folders_are_unchanged(make_job: Any, recorder: Path, name: st
     words, _ = srun_call(recorder)
     folder = str(job.run_dir / "slurm")
     assert words[words.index("--output") + 1] == f"{folder}/%j_%t_log.out"
-    assert words[-1] == folder
+    assert words[-3:-1] == ["-m", "launch.task"] and words[-1].startswith(f"{folder}/tasks-")
     assert not list(Path.cwd().glob("x"))
     headers = [line for line in text.splitlines() if line.startswith("#SBATCH")]
     assert all("wrap" not in line and "array" not in line for line in headers)
@@ -186,6 +186,11 @@ def test_python_of_the_profile(make_job: Any, recorder: Path) -> None:
         ("3", False, "3 1 node1", "0", "RUNNING", 3, False),
         ("137", False, "3 1 node1", "0", "RUNNING", 3, False),
         ("137", False, None, "0", "RUNNING", 137, False),
+        ("1", False, "1 1 node1 restart", "0", "RUNNING", 1, True),
+        ("1", False, "1 1 node1 restart", "2", "RUNNING", 1, False),
+        ("1", False, "1 1 node1 restart", "0", "CANCELLED", 1, False),
+        ("1", False, "1 1 node1 give-up", "0", "RUNNING", 1, False),
+        ("1", False, "1 1 node1 end", "0", "RUNNING", 1, False),
         ("0", True, None, "0", "RUNNING", 75, True),
         ("0", True, None, "1", "RUNNING", 75, True),
         ("0", True, None, "2", "RUNNING", 75, False),
@@ -194,7 +199,8 @@ def test_python_of_the_profile(make_job: Any, recorder: Path) -> None:
         ("1", True, None, "0", "RUNNING", 1, False),
     ],
     ids=[
-        "success", "rank fails", "rank fails, others killed", "no record", "saved", "saved again", "too often",
+        "success", "rank fails", "rank fails, others killed", "no record", "crash", "crash too often",
+        "crash of a cancelled job", "crash without progress", "mistake", "saved", "saved again", "too often",
         "cancelled", "one saved, one failed", "one saved, one lost",
     ],
 )  # fmt: skip
@@ -212,6 +218,52 @@ def test_end_of_the_script(
     assert done.returncode == code, done.stderr
     calls = recorder / "scontrol.txt"
     assert (calls.exists() and "requeue 7" in calls.read_text()) == requeued
+
+
+@pytest.mark.parametrize(
+    ("earlier", "failed", "excluded", "accepted", "update"),
+    [
+        ("node1\n", "9 2 node1 restart", "(null)", True, "jobid=7 excnodelist=node1"),
+        ("node2\nnode1\n-\n", "76 2 node1 restart", "node[3-4]", True, "jobid=7 excnodelist=node[3-4],node1"),
+        ("node1\n", "9 2 node1 restart", "(null)", False, None),
+        ("node2\nnode11\n", "9 2 node1 restart", "(null)", True, None),
+        ("-\n", "76 2 - restart", "(null)", True, None),
+        ("node1\n", "9 2 node1 end", "(null)", True, None),
+    ],
+    ids=["twice", "besides others", "needed", "another", "unknown", "no restart"],
+)
+def test_a_node_that_failed_twice_is_excluded_from_the_next_start(
+    make_job: Any, recorder: Path, earlier: str, failed: str, excluded: str, accepted: bool, update: str | None
+) -> None:
+    job = make_job(kind="slurm")
+    text = batch_of(job).script_text()
+    (job.run_dir / "slurm" / "7.failed").write_text(earlier)
+    (recorder / "srun").write_text(f"#!/bin/sh\necho '{failed}' >{job.run_dir}/slurm/7.exit\nexit 9\n")
+    show = f'echo "JobId=1 JobState=RUNNING Reason=None NodeList=node1 ExcNodeList={excluded} X=y"'
+    (recorder / "scontrol").write_text(f'#!/bin/sh\necho "$@" >>{recorder}/scontrol.txt\n{show}\n')
+    (recorder / "sbatch").write_text(f'#!/bin/sh\necho "$@" >{recorder}/sbatch.txt\nexit {0 if accepted else 1}\n')
+    done = run_script(text, SLURM_RESTART_COUNT="1")
+    assert done.returncode == int(failed.split()[0])
+    calls = (recorder / "scontrol.txt").read_text() if (recorder / "scontrol.txt").exists() else ""
+    assert [line.removeprefix("update ") for line in calls.splitlines() if "update" in line] == [update] * bool(update)
+    assert ("requeue 7" in calls) == ("restart" in failed)
+    assert ("failed twice; this job continues without it" in done.stderr) == bool(update)
+    assert ("failed twice, but this job cannot run without it" in done.stderr) == (not accepted)
+    if update:
+        nodes = update.partition("excnodelist=")[2]
+        assert f"--test-only --dependency= --exclude={nodes}" in (recorder / "sbatch.txt").read_text()
+    assert (job.run_dir / "slurm" / "7.failed").read_text() == f"{earlier}{failed.split()[2]}\n"
+
+
+def test_failures_of_an_earlier_job_with_the_same_id_are_removed(make_job: Any, recorder: Path) -> None:
+    job = make_job(kind="slurm")
+    text = batch_of(job).script_text()
+    files = [job.run_dir / "slurm" / name for name in ("7.failed", "7.starts.json")]
+    for count, kept in (("1", True), ("0", False)):
+        for file in files:
+            file.write_text("x")
+        run_script(text, SLURM_RESTART_COUNT=count)
+        assert [file.exists() for file in files] == [kept, kept]
 
 
 @pytest.mark.parametrize(("also_requested", "requeued"), [(False, False), (True, True)])

@@ -6,13 +6,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from launch_helpers import eventually
 
-from launch.task import RankProcess, RankTask, rendezvous_port
+from launch.task import RankProcess, RankTask, read_task, rendezvous_port
+from nano3.utils.files import write_json
 
 
 @pytest.fixture(autouse=True)
@@ -84,13 +86,13 @@ def run_task(tmp_path: Path, *args: str, **more: int) -> int:
 
 
 def start_task(
-    tmp_path: Path, *args: str, restarts: int = 0, retries: int = 0, array_task: bool = False
+    tmp_path: Path, *args: str, restarts: int = 0, retries: int = 0, array_task: bool = False, restart: bool = False
 ) -> "subprocess.Popen[bytes]":
     task = RankTask("launch_entries:" + args[0], args[1:], str(tmp_path), str(tmp_path / "progress.json"), 60, 2,
-                    (2, 5) if array_task else None, retries)  # fmt: skip
+                    (2, 5) if array_task else None, retries, restart)  # fmt: skip
     program = f"import sys; from launch.task import RankTask; sys.exit({task!r}._run())"
     env = {**os.environ, "RANK": "0", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)}
-    return subprocess.Popen([sys.executable, "-c", program], env=env)
+    return subprocess.Popen([sys.executable, "-c", program], env={**env, "SLURMD_NODENAME": "node7"})
 
 
 def files(tmp_path: Path) -> set[str]:
@@ -140,11 +142,42 @@ def test_task_of_an_array(tmp_path: Path) -> None:
 
 
 def test_failed_task_of_an_array_is_requeued(tmp_path: Path) -> None:
-    assert run_task(tmp_path, "part", str(tmp_path), "always:2", array_task=True, retries=1) == 0
-    assert files(tmp_path) == {"7.again"}
-    (tmp_path / "7.again").unlink()
-    assert run_task(tmp_path, "part", str(tmp_path), "always:2", array_task=True, retries=1, restarts=1) == 9
-    assert files(tmp_path) == {"7.exit"}
+    for restarts, after in ((0, "restart"), (1, "end")):
+        (tmp_path / "7.exit").unlink(missing_ok=True)
+        task = ("part", str(tmp_path), "always:2")
+        assert run_task(tmp_path, *task, array_task=True, retries=1, restarts=restarts) == 9
+        assert files(tmp_path) == {"7.exit"} and (tmp_path / "7.exit").read_text() == f"9 0 node7 {after}\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "restart", "after"),
+    [(1, True, "restart"), (139, True, "restart"), (76, True, "restart"), (2, True, "end"), (1, False, "end")],
+)
+def test_a_crashed_run_restarts_unless_the_user_made_a_mistake(
+    tmp_path: Path, code: int, restart: bool, after: str
+) -> None:
+    (tmp_path / "hang").mkdir()
+    (tmp_path / "hang" / "rank_0.json").write_text('{"behind": ["node8"]}')
+    assert run_task(tmp_path, "count", str(tmp_path), "fail_rank=0", f"fail_code={code}", restart=restart) == code
+    node = "node8" if code == 76 else "node7"
+    assert (tmp_path / "7.exit").read_text() == f"{code} 0 {node} {after}\n"
+
+
+@pytest.mark.parametrize("record", ['{"behind": ["node1", "node2"]}', '{"behind": []}', "{}", "{", None])
+def test_no_node_is_blamed_for_a_hang_of_unknown_cause(tmp_path: Path, record: str | None) -> None:
+    (tmp_path / "hang").mkdir()
+    if record is not None:
+        (tmp_path / "hang" / "rank_0.json").write_text(record)
+    assert run_task(tmp_path, "count", str(tmp_path), "fail_rank=0", "fail_code=76", restart=True) == 76
+    assert (tmp_path / "7.exit").read_text() == "76 0 - restart\n"
+
+
+def test_a_run_that_crashes_without_progress_gives_up(tmp_path: Path) -> None:
+    for restarts, after in enumerate(("restart", "give-up")):
+        (tmp_path / "7.exit").unlink(missing_ok=True)
+        words = ("count", str(tmp_path), "fail_rank=0", "fail_code=9")
+        assert run_task(tmp_path, *words, restarts=restarts, restart=True) == 9
+        assert (tmp_path / "7.exit").read_text() == f"9 0 node7 {after}\n"
 
 
 def test_rendezvous_port() -> None:
@@ -199,6 +232,8 @@ def test_arguments_of_an_entry_are_unchanged(tmp_path: Path) -> None:
     task = RankTask("launch_entries:count", words, str(tmp_path), str(tmp_path / "p"), 60, 2, array_task=(3, 8))
     expected = ["-u", "-m", "launch.rank", "--array-task", "3", "8", "launch_entries:count", *words]
     assert task.command == [sys.executable, *expected]
+    write_json(tmp_path / "tasks.json", [{}, asdict(task)])
+    assert read_task(tmp_path / "tasks.json", 1) == task
     program = "import os, sys; os.write(1, b'\\0'.join(map(os.fsencode, sys.argv[1:])))"
     child = RankProcess(["sh", "-c", f'exec "$0" -c "$1" "$@" >{tmp_path}/out', sys.executable, program, *words], 10)
     assert child.wait() == 0

@@ -5,7 +5,8 @@ it in a collective and notice. The ranks exit with `HANG_EXIT_CODE`; launchers r
 
 Files in RUN/hang:
 
-rank_N.json  Written at the rank's start and again when it hangs: host, process id, iteration, phase, stack.
+rank_N.json  Written at the rank's start and again when it hangs: host, node (as Slurm names it), process id, iteration,
+             phase, stack, and the nodes of the ranks that are behind, which launch.task reads.
 rank_N.txt   The stacks of all its threads, appended at each hang.
 """
 
@@ -140,16 +141,22 @@ class HangWatch:
         )
         self._text.flush()
         faulthandler.dump_traceback(self._text, all_threads=True)
-        self._record({"waited_s": round(waited, 1), "iteration": seen.iteration, "phase": seen.phase, "stack": stack})
+        own = {"waited_s": round(waited, 1), "iteration": seen.iteration, "phase": seen.phase, "stack": stack}
+        self._record(own)
         time.sleep(self._gather_s if self.world > 1 else 0)
         records = read_ranks(self.folder, self._started_at)
+        behind = ranks_behind(records, self.world) if self.world > 1 else [self.rank]
+        nodes = {records[rank].get("node", records[rank]["host"]) for rank in behind if rank in records}
+        self._record(own | {"behind": sorted(nodes)})
         if self.rank == min((rank for rank, record in records.items() if "stack" in record), default=self.rank):
             text = describe_hang(records, self.world)
             advice = f"The same command resumes from the newest checkpoint; stacks of all ranks: {self.folder}"
             print_problems([f"hang: {text} {advice}; limit: train.hang_timeout_s={self.timeout_s:g}."])
 
     def _record(self, values: dict[str, Any]) -> None:
-        own = {"rank": self.rank, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+        host = socket.gethostname()
+        own = {"rank": self.rank, "host": host, "node": os.environ.get("SLURMD_NODENAME") or host}
+        own |= {"pid": os.getpid(), "time": time.time()}
         write_json(self.folder / f"rank_{self.rank}.json", own | values)
 
 
@@ -169,6 +176,25 @@ def read_ranks(folder: Path, since: float) -> dict[int, dict[str, Any]]:
     return found
 
 
+def ranks_behind(records: dict[int, dict[str, Any]], world: int) -> list[int]:
+    """Return the ranks that the others wait for: silent ones, those at an earlier iteration, or with a rare stack.
+
+    Args:
+        records: `read_ranks`.
+        world: Number of ranks.
+    """
+    hung = {rank: record for rank, record in records.items() if "stack" in record}
+    if silent := [rank for rank in range(world) if rank not in hung]:
+        return silent
+    newest = max(record["iteration"] for record in hung.values())
+    if behind := [rank for rank, record in hung.items() if record["iteration"] < newest]:
+        return sorted(behind)
+    stacks = {rank: tuple(record["stack"][-COMPARED_FRAMES:]) for rank, record in hung.items()}
+    counts = Counter(stacks.values())
+    common = max(counts.values())
+    return sorted(rank for rank, stack in stacks.items() if counts[stack] < common)
+
+
 def describe_hang(records: dict[int, dict[str, Any]], world: int) -> str:
     """Return sentences that name the iteration and the ranks that are behind.
 
@@ -179,24 +205,18 @@ def describe_hang(records: dict[int, dict[str, Any]], world: int) -> str:
     hung = {rank: record for rank, record in records.items() if "stack" in record}
     first = min(hung.values(), key=lambda record: record["iteration"])
     text = f"no progress for {first['waited_s']:.0f} s in iteration {first['iteration'] + 1} ({first['phase']})."
-    silent = [rank for rank in range(world) if rank not in hung]
-    if silent:
-        return f"{text} {'; '.join(_describe_silent(rank, records.get(rank)) for rank in silent)}."
-    behind = [rank for rank, record in hung.items() if record["iteration"] < max(r["iteration"] for r in hung.values())]
-    if not behind:
-        stacks = {rank: tuple(record["stack"][-COMPARED_FRAMES:]) for rank, record in hung.items()}
-        counts = Counter(stacks.values())
-        common = counts.most_common(1)[0][1]
-        behind = [rank for rank, stack in stacks.items() if counts[stack] < common]
-        if not behind and len(counts) > 1:
-            pairs = "; ".join(f"rank {rank} is in {_innermost(hung[rank])}" for rank in sorted(hung)[:8])
-            return f"{text} {pairs}."
-    if not behind:
-        return f"{text} {'All ranks are' if world > 1 else 'It is'} in {_innermost(first)}."
-    named = "; ".join(
-        f"rank {rank} on {hung[rank]['host']} is behind, in {_innermost(hung[rank])}" for rank in sorted(behind)[:8]
-    )
-    return f"{text} {named}."
+    behind = ranks_behind(records, world)
+    if not set(behind) <= set(hung):
+        return f"{text} {'; '.join(_describe_silent(rank, records.get(rank)) for rank in behind)}."
+    if behind:
+        named = "; ".join(
+            f"rank {rank} on {hung[rank]['host']} is behind, in {_innermost(hung[rank])}" for rank in behind[:8]
+        )
+        return f"{text} {named}."
+    if len({tuple(record["stack"][-COMPARED_FRAMES:]) for record in hung.values()}) > 1:
+        pairs = "; ".join(f"rank {rank} is in {_innermost(hung[rank])}" for rank in sorted(hung)[:8])
+        return f"{text} {pairs}."
+    return f"{text} {'All ranks are' if world > 1 else 'It is'} in {_innermost(first)}."
 
 
 def _innermost(record: dict[str, Any]) -> str:

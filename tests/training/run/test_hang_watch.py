@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nano3.training.run.hang_watch import HangWatch, describe_hang, read_ranks
+from nano3.training.run.hang_watch import HangWatch, describe_hang, ranks_behind, read_ranks
 from nano3.utils.errors import HANG_EXIT_CODE
 from nano3.utils.files import read_json
 
@@ -72,7 +72,8 @@ def test_a_hanging_rank_is_recorded_and_ended(tmp_path: Path) -> None:
     assert "in iteration 6 (step). It is in" in done.stderr
     assert "data_loader_that_never_returns" in done.stderr
     assert "data_loader_that_never_returns" in (tmp_path / "hang/rank_0.txt").read_text()
-    assert read_json(tmp_path / "hang/rank_0.json")["iteration"] == 5
+    recorded = read_json(tmp_path / "hang/rank_0.json")
+    assert recorded["iteration"] == 5 and recorded["behind"] == [recorded["node"]]
 
 
 def test_a_rank_in_native_code_that_keeps_pythons_lock_is_ended_too(tmp_path: Path) -> None:
@@ -120,6 +121,21 @@ def test_the_message_names_the_rank_that_is_behind(records: list[dict[str, Any]]
     text = describe_hang({r["rank"]: r for r in records}, world)
     assert text.startswith("no progress for 300 s in iteration")
     assert words in text
+
+
+@pytest.mark.parametrize(
+    ("records", "behind"),
+    [
+        ([record(0), record(1)], []),
+        ([record(0), record(1), record(2, 41, "data.py:3 in read")], [2]),
+        ([record(0), record(1, 40)], [1]),
+        ([record(0), record(1, 41, "data.py:3 in read")], []),
+        ([record(0), record(2)], [1]),
+    ],
+    ids=["all alike", "one elsewhere", "one earlier", "two different", "one silent"],
+)
+def test_the_ranks_behind(records: list[dict[str, Any]], behind: list[int]) -> None:
+    assert ranks_behind({r["rank"]: r for r in records}, max(r["rank"] for r in records) + 1) == behind
 
 
 def test_a_stopped_process_is_called_stopped() -> None:
