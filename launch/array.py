@@ -105,6 +105,7 @@ class Array:
             nodes=1,
             ntasks_per_node=1,
             gpus_per_node=0,
+            dependency=None,  # the array has it
             sbatch_args=[*self.cluster.sbatch_args, *dependency],
         )
         args = (str(self.slurm_folder), array_id, str(self.tasks), self.entry, self.finalize, *self.args)

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from launch import container, slurm
+from launch import container, dependency, slurm
 from launch.job import Job
 from launch.script import PLAIN_OPTIONS
 from nano3.config.cluster import ClusterConfig
@@ -23,7 +23,7 @@ _RESERVED_OPTIONS = {
 # Keys without effect on this machine.
 _RANK_COUNTS = ("nodes", "ntasks_per_node", "gpus_per_node")
 _SLURM_ONLY = (
-    *_RANK_COUNTS, *PLAIN_OPTIONS,
+    *_RANK_COUNTS, *PLAIN_OPTIONS, "dependency", "teardown",
     "mode", "account", "partition", "qos", "cpus_per_task", "mem", "time", "array_parallelism",
     "mpi", "sbatch_args", "srun_args", "python", "mounts", "signal_delay_s", "max_requeues", "max_crashes", "poll_s",
 )  # fmt: skip
@@ -132,7 +132,7 @@ def _slurm_problems(job: Job) -> Iterator[str]:
         value = getattr(cluster, key)
         if value is not None and not _SLURM_NAME.fullmatch(value):
             yield f"cluster.{key}={value!r} is not a valid Slurm name."
-    for key in PLAIN_OPTIONS:
+    for key in (*PLAIN_OPTIONS, "dependency"):
         value, option = getattr(cluster, key), f"--{key.replace('_', '-')}"
         if value is not None and not (value and value.isprintable()):
             yield f"cluster.{key}={value!r} is empty or has control characters."
@@ -200,3 +200,8 @@ def _machine_problems(jobs: list[Job]) -> Iterator[str]:
     for name in {part for cluster in clusters if cluster.partition for part in cluster.partition.split(",")}:
         if name not in partitions:
             yield f"cluster.partition={name}: Slurm has no such partition.{did_you_mean(name, partitions)}"
+    for expression, parent in {(job.cluster.dependency, job.run_dir.parent) for job in jobs if job.cluster.dependency}:
+        try:
+            dependency.resolve(expression, parent / "run")
+        except UserError as error:
+            yield from error.problems

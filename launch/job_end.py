@@ -48,7 +48,6 @@ export SUBMITIT_LOG_LEVEL=WARNING"""
 # Requeue only a job that is still RUNNING: a canceled job must stay canceled. Slurm accepts other excluded nodes only
 # while the job is pending, so a process that survives the end of this script sets them then.
 _REQUEUE = """\
-code=$?
 requeue() {{
   if [ "${{SLURM_RESTART_COUNT:-0}}" -ge {max_requeues} ]; then
     echo "launch: stopped after cluster.max_requeues={max_requeues} requeues; run the same command to continue" >&2
@@ -114,7 +113,7 @@ def marker_setup_script(folder: Path) -> str:
 
 
 def requeue_script(max_requeues: int, max_crashes: int) -> str:
-    """Return the shell lines after srun that requeue the job or exit with its code.
+    """Return the shell lines after srun that requeue the job or exit with $code, the exit code of srun.
 
     Args:
         max_requeues: Requeues allowed for one job (cluster.max_requeues).

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from launch import container, job_end
+from launch import container, dependency, job_end
 from launch.job import Job
 from launch.names import slurm_job_name
 
@@ -41,7 +41,7 @@ def executor_parameters(job: Job, name: str, folder: Path, binds: list[str]) -> 
         "time": cluster.time,
         "signal_delay_s": cluster.signal_delay_s,
         "array_parallelism": cluster.array_parallelism or _UNLIMITED,
-        "dependency": _dependency(job) if job.after else None,
+        "dependency": _dependency(job) or None,
     }
     return {
         **{key: value for key, value in values.items() if value is not None},
@@ -54,7 +54,11 @@ def executor_parameters(job: Job, name: str, folder: Path, binds: list[str]) -> 
             *container.export_lines(job),
             *_checked_lines(cluster.setup),
         ],
-        "teardown": [job_end.requeue_script(cluster.max_requeues, cluster.max_crashes)],
+        "teardown": [
+            "code=$?",
+            *_teardown_lines(cluster.teardown),
+            job_end.requeue_script(cluster.max_requeues, cluster.max_crashes),
+        ],
     }
 
 
@@ -66,13 +70,24 @@ def _checked_lines(setup: list[str]) -> list[str]:
     return [f"trap {shlex.quote(fail)} ERR", *setup, "trap - ERR", "set +eu"]
 
 
+def _teardown_lines(teardown: list[str]) -> list[str]:
+    """Return the lines of cluster.teardown in a shell of their own, so that they cannot change the end of the job."""
+    if not teardown:
+        return []
+    failed = 'echo "launch: cluster.teardown failed with exit code $?; the job ends as it would without it" >&2'
+    return ["(", *teardown, f") || {failed}"]
+
+
 def _dependency(job: Job) -> str:
-    return "afterok:" + ":".join(job.after)
+    """Return what the job waits for, "" if nothing."""
+    own = job.cluster.dependency
+    words = ["afterok:" + ":".join(job.after) if job.after else "", own and dependency.resolve(own, job.run_dir)]
+    return ",".join(filter(None, words))
 
 
 def _sbatch_arguments(job: Job) -> dict[str, Any]:
     words: dict[str, Any] = {"requeue": True}
-    if job.after:
+    if job.after or job.cluster.dependency:
         words["kill-on-invalid-dep"] = "yes"
     for key in PLAIN_OPTIONS:
         if value := getattr(job.cluster, key):

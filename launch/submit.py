@@ -94,11 +94,17 @@ class Batch:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.snapshot.write()
-        write_json(self.tasks_file, self._tasks)
+        if new := not self.tasks_file.exists():
+            write_json(self.tasks_file, self._tasks)
         runs = tuple(submissions.PendingRun(str(job.run_dir.absolute()), job.name) for job in self.jobs)
         submission = submissions.Submission(submissions.now(), runs, array=len(self.jobs) > 1, whole=whole)
-        with submissions.submit(self.folder, self.script_text(), submission, self._kept_variables) as base:
-            yield submission.job_ids(base)
+        try:
+            with submissions.submit(self.folder, self.script_text(), submission, self._kept_variables) as base:
+                yield submission.job_ids(base)
+        except UserError:
+            if new:
+                self.tasks_file.unlink()
+            raise
 
     def script_file(self, job_id: str) -> Path:
         """Return the path of the job script that is kept; the tasks of an array share one."""

@@ -336,5 +336,5 @@ def value_problems(cfg: DictConfig) -> list[str]:
         if OmegaConf.select(cfg, key, default="-") == ""
     ]
     cluster: Any = OmegaConf.to_object(cfg.cluster)
-    lines = {f"cluster.{key}": getattr(cluster, key) for key in ("setup", "sbatch_args", "srun_args")}
+    lines = {f"cluster.{key}": getattr(cluster, key) for key in ("setup", "teardown", "sbatch_args", "srun_args")}
     return problems + secret_problems(cluster.env, lines) + cluster_problems(cluster)

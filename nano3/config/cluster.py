@@ -35,6 +35,9 @@ class ClusterConfig:
     exclude: str | None = None
     # Do not start before this time, in Slurm notation: "20:00" or "now+2hours"; null starts when possible.
     begin: str | None = None
+    # Start after other jobs: the name or folder of a run or sweep, which must succeed, or a Slurm expression:
+    # "afterok:123:124", "afterany:other_run". null waits for nothing.
+    dependency: str | None = None
     # Events at which Slurm sends mail: BEGIN, END, FAIL, REQUEUE, ALL or others, separated by commas; null sends none.
     mail_type: str | None = None
     # Who gets the mail; null is the user who submits.
@@ -57,8 +60,7 @@ class ClusterConfig:
     time: str = "04:00:00"
     # Seconds before the time limit at which a run is signaled to save a checkpoint and requeue.
     signal_delay_s: int = 120
-    # How many times a run stopped by preemption, the time limit, a crash or a hang may requeue itself before it is given
-    # up.
+    # How many times a run stopped by preemption, the time limit, a crash or a hang may requeue itself.
     max_requeues: int = 20
     # A run that crashes or hangs restarts from its newest checkpoint, until this many consecutive starts have ended
     # without a new one; 1 gives up at the first. For a data preparation: restart a failed task this many times.
@@ -81,6 +83,9 @@ class ClusterConfig:
     # Shell lines to run in the job script, on the first node, before the ranks start, such as module load
     # commands. They are copied verbatim; the first line that fails ends the job.
     setup: list[str] = field(default_factory=list)
+    # Shell lines to run in the job script, on the first node, after the ranks have ended, also when they failed or the
+    # job will be requeued, but not when it is canceled. They do not change how the job ends.
+    teardown: list[str] = field(default_factory=list)
     # Python executable that runs the ranks; null uses the current one, or "python" inside a container.
     python: str | None = None
     # Value of srun --mpi; null omits the option.

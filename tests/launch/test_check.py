@@ -54,6 +54,10 @@ def test_slurm_keys_are_rejected_on_this_machine(make_job: Any, keys: dict[str, 
             {"kind": "slurm", "mail_type": "END", "sbatch_args": ["--mail-type=ALL"]},
             "cluster.mail_type and --mail-type in cluster.sbatch_args are the same option.",
         ),
+        (
+            {"kind": "slurm", "dependency": "afterok:7", "sbatch_args": ["--dependency=singleton"]},
+            "cluster.dependency and --dependency in cluster.sbatch_args are the same option.",
+        ),
         ({"kind": "slurm", "nproc_per_node": 8}, "cluster.nproc_per_node=8 sets the ranks on this machine."),
         ({"kind": "slrum"}, "cluster.kind=slrum is not known. Did you mean 'slurm'?"),
         ({"mode": "background"}, "cluster.mode=background is not known. Allowed: attached, detached."),
@@ -145,6 +149,8 @@ def test_missing_image_file(make_job: Any, recorder: Path) -> None:
     [
         ({"container_runtime": "pyxis"}, "inside the container"),
         ({"setup": ["module load x"]}, "cluster.setup is for"),
+        ({"teardown": ["rm -r /tmp/x"]}, "cluster.teardown=['rm -r /tmp/x'] is for Slurm jobs"),
+        ({"dependency": "afterok:7"}, "cluster.dependency=afterok:7 is for Slurm jobs"),
     ],
 )
 def test_slurm_features_are_rejected_on_this_machine(make_job: Any, keys: dict[str, Any], says: str) -> None:

@@ -375,6 +375,22 @@ def test_a_line_of_setup_that_fails_ends_the_job(make_job: Any, recorder: Path) 
     assert not (recorder / "srun.json").exists(), "the ranks are not started"
 
 
+def test_teardown_runs_at_every_end_and_does_not_change_it(make_job: Any, recorder: Path, tmp_path: Path) -> None:
+    lines = ["set -e", f'echo "$code it\'s" >>{tmp_path}/ends', "cd /", "false", "exit 7"]
+    job = make_job(kind="slurm", teardown=lines)
+    text = batch_of(job).script_text()
+    for code in (0, 3):
+        done = run_script(text, SRUN_CODE=str(code))
+        assert done.returncode == code
+        assert "cluster.teardown failed with exit code" in done.stderr
+    (recorder / "srun").write_text(f"#!/bin/sh\ntouch {job.run_dir}/slurm/7.again\n")
+    assert run_script(text).returncode == 75
+    assert "requeue 7" in (recorder / "scontrol.txt").read_text()
+    assert (tmp_path / "ends").read_text() == "0 it's\n3 it's\n0 it's\n"
+    good = batch_of(make_job(kind="slurm", teardown=[f"rm -f {tmp_path}/ends"])).script_text()
+    assert (run_script(good).stderr, (tmp_path / "ends").exists()) == ("", False)
+
+
 def test_options_of_sbatch_by_their_own_names(make_job: Any) -> None:
     keys = {"comment": "it's mine; $x", "reservation": "r1", "exclude": "node[3-4]", "begin": "now+1hour"}
     text = batch_of(make_job(kind="slurm", mail_type="END,FAIL", mail_user="a@b.c", **keys)).script_text()

@@ -263,7 +263,7 @@ def _unseen_load_warning(config: PretrainConfig, save: Path) -> str | None:
     if load is None or Path(load).absolute() == save or cluster.kind == "local":
         return None
     in_container = cluster.container_runtime != "none" and not Path(load).exists()
-    waits = any(word.startswith("--dependency") for word in cluster.sbatch_args)
+    waits = bool(cluster.dependency) or any(word.startswith("--dependency") for word in cluster.sbatch_args)
     if not in_container and not waits:
         return None
     why = "the job waits for another one" if waits else "it is not there on this machine"
