@@ -415,6 +415,31 @@ def test_dependency(slurm_job: Any) -> None:
     assert (first.run_dir / "finished.json").exists()
 
 
+def test_dependency_on_runs_by_name(slurm_job: Any) -> None:
+    first = slurm_job("pause=1", name="first", mode="detached")
+    assert launch.run([first]) == 0
+    second = slurm_job(name="second", dependency="first")
+    assert launch.run([second]) == 0
+    assert (first.run_dir / "finished.json").stat().st_mtime < (second.run_dir / "environment_0.json").stat().st_mtime
+    assert launch.run([slurm_job(name="third", dependency="first")]) == 0, "the first has finished"
+
+
+def test_dependency_on_a_run_that_failed_is_refused(slurm_job: Any) -> None:
+    first = slurm_job("fail_rank=0", "fail_code=5", name="first")
+    assert launch.run([first]) == 5
+    with pytest.raises(UserError, match=r"first: job \d+ ended as FAILED with exit code 5"):
+        launch.run([slurm_job(name="second", dependency="first")])
+    assert launch.run([slurm_job(name="third", dependency="afterany:first")]) == 0
+
+
+def test_teardown_runs_after_each_start(slurm_job: Any, tmp_path: Path) -> None:
+    words = ("pause=0.1", "steps=8", "fail_rank=0", "fail_code=9", "fail_at=3", "fail_starts=1")
+    lines = [f'echo "$(hostname) $code" >>{tmp_path}/ends', "exit 4"]
+    job = slurm_job(*words, restart_after_crash=True, teardown=lines)
+    assert launch.run([job]) == 0
+    assert (tmp_path / "ends").read_text() == "node1 9\nnode1 0\n"
+
+
 def test_dependency_that_fails_cancels(slurm_job: Any) -> None:
     first = slurm_job("pause=0.5", "fail_rank=0", "fail_code=5", name="first", mode="detached")
     assert launch.run([first]) == 0
