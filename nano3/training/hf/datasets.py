@@ -157,26 +157,27 @@ def collate(dataset: Any, indices: range) -> "dict[str, torch.Tensor]":
     return batch | bounds
 
 
-def split_into_passes(batch: "dict[str, torch.Tensor]", masked: bool) -> MicroBatch:
-    """Return the forward passes of a collated batch: one, or one for each document if it has their bounds.
+def split_into_passes(batch: "dict[str, torch.Tensor]", isolate: bool, masked: bool) -> MicroBatch:
+    """Return the forward passes of a collated batch: one, or one for each document.
 
     A pass of its own isolates a document completely. It has no padding, which would be routed to experts like text, and
     its result does not depend on the size of other documents.
 
     Args:
         batch: Result of `collate`.
+        isolate: Whether documents are isolated; the samples must then have bounds.
         masked: Whether some predictions do not count in the loss, so that batches have different weights.
     """
     import torch
 
-    if "cu_seqlens" not in batch and not masked:
+    if not isolate and not masked:
         return MicroBatch((batch,))
     inputs = {name: tensor for name, tensor in batch.items() if name != "cu_seqlens"}
     labels = batch["labels"]
     counted = int((labels != IGNORED).sum())
     # Given this number, the model returns the sum of the losses divided by it; otherwise their mean.
     share = {"num_items_in_batch": torch.tensor(max(counted, 1))}
-    if "cu_seqlens" not in batch:
+    if not isolate:
         return MicroBatch((inputs | share,), counted / labels.numel())
     passes = (
         {name: tensor[sample : sample + 1, first:end] for name, tensor in inputs.items()} | share

@@ -52,10 +52,9 @@ class TrainerComponents:
     export: Callable[[Any, Path], None]
 
     @property
-    def weighs_batches(self) -> bool:
-        """Whether predictions may be left out of the loss, so that micro batches count differently in a mean."""
-        train = self.config.train
-        return train.loss_mask.eod or train.document_boundaries == "isolate"
+    def isolates(self) -> bool:
+        """Whether the documents of a sample do not see each other."""
+        return self.config.train.document_boundaries == "isolate"
 
 
 @dataclass
@@ -199,7 +198,7 @@ class Loop:
         import torch
 
         accelerator = self.parts.accelerator
-        if not self.parts.weighs_batches:
+        if not (self.parts.isolates or self.parts.config.train.loss_mask.eod):
             return float(accelerator.reduce(loss, "mean").item())
         values = torch.stack([loss.double(), torch.tensor(counted, dtype=torch.float64, device=loss.device)])
         total, share = accelerator.reduce(values, "mean").tolist()
@@ -302,7 +301,7 @@ class Loop:
         with p.metrics.clock.during("data"):
             batch = collate(dataset, p.plan.samples(iteration, micro_step, p.accelerator.process_index))
             on_device = {name: tensor.to(p.accelerator.device) for name, tensor in batch.items()}
-            return split_into_passes(on_device, p.weighs_batches)
+            return split_into_passes(on_device, p.isolates, p.config.train.loss_mask.eod)
 
     def _any_rank(self, own: bool) -> bool:
         return any_rank(self.parts.accelerator, own)

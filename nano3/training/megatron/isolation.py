@@ -7,7 +7,7 @@ in Transformer Engine's format "thd", Mamba's convolution and state take the doc
 experts get the samples back one by one, so that a loss over a sequence stays one over a sample.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,24 @@ from nano3.training.megatron.settings import override_settings, typed_settings
 if TYPE_CHECKING:
     import torch
 
+# Fields that exclude isolation -> which of their values do, and what to do.
+REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model.context_parallel_size": (lambda size: size not in (None, 1), "set model.context_parallel_size=1"),
+    "model.pipeline_model_parallel_size": (
+        lambda size: size not in (None, 1),
+        "set model.pipeline_model_parallel_size=1",
+    ),
+    "model.sequence_parallel": (bool, "set train.micro_batch_size=1, or model.sequence_parallel=false"),
+    "model.cuda_graph_impl": (
+        lambda kind: kind not in (None, "none"),
+        "CUDA graphs take no documents of changing lengths; leave it out",
+    ),
+    "model.transformer_impl": (lambda kind: kind == "local", "only transformer_engine isolates documents"),
+    "model.hybrid_layer_pattern": (lambda pattern: "/" in str(pattern), "leave out multi-token prediction"),
+    "model.mtp_num_layers": (bool, "leave out multi-token prediction"),
+    "model.overlap_moe_expert_parallel_comm": (bool, "set it to false"),
+    "comm_overlap.overlap_moe_expert_parallel_comm": (bool, "set it to false"),
+}
 # Fields of a batch that have one value per token.
 TOKEN_FIELDS = ("tokens", "labels", "loss_mask", "position_ids")
 
@@ -124,16 +142,14 @@ def isolated_forward_step(state: Any, data_iterator: Any, model: Any, return_sch
     from megatron.bridge.training.losses import create_masked_next_token_loss_function
     from megatron.bridge.training.utils.flop_utils import accumulate_flops_metadata
     from megatron.bridge.training.utils.pg_utils import get_pg_collection
-    from megatron.core.utils import get_model_config
 
     if return_schedule_plan:
         raise NotImplementedError("train.document_boundaries=isolate with overlap_moe_expert_parallel_comm")
-    use_mtp = bool(getattr(get_model_config(model), "mtp_num_layers", None))
     batches = PackedBatches(data_iterator)
     state.timers("batch-generator", log_level=2).start()
     with state.straggler_timer(bdata=True):
         groups = get_pg_collection(model)
-        tokens, labels, loss_mask, _, position_ids, _ = get_batch(batches, state.cfg, use_mtp, pg_collection=groups)
+        tokens, labels, loss_mask, _, position_ids, _ = get_batch(batches, state.cfg, pg_collection=groups)
         assert batches.documents is not None  # the last call of `next` set it
         packed = packed_params(batches.documents, tokens.device)
     state.timers("batch-generator").stop()
@@ -174,28 +190,15 @@ def isolation_problems(config: PretrainConfig, known: Schema) -> list[str]:
     if config.train.document_boundaries != "isolate":
         return []
     chosen = {s.path: s for s in [*typed_settings(config), *override_settings(config.megatron, known)]}
-
-    def value(path: str) -> Any:
-        return chosen[path].value if path in chosen else known.value(path)
-
-    def given(path: str) -> str:
-        return f"{chosen[path].origin if path in chosen else f'recipe: {path}'}={value(path)}"
-
-    found = []
-    for path in ("model.context_parallel_size", "model.pipeline_model_parallel_size"):
-        if (value(path) or 1) != 1:
-            found.append((given(path), f"set {path}=1"))
-    if value("model.sequence_parallel") and config.train.micro_batch_size > 1:
-        found.append((given("model.sequence_parallel"), "set train.micro_batch_size=1, or it to false"))
-    if "model.cuda_graph_impl" in chosen and value("model.cuda_graph_impl") not in (None, "none"):
-        found.append(
-            (given("model.cuda_graph_impl"), "CUDA graphs take no documents of changing lengths; leave it out")
-        )
-    if value("model.transformer_impl") == "local":
-        found.append((given("model.transformer_impl"), "only transformer_engine isolates documents"))
-    found += [
-        (given(path), "set it to false")
-        for path in ("comm_overlap.overlap_moe_expert_parallel_comm", "model.overlap_moe_expert_parallel_comm")
-        if value(path)
-    ]
-    return [f"train.document_boundaries=isolate is not possible with {setting}: {fix}." for setting, fix in found]
+    several = config.train.micro_batch_size > 1
+    problems = []
+    for path, (refused, fix) in REFUSED.items():
+        value = chosen[path].value if path in chosen else known.value(path)
+        if path == "model.cuda_graph_impl" and path not in chosen:
+            continue  # the recipe's are switched off
+        if path == "model.sequence_parallel" and not several:
+            continue
+        if refused(value):
+            origin = chosen[path].origin if path in chosen else f"the recipe's {path}"
+            problems.append(f"train.document_boundaries=isolate is not possible with {origin}={value}: {fix}.")
+    return problems

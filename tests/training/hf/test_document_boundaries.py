@@ -25,7 +25,7 @@ def passes_and_index(folder: Path) -> dict[str, list[tuple[list[list[int]], list
     for name, lengths in CASES.items():
         dataset, expected = open_samples(write_data(folder / name, documents_of(lengths)), LENGTH, 12, isolate=True)
         for first in range(0, 12, 3):
-            batch = split_into_passes(collate(dataset, range(first, first + 3)), masked=False)
+            batch = split_into_passes(collate(dataset, range(first, first + 3)), isolate=True, masked=False)
             tokens = [inputs["input_ids"][0].tolist() for inputs in batch.passes]
             whole = [token for i in range(first, first + 3) for token in dataset[i]["tokens"].tolist()]
             sizes = [size for sample in expected[first : first + 3] for size in sample]
@@ -57,7 +57,7 @@ def document_losses(document: list[int], neighbor: list[int], first: bool, isola
     begin = 0 if first else len(neighbor)
     bounds = {"cu_seqlens": torch.tensor([[0, len(document) if first else len(neighbor), row.numel(), row.numel()]])}
     inputs = {"input_ids": row, "labels": row, "shift_labels": row.roll(-1)}
-    batch = split_into_passes(inputs | (bounds if isolate else {}), masked=False)
+    batch = split_into_passes(inputs | (bounds if isolate else {}), isolate, masked=False)
     found = []
     for one in batch.passes:
         logits = model(input_ids=one["input_ids"]).logits[0]
@@ -77,6 +77,20 @@ def test_a_documents_loss_does_not_depend_on_its_neighbor(tmp_path: Path) -> Non
     assert all(one == isolated[0][0] for position in isolated for one in position)
     _, second = Child(neighbors, (False,), tmp_path / "cross.txt").result()
     assert all(one[0] != other[0] for i, one in enumerate(second) for other in second[:i])
+
+
+def without_bounds() -> None:
+    import torch
+
+    from nano3.training.hf.datasets import split_into_passes
+
+    row = torch.tensor([[3, 4, EOD]])
+    split_into_passes({"input_ids": row, "labels": row, "shift_labels": row}, isolate=True, masked=False)
+
+
+def test_samples_without_bounds_are_never_taken_as_one_document(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="cu_seqlens"):
+        Child(without_bounds, (), tmp_path / "log.txt").result()
 
 
 def one_step(config: Any, folder: Path, lengths: list[int]) -> tuple[float, list[list[float]], list[float]]:

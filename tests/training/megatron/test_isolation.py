@@ -116,6 +116,8 @@ def test_cuda_graphs_are_off_only_if_documents_are_isolated() -> None:
             {"model": {"cuda_graph_impl": "transformer_engine"}},
             "megatron.model.cuda_graph_impl=transformer_engine: CUDA graphs take no documents",
         ),
+        ({"model__hybrid_layer_pattern": "M*E/*E"}, {}, "model.hybrid_layer_pattern=M*E/*E: leave out multi-token"),
+        ({}, {"model": {"mtp_num_layers": 1}}, "megatron.model.mtp_num_layers=1: leave out multi-token"),
         ({}, {"model": {"transformer_impl": "local"}}, "transformer_impl=local: only transformer_engine"),
         (
             {},
