@@ -4,12 +4,13 @@ The image is a file with an empty root; this machine's /usr and Python environme
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from commands import SMALL, Commands, losses
+from commands import ROOT, SMALL, Commands, losses
 from launch_helpers import HERE, eventually, last_id, log_of, state_of
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -47,11 +48,13 @@ def image(cli: Commands) -> Path:
     return path
 
 
+MOUNTS = ["/usr:/usr:ro", *(f"{prefix}:{prefix}:ro" for prefix in sorted({sys.prefix, sys.base_prefix}))]
+
+
 @pytest.fixture(scope="module")
-def in_container(image: Path) -> list[str]:
+def in_container() -> list[str]:
     """The overrides for ranks in the image, under this machine's Python environment."""
-    mounts = ["/usr:/usr:ro", *(f"{prefix}:{prefix}:ro" for prefix in sorted({sys.prefix, sys.base_prefix}))]
-    quoted = ",".join(f"'{mount}'" for mount in mounts)
+    quoted = ",".join(f"'{mount}'" for mount in MOUNTS)
     return ["cluster.container_runtime=apptainer", f"cluster.mounts=[{quoted}]", f"cluster.python={sys.executable}"]
 
 
@@ -112,3 +115,11 @@ def test_a_killed_rank_ends_the_job_with_its_code(cli: Commands, command: list[s
 def test_an_image_without_python_fails_with_its_reason(cli: Commands, command: list[str]) -> None:
     done = cli(*command, "run.name=no-python", "cluster.python=python9", code=255)
     assert "python9" in done.stdout + done.stderr
+
+
+def test_the_doctor_says_inside_what_works(cli: Commands, image: Path) -> None:
+    binds = [word for bind in [*MOUNTS, str(ROOT), str(cli.folder)] for word in ("--bind", bind)]
+    words = ["apptainer", "exec", *binds, "--pwd", str(cli.folder), str(image), sys.executable, "-m", "nano3", "doctor"]
+    done = subprocess.run(words, env=cli.env, capture_output=True, text=True, check=True)
+    assert re.search(r"^backend=transformers +torch ", done.stdout, re.MULTILINE), done.stdout + done.stderr
+    assert re.search(r"^backend=megatron +\S", done.stdout, re.MULTILINE)
