@@ -37,7 +37,8 @@ def main() -> None:
             if PYTEST.match(line) and not (side_by_side and line.startswith("PASSED")):
                 print(shortened(line).rstrip())
         print()
-    for path in sorted(logs.iterdir(), key=lambda p: [float(number) for number in p.stem.split("_")]):
+    numbered = [path for path in logs.iterdir() if path.name[0].isdigit()]  # the rest are notes of tests
+    for path in sorted(numbered, key=lambda p: [float(number) for number in p.stem.split("_")]):
         for line in path.read_text(errors="replace").splitlines():
             if line.startswith(STARTS) or ITERATION.match(line):
                 print(shortened(line))

@@ -251,12 +251,22 @@ def test_lost_and_too_few_kills_are_found(gpu_tests: ModuleType) -> None:
 
 # Tests that have not passed on a GPU as they are written; why is in the transcript.
 NOT_YET_PASSED = {
-    "test_a_kill_during_a_save_loses_at_most_one_interval",
+    "test_the_micro_batch_size_does_not_matter",
+    "test_an_isolated_run_validates_stops_and_resumes",
+    "test_what_cannot_be_isolated_is_refused",
+    "test_a_dense_model_with_rotary_positions_is_isolated_too",
+    "test_a_documents_loss_does_not_depend_on_its_neighbor",
     "test_a_poisoned_batch_is_rolled_back_and_left_out",
-    "test_a_rank_that_is_killed_alone_leaves_no_writer",
-    "test_checkpoints_are_exported_while_it_trains",
+    "test_a_kill_during_a_save_loses_at_most_one_interval",
+    "test_without_slurm",
+    "test_attached",
+    "test_requeued_by_slurm",
+    "test_stopped_at_the_time_limit",
+    "test_a_killed_rank",
+    "test_two_points_take_turns_on_one_gpu",
+    "test_preparation_then_training",
 }
-TRANSCRIPTS = ("tests_h200_x2.txt", "tests_h200_saving_guard.txt")
+TRANSCRIPTS = ("tests_h200_x2.txt", "tests_h200_saving_guard.txt", "tests_h200_writers.txt")
 
 
 def test_the_transcripts_have_every_gpu_test_passed() -> None:
