@@ -43,7 +43,7 @@ SETTINGS = [
 CLUSTER = ["cluster=slurm", "cluster.mem=12G", "cluster.time=20", "cluster.poll_s=0.5"]
 ON_GPU = [*CLUSTER, "cluster.gpus_per_node=1", "cluster.cpus_per_task=3"]
 # The sweep has a node of its own, whose only GPU its points must take in turn.
-SWEEP_NODE = "node5"
+SWEEP_NODE = "node6"
 ELSEWHERE = f"cluster.exclude={SWEEP_NODE}"
 # Losses of repeated runs: Megatron's kernels are not deterministic. The first iterations, all, those after a resume.
 FIRST, EARLY, LATE, RELOGGED = 10, 5e-3, 0.1, 5e-3
@@ -205,8 +205,8 @@ def test_stopped_at_the_time_limit(runs: Runs) -> None:
     words = [
         "train.exit_iteration=null",
         "checkpoint.save_interval=1000",
-        "cluster.time=3",
-        "cluster.signal_delay_s=100",
+        "cluster.time=4",
+        "cluster.signal_delay_s=140",
     ]
     process = runs.popen(*command(runs, "limited", *words))
     eventually(lambda: process.poll() is not None or "resuming from" in whole_log(runs, "limited"))

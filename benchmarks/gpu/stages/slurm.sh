@@ -1,8 +1,9 @@
 # A real GPU under a real Slurm (tests/gpu/test_gpu_slurm.py), against the same run without Slurm. The Slurm is that of
 # tests/slurm/devcluster.sh; where nothing can be downloaded, its packages come from .gpu/slurm (apt-get download munge libmunge2
-# libhwloc15 libnuma1 libjson-c5 libyaml-0-2 slurm-client slurm-wlm-basic-plugins slurmctld slurmd). Needs root.
+# libhwloc15 libnuma1 libjson-c5 libyaml-0-2 slurm-client slurm-wlm-basic-plugins slurmctld slurmd; or one package of what is needed
+# of them). Needs root.
 #   NANO3_GPU_BACKEND=transformers   rehearse it without a GPU: a small model on the CPU in place of Megatron, otherwise the same
-#   FIRST_LIMIT, REST_LIMIT          seconds for the two parts
+#   FIRST_LIMIT, REST_LIMIT          seconds for the two parts, the second one also for all tests in one
 export NANO3_GPU_RUNS=$K/slurm
 SLURM_DIR=${SLURM_DIR:-/tmp/nano3-slurm}; TRANSCRIPT=$OUT/slurm.txt
 slurm_packages() { # into /, without replacing what is there
@@ -20,15 +21,16 @@ slurm_tests() { # SECONDS PART TESTS AT_ONCE
   return $rc; }
 slurm_stage() {
   slurm_packages || { say "slurm: its packages cannot be unpacked"; return 1; }
-  # Every node has the same one GPU, so jobs of several tests share it: five nodes are five runs at the same time.
-  tests/slurm/devcluster.sh up "$SLURM_DIR" --no-accounting --nodes 5 --gpus 1 --cpus 16 --mem 24000 || return
+  # Every node has the same one GPU, so jobs of several tests share it: six nodes are six runs at the same time.
+  tests/slurm/devcluster.sh up "$SLURM_DIR" --no-accounting --nodes 6 --gpus 1 --cpus 16 --mem 24000 || return
   source "$SLURM_DIR/env.sh"
   mkdir -p "$NANO3_GPU_RUNS/logs"
-  # The first two runs compile the kernels, side by side; everything else finds them compiled.
-  slurm_tests "${FIRST_LIMIT:-215}" first "without_slurm or attached" 2 && slurm_tests "${REST_LIMIT:-215}" rest "not without_slurm and not attached" 5
+  # Without compiled kernels, the first two runs compile them, side by side, and everything else finds them.
+  if [ -d "$NANO3_CACHE/kernels" ]; then slurm_tests "${REST_LIMIT:-290}" all test 7
+  else slurm_tests "${FIRST_LIMIT:-235}" first "without_slurm or attached" 2 && slurm_tests "${REST_LIMIT:-215}" rest "not without_slurm and not attached" 5; fi
   local rc=$?
   { sinfo --version; sinfo -N -p batch -o "%N %G %c %m"; squeue -a -t all -S i -o "%.10i %.24j %.12T %.8M %.20S %.20e %.6N %r" | sed 's/ *$//'
-    python3 benchmarks/gpu/transcript.py "$NANO3_GPU_RUNS/logs" "$OUT"/slurm_{first,rest}.txt; } > "$TRANSCRIPT" 2>&1
+    python3 benchmarks/gpu/transcript.py "$NANO3_GPU_RUNS/logs" $(ls "$OUT"/slurm_{first,rest,all}.txt 2> /dev/null); } > "$TRANSCRIPT" 2>&1
   tar -czf "$OUT/slurm_logs.tar.gz" -C "$NANO3_GPU_RUNS" logs -C "$SLURM_DIR" log
   tests/slurm/devcluster.sh down "$SLURM_DIR" --purge
   return $rc; }
