@@ -1,13 +1,15 @@
 """The command line as users see it: exit codes, messages, no tracebacks for typos, all problems at once."""
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from commands import ROOT
 from omegaconf import OmegaConf
 
 from nano3.artifacts import store
@@ -22,15 +24,43 @@ Command = Callable[..., Run]
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Command:
-    """Run `python -m MODULE ARGS` in an empty folder with an empty artifact store."""
-    env = {**os.environ, "NANO3_HOME": str(tmp_path / "home"), "PYTHONPATH": str(Path(__file__).parents[2])}
-    env.pop("HYDRA_FULL_ERROR", None)
+def env(tmp_path: Path) -> dict[str, str]:
+    """The environment of a command: an empty artifact store."""
+    found = {**os.environ, "NANO3_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    found.pop("HYDRA_FULL_ERROR", None)
+    return found
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator["subprocess.Popen[str]"]:
+    """A process that runs commands in forks of itself."""
+    words = [sys.executable, str(ROOT / "tests/forked_commands.py")]
+    own = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(words, env=own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+
+
+@pytest.fixture
+def run(forks: "subprocess.Popen[str]", tmp_path: Path, env: dict[str, str]) -> Command:
+    """Run `python -m MODULE ARGS` in an empty folder, in a fork of a process that has imported nano3."""
+    assert forks.stdin is not None and forks.stdout is not None
+    to, back = forks.stdin, forks.stdout
 
     def call(module: str, *args: str, **more: str) -> Run:
-        return subprocess.run(
-            [sys.executable, "-m", module, *args], cwd=tmp_path, env={**env, **more}, capture_output=True, text=True
-        )
+        words = [module, *args]
+        print(json.dumps({"words": words, "cwd": str(tmp_path), "env": {**env, **more}}), file=to, flush=True)
+        return Run(words, *json.loads(back.readline()))
+
+    return call
+
+
+@pytest.fixture
+def start(tmp_path: Path, env: dict[str, str]) -> Command:
+    """Run `python -m MODULE ARGS` in an empty folder, in a process of its own."""
+
+    def call(module: str, *args: str, **more: str) -> Run:
+        words = [sys.executable, "-m", module, *args]
+        return subprocess.run(words, cwd=tmp_path, env={**env, **more}, capture_output=True, text=True)
 
     return call
 
@@ -253,8 +283,8 @@ def test_open_keys_that_hydra_accepts(run: Command, args: list[str], key: str, v
 
 
 @pytest.mark.parametrize("module", [PRETRAIN, PREP, TOOL])
-def test_version(run: Command, module: str) -> None:
-    assert run(module, "--version").stdout.startswith("nano3 0.")
+def test_version(start: Command, module: str) -> None:
+    assert start(module, "--version").stdout.startswith("nano3 0.")
 
 
 HEAVY = {"torch", "megatron", "transformers", "datasets", "wandb", "accelerate", "matplotlib"}
@@ -274,9 +304,9 @@ HEAVY = {"torch", "megatron", "transformers", "datasets", "wandb", "accelerate",
     ],
     ids=lambda v: v if isinstance(v, str) else " ".join(v),
 )
-def test_light_start(run: Command, module: str, args: list[str]) -> None:
+def test_light_start(start: Command, module: str, args: list[str]) -> None:
     """`-X importtime` lists every module imported, on stderr."""
-    done = run(module, *args, PYTHONPROFILEIMPORTTIME="1")
+    done = start(module, *args, PYTHONPROFILEIMPORTTIME="1")
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if "|" in line}
     assert "hydra" in imported
     # Searching for a module in `megatron`, a namespace package, imports the empty namespace only.

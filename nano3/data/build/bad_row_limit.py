@@ -98,7 +98,7 @@ def check_dataset(plan: Plan, number: int, receipts: list[UnitReceipt], complete
         return ""
     finished = {r.unit - base for r in receipts}
     complete = complete or all(u in finished or not dataset.file_ranges(u) for u in range(dataset.units))
-    most = f"{int(limit):,} rows" if limit >= 1 else f"{100 * limit:g} % of the rows"
+    most = f"{int(limit):,} row{'s' * (limit > 1)}" if limit >= 1 else f"{100 * limit:g} % of the rows"
     so_far = "" if complete else " read so far"
     kinds: dict[str, int] = {}
     for receipt in receipts:

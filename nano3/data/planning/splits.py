@@ -230,10 +230,14 @@ def check_bad_rows(batch: Batch, source: FileRange, options: PrepOptions, datase
         return
     key, _, reason = batch.bad[0]
     if key <= len(UTF8_BOM) and not batch.texts and all(detail.startswith(NO_FIELD) for _, _, detail in batch.bad):
+        missing, _, fields = reason.removeprefix(f"{NO_FIELD} ").partition("; ")
+        what = f"text_field={source.text_field}"
+        if missing != repr(source.text_field):  # a template
+            what = f"field {missing} of {what}"
         raise UserError(
-            f"dataset {dataset!r}: text_field={source.text_field} is in none of the first {len(batch.bad):,} rows of "
-            f"{source.path}; {reason.partition('; ')[2]}. Set the dataset's text_field to the one that holds the text, "
-            "or bad_rows=skip to leave such rows out."
+            f"dataset {dataset!r}: {what} is in none of the first {len(batch.bad):,} rows of {source.path}; "
+            f"{fields}. Set the dataset's text_field to the one that holds the text, or bad_rows=skip to leave such "
+            "rows out."
         )
     raise bad_row_error(source, key, dataset, reason)
 

@@ -69,6 +69,9 @@ REFUSED = {
     "tar": ("is a tar archive", "mkdir NEW && tar -xf OLD -C NEW, and set path to the folder NEW"),
     "zip": ("is a zip archive", "unzip OLD -d NEW, and set path to the folder NEW"),
     "utf16": ("is UTF-16, not UTF-8", "iconv -f UTF-16 -t UTF-8 OLD > NEW"),
+    # Without a byte order mark, by which iconv would know the order.
+    "utf16le": ("is UTF-16LE, not UTF-8", "iconv -f UTF-16LE -t UTF-8 OLD > NEW"),
+    "utf16be": ("is UTF-16BE, not UTF-8", "iconv -f UTF-16BE -t UTF-8 OLD > NEW"),
     "utf32": ("is UTF-32, not UTF-8", "iconv -f UTF-32 -t UTF-8 OLD > NEW"),
 }
 REFUSED_SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tar": "tar", ".tgz": "tar", ".zip": "zip"}
@@ -81,7 +84,7 @@ WIDE_MARKS = (
     (b"\xff\xfe", "utf16"),
     (b"\xfe\xff", "utf16"),
 )
-WIDE_JSON = (b"{\x00", b"[\x00", b"\x00{", b"\x00[")  # UTF-16 without a byte order mark
+WIDE_JSON = {b"{\x00": "utf16le", b"[\x00": "utf16le", b"\x00{": "utf16be", b"\x00[": "utf16be"}
 
 MAGIC = tuple((magic, name) for name, f in FORMATS.items() for magic in f.magic)
 TEXT_SUFFIXES = FORMATS["txt"].suffixes
@@ -112,15 +115,26 @@ def detect_format(head: bytes, name: str, unpacked: bool = False) -> str | None:
     # A compressed file without known magic bytes: the suffix below the compression does not describe these bytes.
     suffix = inner_suffix(name) if unpacked or not name.lower().endswith(COMPRESSED_SUFFIXES) else ""
     if suffix in TEXT_SUFFIXES:
-        return "txt"
+        return unmarked_utf16(head) or "txt"
     start = head.removeprefix(UTF8_BOM).lstrip()
-    if suffix in JSON_SUFFIXES and head.startswith(WIDE_JSON):
-        return "utf16"
+    if suffix in JSON_SUFFIXES and (kind_of_wide := WIDE_JSON.get(head[:2]) or unmarked_utf16(head)):
+        return kind_of_wide
     if start.startswith(b"["):
         return "json"
     if start.startswith(b"{"):
         return "json" if continues_on_next_line(start) else "jsonl"
     return "jsonl" if suffix in JSON_SUFFIXES else REFUSED_SUFFIXES.get(suffix)
+
+
+def unmarked_utf16(head: bytes) -> str | None:
+    """Return the kind of UTF-16 without a byte order mark, or None. In Latin text, every other byte is 0."""
+    half = min(len(head), 256) // 2
+    first, second = head[: 2 * half : 2].count(0), head[1 : 2 * half : 2].count(0)
+    if head.startswith(UTF8_BOM):
+        return None
+    if 2 * second > half and not first:
+        return "utf16le"
+    return "utf16be" if 2 * first > half and not second else None
 
 
 def continues_on_next_line(start: bytes) -> bool:

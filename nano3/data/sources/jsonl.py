@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from nano3.data.sources.formats import UTF8_BOM
-from nano3.data.sources.text_field import LIST_ADVICE, NO_FIELD, BadRow, BadRowError, parse_text_field
+from nano3.data.sources.text_field import LIST_ADVICE, NO_FIELD, BadRow, BadRowError, describe_type, parse_text_field
 from nano3.utils.errors import Failure, list_some
 
 BLOCK = 4 << 20  # bytes
@@ -273,7 +273,7 @@ class JsonRows:
         if not self._plain:
             return self._selected_text(row, line)
         if not isinstance(row, dict):
-            raise BadRowError("not_json", f"a JSON {type(row).__name__}, not an object")
+            raise BadRowError("not_json", f"{describe_type(row)}, not an object")
         if self._field not in row:
             raise BadRowError("no_text", f"{NO_FIELD} {self._field!r}; its fields: {list_some(row)}")
         text = row[self._field]
@@ -281,12 +281,12 @@ class JsonRows:
             raise BadRowError("null", f"{self._field!r} is null")
         if not isinstance(text, str):
             advice = f". {LIST_ADVICE}" if isinstance(text, list) else ""
-            raise BadRowError("no_text", f"{self._field!r} is a {type(text).__name__}, not a string{advice}")
+            raise BadRowError("no_text", f"{self._field!r} is {describe_type(text)}, not a string{advice}")
         return self._checked(text, line)
 
     def _selected_text(self, row: Any, line: bytes) -> str:
         if not isinstance(row, dict):
-            raise BadRowError("not_json", f"a JSON {type(row).__name__}, not an object")
+            raise BadRowError("not_json", f"{describe_type(row)}, not an object")
         return self._checked(self._text_field.text_of(row), line)
 
     def _checked(self, text: str, line: bytes) -> str:

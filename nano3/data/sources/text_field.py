@@ -18,6 +18,10 @@ from nano3.utils.errors import list_some
 
 BadRow = tuple[int, str, str]  # key; "not_json", "not_utf8", "no_text", or "null"; what is wrong
 NO_FIELD = "no field"  # start of the message for a row without the text field
+JSON_TYPES: dict[type, str] = {
+    **{str: "a string", bool: "true or false", int: "a number", float: "a number"},
+    **{list: "a list", dict: "an object", type(None): "null"},
+}
 LIST_ADVICE = "Set the dataset's text_separator to join the strings of lists"
 
 
@@ -77,8 +81,13 @@ class TextField:
             return self.separator.join(self._convert(field, item) for item in value)
         if not isinstance(value, str):
             advice = f". {LIST_ADVICE}" if isinstance(value, list) else ""
-            raise BadRowError("no_text", f"{field!r} is a {type(value).__name__}, not a string{advice}")
+            raise BadRowError("no_text", f"{field!r} is {describe_type(value)}, not a string{advice}")
         return value
+
+
+def describe_type(value: Any) -> str:
+    """Return the type of a value of a row in words of JSON, or its Python type if JSON has no such values."""
+    return JSON_TYPES.get(type(value), f"a {type(value).__name__}")
 
 
 def find_value(row: dict[str, Any], field: str) -> Any:

@@ -133,6 +133,11 @@ NO = "no field 'text'; its fields: body"
 BAD_ROWS = {
     "no_row_has_the_field": (batch([(0, "no_text", NO), (9, "no_text", NO)]), UserError, "none of the first 2 rows"),
     "behind_a_byte_order_mark": (batch([(3, "no_text", NO)]), UserError, "its fields: body"),
+    "a_field_of_a_template": (
+        batch([(0, "no_text", "no field 'no'; its fields: a")]),
+        UserError,
+        "field 'no' of text_field=text",
+    ),
     "one_row_has_it": (batch([(0, "no_text", NO)], texts=1), Failure, "row 1 .*no field"),
     "another_fault_too": (batch([(0, "no_text", NO), (9, "null", "'text' is null")]), Failure, "row 1 .*no field"),
     "not_at_the_start": (batch([(28, "no_text", NO)]), Failure, "row 3 .*Fix the row"),

@@ -66,6 +66,7 @@ INPUTS: dict[str, tuple[bytes | None, list[str] | None]] = {
     "pretty.json.zst": (pack(PRETTY.encode(), ".zst"), TEXTS),
     "a.txt.xz": (lzma.compress(TEXTS[2].encode()), TEXTS[2:]),
     "utf16.jsonl": (LINES.encode("utf-16"), None),
+    "utf16be.txt": (TEXTS[1].encode("utf-16-be"), None),
     "utf32.txt": (TEXTS[1].encode("utf-32"), None),
     "a.csv": (CSV.encode(), None),
     "a.tsv.gz": (gzip.compress(CSV.replace(",", "\t").encode()), None),
@@ -170,15 +171,18 @@ HEADS = {
     "leading commas": (b'{ "id": 1\n, "text": "a"}', "json"),
     "list of objects": (b'{"x": [\n{"y": 1}], "text": "a"}', "json"),
     "long second line": (b'{\n "text": "' + b"a" * 70_000, "json"),
-    "wide": ('{"text": "a"}\n'.encode("utf-16-le"), "utf16"),
-    "wide, big": ('{"text": "a"}\n'.encode("utf-16-be"), "utf16"),
+    "wide": ('{"text": "a"}\n'.encode("utf-16-le"), "utf16le"),
+    "wide, after a blank line": ('\n{"text": "a"}\n'.encode("utf-16-le"), "utf16le"),
+    "wide, big": ('{"text": "a"}\n'.encode("utf-16-be"), "utf16be"),
+    "wide, few Latin characters": (('{"text": "' + "語" * 200).encode("utf-16-be"), "utf16be"),
+    "a NUL": (b'{"text": "a\0b"}', "jsonl"),
 }
 
 
 @pytest.mark.parametrize(("head", "kind"), HEADS.values(), ids=HEADS.keys())
 def test_objects_over_several_lines_are_detected(head: bytes, kind: str) -> None:
     assert detect_format(head[:65536], "a.json") == kind
-    assert detect_format(b"\xef\xbb\xbf" + head[:65533], "a.json") == (kind if kind != "utf16" else "jsonl")
+    assert detect_format(b"\xef\xbb\xbf" + head[:65533], "a.json") == (kind if "utf16" not in kind else "jsonl")
 
 
 def test_bad_objects_over_several_lines_are_rows(tmp_path: Path) -> None:
@@ -221,15 +225,15 @@ def test_csv_is_left_out_of_a_folder_and_named_if_alone(
 
 def test_commands_convert(tmp_path: Path) -> None:
     """The commands of the errors make files that are read."""
-    for name, kind in (("a.csv", "csv"), ("utf16.jsonl", "utf16"), ("a.tar", "tar")):
+    for name, kind in (("a.csv", "csv"), ("utf16.jsonl", "utf16"), ("a.tar", "tar"), ("utf16be.txt", "utf16be")):
         path = make(tmp_path / "in", name)
         command = REFUSED[kind][1].partition(", and")[0].replace("python ", f"{sys.executable} ", 1)
         if not shutil.which(command.split()[0]):
             continue
-        new = tmp_path / f"new.{kind}.jsonl"
+        new = tmp_path / f"new.{kind}{'.txt' if name.endswith('.txt') else '.jsonl'}"
         command = command.replace("OLD", str(path)).replace("NEW.jsonl", str(new)).replace("NEW", str(new))
         subprocess.run(command, shell=True, check=True)
         new = new / "000.txt" if kind == "tar" else new
         texts = [text for batch in read_documents(file_range(new)) for text in batch.texts]
-        assert texts == (["one"] if kind == "tar" else TEXTS)
+        assert texts == {"tar": ["one"], "utf16be": TEXTS[1:2]}.get(kind, TEXTS)
     assert CSV_COMMAND.count("{}") == 1

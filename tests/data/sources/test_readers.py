@@ -159,7 +159,7 @@ def test_row_groups_belong_to_the_range_they_start_in(tmp_path: Path) -> None:
 LINES = {
     "null": (b'{"text": null}', "null", "is null"),
     "missing": (b'{"body": "a"}', "no_text", "its fields: body"),
-    "number": (b'{"text": 3}', "no_text", "int, not a string"),
+    "number": (b'{"text": 3}', "no_text", "number, not a string"),
     "list": (b'{"text": ["a"]}', "no_text", "list, not a string"),
     "array_row": (b'["a"]', "not_json", "not an object"),
     "null_row": (b"null", "not_json", "not an object"),

@@ -92,7 +92,7 @@ BAD = {
     "null object": ("doc.text", None, {"doc": None}, "null: 'doc.text' is in an object that is null"),
     "missing": ("doc.text", None, {"doc": {"body": "a"}, "n": 1}, "no_text: no field 'doc.text'; its fields: doc, n"),
     "not an object": ("doc.text", None, {"doc": "a"}, "no_text: no field 'doc.text'; its fields: doc"),
-    "number": ("{a} {b}", None, {"a": "x", "b": 3}, "no_text: 'b' is a int, not a string"),
+    "number": ("{a} {b}", None, {"a": "x", "b": 3}, "no_text: 'b' is a number, not a string"),
     "list": ("a", None, {"a": ["x"]}, "no_text: 'a' is a list, not a string. Set the dataset's text_separator"),
     "list in a template": ("{a}.", None, {"a": ["x"]}, "no_text: 'a' is a list, .* text_separator"),
     "null in a list": ("a", " ", {"a": ["x", None]}, "null: 'a' is null"),
@@ -108,7 +108,7 @@ def test_bad_rows(tmp_path: Path, field: str, separator: str | None, row: dict[s
     texts, bad = read(path, field, separator)
     assert (texts, len(bad)) == ([], 2)
     assert re.search(reason, bad[0])
-    assert bad[1] == "not_json: a JSON int, not an object"
+    assert bad[1] == "not_json: a number, not an object"
 
 
 def test_bad_rows_of_columns(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_sample_and_bad_row_in_a_run(tmp_path: Path, byte_bpe: Path) -> None:
     made = run([source(path, text_field="doc.text")], tmp_path / "out", byte_bpe, sample=20)
     assert made.datasets[0].documents == 20
     lines = write_rows(tmp_path / "a.jsonl", [*ROWS, {"parts": "text"}, {"parts": [1]}])
-    with pytest.raises(Failure, match=r"a\.jsonl: row 52 .*'parts' is a int"):
+    with pytest.raises(Failure, match=r"a\.jsonl: row 52 .*'parts' is a number"):
         run([source(lines, text_field="parts", text_separator=" ")], tmp_path / "out2", byte_bpe, test_fraction=0.9)
 
 
