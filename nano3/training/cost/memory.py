@@ -18,8 +18,10 @@ KEPT_FACTOR: Final[dict[str, float]] = {"M": 1.0, "*": 1.0, "-": 1.0, "E": 1.0}
 # Bytes per token and id of the logits: bf16, as fp32, and again after subtracting their maximum. Seen in an
 # out-of-memory error of Megatron-Core 0.19 (benchmarks/results/gpu/recipe_h100.txt).
 LOGIT_BYTES: Final = 10
-# Share of the activations of a layer that is needed once more while its backward pass runs.
-WORKING_FACTOR: Final = 1.0
+# Temporary tensors of the backward pass of a layer over counted bytes of the activations inside it, by kind; and with
+# recomputation those of its second forward pass.
+WORKING_FACTOR: Final[dict[str, float]] = {"M": 1.0, "*": 1.0, "-": 1.0, "E": 1.0}
+AGAIN_FACTOR: Final = 1.0
 # Activations kept with FP8, compared to bf16 (benchmarks/results/gpu/tune_h200_mbs16_fp8.jsonl and _no_recompute).
 FP8_FACTOR: Final = 0.9
 # Bytes that every rank needs besides: buffers of the optimizer, cuBLAS workspaces.
@@ -83,8 +85,18 @@ def _stage(w: Workload, first: bool, last: bool) -> Memory:
         gradients=w.gradient_bytes * (dense + experts),
         optimizer=w.optimizer_bytes * (dense / shares[0] + experts / shares[1]),
         activations=activations,
-        temporary=max([logits, *(working_bytes(w, kind) for kind in a.layers)]),
+        temporary=_temporary_bytes(w, logits),
     )
+
+
+def _temporary_bytes(w: Workload, logits: float) -> float:
+    """Return the bytes that are needed for a moment: by the loss, or by the backward pass of one layer.
+
+    CUDA graphs have a pool of their own, which nothing else uses while they are idle.
+    """
+    working = {kind: working_bytes(w, kind) for kind in w.model.layers}
+    pool = max([working[kind] for kind in working if w.is_graphed(kind)], default=0.0)
+    return pool + max([logits, *(size for kind, size in working.items() if not w.is_graphed(kind))])
 
 
 def _local_parameters(w: Workload, first: bool, last: bool) -> tuple[float, float]:
@@ -143,6 +155,5 @@ def working_bytes(w: Workload, kind: str) -> float:
         w: The workload.
         kind: Layer kind: M, E, * or -.
     """
-    inside = layer_bytes(w, kind) * WORKING_FACTOR
-    again = w.recompute == FULL or (kind == "E" and "moe" in w.recompute)
-    return inside + (layer_bytes(w, kind) if again else 0.0)
+    again = AGAIN_FACTOR * w.repeats_forward(kind)
+    return layer_bytes(w, kind) * (WORKING_FACTOR[kind] + again)

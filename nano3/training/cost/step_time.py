@@ -14,7 +14,8 @@ from typing import Final
 
 from nano3.training.checks.model_stats import layer_flops, layer_parameters
 from nano3.training.cost.gpus import GpuKind
-from nano3.training.cost.workload import FULL, Workload
+from nano3.training.cost.memory import layer_bytes
+from nano3.training.cost.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Constants:
         half_rows: Rows at which a matrix product reaches half of that.
         core: Share of the peak of the core of attention.
         fp8: Share of the FP8 peak, compared to the share of the bf16 peak.
+        casts: Bytes per value that a layer's products read, for scaling and casting it to FP8.
         residual: Bytes per unit of the hidden size, of every layer: norms, residuals, casts.
         mamba: Bytes per unit of the inner width: convolution, scan and gated norm.
         attention: Bytes per unit of the width of queries, keys and values.
@@ -48,6 +50,7 @@ class Constants:
     half_rows: float = 200.0
     core: float = 0.45
     fp8: float = 0.75
+    casts: float = 20.0
     residual: float = 60.0
     mamba: float = 250.0
     attention: float = 30.0
@@ -69,7 +72,6 @@ class Constants:
 
 
 MEASURED: Final = Constants()
-_GRAPHED: Final[dict[str, str]] = {"M": "mamba", "*": "attn", "-": "mlp", "E": "moe"}
 
 
 @dataclass(frozen=True)
@@ -145,20 +147,16 @@ def layer_time(w: Workload, kind: str, gpu: GpuKind, c: Constants) -> float:
         rows = w.routed_tokens / max(w.local_experts, 1)
         computed += flops.routed * tokens / (peak * c.products * _saturation(rows, c))
     computed += flops.core * tokens / (gpu.bf16 * c.core)
-    moved = moved_bytes(w, kind, c) / gpu.bandwidth
+    moved = moved_bytes(w, kind, c)
+    if w.fp8 and gpu.fp8:
+        moved += c.casts * layer_bytes(w, kind) / 2
+    moved /= gpu.bandwidth
     # The backward pass costs twice the forward pass; what is recomputed runs forward once more.
-    return 3 * computed + moved + _recomputed(w, kind) * (computed + moved / 3)
+    return 3 * computed + moved + w.repeats_forward(kind) * (computed + moved / 3)
 
 
 def _saturation(rows: float, c: Constants) -> float:
     return rows / (rows + c.half_rows)
-
-
-def _recomputed(w: Workload, kind: str) -> float:
-    """Return which share of a layer's forward pass the backward pass repeats."""
-    if w.recompute == FULL or (kind == "E" and "moe" in w.recompute) or (kind == "-" and "mlp" in w.recompute):
-        return 1.0
-    return 0.0
 
 
 def moved_bytes(w: Workload, kind: str, c: Constants) -> float:
@@ -190,9 +188,9 @@ def host_time(w: Workload, kind: str, c: Constants) -> float:
         kind: Layer kind: M, E, * or -.
         c: The constants.
     """
-    if _GRAPHED[kind] in w.graphs:
+    if w.is_graphed(kind):
         return c.host_graph
-    again = 1 + _recomputed(w, kind) / 3
+    again = 1 + w.repeats_forward(kind) / 3
     return (c.host[kind] + (c.host_expert * w.local_experts if kind == "E" else 0.0)) * again
 
 
@@ -234,7 +232,7 @@ def exchange_time(w: Workload, kind: str, gpu: GpuKind, c: Constants) -> float:
     if layout.context > 1:
         seconds += _context_bytes(w, kind) / (_link(gpu, layout.context, gpu.domain // layout.tensor) * c.collective)
     if kind == "E" and layout.expert > 1:
-        times = 4 + 2 * (_recomputed(w, kind) > 0)  # dispatch and combine
+        times = 4 + 2 * (w.repeats_forward(kind))  # dispatch and combine
         sent = times * 2 * w.routed_tokens * a.hidden_size * (layout.expert - 1) / layout.expert
         seconds += sent / (_exchange_link(gpu, layout.expert) * c.exchange[w.dispatcher])
     return seconds

@@ -11,6 +11,8 @@ from nano3.training.checks.parallel_layout import ParallelLayout
 
 # Recompute everything between the inputs of two layers (recompute_granularity=full).
 FULL: Final = ("full",)
+# Names of layer kinds in cuda_graph_modules.
+_GRAPHED: Final[dict[str, str]] = {"M": "mamba", "*": "attn", "-": "mlp", "E": "moe"}
 BYTES: Final[dict[str, int]] = {"float32": 4, "fp32": 4, "bfloat16": 2, "bf16": 2, "float16": 2, "fp16": 2, "uint8": 1}
 
 
@@ -72,6 +74,15 @@ class Workload:
     def routed_tokens(self) -> float:
         """Copies of tokens that the experts of one rank process in one MoE layer, if routing is balanced."""
         return self.tokens / self.layout.tensor * self.model.moe_router_topk
+
+    def is_graphed(self, kind: str) -> bool:
+        """Return whether CUDA graphs launch the kernels of a layer kind."""
+        return _GRAPHED[kind] in self.graphs
+
+    def repeats_forward(self, kind: str) -> bool:
+        """Return whether the backward pass of a layer kind repeats its forward pass."""
+        module = {"E": "moe", "-": "mlp"}.get(kind)
+        return self.recompute == FULL or module in self.recompute
 
 
 def workload_from_config(
