@@ -13,8 +13,6 @@ OUTSIDE = {
     "memory": {"tune_h200_mbs4_recipe": "recomputation beside CUDA graphs keeps more than the layers alone"},
     "time": {
         "tune_h200_mbs4_recipe": "recomputation",
-        "tune_h200_mbs16_fp8": "FP8 gains less at these widths",
-        "Nano, 8 GB200, MXFP8": "FP8 gains less at these widths",
         "recipe_h100_x2": HOST,
         "undisturbed": HOST,
         "disturbed": HOST,

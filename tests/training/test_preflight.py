@@ -257,6 +257,35 @@ def test_the_profile_for_one_hopper_gpu(config: PretrainConfig) -> None:
     assert not any("GB per GPU" in w for w in plan.warnings)
 
 
+def test_estimates_are_for_the_gpu_of_the_run(config: PretrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nano3.training.cost.gpus.local_gpu", lambda: None)
+    assumed = dict(preflight(config).rows)
+    assert assumed["GPU"].startswith("H100, assumed") and " H100: " in assumed["time"]
+    config.cluster.gpu = "gb200"
+    chosen = dict(preflight(config).rows)
+    assert "GPU" not in chosen and " GB200: " in chosen["time"]
+    assert chosen["time"].partition(": ")[2] != assumed["time"].partition(": ")[2]
+    config.cluster.gpu = "gb20"
+    assert any("cluster.gpu=gb20: no such kind of GPU. Did you mean" in p for p in preflight(config).problems)
+
+
+def test_a_run_that_does_not_fit_names_the_command_that_finds_what_fits(config: PretrainConfig) -> None:
+    config.cluster.gpu = "h100"
+    config.model = model("nemotron_3_nano")
+    config.model.expert_model_parallel_size = 1
+    words = " ".join(preflight(config).warnings)
+    assert "GB per GPU do not fit into the 79 GB of one H100" in words and "nano3 plan" in words
+
+
+def test_a_layout_that_megatron_refuses_is_refused_before(config: PretrainConfig) -> None:
+    config.model = model("nemotron_3_nano")
+    config.cluster.nproc_per_node, config.train.global_batch_size = 6, 12
+    config.model.expert_model_parallel_size, config.model.pipeline_model_parallel_size = 1, 3
+    config.model.tensor_model_parallel_size = 2
+    words = " ".join(preflight(config).problems)
+    assert "must divide the model's 52 layers" in words and "needs model.sequence_parallel=true" in words
+
+
 def test_data_may_not_be_prepared_yet(config: PretrainConfig) -> None:
     """A run may be submitted before its preparation; the ranks check the data then."""
     config.run.data = "DataBlendsArtifact-pretrain:math"

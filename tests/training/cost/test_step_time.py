@@ -71,9 +71,11 @@ def test_small_micro_batches_wait_for_the_host() -> None:
     assert estimate_step(small, H100).host > estimate_step(graphs, H100).host > 0
 
 
-def test_fp8_is_no_slower_and_has_no_effect_without_it() -> None:
+def test_fp8_products_are_faster_and_casts_take_time() -> None:
     w = nano(LAYOUTS["experts"])
-    assert estimate_step(replace(w, fp8=True), H100).gpu < estimate_step(w, H100).gpu
+    free = replace(MEASURED, casts=0.0)
+    assert estimate_step(replace(w, fp8=True), H100, free).gpu < estimate_step(w, H100).gpu
+    assert estimate_step(replace(w, fp8=True), H100, free).gpu < estimate_step(replace(w, fp8=True), H100).gpu
     a100 = GPU_KINDS["a100"]
     assert estimate_step(replace(w, fp8=True), a100) == estimate_step(w, a100)
 
