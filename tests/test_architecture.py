@@ -29,6 +29,7 @@ TRAINING_ROOMS = (
     {"cost"},
     {"checks"},
     {"run"},
+    {"order"},
     {"dataset"},
 )
 # Started by torchrun and Slurm: entry points that lie in a room.

@@ -1,6 +1,7 @@
 """Sections `train`, `optimizer`, `scheduler`, `logger` and `checkpoint` of a run."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 # Values of train.document_boundaries.
 BOUNDARIES = ("cross", "isolate")
@@ -52,6 +53,13 @@ class TrainConfig:
     # Iterations to leave out, as pairs of the first and the last one, both included: [[120, 125], [300, 300]]. They are
     # counted and their samples are passed over; weights and learning rate stay as they are.
     skip_iterations: list[list[int]] = field(default_factory=list)
+    # Order of the samples: megatron draws it as Megatron's blended dataset does; nano3 reads every token of a dataset
+    # once an epoch, in an order that needs no index and can change the mixture (docs/mix-datasets-exactly.md).
+    sample_order: str = "megatron"
+    # Stages of the run, each with a blend: [{until: 60%, blend: {docs: 0.7, code: {epochs: 2.5}}}, {blend: {docs: 1}}].
+    # until is a share, an iteration or '3e9 tokens'; a dataset has a weight, epochs or tokens, and optionally
+    # max_epochs. Empty uses the weights of the data throughout. Needs train.sample_order=nano3; may change on a resume.
+    mixture: list[Any] = field(default_factory=list)
 
 
 @dataclass

@@ -154,6 +154,7 @@ def make_page(folders: dict[str, Path], command: str) -> str:
         results_table(runs),
         datasets_table(lines),
         evals_section(evals),
+        mixture_section(folders),
         time_section(lines),
         "<h2>Curves</h2>",
         draw_curves(lines, skips),
@@ -268,6 +269,31 @@ def time_section(lines: dict[str, Lines]) -> str:
                 parts.append(html_table(list(goodput.STAGE_COLUMNS), rows))
                 parts += [f"<p>{escape(line)}</p>" for line in goodput.over_budget(use)]
     return "\n".join(["<h2>Where the time went</h2>", *parts]) if parts else ""
+
+
+def mixture_section(folders: dict[str, Path]) -> str:
+    """Return a table and a picture of the mixture of each run in nano3's own order, or "" without one.
+
+    Args:
+        folders: Run folders by name.
+
+    Raises:
+        DamagedRecordError: A plan is damaged.
+    """
+    from nano3.training.order.plan import read_plan
+    from nano3.training.order.plan_text import CONSUMED_COLUMNS, consumed_rows, mixture_rows
+    from nano3.training.reports.mixture import mixture_svg
+    from nano3.training.run.metrics import reached_iteration
+
+    parts = []
+    for name, folder in folders.items():
+        if plan := read_plan(folder):
+            reached = min(reached_iteration(folder), plan.stages[-1].end)
+            parts.append(f"<p>{escape(name)}: after iteration {reached:,} of {plan.stages[-1].end:,}</p>")
+            parts.append(html_table(CONSUMED_COLUMNS, consumed_rows(plan, reached)))
+            parts.append(html_table(["stage", "mixture"], mixture_rows(plan), left=True))
+            parts.append(f"<div class='curves'>{mixture_svg(plan, reached)}</div>")
+    return "\n".join(["<h2>Mixture</h2>", *parts]) if parts else ""
 
 
 def format_valid_loss(line: dict[str, Any], iteration: int) -> str:

@@ -1,9 +1,13 @@
-"""List the documents in the global batch of one iteration, or the iterations that read one document.
+"""List the documents in the batch of one iteration, or the iterations that read one document; or audit a run.
 
 nano3 trace quickstart --iteration 120
 nano3 trace quickstart --iteration 120 --sample 3 --text
 nano3 trace quickstart --document docs.parquet:177
 nano3 trace quickstart --document train/data_00001:10
+nano3 trace quickstart --audit
+
+--audit counts what the run has read of each dataset, and compares the hashes of the token ids that the steps were fed
+with those computed again from the data.
 
 If the run leaves out the iteration, or its guard has found something there, the last lines say so.
 """
@@ -25,7 +29,8 @@ if TYPE_CHECKING:  # numpy is slow to import
     from nano3.data.dataset.source_lookup import SourceRow
     from nano3.training.run.batch_documents import DocumentKey, DocumentSpan
 
-HELP = "list the documents in the batch of one iteration, or the iterations that read one document"
+HELP = "list the documents in the batch of one iteration, or the iterations that read one document; audit a run"
+AUDITED_LINES = 20
 ONLY_SHOWS = True
 SHARD = re.compile(r"(train|valid|test)/data_\d{5,}")
 COLUMNS = ["sample", "dataset", "file", "position", "shard", "document", "tokens"]
@@ -42,6 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="row N of a source file (counted from 1), the line at byte N of a JSON-lines file, or document N of a "
         "shard such as train/data_00001",
     )
+    which.add_argument("--audit", action="store_true", help="prove what the run has been fed")
+    parser.add_argument(
+        "--all", action="store_true", help=f"with --audit: check every line of metrics, not {AUDITED_LINES}"
+    )
     parser.add_argument(
         "--sample", type=at_least(0), metavar="K", help="only sample K of the global batch, counted from 0"
     )
@@ -53,10 +62,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the tool and return its exit code."""
-    if args.document is None:
+    if args.all and not args.audit:
+        raise UserError("--all belongs to --audit.")
+    if args.iteration is not None:
         return trace_iteration(args)
     if args.sample is not None or args.text or args.no_sources:
-        raise UserError("--sample, --text and --no-sources belong to --iteration, not to --document.")
+        other = "--audit" if args.audit else "--document"
+        raise UserError(f"--sample, --text and --no-sources belong to --iteration, not to {other}.")
+    if args.audit:
+        return audit(find_run(args.run), args.all)
     return trace_document(find_run(args.run), args.document)
 
 
@@ -101,6 +115,7 @@ def trace_document(run_dir: Path, wanted: str) -> int:
     from nano3.data.dataset.manifest import load_manifest
     from nano3.data.dataset.source_lookup import find_document, load_build_plan
     from nano3.training.run.batch_documents import document_reads, open_sample_index
+    from nano3.training.run.metrics import reached_iteration
     from nano3.training.run.record import load_run_config
     from nano3.training.run.skips import read_skips
 
@@ -135,14 +150,48 @@ def trace_document(run_dir: Path, wanted: str) -> int:
     return 0
 
 
-def reached_iteration(run_dir: Path) -> int:
-    """Return the last iteration that a run has logged or saved, 0 without any."""
-    from nano3.training.run.checkpoints import iteration_of, latest_checkpoint, recorded_checkpoint_dir
-    from nano3.training.run.metrics import read_metrics
+def audit(run_dir: Path, every_line: bool) -> int:
+    """Show what a run has read of each dataset, check it against what its steps were fed, and return the exit code.
 
-    saved = latest_checkpoint(recorded_checkpoint_dir(run_dir))
-    logged = [int(line["iteration"]) for line in read_metrics(run_dir)]
-    return max([*logged, iteration_of(saved) if saved else 0])
+    Args:
+        run_dir: Run folder.
+        every_line: Whether every line of metrics is checked.
+
+    Raises:
+        UserError: The run has no samples, or metrics without hashes.
+        Failure: A step was fed other token ids than planned.
+    """
+    from nano3.training.order.plan import read_plan
+    from nano3.training.order.plan_text import CONSUMED_COLUMNS, consumed_rows
+    from nano3.training.run.audit import BatchReader, check_line, hashed_lines
+    from nano3.training.run.batch_documents import open_sample_index
+    from nano3.training.run.metrics import reached_iteration, read_metrics
+    from nano3.training.run.record import load_run_config
+    from nano3.training.run.skips import read_skips
+
+    config = load_run_config(run_dir / "config.yaml")
+    data, reached, skips = Path(config.run.data), reached_iteration(run_dir), read_skips(run_dir)
+    check_same_data(run_dir, data)
+    reader = BatchReader(open_sample_index(config, run_dir, data), data, config.train.global_batch_size)
+    if plan := read_plan(run_dir):
+        title = f"{run_dir}: iteration {reached:,} of {config.train.train_iters:,}"
+        table(title, CONSUMED_COLUMNS, consumed_rows(plan, reached), right=CONSUMED_COLUMNS[1:])
+    left_out = sum(len(range(one.first, min(one.last, reached) + 1)) for one in skips.ranges)
+    if left_out:
+        say(f"{left_out:,} of these iterations were left out: their samples were passed over")
+    lines = hashed_lines(read_metrics(run_dir), None if every_line else AUDITED_LINES)
+    if not lines:
+        raise UserError(f"{run_dir}: its metrics have no hashes of token ids: an earlier version of nano3 wrote them.")
+    checks = [check_line(line, reader, skips) for line in lines]
+    iterations = sum(len(check.iterations) for check in checks)
+    if wrong := [check for check in checks if not check.equal]:
+        first = wrong[0].iterations
+        raise Failure(
+            f"{run_dir}: {len(wrong)} of {len(checks)} hashes differ, the first one of iterations {first[0]:,} to "
+            f"{first[-1]:,}: these steps were not fed what the order of the run and {data} say."
+        )
+    say(f"{len(checks):,} hashes of {iterations:,} iterations, the last one {lines[-1]['iteration']:,}: all as planned")
+    return 0
 
 
 def samples_of_iteration(config: "PretrainConfig", run_dir: Path, iteration: int, sample: int | None) -> range:
@@ -162,7 +211,7 @@ def samples_of_iteration(config: "PretrainConfig", run_dir: Path, iteration: int
     """
     from nano3.training.run import parent_checkpoint
     from nano3.training.run.batch_documents import batch_samples
-    from nano3.training.run.metrics import read_metrics
+    from nano3.training.run.metrics import reached_iteration, read_metrics
 
     size, last = config.train.global_batch_size, config.train.train_iters
     parent = parent_checkpoint.read_parent(run_dir)

@@ -28,6 +28,7 @@ class Shard:
     prefix: Path
     weight: float
     tokens: int
+    sequences: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class TrainingData:
         fingerprint: Depends on shards, weights and tokenizer, not on the path of the folder.
         bytes_per_token: UTF-8 bytes of text per token of each dataset. A dataset is missing if that is unknown: its
             documents were cut to max_doc_tokens, and the bytes that were cut are not recorded.
+        dataset_fingerprints: Depends on the tokens and bounds of the train shards of each dataset, in order.
+        tokenizer_sha256: Hash of tokenizer.json.
     """
 
     folder: Path
@@ -53,6 +56,8 @@ class TrainingData:
     fingerprint: str
     bytes_per_token: dict[str, float] = field(default_factory=dict)
     eod_token: str | None = None
+    dataset_fingerprints: dict[str, str] = field(default_factory=dict)
+    tokenizer_sha256: str = ""
 
     def split(self, name: str) -> tuple[Shard, ...]:
         """Return the shards of one split, in blend order."""
@@ -172,7 +177,7 @@ def _build(folder: Path, manifest: "Manifest", blends: dict[str, Any]) -> Traini
                     f"from different runs."
                 )
                 continue
-            shards.append(Shard(split, entry.dataset, folder / entry.prefix, weight, entry.tokens))
+            shards.append(Shard(split, entry.dataset, folder / entry.prefix, weight, entry.tokens, entry.sequences))
             found = check_shard_files(folder, manifest, entry) or _empty_shard(folder, entry)
             problems += [f"{problem}. Copy the file again, or prepare the data again." for problem in found]
     problems += [f"{folder}/blend.json has no {name!r} list." for name in ("train",) if not blends.get(name)]
@@ -195,6 +200,8 @@ def _build(folder: Path, manifest: "Manifest", blends: dict[str, Any]) -> Traini
             d.name: d.text_bytes / d.tokens for d in manifest.datasets if d.tokens and d.text_bytes and not d.truncated
         },
         eod_token=manifest.tokenizer.eod_token,
+        dataset_fingerprints=_dataset_fingerprints(manifest, shards, folder),
+        tokenizer_sha256=manifest.tokenizer.sha256,
     )
 
 
@@ -255,3 +262,13 @@ def _fingerprint(manifest: "Manifest", shards: list[Shard], folder: Path) -> str
     hashes = {folder / s.prefix: (s.prefix, s.bin_xxh128) for s in manifest.shards}
     rows = [(s.split, hashes[s.prefix][0], s.weight, hashes[s.prefix][1]) for s in shards]
     return hashlib.sha256(json.dumps([manifest.tokenizer.sha256, rows]).encode()).hexdigest()
+
+
+def _dataset_fingerprints(manifest: "Manifest", shards: list[Shard], folder: Path) -> dict[str, str]:
+    """Return a sha256 over the checksums of the train shards of each dataset."""
+    checksums = {folder / s.prefix: (s.bin_xxh128, s.idx_xxh128) for s in manifest.shards}
+    found: dict[str, list[tuple[str, str]]] = {}
+    for shard in shards:
+        if shard.split == "train":
+            found.setdefault(shard.dataset, []).append(checksums[shard.prefix])
+    return {name: hashlib.sha256(json.dumps(rows).encode()).hexdigest() for name, rows in found.items()}

@@ -36,7 +36,9 @@ from nano3.training.megatron.recipe_check import (
     similar_recipe_hint,
     tokenizer_problems,
 )
-from nano3.training.run.resume import ResumePoint, masks_eod, preview_resume_point
+from nano3.training.order.budgets import capped_warnings, uses_plan
+from nano3.training.order.plan_text import mixture_rows
+from nano3.training.run.resume import ResumePoint, masks_eod, plan_order, preview_resume_point
 from nano3.training.run.stop import last_iteration
 from nano3.utils.errors import UserError
 from nano3.utils.files import nearest_existing
@@ -124,7 +126,10 @@ def preflight(config: PretrainConfig, vocab_size: int | None = None) -> Prefligh
     if data:
         if known:
             result.problems.extend(tokenizer_problems(settings.override_settings(config.megatron, known), data))
-        _add_data_rows(config, data, span, result)
+        if uses_plan(config):
+            _add_plan_rows(config, data, preview.point, result)
+        else:
+            _add_data_rows(config, data, span, result)
     _add_disk_row(config, known, model, span, result)
     result.rows.extend(("warning", w) for w in result.warnings)
     return result
@@ -277,6 +282,26 @@ def _add_data_rows(config: PretrainConfig, data: TrainingData, span: IterationRa
             result.warnings.append(
                 f"{name} is repeated {total_epochs:,.1f} times; beyond about four, repetition teaches little "
                 "(Muennighoff et al., 2023)."
+            )
+
+
+def _add_plan_rows(config: PretrainConfig, data: TrainingData, point: ResumePoint, result: Preflight) -> None:
+    """Add what the mixture gives of each dataset, and warn if the run repeats one too often."""
+    train_tokens, valid_tokens = short_number(data.tokens("train")), short_number(data.tokens("valid"))
+    result.rows.append(("data", f"{data.folder}: {train_tokens} tokens to train on, {valid_tokens} to validate"))
+    try:
+        plan = plan_order(config, Path(config.run.output_dir), point, data)
+    except UserError as error:
+        result.problems.extend(error.problems)
+        return
+    assert plan is not None
+    result.rows.extend(mixture_rows(plan))
+    result.warnings.extend(capped_warnings(plan))
+    for name, count in plan.consumed(plan.stages[-1].end).items():
+        if plan.epochs(name, count) > MAX_USEFUL_EPOCHS:
+            result.warnings.append(
+                f"{name} is repeated {plan.epochs(name, count):,.1f} times; beyond about four, repetition teaches "
+                "little (Muennighoff et al., 2023)."
             )
 
 

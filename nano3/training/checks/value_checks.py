@@ -10,6 +10,7 @@ from nano3.config.guard import ACTIONS
 from nano3.config.model import ModelConfig
 from nano3.config.pretrain import PretrainConfig, megatron_section
 from nano3.config.train import BOUNDARIES
+from nano3.training.order.plan import MEGATRON, ORDERS
 from nano3.training.run.sound_checkpoints import ON_DAMAGE
 from nano3.utils.errors import did_you_mean
 from nano3.utils.provenance import install_command, is_installed
@@ -58,6 +59,7 @@ def value_problems(config: PretrainConfig) -> list[str]:
         for name, (value, _) in minimums.items()
         if value == math.inf and name != "optimizer.clip_grad"  # an infinite limit disables clipping
     ]
+    problems += order_problems(config)
     if not 0 <= t.seed <= LARGEST_SEED:
         problems.append(f"train.seed={t.seed} must be between 0 and {LARGEST_SEED}.")
     if t.document_boundaries not in BOUNDARIES:
@@ -72,6 +74,16 @@ def value_problems(config: PretrainConfig) -> list[str]:
     return [*problems, *model_value_problems(config.model)] + [
         f"{name}={beta:g} must be at least 0 and below 1." for name, beta in betas.items() if not 0 <= beta < 1
     ]
+
+
+def order_problems(config: PretrainConfig) -> list[str]:
+    """Return what is wrong with train.sample_order, and with a mixture that it cannot read."""
+    order = config.train.sample_order
+    if order not in ORDERS:
+        return [f"train.sample_order={order}: there is no such order.{did_you_mean(order, list(ORDERS))}"]
+    if config.train.mixture and order == MEGATRON:
+        return ["train.mixture needs nano3's own order of samples: set train.sample_order=nano3."]
+    return []
 
 
 def guard_problems(config: PretrainConfig) -> list[str]:

@@ -107,7 +107,7 @@ def train(config: PretrainConfig, data_dir: Path, run_dir: Path, on_save: SaveHo
         data, plan = validate_inputs(config, Path(data_dir), world_size())
         identity, settings = run_identity(config, data), mutable_settings(config)
         point = agree_on_resume_point(
-            config, run_dir, lambda: find_resume_point(config, run_dir, data), identity, settings
+            config, run_dir, lambda: find_resume_point(config, run_dir, data), identity, settings, data=data
         )
         if outcome := _nothing_to_do(config, run_dir, point):
             return outcome

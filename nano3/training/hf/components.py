@@ -18,6 +18,7 @@ from nano3.training.hf.expert_bias import ExpertBalance
 from nano3.training.hf.loop import Loop, LoopClock, TrainerComponents, any_rank
 from nano3.training.hf.model import build_model, embedding_rows, parameter_count, value_or_default
 from nano3.training.hf.rng import restore_rng, seed_all
+from nano3.training.order.plan import OrderPlan
 from nano3.training.run import index_cache
 from nano3.training.run.checkpoints import checkpoint_dir
 from nano3.training.run.guard import make_guard
@@ -56,7 +57,7 @@ def assemble(inputs: RunInputs) -> Loop:
     clock = LoopClock(elapsed_before=point.info.elapsed_s if point.info and not point.new_phase else 0.0)
     accelerator = make_accelerator(inputs.threads)
     inputs.startup.mark("imports")
-    datasets = _datasets(config, data, inputs.run_dir)
+    datasets = _datasets(config, data, inputs.run_dir, point.order)
     inputs.startup.mark("data")
     seed_all(config.train.seed)
     raw = build_model(config.model, embedding_rows(config.model, data.vocab_size), config.train.seq_length, data.eod_id)
@@ -85,6 +86,7 @@ def assemble(inputs: RunInputs) -> Loop:
         mutable_settings=inputs.mutable_settings,
         on_save=inputs.on_save,
         export=lambda trained, folder: export_hf(trained, data.tokenizer, folder),
+        order=point.order,
     )
     if point.folder is not None:
         restore(parts, point.folder, point.new_phase)
@@ -129,7 +131,7 @@ def make_throughput(config: PretrainConfig, vocab_size: int, accelerator: "Accel
     )
 
 
-def _datasets(config: PretrainConfig, data: TrainingData, run_dir: Path) -> "Datasets":
+def _datasets(config: PretrainConfig, data: TrainingData, run_dir: Path, order: OrderPlan | None) -> "Datasets":
     from nano3.training.hf.datasets import DatasetBuilder, Datasets
 
     t, cache = config.train, index_cache.cache_folder(run_dir, data.fingerprint)
@@ -137,7 +139,7 @@ def _datasets(config: PretrainConfig, data: TrainingData, run_dir: Path) -> "Dat
     isolate = t.document_boundaries == "isolate"
     builder = DatasetBuilder(data, t.seq_length, t.seed, cache, isolate=isolate, mask_eod=t.loss_mask.eod)
     valid = builder.valid(t.eval_iters, t.global_batch_size) if t.eval_interval else ()
-    datasets = Datasets(builder.train(t.train_iters * t.global_batch_size), valid)
+    datasets = Datasets(builder.train(t.train_iters * t.global_batch_size, order), valid)
     index_cache.mark_complete(cache)
     return datasets
 

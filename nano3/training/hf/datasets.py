@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nano3.training.dataset import Shard, TrainingData, blend_of
+from nano3.training.order.plan import OrderPlan
+from nano3.training.order.streams import Streams
 
 if TYPE_CHECKING:
     import torch
@@ -79,8 +81,18 @@ class DatasetBuilder:
         self.data, self.seq_length, self.seed, self.cache = data, seq_length, seed, cache
         self.isolate, self.mask_eod = isolate, mask_eod
 
-    def train(self, samples: int) -> Any:
-        """Return the training samples. Seed, blend and `samples` together determine their order."""
+    def train(self, samples: int, order: OrderPlan | None = None) -> Any:
+        """Return the training samples. Seed, blend and `samples` together determine their order, or else the plan.
+
+        Args:
+            samples: Their number.
+            order: The plan of a run in nano3's order.
+        """
+        if order:
+            from nano3.training.order.samples import PlannedDataset
+
+            config = self._config(0, self.data.split("train"))
+            return PlannedDataset(order, Streams(order, self.data.folder), config)
         return self._build(0, self.data.split("train"), samples)
 
     def valid(self, batches: int, global_batch_size: int) -> tuple[ValidSet, ...]:

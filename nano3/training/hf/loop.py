@@ -13,9 +13,12 @@ from nano3.training.hf.checkpoints import CheckpointWriter
 from nano3.training.hf.datasets import Datasets, MicroBatch, collate, split_into_passes
 from nano3.training.hf.expert_bias import ExpertBalance
 from nano3.training.hf.rng import rng_state
+from nano3.training.order.plan import OrderPlan
+from nano3.training.order.plan_text import stage_sentence
 from nano3.training.run.checkpoints import CheckpointInfo
 from nano3.training.run.expert_load import load_metrics
 from nano3.training.run.failed_saves import FailedSaves, SaveError
+from nano3.training.run.fed_tokens import FedTokens
 from nano3.training.run.guard import Guard, Verdict
 from nano3.training.run.hang_watch import note_progress
 from nano3.training.run.metrics import Metrics
@@ -50,6 +53,7 @@ class TrainerComponents:
     mutable_settings: dict[str, Any]
     on_save: SaveHook
     export: Callable[[Any, Path], None]
+    order: OrderPlan | None = None
 
     @property
     def isolates(self) -> bool:
@@ -107,6 +111,7 @@ class Loop:
     def __init__(self, parts: TrainerComponents, iteration: int, clock: LoopClock, saved: Path | None) -> None:
         self.parts, self.iteration, self.clock, self.saved = parts, iteration, clock, saved
         self.failed_saves = FailedSaves(parts.config.checkpoint.max_failed_saves)
+        self.fed = FedTokens()
 
     def run(self, stop: StopRequest) -> Outcome:
         """Train, and return how it ended.
@@ -151,6 +156,8 @@ class Loop:
             if self.iteration + 1 == skipped.first:
                 say(f"leaving out iteration {skipped}")
             return None
+        if self.parts.order and (sentence := stage_sentence(self.parts.order, self.iteration + 1)):
+            say(sentence)
         started = time.monotonic()
         step = self.step()
         self.clock.training_s += time.monotonic() - started
@@ -174,6 +181,7 @@ class Loop:
                     loss = p.model(**inputs).loss / p.plan.accumulation
                     p.accelerator.backward(loss)
                 total += loss.detach() * batch.counted
+        self.fed.end_step()
         mean = self._mean_over_ranks(total, counted)
         limit = p.config.optimizer.clip_grad or float("inf")
         norm = float(torch.nn.utils.clip_grad_norm_(p.model.parameters(), limit))
@@ -253,6 +261,7 @@ class Loop:
             **p.throughput.metrics(seconds),
             elapsed_s=round(self.clock.elapsed_s(), 2),
             **experts,
+            **self.fed.metrics(self._sum_over_ranks),
         )
 
     def save(self, last: bool, final: bool) -> None:
@@ -278,6 +287,7 @@ class Loop:
             run_identity=p.run_identity,
             mutable_settings=p.mutable_settings,
             guard_window=[list(one) for one in p.guard.detector.observations(self.iteration)],
+            order=p.order.to_json() if p.order else {},
         )
         p.metrics.flush()
         state = {
@@ -300,8 +310,16 @@ class Loop:
         p = self.parts
         with p.metrics.clock.during("data"):
             batch = collate(dataset, p.plan.samples(iteration, micro_step, p.accelerator.process_index))
+            if dataset is p.datasets.train:
+                self.fed.add(batch["input_ids"])
             on_device = {name: tensor.to(p.accelerator.device) for name, tensor in batch.items()}
             return split_into_passes(on_device, p.isolates, p.config.train.loss_mask.eod)
+
+    def _sum_over_ranks(self, number: int) -> int:
+        import torch
+
+        accelerator = self.parts.accelerator
+        return int(accelerator.reduce(torch.tensor(number, device=accelerator.device), "sum").item())
 
     def _any_rank(self, own: bool) -> bool:
         return any_rank(self.parts.accelerator, own)

@@ -27,6 +27,7 @@ from nano3.training.megatron.errors import hide_expected_tracebacks, translate_e
 from nano3.training.megatron.isolation import choose_forward_step, isolation_problems
 from nano3.training.megatron.recipe_check import recipe_problems, tokenizer_problems
 from nano3.training.megatron.saving import SaveContext, use_manager
+from nano3.training.order.plan import OrderPlan
 from nano3.training.run import index_cache, resume
 from nano3.training.run.checkpoints import checkpoint_dir
 from nano3.training.run.failed_saves import FailedSaves
@@ -107,6 +108,8 @@ def _train(config: PretrainConfig, data_dir: Path, run_dir: Path, stop: StopRequ
     if is_rank_zero():
         remove_unfinished(save)
     load_from(container.checkpoint, point)
+    if point.order:
+        container.dataset = planned_dataset(container.dataset, point.order, data)
     leading = point.skips.leading(point.iteration)
     container.train.iterations_to_skip = point.skips.after(point.iteration + leading)
     return _run(config, container, run_dir, save, data, point, startup, stop, on_save)
@@ -145,7 +148,21 @@ def agree_on_resume_point(config: PretrainConfig, run_dir: Path, data: TrainingD
         run_identity(config, data),
         mutable_settings(config),
         lambda save: config.checkpoint.keep_last == 0 or may_prune(save),
+        data,
     )
+
+
+def planned_dataset(dataset: Any, order: OrderPlan, data: TrainingData) -> Any:
+    """Return the dataset section of a run in nano3's order: a provider around the recipe's section.
+
+    Args:
+        dataset: The recipe's GPTDatasetConfig, with all settings.
+        order: The plan of the run.
+        data: The prepared data.
+    """
+    from nano3.training.megatron.planned_provider import PlannedProvider
+
+    return PlannedProvider.around(dataset, order, data.folder)
 
 
 def load_from(checkpoint: Any, point: ResumePoint) -> None:
@@ -317,6 +334,7 @@ def _run(
                 validation=PerDatasetEval(data, train.eval_iters, forward_step) if train.eval_interval else None,
                 flops_per_token=flops_per_token(model, train.seq_length) if model else None,
                 guard=guard,
+                order=point.order,
             )
         )
         if config.checkpoint.save_interval:
@@ -324,7 +342,7 @@ def _run(
         callbacks: list[Any] = [*skip_ahead(point.skips, point.iteration, train.global_batch_size), hooks]
         if config.guard.action != "none":
             callbacks.append(GuardHooks(guard, hooks.saves_after))
-        timed = time_data_waits(forward_step, metrics.clock)
+        timed = time_data_waits(forward_step, metrics.clock, hooks.fed)
         return _outcome(lambda: pretrain(container, timed, callbacks=callbacks), config, hooks, metrics)
 
 

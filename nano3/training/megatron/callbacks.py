@@ -15,8 +15,11 @@ from typing import Any, Protocol
 from nano3.training.megatron.checkpoints import TRACKER, CheckpointFinisher, record_begun
 from nano3.training.megatron.errors import divergence_message
 from nano3.training.megatron.expert_counts import ExpertCounts
+from nano3.training.order.plan import OrderPlan
+from nano3.training.order.plan_text import stage_sentence
 from nano3.training.run import index_cache
 from nano3.training.run.checkpoints import CheckpointInfo, folder_name, write_checkpoint_info
+from nano3.training.run.fed_tokens import FedTokens
 from nano3.training.run.guard import Guard
 from nano3.training.run.hang_watch import note_progress
 from nano3.training.run.metrics import Metrics
@@ -80,7 +83,7 @@ class RunContext:
 
     `index_cache` is the folder in which Megatron writes the order of samples. `save_interval` 0 means no checkpoints.
     `flops_per_token` None means that the architecture is not known; Megatron-Bridge's count is then used.
-    `guard` keeps its window in the checkpoints.
+    `guard` keeps its window in the checkpoints. `order` is the plan of the samples, None for Megatron's order.
     """
 
     metrics: Metrics
@@ -100,6 +103,7 @@ class RunContext:
     validation: DatasetEval | None = None
     flops_per_token: float | None = None
     guard: Guard | None = None
+    order: OrderPlan | None = None
 
     @property
     def guard_decides(self) -> bool:
@@ -121,6 +125,7 @@ class TrainingHooks:
         self.iteration = 0
         self.saved: Path | None = None
         self.finisher = CheckpointFinisher(run.save_folder, run.keep_last)
+        self.fed = FedTokens()
         self.first_step_s: float | None = None
         self._started = time.monotonic()
         self._throughput = Throughput(run.global_batch_size * run.seq_length, run.flops_per_token)
@@ -149,6 +154,8 @@ class TrainingHooks:
         if self.first_step_s is not None:
             self.run.metrics.clock.enter("step")
         note_progress(int(context.state.train_state.step))
+        if self.run.order and (text := stage_sentence(self.run.order, int(context.state.train_state.step) + 1)):
+            say(text)
         if (int(context.state.train_state.step) + 1) % self.run.log_interval == 0:
             self._lr = _learning_rate(context.optimizer)
             if self._experts:
@@ -166,6 +173,7 @@ class TrainingHooks:
         """
         iteration = int(context.state.train_state.step) + 1
         self.timer.end_step()
+        self.fed.end_step()
         if self.first_step_s is None:
             self.first_step_s = self.timer.take()
             self.run.startup.mark("first step")
@@ -241,6 +249,7 @@ class TrainingHooks:
             run_identity=self.run.run_identity,
             mutable_settings=self.run.mutable_settings,
             guard_window=self._guard_window(iteration),
+            order=self.run.order.to_json() if self.run.order else {},
         )
         self.run.metrics.flush()
         write_checkpoint_info(folder, info)
@@ -258,6 +267,7 @@ class TrainingHooks:
         if not seconds:
             seconds = self.first_step_s or math.nan
         loss = loss_from_last_stage(loss)
+        fed = self.fed.metrics(sum_over_ranks, reads_own_samples())
         if not math.isfinite(loss) or not math.isfinite(context.grad_norm or 0.0):
             return  # the guard decides about it
         samples = int(context.state.train_state.consumed_train_samples) + self.run.global_batch_size
@@ -272,6 +282,7 @@ class TrainingHooks:
             "memory_gb": torch.cuda.max_memory_allocated() / 2**30,
             **moe_balance(context.state.cfg),
             **(self._experts.metrics() if self._experts else {}),
+            **fed,
         }
         self.run.metrics.log(**{k: v for k, v in values.items() if v is not None})
 
@@ -296,6 +307,27 @@ def max_over_ranks(values: list[float]) -> list[float]:
     maximum = torch.tensor(values, device="cuda", dtype=torch.float64)
     dist.all_reduce(maximum, op=dist.ReduceOp.MAX)
     return [float(value) for value in maximum.tolist()]
+
+
+def sum_over_ranks(number: int) -> int:
+    """Return the sum of a number over all ranks. Every rank must call this at the same iterations."""
+    import torch
+    import torch.distributed as dist
+
+    if dist.get_world_size() == 1:
+        return number
+    total = torch.tensor(number, device="cuda", dtype=torch.int64)
+    dist.all_reduce(total, op=dist.ReduceOp.SUM)
+    return int(total.item())
+
+
+def reads_own_samples() -> bool:
+    """Return whether no rank before this one reads the same samples: those of a split model do."""
+    from megatron.core import parallel_state
+
+    first = parallel_state.is_pipeline_first_stage(ignore_virtual=True)
+    tensor, context = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_context_parallel_rank()
+    return bool(first and tensor == 0 and context == 0)
 
 
 def moe_balance(cfg: Any) -> dict[str, float]:

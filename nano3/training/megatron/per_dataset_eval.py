@@ -59,7 +59,7 @@ class PerDatasetEval:
         """Return the Megatron dataset of `batches` x global batch size validation samples."""
         from megatron.bridge.data.utils import get_dataset_provider
 
-        config = copy.copy(cfg.dataset)
+        config = copy.copy(getattr(cfg.dataset, "gpt", cfg.dataset))  # the provider of nano3's order has it inside
         config.blend_per_split = [None, blend_of(shards), None]
         samples = self.batches * cfg.validation.eval_global_batch_size
         return get_dataset_provider(config)([0, samples, 0], config)[1]

@@ -1,7 +1,10 @@
-"""The documents in the global batch of an iteration, for `nano3 trace` and the guard's events."""
+"""The documents in the global batch of an iteration, for `nano3 trace` and the guard's events.
+
+The samples are those of Megatron's index (`sample_index`) or those of nano3's plan (`training/order`).
+"""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,12 @@ from nano3.config import PretrainConfig
 from nano3.data.dataset.indexed import IndexedFile
 from nano3.data.dataset.manifest import load_manifest
 from nano3.training.dataset import open_data
+from nano3.training.order.budgets import uses_plan
+from nano3.training.order.plan import FILE as ORDER_FILE
+from nano3.training.order.plan import read_plan
+from nano3.training.order.streams import Streams
 from nano3.training.run import index_cache
-from nano3.training.run.sample_index import SampleIndex
+from nano3.training.run.sample_index import SampleIndex, TokenSpan
 from nano3.utils.console import warn
 from nano3.utils.errors import UserError
 
@@ -44,7 +51,11 @@ class DocumentSpan:
         return self.shard, self.document
 
 
-def open_sample_index(config: PretrainConfig, run_dir: Path, data: Path) -> SampleIndex:
+# Where the samples of a run come from.
+Samples = SampleIndex | Streams
+
+
+def open_sample_index(config: PretrainConfig, run_dir: Path, data: Path) -> Samples:
     """Open the sample index of a run, and warn if the run was also started with other lengths.
 
     Args:
@@ -56,6 +67,11 @@ def open_sample_index(config: PretrainConfig, run_dir: Path, data: Path) -> Samp
         UserError: There is no index yet.
         Failure: The index cannot be read.
     """
+    if uses_plan(config):
+        plan = read_plan(run_dir)
+        if plan is None:
+            raise UserError(f"{run_dir}/{ORDER_FILE}: there is no such file yet; the run writes it when it starts.")
+        return Streams(plan, data)
     cache = index_cache.cache_folder(run_dir, open_data(data).fingerprint)
     index = SampleIndex(cache, config.train.train_iters * config.train.global_batch_size)
     if index.other_sizes:
@@ -68,7 +84,35 @@ def open_sample_index(config: PretrainConfig, run_dir: Path, data: Path) -> Samp
     return index
 
 
-def document_spans(index: SampleIndex, data: Path, samples: range, global_batch_size: int) -> Iterator[DocumentSpan]:
+def sample_spans(index: Samples, data: Path, sample: int, opened: dict[Path, IndexedFile]) -> list[TokenSpan]:
+    """Return the spans of tokens that make up a sample of a run, in order, with its last label.
+
+    Args:
+        index: The samples of the run.
+        data: Data folder, which may have been moved since the run.
+        sample: Number of the sample in the run.
+        opened: Files by prefix; those of the spans are added.
+    """
+    if isinstance(index, Streams):
+        name, position = index.plan.locate(sample)
+        stream = index[name]
+        spans = [TokenSpan(stream.shards[p.shard].prefix, p.sequence, p.start, p.stop) for p in stream.parts(position)]
+        for span in spans:
+            _open(span.prefix, opened)
+        return spans
+    member, number = index.locate(sample)
+    prefix = data / "/".join(member.prefix.parts[-2:])
+    lengths = _open(prefix, opened).lengths
+    return [replace(span, prefix=prefix) for span in member.token_spans(number, lengths)]
+
+
+def _open(prefix: Path, opened: dict[Path, IndexedFile]) -> IndexedFile:
+    if prefix not in opened:
+        opened[prefix] = IndexedFile(prefix)
+    return opened[prefix]
+
+
+def document_spans(index: Samples, data: Path, samples: range, global_batch_size: int) -> Iterator[DocumentSpan]:
     """Yield the spans of documents that make up samples, in order.
 
     Args:
@@ -77,20 +121,16 @@ def document_spans(index: SampleIndex, data: Path, samples: range, global_batch_
         samples: Numbers of the samples in the run.
         global_batch_size: Samples per iteration.
     """
-    opened: dict[str, IndexedFile] = {}
+    opened: dict[Path, IndexedFile] = {}
     for sample in samples:
-        member, number = index.locate(sample)
-        shard = "/".join(member.prefix.parts[-2:])
-        if shard not in opened:
-            opened[shard] = IndexedFile(data / shard)
-        indexed = opened[shard]
-        for span in member.token_spans(number, indexed.lengths):
+        for span in sample_spans(index, data, sample, opened):
+            shard, indexed = "/".join(span.prefix.parts[-2:]), opened[span.prefix]
             # The last document that begins at this sequence; empty ones before it have no sequence.
             document = int(np.searchsorted(indexed.bounds, span.sequence, "right")) - 1
             yield DocumentSpan(sample % global_batch_size, shard, document, span.start, span.stop)
 
 
-def document_reads(index: SampleIndex, data: Path, shard: str, document: int) -> list[DocumentSpan]:
+def document_reads(index: Samples, data: Path, shard: str, document: int) -> list[DocumentSpan]:
     """Return every sample of a run that contains tokens of a document, in reading order, with the span of tokens.
 
     `DocumentSpan.sample` is the number of the sample in the run.
@@ -107,17 +147,35 @@ def document_reads(index: SampleIndex, data: Path, shard: str, document: int) ->
     indexed = IndexedFile(data / shard)
     if not 0 <= document < len(indexed.bounds) - 1:
         raise UserError(f"{shard} has documents 0 to {len(indexed.bounds) - 2:,}, not {document:,}.")
+    find = _planned_reads if isinstance(index, Streams) else _indexed_reads
+    found: list[tuple[int, int, int]] = []
+    for sequence in range(int(indexed.bounds[document]), int(indexed.bounds[document + 1])):
+        found += find(index, shard, sequence, indexed.lengths)
+    reads = [DocumentSpan(sample, shard, document, start, stop) for sample, start, stop in found]
+    return sorted(reads, key=lambda span: (span.sample, span.start))
+
+
+def _indexed_reads(index: Any, shard: str, sequence: int, lengths: np.ndarray) -> list[tuple[int, int, int]]:
+    """Return (sample of the run, first token, end) of the reads of a sequence, from Megatron's index."""
     names = ["/".join(member.prefix.parts[-2:]) for member in index.members]
     if shard not in names:
         raise UserError(f"{shard}: the run does not train on this shard.")
     number = names.index(shard)
-    member, found = index.members[number], []
-    for sequence in range(int(indexed.bounds[document]), int(indexed.bounds[document + 1])):
-        parts = member.samples_of(sequence, indexed.lengths)
-        samples = index.samples_of(number, [sample for sample, _ in parts])
-        found += [(samples[sample], span) for sample, span in parts if sample in samples]
-    reads = [DocumentSpan(sample, shard, document, span.start, span.stop) for sample, span in found]
-    return sorted(reads, key=lambda span: (span.sample, span.start))
+    parts = index.members[number].samples_of(sequence, lengths)
+    samples = index.samples_of(number, [sample for sample, _ in parts])
+    return [(samples[sample], span.start, span.stop) for sample, span in parts if sample in samples]
+
+
+def _planned_reads(streams: Any, shard: str, sequence: int, lengths: np.ndarray) -> list[tuple[int, int, int]]:
+    """Return (sample of the run, first token, end) of the reads of a sequence, from nano3's plan."""
+    plan, found = streams.plan, streams.find_shard(shard)
+    if found is None:
+        raise UserError(f"{shard}: the run does not train on this shard.")
+    name, number = found
+    positions = plan.consumed(plan.stages[-1].end)[name]
+    reads = streams[name].reads_of(number, sequence, positions)
+    samples = [(plan.sample_of(name, position), part.start, part.stop) for position, part in reads]
+    return [(sample, start, stop) for sample, start, stop in samples if sample is not None]
 
 
 def batch_samples(iteration: int, global_batch_size: int) -> range:

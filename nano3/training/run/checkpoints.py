@@ -42,7 +42,8 @@ class CheckpointInfo:
     """The contents of checkpoint.json.
 
     `run_identity` must be the same on a resume. `mutable_settings` may differ; a difference is logged (see
-    nano3/training/run/resume.py). `guard_window` holds [iteration, loss, gradient norm] of the last iterations.
+    nano3/training/run/resume.py). `guard_window` holds [iteration, loss, gradient norm] of the last iterations. `order`
+    is the plan of the samples (`training/order/plan.py`); empty for Megatron's order.
     """
 
     iteration: Count
@@ -54,6 +55,7 @@ class CheckpointInfo:
     mutable_settings: dict[str, Any]
     files: dict[str, FileRecord] = field(default_factory=dict)
     guard_window: list[list[float]] = field(default_factory=list)
+    order: dict[str, Any] = field(default_factory=dict)
 
 
 def folder_name(iteration: int) -> str:

@@ -23,6 +23,7 @@ from nano3.artifacts.wandb_run import WandbRun
 from nano3.config.pretrain import PretrainConfig
 from nano3.training.dataset import TrainingData
 from nano3.training.run.bits_per_byte import VALID, BitsPerByte
+from nano3.training.run.checkpoints import iteration_of, latest_checkpoint, recorded_checkpoint_dir
 from nano3.training.run.evals import truncate_evals
 from nano3.training.run.exports import set_aside_exports
 from nano3.training.run.lineage import data_reference, display_name, find_artifact
@@ -46,6 +47,13 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """
     path = Path(run_dir) / FILE
     return [_parsed(path, number, line) for number, line in enumerate(complete_lines(path), 1)]
+
+
+def reached_iteration(run_dir: Path) -> int:
+    """Return the last iteration that a run has logged or saved, 0 without any."""
+    saved = latest_checkpoint(recorded_checkpoint_dir(run_dir))
+    logged = [int(line["iteration"]) for line in read_metrics(run_dir)]
+    return max([*logged, iteration_of(saved) if saved else 0])
 
 
 def truncate_after(run_dir: Path, iteration: int) -> None:

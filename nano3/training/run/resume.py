@@ -14,6 +14,10 @@ from typing import Any
 
 from nano3.config.pretrain import PretrainConfig, megatron_section
 from nano3.training.dataset import TrainingData
+from nano3.training.order.budgets import make_plan, uses_plan
+from nano3.training.order.plan import FILE as ORDER_FILE
+from nano3.training.order.plan import MEGATRON, NANO3, OrderPlan, read_plan
+from nano3.training.order.plan_text import change_sentence
 from nano3.training.run import parent_checkpoint
 from nano3.training.run.checkpoint_owner import claim_dir, owner_problem
 from nano3.training.run.checkpoints import (
@@ -31,9 +35,9 @@ from nano3.utils.errors import UserError
 from nano3.utils.provenance import installed_versions
 
 # Keys of the run's identity that earlier versions did not write.
-BOUNDARIES, EOD_MASK = "train.document_boundaries", "train.loss_mask.eod"
+BOUNDARIES, EOD_MASK, ORDER = "train.document_boundaries", "train.loss_mask.eod", "train.sample_order"
 # May differ from the run whose schedule is continued (checkpoint.keep_iteration).
-_FREE_IN_A_CONTINUED_SCHEDULE = ("data", "train.seed", BOUNDARIES, EOD_MASK)
+_FREE_IN_A_CONTINUED_SCHEDULE = ("data", "train.seed", BOUNDARIES, EOD_MASK, ORDER)
 # May differ in a new phase: weights alone can be split over any number of ranks, and are trained with other settings.
 _FREE_IN_A_NEW_PHASE = (
     "backend",
@@ -59,6 +63,7 @@ class ResumePoint:
         may_prune: Whether old checkpoints may be removed according to checkpoint.keep_last.
         info: checkpoint.json; None if the checkpoint has none.
         skips: The iterations that the run leaves out or has left out.
+        order: The plan of the samples; None for Megatron's order.
     """
 
     iteration: int = 0
@@ -68,6 +73,7 @@ class ResumePoint:
     may_prune: bool = True
     info: CheckpointInfo | None = field(default=None, compare=False)
     skips: SkipRecord = field(default_factory=SkipRecord)
+    order: OrderPlan | None = None
 
     def sentence(self, restored: str, pretrained: str | None = None) -> str:
         """Return the first line of the log.
@@ -91,7 +97,8 @@ class ResumePoint:
         """Return the point that `to_json` was called on."""
         folder, info = values["folder"], values["info"]
         typed = {"folder": folder and Path(folder), "info": info and CheckpointInfo(**info)}
-        return cls(**values | typed | {"skips": SkipRecord.from_json(values["skips"])})
+        order = values["order"] and OrderPlan.from_json(values["order"])
+        return cls(**values | typed | {"skips": SkipRecord.from_json(values["skips"]), "order": order})
 
     @property
     def guard_window(self) -> list[list[float]]:
@@ -185,6 +192,7 @@ def agree_on_resume_point(
     identity: dict[str, Any],
     settings: dict[str, Any],
     may_prune: Callable[[Path], bool] = lambda save: True,
+    data: TrainingData | None = None,
 ) -> ResumePoint:
     """Return the resume point that rank 0 finds, on every rank, and record it in the run folder.
 
@@ -194,6 +202,7 @@ def agree_on_resume_point(
         find: Returns the resume point; called on rank 0 alone.
         identity: The run's identity.
         settings: The run's mutable settings; a change is logged.
+        data: The prepared data, for the plan of the samples.
         may_prune: Whether old checkpoints in a folder may be removed; called on rank 0 alone.
 
     Raises:
@@ -209,8 +218,10 @@ def agree_on_resume_point(
             verify_checkpoint(point.folder, point.info)
         if point.folder and point.info and not point.new_phase:
             check_resume(point.info, point.folder, identity, settings, point.own)
+        order = plan_order(config, run_dir, point, data) if data else None
         if config.checkpoint.save_interval:
             claim_dir(save, run_dir)
+        record_order(run_dir, order)
         if point.own and point.folder:
             parent_checkpoint.warn_unused_load(run_dir, config, point.folder)
         else:
@@ -219,9 +230,43 @@ def agree_on_resume_point(
         skips = begin_skips(run_dir, identity, chosen, point.iteration)
         if warning := late_skip_warning(chosen, skips, point.iteration):
             warn(warning)
-        return replace(point, may_prune=may_prune(save), skips=skips).to_json()
+        return replace(point, may_prune=may_prune(save), skips=skips, order=order).to_json()
 
     return ResumePoint.from_json(agree_on_rank0(decide))
+
+
+def plan_order(config: PretrainConfig, run_dir: Path, point: ResumePoint, data: TrainingData) -> OrderPlan | None:
+    """Return the plan of a run's samples, continued from the one in its checkpoint; None for Megatron's order.
+
+    Args:
+        config: The configuration of the run.
+        run_dir: The run folder.
+        point: Where the run starts.
+        data: The prepared data.
+
+    Raises:
+        UserError: The mixture cannot be met, or the data is not the one that was read before.
+    """
+    if not uses_plan(config):
+        return None
+    recorded = None
+    if point.folder and not point.new_phase:
+        if point.info and point.info.order:
+            recorded = OrderPlan.from_json(point.info.order)
+        elif point.own:  # a checkpoint that lost its checkpoint.json
+            recorded = read_plan(run_dir)
+    plan = make_plan(config, data, recorded, point.iteration)
+    if recorded and (text := change_sentence(recorded, plan, point.iteration)):
+        warn(text)
+    return plan
+
+
+def record_order(run_dir: Path, plan: OrderPlan | None) -> None:
+    """Write RUN/order.json for `nano3 trace` and `nano3 report`, or remove that of an earlier training."""
+    if plan:
+        plan.write(run_dir)
+    else:
+        (run_dir / ORDER_FILE).unlink(missing_ok=True)
 
 
 def preview_resume_point(
@@ -285,7 +330,9 @@ def run_identity(config: PretrainConfig, data: TrainingData, model: dict[str, An
         "train.global_batch_size": config.train.global_batch_size,
         BOUNDARIES: config.train.document_boundaries,
         EOD_MASK: masks_eod(config),
-        "data": data.fingerprint,
+        ORDER: config.train.sample_order,
+        # Datasets may join and leave in nano3's order: it compares the content of each one (`order.budgets`).
+        "data": data.tokenizer_sha256 if uses_plan(config) else data.fingerprint,
     }
 
 
@@ -298,7 +345,7 @@ def masks_eod(config: PretrainConfig) -> bool:
 def saved_identity(info: CheckpointInfo) -> dict[str, Any]:
     """Return the run's identity at a checkpoint, with the values that earlier versions used but did not write."""
     masked = "'eod_mask_loss': True" in str(info.mutable_settings.get("megatron"))
-    return {BOUNDARIES: "cross", EOD_MASK: masked, **info.run_identity}
+    return {BOUNDARIES: "cross", EOD_MASK: masked, ORDER: MEGATRON, **info.run_identity}
 
 
 def mutable_settings(config: PretrainConfig, more: dict[str, Any], packages: tuple[str, ...]) -> dict[str, Any]:
@@ -315,6 +362,7 @@ def mutable_settings(config: PretrainConfig, more: dict[str, Any], packages: tup
         "train.train_iters": config.train.train_iters,
         "train.micro_batch_size": config.train.micro_batch_size,
         "train.skip_iterations": config.train.skip_iterations or None,
+        **({"train.mixture": config.train.mixture or None} if uses_plan(config) else {}),
         **more,
         "world size": world_size(),
         **{f"version of {name}": number for name, number in installed_versions(packages).items()},
@@ -365,8 +413,9 @@ def check_resume(
     for key in _FREE_IN_A_CONTINUED_SCHEDULE:
         if saved_identity(info).get(key) != identity.get(key):
             warn(f"{folder} was trained with another value of {key}; the run continues with the new one.")
+    planned = identity.get(ORDER) == NANO3
     for key, (old, new) in _differences(info.mutable_settings, settings).items():
-        warn(f"{key} was {_show(old)} when {folder.name} was saved and is {_show(new)} now: {_effect(key)}")
+        warn(f"{key} was {_show(old)} when {folder.name} was saved and is {_show(new)} now: {_effect(key, planned)}")
 
 
 def check_new_phase(info: CheckpointInfo, folder: Path, identity: dict[str, Any]) -> None:
@@ -394,7 +443,9 @@ def check_new_phase(info: CheckpointInfo, folder: Path, identity: dict[str, Any]
         )
 
 
-def _effect(key: str) -> str:
+def _effect(key: str, planned: bool) -> str:
+    if key == "train.mixture" or (key == "train.train_iters" and planned):
+        return "each dataset continues where it was; the stages are computed again from here on."
     if key == "train.train_iters":
         return (
             "the learning-rate schedule follows the new length. The data order is drawn for train_iters x "

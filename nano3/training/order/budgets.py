@@ -1,0 +1,274 @@
+"""Make the plan of a run from `train.mixture` and the data, and continue it with another mixture on a resume."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from math import floor
+from typing import Any
+
+from nano3.config import PretrainConfig
+from nano3.config.mixture import KEY, Budget, StageBudgets, parse_mixture
+from nano3.training.dataset import TrainingData
+from nano3.training.order.interleave import LARGEST_STAGE
+from nano3.training.order.plan import NANO3, DatasetShape, OrderPlan, Stage
+from nano3.utils.errors import UserError, did_you_mean
+
+
+def uses_plan(config: PretrainConfig) -> bool:
+    """Return whether the run reads nano3's own order."""
+    return config.train.sample_order == NANO3
+
+
+def make_plan(
+    config: PretrainConfig, data: TrainingData, recorded: OrderPlan | None = None, iteration: int = 0
+) -> OrderPlan:
+    """Return the order of a run from `iteration` on.
+
+    Args:
+        config: The configuration of the run.
+        data: The prepared data.
+        recorded: The plan in the checkpoint that the run resumes from.
+        iteration: Iterations that are done.
+
+    Raises:
+        UserError: Lists every problem of the mixture, or names a dataset whose content has changed.
+    """
+    t = config.train
+    stages = parse_mixture(t.mixture, t.train_iters, t.global_batch_size * t.seq_length)
+    weights = {name: Budget(weight=share) for name, share in data.shares("train").items()}
+    stages = [replace(stage, blend=stage.blend or weights) for stage in stages]
+    shapes = dataset_shapes(data)
+    if problems := _name_problems(stages, shapes):
+        raise UserError(problems)
+    requested = {"train_iters": t.train_iters, "stages": [stage.to_json() for stage in stages]}
+    past = OrderPlan(t.seed, t.seq_length, t.global_batch_size, {}, ())
+    if recorded:
+        _check_recorded(recorded, shapes, config)
+        named = {name: shapes.get(name, shape) for name, shape in recorded.datasets.items()}
+        past = replace(recorded, datasets=named)
+        if recorded.requested == requested:
+            return past
+        past = past.cut(iteration)
+    return _extend(replace(past, requested=requested), stages, shapes, iteration)
+
+
+def dataset_shapes(data: TrainingData) -> dict[str, DatasetShape]:
+    """Return the train split of each dataset of the data."""
+    return {
+        name: DatasetShape(
+            tokens=sum(shard.tokens for shard in shards),
+            sequences=sum(shard.sequences for shard in shards),
+            fingerprint=data.dataset_fingerprints[name],
+            folder=str(data.folder),
+        )
+        for name, shards in data.datasets("train").items()
+    }
+
+
+def _name_problems(stages: Sequence[StageBudgets], shapes: Mapping[str, DatasetShape]) -> list[str]:
+    unknown = sorted({name for stage in stages for name in stage.blend or {}} - shapes.keys())
+    return [
+        f"{KEY}: the data has no dataset {name!r} with a train split, only {', '.join(shapes)}."
+        f"{did_you_mean(name, list(shapes))}"
+        for name in unknown
+    ]
+
+
+def _check_recorded(recorded: OrderPlan, shapes: Mapping[str, DatasetShape], config: PretrainConfig) -> None:
+    """Raise UserError if the positions in a recorded plan mean other samples now."""
+    problems = [
+        f"{shapes[name].folder}: the train split of {name} is not the one that the run has read ({shape.folder}), so "
+        "its position there means nothing here. Prepare it with the same options and num_shards, or give the dataset "
+        "another name."
+        for name, shape in recorded.datasets.items()
+        if name in shapes and shapes[name].fingerprint != shape.fingerprint
+    ]
+    t = config.train
+    if (recorded.seq_length, recorded.global_batch_size) != (t.seq_length, t.global_batch_size):
+        problems.append(
+            f"the run's order is of samples of {recorded.seq_length} tokens and batches of "
+            f"{recorded.global_batch_size}: restore train.seq_length and train.global_batch_size."
+        )
+    if problems:
+        raise UserError(problems)
+
+
+def _extend(
+    plan: OrderPlan, stages: Sequence[StageBudgets], shapes: Mapping[str, DatasetShape], iteration: int
+) -> OrderPlan:
+    """Return a plan with the stages, or what is left of them, after an iteration."""
+    problems: list[str] = []
+    begin = 0
+    for number, stage in enumerate(stages, 1):
+        first, begin = max(begin, iteration), stage.until
+        if stage.until <= first:
+            continue
+        blend = stage.blend or {}
+        size = (stage.until - first) * plan.global_batch_size
+        known = replace(plan, datasets={**{name: shapes[name] for name in blend}, **plan.datasets})
+        read = known.consumed(iteration) if plan.stages else dict.fromkeys(known.datasets, 0)
+        began = stages[number - 2].until if number > 1 else 0
+        before = known.consumed(began) if plan.stages else read
+        where = f"{KEY}, stage {number}" if len(stages) > 1 else KEY
+        try:
+            samples = share_samples(known, blend, size, read, before, where)
+        except UserError as error:
+            problems += error.problems
+            samples = share_evenly(size, dict.fromkeys(blend, 1.0))  # so that later stages are checked too
+        used = {
+            name: known.datasets[name]
+            for name in [*plan.datasets, *(name for name in shapes if name not in plan.datasets)]
+            if samples.get(name) or name in plan.datasets
+        }
+        plan = replace(
+            plan, datasets=used, stages=(*plan.stages, Stage(first, stage.until, stage.until - first, samples))
+        )
+        iteration = stage.until
+    if problems:
+        raise UserError(problems)
+    return plan
+
+
+def share_samples(
+    plan: OrderPlan,
+    blend: Mapping[str, Budget],
+    size: int,
+    read: Mapping[str, int],
+    before: Mapping[str, int],
+    where: str,
+) -> dict[str, int]:
+    """Return the samples of each dataset in a stage, or in what is left of it.
+
+    Budgets in epochs and tokens count what the stage has read already. Weights share the rest; a dataset that would
+    exceed its max_epochs gets no more than that, and the other weights share what it leaves.
+
+    Args:
+        plan: The plan so far, with the sizes of the datasets.
+        blend: The budgets of the stage.
+        size: Samples of the stage.
+        read: Samples of each dataset that the run has read.
+        before: Those that it had read when the stage began.
+        where: Name of the stage in messages.
+
+    Raises:
+        UserError: Lists every budget that cannot be met.
+    """
+    if size > LARGEST_STAGE:
+        raise UserError(f"{where} has {size:,} samples, more than {LARGEST_STAGE:,}. Divide it into several stages.")
+    caps = _caps(plan, blend, read)
+    fixed, problems = _fixed_samples(plan, blend, read, before, where)
+    problems += [
+        f"{where}, dataset {name}: its budget is {plan.epochs(name, read[name] + fixed[name]):,.2f} epochs of the run, "
+        f"more than max_epochs={blend[name].max_epochs:g}."
+        for name in fixed
+        if fixed[name] > caps.get(name, fixed[name])
+    ]
+    if problems:
+        raise UserError(problems)
+    weights = {name: budget.weight for name, budget in blend.items() if budget.weight is not None}
+    wanted, batch = sum(fixed.values()), plan.global_batch_size
+    if not weights and abs(size - wanted) <= batch:
+        return share_evenly(size, fixed)  # rounding to whole iterations
+    if wanted > size:
+        raise UserError(
+            f"{where}: its budgets in epochs and tokens need {-(-wanted // batch):,} iterations, and it has "
+            f"{size // batch:,}. Lower them, or make it longer."
+        )
+    if wanted < size and not weights:
+        raise UserError(
+            f"{where}: its budgets fill {wanted / size:.1%} of its samples. Give one dataset a weight, raise a budget, "
+            "or make it shorter."
+        )
+    shared, left = share_capped(size - wanted, weights, caps)
+    if left:
+        raise UserError(
+            f"{where}: max_epochs leaves {left / batch:,.1f} of its {size // batch:,} iterations without samples. "
+            "Raise it, or add a dataset."
+        )
+    return {name: fixed.get(name, shared.get(name, 0)) for name in blend}
+
+
+def _caps(plan: OrderPlan, blend: Mapping[str, Budget], read: Mapping[str, int]) -> dict[str, int]:
+    """Return the most samples that each dataset with max_epochs may still give."""
+    return {
+        name: max(floor(budget.max_epochs * plan.datasets[name].tokens / plan.seq_length) - read[name], 0)
+        for name, budget in blend.items()
+        if budget.max_epochs is not None
+    }
+
+
+def _fixed_samples(
+    plan: OrderPlan, blend: Mapping[str, Budget], read: Mapping[str, int], before: Mapping[str, int], where: str
+) -> tuple[dict[str, int], list[str]]:
+    """Return the samples that budgets in epochs and tokens still ask for, and the budgets that are exceeded."""
+    fixed, problems = dict[str, int](), list[str]()
+    for name, budget in blend.items():
+        tokens = budget.tokens
+        if budget.epochs is not None:
+            tokens = budget.epochs * plan.datasets[name].tokens
+        if tokens is None:
+            continue
+        done = read[name] - before[name]
+        fixed[name] = round(tokens / plan.seq_length) - done
+        if fixed[name] < 0:
+            what = f"epochs={budget.epochs:g}" if budget.epochs is not None else f"tokens={budget.tokens:g}"
+            problems.append(
+                f"{where}, dataset {name}: {what}, but this stage has already read {plan.epochs(name, done):,.2f} "
+                f"epochs ({done * plan.seq_length:,} tokens) of it."
+            )
+    return fixed, problems
+
+
+def share_capped(total: int, weights: Mapping[str, float], caps: Mapping[str, int]) -> tuple[dict[str, int], int]:
+    """Divide `total` by weights with upper bounds. Return the shares, and what no dataset can take.
+
+    Args:
+        total: Samples to divide.
+        weights: Weight of each dataset.
+        caps: The most that a dataset may get, if there is a bound.
+    """
+    capped: dict[str, int] = {}
+    while True:
+        free = {name: weight for name, weight in weights.items() if name not in capped}
+        rest = total - sum(capped.values())
+        if not free:
+            return capped, rest
+        shares = share_evenly(rest, free)
+        over = {name: caps[name] for name, share in shares.items() if share > caps.get(name, share)}
+        if not over:
+            return {**capped, **shares}, 0
+        capped |= over
+
+
+def share_evenly(total: int, weights: Mapping[str, Any]) -> dict[str, int]:
+    """Divide `total` in proportion to weights into whole numbers that add up to it, by largest remainders.
+
+    Args:
+        total: What to divide.
+        weights: Positive numbers by name.
+    """
+    fractions = {name: Fraction(weight) for name, weight in weights.items()}  # floats may add up to more than the total
+    whole = sum(fractions.values())
+    exact = {name: total * weight / whole for name, weight in fractions.items()}
+    shares = {name: floor(share) for name, share in exact.items()}
+    missing = total - sum(shares.values())
+    by_remainder = sorted(exact, key=lambda name: shares[name] - exact[name])
+    for number in range(missing):
+        shares[by_remainder[number % len(by_remainder)]] += 1
+    return shares
+
+
+def capped_warnings(plan: OrderPlan) -> list[str]:
+    """Return a warning for each dataset whose weight would exceed its max_epochs in a stage of the request."""
+    found = []
+    for number, stage in enumerate(plan.requested.get("stages", []), 1):
+        for name, budget in stage["blend"].items():
+            limit = budget.get("max_epochs")
+            if limit is None or "weight" not in budget or name not in plan.datasets:
+                continue
+            after = plan.consumed(stage["until"])[name]
+            if after >= floor(limit * plan.datasets[name].tokens / plan.seq_length):
+                found.append(
+                    f"{KEY}, stage {number}: {name} ends at its max_epochs={limit:g}; the other weights share the rest."
+                )
+    return found

@@ -1,0 +1,63 @@
+"""The streams of the datasets of a plan, opened when they are first read, for training, traces and audits."""
+
+from pathlib import Path
+
+import numpy as np
+
+from nano3.data.dataset.manifest import load_manifest
+from nano3.training.order.plan import OrderPlan
+from nano3.training.order.stream import DatasetStream, StreamShard
+from nano3.utils.errors import Failure
+
+
+class Streams:
+    """The streams of a plan by dataset."""
+
+    def __init__(self, plan: OrderPlan, folder: Path) -> None:
+        """Use the data in a folder.
+
+        Args:
+            plan: The plan of a run.
+            folder: The run's data. A dataset that it no longer has is read from the folder recorded in the plan.
+        """
+        self.plan, self.folder = plan, folder
+        self._streams: dict[str, DatasetStream] = {}
+        self._shards: dict[Path, dict[str, list[StreamShard]]] = {}
+
+    def __getitem__(self, name: str) -> DatasetStream:
+        """Return the stream of a dataset.
+
+        Raises:
+            Failure: The data has no such dataset, or another one of this name.
+        """
+        if name not in self._streams:
+            shape = self.plan.datasets[name]
+            shards = self._in(self.folder).get(name) or self._in(Path(shape.folder)).get(name)
+            if not shards or sum(shard.tokens for shard in shards) != shape.tokens:
+                raise Failure(f"{self.folder}: it does not have the dataset {name} that the run has read.")
+            self._streams[name] = DatasetStream(name, shards, self.plan.seq_length, self.plan.seed)
+        return self._streams[name]
+
+    def read(self, sample: int) -> np.ndarray:
+        """Return the tokens of a sample of the run, with its last label, int64."""
+        name, position = self.plan.locate(sample)
+        return self[name].read(position)
+
+    def find_shard(self, shard: str) -> tuple[str, int] | None:
+        """Return the dataset of the plan that has a shard such as train/data_00000, and the shard's number in it."""
+        for name, shards in self._in(self.folder).items():
+            prefixes = ["/".join(one.prefix.parts[-2:]) for one in shards]
+            if name in self.plan.datasets and shard in prefixes:
+                return name, prefixes.index(shard)
+        return None
+
+    def _in(self, folder: Path) -> dict[str, list[StreamShard]]:
+        """Return the train shards in a folder by dataset, in the order of the data."""
+        if folder not in self._shards:
+            found: dict[str, list[StreamShard]] = {}
+            for entry in load_manifest(folder).shards:
+                if entry.split == "train":
+                    shard = StreamShard(folder / entry.prefix, entry.tokens, entry.sequences)
+                    found.setdefault(entry.dataset, []).append(shard)
+            self._shards[folder] = found
+        return self._shards[folder]

@@ -1,0 +1,96 @@
+"""nano3's own order of samples with Megatron-Bridge on a real GPU, and the same tokens in both backends."""
+
+import math
+import statistics
+
+import pytest
+from gpu_runs import MARKS, Runs, gpus
+
+from nano3.training.order.plan import read_plan
+
+pytestmark = MARKS
+# 200 short iterations. Stages change after 60 and 140; the run is stopped at 100 and resumed with another mixture.
+SETTINGS = [
+    "train.seq_length=256",
+    "train.global_batch_size=8",
+    "train.train_iters=200",
+    "train.eval_interval=0",
+    "logger.log_interval=1",
+    "checkpoint.save_interval=50",
+]
+PLANNED = ["train.sample_order=nano3"]
+FIRST = "train.mixture=[{until: 30%, blend: {docs: 0.5, code: {tokens: 4e4}}}, {blend: {math: 1, docs: 1}}]"
+CHANGED = (
+    "train.mixture=[{until: 30%, blend: {docs: 0.5, code: {tokens: 4e4}}}, {until: 70%, blend: {docs: {epochs: 0.02}, "
+    "code: 1}}, {blend: {math: {weight: 2, max_epochs: 3}, code: 1}}]"
+)
+MEGATRON, TRANSFORMERS = ["train.micro_batch_size=4"], ["backend=transformers", "train.micro_batch_size=8"]
+
+
+def train_twice(runs: Runs, name: str, *words: str) -> None:
+    """Train 100 iterations, and 100 more with another mixture."""
+    runs.train(name, *SETTINGS, *PLANNED, FIRST, "train.exit_iteration=100", *words)
+    text = runs.train(name, *SETTINGS, *PLANNED, CHANGED, *words)
+    assert "resuming from iteration 100" in text
+    assert "the mixture changes after iteration 100" in text and "train.mixture was" in text
+    assert "stage 4 of 4, iterations 141 to 200: math 66.7%, code 33.3%" in text
+
+
+def hashes(runs: Runs, name: str) -> dict[int, int]:
+    """Return the hash of each iteration's token ids, and assert that each line is about one iteration."""
+    steps = runs.steps(name)
+    assert all(step["data_hash_steps"] == 1 and math.isfinite(step["loss"]) for step in steps.values())
+    return {iteration: step["data_hash"] for iteration, step in steps.items()}
+
+
+def test_both_backends_read_the_same_tokens_over_stages_and_a_changed_mixture(runs: Runs) -> None:
+    train_twice(runs, "order_megatron", *MEGATRON)
+    train_twice(runs, "order_transformers", *TRANSFORMERS)
+    found = hashes(runs, "order_megatron")
+    assert sorted(found) == list(range(1, 201)) and len(set(found.values())) == 200
+    assert found == hashes(runs, "order_transformers")
+    assert read_plan(runs.dir("order_megatron")) == read_plan(runs.dir("order_transformers"))
+    for name in ("order_megatron", "order_transformers"):
+        text = runs("-m", "nano3", "trace", name, "--audit", "--all")
+        assert "200 hashes of 200 iterations, the last one 200: all as planned" in text
+    plan = read_plan(runs.dir("order_megatron"))
+    assert plan and [(stage.first, stage.end) for stage in plan.stages] == [(0, 60), (60, 100), (100, 140), (140, 200)]
+
+
+def test_megatrons_own_order_is_audited_and_costs_the_same(runs: Runs) -> None:
+    """The hash is also that of Megatron's samples; the speeds of both orders are printed."""
+    more = ["train.exit_iteration=100", *MEGATRON, "checkpoint.save_interval=100"]
+    runs.train("order_plain", *SETTINGS, *more)
+    runs.train("order_planned", *SETTINGS, *PLANNED, *more)
+    text = runs("-m", "nano3", "trace", "order_plain", "--audit", "--all")
+    assert "100 hashes of 100 iterations, the last one 100: all as planned" in text
+    for name in ("order_plain", "order_planned"):
+        steps = runs.steps(name)
+        speeds = [steps[iteration]["tokens_per_s"] for iteration in range(21, 101)]
+        print(f"{name}: {statistics.median(speeds):,.0f} tokens/s")
+
+
+def test_validation_in_nano3s_order(runs: Runs) -> None:
+    """Megatron-Bridge validates with the samples of the same provider, also after a resume."""
+    words = [*SETTINGS, *PLANNED, *MEGATRON, "train.train_iters=40", "train.eval_interval=10", "train.eval_iters=3"]
+    words += ["checkpoint.save_interval=20"]
+    runs.train("order_validated", *words, "train.exit_iteration=20")
+    runs.train("order_validated", *words)
+    from nano3.training.run.metrics import read_metrics
+
+    lines = [line for line in read_metrics(runs.dir("order_validated")) if "valid_loss" in line]
+    assert [line["iteration"] for line in lines] == [10, 20, 30, 40]
+    assert lines[-1]["valid_loss"] < lines[0]["valid_loss"]
+    text = runs("-m", "nano3", "trace", "order_validated", "--audit", "--all")
+    assert "40 hashes of 40 iterations, the last one 40: all as planned" in text
+
+
+@pytest.mark.skipif(gpus() < 2, reason="needs two GPUs")
+def test_two_gpus_read_the_same_tokens_as_one(runs: Runs) -> None:
+    """As data-parallel ranks, and as one model split over both."""
+    words = [*SETTINGS, *PLANNED, FIRST, *MEGATRON, "train.exit_iteration=30", "checkpoint.save_interval=30"]
+    both = {"CUDA_VISIBLE_DEVICES": "0,1"}
+    runs.train("order_one", *words)
+    runs.train("order_two", *words, "cluster.nproc_per_node=2", **both)
+    runs.train("order_split", *words, "cluster.nproc_per_node=2", "model.tensor_model_parallel_size=2", **both)
+    assert hashes(runs, "order_one") == hashes(runs, "order_two") == hashes(runs, "order_split")

@@ -1,0 +1,243 @@
+"""Runs in nano3's own order: killed, resumed, on several ranks and with a changed mixture they read what is planned."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from training_processes import Child, losses, start_ranks, tiny_config, train_here
+
+from nano3.config import PretrainConfig
+from nano3.data.dataset.manifest import load_manifest
+from nano3.training.order.plan import OrderPlan, read_plan
+from nano3.training.run.batch_documents import document_reads, document_spans, open_sample_index
+from nano3.training.run.metrics import read_metrics
+from nano3.training.run.record import DataReference, save_run_config
+from nano3.utils.errors import UserError
+
+STAGES = [
+    {"until": "50%", "blend": {"docs": 2, "code": {"tokens": 300}}},
+    {"until": "75%", "blend": {"math": 1, "docs": 1}},
+    {"blend": {"code": 1, "docs": {"weight": 1, "max_epochs": 2}}},
+]
+CHANGED = [{"until": 8, "blend": {"docs": 1}}, {"blend": {"math": 3, "code": 1}}]
+
+
+def planned(mixture: list[Any] = STAGES, **changes: Any) -> PretrainConfig:
+    return tiny_config(**{"train.sample_order": "nano3", "train.mixture": mixture, "train.eval_interval": 0, **changes})
+
+
+def saved(config: PretrainConfig, data: Path, folder: Path) -> PretrainConfig:
+    """Record a start of the run, for the tools."""
+    config.run.data, config.recipe.per_split_data_args_path = str(data), str(data / "blend.json")
+    save_run_config(folder, config, DataReference(str(data), str(data), load_manifest(data).content), [])
+    return config
+
+
+def hashes(folder: Path) -> dict[int, int]:
+    return {line["iteration"]: line["data_hash"] for line in read_metrics(folder) if "data_hash" in line}
+
+
+def trace(folder: Path, *words: object) -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "nano3", "trace", str(folder), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an undisturbed run over three stages; read-only."""
+    folder = tmp_path_factory.mktemp("planned") / "run"
+    saved(planned(), data, folder)
+    train_here(planned(), data, folder)
+    return folder
+
+
+def test_a_stop_in_a_stage_changes_nothing(data: Path, whole: Path, tmp_path: Path) -> None:
+    for limit in (3, 7, None):
+        train_here(planned(**{"train.exit_iteration": limit}), data, tmp_path)
+    assert losses(tmp_path) == losses(whole)
+    assert read_plan(tmp_path) == read_plan(whole)
+    log = (tmp_path / "log.txt").read_text()
+    assert "stage 2 of 3, iterations 7 to 9: " in log and "docs 50.0%" in log and "math 50.0%" in log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 3, 7])
+def test_ranks_read_the_same_tokens(data: Path, tmp_path: Path, ranks: int) -> None:
+    batch = {"train.global_batch_size": 42, "train.micro_batch_size": 1, "train.train_iters": 4}
+    stages = [{"until": 2, "blend": {"docs": 1, "code": 2}}, {"blend": {"math": 1}}]
+    one, many = tmp_path / "one", tmp_path / "many"
+    train_here(planned(stages, **batch), data, one)
+    for child in start_ranks(planned(stages, **batch), data, many, ranks):
+        child.result()
+    assert hashes(many) == hashes(one) and len(hashes(one)) == 4
+
+
+def test_two_ranks_read_the_same_tokens(data: Path, whole: Path, tmp_path: Path) -> None:
+    config = planned(**{"train.micro_batch_size": 1, "train.exit_iteration": 8})
+    for child in start_ranks(config, data, tmp_path, 2):
+        child.result()
+    assert hashes(tmp_path) == {i: h for i, h in hashes(whole).items() if i <= 8}
+
+
+def read_inputs(plan: dict[str, Any], data: Path, samples: range) -> list[tuple[list[int], list[int]]]:
+    """Inputs as Megatron's GPTDataset makes them, and as the stream has them."""
+    from nano3.training.dataset import open_data
+    from nano3.training.hf.datasets import DatasetBuilder
+    from nano3.training.order.streams import Streams
+
+    order = OrderPlan.from_json(plan)
+    dataset = DatasetBuilder(open_data(data), order.seq_length, 1, Path("/nowhere")).train(0, order)
+    streams = Streams(order, data)
+    assert len(dataset) == order.stages[-1].end * order.global_batch_size
+    for sample in samples:
+        assert dataset[sample]["labels"][:-1].tolist() == dataset[sample]["tokens"][1:].tolist()
+        assert dataset[sample]["labels"][-1].item() == streams.read(sample)[-1]
+    return [(dataset[sample]["tokens"].tolist(), streams.read(sample)[:-1].tolist()) for sample in samples]
+
+
+def test_megatrons_dataset_makes_the_samples_of_the_stream(data: Path, whole: Path, tmp_path: Path) -> None:
+    plan = read_plan(whole)
+    assert plan
+    pairs = Child(read_inputs, (plan.to_json(), data, range(48)), tmp_path / "log.txt").result()
+    assert len(pairs) == 48 and all(made == expected and len(made) == 32 for made, expected in pairs)
+
+
+def test_the_mixture_changes_from_the_resumed_iteration_on(data: Path, tmp_path: Path) -> None:
+    """Datasets continue where they were; the earlier stages stay in the record, and the change is logged."""
+    train_here(planned(**{"train.exit_iteration": 5}), data, tmp_path)
+    before = read_plan(tmp_path)
+    saved(planned(CHANGED), data, tmp_path)
+    train_here(planned(CHANGED), data, tmp_path)
+    after, log = read_plan(tmp_path), (tmp_path / "log.txt").read_text()
+    assert before and after
+    assert [(stage.first, stage.end) for stage in after.stages] == [(0, 5), (5, 8), (8, 12)]
+    assert after.consumed(5) == {
+        **before.consumed(5),
+        **dict.fromkeys(after.datasets.keys() - before.datasets.keys(), 0),
+    }
+    assert "the mixture changes after iteration 5" in log and "train.mixture was" in log
+    read = [after.locate(sample) for sample in range(48)]
+    assert read[:20] == [before.locate(sample) for sample in range(20)]
+    assert {name for name, _ in read[20:32]} == {"docs"} and Counter(n for n, _ in read[32:]) == {"math": 12, "code": 4}
+    for name in ("docs", "code", "math"):
+        positions = sorted(position for one, position in read if one == name)
+        assert positions == list(range(len(positions)))
+    code, output, errors = trace(tmp_path, "--audit", "--all")
+    assert code == 0, errors
+    assert "12 hashes of 12 iterations, the last one 12: all as planned" in output
+
+
+def test_an_order_cannot_change_on_a_resume(data: Path, whole: Path, tmp_path: Path) -> None:
+    train_here(planned(**{"train.exit_iteration": 4}), data, tmp_path)
+    with pytest.raises(UserError, match=r"train\.sample_order: nano3 in the checkpoint, now megatron"):
+        train_here(tiny_config(**{"train.eval_interval": 0}), data, tmp_path)
+
+
+def test_megatrons_order_has_no_plan_and_is_audited_too(data: Path, tmp_path: Path) -> None:
+    saved(tiny_config(), data, tmp_path)
+    train_here(tiny_config(), data, tmp_path)
+    assert not (tmp_path / "order.json").exists()
+    code, output, errors = trace(tmp_path, "--audit")
+    assert code == 0, errors
+    assert "12 hashes of 12 iterations, the last one 12: all as planned" in output
+
+
+def test_documents_are_traced_both_ways(data: Path, whole: Path) -> None:
+    """Every span of the run is among the reads of its document, and there are no others."""
+    config = planned(**{"run.data": str(data)})
+    index = open_sample_index(config, whole, data)
+    spans: dict[tuple[str, int], list[tuple[int, int, int]]] = {}
+    for sample in range(48):
+        for span in document_spans(index, data, range(sample, sample + 1), 1000):
+            spans.setdefault(span.key, []).append((sample, span.start, span.stop))
+    for shard in load_manifest(data).shards:
+        if shard.split == "train":
+            for document in range(shard.documents):
+                found = document_reads(index, data, shard.prefix, document)
+                expected = sorted(spans.get((shard.prefix, document), []))
+                assert [(read.sample, read.start, read.stop) for read in found] == expected
+    (shard, document), reads = next((key, found) for key, found in spans.items() if len(found) > 1)
+    code, output, errors = trace(whole, "--document", f"{shard}:{document}")
+    assert code == 0, errors
+    assert f"reads: {len(reads)}; trained on {sum(stop - start for _, start, stop in reads):,} tokens" in output
+    code, output, errors = trace(whole, "--iteration", 1, "--no-sources")
+    assert code == 0 and "samples 0 to 3 of the run" in output, errors
+
+
+def test_the_audit_counts_and_proves(data: Path, whole: Path, tmp_path: Path) -> None:
+    code, output, errors = trace(whole, "--audit", "--all")
+    assert code == 0, errors
+    plan = read_plan(whole)
+    assert plan
+    for name, count in plan.consumed(12).items():
+        (row,) = (line.split() for line in output.splitlines() if line.startswith(f"{name} "))
+        assert row[1] == row[2] == f"{count * 32:,}" and row[3] == row[4]
+    assert "12 hashes of 12 iterations, the last one 12: all as planned" in output
+    damaged = tmp_path / "damaged"
+    shutil.copytree(whole, damaged)
+    lines = [json.loads(line) for line in (damaged / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["iteration"] == 7 and "data_hash" in line:
+            line["data_hash"] += 1
+    (damaged / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, _, errors = trace(damaged, "--audit")
+    assert code == 1 and "1 of 12 hashes differ, the first one of iterations 7 to 7" in errors
+
+
+def test_other_tokens_in_the_data_are_noticed(data: Path, whole: Path, tmp_path: Path) -> None:
+    """A single token of a sample that was fed is another one now."""
+    copy, plan = tmp_path / "data", read_plan(whole)
+    assert plan
+    shutil.copytree(data, copy)
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    config = planned(**{"run.data": str(copy), "recipe.per_split_data_args_path": str(copy / "blend.json")})
+    index = open_sample_index(config, folder, copy)
+    span = next(iter(document_spans(index, copy, range(1), 1000)))
+    path = copy / f"{span.shard}.bin"
+    tokens = np.memmap(path, np.uint16, "r+")
+    from nano3.data.dataset.indexed import IndexedFile
+
+    file = IndexedFile(copy / span.shard)
+    at = int(file.offsets[int(file.bounds[span.document])]) // 2 + span.start
+    tokens[at] ^= 1
+    tokens.flush()
+    saved(config, copy, folder)
+    code, _, errors = trace(folder, "--audit", "--all")
+    assert code == 1 and "1 of 12 hashes differ, the first one of iterations 1 to 1" in errors, errors
+
+
+def test_steps_that_are_left_out_are_not_part_of_a_hash(data: Path, tmp_path: Path) -> None:
+    config = planned(**{"train.skip_iterations": [[3, 4], [9, 9]], "logger.log_interval": 5})
+    saved(config, data, tmp_path)
+    train_here(config, data, tmp_path)
+    steps = {line["iteration"]: line["data_hash_steps"] for line in read_metrics(tmp_path) if "data_hash" in line}
+    assert steps == {1: 1, 5: 2, 10: 4, 12: 2}
+    code, output, errors = trace(tmp_path, "--audit")
+    assert code == 0, errors
+    assert "4 hashes of 9 iterations" in output and "3 of these iterations were left out" in output
+
+
+def test_a_new_phase_begins_its_own_order(data: Path, whole: Path, tmp_path: Path) -> None:
+    config = planned(CHANGED, **{"checkpoint.load": str(whole / "checkpoints"), "train.exit_iteration": 4})
+    train_here(config, data, tmp_path)
+    plan = read_plan(tmp_path)
+    assert plan and plan.stages[0].first == 0 and plan.consumed(4)["docs"] == 16
+
+
+def test_a_continued_schedule_continues_the_order(data: Path, whole: Path, tmp_path: Path) -> None:
+    """The second run reads on where the first one was, even with another seed and mixture."""
+    first = tmp_path / "first"
+    train_here(planned(**{"train.exit_iteration": 8}), data, first)
+    more = {"checkpoint.load": str(first / "checkpoints"), "checkpoint.keep_iteration": True, "train.seed": 7}
+    train_here(planned(CHANGED, **more), data, tmp_path / "second")
+    before, after = read_plan(first), read_plan(tmp_path / "second")
+    assert before and after and after.seed == before.seed
+    assert after.consumed(8) == before.consumed(8) and after.consumed(12)["math"] == before.consumed(8)["math"] + 12
