@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import select
 import shlex
 import signal
@@ -198,6 +199,24 @@ def report_failure(job: SubmittedJob, state: slurm.JobState, streamed: int) -> N
 def tail_lines(log: Path, lines: int = _TAIL_LINES) -> list[str]:
     """Return the last lines of a log, [] if it does not exist."""
     return read_tail_and_size(log, lines)[0].splitlines()
+
+
+# What srun adds to the log of rank 0 after any failure.
+_SRUN_NOISE = re.compile(
+    r"srun: (Job step aborted|launch/slurm: |error: .*: tasks? .*: (Exited with exit code|Terminated))"
+    r"|slurmstepd: error: \*\*\* STEP"
+)
+
+
+def failure_lines(log: Path, lines: int) -> list[str]:
+    """Return the last lines of a log that may say why the rank failed, without empty ones and what srun adds.
+
+    Args:
+        log: The log.
+        lines: How many lines to return at most.
+    """
+    found = [line for line in tail_lines(log) if line.strip()]
+    return ([line for line in found if not _SRUN_NOISE.match(line)] or found)[-lines:]
 
 
 def read_tail_and_size(log: Path, lines: int) -> tuple[str, int]:

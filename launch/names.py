@@ -15,6 +15,11 @@ def slurm_job_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:100] or "job"
 
 
+def natural_order(text: object) -> list[tuple[int, str]]:
+    """Return a key that sorts names with numbers as people do: seed=2 before seed=10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", str(text))]
+
+
 def sweep_labels(
     points: Sequence[Sequence[str]], fixed: Collection[str] | None = None, unique: bool = True
 ) -> list[str]:

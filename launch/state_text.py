@@ -79,6 +79,14 @@ def waited_s(state: JobState) -> float | None:
     return max(waited.total_seconds(), 0)
 
 
+def run_s(state: JobState) -> float | None:
+    """Return for how many seconds an ended job ran, None if unknown."""
+    if not (state.ended and state.start and state.end):
+        return None
+    ran = datetime.datetime.fromisoformat(state.end) - datetime.datetime.fromisoformat(state.start)
+    return max(ran.total_seconds(), 0)
+
+
 def starts_in_s(state: JobState) -> float | None:
     """Return in how many seconds Slurm expects a pending job to start (squeue --start), None if it does not know."""
     if state.state != "PENDING" or not state.start:

@@ -11,7 +11,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from launch import job_records, slurm, submissions
-from launch.follow import Watch, follow_attached, say, tail_lines
+from launch.follow import Watch, failure_lines, follow_attached, say
 from launch.job import Job
 from launch.local import run_process, show_job
 from launch.lock import hold_run_lock
@@ -46,7 +46,7 @@ def _report(rows: list[SweepRow]) -> int:
     for row in failed:
         log = row.failed_log()
         say(f"{row.label}: {row.reason()}; end of {log}:")
-        for line in tail_lines(log, 5):
+        for line in failure_lines(log, 5):
             say(f"    {line}")
     codes = [row.code for row in rows]
     unfinished = {"failed": len(failed), "stopped": codes.count(RESTART_EXIT_CODE), "not started": codes.count(None)}
@@ -134,8 +134,8 @@ def run_slurm(jobs: list[Job]) -> SweepEnd:
             row.submitted, row.state = by_run_dir[row.run_dir], "submitted"
     quoted = shlex.quote(str(base_folder(jobs)))
     hint = f"Follow it with `nano3 tail {quoted}`, end it with `nano3 cancel {quoted}`."
-    ids = " ".join(job.id for job in submitted)
-    message = f"submitted {len(submitted)} of {len(jobs)} points: {ids}".rstrip(": ")
+    arrays = ", ".join(sorted(array_ids(submitted)))
+    message = f"submitted {len(submitted)} of {len(jobs)} points" + (f": job {arrays}" if arrays else "")
     if jobs[0].cluster.mode == "detached":
         say(message)
         say(hint)

@@ -7,19 +7,20 @@ import datetime
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from launch import job_records, slurm
-from launch.follow import say, tail_lines
+from launch.follow import failure_lines, say
 from launch.job_end import JobMarkers
 from launch.progress import Progress, duration_text, last_metrics, loss_text, read_progress
-from launch.state_text import describe_state, never_starts, starts_in_s, waited_s
+from launch.state_text import describe_state, never_starts, run_s, starts_in_s, waited_s
 from launch.submit import SubmittedJob
 from nano3.utils.console import cell_text, console, table
 from nano3.utils.errors import RESTART_EXIT_CODE
@@ -109,10 +110,13 @@ class SweepRow:
         """Return the text of each column."""
         progress = read_progress(self.run_dir)
         done, metrics = progress.iteration, progress.metrics
-        iteration = f"{done}/{self.total}" if self.total else str(done or "")
+        if self.total and (done or self.kind != "pending"):
+            iteration = f"{done}/{self.total}"
+        else:
+            iteration = str(done or "")
         state = self.state
         if self.failed:
-            last = next((line for line in reversed(tail_lines(self.failed_log())) if line.strip()), "")
+            last = "".join(failure_lines(self.failed_log(), 1))
             state = f"{state}, rank {self._failed_rank()}: {re.sub(r'^error: ', '', last.strip())[:100]}"
         elapsed, left = self._times(progress)
         code = "" if self.code is None else str(self.code)
@@ -124,7 +128,8 @@ class SweepRow:
         if self.code is None and self.kind != "running":
             return waiting_cells(self.job_state)
         if self.kind != "running" or self.started is None:
-            return "", ""
+            ran = run_s(self.job_state)
+            return "" if ran is None else duration_text(ran), ""
         seconds = time.time() - self.started
         left = progress.left_text()
         if not left and self.total and progress.iteration > self.first_iteration:
@@ -148,17 +153,27 @@ def totals(rows: list[SweepRow]) -> str:
     return ", ".join(f"{counts[kind]} {kind}" for kind in _KINDS if counts[kind])
 
 
-def choose_rows(rows: list[SweepRow], most: int) -> tuple[list[SweepRow], str]:
-    """Return the rows to show, failures first, and a line about the others, "" if there are none.
+def choose_rows(rows: list[SweepRow], most: int) -> tuple[list[list[SweepRow]], str]:
+    """Return what to show on each line, failures first, and a line about the others, "" if there are none.
+
+    Points that wait for the same reason share a line.
 
     Args:
         rows: All points.
-        most: How many fit.
+        most: How many lines fit.
     """
-    ordered = sorted(rows, key=lambda row: _KINDS.index(row.kind))  # stable: each kind in the order of the sweep
+    lines: list[list[SweepRow]] = []
+    waiting: dict[str, list[SweepRow]] = {}
+    for row in sorted(rows, key=lambda row: _KINDS.index(row.kind)):  # stable: each kind in the order of the sweep
+        if row.kind == "pending" and row.state in waiting:
+            waiting[row.state].append(row)
+            continue
+        lines.append([row])
+        if row.kind == "pending":
+            waiting[row.state] = lines[-1]
     most = max(most, 1)
-    hidden = ordered[most:]
-    return ordered[:most], f"and {totals(hidden)}" if hidden else ""
+    hidden = [row for line in lines[most:] for row in line]
+    return lines[:most], f"and {totals(hidden)}" if hidden else ""
 
 
 class SweepTable:
@@ -195,28 +210,72 @@ class SweepTable:
                 say(f"{row.label}: {row.cells()[2] if row.failed else row.state}{code}")
 
     def _table(self) -> Table:
-        shown, others = choose_rows(self.rows, self._out.height - _FRAME)
+        lines, others = choose_rows(self.rows, self._out.height - _FRAME)
+        cells = [line[0].cells() if len(line) == 1 else _common_cells(line) for line in lines]
         title = f"sweep of {len(self.rows)} points: {totals(self.rows)}"
-        return screen_table(title, _COLUMNS, [row.cells() for row in shown], right=_RIGHT, caption=others)
+        return screen_table(title, _COLUMNS, cells, right=_RIGHT, caption=others, width=self._out.width)
+
+
+def _common_cells(rows: list[SweepRow]) -> tuple[str, ...]:
+    """Return the cells of points that wait for the same reason."""
+    return (f"{len(rows)} points", "", rows[0].state, "", "", *waiting_cells(rows[0].job_state), "")
+
+
+# Columns to leave out first if a terminal is too narrow for names and states of this width.
+_LEAST_NEEDED, _MIN_FLEXIBLE = ("started", "exit", "job", "restarts", "elapsed", "last line", "left"), 44
+_STATE = "state"
 
 
 def screen_table(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str], caption: str
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    right: Sequence[str],
+    caption: str,
+    width: int,
 ) -> Table:
     """Return a table with one line for each row, to be redrawn on a terminal.
 
+    Names are cut at their beginning, as those of a sweep begin alike, and states at their end. Numbers are not cut;
+    columns without any are left out.
+
     Args:
         title: Printed above the table.
-        columns: Names of the columns.
+        columns: Names of the columns; one is "state".
         rows: One cell per column.
         right: Names of the columns to align to the right.
         caption: Printed below the table.
+        width: Columns of the terminal.
     """
-    view = Table(title=Text(title), title_justify="left", header_style="bold")
+    text = [[cell_text(cell) for cell in row] for row in rows]
+    widths = [max([len(name), *(len(row[i]) for row in text)]) for i, name in enumerate(columns)]
+    shown = [i for i, name in enumerate(columns) if i == 0 or name == _STATE or any(row[i] for row in text)]
+    at = columns.index(_STATE)
+
+    def flexible() -> int:  # what is left for names and states; a column has a blank on both sides
+        return width - 2 - sum(widths[i] + 2 for i in shown if i not in (0, at)) - 4
+
+    for name in _LEAST_NEEDED:
+        if flexible() < min(widths[0] + widths[at], _MIN_FLEXIBLE) and name in columns:
+            shown = [i for i in shown if columns[i] != name]
+    widths[0] = max(min(widths[0], flexible() - min(widths[at], _MIN_FLEXIBLE // 2)), 8)
+    widths[at] = max(flexible() - widths[0], 8)
+    view = Table(
+        title=Text(title), title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False, expand=True
+    )
     if caption:
         view.caption, view.caption_justify = Text(caption), "left"
-    for name in columns:
-        view.add_column(name, justify="right" if name in right else "left", no_wrap=True, overflow="ellipsis")
-    for row in rows:
-        view.add_row(*(Text(cell_text(cell)) for cell in row))  # no markup: nodes are named rack[a1-a4]
+    for i in shown:
+        at_right = columns[i] in right
+        view.add_column(columns[i], justify="right" if at_right else "left", no_wrap=True, ratio=int(i == at) or None)
+    for row in text:
+        cells = [_cut(row[i], widths[i], from_left=i == 0) for i in shown]
+        view.add_row(*map(Text, cells))  # no markup: nodes are named rack[a1-a4]
     return view
+
+
+def _cut(text: str, width: int, from_left: bool) -> str:
+    if len(text) <= width:
+        return text
+    return f"…{text[1 - width :]}" if from_left else f"{text[: width - 1]}…"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from launch import job_records, local_job, slurm
+from launch.names import natural_order
 from launch.progress import duration_text, loss_text, read_progress
 from launch.state_text import describe_state
 from launch.sweep_table import screen_table, waiting_cells
@@ -98,18 +99,33 @@ def _watch(args: argparse.Namespace) -> None:
         while True:
             listing = _list_runs(args.folders, args.active)
             title = f"{datetime.now():%H:%M:%S}: {_totals(listing.runs)}"
-            columns, rows = _without_empty_columns(listing.runs)
+            columns, rows = _without_empty_columns(_join_waiting(listing.runs))
             notes = [listing.warning, *listing.problems]
             if live:
                 most = max(out.height - _FRAME - len(notes), 1)
-                hidden = f"and {len(rows) - most} older runs" if len(rows) > most else ""
+                hidden = f"and {len(rows) - most} older lines" if len(rows) > most else ""
                 caption = "\n".join(map(cell_text, filter(None, [hidden, *notes])))
-                view = screen_table(title, columns, rows[:most], right=_RIGHT, caption=caption)
+                view = screen_table(title, columns, rows[:most], right=_RIGHT, caption=caption, width=out.width)
                 live.update(view, refresh=True)
             else:
                 table(title, columns, rows, right=_RIGHT)
                 print_problems(filter(None, notes))
             time.sleep(args.watch)
+
+
+def _join_waiting(runs: list[ListedRun]) -> list[ListedRun]:
+    """Return the runs with one line for all points of a sweep that wait for the same reason."""
+    groups: dict[tuple[object, ...], list[ListedRun]] = {}
+    for number, run in enumerate(runs):
+        folder, _, state, *_ = run.cells
+        waits = run.state == "pending"
+        groups.setdefault((Path(folder).parent, state) if waits else (number,), []).append(run)
+    lines = []
+    for same in groups.values():
+        name, _, *rest = same[0].cells
+        joined = same[0]._replace(cells=(f"{len(same)} points of {Path(name).parent}", "", *rest))
+        lines.append(joined if len(same) > 1 else same[0])
+    return lines
 
 
 def _without_empty_columns(runs: list[ListedRun]) -> tuple[list[str], list[list[str]]]:
@@ -131,7 +147,8 @@ def _list_runs(folders: Iterable[Path], only_active: bool) -> Listing:
         folders: Run folders or their parents.
         only_active: Leave out runs that are neither pending nor running.
     """
-    found = sorted({run_dir for folder in folders if folder.is_dir() for run_dir in find_runs_below(folder)})
+    every = {run_dir for folder in folders if folder.is_dir() for run_dir in find_runs_below(folder)}
+    found = sorted(every, key=natural_order)
     records, problems = _read_all_records(found)
     states, warning = _states({run_dir: jobs[-1] for run_dir, jobs in records.items() if jobs})
     runs = []
@@ -142,7 +159,8 @@ def _list_runs(folders: Iterable[Path], only_active: bool) -> Listing:
         except Nano3Error as error:
             problems += error.problems
     shown = [run for run in runs if run.active or not only_active]
-    return Listing(sorted(shown, key=lambda run: -run.time), problems, warning)
+    # Points of a sweep are submitted at once: those that run come first.
+    return Listing(sorted(shown, key=lambda run: (-run.time, run.state == "pending")), problems, warning)
 
 
 def _read_all_records(runs: list[Path]) -> tuple[dict[Path, list[job_records.JobRecord]], list[str]]:

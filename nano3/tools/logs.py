@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from launch import job_records, local_job
 from launch.follow import tail_lines
+from launch.names import natural_order
 from nano3.tools._arguments import RUNS, at_least, find_run, find_runs_below
 from nano3.utils.console import printable, write
 from nano3.utils.errors import Failure, UserError, list_some
@@ -93,7 +94,7 @@ def find_logs(folder: Path, rank: int | None = None) -> list[RankLog]:
     Raises:
         UserError: There is no run, no log, or no log of this rank.
     """
-    runs = sorted(find_runs_below(folder))
+    runs = sorted(find_runs_below(folder), key=natural_order)
     if not runs:
         raise UserError(f"{folder}: no run was started there. `nano3 jobs` lists all runs.")
     logs = []

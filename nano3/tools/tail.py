@@ -13,6 +13,7 @@ from pathlib import Path
 
 from launch import job_records, local_job, slurm
 from launch.follow import LogStream, follow, read_tail_and_size, report_failure, say
+from launch.names import natural_order
 from launch.progress import last_iteration
 from launch.state_text import describe_state, waiting_text
 from launch.submit import SubmittedJob
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 def sweep_rows(folder: Path) -> list[SweepRow]:
     """Return the points of a sweep on Slurm with their recorded ends; [] if the folder is a run or no such sweep."""
-    run_dirs = sorted(find_runs_below(folder))
+    run_dirs = list(find_runs_below(folder))
     if folder in run_dirs or not run_dirs or any(newest_start_is_local(run_dir) for run_dir in run_dirs):
         return []
     rows = []
@@ -76,10 +77,10 @@ def sweep_rows(folder: Path) -> list[SweepRow]:
         record = job_records.read_records(run_dir)[-1]
         job = SubmittedJob(record.id, run_dir, Path(record.log).parent)
         row = SweepRow(str(run_dir.relative_to(folder)), run_dir, last_iteration(run_dir), submitted=job)
-        if record.state:
-            row.update(slurm.JobState(record.state, record.exit_code or 0))
+        if end := record.end_state:
+            row.update(end)
         rows.append(row)
-    return rows
+    return sorted(rows, key=lambda row: natural_order(row.submitted.id if row.submitted else ""))
 
 
 def follow_sweep(folder: Path, rows: list[SweepRow], no_follow: bool) -> int:

@@ -1,5 +1,6 @@
 """launch.sweep: local sweeps, the table, and the exit code."""
 
+import io
 import json
 import os
 import pty
@@ -7,17 +8,20 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from launch_helpers import ROOT, eventually
+from rich.console import Console
 
 import launch
 from launch import slurm, sweep
+from launch.follow import failure_lines
 from launch.submit import SubmittedJob
-from launch.sweep_table import SweepRow
+from launch.sweep_table import SweepRow, SweepTable
 from nano3.config.cluster import ClusterConfig
 
 
@@ -178,7 +182,43 @@ def test_a_large_sweep_fits_the_screen_with_failures_first(height: int) -> None:
     assert len(lines) < height
     assert "sweep of 200 points: 4 failed, 10 running, 88 pending, 98 finished" in lines[0]
     assert all("FAILED, rank 0" in line for line in lines[4:8]) and "RUNNING" in lines[8]
-    assert "and " in lines[-1] and "98 finished" in lines[-1]
+    assert [line.split()[:3] for line in lines if "PENDING" in line] == [["88", "points", "PENDING"]]
+    assert re.fullmatch(r"and \d+ finished", lines[-1].strip())
+
+
+@pytest.mark.parametrize("columns", [80, 100, 130, 200])
+def test_names_and_states_are_cut_but_numbers_are_not(tmp_path: Path, columns: int) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"iteration": 12345, "loss": 10.25}\n')
+    rows = [
+        SweepRow(f"model.hidden_size=4096__optimizer.lr=3e-4__seed={n}", tmp_path, 100_000, "RUNNING on node[1-64]")
+        for n in range(3)
+    ]
+    for row in rows:
+        row.submitted, row.started = SubmittedJob("1234567_10", tmp_path, tmp_path), time.time() - 5000
+        row.first_iteration = 0
+    out = io.StringIO()
+    view = SweepTable(rows)
+    view._out = Console(file=out, width=columns, height=24)
+    view._out.print(view._table())
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= columns and len(lines) < 10
+    shown = [line for line in lines if "seed=" in line]
+    assert [line.split()[0][-6:] for line in shown] == ["seed=0", "seed=1", "seed=2"]
+    assert all("RUNNING on" in line and "12345/100000" in line and "10.2500" in line for line in shown)
+    assert all(("1234567_10" in line) == (columns >= 130) for line in shown), "the number of the job goes first"
+
+
+def test_the_error_is_shown_and_not_what_srun_adds(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text(
+        "error: boom\nsrun: error: node1: task 0: Exited with exit code 1\n"
+        "srun: launch/slurm: _step_signal: Terminating StepId=62.0\n\n"
+    )
+    assert failure_lines(log, 5) == ["error: boom"]
+    log.write_text("srun: error: node1: task 0: Out Of Memory\nsrun: launch/slurm: _step_signal: Terminating\n")
+    assert failure_lines(log, 5) == ["srun: error: node1: task 0: Out Of Memory"]
+    log.write_text("srun: error: node1: task 0: Exited with exit code 1\n")
+    assert failure_lines(log, 5) == ["srun: error: node1: task 0: Exited with exit code 1"]
 
 
 def test_the_time_left_follows_the_iterations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
