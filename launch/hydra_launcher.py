@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
@@ -26,6 +25,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from launch.sweep_composer import SweepComposer
 from nano3.utils.errors import RESTART_EXIT_CODE, Failure, Nano3Error, UserError
 from nano3.utils.files import expand_user
 
@@ -122,7 +122,7 @@ class JobLauncher(Launcher):
         self._context = hydra_context
         self._config = config
         self._run_points: RunPoints | None = getattr(task_function, "run_points", None)
-        self._load = _compose_once(hydra_context.config_loader)
+        self._composer = SweepComposer(hydra_context.config_loader)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the points; for Hydra's own sweeper exit with the first code that is not 0.
@@ -160,35 +160,24 @@ class JobLauncher(Launcher):
         return _run_jobs(self._job_factory, points)
 
     def _compose(self, overrides: list[str], number: int, label: str) -> Point:
-        config = self._load(self._config, overrides)
+        config = self._composer.compose(self._config, overrides)
         with read_write(config.hydra), open_dict(config.hydra):
             config.hydra.job.id = str(number)
             config.hydra.job.num = number
             run_dir = expand_user(config.hydra.sweep.dir).absolute() / label
             config.hydra.runtime.output_dir = str(run_dir)
         HydraConfig.instance().set_config(config)
-        task = copy.deepcopy(config)
-        with read_write(task), open_dict(task):
-            del task["hydra"]
-        return Point(task, overrides, label, run_dir, config)
+        return Point(_without_hydra(config), overrides, label, run_dir, config)
 
 
-def _compose_once(loader: ConfigLoader) -> Callable[[DictConfig, list[str]], DictConfig]:
-    """Let a loader keep the points that it composes, and return a function that takes them out.
-
-    Hydra's own sweeper composes every point to check it, just before the launcher needs it.
-    """
-    plain = loader.load_sweep_config
-    kept: dict[tuple[str, ...], DictConfig] = {}
-
-    def load(master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        return kept.setdefault(tuple(sweep_overrides), plain(master_config, sweep_overrides))
-
-    def take(master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        return kept.pop(tuple(sweep_overrides), None) or plain(master_config, sweep_overrides)
-
-    loader.load_sweep_config = load  # type: ignore[method-assign]
-    return take
+def _without_hydra(config: DictConfig) -> DictConfig:
+    """Return a copy without the section hydra, which is larger than the rest."""
+    content = config.__dict__["_content"]
+    section = content.pop("hydra")
+    try:
+        return copy.deepcopy(config)
+    finally:
+        content["hydra"] = section
 
 
 def _second(pair: tuple[str, int]) -> int:

@@ -166,7 +166,7 @@ def validate(
     vocab_size: int | None = None,
     show: ShowRows | None = None,
 ) -> tuple[PretrainConfig, str]:
-    """Return the resolved configuration, typed and as text, and print the preflight table.
+    """Return the resolved configuration, in a dry run also as text, and print the preflight table.
 
     Args:
         cfg: The composed configuration.
@@ -190,7 +190,7 @@ def validate(
         table("Preflight", ["what", "value"], rows)
     if late:
         warn(late)
-    return config, run_config_text(config)
+    return config, run_config_text(config) if config.dry_run else ""
 
 
 def resolve_data(cfg: DictConfig) -> DataReference:

@@ -18,7 +18,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 
 from launch.check import cluster_problems
 from launch.hydra_launcher import Point, PointEnd, RunPoints, fixed_keys, learns_from_results
@@ -315,26 +315,34 @@ def to_typed_config(cfg: DictConfig) -> Any:
     Raises:
         UserError: With the problems that `value_problems` finds.
     """
-    if problems := value_problems(cfg):
+    try:
+        typed = OmegaConf.to_object(cfg)
+    except MissingMandatoryValue:  # value_problems names the keys
+        typed = None
+    if problems := value_problems(cfg, typed):
         raise UserError(problems)
-    return OmegaConf.to_object(cfg)
+    return typed
 
 
-def value_problems(cfg: DictConfig) -> list[str]:
+def value_problems(cfg: DictConfig, typed: Any = None) -> list[str]:
     """Return one message for each invalid value that both applications reject.
 
     These are empty values of `NONEMPTY_KEYS`, secrets, and wrong values in the section `cluster`.
 
+    Args:
+        cfg: The composed configuration.
+        typed: Its dataclass, if that is known: then no value is missing.
+
     Raises:
         UserError: If values are missing (`???`); the other checks need them.
     """
-    if missing := sorted(OmegaConf.missing_keys(cfg)):
+    if typed is None and (missing := sorted(OmegaConf.missing_keys(cfg))):
         raise UserError(f"no value for {key}. Set it on the command line: {key}=..." for key in missing)
     problems = [
         f"{key}= is empty. Give it a value, or remove {key}= to use the default"
         for key in NONEMPTY_KEYS
         if OmegaConf.select(cfg, key, default="-") == ""
     ]
-    cluster: Any = OmegaConf.to_object(cfg.cluster)
+    cluster: Any = OmegaConf.to_object(cfg.cluster) if typed is None else typed.cluster
     lines = {f"cluster.{key}": getattr(cluster, key) for key in ("setup", "teardown", "sbatch_args", "srun_args")}
     return problems + secret_problems(cluster.env, lines) + cluster_problems(cluster)

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
+import yaml
 from omegaconf import OmegaConf
+from omegaconf._utils import get_omega_conf_dumper
 from omegaconf.errors import OmegaConfBaseException
 
 import nano3
@@ -125,7 +127,10 @@ def run_config_text(config: PretrainConfig) -> str:
     """Return the text of config.yaml. References are resolved already, so `${` is plain text, as in a shell command."""
     values = asdict(config)
     values["data_blend"] = without_secrets(values["data_blend"])  # not used by a run; its URLs may have passwords
-    return OmegaConf.to_yaml(OmegaConf.create(literal(values)))
+    # As OmegaConf.to_yaml writes it, without making nodes of all values first.
+    return yaml.dump(
+        literal(values), default_flow_style=False, allow_unicode=True, sort_keys=False, Dumper=get_omega_conf_dumper()
+    )
 
 
 def run_changed(run_dir: Path, config: PretrainConfig, data: DataReference) -> bool:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from training_processes import tiny_config
 
 from nano3.config import PretrainConfig
 from nano3.training.run.checkpoints import CheckpointInfo, write_checkpoint_info
+from nano3.training.run.literal_config import literal
 from nano3.training.run.record import (
     ROOT,
     DataReference,
@@ -31,6 +32,7 @@ from nano3.training.run.record import (
 from nano3.utils.errors import UserError
 from nano3.utils.files import write_json
 from nano3.utils.records import DamagedRecordError
+from nano3.utils.redaction import without_secrets
 
 DATA = DataReference("DataBlendsArtifact-pretrain:v1", "/data", "f" * 64)
 
@@ -247,6 +249,8 @@ def test_a_saved_configuration_reads_back_unchanged(
     path = tmp_path_factory.getbasetemp() / "frozen.yaml"
     path.write_text(run_config_text(config))
     assert load_run_config(path) == config
+    values = asdict(config) | {"data_blend": without_secrets(asdict(config)["data_blend"])}
+    assert path.read_text() == OmegaConf.to_yaml(OmegaConf.create(literal(values))), "the form of earlier versions"
 
 
 LINES = ["export A=${HOME}/x", "export A=$HOME/x", "${", "\\${A}", "echo \\\\${A} '${B:-c}'", "${oc.env:HOME}", "a\\"]
