@@ -1,13 +1,11 @@
 """The smallest Hydra application, for hydra-submitit-launcher: it checks, reads and copies nothing."""
 
-import time
-
 import hydra
 
 
 @hydra.main(version_base="1.3", config_path=None)
 def main(cfg) -> None:
-    time.sleep(0.1)
+    print("first line", flush=True)
 
 
 if __name__ == "__main__":

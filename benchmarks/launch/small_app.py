@@ -12,7 +12,7 @@ from nano3.config.cluster import ClusterConfig
 
 def work() -> None:
     """Run the job."""
-    time.sleep(0.1)
+    print("first line", flush=True)
 
 
 @hydra.main(version_base="1.3", config_path=None)
