@@ -163,6 +163,8 @@ def _argument_problems(key: str, words: list[str]) -> Iterator[str]:
         match = re.fullmatch(r"--([a-z][a-z0-9-]*)(=[^\n\r\0]*)?", word)
         if not match:
             yield f"{key}: {word!r} is not a long option in one word, such as --constraint=h100."
+        elif re.fullmatch(r"=(['\"]).*\1", match[2] or ""):
+            yield f"{key}: {word}: there is no shell that removes these quotes. Write --{match[1]}={match[2][2:-1]}."
         elif match[1] in _RESERVED_OPTIONS:
             yield f"{key}: --{match[1]} is set by launch from the other cluster keys; leave it out."
 

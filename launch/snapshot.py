@@ -41,21 +41,25 @@ class Snapshot:
         if self.folder.exists():
             return
         temp = temp_name(self.folder)
+        try:
+            self._copy_to(temp)
+            temp.replace(self.folder)
+        except BaseException as error:  # a full disk, or Ctrl-C
+            shutil.rmtree(temp, ignore_errors=True)
+            # Another submission may just have written the same snapshot.
+            if not (isinstance(error, OSError) and self.folder.exists()):
+                raise
+        fsync_dir(self.folder.parent)
+
+    def _copy_to(self, folder: Path) -> None:
         for path, source in self.files.items():
-            (temp / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, temp / path)
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, folder / path)
         version = code_version(self.root)
-        write_json(temp / "code.json", version)
+        write_json(folder / "code.json", version)
         if version["edited"]:
             diff = git_bytes(self.root, "diff", "HEAD", "--binary", "--", *_PACKAGES, *_FOLDERS)
-            (temp / "code.diff").write_bytes(diff)  # bytes: the files may have any encoding
-        try:
-            temp.replace(self.folder)
-        except OSError:
-            if not self.folder.exists():
-                raise
-            shutil.rmtree(temp)  # another submission has just written the same snapshot
-        fsync_dir(self.folder.parent)
+            (folder / "code.diff").write_bytes(diff)  # bytes: the files may have any encoding
 
 
 def plan_snapshot(parent: Path, entries: set[str]) -> Snapshot:

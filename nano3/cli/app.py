@@ -207,7 +207,7 @@ class _HydraRun:
         try:
             with translate_disk_errors("standard output"):
                 self.codes.append(self.task(cfg))
-        except EXPECTED_ERRORS as error:
+        except (*EXPECTED_ERRORS, BrokenPipeError) as error:
             if self.full_errors:
                 raise
             self.error = error  # raised after Hydra returns, because Hydra would print all overrides first

@@ -107,6 +107,7 @@ def test_every_command_with_every_output(trained: Commands, command: str) -> Non
         done = run(trained, command.replace("{n}", str(n)), output, **env)
         assert "Traceback" not in done.stdout + done.stderr, (output, env, done.stderr)
         assert "Exception ignored" not in done.stderr, (output, env, done.stderr)
+        assert "Error executing job" not in done.stderr, (output, env, done.stderr)
         may_stop = shows and ("head" in output or "> /dev/full" in output)
         assert done.returncode in ((0, 1) if may_stop else (0,)), (output, env, done.stderr)
 

@@ -126,6 +126,24 @@ def test_two_submissions_write_one_snapshot(tmp_path: Path, monkeypatch: pytest.
     assert all((plan.folder / path).read_bytes() == source.read_bytes() for path, source in plan.files.items())
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "ctrl-c"])
+def test_a_copy_that_is_cut_off_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    plan = snapshot.plan_snapshot(tmp_path / "slurm", set())
+    copied: list[object] = []
+
+    def copy(source: Path, target: Path) -> None:
+        if len(copied) > 3:
+            raise error
+        copied.append(target.write_bytes(source.read_bytes()))
+
+    monkeypatch.setattr("shutil.copyfile", copy)
+    with pytest.raises(type(error)):
+        plan.write()
+    assert len(copied) == 4 and not list((tmp_path / "slurm").iterdir())
+
+
 def test_a_failed_snapshot_leaves_nothing(tmp_path: Path) -> None:
     plan = snapshot.plan_snapshot(tmp_path / "slurm", set())
     (tmp_path / "slurm").write_text("a file")

@@ -62,8 +62,10 @@ def test_making_a_job_writes_nothing(composed: Compose, tmp_path: Path) -> None:
 
 
 def test_what_is_shown_is_what_the_ranks_read(composed: Compose, tmp_path: Path) -> None:
-    cfg = composed("+cluster.env.A=7")
-    config, text = validate(cfg, resolve_data(cfg), tmp_path / "run")
+    cfg, shown = composed("+cluster.env.A=7"), composed("+cluster.env.A=7", "dry_run=true")
+    config, nothing = validate(cfg, resolve_data(cfg), tmp_path / "run")
+    text = validate(shown, resolve_data(shown), tmp_path / "run")[1].replace("dry_run: true", "dry_run: false")
+    assert nothing == "", "the text is made for a dry run only"
     start(job(cfg))
     assert (tmp_path / "run/config.yaml").read_text() == with_header(text)
     assert load_run_config(tmp_path / "run/config.yaml") == config
