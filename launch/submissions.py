@@ -23,7 +23,6 @@ from pathlib import Path
 from launch import job_records, slurm
 from nano3.utils.console import warn
 from nano3.utils.errors import UserError
-from nano3.utils.files import write_text
 from nano3.utils.locks import lock_fd
 from nano3.utils.records import read_record, write_record
 
@@ -96,14 +95,12 @@ def submit(folder: Path, script: str, submission: Submission, keep: Iterable[str
         UserError: Slurm rejected the job; the message is Slurm's.
     """
     token = secrets.token_hex(8)
-    pending = folder / _FOLDER
-    pending.mkdir(parents=True, exist_ok=True)
-    files = [pending / f"{token}.{suffix}" for suffix in ("json", "sh", "lock")]
+    files = [folder / _FOLDER / f"{token}.{suffix}" for suffix in ("json", "sh", "lock")]
     record, script_file, lock_file = files
-    lock = os.open(lock_file, os.O_RDWR | os.O_CREAT, 0o666)
+    lock = _create(lock_file)
     try:
         lock_fd(lock)
-        write_text(script_file, script)
+        script_file.write_bytes(script.encode(errors="surrogateescape"))
         write_record(record, submission)
         base = _call_sbatch(script_file, lock, keep)
         script_file.replace(script_path(folder, base))
@@ -111,6 +108,14 @@ def submit(folder: Path, script: str, submission: Submission, keep: Iterable[str
     finally:
         _remove(files)
         os.close(lock)
+
+
+def _create(file: Path) -> int:
+    """Open a new file; another submission may remove its folder, which is empty, at any time."""
+    while True:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
 
 
 def _call_sbatch(script: Path, lock: int, keep: Iterable[str]) -> str:
