@@ -22,6 +22,7 @@ from nano3.cli.config_file_errors import member_values
 from nano3.config import PretrainConfig
 from nano3.tools._arguments import RUNS, check_same_data, find_run
 from nano3.tools.diff import missing_start_problem, read_start_record
+from nano3.training.order.plan import read_plan
 from nano3.training.run import parent_checkpoint
 from nano3.training.run.config_file import config_fix, read_config_text
 from nano3.training.run.literal_config import check_literal, literal
@@ -67,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if parent := parent_checkpoint.read_parent(folder):
         config["checkpoint"]["load"] = literal(checkpoint_to_load(folder, parent, args.changes))
     leave_out_the_same(config, folder, args.changes)
+    warn_changed_mixture(folder)
     warn_other_code(folder, start, record.code)
     name = f"run.name='{slugify(folder.absolute().name) or 'run'}-again'"
     changes = args.changes if "run.name" in CommandLine.parse(args.changes).values else [name, *args.changes]
@@ -150,6 +152,16 @@ def leave_out_the_same(config: dict[str, Any], run_dir: Path, changes: Sequence[
     if ranges and not CommandLine.parse(changes).values.keys() & set(ORDER_KEYS):
         config["train"]["skip_iterations"] = [[one.first, one.last] for one in ranges]
         say(f"iterations left out as in {run_dir}: {', '.join(map(str, ranges))}")
+
+
+def warn_changed_mixture(run_dir: Path) -> None:
+    """Warn if the old run has changed its mixture on a resume: the new run has only the last one."""
+    plan = read_plan(run_dir)
+    if plan and any(stage.end < stage.first + stage.iterations for stage in plan.stages):
+        warn(
+            f"{run_dir} was resumed with another mixture or length, which a rerun cannot repeat: it applies the last "
+            "train.mixture from the start."
+        )
 
 
 def inherited_config(config: dict[str, Any], run_dir: Path, changes: Sequence[str]) -> dict[str, Any]:

@@ -14,7 +14,11 @@ from training_processes import Child, losses, start_ranks, tiny_config, train_he
 
 from nano3.config import PretrainConfig
 from nano3.data.dataset.manifest import load_manifest
+from nano3.tools.report import mixture_section
+from nano3.tools.rerun import warn_changed_mixture
+from nano3.training.checks.value_checks import value_problems
 from nano3.training.order.plan import OrderPlan, read_plan
+from nano3.training.preflight import preflight
 from nano3.training.run.batch_documents import document_reads, document_spans, open_sample_index
 from nano3.training.run.metrics import read_metrics
 from nano3.training.run.record import DataReference, save_run_config
@@ -109,7 +113,9 @@ def test_megatrons_dataset_makes_the_samples_of_the_stream(data: Path, whole: Pa
     assert len(pairs) == 48 and all(made == expected and len(made) == 32 for made, expected in pairs)
 
 
-def test_the_mixture_changes_from_the_resumed_iteration_on(data: Path, tmp_path: Path) -> None:
+def test_the_mixture_changes_from_the_resumed_iteration_on(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Datasets continue where they were; the earlier stages stay in the record, and the change is logged."""
     train_here(planned(**{"train.exit_iteration": 5}), data, tmp_path)
     before = read_plan(tmp_path)
@@ -132,6 +138,8 @@ def test_the_mixture_changes_from_the_resumed_iteration_on(data: Path, tmp_path:
     code, output, errors = trace(tmp_path, "--audit", "--all")
     assert code == 0, errors
     assert "12 hashes of 12 iterations, the last one 12: all as planned" in output
+    warn_changed_mixture(tmp_path)
+    assert "was resumed with another mixture or length, which a rerun cannot repeat" in capsys.readouterr().err
 
 
 def test_an_order_cannot_change_on_a_resume(data: Path, whole: Path, tmp_path: Path) -> None:
@@ -241,3 +249,46 @@ def test_a_continued_schedule_continues_the_order(data: Path, whole: Path, tmp_p
     before, after = read_plan(first), read_plan(tmp_path / "second")
     assert before and after and after.seed == before.seed
     assert after.consumed(8) == before.consumed(8) and after.consumed(12)["math"] == before.consumed(8)["math"] + 12
+
+
+def test_the_report_shows_what_was_planned_and_consumed(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = mixture_section({"whole": whole, "other": tmp_path})
+    assert "<h2>Mixture</h2>" in page and "whole: after iteration 12 of 12" in page and page.count("<svg") == 1
+    assert "iterations 7 to 9" in page and "other" not in page
+    assert mixture_section({"other": tmp_path}) == ""
+    warn_changed_mixture(whole)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_preflight_shows_what_the_budgets_give(data: Path, tmp_path: Path) -> None:
+    found = dict(preflight(ready(planned(), data, tmp_path)).rows)
+    assert found["stage 2"] == "iterations 7 to 9"
+    assert "  docs" in found and "since the start" in found["  docs"]
+    broken = ready(
+        planned([{"until": "50%", "blend": {"dosc": 1}}, {"blend": {"code": {"epochs": 9}}}]), data, tmp_path
+    )
+    (problem,) = preflight(broken).problems
+    assert "has no dataset 'dosc' with a train split" in problem
+    capped = ready(planned([{"blend": {"docs": {"weight": 99, "max_epochs": 0.01}, "code": 1}}]), data, tmp_path)
+    assert any("docs ends at its max_epochs=0.01" in warning for warning in preflight(capped).warnings)
+    repeated = ready(planned([{"blend": {"docs": 1}}], **{"train.train_iters": 3000}), data, tmp_path)
+    assert any("docs is repeated 6.4 times" in warning for warning in preflight(repeated).warnings)
+
+
+def ready(config: PretrainConfig, data: Path, folder: Path) -> PretrainConfig:
+    config.run.data, config.run.output_dir = str(data), str(folder)
+    config.recipe.per_split_data_args_path = PretrainConfig().recipe.per_split_data_args_path
+    return config
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"train.sample_order": "megatron"}, "train.mixture needs nano3's own order of samples: set"),
+        ({"train.sample_order": "nano"}, "train.sample_order=nano: there is no such order. Did you mean"),
+    ],
+)
+def test_orders_that_do_not_exist_or_have_no_mixture(changes: dict[str, Any], text: str) -> None:
+    assert any(text in problem for problem in value_problems(planned(**changes)))
