@@ -5,7 +5,7 @@ as one attention and one MLP layer per block. Linear layers have no bias, and no
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from nano3.config import PretrainConfig
@@ -36,7 +36,8 @@ class Architecture:
     """The sizes of a model, named as in Megatron-Bridge.
 
     `layers` maps a layer kind to its number of layers. Pipeline stages divide `stage_units` evenly: layers, blocks of a
-    dense model, or `|` segments of the pattern; 0 if the stages are chosen otherwise.
+    dense model, or `|` segments of the pattern; 0 if the stages are chosen otherwise. Multi-token prediction adds
+    `mtp_depths` times `mtp_layers`, with weights of their own unless `mtp_shared`.
     """
 
     layers: dict[str, int]
@@ -59,6 +60,21 @@ class Architecture:
     moe_ffn_hidden_size: int = 0
     moe_shared_expert_intermediate_size: int = 0
     stage_units: int = 0
+    mtp_depths: int = 0
+    mtp_layers: dict[str, int] = field(default_factory=dict)
+    mtp_shared: bool = False
+
+    @property
+    def held_layers(self) -> dict[str, int]:
+        """Number of layers with weights of their own by kind, with those of multi-token prediction."""
+        return _sum_layers(
+            self.layers, self.mtp_layers, min(self.mtp_depths, 1) if self.mtp_shared else self.mtp_depths
+        )
+
+    @property
+    def run_layers(self) -> dict[str, int]:
+        """Number of layers that a token passes by kind, with those of multi-token prediction."""
+        return _sum_layers(self.layers, self.mtp_layers, self.mtp_depths)
 
     @property
     def mamba_inner(self) -> int:
@@ -69,6 +85,12 @@ class Architecture:
     def mamba_conv(self) -> int:
         """Channels of the convolution over x, B and C."""
         return self.mamba_inner + 2 * self.mamba_num_groups * self.mamba_state_dim
+
+
+def _sum_layers(main: dict[str, int], more: dict[str, int], times: int) -> dict[str, int]:
+    return {
+        kind: main.get(kind, 0) + times * more.get(kind, 0) for kind in [*main, *(k for k in more if k not in main)]
+    }
 
 
 @dataclass(frozen=True)
@@ -134,7 +156,25 @@ def architecture_from_config(
         moe_ffn_hidden_size=value("moe_ffn_hidden_size") or 0,
         moe_shared_expert_intermediate_size=value("moe_shared_expert_intermediate_size") or 0,
         stage_units=_stage_units(config, pattern, blocks),
+        **_multi_token_prediction(config, known, pattern),
     )
+
+
+def _multi_token_prediction(config: PretrainConfig, known: RecipeValues | None, pattern: Any) -> dict[str, Any]:
+    """Return the layers of multi-token prediction: of a hybrid pattern's part after /, or of the keys of the model."""
+
+    def value(name: str) -> Any:
+        own = megatron_section(config, "model")
+        return own[name] if name in own else known.value(f"model.{name}") if known else None
+
+    _, *parts = str(pattern or "").split("/")
+    depths = value("mtp_num_layers")
+    depths = depths if isinstance(depths, int) and depths > 0 else len(parts)
+    layers = value("mtp_hybrid_override_pattern") or (parts[0] if parts else "")
+    if known is None or not pattern or not depths or not isinstance(layers, str):
+        return {}
+    found = dict(Counter(c for c in layers if c in "M*E-"))
+    return {"mtp_depths": depths, "mtp_layers": found, "mtp_shared": bool(value("mtp_use_repeated_layer"))}
 
 
 def _stage_units(config: PretrainConfig, pattern: Any, blocks: int | None) -> int:
@@ -265,16 +305,22 @@ def layer_parameters(a: Architecture) -> dict[str, LayerParameters]:
         "-": LayerParameters((3 if a.gated else 2) * h * a.ffn_hidden_size, h),
         "E": LayerParameters(shared, h + h * a.num_moe_experts, 2 * h * a.moe_ffn_hidden_size),
     }
-    return {kind: of_kind[kind] for kind in a.layers if kind in of_kind}
+    return {kind: of_kind[kind] for kind in a.held_layers if kind in of_kind}
+
+
+def mtp_parameters(a: Architecture) -> int:
+    """Return the parameters of multi-token prediction besides its layers: projection of two states, and three norms."""
+    copies = min(a.mtp_depths, 1) if a.mtp_shared else a.mtp_depths
+    return copies * (2 * a.hidden_size**2 + 3 * a.hidden_size)
 
 
 def count_parameters(a: Architecture) -> ParameterCounts:
     """Return the exact parameter counts of Megatron's and Hugging Face's modules for this architecture."""
     h = a.hidden_size
-    rest = a.vocab_size * h * (1 if a.tied else 2) + h  # embeddings and the last norm
+    rest = a.vocab_size * h * (1 if a.tied else 2) + h + mtp_parameters(a)  # embeddings and the last norm
     experts = used = 0
     for kind, one in layer_parameters(a).items():
-        n = a.layers[kind]
+        n = a.held_layers[kind]
         rest += n * (one.split + one.whole)
         experts += n * a.num_moe_experts * one.expert
         used += n * a.moe_router_topk * one.expert
@@ -338,5 +384,6 @@ def flops_per_token(a: Architecture, seq_length: int) -> float:
         seq_length: Tokens per sample.
     """
     one = layer_flops(a, seq_length)
-    forward = sum(n * one[kind].total for kind, n in a.layers.items() if kind in one)
-    return 3.0 * (forward + 2 * a.hidden_size * a.vocab_size)
+    forward = sum(n * one[kind].total for kind, n in a.run_layers.items() if kind in one)
+    forward += a.mtp_depths * 4 * a.hidden_size**2  # the projection of hidden state and embedding
+    return 3.0 * (forward + (1 + a.mtp_depths) * 2 * a.hidden_size * a.vocab_size)

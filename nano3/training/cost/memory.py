@@ -9,7 +9,7 @@ each layer is counted here by the tensors that its modules save for the backward
 from dataclasses import dataclass
 from typing import Final
 
-from nano3.training.checks.model_stats import Architecture, layer_parameters
+from nano3.training.checks.model_stats import Architecture, layer_parameters, mtp_parameters
 from nano3.training.cost.gpus import GpuKind
 from nano3.training.cost.workload import FULL, Workload
 
@@ -18,6 +18,8 @@ KEPT_FACTOR: Final[dict[str, float]] = {"M": 1.0, "*": 1.0, "-": 1.0, "E": 1.0}
 # Bytes per token and id of the logits: bf16, as fp32, and again after subtracting their maximum. Seen in an
 # out-of-memory error of Megatron-Core 0.19 (benchmarks/results/gpu/recipe_h100.txt).
 LOGIT_BYTES: Final = 10
+# The same of a depth of multi-token prediction until its backward pass: the softmax as fp32. Not measured.
+MTP_LOGIT_BYTES: Final = 4
 # Temporary tensors of the backward pass of a layer over counted bytes of the activations inside it, by kind; and with
 # recomputation those of its second forward pass.
 WORKING_FACTOR: Final[dict[str, float]] = {"M": 1.0, "*": 1.0, "-": 1.0, "E": 1.0}
@@ -75,11 +77,13 @@ def _stage(w: Workload, first: bool, last: bool) -> Memory:
     replicas = layout.data * layout.context
     expert_replicas = max(layout.world / layout.pipeline / layout.expert, 1)
     shares = (replicas, expert_replicas) if w.sharded_optimizer else (1, 1)
-    kept = {kind: kept_bytes(w, kind) for kind in a.layers}
+    kept = {kind: kept_bytes(w, kind) for kind in a.run_layers}
     # The first stage begins a micro batch for every stage before it finishes one.
     in_flight = min(layout.pipeline, w.micro_batches) if first else 1
     activations = sum(n * kept[kind] for kind, n in a.layers.items()) / layout.pipeline * in_flight
-    logits = w.tokens * a.vocab_size * LOGIT_BYTES / layout.tensor + 4 * w.split_tokens * a.hidden_size if last else 0.0
+    if last:  # with the layers of multi-token prediction
+        activations += sum(n * kept[kind] for kind, n in a.mtp_layers.items()) * a.mtp_depths
+    logits = _loss_bytes(w) if last else 0.0
     return Memory(
         weights=2 * (dense + experts),
         gradients=w.gradient_bytes * (dense + experts),
@@ -89,12 +93,19 @@ def _stage(w: Workload, first: bool, last: bool) -> Memory:
     )
 
 
+def _loss_bytes(w: Workload) -> float:
+    """Return the bytes of the logits. Those of each depth of multi-token prediction wait for the backward pass."""
+    a = w.model
+    logits = w.tokens * a.vocab_size * (LOGIT_BYTES + MTP_LOGIT_BYTES * a.mtp_depths) / w.layout.tensor
+    return logits + 4 * w.split_tokens * a.hidden_size
+
+
 def _temporary_bytes(w: Workload, logits: float) -> float:
     """Return the bytes that are needed for a moment: by the loss, or by the backward pass of one layer.
 
     CUDA graphs have a pool of their own, which nothing else uses while they are idle.
     """
-    working = {kind: working_bytes(w, kind) for kind in w.model.layers}
+    working = {kind: working_bytes(w, kind) for kind in w.model.run_layers}
     pool = max([working[kind] for kind in working if w.is_graphed(kind)], default=0.0)
     return pool + max([logits, *(size for kind, size in working.items() if not w.is_graphed(kind))])
 
@@ -103,10 +114,17 @@ def _local_parameters(w: Workload, first: bool, last: bool) -> tuple[float, floa
     """Return the parameters of one rank of a pipeline stage: without and of routed experts."""
     a, layout = w.model, w.layout
     one = layer_parameters(a)
-    dense = sum(n * (one[kind].split / layout.tensor + one[kind].whole) for kind, n in a.layers.items())
-    experts = sum(n * w.local_experts * one[kind].expert for kind, n in a.layers.items())
+
+    def parameters(layers: dict[str, int]) -> tuple[float, float]:
+        dense = sum(n * (one[kind].split / layout.tensor + one[kind].whole) for kind, n in layers.items())
+        return dense, sum(n * w.local_experts * one[kind].expert for kind, n in layers.items())
+
+    dense, experts = (size / layout.pipeline for size in parameters(a.layers))
+    if last:
+        extra = parameters({kind: n - a.layers.get(kind, 0) for kind, n in a.held_layers.items()})
+        dense, experts = dense + extra[0] + mtp_parameters(a) / layout.tensor, experts + extra[1]
     ends = 1 if a.tied and layout.pipeline == 1 else first + last
-    return dense / layout.pipeline + ends * a.vocab_size * a.hidden_size / layout.tensor, experts / layout.pipeline
+    return dense + ends * a.vocab_size * a.hidden_size / layout.tensor, experts
 
 
 def kept_bytes(w: Workload, kind: str) -> float:

@@ -12,7 +12,7 @@ off the predictions are.
 from dataclasses import dataclass, field
 from typing import Final
 
-from nano3.training.checks.model_stats import layer_flops, layer_parameters
+from nano3.training.checks.model_stats import layer_flops, layer_parameters, mtp_parameters
 from nano3.training.cost.gpus import GpuKind
 from nano3.training.cost.memory import layer_bytes
 from nano3.training.cost.workload import Workload
@@ -108,7 +108,7 @@ def estimate_step(w: Workload, gpu: GpuKind, constants: Constants = MEASURED) ->
         gpu: The kind of GPU.
         constants: Those that were measured.
     """
-    stages, layers = w.layout.pipeline, w.model.layers
+    stages, layers = w.layout.pipeline, w.model.run_layers
     kernels = sum(n * layer_time(w, kind, gpu, constants) for kind, n in layers.items()) / stages
     # The last stage also computes the loss; with one stage, so does every rank.
     kernels += _loss_time(w, gpu, constants) + constants.gradients * local_parameters(w) / gpu.bandwidth
@@ -197,22 +197,24 @@ def host_time(w: Workload, kind: str, c: Constants) -> float:
 def _loss_time(w: Workload, gpu: GpuKind, c: Constants) -> float:
     """Return the seconds of the output matrix and the loss for one micro batch."""
     a, tokens = w.model, w.tokens / w.layout.tensor
-    computed = 3 * 2 * a.hidden_size * a.vocab_size * tokens / (gpu.bf16 * c.products * _saturation(w.tokens, c))
-    return computed + c.logits * a.vocab_size * tokens / gpu.bandwidth
+    heads = 1 + a.mtp_depths
+    products = heads * 2 * a.hidden_size * a.vocab_size + a.mtp_depths * 4 * a.hidden_size**2
+    computed = 3 * products * tokens / (gpu.bf16 * c.products * _saturation(w.tokens, c))
+    return computed + heads * c.logits * a.vocab_size * tokens / gpu.bandwidth
 
 
 def local_parameters(w: Workload) -> float:
     """Return the parameters of one rank, on average over the pipeline stages."""
     a, layout = w.model, w.layout
-    total = 2 * a.vocab_size * a.hidden_size / layout.tensor
+    total = (2 * a.vocab_size * a.hidden_size + mtp_parameters(a)) / layout.tensor
     for kind, one in layer_parameters(a).items():
-        total += a.layers[kind] * (one.split / layout.tensor + one.whole + w.local_experts * one.expert)
+        total += a.held_layers[kind] * (one.split / layout.tensor + one.whole + w.local_experts * one.expert)
     return total / layout.pipeline
 
 
 def _expert_parameters(w: Workload) -> float:
     one = layer_parameters(w.model).get("E")
-    return w.model.layers["E"] * w.local_experts * one.expert / w.layout.pipeline if one else 0.0
+    return w.model.held_layers["E"] * w.local_experts * one.expert / w.layout.pipeline if one else 0.0
 
 
 def exchange_time(w: Workload, kind: str, gpu: GpuKind, c: Constants) -> float:

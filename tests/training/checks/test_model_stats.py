@@ -171,6 +171,31 @@ def test_work_is_the_sum_by_hand(layers: dict, changes: dict, seq_length: int, f
     assert flops_per_token(replace(SMALL, layers=layers, **changes), seq_length) == 3 * forward
 
 
+@pytest.mark.parametrize(("shared", "copies"), [(True, 1), (False, 2)])
+def test_multi_token_prediction_is_counted_by_hand(shared: bool, copies: int) -> None:
+    """Two depths of one MLP: each passes projection, layer and output matrix; shared weights are held once."""
+    mtp = replace(SMALL, layers={}, mtp_depths=2, mtp_layers={"-": 1}, mtp_shared=shared)
+    h = SMALL.hidden_size
+    layer = 2 * h * SMALL.ffn_hidden_size + h
+    own = copies * (layer + 2 * h * h + 3 * h)
+    assert count_parameters(mtp).total == count_parameters(replace(SMALL, layers={})).total + own
+    head = 2 * h * SMALL.vocab_size
+    assert flops_per_token(mtp, 16) == 3 * (head + 2 * (2 * (layer - h) + 4 * h * h + head))
+
+
+@pytest.mark.parametrize("pattern", ["ME/*E/*E", "ME"], ids=["pattern", "keys"])
+def test_multi_token_prediction_is_read_from_the_pattern_or_the_keys(pattern: str) -> None:
+    config, known = PretrainConfig(), load_bundled(NANO)
+    config.model.hybrid_layer_pattern = pattern
+    config.megatron = {"model": {"mtp_use_repeated_layer": True}}
+    if "/" not in pattern:
+        config.megatron["model"] |= {"mtp_num_layers": 2, "mtp_hybrid_override_pattern": "*E"}
+    found = architecture_from_config(config, known, 1000)
+    assert found is not None
+    assert (found.mtp_depths, found.mtp_layers, found.mtp_shared) == (2, {"*": 1, "E": 1}, True)
+    assert found.held_layers == {"M": 1, "E": 2, "*": 1} and found.run_layers == {"M": 1, "E": 3, "*": 2}
+
+
 @given(st.integers(1, 64), st.integers(64, 4096))
 def test_a_scan_costs_the_same_for_every_length_beyond_its_chunk(chunk: int, length: int) -> None:
     a = replace(SMALL, layers={"M": 1}, mamba_chunk_size=chunk)
