@@ -47,7 +47,8 @@ def loss_of(measured: list[tuple[Measured, Workload]]) -> Callable[[Constants], 
         total = 0.0
         for m, w in measured:
             assert m.seconds is not None
-            total += math.log(estimate_step(w, m.gpu, constants).total / m.seconds) ** 2
+            here = replace(constants, host_factor=m.host_factor)
+            total += math.log(estimate_step(w, m.gpu, here).total / m.seconds) ** 2
         names = [*FITTED, *(f"host.{kind}" for kind in HOST_KINDS)]
         return total + sum(2e-4 * math.log(value_of(constants, n) / value_of(MEASURED, n)) ** 2 for n in names)
 

@@ -1,4 +1,4 @@
-"""Write what `nano3 plan` prints, and how accurate it is, into docs/how-many-gpus.md:
+"""Write what `nano3 plan` prints, and how accurate it is, into docs/how-many-gpus.md and plan_accuracy.txt:
 
     plan_page.py
 
@@ -12,10 +12,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from plan_accuracy import everything, report
+from plan_accuracy import RESULTS, everything, report
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "how-many-gpus.md"
+ACCURACY = RESULTS / "plan_accuracy.txt"
 BLOCK = re.compile(r"^```text\n\$ ([^\n]+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -38,5 +39,11 @@ def filled(text: str) -> str:
     return BLOCK.sub(block, text)
 
 
+def accuracy() -> str:
+    """Return the text of plan_accuracy.txt."""
+    return f"$ python benchmarks/gpu/plan_accuracy.py\n{report(everything())}\n"
+
+
 if __name__ == "__main__":
+    ACCURACY.write_text(accuracy())
     PAGE.write_text(filled(PAGE.read_text()))

@@ -7,19 +7,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# Predictions that are further off than 10 % of the memory or 20 % of the time, and why.
-HOST = "the host launches more slowly than the GPU computes, and hosts differ by a factor of four"
-OUTSIDE = {
-    "memory": {"tune_h200_mbs4_recipe": "recomputation beside CUDA graphs keeps more than the layers alone"},
-    "time": {
-        "tune_h200_mbs4_recipe": "recomputation",
-        "recipe_h100_x2": HOST,
-        "undisturbed": HOST,
-        "disturbed": HOST,
-        "follow_megatron": HOST,
-        "follow_megatron_h200": HOST,
-    },
-}
+# Predictions further off than 10 % of the memory or 20 % of the time, and why.
+HOST = "bound by a host shared with others: the same run took from 0.31 to 0.48 s a step"
+OUTSIDE = {"memory": {}, "time": dict.fromkeys(("undisturbed", "disturbed", "follow_megatron_h200"), HOST)}
 
 
 @pytest.fixture(autouse=True)
@@ -51,4 +41,5 @@ def test_the_page_shows_what_is_printed() -> None:
 
     text = plan_page.PAGE.read_text()
     assert len(plan_page.BLOCK.findall(text)) == 4
+    assert plan_page.ACCURACY.read_text() == plan_page.accuracy()
     assert plan_page.filled(text) == text, "python benchmarks/gpu/plan_page.py updates the page"

@@ -2,8 +2,8 @@
 
 Parameters follow `theoretical_memory_usage.py` of Megatron-Core 0.19.2, with the bytes per parameter that the recipe
 asks for. Its formula for activations (Korthikanti et al., 2022, table 2) knows neither Mamba nor routed experts, so
-each layer is counted here by the tensors that its modules save for the backward pass, and multiplied by a factor that
-`benchmarks/gpu/plan_points.py` measured.
+each layer is counted here by the tensors that its modules save for the backward pass. The factors beside these counts
+are 1 where nothing else was measured; `benchmarks/gpu/plan_points.py` measures them.
 """
 
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ LOGIT_BYTES: Final = 10
 # The same of a depth of multi-token prediction until its backward pass: the softmax as fp32. Not measured.
 MTP_LOGIT_BYTES: Final = 4
 # Temporary tensors of the backward pass of a layer over counted bytes of the activations inside it, by kind; and with
-# recomputation those of its second forward pass.
+# recomputation those of its second forward pass (benchmarks/results/gpu/tune_h200_mbs4_recipe.jsonl).
 WORKING_FACTOR: Final[dict[str, float]] = {"M": 1.0, "*": 1.0, "-": 1.0, "E": 1.0}
-AGAIN_FACTOR: Final = 1.0
+AGAIN_FACTOR: Final[dict[str, float]] = {"M": 1.0, "*": 1.0, "-": 1.0, "E": 4.1}
 # Activations kept with FP8, compared to bf16 (benchmarks/results/gpu/tune_h200_mbs16_fp8.jsonl and _no_recompute).
 FP8_FACTOR: Final = 0.9
 # Bytes that every rank needs besides: buffers of the optimizer, cuBLAS workspaces.
@@ -173,5 +173,5 @@ def working_bytes(w: Workload, kind: str) -> float:
         w: The workload.
         kind: Layer kind: M, E, * or -.
     """
-    again = AGAIN_FACTOR * w.repeats_forward(kind)
+    again = AGAIN_FACTOR[kind] * w.repeats_forward(kind)
     return layer_bytes(w, kind) * (WORKING_FACTOR[kind] + again)

@@ -4,9 +4,10 @@ The GPU's time of a layer is that of its matrix products, at a share of the peak
 of everything bound by memory bandwidth, as bytes over bandwidth. If the host launches its kernels more slowly, the
 host's time counts. Communication counts where nothing hides it.
 
-The constants were fitted by `benchmarks/gpu/plan_fit.py` to the points with the role "calibrate" of
-`benchmarks/results/gpu/plan_points_h200.json`, those of communication chosen by hand; `docs/plan-a-run.md` says how far
-off the predictions are.
+The constants are rounded, and were chosen by hand: shares of the peak and bytes from the profile of the 1.2 B hybrid
+(`benchmarks/results/gpu/profile_h100.txt`), those of the host and of FP8 from the runs with the role "calibrate" in
+`benchmarks/gpu/plan_accuracy.py`, those of communication from data sheets. `benchmarks/gpu/plan_fit.py` fits them to
+points that `benchmarks/gpu/plan_points.py` measures. `docs/how-many-gpus.md` says how far off the predictions are.
 """
 
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class Constants:
         host_graph: The same if a CUDA graph launches them.
         host_expert: The same per local expert.
         host_step: Seconds per step.
+        host_factor: How much slower the host is than that of a dedicated node.
         collective: Share of a link's bandwidth that collectives reach.
         exchange: Share that the dispatch of tokens to experts reaches, by dispatcher.
         hidden: Share of a gradient's communication that the backward pass can hide.
@@ -61,9 +63,10 @@ class Constants:
     gradients: float = 8.0
     optimizer: float = 40.0
     host: dict[str, float] = field(default_factory=lambda: {"M": 2e-3, "*": 2e-3, "-": 1.5e-3, "E": 5e-3})
-    host_graph: float = 5e-4
-    host_expert: float = 5e-5
+    host_graph: float = 1.7e-3
+    host_expert: float = 4e-4
     host_step: float = 0.01
+    host_factor: float = 1.0
     collective: float = 0.75
     exchange: dict[str, float] = field(
         default_factory=lambda: {"allgather": 0.75, "alltoall": 0.45, "flex": 0.6, "none": 1.0}
@@ -189,9 +192,9 @@ def host_time(w: Workload, kind: str, c: Constants) -> float:
         c: The constants.
     """
     if w.is_graphed(kind):
-        return c.host_graph
+        return c.host_graph * c.host_factor
     again = 1 + w.repeats_forward(kind) / 3
-    return (c.host[kind] + (c.host_expert * w.local_experts if kind == "E" else 0.0)) * again
+    return (c.host[kind] + (c.host_expert * w.local_experts if kind == "E" else 0.0)) * again * c.host_factor
 
 
 def _loss_time(w: Workload, gpu: GpuKind, c: Constants) -> float:
