@@ -211,6 +211,8 @@ def download_file(root: str, key: str, size: int, endpoint: str, add: Callable[[
     class Bar(tqdm):
         """A progress bar that draws nothing and counts bytes."""
 
+        monitor_interval = 0  # or tqdm starts a thread for this class, one for each file, that never ends
+
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
 

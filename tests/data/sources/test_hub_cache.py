@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -142,6 +143,13 @@ def test_a_new_commit_is_downloaded_next_to_the_old_one(tmp_path: Path, hub: Hub
 
 
 # Broken downloads
+
+
+def test_downloads_leave_no_thread(hub: Hub, files: dict) -> None:
+    """tqdm starts a monitor for each class of progress bars, and workers are forked later."""
+    before = set(threading.enumerate())
+    download_files([(ROOT, f"data/{name}", len(files[f"data/{name}"])) for name in TRAIN], hub.url)
+    assert not [t for t in set(threading.enumerate()) - before if "tqdm" in t.name]
 
 
 def test_a_broken_connection_is_resumed(tmp_path: Path, hub: Hub, files: dict) -> None:
