@@ -69,12 +69,15 @@ def test_jobs(runs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     assert [line.split()[0] for line in capfd.readouterr().out.splitlines()[2:]] == [str(runs / "active")]
 
 
+JUST_NOW = "2100-01-01T00:00:00"  # never more than a minute ago, however long the tests take
+
+
 @pytest.mark.parametrize(
     ("state", "recorded"),
     [
         (slurm.JobState("COMPLETED"), True),
         (slurm.JobState("FAILED", 3, end="2026-01-01T10:00:00"), True),
-        (slurm.JobState("PREEMPTED", 143, end=f"{datetime.now():%Y-%m-%dT%H:%M:%S}"), False),
+        (slurm.JobState("PREEMPTED", 143, end=JUST_NOW), False),
         (slurm.JobState("FAILED", 3), False),
         (slurm.JobState("RUNNING"), False),
         (slurm.UNKNOWN, False),
