@@ -44,6 +44,28 @@ def test_each_document_of_a_sample_is_a_pass(tmp_path: Path) -> None:
     assert max(len(tokens) for tokens, *_ in found["documents of one token"]) == 3 * LENGTH
 
 
+def planned_bounds(data: Path, folder: Path) -> list[tuple[list[int], list[int]]]:
+    """The tokens and the first tokens of the documents of each sample of a run in nano3's order."""
+    from nano3.training.dataset import open_data
+    from nano3.training.hf.datasets import DatasetBuilder, document_bounds
+    from nano3.training.order.budgets import make_plan
+
+    opened = open_data(data)
+    config = tiny_config(**{"train.sample_order": "nano3"})
+    plan = make_plan(config, opened, None, 0)
+    dataset = DatasetBuilder(opened, 32, 1234, folder, isolate=True).train(48, plan)
+    rows = [dataset[i] for i in range(48)]
+    return [(row["tokens"].tolist(), [first for first, _ in document_bounds(row["cu_seqlens"])]) for row in rows]
+
+
+def test_samples_in_nano3s_order_have_bounds_too(data: Path, tmp_path: Path) -> None:
+    """Every document of this data ends with the token, so a document starts after each one."""
+    rows = Child(planned_bounds, (data, tmp_path), tmp_path / "log.txt").result()
+    for tokens, firsts in rows:
+        assert firsts == [0, *(i + 1 for i, token in enumerate(tokens[:-1]) if token == EOD)]
+    assert any(len(firsts) > 1 for _, firsts in rows)
+
+
 def document_losses(document: list[int], neighbor: list[int], first: bool, isolate: bool) -> list[float]:
     """The losses of a document's predictions beside a neighbor in one sample, except that of the neighbor's token."""
     import torch
