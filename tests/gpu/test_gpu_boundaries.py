@@ -37,7 +37,8 @@ def train(runs: Runs, weights: Path, name: str, *words: str) -> None:
     runs.train(name, *SMALL, *FOLLOW, SMOOTH, f"train.exit_iteration={STEPS}", *initial, *words)
 
 
-def agree(runs: Runs, one: str, other: str, loss: float = 0.01, norm: float = 0.03) -> None:
+def agree(runs: Runs, one: str, other: str, loss: float = 0.02, norm: float = 0.03) -> None:
+    """Assert that two runs have the same losses; with `cross`, both backends are up to 0.0136 apart at step 3, too."""
     a, b = runs.steps(one), runs.steps(other)
     assert sorted(a) == sorted(b) == list(range(1, STEPS + 1))
     for i in a:
@@ -60,7 +61,7 @@ def test_the_micro_batch_size_does_not_matter(runs: Runs, first_weights: Path, s
     """One sample in a row, or eight."""
     for size in (1, 8):
         train(runs, first_weights, f"isolate_{size}", ISOLATE, f"train.micro_batch_size={size}")
-    agree(runs, "isolate_1", "isolate_8")
+    agree(runs, "isolate_1", "isolate_8", loss=0.003)
 
 
 def test_an_isolated_run_validates_stops_and_resumes(runs: Runs, short: Path) -> None:
@@ -91,9 +92,9 @@ def test_a_dense_model_with_rotary_positions_is_isolated_too(runs: Runs, short: 
     assert losses[40] < losses[5] - 0.5
 
 
-def test_a_documents_loss_does_not_depend_on_its_neighbor(runs: Runs, undisturbed: Path) -> None:
+def test_a_documents_loss_does_not_depend_on_its_neighbor(runs: Runs, undisturbed: Path, tmp_path: Path) -> None:
     """A trained model: one document beside three others, in rows of one and of two samples, and alone."""
-    hf, data = runs.folder / "hf_neighbors", str(runs.folder / "data")
+    hf, data = tmp_path / "hf", str(runs.folder / "data")
     done = runs(str(ROOT / "benchmarks/gpu/neighbors.py"), str(undisturbed), data, str(hf))
     result = json.loads(done.rsplit("NEIGHBORS ", 1)[1].splitlines()[0])
     assert result["isolate"] < 0.1, "the largest difference of any token's loss, in nats; logits are bf16"
