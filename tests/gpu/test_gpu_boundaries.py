@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import made_once
-from gpu_runs import FOLLOW, MARKS, MICRO, ROOT, Runs
+from gpu_runs import FOLLOW, MARKS, MICRO, ROOT, Runs, made_once
 
 from nano3.training.run.metrics import read_metrics
 
