@@ -13,12 +13,14 @@ from nano3.artifacts import store, wandb_mirror, wandb_run
 from nano3.artifacts.names import MODEL
 from nano3.config import PretrainConfig
 from nano3.training import backend
+from nano3.training.megatron.compile_cache import cache_home
 from nano3.training.reports.final_report import write_final_report
 from nano3.training.run import parent_checkpoint
 from nano3.training.run.checkpoints import checkpoint_fingerprint
 from nano3.training.run.exports import BackgroundExports
 from nano3.training.run.hang_watch import watch_for_hangs
 from nano3.training.run.lineage import data_reference, model_alias
+from nano3.training.run.module_cache import keep_compiled_modules
 from nano3.training.run.outcome import Outcome
 from nano3.training.run.rank_log import rank_log
 from nano3.training.run.record import load_run_config, read_latest_start, valid_finish_record
@@ -80,6 +82,7 @@ def train(config: PretrainConfig, run_dir: Path) -> int:
     if problems:
         raise UserError(problems)
 
+    keep_compiled_modules("torch", cache_home() / "modules")
     rank = int(os.environ.get("RANK", "0"))
     output = translate_disk_errors(f"a file of {run_dir}, or standard output")
     with rank_log(run_dir, rank), output, BackgroundExports(config, run_dir) as exports:
