@@ -56,7 +56,7 @@ def test_a_poisoned_batch_is_rolled_back_and_left_out(runs: Runs, poisoned: Path
     assert events and {event["action"] for event in events} == {"rollback"}
     assert all("web" in {row["dataset"] for row in event["documents"]} for event in events)
     assert record.after(0) == sorted(found) and record.rollbacks == len(events)
-    assert text.count("guard: iteration") == len(events) and "resuming from iteration" in text
+    assert text.count("guard: iteration") == len(events) and "resuming from iteration 20 of" in text
     assert "Traceback" not in text
     pairs = str([[i, i] for i in found]).replace(" ", "")
     runs.train("by_hand", *words, "guard.action=none", f"train.skip_iterations={pairs}")

@@ -26,7 +26,7 @@ from nano3.training.megatron.compile_cache import set_compile_cache
 from nano3.training.megatron.errors import hide_expected_tracebacks, translate_errors
 from nano3.training.megatron.isolation import choose_forward_step, isolation_problems
 from nano3.training.megatron.recipe_check import recipe_problems, tokenizer_problems
-from nano3.training.megatron.saving import SaveContext, use_manager
+from nano3.training.megatron.saving import SaveContext, complete_pending_saves, use_manager
 from nano3.training.order.plan import OrderPlan
 from nano3.training.run import index_cache, resume
 from nano3.training.run.checkpoints import checkpoint_dir
@@ -341,7 +341,7 @@ def _run(
             use_manager(container, SaveContext(save, FailedSaves(config.checkpoint.max_failed_saves), hooks.is_last))
         callbacks: list[Any] = [*skip_ahead(point.skips, point.iteration, train.global_batch_size), hooks]
         if config.guard.action != "none":
-            callbacks.append(GuardHooks(guard, hooks.saves_after))
+            callbacks.append(GuardHooks(guard, hooks.saves_after, before_rollback=complete_pending_saves))
         timed = time_data_waits(forward_step, metrics.clock, hooks.fed)
         return _outcome(lambda: pretrain(container, timed, callbacks=callbacks), config, hooks, metrics)
 

@@ -56,14 +56,23 @@ class GuardHooks:
     hooks, which decide whether the run stops and saves.
     """
 
-    def __init__(self, guard: Guard, saves_after: Callable[[int], bool], exchange: "Exchange | None" = None) -> None:
+    def __init__(
+        self,
+        guard: Guard,
+        saves_after: Callable[[int], bool],
+        exchange: "Exchange | None" = None,
+        before_rollback: Callable[[Any], None] = lambda state: None,
+    ) -> None:
         """Create the callback.
 
         Args:
             guard: The guard of this rank.
             saves_after: Returns whether a checkpoint follows an iteration; the same on every rank.
             exchange: How the ranks share their numbers.
+            before_rollback: Called on every rank with Megatron-Bridge's state. It completes the checkpoint that is
+                being written, which is the newest one before the anomaly.
         """
+        self._before_rollback = before_rollback
         self.guard, self._saves_after = guard, saves_after
         self._exchange = exchange or GpuExchange()
         self._waiting: tuple[int, bool] | None = None  # an iteration, and whether the optimizer left out its step
@@ -93,7 +102,7 @@ class GuardHooks:
             Failure: A value is not finite, or a bound of the guard is reached.
         """
         iteration = int(context.state.train_state.step) + 1
-        self._decide()
+        self._decide(context)
         loss = (context.loss_dict or {}).get("lm loss")
         norm = context.grad_norm
         self._exchange.send(loss, norm)
@@ -101,14 +110,15 @@ class GuardHooks:
         last = iteration >= self.guard.config.train.train_iters
         fails_now = not self.removes_nan and norm is not None and not math.isfinite(norm)
         if last or fails_now or self.guard.action == "skip" or self._saves_after(iteration):
-            self._decide()
+            self._decide(context)
 
-    def _decide(self) -> None:
+    def _decide(self, context: Any) -> None:
         if self._waiting is None:
             return
         (iteration, dropped), self._waiting = self._waiting, None
         loss, norm = self._exchange.receive()
         if self.guard.verdict(iteration, loss, norm, can_skip=dropped) == "rollback":
+            self._before_rollback(context.state)
             raise RolledBack(f"after iteration {iteration}")
 
 

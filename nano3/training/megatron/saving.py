@@ -38,6 +38,7 @@ class SaveContext:
 
 # Megatron-Bridge creates the manager from its own configuration alone, so the run's context is passed here.
 _context: SaveContext | None = None
+_manager: "SaveManager | None" = None
 
 
 def use_manager(container: Any, context: SaveContext) -> None:
@@ -55,6 +56,20 @@ def use_manager(container: Any, context: SaveContext) -> None:
     container.checkpoint.custom_manager_class = MANAGER
     if container.checkpoint.async_save:
         end_forked_children_with_this_process()  # the queue of results is in a forked process
+
+
+def complete_pending_saves(state: Any) -> None:
+    """Wait for a checkpoint that is being written in the background. Call it on all ranks, before they give up.
+
+    Args:
+        state: Megatron-Bridge's GlobalState.
+
+    Raises:
+        SaveError: The save failed and the run must end.
+        Failure: The process that writes checkpoints has died.
+    """
+    if _manager is not None:
+        _manager.finalize_async_saves(state, blocking=True)
 
 
 class SaveManager:
@@ -76,6 +91,8 @@ class SaveManager:
         # The process that writes checkpoints, once it is known.
         self._writer: Any = None
         self._writer_tied = False
+        global _manager
+        _manager = self
 
     def load(self, ctx: Any) -> tuple[int, int]:
         """Load a checkpoint and return its iteration and FLOP count."""

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,23 +23,38 @@ from typing import Any
 import pytest
 from test_train import bitwise
 from training_processes import Child, losses, start_ranks, tiny_config, train_here
+from wandb_server import WandbServer
 
+from nano3.artifacts import wandb_run
 from nano3.config import PretrainConfig
 from nano3.training.hf import loop as hf_loop
 from nano3.training.hf.backend import train
+from nano3.training.reports.goodput import time_use
 from nano3.training.run.checkpoints import latest_checkpoint
 from nano3.training.run.hang_watch import watch_for_hangs
+from nano3.training.run.metrics import read_metrics
 from nano3.training.run.outcome import Outcome
 from nano3.training.run.skips import read_skips
 from nano3.training.run.sound_checkpoints import DAMAGE_LOG
 from nano3.utils.errors import HANG_EXIT_CODE, Nano3Error
+from nano3.utils.files import read_json, write_json
 
 MOST_STARTS = 4
 
 
+ITERATIONS = 8
+SHORT = {
+    "train.train_iters": ITERATIONS,
+    "train.eval_interval": ITERATIONS,
+    "train.eval_iters": 1,
+    "scheduler.lr_wsd_decay_iters": 2,
+    "checkpoint.save_interval": 2,
+}
+
+
 def config(**changes: Any) -> PretrainConfig:
-    """Save every second iteration, so that most kills are near a save."""
-    return tiny_config(**{"checkpoint.save_interval": 2, **changes})
+    """Save every second iteration, so that most kills are near a save; short, since each fault takes three starts."""
+    return tiny_config(**{**SHORT, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +68,7 @@ def sound(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def die_after(config: PretrainConfig, data: Path, run_dir: Path, seed: int) -> Outcome:
     """Train, and be killed at a random file operation of its start, its saves or its records."""
     rng = random.Random(seed)
-    names, most = rng.choice([(("open",), 60), (("os.rename", "os.mkdir", "os.remove"), 18)])
+    names, most = rng.choice([(("open",), 40), (("os.rename", "os.mkdir", "os.remove"), 11)])
     left = [rng.randint(1, most)]
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
@@ -67,7 +83,7 @@ def die_after(config: PretrainConfig, data: Path, run_dir: Path, seed: int) -> O
 
 def die_in_time(config: PretrainConfig, data: Path, run_dir: Path, seed: int) -> Outcome:
     """Train, and be killed by a timer while an iteration, a save or a validation runs."""
-    delay = random.Random(seed).uniform(0, 1.2)
+    delay = random.Random(seed).uniform(0, 0.4)
     step, armed = hf_loop.Loop.step, threading.Event()
 
     def first_step(self: hf_loop.Loop) -> hf_loop.Step:
@@ -92,7 +108,7 @@ def fill_the_disk(config: PretrainConfig, data: Path, run_dir: Path, seed: int) 
 
 def poison(config: PretrainConfig, data: Path, run_dir: Path, seed: int) -> Outcome:
     """Train with a weight gradient that is not a number in one iteration."""
-    bad = random.Random(seed).randrange(2, 12)
+    bad = random.Random(seed).randrange(2, ITERATIONS)
     values = hf_loop.Loop._values_of_rank0
 
     def poisoned(self: hf_loop.Loop, loss: float, norm: float) -> tuple[float, float]:
@@ -104,7 +120,7 @@ def poison(config: PretrainConfig, data: Path, run_dir: Path, seed: int) -> Outc
 
 def hang(config: PretrainConfig, data: Path, run_dir: Path, seed: int) -> Outcome:
     """Train under the hang watch with a step that never returns."""
-    bad, step = random.Random(seed).randrange(3, 11), hf_loop.Loop.step
+    bad, step = random.Random(seed).randrange(3, ITERATIONS), hf_loop.Loop.step
 
     def hanging(self: hf_loop.Loop) -> hf_loop.Step:
         if self.iteration + 1 == bad:
@@ -118,7 +134,7 @@ def hang(config: PretrainConfig, data: Path, run_dir: Path, seed: int) -> Outcom
 
 def stop_rank_one(config: PretrainConfig, data: Path, run_dir: Path, seed: int) -> Outcome:
     """Train under the hang watch; rank 1 gets SIGSTOP in a random iteration."""
-    bad, step = random.Random(seed).randrange(3, 11), hf_loop.Loop.step
+    bad, step = random.Random(seed).randrange(3, ITERATIONS), hf_loop.Loop.step
 
     def stopping(self: hf_loop.Loop) -> hf_loop.Step:
         if self.iteration + 1 == bad and os.environ["RANK"] == "1":
@@ -128,6 +144,65 @@ def stop_rank_one(config: PretrainConfig, data: Path, run_dir: Path, seed: int) 
     hf_loop.Loop.step = stopping  # type: ignore[method-assign]
     with watch_for_hangs(run_dir, 1.0):
         return train(config, data, run_dir)
+
+
+def jump(seed: int) -> float:
+    """Return by how much a clock is wrong: seconds to years, in both directions."""
+    rng = random.Random(seed)
+    return rng.choice([-1, 1]) * math.exp(rng.uniform(math.log(2), math.log(1e8)))
+
+
+def wrong_clock(config: PretrainConfig, data: Path, run_dir: Path, seed: int) -> Outcome:
+    """Train while the wall clock is wrong from the start on, and jumps in a random iteration.
+
+    The files of the starts before carry the times of another wrong clock.
+    """
+    real, offset, step = time.time, [jump(seed)], hf_loop.Loop.step
+    at = random.Random(seed).randrange(1, ITERATIONS)
+    for path in run_dir.rglob("*"):
+        moment = max(real() + jump(seed + len(path.name)), 0)
+        os.utime(path, (moment, moment), follow_symlinks=False)
+
+    def jumping(self: hf_loop.Loop) -> hf_loop.Step:
+        if self.iteration + 1 == at:
+            offset[0] = jump(seed + 1000)
+        return step(self)
+
+    time.time = lambda: real() + offset[0]
+    hf_loop.Loop.step = jumping  # type: ignore[method-assign]
+    with watch_for_hangs(run_dir, 60.0):
+        return train(config, data, run_dir)
+
+
+def lose_wandb(config: PretrainConfig, data: Path, run_dir: Path, seed: int) -> Outcome:
+    """Train with a W&B server that does not answer, goes away, hangs, or goes away and comes back."""
+    kind, at, server, step = (
+        seed % 4,
+        random.Random(seed).randrange(2, ITERATIONS - 2),
+        WandbServer(),
+        hf_loop.Loop.step,
+    )
+    os.environ.update(server.env)
+    server.hang = kind == 0
+    # The bounds are what users wait for; here they only have to be there.
+    if kind != 3:
+        wandb_run.INIT_S, wandb_run.FINISH_S, wandb_run.LIMIT_S = 3.0, 2.0, 5.0
+
+    def losing(self: hf_loop.Loop) -> hf_loop.Step:
+        if kind and self.iteration + 1 == at:
+            server.stop()
+        if kind == 2 and self.iteration + 1 == at:
+            server.start()
+            server.hang = True
+        if kind == 3 and self.iteration + 1 == at + 2:
+            server.start()
+        return step(self)
+
+    hf_loop.Loop.step = losing  # type: ignore[method-assign]
+    outcome = train(config, data, run_dir)
+    taken = [line["iteration"] for run in server.runs.values() for line in run.history if "loss" in line]
+    write_json(run_dir / "taken.json", taken)
+    return outcome
 
 
 @dataclass
@@ -177,7 +252,7 @@ def disturb(
 def damage_newest(data: Path, sound: Path, run_dir: Path, seed: int) -> Result:
     """Damage one file of the newest checkpoint of a stopped run, chosen by the seed; then finish the run."""
     rng = random.Random(seed)
-    child = Child(train, (config(**{"train.exit_iteration": rng.choice([4, 6, 8, 10])}), data, run_dir),
+    child = Child(train, (config(**{"train.exit_iteration": rng.choice([4, 6])}), data, run_dir),
                   run_dir / "log_fault.txt")  # fmt: skip
     assert child.result().status == "stopped"
     newest = latest_checkpoint(run_dir / "checkpoints")
@@ -207,6 +282,30 @@ def poisoned_run(data: Path, run_dir: Path, seed: int) -> Result:
     return Result(hit, wrong or compare(run_dir / "guarded", run_dir / "by_hand"))
 
 
+def jumping_clock(data: Path, sound: Path, run_dir: Path, seed: int) -> Result:
+    """Three starts, each with a clock of its own; no part of the time that the report adds up is negative."""
+    for start, last in enumerate((3, 6, ITERATIONS)):
+        own = config(**{"train.exit_iteration": last})
+        Child(wrong_clock, (own, data, run_dir, 10 * seed + start), run_dir / f"log_{start}.txt").result()
+    use = time_use(read_metrics(run_dir))
+    if use is None or min(use.seconds.values()) < 0 or len(use.starts) != 3:
+        return Result(True, f"the report's times are {use}")
+    return Result(True, compare(run_dir, sound))
+
+
+def lost_wandb(data: Path, sound: Path, run_dir: Path, seed: int) -> Result:
+    """The run finishes at once, and its log says how to send what W&B has not taken; a server that is back has it."""
+    own = config(**{"run.wandb.mode": "online"})
+    child = Child(lose_wandb, (own, data, run_dir, seed), run_dir / "log_fault.txt")
+    status = child.result().status
+    if status != "finished":
+        return Result(True, f"the run is {status}")
+    reported = "warning: W&B" in child.output()
+    if not reported and read_json(run_dir / "taken.json") != [*range(1, ITERATIONS + 1)]:
+        return Result(True, "W&B has not taken everything, and nothing is reported")
+    return Result(True, compare(run_dir, sound))
+
+
 def stopped_rank(data: Path, sound: Path, run_dir: Path, seed: int) -> Result:
     """Rank 0 ends since rank 1 is stopped; the launcher kills rank 1. The run is finished by one rank."""
     first, second = start_ranks(config(), data, run_dir, 2, job=partial(stop_rank_one, seed=seed))
@@ -227,32 +326,37 @@ def attack(data: Path, sound: Path, folder: Path, counts: dict[str, int]) -> tup
         "poison": lambda run, seed: poisoned_run(data, run, seed),
         "step that never returns": lambda run, seed: disturb(hang, data, sound, run, seed),
         "SIGSTOP of rank 1": lambda run, seed: stopped_rank(data, sound, run, seed),
+        "W&B outage": lambda run, seed: lost_wandb(data, sound, run, seed),
+        "wrong clock": lambda run, seed: jumping_clock(data, sound, run, seed),
     }
-    hits, wrong = dict.fromkeys(counts, 0), []
-    for kind, count in counts.items():
-        for seed in range(count):
-            run = folder / f"{kind.replace(' ', '_')}_{seed}"
-            result = kinds[kind](run, seed)
-            hits[kind] += result.hit
-            if result.wrong:
-                wrong.append(f"{kind}, seed {seed}: {result.wrong}")
-            else:
-                shutil.rmtree(run)
-    return hits, wrong
+
+    def one(fault: tuple[str, int]) -> Result:
+        kind, seed = fault
+        run = folder / f"{kind.replace(' ', '_')}_{seed}"
+        result = kinds[kind](run, seed)
+        if not result.wrong:
+            shutil.rmtree(run, ignore_errors=True)
+        return result
+
+    faults = [(kind, seed) for kind, count in counts.items() for seed in range(count)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each start is a process; some wait for seconds
+        results = [*zip(faults, pool.map(one, faults), strict=True)]
+    hits = {kind: sum(result.hit for (own, _), result in results if own == kind) for kind in counts}
+    return hits, [f"{kind}, seed {seed}: {result.wrong}" for (kind, seed), result in results if result.wrong]
 
 
 def test_a_disturbed_run_ends_like_an_undisturbed_one(data: Path, sound: Path, tmp_path: Path) -> None:
     """A sample of the slow test below."""
-    counts = {"kill at a file operation": 1, "damaged checkpoint": 1, "full disk": 1}
+    counts = {"kill at a file operation": 1, "damaged checkpoint": 1, "full disk": 1, "wrong clock": 1}
     assert attack(data, sound, tmp_path, counts)[1] == []
 
 
-@pytest.mark.slow  # 118 faults, each with two or three starts: minutes
+@pytest.mark.slow  # 130 faults, each with two or three starts: minutes
 @pytest.mark.timeout(1800)
 def test_no_fault_loses_a_run(data: Path, sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     counts = {
         "kill at a file operation": 40, "kill at a random time": 20, "damaged checkpoint": 30, "full disk": 16,
-        "poison": 8, "step that never returns": 2, "SIGSTOP of rank 1": 2,
+        "poison": 8, "step that never returns": 2, "SIGSTOP of rank 1": 2, "W&B outage": 4, "wrong clock": 8,
     }  # fmt: skip
     hits, wrong = attack(data, sound, tmp_path, counts)
     with capsys.disabled():

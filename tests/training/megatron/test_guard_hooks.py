@@ -63,6 +63,17 @@ def test_an_iteration_is_rolled_back_after_the_next_one(tmp_path: Path, loss: fl
     assert [str(one) for one in read_skips(tmp_path).ranges] == ["21 (guard rollback)"]
 
 
+def test_the_checkpoint_that_is_being_written_is_completed_before_a_rollback(tmp_path: Path) -> None:
+    """It is the newest one before the anomaly; given up, the run would repeat one interval more."""
+    own, completed = hooks(tmp_path, "rollback"), []
+    own._before_rollback = lambda state: completed.append(int(state.train_state.step))
+    step(own, 21, norm=50.0)
+    assert completed == []
+    with pytest.raises(RolledBack):
+        step(own, 22)
+    assert completed == [21]
+
+
 @pytest.mark.parametrize("saves", [(21,), ()], ids=["saved", "last"])
 def test_no_checkpoint_and_no_end_comes_before_the_decision(tmp_path: Path, saves: tuple[int, ...]) -> None:
     own = hooks(tmp_path, "rollback", saves, train_iters=100 if saves else 21)

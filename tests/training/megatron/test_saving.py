@@ -163,6 +163,17 @@ def test_the_first_request_makes_the_writer_end_with_its_rank(tmp_path: Path) ->
     assert len(queue.requests) == 1
 
 
+def test_a_pending_save_can_be_completed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = manager(tmp_path, background=True)
+    monkeypatch.setattr(saving, "_manager", made)
+    state = SimpleNamespace(train_state=SimpleNamespace(step=10), async_calls_queue=made._default.queue)
+    made.save(SimpleNamespace(state=state), None)
+    saving.complete_pending_saves(state)
+    assert made._default.queue.get_num_unfinalized_calls() == 0 and made._pending is None
+    monkeypatch.setattr(saving, "_manager", None)  # a run without checkpoints
+    saving.complete_pending_saves(state)
+
+
 def test_without_background_saves_nothing_is_sent(tmp_path: Path) -> None:
     made = manager(tmp_path, background=False)
     made._writer_tied = False
