@@ -5,8 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import made_once
-from gpu_runs import MARKS, ROOT, Runs
+from gpu_runs import MARKS, ROOT, Runs, made_once
 
 from nano3.training.run.guard import read_events
 from nano3.training.run.skips import read_skips
