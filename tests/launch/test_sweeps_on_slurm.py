@@ -54,6 +54,15 @@ def test_failed_point_and_rerun(slurm_job: Any, capfd: pytest.CaptureFixture[str
     assert [len(job_records.read_records(job.run_dir)) for job in made] == [1, 2, 1], "only unfinished points run again"
 
 
+def test_crashed_points_restart_and_leave_out_a_node_that_failed_twice(slurm_job: Any) -> None:
+    words = ("fail_rank=0", "fail_code=9", "fail_node=node1")
+    made = points(slurm_job, 2, *words, restart_after_crash=True, max_crashes=5)
+    assert launch.run(made, sweep=True) == 0
+    nodes = [json.loads((job.run_dir / "environment_0.json").read_text())["SLURMD_NODENAME"] for job in made]
+    states = slurm.states([last_id(job.run_dir) for job in made])
+    assert nodes == ["node2", "node2"] and {state.restarts for state in states.values()} == {2}
+
+
 def test_points_with_other_resources_get_their_own_array(slurm_job: Any) -> None:
     made = points(slurm_job, 4)
     made[2:] = [with_cluster(job, nodes=2) for job in made[2:]]
