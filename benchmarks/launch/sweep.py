@@ -52,7 +52,7 @@ def measure(name: str, points: int, work: Path) -> dict[str, float]:
         process.kill()
     process.wait()
     subprocess.run(["scancel", job], check=True)
-    return {"seconds": round(float(stamp) - start, 2), "cpu": round(sum(spent[:4]), 2), "peak_mib": round(peak, 1)}
+    return {"seconds": round(float(stamp) - start, 2), "cpu": round(sum(spent[:4]), 2), "peak_mib": round(peak, 2)}
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def main() -> None:
             for name in sorted(found, reverse=bool(number % 2)):
                 found[name].append(measure(name, points, work))
         for name, rounds in found.items():
-            median = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+            median = {key: round(statistics.median(one[key] for one in rounds), 2) for key in rounds[0]}
             results.append({"points": points, "name": name, "median": median, "rounds": rounds})
             print(f"{points:4} points  {name:24} {median}", flush=True)
     what = "submission of a sweep, to the answer of sbatch: seconds, CPU seconds of the process, peak memory in MiB"
