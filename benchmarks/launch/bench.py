@@ -146,7 +146,7 @@ def main() -> None:
         "what": "seconds from the start of the command to the job id, and to the first line of the job's log",
         "machine": {"cpus": os.cpu_count(), "kernel": platform.release(), "load": os.getloadavg()},
         "slurm": subprocess.run(["sbatch", "--version"], capture_output=True, text=True, check=True).stdout.strip(),
-        "peers": PEERS,
+        "peers": PEERS[:1] if args.without_nemo else PEERS,
         "seconds": seconds,
         "median": {name: statistics.median(values) for name, values in seconds.items()},
         "least": {name: min(values) for name, values in seconds.items()},
