@@ -457,7 +457,7 @@ def test_end_of_a_job_from_accounting(slurm_job: Any) -> None:
     job = slurm_job("fail_rank=0", "fail_code=6")
     assert launch.run([job]) == 6
     job_id = last_id(job.run_dir)
-    shown = eventually(lambda: (found := slurm._from_sacct(job_id)) and found[job_id].ended and found[job_id])
+    shown = eventually(lambda: (found := slurm._from_sacct([job_id])) and found[job_id].ended and found[job_id])
     assert (shown.state, shown.code, shown.nodes) == ("FAILED", 6, "node1")
 
 
