@@ -215,12 +215,12 @@ def test_stopped_at_the_time_limit(runs: Runs) -> None:
     runs("-m", "nano3", "cancel", "limited")
     runs.finish(process, code=143)
     job = show_job(runs, "limited")
-    assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "1")
+    assert job["JobState"] == "CANCELLED" and int(job["Restarts"]) >= 1
     starts = [
         m for m in map(json.loads, (runs.dir("limited") / "metrics.jsonl").read_text().splitlines()) if "start" in m
     ]
     note(runs, f"limited: stopped and saved at {start}, iterations lost: {starts[-1]['lost_iterations']}")
-    assert start >= 1 and starts[-1]["lost_iterations"] == 0
+    assert start >= 1 and all(again["lost_iterations"] == 0 for again in starts[1:])
     compare(runs, "limited", last=None)
 
 
