@@ -97,7 +97,13 @@ def test_a_signal_reaches_the_rank_which_saves_and_resumes(
 
 
 def test_a_killed_rank_ends_the_job_with_its_code(cli: Commands, command: list[str]) -> None:
-    cli(*command, "run.name=killed", "cluster.mode=detached", "+cluster.env.SEEN_INSIDE='a b,c'")
+    cli(
+        *command,
+        "run.name=killed",
+        "cluster.mode=detached",
+        "cluster.max_crashes=1",
+        "+cluster.env.SEEN_INSIDE='a b,c'",
+    )
     run = cli.run_dir("killed")
     eventually(lambda: (run / "metrics.jsonl").exists() and len(losses(run)) > 5)
     found = subprocess.run(
