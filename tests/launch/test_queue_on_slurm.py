@@ -112,7 +112,7 @@ def test_restarts_are_counted_and_recorded(slurm_job: Any, tmp_path: Path, capfd
 
 def test_logs_of_a_sweep_name_the_point_and_the_rank(slurm_job: Any, capfd: pytest.CaptureFixture[str]) -> None:
     options = {"ntasks_per_node": 2, "mode": "attached"}
-    made = [slurm_job("steps=1", name=f"s/n={n}", label=f"n={n}", **options) for n in (1, 2)]
+    made = [slurm_job("steps=30", "pause=0.2", name=f"s/n={n}", label=f"n={n}", **options) for n in (1, 2)]
     made[1] = replace(made[1], args=(*made[1].args, "fail_rank=1", "fail_code=7"))
     assert launch.run(made, sweep=True) == 7
     capfd.readouterr()
@@ -122,6 +122,6 @@ def test_logs_of_a_sweep_name_the_point_and_the_rank(slurm_job: Any, capfd: pyte
     log = base / "slurm" / f"{last_id(made[1].run_dir)}_1_log.out"
     heading, line, *more = capfd.readouterr().out.splitlines()
     assert heading == f"n=2, rank 1: {log}" and line.endswith(": boom on rank 1") and not more
-    assert logs.run(argparse.Namespace(grep="fresh start", **words)) == 0
+    assert logs.run(argparse.Namespace(grep="fresh start|resuming", **words)) == 0
     ranks = [line.partition(":")[0] for line in capfd.readouterr().out.splitlines() if not line.startswith(" ")]
     assert ranks == ["n=1, rank 0", "n=1, rank 1", "n=2, rank 0", "n=2, rank 1"]

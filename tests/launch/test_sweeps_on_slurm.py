@@ -37,7 +37,7 @@ def test_sweep_of_four_points_is_one_array(slurm_job: Any, capfd: pytest.Capture
     assert launch.run(made, sweep=True) == 0
     out, err = capfd.readouterr()
     assert len(arrays(made)) == 1 and "4 of 4 points finished" in err
-    assert re.search(r"^steps=4\s+\d+_3\s+COMPLETED\s+4\s+0.2500\s+0$", out, re.MULTILINE)
+    assert re.search(r"^steps=4\s+\d+_3\s+COMPLETED\s+4\s+0.2500\s+\d+ \w+\s+0$", out, re.MULTILINE)
     script = next((made[0].run_dir.parent / "slurm").glob("*_submission.sh")).read_text()
     assert "#SBATCH --array=0-3%2" in script
     assert {e.state for job in made for e in job_records.read_records(job.run_dir)} == {"COMPLETED"}
