@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.names import slurm_job_name, sweep_labels
+from launch.names import natural_order, slurm_job_name, sweep_labels
 from nano3.utils.errors import UserError
 
 
@@ -97,3 +97,8 @@ def test_unsafe_values_get_a_hash(value: str) -> None:
 def test_points_with_values_of_any_encoding_have_labels() -> None:
     labels = sweep_labels([[f"k={os.fsdecode(value)}"] for value in (b"caf\xe9", b"caf\xe8", b"caf")])
     assert len(set(labels)) == 3 and all(label.isascii() and label.startswith("k=caf") for label in labels)
+
+
+def test_names_with_numbers_are_sorted_as_people_do() -> None:
+    names = ["seed=2", "seed=10", "seed=1", "a", "10_2", "10_11", "9_3"]
+    assert sorted(names, key=natural_order) == ["9_3", "10_2", "10_11", "a", "seed=1", "seed=2", "seed=10"]
