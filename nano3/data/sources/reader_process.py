@@ -6,6 +6,7 @@ workers are processes of their own. Whatever else reads such files uses a `Reade
 
 import os
 import signal
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -82,6 +83,8 @@ class ReaderProcess:
         if not self._pid:
             try:
                 own_end.close()
+                if asyn := sys.modules.get("fsspec.asyn"):  # its event loop runs in a thread; old versions wait for it
+                    asyn.reset_lock()
                 serve(other_end)
             finally:
                 os._exit(0)
