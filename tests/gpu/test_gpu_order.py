@@ -16,24 +16,24 @@ SETTINGS = [
     "train.train_iters=200",
     "train.eval_interval=0",
     "logger.log_interval=1",
-    "checkpoint.save_interval=50",
+    "checkpoint.save_interval=100",
 ]
 PLANNED = ["train.sample_order=nano3"]
 FIRST = "train.mixture=[{until: 30%, blend: {docs: 0.5, code: {tokens: 4e4}}}, {blend: {math: 1, docs: 1}}]"
 CHANGED = (
-    "train.mixture=[{until: 30%, blend: {docs: 0.5, code: {tokens: 4e4}}}, {until: 70%, blend: {docs: {epochs: 0.02}, "
+    "train.mixture=[{until: 30%, blend: {docs: 0.5, code: {tokens: 4e4}}}, {until: 70%, blend: {docs: {tokens: 6e4}, "
     "code: 1}}, {blend: {math: {weight: 2, max_epochs: 3}, code: 1}}]"
 )
 MEGATRON, TRANSFORMERS = ["train.micro_batch_size=4"], ["backend=transformers", "train.micro_batch_size=8"]
 
 
-def train_twice(runs: Runs, name: str, *words: str) -> None:
-    """Train 100 iterations, and 100 more with another mixture."""
-    runs.train(name, *SETTINGS, *PLANNED, FIRST, "train.exit_iteration=100", *words)
-    text = runs.train(name, *SETTINGS, *PLANNED, CHANGED, *words)
-    assert "resuming from iteration 100" in text
-    assert "the mixture changes after iteration 100" in text and "train.mixture was" in text
-    assert "stage 4 of 4, iterations 141 to 200: math 66.7%, code 33.3%" in text
+BACKENDS = {"order_megatron": MEGATRON, "order_transformers": TRANSFORMERS}
+
+
+def train_both(runs: Runs, *words: str) -> list[str]:
+    """Train with both backends at a time, and return what they print."""
+    started = [runs.start(name, *SETTINGS, *PLANNED, *own, *words) for name, own in BACKENDS.items()]
+    return [runs.finish(process) for process in started]
 
 
 def hashes(runs: Runs, name: str) -> dict[int, int]:
@@ -44,13 +44,16 @@ def hashes(runs: Runs, name: str) -> dict[int, int]:
 
 
 def test_both_backends_read_the_same_tokens_over_stages_and_a_changed_mixture(runs: Runs) -> None:
-    train_twice(runs, "order_megatron", *MEGATRON)
-    train_twice(runs, "order_transformers", *TRANSFORMERS)
+    train_both(runs, FIRST, "train.exit_iteration=100")
+    for text in train_both(runs, CHANGED):
+        assert "resuming from iteration 100" in text
+        assert "the mixture changes after iteration 100" in text and "train.mixture was" in text
+        assert "stage 4 of 4, iterations 141 to 200: math 66.7%, code 33.3%" in text
     found = hashes(runs, "order_megatron")
     assert sorted(found) == list(range(1, 201)) and len(set(found.values())) == 200
     assert found == hashes(runs, "order_transformers")
     assert read_plan(runs.dir("order_megatron")) == read_plan(runs.dir("order_transformers"))
-    for name in ("order_megatron", "order_transformers"):
+    for name in BACKENDS:
         text = runs("-m", "nano3", "trace", name, "--audit", "--all")
         assert "200 hashes of 200 iterations, the last one 200: all as planned" in text
     plan = read_plan(runs.dir("order_megatron"))
@@ -59,7 +62,7 @@ def test_both_backends_read_the_same_tokens_over_stages_and_a_changed_mixture(ru
 
 def test_megatrons_own_order_is_audited_and_costs_the_same(runs: Runs) -> None:
     """The hash is also that of Megatron's samples; the speeds of both orders are printed."""
-    more = ["train.exit_iteration=100", *MEGATRON, "checkpoint.save_interval=100"]
+    more = ["train.exit_iteration=100", *MEGATRON]
     runs.train("order_plain", *SETTINGS, *more)
     runs.train("order_planned", *SETTINGS, *PLANNED, *more)
     text = runs("-m", "nano3", "trace", "order_plain", "--audit", "--all")
