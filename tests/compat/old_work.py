@@ -28,7 +28,7 @@ RUNS = Path("output/nano3/runs")
 BINARY = {".bin", ".idx", ".npy", ".pt", ".safetensors", ".png", ".parquet", ".gz", ".zst", ".msgpack"}
 # Values of metrics.jsonl that say how fast a run was, not what it computed.
 TIMING = ("tokens_per_s", "seconds", "elapsed_s", "time", "startup/")
-ADDED = ("bits_per_byte", "valid_bits_per_byte", "expert_min_load", "expert_entropy", "expert_dropped")
+ADDED = ("bits_per_byte", "valid_bits_per_byte", "expert_min_load", "expert_entropy", "expert_dropped", "data_hash")
 # One thread, and instructions that every x86-64 processor has: the same sums wherever the tests run.
 NUMBERS = {
     "OMP_NUM_THREADS": "1",

@@ -26,7 +26,7 @@ slurm_stage() {
   source "$SLURM_DIR/env.sh"
   mkdir -p "$NANO3_GPU_RUNS/logs"
   # Without compiled kernels, the first two runs compile them, side by side, and everything else finds them.
-  if [ -d "$NANO3_CACHE/kernels" ]; then slurm_tests "${REST_LIMIT:-290}" all test 7
+  if [ -d "$NANO3_CACHE/kernels" ]; then slurm_tests "${REST_LIMIT:-290}" all "${TESTS:-test}" 7
   else slurm_tests "${FIRST_LIMIT:-235}" first "without_slurm or attached" 2 && slurm_tests "${REST_LIMIT:-215}" rest "not without_slurm and not attached" 5; fi
   local rc=$?
   { sinfo --version; sinfo -N -p batch -o "%N %G %c %m"; squeue -a -t all -S i -o "%.10i %.24j %.12T %.8M %.20S %.20e %.6N %r" | sed 's/ *$//'
