@@ -3,10 +3,12 @@
 Saving is Megatron-Bridge's own. nano3 adds what a long run needs: a failed save is reported and repeated at the next
 interval, and the run ends if the process that writes checkpoints has died; Megatron-Bridge would wait for it forever.
 That process, in turn, ends with its rank. If it outlived a rank that is killed alone, it would go on writing into a
-folder that the next start removes and saves to again, and keep GPU memory.
+folder that the next start removes and saves to again, and keep GPU memory. It ignores the signals that stop a run: sent
+to all processes of a job or of a terminal, they would end it just before the run needs it for the last checkpoint.
 """
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from typing import Any
 from nano3.training.megatron.checkpoints import begun_iterations
 from nano3.training.run.checkpoints import MARKER, folder_name
 from nano3.training.run.failed_saves import FailedSaves, SaveError
+from nano3.training.run.stop import SIGNALS
 from nano3.utils.child_processes import end_forked_children_with_this_process, exit_with_parent
 from nano3.utils.console import is_rank_zero
 from nano3.utils.disk_errors import find_disk_error
@@ -70,6 +73,17 @@ def complete_pending_saves(state: Any) -> None:
     """
     if _manager is not None:
         _manager.finalize_async_saves(state, blocking=True)
+
+
+def tie_to_rank(rank: int) -> None:
+    """Make the process that writes checkpoints end when its rank ends, and no earlier. It runs in that process.
+
+    Args:
+        rank: Process id of the rank.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    exit_with_parent(rank)
 
 
 class SaveManager:
@@ -154,7 +168,7 @@ class SaveManager:
             self._default.finalize_async_saves(state, blocking, terminate)
 
     def _tie_writer(self, queue: Any) -> None:
-        """Make the process that writes checkpoints end with this rank; it is the first thing that it does.
+        """Make the process that writes checkpoints end with this rank only; it is the first thing that it does.
 
         Megatron-Bridge starts that process before the model is built, and calls this manager before every iteration.
         """
@@ -163,7 +177,8 @@ class SaveManager:
         from megatron.core.dist_checkpointing.strategies.torch import get_async_strategy
 
         _, classes = get_async_strategy(self._default.checkpoint_config.async_strategy)
-        queue.schedule_async_request(classes["AsyncRequest"](exit_with_parent, (os.getpid(),), []))
+        queue.schedule_async_request(classes["AsyncRequest"](tie_to_rank, (os.getpid(),), []))
+        self._writer = queue.async_calls[-1].async_caller.process
         self._writer_tied = True
 
     def _poll(self, state: Any, queue: Any) -> None:

@@ -4,8 +4,11 @@ tests/gpu runs the manager within Megatron-Bridge.
 """
 
 import errno
+import multiprocessing
 import os
+import signal
 from collections import deque
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +21,7 @@ from nano3.training.megatron import saving
 from nano3.training.megatron.checkpoints import record_begun
 from nano3.training.run.checkpoints import MARKER, folder_name
 from nano3.training.run.failed_saves import FailedSaves, SaveError
-from nano3.utils.child_processes import exit_with_parent
+from nano3.training.run.stop import SIGNALS
 from nano3.utils.errors import Failure
 
 FULL = CheckpointException("write", {0: (OSError(errno.ENOSPC, "No space left on device"), None)})
@@ -156,11 +159,45 @@ def test_the_first_request_makes_the_writer_end_with_its_rank(tmp_path: Path) ->
         made.finalize_async_saves(state)
     (request,) = queue.requests
     assert isinstance(request, AsyncRequest)
-    assert (request.async_fn, request.async_fn_args) == (exit_with_parent, (os.getpid(),))
+    assert (request.async_fn, request.async_fn_args) == (saving.tie_to_rank, (os.getpid(),))
     assert request.preload_fn is None and request.finalize_fns == [] and not queue.results
     save(made, 10)
     made.finalize_async_saves(state, blocking=True, terminate=True)
     assert len(queue.requests) == 1
+
+
+def answer(rank: Connection) -> None:
+    """Answer a rank as its writer does, which another interpreter runs."""
+    saving.tie_to_rank(os.getppid())
+    rank.send("ready")
+    rank.send(rank.recv())
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_the_writer_ignores_what_stops_a_run(number: signal.Signals) -> None:
+    """Slurm and terminals signal all processes; the rank needs its writer for the last checkpoint."""
+    own, other = multiprocessing.Pipe()
+    writer = multiprocessing.get_context("spawn").Process(target=answer, args=(other,))
+    writer.start()
+    assert writer.pid and own.recv() == "ready"
+    os.kill(writer.pid, number)
+    own.send("last checkpoint")
+    assert own.recv() == "last checkpoint"
+    writer.join()
+    assert writer.exitcode == 0
+
+
+def test_a_writer_that_has_died_before_the_first_save_is_a_failure(tmp_path: Path) -> None:
+    """A save would wait for it forever."""
+    made = manager(tmp_path, background=True)
+    made._writer_tied = False
+    made._default.checkpoint_config.async_strategy = "mcore"
+    state = SimpleNamespace(train_state=SimpleNamespace(step=0), async_calls_queue=made._default.queue)
+    for _ in range(2):
+        made.finalize_async_saves(state)
+    made._default.queue.caller.process.alive = False
+    with pytest.raises(Failure, match="process that writes checkpoints ended"):
+        made.save(SimpleNamespace(state=state), None)
 
 
 def test_a_pending_save_can_be_completed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
