@@ -214,7 +214,9 @@ def load_manifest(folder: Path | str) -> Manifest:
         raise manifest_error(path, data, error) from error
     except PermissionError:
         raise
-    except (msgspec.DecodeError, ValueError, OSError, RecursionError) as error:
+    except OSError as error:  # the data may be sound
+        raise Failure(f"{path}: cannot be read: {error.strerror}. Check its disk or mount.") from error
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Failure(f"{path}: cannot be read: {error}. {PREPARE_AGAIN}") from error
     if manifest.format != FORMAT:
         raise format_error(path, manifest.format)

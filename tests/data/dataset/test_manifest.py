@@ -236,8 +236,15 @@ def test_other_format_is_rejected(tmp_path: Path, format: int) -> None:
 
 def test_folder_in_place_of_the_manifest_is_reported(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").mkdir()
-    with pytest.raises(Failure, match=r"manifest\.json: cannot be read: .*Is a directory"):
+    with pytest.raises(Failure, match=r"manifest\.json: cannot be read: Is a directory"):
         load_manifest(tmp_path)
+
+
+def test_a_disk_that_cannot_be_read_is_no_reason_to_prepare_again(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").symlink_to("/proc/self/mem")  # its first page is an input/output error
+    with pytest.raises(Failure, match=r"cannot be read: Input/output error\. Check its disk or mount") as failed:
+        load_manifest(tmp_path)
+    assert "Prepare the data again" not in str(failed.value)
 
 
 @pytest.mark.parametrize(("prep", "hint"), [(True, "run it again"), (False, "not a folder that nano3.data_prep made")])
