@@ -15,8 +15,8 @@ def signal_before_the_first_step(config: PretrainConfig, data: Path, run_dir: Pa
     """In the child: train with a SIGTERM that arrives right after the ranks agree on the resume point."""
     agree = backend.agree_on_resume_point
 
-    def agree_then_signal(*arguments: object) -> object:
-        point = agree(*arguments)
+    def agree_then_signal(*arguments: object, **keywords: object) -> object:
+        point = agree(*arguments, **keywords)
         os.kill(os.getpid(), signal.SIGTERM)
         return point
 
