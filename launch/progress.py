@@ -117,7 +117,7 @@ def last_metrics(run_dir: Path) -> dict[str, Any]:
 def last_iteration(run_dir: Path) -> int | None:
     """Return the iteration at which a run ends, read from config.yaml without parsing it: a sweep has many of them."""
     try:
-        text = (run_dir / "config.yaml").read_text()
+        text = (run_dir / "config.yaml").read_text(errors="replace")
     except OSError:
         return None
     numbers = re.findall(r"^  (?:train_iters|exit_iteration): (\d+)$", text, re.MULTILINE)
