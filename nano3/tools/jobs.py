@@ -159,8 +159,9 @@ def _list_runs(folders: Iterable[Path], only_active: bool) -> Listing:
         except Nano3Error as error:
             problems += error.problems
     shown = [run for run in runs if run.active or not only_active]
-    # Points of a sweep are submitted at once: those that run come first.
-    return Listing(sorted(shown, key=lambda run: (-run.time, run.state == "pending")), problems, warning)
+    # Several are submitted in a second, as the points of a sweep are: those that run come first, then those that wait.
+    order = sorted(shown, key=lambda run: (-run.time, not run.active, run.state == "pending"))
+    return Listing(order, problems, warning)
 
 
 def _read_all_records(runs: list[Path]) -> tuple[dict[Path, list[job_records.JobRecord]], list[str]]:

@@ -35,7 +35,8 @@ def dead(node: str, slurm_conf: str, job_folder: Path) -> Iterator[None]:
     slurmd = int((Path(slurm_conf).parent / "run" / f"slurmd-{node}.pid").read_text())
     os.kill(slurmd, signal.SIGSTOP)
     try:
-        for process in of_node(node, job_folder):
+        # The oldest first: the job's script must not see its ranks die, or it ends the job itself.
+        for process in sorted(of_node(node, job_folder), key=psutil.Process.create_time):
             with suppress(psutil.Error):
                 process.kill()
         subprocess.run(["scontrol", "update", f"nodename={node}", "state=down", "reason=test"], check=True)
