@@ -5,7 +5,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 from commands import SMALL, Commands, losses
 from launch_helpers import eventually, last_id, log_of, state_of
 
@@ -166,20 +165,3 @@ def test_prepare_then_train_as_dependent_jobs(cli: Commands, undisturbed: dict[i
     prepare = ["-m", "nano3.data_prep", "data_blend=sample", "output_dir=chained", *SLURM, "cluster.tasks=2"]
     cli(*prepare, "--then", *SMALL, *SLURM, "run.name=chained")
     assert losses(cli.run_dir("chained")) == undisturbed
-
-
-def test_a_study_of_twelve_trials_of_which_some_fail(cli: Commands, data: Path) -> None:
-    """A micro batch of 3 does not divide the global batch, so that such a trial cannot start."""
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    study = ["hydra/sweeper=optuna", "hydra.sweeper.sampler.seed=6", "hydra.sweeper.n_trials=12"]
-    study += ["hydra.sweeper.n_jobs=6", "hydra.sweeper.max_failure_rate=1", "objective=loss"]
-    space = ["optimizer.lr=choice(1e-3,3e-3)", "train.micro_batch_size=choice(1,2,4,3)", "train.global_batch_size=4"]
-    words = [word for word in SMALL if not word.startswith(("train.global_batch_size", "train.micro_batch_size"))]
-    done = cli("-m", "nano3.pretrain", "-m", *words, *SLURM, *study, *space, "run.name=study", "train.exit_iteration=2")
-    folder = cli.run_dir("study")
-    best = yaml.safe_load((folder / "optimization_results.yaml").read_text())
-    assert best["best_params"]["train.micro_batch_size"] != 3
-    trained = [run.parent for run in folder.glob("*/finished.json")]
-    assert len(trained) >= 4 and not any("micro_batch_size=3" in run.name for run in trained)
-    assert best["best_value"] == min(losses(run)[2] for run in trained)
-    assert "train.global_batch_size=4 is not a multiple of train.micro_batch_size" in done.stdout + done.stderr
