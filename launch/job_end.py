@@ -21,8 +21,8 @@ ID.starts.json  Contents of the progress file at each start of the job, oldest f
                 rank 0 at each start (`check_crash_loop`).
 
 The job script removes ID.exit, ID.again and ID.stopped before each start, ID.failed and ID.starts.json before the first
-one. If srun failed, ID.exit decides and the other
-markers are ignored; if srun succeeded, ID.again comes before ID.stopped.
+one. If srun failed, ID.exit decides and the other markers are ignored; if srun succeeded, ID.again comes before
+ID.stopped.
 """
 
 import contextlib

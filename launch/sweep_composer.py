@@ -1,6 +1,6 @@
 """Compose the points of a sweep: the files once, and the values of each point on a copy of the result.
 
-Hydra reads and merges all files anew for each point. Points that choose the same members of the groups differ only in
+Hydra reads and merges all files again for each point. Points that choose the same members of the groups differ only in
 values, which Hydra sets after merging. Anything unusual, also any error, is left to Hydra.
 """
 

@@ -202,8 +202,8 @@ def agree_on_resume_point(
         find: Returns the resume point; called on rank 0 alone.
         identity: The run's identity.
         settings: The run's mutable settings; a change is logged.
-        data: The prepared data, for the plan of the samples.
         may_prune: Whether old checkpoints in a folder may be removed; called on rank 0 alone.
+        data: The prepared data, for the plan of the samples.
 
     Raises:
         UserError: The run may not start there; on every rank.
