@@ -256,13 +256,10 @@ NOT_YET_PASSED = {
     "test_what_cannot_be_isolated_is_refused",
     "test_a_dense_model_with_rotary_positions_is_isolated_too",
     "test_a_documents_loss_does_not_depend_on_its_neighbor",
-    "test_both_backends_read_the_same_tokens_over_stages_and_a_changed_mixture",
     "test_two_gpus_read_the_same_tokens_as_one",
     "test_without_slurm",
     "test_attached",
     "test_requeued_by_slurm",
-    "test_stopped_at_the_time_limit",
-    "test_a_killed_rank",
     "test_two_points_take_turns_on_one_gpu",
     "test_preparation_then_training",
 }
@@ -273,6 +270,7 @@ TRANSCRIPTS = (
     "tests_h200_writers.txt",
     "tests_h200_poisoned.txt",
     "tests_h200_order.txt",
+    "slurm_h200.txt",
 )
 
 
