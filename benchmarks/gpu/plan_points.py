@@ -193,7 +193,8 @@ def measure(point: Point, data_dir: str, folder: Path) -> dict[str, Any]:
     container = prepare(config, data, folder)
     container.checkpoint.load = None
     index_cache.prepare_cache(index_cache.cache_folder(folder, data.fingerprint))
-    torch.cuda.reset_peak_memory_stats()
+    torch.cuda.init()
+    torch.cuda.reset_peak_memory_stats()  # which fails before the first use of the GPU
     hook, before = Measure(), torch.cuda.memory_allocated() / 2**30
     pretrain(config=container, forward_step_func=forward_step, callbacks=[hook])
     return hook.result() | {"before_gb": before, "seconds": time.perf_counter() - begin}

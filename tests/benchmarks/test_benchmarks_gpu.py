@@ -308,3 +308,91 @@ def test_every_point_of_the_cost_model_is_a_run_that_nano3_accepts() -> None:
         assert model is not None
         problems = [*check(config), *layout_problems(config, parallel_layout(config, known))]
         assert (point.name, problems + divisibility_problems(model, 1)) == (point.name, [])
+
+
+def test_kernels_side_by_side_share_their_time_and_gaps_name_their_neighbors() -> None:
+    import profile_table
+
+    found = profile_table.shares([(0, 10, "a"), (4, 10, "b"), (4, 8, "b"), (20, 21, "c")])
+    assert found == {"a": 4 + 4 / 3 + 1, "b": 8 / 3 + 1, "c": 1}
+    kernels = [event("long", 0, 10), event("within", 2, 3), event("next", 12, 1), event("last", 20, 1)]
+    assert profile_table.gaps(kernels) == [(2, "long", "next"), (7, "next", "last")]
+    table = profile_table.summary([*kernels, event("cudaStreamSynchronize", 13, 6, "cuda_runtime")], steps=2)
+    assert table["gaps"][0] == {"ms": 0.004, "times": 0.5, "name": "next -> last"}
+    assert table["waits"] == [{"ms": 0.003, "times": 0.5, "name": "cudaStreamSynchronize"}]
+    assert [line for line in profile_table.text(table) if "next -> last" in line]
+
+
+def tuned(point: str, ms: float) -> dict:
+    """A finished measurement of one point, with one micro batch."""
+    losses = {"losses": [8.0, 7.5], "memory_gb": 50.0, "tokens_per_s": 1e5, "mfu_bridge": 0.4, "mfu": 0.36}
+    return {"point": point, "state": "finished", "ms": ms, "sizes": [16, 16], "from": [], **losses}
+
+
+def test_every_change_that_is_tuned_is_a_run_that_nano3_accepts() -> None:
+    import tune_points
+    from train import build
+
+    from nano3.training.checks.model_stats import architecture_from_config, divisibility_problems
+    from nano3.training.megatron import schema
+    from nano3.training.megatron.backend import check
+
+    all_gained = {"points": {name: tuned(name, 1 if p.group else 2) for name, p in tune_points.POINTS.items()}}
+    assert len(tune_points.resolve(tune_points.POINTS["fp8_together"], all_gained)[1]) == len(
+        {p.group for p in tune_points.POINTS.values()} - {""}
+    )
+    for point in tune_points.POINTS.values():
+        config = build("data", "run", tune_points.resolve(point, all_gained)[0].arguments())
+        model = architecture_from_config(config, schema.load_bundled(config.recipe._target_), 4096)
+        assert model is not None
+        assert (point.name, check(config) + divisibility_problems(model, 1)) == (point.name, [])
+    keys = [key for key, _ in tune_points.keys_of(tune_points.PLAN)]
+    assert len(set(keys)) == len(keys) and keys.count("base_3") == 1
+
+
+def test_what_gained_is_put_together_once_for_each_group() -> None:
+    import tune_points
+
+    times = {"base": 100.0, "no_waits": 97.0, "router_fusion": 99.9, "no_margin": 99.0, "te_norms": 98.0}
+    result = {"points": {name: tuned(name, ms) for name, ms in times.items()}}
+    result["points"]["base_2"] = tuned("base", 100.4)
+    result["points"]["fp8_current"] = tuned("fp8_current", 101.0)
+    result["points"]["fp8_delayed"] = {"point": "fp8_delayed", "state": "failed", "error": "full", "sizes": [16, 16]}
+    point, names = tune_points.resolve(tune_points.POINTS["together"], result)
+    assert (sorted(names), point.changes) == (["no_waits", "te_norms"], (*tune_points.NO_WAITS, *tune_points.TE_NORMS))
+    assert sorted(tune_points.resolve(tune_points.POINTS["fp8_together"], result)[1])[0] == "fp8_current"
+    lines = tune_points.table(result)
+    assert [line for line in lines if line.startswith("no_waits") and " 3.2%" in line]
+    assert [line for line in lines if line.startswith("fp8_delayed") and "failed: full" in line]
+
+
+def test_a_point_that_fails_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second process goes on after the point that ended the first one."""
+    import tune_points
+
+    def measure(point: object, *_: object) -> dict:
+        name = point.name  # type: ignore[attr-defined]
+        if name == "no_waits":
+            raise ValueError("not this one")
+        if name == "router_fusion":
+            raise KeyboardInterrupt  # as a crash would: nothing is written any more
+        return {k: v for k, v in tuned(name, 100.0).items() if k not in ("point", "state", "sizes", "from")}
+
+    monkeypatch.setattr(tune_points, "measure", measure)
+    monkeypatch.setattr(tune_points, "release", lambda: 1.0)
+    plan = tune_points.keys_of(("base", "no_waits", "router_fusion", "base"))
+
+    def session(name: str = "tune.json", deadline: float = 2e10) -> tune_points.Session:
+        return tune_points.Session(tmp_path / name, "data", tmp_path, deadline)
+
+    # Perhaps a process can only train once, so its second point is tried again, first in another one.
+    assert session().run_all(plan) == tune_points.NEXT_PROCESS
+    with pytest.raises(KeyboardInterrupt):
+        session().run_all(plan)
+    assert session().run_all(plan) == 0
+    points = json.loads((tmp_path / "tune.json").read_text())["points"]
+    states = {key: e["state"] for key, e in points.items()}
+    assert states == {"base": "finished", "no_waits": "failed", "router_fusion": "crashed", "base_2": "finished"}
+    assert "ValueError: not this one" in (tmp_path / "tune.txt").read_text()
+    late = session("late.json", 1.0)
+    assert late.run_all(plan) == 0 and not late.result["points"]
