@@ -22,7 +22,7 @@ ALLOWED = {
 DATA_ROOMS = ("build", "dataset", "planning", "tokenization", "sources")
 # Rooms and modules of nano3.training from top to bottom; each may import those on lower lines.
 TRAINING_ROOMS = (
-    {"preflight", "rank_main", "export", "evaluation"},
+    {"preflight", "rank_main", "export", "evaluation", "index_ahead"},
     {"backend"},
     {"reports"},
     {"hf", "megatron"},

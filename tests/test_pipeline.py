@@ -130,6 +130,32 @@ def test_a_stopped_rank_ends_the_run_and_is_named(cli: Commands, data: Path) -> 
 
 
 @pytest.mark.slow
+def test_a_rank_that_leaves_a_collective_out_is_named(cli: Commands, data: Path) -> None:
+    """It is not stopped: both ranks notice, and the one that never enters is named, with where it is."""
+    words = ["-m", "nano3.pretrain", *SMALL, "run.name=absent", "train.micro_batch_size=1", "cluster.nproc_per_node=2"]
+    words += ["train.train_iters=3000", "train.eval_interval=0", "checkpoint.save_interval=10"]
+    run, trigger = cli.run_dir("absent"), cli.folder / "leave"
+    path = f"{Path(__file__).parent / 'faults'}{os.pathsep}{cli.env['PYTHONPATH']}"
+    with subprocess.Popen(
+        [sys.executable, *words, "train.hang_timeout_s=4"], cwd=cli.folder, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, env={**cli.env, "PYTHONPATH": path, "NANO3_FAULT": str(trigger)},
+    ) as process:  # fmt: skip
+        deadline = time.monotonic() + 120
+        while not ((run / "progress.json").exists() and len(losses(run)) > 12):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        trigger.touch()
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == HANG_EXIT_CODE, output
+    assert f"rank 1 on {socket.gethostname()} is behind, in " in output
+    assert "in read_from_a_server_that_never_answers" in output
+    assert "all_reduce" in (run / "hang" / "rank_0.txt").read_text()
+    reached = max(losses(run))
+    again = cli(*words, f"train.exit_iteration={reached + 5}", code=0)
+    assert "resuming from iteration" in again.stdout
+
+
+@pytest.mark.slow
 def test_a_local_sweep_repeats_only_failed_points(cli: Commands, trained: Path) -> None:
     sweep = ["-m", "nano3.pretrain", "-m", *SMALL, "run.name=sweep", "optimizer.lr=1e-3,1e30"]
     assert cli(*sweep, code=1).returncode == 1

@@ -31,6 +31,7 @@ from nano3.cli.override_errors import (
     EXPECTED_ERRORS,
     composition_problems,
     explain_error,
+    override_problems,
     problems_before_composing,
 )
 from nano3.utils.command_line import CommandLine, OverrideWord
@@ -302,6 +303,26 @@ def exit_with_error(error: Nano3Error) -> NoReturn:
     except OSError:  # for example a full disk; Python would fail again at exit
         discard(sys.stdout)
     sys.exit(error.exit_code)
+
+
+def compose_words(name: str, line: CommandLine) -> DictConfig:
+    """Return the configuration that `python -m nano3.NAME` composes for these words.
+
+    Args:
+        name: Application, "pretrain" or "data_prep".
+        line: The words, without flags.
+
+    Raises:
+        UserError: With everything that is wrong with them.
+    """
+    register_config()
+    if problems := override_problems(name, line, check_members=True):
+        raise UserError(problems)
+    try:
+        with hydra.initialize_config_dir(conf_dir(), version_base="1.3"):
+            return hydra.compose(name, list(line.words))
+    except EXPECTED_ERRORS as error:
+        raise explain_error(error, name, line) from None
 
 
 def task_overrides() -> list[str]:

@@ -15,7 +15,9 @@ from nano3.utils.files import expand_user
 
 RUNS = Path("output/nano3/runs")
 # Subfolders of runs and sweeps that contain no runs.
-_NOT_RUNS = {"slurm", "logs", "checkpoints", "tensorboard", "starts", "wandb", "exports", "evals"}
+_NOT_RUNS = {
+    "slurm", "logs", "checkpoints", "tensorboard", "starts", "wandb", "exports", "evals", "index_cache", "index_job",
+}  # fmt: skip
 
 
 def at_least(minimum: int) -> Callable[[str], int]:

@@ -12,12 +12,10 @@ import argparse
 from dataclasses import dataclass
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from nano3.cli.app import register_config, to_typed_config
-from nano3.cli.config_groups import conf_dir
-from nano3.cli.override_errors import EXPECTED_ERRORS, explain_error, override_problems
+from nano3.cli.app import compose_words, to_typed_config
+from nano3.cli.override_errors import EXPECTED_ERRORS, explain_error
 from nano3.config import PretrainConfig
 from nano3.tools._arguments import at_least
 from nano3.training.checks.model_stats import architecture_from_config, count_parameters
@@ -105,12 +103,8 @@ def compose_run(line: CommandLine) -> PretrainConfig:
     Raises:
         UserError: With everything that is wrong with them, or if the run is not for Megatron.
     """
-    register_config()
-    if problems := override_problems("pretrain", line, check_members=True):
-        raise UserError(problems)
+    cfg = compose_words("pretrain", line)
     try:
-        with initialize_config_dir(conf_dir(), version_base="1.3"):
-            cfg = compose("pretrain", list(line.words))
         config: PretrainConfig = to_typed_config(without_data(cfg))
     except EXPECTED_ERRORS as error:
         raise explain_error(error, "pretrain", line) from None

@@ -38,6 +38,7 @@ from nano3.training.megatron.recipe_check import (
 )
 from nano3.training.order.budgets import capped_warnings, uses_plan
 from nano3.training.order.plan_text import mixture_rows
+from nano3.training.run import index_cache
 from nano3.training.run.resume import ResumePoint, masks_eod, plan_order, preview_resume_point
 from nano3.training.run.stop import last_iteration
 from nano3.utils.errors import UserError
@@ -47,6 +48,9 @@ from nano3.utils.files import nearest_existing
 CHECKPOINT_BYTES_PER_PARAMETER: Final[dict[str, int]] = {"megatron": 14, "transformers": 12}
 # Beyond this number of epochs, repeated data teaches little (Muennighoff et al., 2023).
 MAX_USEFUL_EPOCHS: Final[int] = 4
+# A start of a run whose index takes this long is better prepared by `nano3 index`.
+INDEX_MINUTES: Final[float] = 1.0
+MEGATRON_TIMEOUT_MINUTES: Final[int] = 10
 NEMOTRON_VOCAB_SIZE: Final[int] = 131072
 
 
@@ -130,6 +134,7 @@ def preflight(config: PretrainConfig, vocab_size: int | None = None) -> Prefligh
             _add_plan_rows(config, data, preview.point, result)
         else:
             _add_data_rows(config, data, span, result)
+            _warn_of_index_build(config, data, known, result)
     _add_disk_row(config, known, model, span, result)
     result.rows.extend(("warning", w) for w in result.warnings)
     return result
@@ -283,6 +288,27 @@ def _add_data_rows(config: PretrainConfig, data: TrainingData, span: IterationRa
                 f"{name} is repeated {total_epochs:,.1f} times; beyond about four, repetition teaches little "
                 "(Muennighoff et al., 2023)."
             )
+
+
+def _warn_of_index_build(
+    config: PretrainConfig, data: TrainingData, known: schema.Schema | None, result: Preflight
+) -> None:
+    """Warn if all ranks will wait long for rank 0 to build Megatron's order of samples."""
+    samples = config.train.train_iters * config.train.global_batch_size
+    minutes = index_cache.build_seconds(samples, len(data.split("train"))) / 60
+    if minutes < INDEX_MINUTES or index_cache.has_index(config.run.output_dir, data.fingerprint, samples):
+        return
+    fails = ""
+    if known:
+        path = "dist.distributed_timeout_minutes"
+        chosen = {s.path: s.value for s in settings.override_settings(config.megatron, known)}
+        limit = chosen.get(path, known.value(path, MEGATRON_TIMEOUT_MINUTES))
+        fails = f"; they give up after {limit} min (megatron.{path})" if minutes > limit else ""
+    result.warnings.append(
+        f"rank 0 builds Megatron's order of {short_number(samples)} samples in about {minutes:,.0f} min, for which all "
+        f"ranks wait{fails}. `nano3 index` with the words of this run builds it before, without GPUs; a new run with "
+        "train.sample_order=nano3 needs none."
+    )
 
 
 def _add_plan_rows(config: PretrainConfig, data: TrainingData, point: ResumePoint, result: Preflight) -> None:

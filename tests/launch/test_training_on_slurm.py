@@ -1,5 +1,6 @@
 """Training on a real Slurm: the same losses as local runs through requeues, kills, sweeps and dependent jobs."""
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from commands import SMALL, Commands, losses
 from launch_helpers import eventually, last_id, log_of, state_of
 
 from launch import job_records
+from nano3.utils.provenance import is_installed
 
 pytestmark = pytest.mark.slurm
 SLURM = ["cluster=slurm", "cluster.gpus_per_node=0", "cluster.poll_s=0.5", "cluster.time=10", "cluster.mem=4G"]
@@ -165,3 +167,53 @@ def test_prepare_then_train_as_dependent_jobs(cli: Commands, undisturbed: dict[i
     prepare = ["-m", "nano3.data_prep", "data_blend=sample", "output_dir=chained", *SLURM, "cluster.tasks=2"]
     cli(*prepare, "--then", *SMALL, *SLURM, "run.name=chained")
     assert losses(cli.run_dir("chained")) == undisturbed
+
+
+TASK = """\
+task: next_word
+dataset_path: json
+dataset_kwargs: {data_files: next_word.jsonl}
+test_split: train
+output_type: multiple_choice
+doc_to_text: "{{text}}"
+doc_to_target: "{{answer}}"
+doc_to_choice: "{{choices}}"
+metric_list: [{metric: acc}]
+"""
+
+
+@pytest.mark.skipif(not is_installed("lm_eval"), reason="lm-eval is not installed")
+def test_tasks_are_measured_by_a_job_of_their_own(cli: Commands, data: Path) -> None:
+    """While the run trains, with none of its GPUs; the results are at their iteration."""
+    tasks = cli.folder / "tasks"
+    tasks.mkdir()
+    (tasks / "next_word.yaml").write_text(TASK)
+    rows = [{"text": "import os\nimport", "choices": [" sys", " the"], "answer": 0}] * 2
+    (tasks / "next_word.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [*SMALL, *SLURM, "run.name=measured", "checkpoint.export_every=1", "cluster.mode=detached"]
+    cli("-m", "nano3.pretrain", *words, "train.train_iters=20000", "checkpoint.save_interval=10")
+    run = cli.run_dir("measured")
+    eventually(lambda: len(list(run.glob("exports/iter_*/config.json"))) > 0, seconds=120)
+    own = ["cluster=slurm", "cluster.gpus_per_node=0", "cluster.mem=4G", "cluster.time=10", "cluster.poll_s=0.5"]
+    out = cli("-m", "nano3", "eval", "measured", *own, "--tasks", "tasks", "--device", "cpu").stdout
+    (line,) = [json.loads(text) for text in (run / "evals.jsonl").read_text().splitlines()]
+    assert f"recorded at iteration {line['iteration']} of" in out
+    assert line["iteration"] % 10 == 0 and 0 <= line["eval/next_word/acc"] <= 1
+    assert state_of(run).state == "RUNNING"
+    (folder,) = run.glob("evals/iter_*")
+    assert last_id(folder) != last_id(run) and f"iter_{line['iteration']:07d}" == folder.name
+    cli("-m", "nano3", "cancel", "measured")
+    assert "next_word" in cli("-m", "nano3", "report", "measured").stdout
+
+
+def test_the_order_of_samples_is_built_by_a_job_before_the_run(cli: Commands, undisturbed: dict[int, float]) -> None:
+    """The run waits for the job, and has the losses of a run that built its own."""
+    words = [*SMALL, *SLURM, "run.name=ahead"]
+    cli("-m", "nano3", "index", *words, "cluster.nodes=2", "cluster.mode=detached", "cluster.begin=now+3")
+    job = cli.run_dir("ahead") / "index_job"
+    cli("-m", "nano3.pretrain", *words, f"cluster.dependency={job}")
+    assert losses(cli.run_dir("ahead")) == undisturbed
+    assert "built the order of 24 samples" in log_of(job)
+    times = {path: path.stat().st_mtime for path in cli.run_dir("ahead").glob("index_cache/*/*-train-*")}
+    (began,) = cli.run_dir("ahead").glob("starts/0001")
+    assert times and max(times.values()) < began.stat().st_mtime

@@ -300,6 +300,18 @@ def test_repetition_is_reported(config: PretrainConfig) -> None:
     assert any("docs is repeated" in w for w in preflight(config).warnings)
 
 
+def test_a_long_wait_for_rank_0_is_reported(config: PretrainConfig) -> None:
+    """It names the command that builds the order before, and the limit at which NCCL gives up."""
+    config.train.train_iters = 10**9
+    (warning,) = [w for w in preflight(config).warnings if "Megatron's order" in w]
+    assert "they give up after 10 min (megatron.dist.distributed_timeout_minutes). `nano3 index`" in warning
+    config.megatron = {"dist": {"distributed_timeout_minutes": 600}}
+    (warning,) = [w for w in preflight(config).warnings if "Megatron's order" in w]
+    assert "for which all ranks wait. `nano3 index`" in warning
+    config.train.train_iters = 1000
+    assert not any("Megatron's order" in w for w in preflight(config).warnings)
+
+
 def test_the_transformers_backend_rejects_keys_it_does_not_use(config: PretrainConfig) -> None:
     config.backend, config.model = "transformers", model("quickstart")
     assert preflight(config).problems == []

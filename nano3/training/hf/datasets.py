@@ -66,7 +66,15 @@ class DatasetBuilder:
     """Builds Megatron datasets for one run. Under torchrun rank 0 writes the index cache and the others read it."""
 
     def __init__(
-        self, data: TrainingData, seq_length: int, seed: int, cache: Path, isolate: bool = False, mask_eod: bool = False
+        self,
+        data: TrainingData,
+        seq_length: int,
+        seed: int,
+        cache: Path,
+        isolate: bool = False,
+        mask_eod: bool = False,
+        tokenizer: Any = None,
+        surplus: float = 0.005,
     ) -> None:
         """Create the builder.
 
@@ -77,9 +85,12 @@ class DatasetBuilder:
             cache: Folder of the index cache.
             isolate: Whether samples come with the bounds of their documents.
             mask_eod: Whether the prediction after an end-of-document token is left out of the loss.
+            tokenizer: The tokenizer that the names of the files depend on; None stands for Megatron's default one.
+            surplus: Share of samples that each shard gets in addition.
         """
         self.data, self.seq_length, self.seed, self.cache = data, seq_length, seed, cache
-        self.isolate, self.mask_eod = isolate, mask_eod
+        self.isolate, self.mask_eod, self.surplus = isolate, mask_eod, surplus
+        self.tokenizer = tokenizer or TokenizerFacts(str(data.tokenizer), data.vocab_size, data.eod_id)
 
     def train(self, samples: int, order: OrderPlan | None = None) -> Any:
         """Return the training samples. Seed, blend and `samples` together determine their order, or else the plan.
@@ -131,7 +142,8 @@ class DatasetBuilder:
             sequence_length=self.seq_length,
             path_to_cache=str(self.cache),
             blend_per_split=blends,
-            tokenizer=TokenizerFacts(str(self.data.tokenizer), self.data.vocab_size, self.data.eod_id),
+            tokenizer=self.tokenizer,
+            mid_level_dataset_surplus=self.surplus,
             reset_position_ids=False,
             reset_attention_mask=False,
             eod_mask_loss=self.mask_eod,

@@ -40,6 +40,8 @@ GATHER_S = 10.0
 NATIVE_MARGIN_S = 60.0
 # Innermost frames of a stack that are compared between ranks.
 COMPARED_FRAMES = 8
+# The module in which a rank waits for the others. With NCCL it waits later, wherever it needs the result.
+COLLECTIVES = "torch/distributed/distributed_c10d.py"
 
 
 @dataclass
@@ -177,7 +179,10 @@ def read_ranks(folder: Path, since: float) -> dict[int, dict[str, Any]]:
 
 
 def ranks_behind(records: dict[int, dict[str, Any]], world: int) -> list[int]:
-    """Return the ranks that the others wait for: silent ones, those at an earlier iteration, or with a rare stack.
+    """Return the ranks that the others wait for.
+
+    These are silent ones, those at an earlier iteration, those with a rare stack, or those outside of the collective
+    that the others are in.
 
     Args:
         records: `read_ranks`.
@@ -192,7 +197,10 @@ def ranks_behind(records: dict[int, dict[str, Any]], world: int) -> list[int]:
     stacks = {rank: tuple(record["stack"][-COMPARED_FRAMES:]) for rank, record in hung.items()}
     counts = Counter(stacks.values())
     common = max(counts.values())
-    return sorted(rank for rank, stack in stacks.items() if counts[stack] < common)
+    if rare := sorted(rank for rank, stack in stacks.items() if counts[stack] < common):
+        return rare
+    absent = [rank for rank, stack in stacks.items() if not any(COLLECTIVES in frame for frame in stack)]
+    return sorted(absent) if len(absent) < len(stacks) else []
 
 
 def describe_hang(records: dict[int, dict[str, Any]], world: int) -> str:

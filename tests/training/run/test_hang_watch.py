@@ -88,6 +88,9 @@ def test_a_working_rank_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "hang/rank_0.txt").read_text() == ""
 
 
+COLLECTIVE = "/lib/torch/distributed/distributed_c10d.py:3007 in all_reduce"
+
+
 def record(rank: int, iteration: int = 41, *stack: str, host: str = "n1") -> dict[str, Any]:
     stack = stack or ("loop.py:9 in step", "all_reduce.py:1 in all_reduce")
     own = {"rank": rank, "host": host, "pid": 1, "time": 0.0}
@@ -107,6 +110,12 @@ def record(rank: int, iteration: int = 41, *stack: str, host: str = "n1") -> dic
         pytest.param([record(0), record(1, 40)], 2, "iteration 41 (step). rank 1 on n1 is behind", id="one-earlier"),
         pytest.param(
             [record(0), record(1, 41, "data.py:3 in read")], 2, "rank 0 is in all_reduce.py:1", id="two-different"
+        ),
+        pytest.param(
+            [record(0, 41, "loop.py:9 in step", COLLECTIVE), record(1, 41, "data.py:3 in read")],
+            2,
+            "rank 1 on n1 is behind, in data.py:3 in read.",
+            id="one-of-two-in-a-collective",
         ),
         pytest.param([record(0)], 2, "rank 1 never started.", id="one-missing"),
         pytest.param(
@@ -131,8 +140,18 @@ def test_the_message_names_the_rank_that_is_behind(records: list[dict[str, Any]]
         ([record(0), record(1, 40)], [1]),
         ([record(0), record(1, 41, "data.py:3 in read")], []),
         ([record(0), record(2)], [1]),
+        ([record(0, 41, COLLECTIVE), record(1, 41, "data.py:3 in read")], [1]),
+        ([record(0, 41, COLLECTIVE), record(1, 41, COLLECTIVE)], []),
     ],
-    ids=["all alike", "one elsewhere", "one earlier", "two different", "one silent"],
+    ids=[
+        "all alike",
+        "one elsewhere",
+        "one earlier",
+        "two different",
+        "one silent",
+        "one of two in a collective",
+        "both in a collective",
+    ],
 )
 def test_the_ranks_behind(records: list[dict[str, Any]], behind: list[int]) -> None:
     assert ranks_behind({r["rank"]: r for r in records}, max(r["rank"] for r in records) + 1) == behind
