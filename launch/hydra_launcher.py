@@ -47,7 +47,7 @@ class LauncherConfig:
 class Point:
     """One composed point of a sweep."""
 
-    # The application's configuration, without the section hydra.
+    # The application's configuration, without the section hydra; it shares its values with `full_config`.
     config: DictConfig
     # Its overrides, "key=value".
     overrides: list[str]
@@ -61,7 +61,8 @@ class Point:
 
     def activate(self) -> None:
         """Let HydraConfig return the configuration of this point, as in a task function."""
-        HydraConfig.instance().set_config(self.full_config)
+        # Without the copy of the section hydra that `HydraConfig.set_config` makes.
+        HydraConfig.instance().cfg = self.full_config  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -166,18 +167,16 @@ class JobLauncher(Launcher):
             config.hydra.job.num = number
             run_dir = expand_user(config.hydra.sweep.dir).absolute() / label
             config.hydra.runtime.output_dir = str(run_dir)
-        HydraConfig.instance().set_config(config)
+        OmegaConf.set_readonly(config.hydra, True)
         return Point(_without_hydra(config), overrides, label, run_dir, config)
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:
-    """Return a copy without the section hydra, which is larger than the rest."""
-    content = config.__dict__["_content"]
-    section = content.pop("hydra")
-    try:
-        return copy.deepcopy(config)
-    finally:
-        content["hydra"] = section
+    """Return the configuration without the section hydra; the values are the same objects, not copies."""
+    own = DictConfig({})
+    own.__dict__["_metadata"] = copy.deepcopy(config._metadata)
+    own.__dict__["_content"] = {key: node for key, node in config.__dict__["_content"].items() if key != "hydra"}
+    return own
 
 
 def _second(pair: tuple[str, int]) -> int:

@@ -57,7 +57,7 @@ class Job:
     # Ignore the done marker: it belongs to a run with other settings, or its result is gone.
     changed: bool = False
     # Writes the entry's configuration into the run folder. Called under the run lock when nothing prevents the start: a
-    # refused job must not change what the active job reads at its next restart.
+    # refused job must not change what the active job reads at its next restart. Points of a sweep are saved in threads.
     save_config: Callable[[], object] | None = field(default=None, repr=False, compare=False)
 
     @property

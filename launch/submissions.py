@@ -85,6 +85,8 @@ def script_path(folder: Path, job_id: str) -> Path:
 def submit(folder: Path, script: str, submission: Submission, keep: Iterable[str] = ()) -> Iterator[str]:
     """Call sbatch and yield the job's id; the caller records the jobs in the block.
 
+    If the block cannot write a record, `recover` does so later.
+
     Args:
         folder: The slurm folder.
         script: The job script.
@@ -98,15 +100,21 @@ def submit(folder: Path, script: str, submission: Submission, keep: Iterable[str
     files = [folder / _FOLDER / f"{token}.{suffix}" for suffix in ("json", "sh", "lock")]
     record, script_file, lock_file = files
     lock = _create(lock_file)
+    recorded = True
     try:
         lock_fd(lock)
         script_file.write_bytes(script.encode(errors="surrogateescape"))
         write_record(record, submission)
         base = _call_sbatch(script_file, lock, keep)
         script_file.replace(script_path(folder, base))
-        yield base
+        try:
+            yield base
+        except OSError:  # for example a full disk
+            recorded = False
+            raise
     finally:
-        _remove(files)
+        if recorded:
+            _remove(files)
         os.close(lock)
 
 

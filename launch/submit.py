@@ -7,7 +7,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +18,9 @@ from launch.task import RankTask
 from nano3.utils.console import warn
 from nano3.utils.errors import UserError
 from nano3.utils.files import write_json
+
+# Threads that write the records of a sweep.
+_WRITERS = 8
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,10 @@ class Batch:
         self.snapshot = snapshot.plan_snapshot(
             self.folder, {job.entry for job in self.jobs} | {task.entry for task in self.tasks}
         )
-        binds = container.bind_mounts(
-            first, [self.folder, *(path for job in self.jobs for path in container.mounted_folders(job))]
-        )
+        binds: list[str] = []
+        if first.cluster.container_runtime != "none":
+            folders = [path for job in self.jobs for path in container.mounted_folders(job)]
+            binds = container.bind_mounts(first, [self.folder, *folders])
         self._tasks = [asdict(task) for task in self.tasks]
         # Named after its content, so that a dry run shows the script that is submitted.
         digest = hashlib.sha256(json.dumps(self._tasks).encode()).hexdigest()[:12]
@@ -147,12 +151,11 @@ def submit_batch(batch: Batch) -> list[SubmittedJob]:
         for job in batch.jobs:
             locks.enter_context(hold_run_lock(job.run_dir))
         submissions.check_not_active(job.run_dir for job in batch.jobs)
-        for job in batch.jobs:
-            job.prepare()
+        _at_once(Job.prepare, batch.jobs)
         submitted: list[SubmittedJob] = []
         try:
             with signals_blocked(), batch.submit() as ids:
-                submitted += [record_submission(batch, job, i) for job, i in zip(batch.jobs, ids, strict=True)]
+                submitted += _at_once(lambda pair: record_submission(batch, *pair), zip(batch.jobs, ids, strict=True))
         except UserError:
             for job in batch.jobs:
                 local_job.record_refused(job.run_dir)
@@ -162,6 +165,26 @@ def submit_batch(batch: Batch) -> list[SubmittedJob]:
                 warn(f"{', '.join(job.id for job in submitted)} was submitted before this interrupt and keeps running")
             raise
         return submitted
+
+
+def _at_once[T, R](write: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Write the records of several jobs in threads, because a file system syncs several files in the time of one.
+
+    Args:
+        write: Writes those of one job.
+        items: Its arguments.
+
+    Returns:
+        What `write` returned, in the order of the items.
+    """
+    first, *others = items
+    done = [write(first)]  # alone: it also fills caches, such as that of the Git commit
+    if others:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(max_workers=_WRITERS) as pool:
+            done += pool.map(write, others)
+    return done
 
 
 @contextlib.contextmanager

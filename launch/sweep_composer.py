@@ -5,6 +5,9 @@ values, which Hydra sets after merging. Anything unusual, also any error, is lef
 """
 
 import copy
+import pickle
+from collections.abc import Sequence
+from functools import lru_cache
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra.core.config_loader import ConfigLoader
@@ -13,6 +16,35 @@ from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
+
+
+class _Base:
+    """A configuration that is copied for each point."""
+
+    def __init__(self, config: DictConfig) -> None:
+        try:
+            self._pickled = pickle.dumps(config)
+        except (pickle.PicklingError, AttributeError, TypeError):  # a schema of the application that is no module's
+            self._pickled = b""
+            self._config = config
+
+    def copy(self) -> DictConfig:
+        """Return a copy; unpickling takes a quarter of the time of `copy.deepcopy`."""
+        if not self._pickled:
+            return copy.deepcopy(self._config)
+        config = pickle.loads(self._pickled)
+        assert isinstance(config, DictConfig)
+        return config
+
+
+def parse_overrides(words: Sequence[str]) -> list[Override]:
+    """Return parsed overrides; the points of a sweep have most words in common."""
+    return [_parse_override(word) for word in words]
+
+
+@lru_cache(maxsize=10_000)
+def _parse_override(word: str) -> Override:
+    return OverridesParser.create().parse_overrides([word])[0]
 
 
 class SweepComposer:
@@ -24,7 +56,7 @@ class SweepComposer:
     def __init__(self, loader: ConfigLoader) -> None:
         """Let Hydra's loader compose points ahead."""
         self._plain = loader.load_sweep_config
-        self._bases: dict[tuple[str, ...], DictConfig] = {}
+        self._bases: dict[tuple[str, ...], _Base] = {}
         self._kept: dict[tuple[str, ...], DictConfig] = {}
         loader.load_sweep_config = self.ahead  # type: ignore[method-assign]
 
@@ -50,15 +82,15 @@ class SweepComposer:
         return self._kept.pop(tuple(sweep_overrides), None) or self._compose(master_config, sweep_overrides)
 
     def _compose(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        parsed = OverridesParser.create().parse_overrides(sweep_overrides)
+        parsed = parse_overrides(sweep_overrides)
         values = [override for override in parsed if _sets_a_value(override)]
         others = tuple(str(override.input_line) for override in parsed if not _sets_a_value(override))
         if not values or any(_meet(value, other) for value in values for other in parsed if not _sets_a_value(other)):
             return self._plain(master_config, sweep_overrides)
         try:
             if others not in self._bases:
-                self._bases[others] = self._plain(master_config, list(others))
-            config = copy.deepcopy(self._bases[others])
+                self._bases[others] = _Base(self._plain(master_config, list(others)))
+            config = self._bases[others].copy()
             ConfigLoaderImpl._apply_overrides_to_config(values, config)
         except (HydraException, OmegaConfBaseException):  # its message must be that of the whole point
             return self._plain(master_config, sweep_overrides)

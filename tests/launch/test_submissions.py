@@ -1,5 +1,6 @@
 """launch.submissions: sbatch is called between two records, and a job of a killed command is found again."""
 
+import errno
 import json
 import os
 import signal
@@ -110,6 +111,19 @@ def test_a_part_that_is_useless_alone_is_canceled(tmp_path: Path, slurm_clients:
     (slurm_clients / "answer").touch()
     eventually(lambda: not recover([tmp_path / "a"]))
     assert (slurm_clients / "canceled").read_text() == "41\n" and ids(tmp_path / "a") == []
+
+
+def test_a_job_that_could_not_be_recorded_is_recorded_later(tmp_path: Path, slurm_clients: Path) -> None:
+    (slurm_clients / "answer").touch()
+    (tmp_path / "a").mkdir()
+    submission = Submission(submissions.now(), (PendingRun(str(tmp_path / "a"), "a"),), array=False)
+    with (
+        pytest.raises(OSError, match="No space left"),
+        submissions.submit(tmp_path / "slurm", "x", submission),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert recover([tmp_path / "a"]) == []
+    assert ids(tmp_path / "a") == ["41"] and not (tmp_path / "slurm/submitting").exists()
 
 
 @pytest.mark.parametrize("recorded", [False, True], ids=["never submitted", "recorded"])

@@ -1,6 +1,7 @@
 """launch.sweep_composer: points are composed as Hydra composes them, and files are read once for all of them."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from launch.sweep_composer import SweepComposer
+from launch.hydra_launcher import _without_hydra
+from launch.sweep_composer import SweepComposer, _Base, parse_overrides
 
 FILES = {
     "app.yaml": "defaults: [model: small, _self_]\nopt: {lr: 1.0, betas: [1, 2], more: {}}\nname: x\n"
@@ -108,3 +111,44 @@ def test_a_point_that_was_taken_is_not_given_again(loader: ConfigLoader) -> None
     first = composer.compose(config, ["opt.lr=2"])
     first.opt.lr = 99
     assert composer.compose(config, ["opt.lr=2"]).opt.lr == 2
+
+
+@dataclass
+class Typed:
+    """A schema of a module."""
+
+    sizes: dict[str, list[int]] = field(default_factory=lambda: {"a": [1]})
+    rate: float | None = None
+
+
+def test_copies_keep_types_flags_and_interpolations() -> None:
+    @dataclass
+    class Local(Typed):
+        """A schema that cannot be pickled."""
+
+    for schema in (Typed, Local):
+        config = OmegaConf.create({"own": OmegaConf.structured(schema), "late": "${own.rate}"})
+        OmegaConf.set_struct(config, True)
+        made = _Base(config).copy()
+        made.own.rate = 2
+        assert OmegaConf.is_struct(made) and made.late == 2.0 and config.late is None
+        assert OmegaConf.to_object(made.own) == schema(rate=2.0)
+        with pytest.raises(OmegaConfBaseException, match="not be converted to Integer"):
+            made.own.sizes = {"a": ["x"]}
+
+
+def test_without_hydra_values_are_shared_and_resolve_in_the_whole(loader: ConfigLoader) -> None:
+    whole = loader.load_sweep_config(master(loader), ["opt.lr=2"])
+    own = _without_hydra(whole)
+    assert "hydra" in whole and "hydra" not in own and "hydra" not in OmegaConf.to_container(own, resolve=True)
+    assert OmegaConf.is_struct(own) and own.late == 2 and own.label == "x-1"
+    whole.opt.lr = 3
+    assert own.late == own.opt.lr == 3
+
+
+def test_words_are_parsed_once_and_as_hydra_does() -> None:
+    first, again = (parse_overrides(["a.b=1,2", "~c", "d={x:1}"]) for _ in range(2))
+    assert [str(o.input_line) for o in first] == ["a.b=1,2", "~c", "d={x:1}"]
+    assert all(one is other for one, other in zip(first, again, strict=True))
+    with pytest.raises(HydraException):
+        parse_overrides(["a.b=1", "]="])

@@ -9,9 +9,9 @@ import platform
 import re
 import socket
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -127,9 +127,27 @@ def run_config_text(config: PretrainConfig) -> str:
     """Return the text of config.yaml. References are resolved already, so `${` is plain text, as in a shell command."""
     values = asdict(config)
     values["data_blend"] = without_secrets(values["data_blend"])  # not used by a run; its URLs may have passwords
-    # As OmegaConf.to_yaml writes it, without making nodes of all values first.
+    return "".join(_section_text(_Section(repr((key, value)), key, value)) for key, value in literal(values).items())
+
+
+@dataclass(frozen=True)
+class _Section:
+    """A section of a configuration of plain values, which its representation stands for."""
+
+    representation: str
+    key: str = field(compare=False)
+    value: Any = field(compare=False)
+
+
+@lru_cache(maxsize=256)
+def _section_text(section: _Section) -> str:
+    """Return a section as OmegaConf.to_yaml writes it; most are the same in all points of a sweep."""
     return yaml.dump(
-        literal(values), default_flow_style=False, allow_unicode=True, sort_keys=False, Dumper=get_omega_conf_dumper()
+        {section.key: section.value},
+        default_flow_style=False,
+        allow_unicode=True,
+        sort_keys=False,
+        Dumper=get_omega_conf_dumper(),
     )
 
 

@@ -289,3 +289,10 @@ def test_start_json_is_plain_for_other_tools(tmp_path: Path) -> None:
     start(tmp_path, words=["logger.sample_prompts=['日本']"])
     text = (tmp_path / "starts/0001/start.json").read_text()
     assert "日本" in text and json.loads(text).items() > read_latest_start(tmp_path).items()
+
+
+def test_the_text_of_a_configuration_is_that_of_omegaconf() -> None:
+    """Sections are written one at a time, and those that are equal only once."""
+    for lr in (1e-3, 2.0, 1e-3):
+        config = whole(**{"optimizer.lr": lr})
+        assert run_config_text(config) == OmegaConf.to_yaml(OmegaConf.structured(config))
