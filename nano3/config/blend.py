@@ -13,6 +13,8 @@ from nano3.utils.errors import UserError, did_you_mean
 
 # Equal to omegaconf.MISSING. Importing omegaconf takes 0.1 s, which worker processes avoid.
 MISSING: Any = "???"
+# What a run reads of a dataset, besides its weight. Prepared data carries them; its tokens do not depend on them.
+BUDGETS = ("epochs", "tokens", "max_epochs")
 
 
 @dataclass
@@ -26,6 +28,12 @@ class SourceConfig:
     path: str = MISSING
     # Relative weight in the blend; any positive number. Weights are normalized over all datasets.
     weight: float = 1.0
+    # Instead of a weight: passes over the train split in a run, as 2.5. Needs train.sample_order=nano3.
+    epochs: float | None = None
+    # Instead of a weight: tokens of the train split in a run, as 3e11. Needs train.sample_order=nano3.
+    tokens: float | None = None
+    # Most passes over the train split in a run. Needs train.sample_order=nano3.
+    max_epochs: float | None = None
     # Split of a dataset on the Hugging Face hub, or of a DatasetDict that save_to_disk wrote.
     split: str = "train"
     # Configuration ("subset") of the dataset on the Hugging Face hub (hf:// only); null uses the dataset's default.
@@ -40,6 +48,11 @@ class SourceConfig:
     # Joins the strings if the text is a list of strings; null reports lists as bad rows.
     text_separator: str | None = None
 
+    @property
+    def budget(self) -> dict[str, float]:
+        """The values among epochs, tokens and max_epochs that are set."""
+        return {key: float(value) for key in BUDGETS if (value := getattr(self, key)) is not None}
+
 
 @dataclass
 class BlendConfig:
@@ -48,9 +61,11 @@ class BlendConfig:
     # Short name of the blend, and the alias under which the prepared data is registered
     # (DataBlendsArtifact-pretrain:<name>).
     name: str = MISSING
-    # Datasets of the blend, each with the keys of SourceConfig: name, path, weight,
+    # Datasets of the blend, each with the keys of SourceConfig: name, path, weight (or epochs, or tokens), max_epochs,
     # split, subset, revision, text_field, text_separator.
     datasets: list[Any] = field(default_factory=list)
+    # max_epochs of the datasets that have none of their own.
+    max_epochs: float | None = None
     # Default of tokenizer_model for this blend.
     tokenizer_model: str = "nvidia/NVIDIA-Nemotron-Nano-9B-v2"
     # Default of num_shards for this blend.
@@ -61,18 +76,19 @@ class BlendConfig:
     test_fraction: float = 0.005
 
 
-def parse_datasets(entries: list[Any], where: str) -> list[SourceConfig]:
+def parse_datasets(entries: list[Any], where: str, max_epochs: Any = None) -> list[SourceConfig]:
     """Check the `datasets` of a blend and return them as `SourceConfig`s.
 
     Args:
         entries: The list as read from JSON, YAML or the command line.
         where: Name of the blend in messages.
+        max_epochs: `max_epochs` of the entries that have none.
 
     Raises:
-        UserError: With every problem of every entry: unknown, missing and mistyped keys, weights that are not
-            positive numbers, names used more than once.
+        UserError: With every problem of every entry: unknown, missing and mistyped keys, weights and budgets that are
+            not positive numbers, names used more than once.
     """
-    problems: list[str] = []
+    problems = [f"{where}: {problem}" for problem in _number_problems({"max_epochs": max_epochs})]
     sources: list[SourceConfig] = []
     if not entries:
         problems.append(f"{where}: no datasets. Give at least one: {{name, path, weight}}")
@@ -85,7 +101,9 @@ def parse_datasets(entries: list[Any], where: str) -> list[SourceConfig]:
         if found := _entry_problems(entry):
             problems += [f"{label}: {problem}" for problem in found]
         else:
-            sources.append(SourceConfig(**{**entry, "weight": float(entry.get("weight", 1.0))}))
+            numbers = {"max_epochs": max_epochs, **entry}
+            numbers = {key: float(numbers[key]) for key in ("weight", *BUDGETS) if numbers.get(key) is not None}
+            sources.append(SourceConfig(**{**entry, **numbers}))
     problems += [
         f"{where}: the name {name!r} is used {count} times. Give each dataset its own name."
         for name, count in sorted(Counter(s.name for s in sources).items())
@@ -104,15 +122,25 @@ def _entry_problems(entry: dict[Any, Any]) -> list[str]:
     found += [
         f"{key} must be text, found {value!r}; write it in quotes"
         for key, value in entry.items()
-        if key in known and key != "weight" and not isinstance(value, str)
+        if key in known and key not in ("weight", *BUDGETS) and not isinstance(value, str)
         if value is not None or known[key].default not in (None, MISSING)  # a missing name or path is reported above
     ]
     if isinstance(column := entry.get("text_field"), str):
         found += _text_field_problems(column)
-    weight = entry.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
-        found.append(f"weight must be a number above 0, found {weight!r}")
+    found += _number_problems({"weight": 1.0, **entry})
+    if len(given := [key for key in ("weight", "epochs", "tokens") if entry.get(key) is not None]) > 1:
+        found.append(f"give one of weight, epochs and tokens, not {' and '.join(given)}")
     return found
+
+
+def _number_problems(values: dict[Any, Any]) -> list[str]:
+    """Return one message for each weight or budget that is not a positive number; null is no budget."""
+    return [
+        f"{key} must be a number above 0, found {value!r}"
+        for key, value in values.items()
+        if key == "weight" or (key in BUDGETS and value is not None)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf")
+    ]
 
 
 def _text_field_problems(text_field: str) -> list[str]:
@@ -140,7 +168,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_blend_file(path: Path) -> list[SourceConfig]:
-    """Read a blend file: `{"datasets": [{"name", "path", "weight", ...}, ...]}`.
+    """Read a blend file: `{"datasets": [{"name", "path", "weight", ...}, ...], "max_epochs": 4}`.
 
     Raises:
         UserError: With everything that is wrong with the file.
@@ -160,12 +188,13 @@ def read_blend_file(path: Path) -> list[SourceConfig]:
     if not isinstance(content, dict) or not isinstance(content.get("datasets"), list):
         raise UserError(f'blend_path={path}: expected {{"datasets": [{{"name", "path", "weight"}}, ...]}}')
     problems = [
-        f"{path}: no key {key!r}. A blend file has the key `datasets` only; set options on the command line: {key}=..."
+        f"{path}: no key {key!r}. A blend file has the keys `datasets` and `max_epochs`; set options on the command "
+        f"line: {key}=..."
         for key in content
-        if key != "datasets"
+        if key not in ("datasets", "max_epochs")
     ]
     try:
-        sources = parse_datasets(content["datasets"], str(path))
+        sources = parse_datasets(content["datasets"], str(path), content.get("max_epochs"))
     except UserError as error:
         raise UserError([*problems, *error.problems]) from None
     if problems:

@@ -37,6 +37,8 @@ class StageBudgets:
     until: int
     # The budget of each dataset; None for the blend of the data.
     blend: Mapping[str, Budget] | None
+    # max_epochs of the datasets that have none of their own.
+    max_epochs: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the stage as values that JSON can hold."""
@@ -72,7 +74,7 @@ def parse_mixture(entries: Sequence[Any], train_iters: int, tokens_per_iteration
             if stages and until <= stages[-1].until:
                 before = stages[-1].until
                 problems.append(f"{where} ends at iteration {until:,}, not after the stage before it ({before:,}).")
-            stages.append(StageBudgets(until, blend))
+            stages.append(StageBudgets(until, blend, limit))
     if problems:
         raise UserError(problems)
     return stages or [StageBudgets(train_iters, None)]
@@ -81,8 +83,7 @@ def parse_mixture(entries: Sequence[Any], train_iters: int, tokens_per_iteration
 def _parse_blend(value: Any, where: str, max_epochs: float | None) -> tuple[dict[str, Budget] | None, list[str]]:
     """Return the budgets of a stage, and what is wrong with them."""
     if value is None:
-        wrong = [f"{where}: max_epochs needs a blend."] if max_epochs is not None else []
-        return None, wrong
+        return None, []
     if not isinstance(value, Mapping) or not value:
         return None, [f"{where}: blend must name datasets, as in {EXAMPLE}, found {value!r}."]
     found, problems = {}, []

@@ -58,7 +58,7 @@ class TrainConfig:
     sample_order: str = "megatron"
     # Stages of the run, each with a blend: [{until: 60%, blend: {docs: 0.7, code: {epochs: 2.5}}}, {blend: {docs: 1}}].
     # until is a share, an iteration or '3e9 tokens'; a dataset has a weight, epochs or tokens, and optionally
-    # max_epochs. Empty uses the weights of the data throughout. Needs train.sample_order=nano3; may change on a resume.
+    # max_epochs. Empty uses the blend of the data. Needs train.sample_order=nano3; may change on a resume.
     mixture: list[Any] = field(default_factory=list)
 
 

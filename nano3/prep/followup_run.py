@@ -14,8 +14,10 @@ from omegaconf import DictConfig
 import launch
 from nano3.cli.app import to_typed_config
 from nano3.cli.override_errors import EXPECTED_ERRORS, explain_error, override_problems
-from nano3.config import DataPrepConfig
+from nano3.config import DataPrepConfig, SourceConfig
 from nano3.pretrain import absolute_path, make_job, resolve_paths, run_preflight
+from nano3.training.order.budgets import megatron_order_problems
+from nano3.training.order.plan import NANO3
 from nano3.training.run.record import DataReference
 from nano3.utils.command_line import CommandLine
 from nano3.utils.errors import UserError
@@ -92,6 +94,20 @@ def check_vocabulary(cfg: DictConfig, data: Path, vocab_size: int) -> None:
         check_followup(cfg, data, vocab_size)
     except UserError as error:
         raise UserError([f"then: {problem}" for problem in error.problems]) from None
+
+
+def budget_problems(cfg: DictConfig, blend: str, sources: list[SourceConfig]) -> list[str]:
+    """Return why the run cannot read what the blend asks for.
+
+    Args:
+        cfg: Result of `compose_followup`.
+        blend: Name of the blend.
+        sources: Its datasets.
+    """
+    if cfg.train.sample_order == NANO3:
+        return []
+    budgets = {source.name: source.budget for source in sources if source.budget}
+    return [f"then: {problem}" for problem in megatron_order_problems(budgets, f"the blend {blend}")]
 
 
 def make_followup_job(

@@ -75,6 +75,7 @@ def register(registration: Registration, folder: Path, manifest: Manifest) -> st
             "tokens": sum(s.tokens for s in manifest.splits.values()),
             "plan_hash": manifest.plan_hash,
             "weights": manifest.weights,
+            **({"budgets": manifest.budgets} if manifest.budgets else {}),
         },
         alias=registration.alias,
     )

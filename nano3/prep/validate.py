@@ -89,14 +89,16 @@ def validate(cfg: DictConfig) -> Preparation:
     add(registration.problems(write=not config.dry_run))
     add(output_problems(Path(config.output_dir)))
     followup = attempt(lambda: compose_followup_if_any(config))
+    if followup is not None:
+        from nano3.prep.followup_run import budget_problems, check_vocabulary  # imports nano3.training
+
+        add(budget_problems(followup, blend, sources))
     add(attempt(lambda: submit_problems(config, blend, sources)) or [])
     if failures:
         raise combine_errors([*failures, UserError(check_options(options)), *collect_problems(sources, options)])
     request = make_request(sources, options, blend)
     check_output_dir(request)
     if followup is not None:
-        from nano3.prep.followup_run import check_vocabulary  # imports nano3.training
-
         check_vocabulary(followup, Path(config.output_dir).absolute(), request.tokenizer.vocab_size)
     return Preparation(config, request, registration, followup)
 
@@ -242,7 +244,8 @@ def read_blend(config: DataPrepConfig) -> tuple[str, list[SourceConfig]]:
     if config.blend_path:
         sources = read_blend_file(Path(config.blend_path))
     else:
-        sources = parse_datasets(config.data_blend.datasets, f"data_blend={name}")
+        blend = config.data_blend
+        sources = parse_datasets(blend.datasets, f"data_blend={name}", blend.max_epochs)
     return name, [replace(source, path=take_credentials(source.path)) for source in sources]
 
 

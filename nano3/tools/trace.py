@@ -1,9 +1,11 @@
-"""List the documents in the batch of one iteration, or the iterations that read one document; or audit a run.
+"""List the documents in the batch of one iteration, or the iterations that read a document or dataset; or audit a run.
 
 nano3 trace quickstart --iteration 120
 nano3 trace quickstart --iteration 120 --sample 3 --text
 nano3 trace quickstart --document docs.parquet:177
 nano3 trace quickstart --document train/data_00001:10
+nano3 trace quickstart --containing "text of a document"
+nano3 trace quickstart --dataset docs
 nano3 trace quickstart --audit
 
 --audit counts what the run has read of each dataset, and compares the hashes of the token ids that the steps were fed
@@ -15,7 +17,7 @@ If the run leaves out the iteration, or its guard has found something there, the
 import argparse
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,11 +27,10 @@ from nano3.utils.errors import Failure, UserError, did_you_mean
 
 if TYPE_CHECKING:  # numpy is slow to import
     from nano3.config import PretrainConfig
-    from nano3.data.dataset.manifest import Manifest
     from nano3.data.dataset.source_lookup import SourceRow
-    from nano3.training.run.batch_documents import DocumentKey, DocumentSpan
+    from nano3.training.run.batch_documents import DocumentKey, DocumentSpan, Samples
 
-HELP = "list the documents in the batch of one iteration, or the iterations that read one document; audit a run"
+HELP = "list the documents of an iteration, or the iterations that read a document, text or dataset; audit a run"
 AUDITED_LINES = 20
 ONLY_SHOWS = True
 SHARD = re.compile(r"(train|valid|test)/data_\d{5,}")
@@ -47,6 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="row N of a source file (counted from 1), the line at byte N of a JSON-lines file, or document N of a "
         "shard such as train/data_00001",
     )
+    which.add_argument("--containing", metavar="TEXT", help="every document that contains this text")
+    which.add_argument("--dataset", metavar="NAME", help="every document of a dataset")
     which.add_argument("--audit", action="store_true", help="prove what the run has been fed")
     parser.add_argument(
         "--all", action="store_true", help=f"with --audit: check every line of metrics, not {AUDITED_LINES}"
@@ -67,30 +70,37 @@ def run(args: argparse.Namespace) -> int:
     if args.iteration is not None:
         return trace_iteration(args)
     if args.sample is not None or args.text or args.no_sources:
-        other = "--audit" if args.audit else "--document"
-        raise UserError(f"--sample, --text and --no-sources belong to --iteration, not to {other}.")
+        others = {
+            "audit": args.audit,
+            "document": args.document,
+            "containing": args.containing,
+            "dataset": args.dataset,
+        }
+        other = next(name for name, value in others.items() if value)
+        raise UserError(f"--sample, --text and --no-sources belong to --iteration, not to --{other}.")
     if args.audit:
         return audit(find_run(args.run), args.all)
+    if args.dataset is not None:
+        return trace_dataset(find_run(args.run), args.dataset)
+    if args.containing is not None:
+        return trace_text(find_run(args.run), args.containing)
     return trace_document(find_run(args.run), args.document)
 
 
 def trace_iteration(args: argparse.Namespace) -> int:
     """Show the documents of an iteration and return the exit code."""
-    from nano3.data.dataset.manifest import load_manifest
-    from nano3.training.run.batch_documents import document_spans, open_sample_index
+    from nano3.training.run.batch_documents import data_folders, document_spans, shard_datasets
     from nano3.training.run.record import load_run_config
 
     run_dir = find_run(args.run)
     config = load_run_config(run_dir / "config.yaml")
-    data = Path(config.run.data)
     samples = samples_of_iteration(config, run_dir, args.iteration, args.sample)
-    check_same_data(run_dir, data)
-    manifest = load_manifest(data)
-    index = open_sample_index(config, run_dir, data)
+    data = Path(config.run.data)
+    index = open_samples(config, run_dir)
     spans = list(document_spans(index, data, samples, config.train.global_batch_size))
-    sources = {} if args.no_sources else find_sources(data, manifest, spans)
-    datasets = {shard.prefix: shard.dataset for shard in manifest.shards}
-    rows = [table_row(span, datasets[span.shard], sources.get(span.key)) for span in spans]
+    sources = {} if args.no_sources else find_sources(spans)
+    datasets = shard_datasets(data_folders(index, data))
+    rows = [table_row(span, datasets[span.folder, span.shard], sources.get(span.key), data) for span in spans]
     which = f"samples {samples[0]:,} to {samples[-1]:,}" if len(samples) > 1 else f"sample {samples[0]:,}"
     title = f"{run_dir}: iteration {args.iteration}, {which} of the run"
     table(title, COLUMNS, rows, right=["sample", "document"])
@@ -98,8 +108,42 @@ def trace_iteration(args: argparse.Namespace) -> int:
     for line in describe_events(run_dir, args.iteration):
         say(line)
     if args.text:
-        print_texts(data, manifest, spans)
+        print_texts(spans)
     return 0
+
+
+def open_samples(config: "PretrainConfig", run_dir: Path) -> "Samples":
+    """Open the order of a run's samples, after checking that its data still holds them.
+
+    Args:
+        config: The run's configuration.
+        run_dir: Run folder.
+
+    Raises:
+        UserError: The run has no samples yet, or there is no prepared data.
+        Failure: The data is another one.
+    """
+    from nano3.training.dataset import open_data
+    from nano3.training.order.budgets import uses_plan
+    from nano3.training.order.streams import Streams
+    from nano3.training.run.batch_documents import open_sample_index
+
+    data = Path(config.run.data)
+    if not uses_plan(config):
+        check_same_data(run_dir, data)
+        return open_sample_index(config, run_dir, data)
+    index = open_sample_index(config, run_dir, data)
+    assert isinstance(index, Streams)
+    # Not the identity of the whole folder: weights and budgets may have changed since, and datasets may have left.
+    found: dict[str, str] = {}
+    for folder in index.folders:
+        found = open_data(folder).dataset_fingerprints | found
+    if wrong := [name for name, shape in index.plan.datasets.items() if found.get(name) != shape.fingerprint]:
+        raise Failure(
+            f"{data} is not the data that {run_dir} was trained on. It has been prepared again since, with another "
+            f"{', '.join(wrong)}."
+        )
+    return index
 
 
 def trace_document(run_dir: Path, wanted: str) -> int:
@@ -112,41 +156,167 @@ def trace_document(run_dir: Path, wanted: str) -> int:
     Raises:
         UserError: There is no such document, or the run has no sample index yet.
     """
-    from nano3.data.dataset.manifest import load_manifest
-    from nano3.data.dataset.source_lookup import find_document, load_build_plan
-    from nano3.training.run.batch_documents import document_reads, open_sample_index
-    from nano3.training.run.metrics import reached_iteration
+    from nano3.training.run.batch_documents import data_folders, in_another_folder
     from nano3.training.run.record import load_run_config
-    from nano3.training.run.skips import read_skips
 
     file, _, number = wanted.rpartition(":")
     digits = number.replace(",", "")
     if not file or not digits.isdecimal():
         raise UserError(f"--document {wanted}: write FILE:ROW, FILE:BYTE or SHARD:NUMBER, as in docs.parquet:177.")
     config = load_run_config(run_dir / "config.yaml")
-    data = Path(config.run.data)
-    check_same_data(run_dir, data)
-    manifest = load_manifest(data)
-    shard, document = file, int(digits)
-    if not SHARD.fullmatch(file):
-        shard, document, _ = find_document(load_build_plan(data, manifest), file, document)
-    known = {s.prefix: s.dataset for s in manifest.shards}
-    if shard not in known:
-        raise UserError(f"{shard}: {data} has no such shard.{did_you_mean(shard, list(known))}")
-    title = f"{run_dir}: document {document:,} of {shard}, dataset {known[shard]}"
-    if not shard.startswith("train/"):
-        say(f"{title}: never trained on, because it belongs to the split {shard.partition('/')[0]}")
-        return 0
-    size, reached, skips = config.train.global_batch_size, reached_iteration(run_dir), read_skips(run_dir)
-    reads = document_reads(open_sample_index(config, run_dir, data), data, shard, document)
-    rows = []
-    for span in reads:
-        iteration = span.sample // size + 1
-        state = "left out" if skips.find(iteration) else "not reached" if iteration > reached else ""
-        rows.append([f"{iteration:,}", str(span.sample % size), f"{span.start:,}-{span.stop - 1:,}", state])
-    table(title, ["iteration", "sample", "tokens", ""], rows, right=["iteration", "sample"])
-    trained = sum(span.stop - span.start for span, row in zip(reads, rows, strict=True) if not row[3])
-    say(f"reads: {len(reads):,}; trained on {trained:,} tokens of it up to iteration {reached:,}")
+    index, data = open_samples(config, run_dir), Path(config.run.data)
+    folders = data_folders(index, data)
+    documents = find_documents(folders, file, int(digits))
+    for document in [one for one in documents if not in_another_folder(index, data, *one[:2])] or documents[:1]:
+        show_reads(run_dir, config, index, [document])
+    return 0
+
+
+def find_documents(folders: list[Path], file: str, number: int) -> "list[DocumentKey]":
+    """Return the document of a source row or a shard; several if more than one of the data folders has it.
+
+    Args:
+        folders: The data folders of a run, the current one first.
+        file: A source file or a shard, such as train/data_00001; a shard of an earlier folder with its folder.
+        number: The row, the byte or the document.
+
+    Raises:
+        UserError: No folder has such a document.
+    """
+    from nano3.data.dataset.manifest import load_manifest
+    from nano3.data.dataset.source_lookup import find_document, load_build_plan
+
+    for folder in folders:
+        shard = file.removeprefix(f"{folder}/")
+        if SHARD.fullmatch(shard):
+            known = [entry.prefix for entry in load_manifest(folder).shards]
+            if shard not in known:
+                raise UserError(f"{shard}: {folder} has no such shard.{did_you_mean(shard, known)}")
+            return [(folder, shard, number)]
+    found, problems = list[tuple[Path, str, int]](), list[str]()
+    for folder in folders:
+        try:
+            prefix, document, _ = find_document(load_build_plan(folder, load_manifest(folder)), file, number)
+            found.append((folder, prefix, document))
+        except UserError as error:
+            problems += error.problems
+    if not found:
+        raise UserError(problems)
+    return found
+
+
+def trace_text(run_dir: Path, text: str) -> int:
+    """Show the iterations of a run that read documents with a text, and return the exit code.
+
+    Args:
+        run_dir: Run folder.
+        text: The text.
+
+    Raises:
+        UserError: No document contains the text, or the run has no sample index yet.
+    """
+    from nano3.data.dataset.manifest import load_manifest
+    from nano3.data.dataset.text_search import find_text
+    from nano3.tools.inspect_data import load_tokenizer
+    from nano3.training.run.batch_documents import data_folders, in_another_folder
+    from nano3.training.run.record import load_run_config
+
+    if not text.strip():
+        raise UserError("--containing: the text is empty.")
+    config = load_run_config(run_dir / "config.yaml")
+    index, data = open_samples(config, run_dir), Path(config.run.data)
+    documents: list[DocumentKey] = []
+    for folder in data_folders(index, data):
+        manifest = load_manifest(folder)
+        tokenizer = load_tokenizer(folder / manifest.tokenizer.path / "tokenizer.json")
+        found = find_text(folder, manifest, tokenizer, text)
+        documents += [(folder, *one) for one in found if not in_another_folder(index, data, folder, one.shard)]
+    if not documents:
+        raise UserError(f"--containing {text!r}: no document of {data} contains this text.")
+    show_reads(run_dir, config, index, documents)
+    return 0
+
+
+def show_reads(run_dir: Path, config: "PretrainConfig", index: "Samples", documents: "list[DocumentKey]") -> None:
+    """Show every read of documents.
+
+    Args:
+        run_dir: Run folder.
+        config: The run's configuration.
+        index: The run's samples.
+        documents: The documents.
+    """
+    from nano3.training.run.batch_documents import data_folders, document_reads, shard_datasets
+    from nano3.training.run.metrics import reached_iteration
+    from nano3.training.run.skips import read_skips
+
+    data, size = Path(config.run.data), config.train.global_batch_size
+    reached, skips = reached_iteration(run_dir), read_skips(run_dir)
+    datasets = shard_datasets(data_folders(index, data))
+    rows, trained = [], 0
+    for folder, shard, document in documents:
+        name = f"document {document:,} of {shown_shard(folder, shard, data)}, dataset {datasets[folder, shard]}"
+        if not shard.startswith("train/"):
+            say(f"{run_dir}: {name}: never trained on, because it belongs to the split {shard.partition('/')[0]}")
+            continue
+        for span in document_reads(index, folder, shard, document):
+            iteration = span.sample // size + 1
+            state = "left out" if skips.find(iteration) else "not reached" if iteration > reached else ""
+            trained += 0 if state else span.stop - span.start
+            tokens = f"{span.start:,}-{span.stop - 1:,}"
+            rows.append([f"{iteration:,}", str(span.sample % size), f"{shown_shard(folder, shard, data)}:{document}",
+                         tokens, state])  # fmt: skip
+    if len(documents) == 1:
+        if not shard.startswith("train/"):
+            return
+        title, columns = f"{run_dir}: {name}", ["iteration", "sample", "tokens", ""]
+        rows = [[*row[:2], *row[3:]] for row in rows]
+    else:
+        title, columns = f"{run_dir}: {len(documents):,} documents", ["iteration", "sample", "document", "tokens", ""]
+        rows.sort(key=lambda row: int(row[0].replace(",", "")))
+    table(title, columns, rows, right=["iteration", "sample"])
+    say(f"reads: {len(rows):,}; trained on {trained:,} tokens of {'it' if len(documents) == 1 else 'them'} up to "
+        f"iteration {reached:,}")  # fmt: skip
+
+
+def shown_shard(folder: Path, shard: str, data: Path) -> str:
+    """Return a shard's prefix, with its folder unless that is the run's data."""
+    return shard if folder == data else f"{folder}/{shard}"
+
+
+def trace_dataset(run_dir: Path, name: str) -> int:
+    """Show which iterations of a run read a dataset, and when each epoch ends; return the exit code.
+
+    Args:
+        run_dir: Run folder.
+        name: Name of the dataset.
+
+    Raises:
+        UserError: The run does not read the dataset, or has no sample index yet.
+    """
+    import numpy as np
+
+    from nano3.training.run.batch_documents import read_ends, samples_per_iteration
+    from nano3.training.run.metrics import reached_iteration
+    from nano3.training.run.record import load_run_config
+
+    config = load_run_config(run_dir / "config.yaml")
+    index, data = open_samples(config, run_dir), Path(config.run.data)
+    counts = samples_per_iteration(index, data, name, config.train.global_batch_size)
+    reached, seq_length = reached_iteration(run_dir), config.train.seq_length
+    done = np.cumsum(counts) * seq_length
+    epoch, ends = read_ends(index, data, name, done)
+    rows, first = [], 0
+    for end in ends:
+        if (read := np.flatnonzero(counts[first:end])).size:
+            part = counts[first:end]
+            state = "" if end <= reached else "not reached" if first >= reached else f"reached {reached:,}"
+            rows.append([f"{first + int(read[0]) + 1:,}-{first + int(read[-1]) + 1:,}", f"{read.size:,}",
+                         f"{part[read].min()}-{part.max()}", f"{int(part.sum()) * seq_length:,}",
+                         f"{done[end - 1] / epoch:,.2f}", state])  # fmt: skip
+        first = end
+    columns = ["iterations", "with it", "samples in each", "tokens", "epochs since the start", ""]
+    table(f"{run_dir}: dataset {name}, {epoch:,} tokens", columns, rows, right=columns[:-1])
     return 0
 
 
@@ -164,15 +334,13 @@ def audit(run_dir: Path, every_line: bool) -> int:
     from nano3.training.order.plan import read_plan
     from nano3.training.order.plan_text import CONSUMED_COLUMNS, consumed_rows
     from nano3.training.run.audit import BatchReader, check_line, hashed_lines
-    from nano3.training.run.batch_documents import open_sample_index
     from nano3.training.run.metrics import reached_iteration, read_metrics
     from nano3.training.run.record import load_run_config
     from nano3.training.run.skips import read_skips
 
     config = load_run_config(run_dir / "config.yaml")
     data, reached, skips = Path(config.run.data), reached_iteration(run_dir), read_skips(run_dir)
-    check_same_data(run_dir, data)
-    reader = BatchReader(open_sample_index(config, run_dir, data), data, config.train.global_batch_size)
+    reader = BatchReader(open_samples(config, run_dir), data, config.train.global_batch_size)
     if plan := read_plan(run_dir):
         title = f"{run_dir}: iteration {reached:,} of {config.train.train_iters:,}"
         table(title, CONSUMED_COLUMNS, consumed_rows(plan, reached), right=CONSUMED_COLUMNS[1:])
@@ -256,52 +424,61 @@ def describe_events(run_dir: Path, iteration: int) -> list[str]:
     return lines
 
 
-def find_sources(data: Path, manifest: "Manifest", spans: "Iterable[DocumentSpan]") -> "dict[DocumentKey, SourceRow]":
+def find_sources(spans: "Iterable[DocumentSpan]") -> "dict[DocumentKey, SourceRow]":
     """Return the source row of each document, and warn of shards whose sources cannot be read.
 
     Args:
-        data: Data folder.
-        manifest: Its manifest.
         spans: Spans of the documents.
 
     Raises:
         Failure: The plan of the data is missing or damaged.
     """
+    from nano3.data.dataset.manifest import load_manifest
     from nano3.data.dataset.source_lookup import find_source_rows, load_build_plan
 
-    wanted: defaultdict[str, set[int]] = defaultdict(set)
+    wanted: defaultdict[tuple[Path, str], set[int]] = defaultdict(set)
     for span in spans:
-        wanted[span.shard].add(span.document)
-    plan = load_build_plan(data, manifest)
+        wanted[span.folder, span.shard].add(span.document)
+    plans = {folder: load_build_plan(folder, load_manifest(folder)) for folder in {folder for folder, _ in wanted}}
     found: dict[DocumentKey, SourceRow] = {}
-    for shard, numbers in sorted(wanted.items()):
+    for (folder, shard), numbers in sorted(wanted.items()):
         split, _, name = shard.partition("/")
         try:
-            sources = find_source_rows(plan, split, int(name.rpartition("_")[2]), numbers)
+            sources = find_source_rows(plans[folder], split, int(name.rpartition("_")[2]), numbers)
         except (Failure, UserError) as error:
             for problem in error.problems:
                 warn(f"{shard}: {problem}")
             continue
-        found |= {(shard, number): source for number, source in sources.items()}
+        found |= {(folder, shard, number): source for number, source in sources.items()}
     return found
 
 
-def table_row(span: "DocumentSpan", dataset: str, source: "SourceRow | None") -> list[str]:
-    """Return a span's cells for the table."""
+def table_row(span: "DocumentSpan", dataset: str, source: "SourceRow | None", data: Path) -> list[str]:
+    """Return a span's cells for the table.
+
+    Args:
+        span: The span.
+        dataset: Name of its dataset.
+        source: Where its text came from, if that is known.
+        data: The run's data.
+    """
     file, position = (source.path, source.position) if source else ("", "")
-    tokens = f"{span.start:,}-{span.stop - 1:,}"
-    return [str(span.sample), dataset, file, position, span.shard, f"{span.document:,}", tokens]
+    tokens, shard = f"{span.start:,}-{span.stop - 1:,}", shown_shard(span.folder, span.shard, data)
+    return [str(span.sample), dataset, file, position, shard, f"{span.document:,}", tokens]
 
 
-def print_texts(data: Path, manifest: "Manifest", spans: "Iterable[DocumentSpan]") -> None:
+def print_texts(spans: "Sequence[DocumentSpan]") -> None:
     """Print the decoded text of each sample, including special tokens."""
     from nano3.data.dataset.indexed import IndexedFile
+    from nano3.data.dataset.manifest import load_manifest
     from nano3.tools.inspect_data import load_tokenizer
 
-    tokenizer = load_tokenizer(data / manifest.tokenizer.path / "tokenizer.json")
+    folder = spans[0].folder  # datasets of a run have the same tokenizer
+    tokenizer = load_tokenizer(folder / load_manifest(folder).tokenizer.path / "tokenizer.json")
     ids: defaultdict[int, list[int]] = defaultdict(list)
     for span in spans:
-        ids[span.sample] += IndexedFile(data / span.shard).document(span.document)[span.start : span.stop].tolist()
+        document = IndexedFile(span.folder / span.shard).document(span.document)
+        ids[span.sample] += document[span.start : span.stop].tolist()
     for sample, tokens in ids.items():
         say(f"---- sample {sample}")
         write(tokenizer.decode(tokens, skip_special_tokens=False) + "\n")

@@ -46,6 +46,7 @@ class TrainingData:
             documents were cut to max_doc_tokens, and the bytes that were cut are not recorded.
         dataset_fingerprints: Depends on the tokens and bounds of the train shards of each dataset, in order.
         tokenizer_sha256: Hash of tokenizer.json.
+        budgets: epochs, tokens and max_epochs in the blend, of the datasets that have any.
     """
 
     folder: Path
@@ -58,6 +59,7 @@ class TrainingData:
     eod_token: str | None = None
     dataset_fingerprints: dict[str, str] = field(default_factory=dict)
     tokenizer_sha256: str = ""
+    budgets: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def split(self, name: str) -> tuple[Shard, ...]:
         """Return the shards of one split, in blend order."""
@@ -202,6 +204,7 @@ def _build(folder: Path, manifest: "Manifest", blends: dict[str, Any]) -> Traini
         eod_token=manifest.tokenizer.eod_token,
         dataset_fingerprints=_dataset_fingerprints(manifest, shards, folder),
         tokenizer_sha256=manifest.tokenizer.sha256,
+        budgets=manifest.budgets,
     )
 
 

@@ -36,7 +36,7 @@ from nano3.training.megatron.recipe_check import (
     similar_recipe_hint,
     tokenizer_problems,
 )
-from nano3.training.order.budgets import capped_warnings, uses_plan
+from nano3.training.order.budgets import capped_warnings, megatron_order_problems, uses_plan
 from nano3.training.order.plan_text import mixture_rows
 from nano3.training.run import index_cache
 from nano3.training.run.resume import ResumePoint, masks_eod, plan_order, preview_resume_point
@@ -133,6 +133,7 @@ def preflight(config: PretrainConfig, vocab_size: int | None = None) -> Prefligh
         if uses_plan(config):
             _add_plan_rows(config, data, preview.point, result)
         else:
+            result.problems.extend(megatron_order_problems(data.budgets, f"the blend of {data.folder}"))
             _add_data_rows(config, data, span, result)
             _warn_of_index_build(config, data, known, result)
     _add_disk_row(config, known, model, span, result)

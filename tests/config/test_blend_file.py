@@ -17,11 +17,16 @@ VALUE = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 )
-KEYS = st.sampled_from(["name", "path", "weight", "split", "subset", "revision", "text_field", "wieght", ""])
+KEYS = st.sampled_from(["name", "path", "weight", "split", "subset", "revision", "text_field", "wieght", "epochs", ""])
 ENTRY = st.dictionaries(KEYS, VALUE, max_size=5) | VALUE
 GOOD = st.fixed_dictionaries(
     {"name": st.sampled_from("abcdefgh"), "path": st.sampled_from(["a.jsonl", "hf://a/b"])},
-    optional={"weight": st.floats(1e-6, 1e6), "subset": st.none() | st.just("en"), "text_field": st.just("body")},
+    optional={
+        "weight": st.floats(1e-6, 1e6),
+        "max_epochs": st.none() | st.floats(0.1, 9),
+        "subset": st.none() | st.just("en"),
+        "text_field": st.just("body"),
+    },
 )
 
 
@@ -72,6 +77,7 @@ def test_one_wrong_key_is_one_problem(entries: list[dict], data: st.DataObject) 
                 ("weight", "2", "weight must be a number above 0, found '2'"),
                 ("path", "", "path is missing"),
                 ("name", None, "name is missing"),
+                ("max_epochs", "4", "max_epochs must be a number above 0, found '4'"),
                 ("split", 3, "split must be text, found 3; write it in quotes"),
                 ("textfield", "body", "no key 'textfield'. Did you mean 'text_field'?"),
             ]
@@ -83,6 +89,28 @@ def test_one_wrong_key_is_one_problem(entries: list[dict], data: st.DataObject) 
     (problem,) = caught.value.problems
     assert problem.startswith(f"blend b, dataset {number + 1}")
     assert problem.endswith(expected)
+
+
+def test_a_dataset_has_a_weight_or_epochs_or_tokens(tmp_path: Path) -> None:
+    entries = [
+        {"name": "a", "path": "x", "epochs": 2},
+        {"name": "b", "path": "x", "tokens": 3e11, "max_epochs": 4},
+        {"name": "c", "path": "x", "weight": 2},
+    ]
+    text = json.dumps({"datasets": entries, "max_epochs": 8})
+    sources = read(tmp_path, text.encode())
+    assert [source.budget for source in sources] == [
+        {"epochs": 2.0, "max_epochs": 8.0},
+        {"tokens": 3e11, "max_epochs": 4.0},
+        {"max_epochs": 8.0},
+    ]
+    entries[0]["weight"], entries[1]["epochs"] = 1, 1
+    both = read(tmp_path, json.dumps({"datasets": entries, "max_epochs": -1}).encode())
+    assert [str(problem).partition(": ")[2] for problem in both] == [
+        "max_epochs must be a number above 0, found -1",
+        "give one of weight, epochs and tokens, not weight and epochs",
+        "give one of weight, epochs and tokens, not epochs and tokens",
+    ]
 
 
 @pytest.mark.parametrize(

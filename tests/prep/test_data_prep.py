@@ -130,6 +130,16 @@ def test_a_changed_weight_is_a_new_version_and_a_rerun_writes_nothing(cli: Comma
     assert {p: p.stat().st_mtime_ns for p in store.home().rglob("*")} == before
 
 
+def test_a_run_in_megatrons_order_cannot_follow_a_blend_with_budgets(cli: Commands) -> None:
+    sets = "data_blend.datasets=[{name: a, path: text.jsonl, epochs: 2}, {name: b, path: text.jsonl, weight: 1}]"
+    words = [sets, "data_blend.name=mine", "output_dir=out", "--then", "+experiment=quickstart"]
+    done = cli(*PREP, *words, code=2)
+    assert (
+        "then: the blend mine asks for a: epochs=2, and Megatron's order of samples knows weights only" in done.stderr
+    )
+    cli(*PREP, "dry_run=true", *words, "train.sample_order=nano3")
+
+
 def test_the_followup_run_is_checked_before_any_work(cli: Commands) -> None:
     words = ["--then", "+experiment=quickstart", "train.global_batch_size=3", "run.name=latest"]
     done = cli(*PREP, blend(cli, "b.json"), "output_dir=out", *words, code=2)

@@ -136,6 +136,7 @@ def dataset_entry(plan: Plan, number: int, shards: list[ShardReceipt], units: li
         special_tokens=sum(u.special for u in units),
         splits=splits,
         inputs=input_entries(dataset),
+        budget=dataset.budget,
     )
 
 

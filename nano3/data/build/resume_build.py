@@ -34,7 +34,7 @@ from nano3.utils.files import write_text
 def find_complete_data(request: PrepRequest, output: Path) -> Manifest | None:
     """Return the published manifest if the output folder holds the complete data of a request.
 
-    A new weight, blend name, or location of the folder is written into manifest.json and blend.json.
+    A new weight, budget, blend name, or location of the folder is written into manifest.json and blend.json.
 
     Args:
         request: The preparation.
@@ -112,14 +112,15 @@ def load_own_manifest(output: Path) -> Manifest:
 
 
 def update_weights(request: PrepRequest, manifest: Manifest) -> list[str]:
-    """Set the request's weights and blend name in the manifest; return which changed: "weights", "name"."""
-    weights = {s.name: s.weight for s in request.sources}
-    old_name, old_weights = manifest.blend, [d.weight for d in manifest.datasets]
+    """Set the request's weights, budgets and blend name in the manifest; return which of these words changed."""
+    sources = {s.name: s for s in request.sources}
+    old_name, old_weights, old_budgets = manifest.blend, manifest.weights, manifest.budgets
     manifest.blend = request.blend
     for dataset in manifest.datasets:
-        dataset.weight = weights[dataset.name]
+        dataset.weight, dataset.budget = sources[dataset.name].weight, sources[dataset.name].budget
     changed = {
-        "weights": old_weights != [d.weight for d in manifest.datasets],
+        "weights": old_weights != manifest.weights,
+        "budgets": old_budgets != manifest.budgets,
         "name": old_name != manifest.blend,
     }
     return [what for what, is_new in changed.items() if is_new]
@@ -316,7 +317,7 @@ def read_plan(build: Path) -> Plan | None:
 
 
 def resume_plan(saved: Plan, request: PrepRequest) -> Plan | None:
-    """Return the saved plan with the request's weights, paths, and options, which saves scanning the files again.
+    """Return the saved plan with the request's weights, budgets, paths, and options; this saves scanning the files.
 
     Args:
         saved: Plan of an interrupted build.
@@ -332,6 +333,7 @@ def resume_plan(saved: Plan, request: PrepRequest) -> Plan | None:
         if any(now.get(identity[0]) != identity for identity in old.identities):
             return None
         old.weight, old.path, old.root, old.revision = new.weight, new.path, new.root, new.revision
+        old.budget = new.budget
     output = str(Path(request.options.output_dir).absolute())
     return msgspec.structs.replace(
         saved, blend=request.blend, output_dir=output, options=request.options, tokenizer=request.tokenizer

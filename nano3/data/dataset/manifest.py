@@ -95,6 +95,7 @@ class DatasetEntry(msgspec.Struct, kw_only=True, omit_defaults=True):
         duplicates: Documents whose text an earlier document of the dataset has. None with split_by=position.
         shared: Different texts of the dataset that an earlier dataset of the blend has too. None with
             split_by=position.
+        budget: epochs, tokens and max_epochs in the blend, if they are set.
     """
 
     name: str
@@ -115,6 +116,7 @@ class DatasetEntry(msgspec.Struct, kw_only=True, omit_defaults=True):
     unencoded: int = 0
     duplicates: int | None = None
     shared: int | None = None
+    budget: dict[str, float] = {}
 
 
 class ShardEntry(msgspec.Struct):
@@ -185,9 +187,14 @@ class Manifest(msgspec.Struct):
         return {dataset.name: dataset.weight for dataset in self.datasets}
 
     @property
+    def budgets(self) -> dict[str, dict[str, float]]:
+        """Budgets of the datasets that have any."""
+        return {dataset.name: dataset.budget for dataset in self.datasets if dataset.budget}
+
+    @property
     def content(self) -> str:
-        """Identity of the data for a run, which includes the weights."""
-        return content_hash(self.plan_hash, self.weights)
+        """Identity of the data for a run, which includes the weights and budgets."""
+        return content_hash(self.plan_hash, self.weights, self.budgets)
 
 
 def load_manifest(folder: Path | str) -> Manifest:

@@ -13,6 +13,7 @@ from bisect import bisect_right
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -59,6 +60,7 @@ class DatasetPlan(
         estimated_bytes: Lengths of the files on the dataset's axis: about the bytes of text in them.
         times: Modification times of the files in nanoseconds.
         ctimes: Change times of their inodes in nanoseconds; 0 if unknown, empty in plans of earlier versions.
+        budget: epochs, tokens and max_epochs of the dataset in its blend, if they are set.
         rows: For a sample, the number of first rows that are taken from each file.
         sampled_bytes: For a sample, about the bytes of text in it.
         bounds: A document is in valid if its hash is below bounds[0], else in test if it is below bounds[1], else
@@ -91,6 +93,7 @@ class DatasetPlan(
     warnings: list[str] = []
     text_separator: str | None = None
     ctimes: list[int] = []
+    budget: dict[str, float] = {}
 
     @cached_property
     def file_offsets(self) -> np.ndarray:
@@ -345,7 +348,7 @@ def hashed_settings(options: PrepOptions, tokenizer: TokenizerInfo, dtype: str) 
 def plan_hash(datasets: list[DatasetPlan], options: PrepOptions, tokenizer: TokenizerInfo, dtype: str) -> str:
     """Return the identity of the bytes to be made: a SHA-256 over contents, options and tokenizer.
 
-    Weights, folders, times, the number of workers and versions are not part of it.
+    Weights, budgets, folders, times, the number of workers and versions are not part of it.
     """
     digest = hashlib.sha256(hashed_settings(options, tokenizer, dtype))
     for d in datasets:
@@ -355,9 +358,18 @@ def plan_hash(datasets: list[DatasetPlan], options: PrepOptions, tokenizer: Toke
     return digest.hexdigest()
 
 
-def content_hash(plan: str, weights: dict[str, float]) -> str:
-    """Return the identity of prepared data for a run: a SHA-256 over the plan's hash and the datasets' weights."""
-    return hashlib.sha256(msgspec.json.encode([plan, sorted(weights.items())])).hexdigest()
+def content_hash(plan: str, weights: dict[str, float], budgets: dict[str, dict[str, float]]) -> str:
+    """Return the identity of prepared data for a run: a SHA-256.
+
+    Args:
+        plan: Hash of the plan.
+        weights: Weight of each dataset.
+        budgets: Budgets of the datasets that have any.
+    """
+    values: list[Any] = [plan, sorted(weights.items())]
+    if budgets:  # data without them keeps its identity
+        values.append(budgets)
+    return hashlib.sha256(msgspec.json.encode(values, order="sorted")).hexdigest()
 
 
 def lay_out(datasets: list[DatasetPlan], options: PrepOptions) -> None:

@@ -62,7 +62,8 @@ class PrepRequest:
     @property
     def content(self) -> str:
         """The `Manifest.content` that the data will have."""
-        return content_hash(self.hash, {s.name: float(s.weight) for s in self.sources})
+        weights = {s.name: float(s.weight) for s in self.sources}
+        return content_hash(self.hash, weights, {s.name: s.budget for s in self.sources if s.budget})
 
 
 def make_request(sources: list[SourceConfig], options: PrepOptions, blend: str) -> PrepRequest:
@@ -161,6 +162,7 @@ def discover_dataset(source: SourceConfig, options: PrepOptions, cache: Fingerpr
         times=found.mtimes,
         ctimes=found.ctimes,
         text_separator=source.text_separator,
+        budget=source.budget,
     )
 
 
@@ -272,7 +274,7 @@ def selection_problems(options: PrepOptions) -> list[str]:
 
 
 def check_sources(sources: list[SourceConfig]) -> list[str]:
-    """Return a problem for each dataset with a wrong name or weight."""
+    """Return a problem for each dataset with a wrong name, weight or budget."""
     problems = [] if sources else ["the blend has no dataset."]
     names = [s.name for s in sources]
     problems += [
@@ -285,4 +287,11 @@ def check_sources(sources: list[SourceConfig]) -> list[str]:
             problems.append(f"dataset {source.name!r}: a name consists of letters, digits and . _ + -")
         if not (np.isfinite(source.weight) and source.weight > 0):
             problems.append(f"dataset {source.name!r}: weight={source.weight} must be a positive number.")
+        problems += [
+            f"dataset {source.name!r}: {key}={value} must be a positive number."
+            for key, value in source.budget.items()
+            if not (np.isfinite(value) and value > 0)
+        ]
+        if source.epochs is not None and source.tokens is not None:
+            problems.append(f"dataset {source.name!r}: give one of weight, epochs and tokens.")
     return problems

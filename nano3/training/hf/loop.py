@@ -261,6 +261,7 @@ class Loop:
             **p.throughput.metrics(seconds),
             elapsed_s=round(self.clock.elapsed_s(), 2),
             **experts,
+            **(p.order.epoch_metrics(self.iteration) if p.order else {}),
             **self.fed.metrics(self._sum_over_ranks),
         )
 

@@ -282,6 +282,7 @@ class TrainingHooks:
             "memory_gb": torch.cuda.max_memory_allocated() / 2**30,
             **moe_balance(context.state.cfg),
             **(self._experts.metrics() if self._experts else {}),
+            **(self.run.order.epoch_metrics(iteration) if self.run.order else {}),
             **fed,
         }
         self.run.metrics.log(**{k: v for k, v in values.items() if v is not None})

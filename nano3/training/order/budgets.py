@@ -7,7 +7,7 @@ from math import floor
 from typing import Any
 
 from nano3.config import PretrainConfig
-from nano3.config.mixture import KEY, Budget, StageBudgets, parse_mixture
+from nano3.config.mixture import EXAMPLE, KEY, Budget, StageBudgets, parse_mixture
 from nano3.training.dataset import TrainingData
 from nano3.training.order.interleave import LARGEST_STAGE
 from nano3.training.order.plan import NANO3, DatasetShape, OrderPlan, Stage
@@ -35,11 +35,11 @@ def make_plan(
     """
     t = config.train
     stages = parse_mixture(t.mixture, t.train_iters, t.global_batch_size * t.seq_length)
-    weights = {name: Budget(weight=share) for name, share in data.shares("train").items()}
-    stages = [replace(stage, blend=stage.blend or weights) for stage in stages]
     shapes = dataset_shapes(data)
-    if problems := _name_problems(stages, shapes):
+    if problems := [*_name_problems(stages, shapes), *_unmet_in_stages(stages, data)]:
         raise UserError(problems)
+    names = stage_names(stages, data)
+    stages = [replace(stage, blend=stage.blend or data_blend(data, stage.max_epochs)) for stage in stages]
     requested = {"train_iters": t.train_iters, "stages": [stage.to_json() for stage in stages]}
     past = OrderPlan(t.seed, t.seq_length, t.global_batch_size, {}, ())
     if recorded:
@@ -49,7 +49,64 @@ def make_plan(
         if recorded.requested == requested:
             return past
         past = past.cut(iteration)
-    return _extend(replace(past, requested=requested), stages, shapes, iteration)
+    return _extend(replace(past, requested=requested), stages, shapes, iteration, names)
+
+
+def data_blend(data: TrainingData, max_epochs: float | None = None) -> dict[str, Budget]:
+    """Return the weight or the budget that the blend of the data gives each dataset with a train split.
+
+    Args:
+        data: The prepared data.
+        max_epochs: `max_epochs` of all datasets, instead of those of the data.
+    """
+    found, shares = {}, data.shares("train")
+    for name, shards in data.datasets("train").items():
+        given = data.budgets.get(name, {})
+        # Without budgets the shares are kept as earlier versions recorded them.
+        weight = sum((shard.weight for shard in shards), 0.0) if data.budgets else shares[name]
+        has_weight = not given.keys() & {"epochs", "tokens"}
+        limits = given if max_epochs is None else {**given, "max_epochs": max_epochs}
+        found[name] = Budget(weight=weight if has_weight else None, **limits)
+    return found
+
+
+def stage_names(stages: Sequence[StageBudgets], data: TrainingData) -> list[str]:
+    """Return what each stage is called in messages."""
+    if len(stages) == 1:
+        return [KEY if stages[0].blend else f"the run with the blend of {data.folder}"]
+    return [f"{KEY}, stage {number}" for number in range(1, len(stages) + 1)]
+
+
+def megatron_order_problems(budgets: Mapping[str, Mapping[str, float]], blend: str) -> list[str]:
+    """Return why Megatron's order of samples cannot give what a blend asks for.
+
+    Args:
+        budgets: epochs, tokens and max_epochs of the datasets that have any.
+        blend: What the blend is called in the message.
+    """
+    asked = [f"{name}: {key}={value:g}" for name, given in budgets.items() for key, value in given.items()]
+    if not asked:
+        return []
+    return [
+        f"{blend} asks for {', '.join(asked)}, and Megatron's order of samples knows weights only. Set "
+        f"train.sample_order={NANO3}, or prepare the data with weights (prepared data is not tokenized again)."
+    ]
+
+
+def _unmet_in_stages(stages: Sequence[StageBudgets], data: TrainingData) -> list[str]:
+    """Return which budgets of the data no stage can take: they are for a whole run, or of a dataset without tokens."""
+    budgets = {name: given for name, given in data.budgets.items() if "epochs" in given or "tokens" in given}
+    without = [number for number, stage in enumerate(stages, 1) if not stage.blend]
+    if not budgets or not without:
+        return []
+    if len(stages) > 1:
+        return [
+            f"{KEY}, stage {number} has no blend, and the blend of {data.folder} has budgets for a whole run "
+            f"({', '.join(budgets)}). Give the stage a blend, as in {EXAMPLE}."
+            for number in without
+        ]
+    empty = sorted(budgets.keys() - data.datasets("train").keys())
+    return [f"the blend of {data.folder}: {name} has a budget and no train split." for name in empty]
 
 
 def dataset_shapes(data: TrainingData) -> dict[str, DatasetShape]:
@@ -94,7 +151,11 @@ def _check_recorded(recorded: OrderPlan, shapes: Mapping[str, DatasetShape], con
 
 
 def _extend(
-    plan: OrderPlan, stages: Sequence[StageBudgets], shapes: Mapping[str, DatasetShape], iteration: int
+    plan: OrderPlan,
+    stages: Sequence[StageBudgets],
+    shapes: Mapping[str, DatasetShape],
+    iteration: int,
+    names: Sequence[str],
 ) -> OrderPlan:
     """Return a plan with the stages, or what is left of them, after an iteration."""
     problems: list[str] = []
@@ -109,19 +170,19 @@ def _extend(
         read = known.consumed(iteration) if plan.stages else dict.fromkeys(known.datasets, 0)
         began = stages[number - 2].until if number > 1 else 0
         before = known.consumed(began) if plan.stages else read
-        where = f"{KEY}, stage {number}" if len(stages) > 1 else KEY
         try:
-            samples = share_samples(known, blend, size, read, before, where)
+            samples = share_samples(known, blend, size, read, before, names[number - 1])
         except UserError as error:
             problems += error.problems
             samples = share_evenly(size, dict.fromkeys(blend, 1.0))  # so that later stages are checked too
+        given = {name: budget.to_json() for name, budget in blend.items()}
         used = {
             name: known.datasets[name]
             for name in [*plan.datasets, *(name for name in shapes if name not in plan.datasets)]
             if samples.get(name) or name in plan.datasets
         }
         plan = replace(
-            plan, datasets=used, stages=(*plan.stages, Stage(first, stage.until, stage.until - first, samples))
+            plan, datasets=used, stages=(*plan.stages, Stage(first, stage.until, stage.until - first, samples, given))
         )
         iteration = stage.until
     if problems:
@@ -172,7 +233,7 @@ def share_samples(
     if wanted > size:
         raise UserError(
             f"{where}: its budgets in epochs and tokens need {-(-wanted // batch):,} iterations, and it has "
-            f"{size // batch:,}. Lower them, or make it longer."
+            f"{size // batch:,}. Lower them, or make it longer (train.train_iters, until)."
         )
     if wanted < size and not weights:
         raise UserError(
@@ -269,6 +330,6 @@ def capped_warnings(plan: OrderPlan) -> list[str]:
             after = plan.consumed(stage["until"])[name]
             if after >= floor(limit * plan.datasets[name].tokens / plan.seq_length):
                 found.append(
-                    f"{KEY}, stage {number}: {name} ends at its max_epochs={limit:g}; the other weights share the rest."
+                    f"stage {number}: {name} ends at its max_epochs={limit:g}; the other weights share the rest."
                 )
     return found

@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,8 +61,12 @@ class Interleave:
 
     def before(self, name: str, n: int) -> int:
         """Return how many of the first `n` samples of the stage are of a dataset."""
+        return int(self.count_before(name, n))
+
+    def count_before(self, name: str, n: Any) -> Any:
+        """Return `before` of one number, or of a uint64 array of them."""
         if name not in self.counts:
-            return 0
+            return n * 0
         for total, left, goes_left in self._paths[name]:
             to_left = (n * left + total // 2) // total
             n = to_left if goes_left else n - to_left

@@ -43,13 +43,15 @@ class DatasetShape:
 class Stage:
     """Iterations `first` + 1 to `end`, planned as `iterations` of them with `samples` of each dataset.
 
-    A stage that a changed mixture has cut short ends before `first` + `iterations`.
+    A stage that a changed mixture has cut short ends before `first` + `iterations`. `budgets` are the settings that
+    `samples` come from; plans of earlier versions do not have them.
     """
 
     first: Count
     end: Count
     iterations: Positive
     samples: dict[str, Count]
+    budgets: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @cached_property
     def interleave(self) -> Interleave:
@@ -149,6 +151,10 @@ class OrderPlan:
     def epochs(self, name: str, samples: int) -> float:
         """Return how many passes over a dataset a number of samples is."""
         return samples * self.seq_length / self.datasets[name].tokens
+
+    def epoch_metrics(self, iteration: int) -> dict[str, float]:
+        """Return `epochs/<dataset>`: the passes over each dataset that the run has read after an iteration."""
+        return {f"epochs/{name}": round(self.epochs(name, n), 6) for name, n in self.consumed(iteration).items()}
 
     def cut(self, iteration: int) -> "OrderPlan":
         """Return the plan up to an iteration."""

@@ -54,6 +54,8 @@ def mixture_rows(plan: OrderPlan) -> list[tuple[str, str]]:
             if count := after[name] - before[name]:
                 tokens = count * plan.seq_length
                 text = f"{count / size:.1%} of the samples, {tokens:,} tokens, {plan.epochs(name, count):,.2f} epochs"
+                if given := stage.budgets.get(name):
+                    text += f" for {', '.join(f'{key}={value:g}' for key, value in given.items())}"
                 if before[name]:
                     text += f", {plan.epochs(name, after[name]):,.2f} since the start"
                 rows.append((f"  {name}", text))

@@ -43,11 +43,23 @@ class Streams:
         name, position = self.plan.locate(sample)
         return self[name].read(position)
 
-    def find_shard(self, shard: str) -> tuple[str, int] | None:
-        """Return the dataset of the plan that has a shard such as train/data_00000, and the shard's number in it."""
-        for name, shards in self._in(self.folder).items():
+    @property
+    def folders(self) -> list[Path]:
+        """The run's data, then the folders of datasets that it no longer has."""
+        now = self._in(self.folder)
+        return [self.folder, *{Path(shape.folder): 0 for name, shape in self.plan.datasets.items() if name not in now}]
+
+    def find_shard(self, shard: str, folder: Path) -> tuple[str, int] | None:
+        """Return the dataset of the plan that reads a shard, and the shard's number in it; None if no one does.
+
+        Args:
+            shard: Its prefix in the folder, such as train/data_00000.
+            folder: One of `folders`.
+        """
+        now = self._in(self.folder)
+        for name, shards in self._in(folder).items():
             prefixes = ["/".join(one.prefix.parts[-2:]) for one in shards]
-            if name in self.plan.datasets and shard in prefixes:
+            if name in self.plan.datasets and shard in prefixes and (folder == self.folder or name not in now):
                 return name, prefixes.index(shard)
         return None
 

@@ -21,10 +21,10 @@ from nano3.training.order.streams import Streams
 from nano3.training.run import index_cache
 from nano3.training.run.sample_index import SampleIndex, TokenSpan
 from nano3.utils.console import warn
-from nano3.utils.errors import UserError
+from nano3.utils.errors import UserError, did_you_mean
 
-# Prefix of a shard, and the number of a document in it.
-DocumentKey = tuple[str, int]
+# Data folder, prefix of a shard in it, and the number of a document in the shard.
+DocumentKey = tuple[Path, str, int]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class DocumentSpan:
         document: Number of the document in the shard, counted from 0.
         start: First token of the document in the sample.
         stop: End of the span, exclusive.
+        folder: Data folder of the shard: that of the run, or an earlier one of a dataset that left the mixture.
     """
 
     sample: int
@@ -44,11 +45,12 @@ class DocumentSpan:
     document: int
     start: int
     stop: int
+    folder: Path
 
     @property
     def key(self) -> DocumentKey:
         """The document."""
-        return self.shard, self.document
+        return self.folder, self.shard, self.document
 
 
 # Where the samples of a run come from.
@@ -124,10 +126,11 @@ def document_spans(index: Samples, data: Path, samples: range, global_batch_size
     opened: dict[Path, IndexedFile] = {}
     for sample in samples:
         for span in sample_spans(index, data, sample, opened):
-            shard, indexed = "/".join(span.prefix.parts[-2:]), opened[span.prefix]
+            folder, shard = span.prefix.parents[1], "/".join(span.prefix.parts[-2:])
+            indexed = opened[span.prefix]
             # The last document that begins at this sequence; empty ones before it have no sequence.
             document = int(np.searchsorted(indexed.bounds, span.sequence, "right")) - 1
-            yield DocumentSpan(sample % global_batch_size, shard, document, span.start, span.stop)
+            yield DocumentSpan(sample % global_batch_size, shard, document, span.start, span.stop, folder)
 
 
 def document_reads(index: Samples, data: Path, shard: str, document: int) -> list[DocumentSpan]:
@@ -137,7 +140,7 @@ def document_reads(index: Samples, data: Path, shard: str, document: int) -> lis
 
     Args:
         index: The run's sample index.
-        data: Data folder.
+        data: Data folder of the shard.
         shard: Prefix of the shard, for example train/data_00000.
         document: Number of the document in the shard, counted from 0.
 
@@ -147,11 +150,13 @@ def document_reads(index: Samples, data: Path, shard: str, document: int) -> lis
     indexed = IndexedFile(data / shard)
     if not 0 <= document < len(indexed.bounds) - 1:
         raise UserError(f"{shard} has documents 0 to {len(indexed.bounds) - 2:,}, not {document:,}.")
-    find = _planned_reads if isinstance(index, Streams) else _indexed_reads
     found: list[tuple[int, int, int]] = []
     for sequence in range(int(indexed.bounds[document]), int(indexed.bounds[document + 1])):
-        found += find(index, shard, sequence, indexed.lengths)
-    reads = [DocumentSpan(sample, shard, document, start, stop) for sample, start, stop in found]
+        if isinstance(index, Streams):
+            found += _planned_reads(index, data, shard, sequence)
+        else:
+            found += _indexed_reads(index, shard, sequence, indexed.lengths)
+    reads = [DocumentSpan(sample, shard, document, start, stop, data) for sample, start, stop in found]
     return sorted(reads, key=lambda span: (span.sample, span.start))
 
 
@@ -166,9 +171,9 @@ def _indexed_reads(index: Any, shard: str, sequence: int, lengths: np.ndarray) -
     return [(samples[sample], span.start, span.stop) for sample, span in parts if sample in samples]
 
 
-def _planned_reads(streams: Any, shard: str, sequence: int, lengths: np.ndarray) -> list[tuple[int, int, int]]:
+def _planned_reads(streams: Streams, folder: Path, shard: str, sequence: int) -> list[tuple[int, int, int]]:
     """Return (sample of the run, first token, end) of the reads of a sequence, from nano3's plan."""
-    plan, found = streams.plan, streams.find_shard(shard)
+    plan, found = streams.plan, streams.find_shard(shard, folder)
     if found is None:
         raise UserError(f"{shard}: the run does not train on this shard.")
     name, number = found
@@ -176,6 +181,88 @@ def _planned_reads(streams: Any, shard: str, sequence: int, lengths: np.ndarray)
     reads = streams[name].reads_of(number, sequence, positions)
     samples = [(plan.sample_of(name, position), part.start, part.stop) for position, part in reads]
     return [(sample, start, stop) for sample, start, stop in samples if sample is not None]
+
+
+def data_folders(index: Samples, data: Path) -> list[Path]:
+    """Return the data folder of a run, then those of datasets that left its mixture.
+
+    Args:
+        index: The run's sample index.
+        data: The run's data.
+    """
+    return index.folders if isinstance(index, Streams) else [data]
+
+
+def in_another_folder(index: Samples, data: Path, folder: Path, shard: str) -> bool:
+    """Return whether a shard of an earlier data folder is of a dataset that the run reads, or never read, elsewhere.
+
+    Args:
+        index: The run's sample index.
+        data: The run's data.
+        folder: Data folder of the shard.
+        shard: Its prefix, for example train/data_00000.
+    """
+    return folder != data and isinstance(index, Streams) and index.find_shard(shard, folder) is None
+
+
+def samples_per_iteration(index: Samples, data: Path, dataset: str, global_batch_size: int) -> np.ndarray:
+    """Return how many samples of a dataset each iteration of a run reads, int64, from iteration 1 on.
+
+    Args:
+        index: The run's sample index.
+        data: The run's data.
+        dataset: Name of the dataset.
+        global_batch_size: Samples per iteration.
+
+    Raises:
+        UserError: The run does not read the dataset.
+    """
+    counts: np.ndarray
+    if isinstance(index, Streams):
+        names, stages = list(index.plan.datasets), index.plan.stages
+        if dataset in names:
+            counts = np.zeros(stages[-1].end, np.int64)
+            for stage in stages:
+                steps = np.arange(stage.end - stage.first + 1, dtype=np.uint64) * np.uint64(global_batch_size)
+                counts[stage.first : stage.end] = np.diff(
+                    stage.interleave.count_before(dataset, steps).astype(np.int64)
+                )
+            return counts
+    else:
+        owner = {shard.prefix: shard.dataset for shard in load_manifest(data).shards}
+        names = [owner["/".join(member.prefix.parts[-2:])] for member in index.members]
+        if dataset in names:
+            iterations = index.size // global_batch_size
+            mine = np.array([name == dataset for name in names])
+            if index.blend is None:
+                return np.full(iterations, global_batch_size, np.int64)
+            counts = np.zeros(iterations, np.int64)
+            for first in range(0, iterations, 1 << 14):
+                last = min(first + (1 << 14), iterations)
+                part = index.blend[0][first * global_batch_size : last * global_batch_size]
+                counts[first:last] = mine[part].reshape(-1, global_batch_size).sum(axis=1)
+            return counts
+    known = list(dict.fromkeys(names))
+    raise UserError(f"--dataset {dataset}: the run reads {', '.join(known)}.{did_you_mean(dataset, known)}")
+
+
+def read_ends(index: Samples, data: Path, dataset: str, done: np.ndarray) -> tuple[int, list[int]]:
+    """Return the tokens of a dataset, and the iterations after which a stage or an epoch of it ends, ascending.
+
+    Args:
+        index: The run's sample index.
+        data: The run's data.
+        dataset: Name of the dataset.
+        done: int64[iterations], its tokens that the run has read after each iteration.
+    """
+    if isinstance(index, Streams):
+        stages = {stage.end for stage in index.plan.stages}
+        tokens = index.plan.datasets[dataset].tokens
+    else:
+        shards = [s for s in load_manifest(data).shards if (s.dataset, s.split) == (dataset, "train")]
+        stages, tokens = {len(done)}, sum(shard.tokens for shard in shards)
+    epochs = np.searchsorted(done, np.arange(tokens, int(done[-1]) + 1, tokens)) + 1
+    return tokens, sorted(stages | set(epochs.tolist()))
 
 
 def batch_samples(iteration: int, global_batch_size: int) -> range:
@@ -186,6 +273,11 @@ def batch_samples(iteration: int, global_batch_size: int) -> range:
         global_batch_size: Samples per iteration.
     """
     return range((iteration - 1) * global_batch_size, iteration * global_batch_size)
+
+
+def shard_datasets(folders: list[Path]) -> dict[tuple[Path, str], str]:
+    """Return the dataset of each shard, by data folder and prefix."""
+    return {(folder, shard.prefix): shard.dataset for folder in folders for shard in load_manifest(folder).shards}
 
 
 def describe_documents(config: PretrainConfig, run_dir: Path, data: Path, iteration: int) -> list[dict[str, Any]]:
@@ -202,12 +294,12 @@ def describe_documents(config: PretrainConfig, run_dir: Path, data: Path, iterat
         Failure: The index or the data cannot be read.
     """
     size = config.train.global_batch_size
-    datasets = {shard.prefix: shard.dataset for shard in load_manifest(data).shards}
     index = open_sample_index(config, run_dir, data)
+    datasets = shard_datasets(data_folders(index, data))
     return [
         {
             "sample": span.sample,
-            "dataset": datasets[span.shard],
+            "dataset": datasets[span.folder, span.shard],
             "shard": span.shard,
             "document": span.document,
             "tokens": [span.start, span.stop - 1],

@@ -14,7 +14,7 @@ from typing import Any
 
 from nano3.config.pretrain import PretrainConfig, megatron_section
 from nano3.training.dataset import TrainingData
-from nano3.training.order.budgets import make_plan, uses_plan
+from nano3.training.order.budgets import make_plan, megatron_order_problems, uses_plan
 from nano3.training.order.plan import FILE as ORDER_FILE
 from nano3.training.order.plan import MEGATRON, NANO3, OrderPlan, read_plan
 from nano3.training.order.plan_text import change_sentence
@@ -248,6 +248,8 @@ def plan_order(config: PretrainConfig, run_dir: Path, point: ResumePoint, data: 
         UserError: The mixture cannot be met, or the data is not the one that was read before.
     """
     if not uses_plan(config):
+        if problems := megatron_order_problems(data.budgets, f"the blend of {data.folder}"):
+            raise UserError(problems)
         return None
     recorded = None
     if point.folder and not point.new_phase:

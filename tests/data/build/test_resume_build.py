@@ -57,6 +57,7 @@ def changed_options(request: PrepRequest, **keys: object) -> None:
 RESUMED: dict[str, Callable[[PrepRequest], object]] = {
     "nothing": lambda r: None,
     "a_weight": lambda r: setattr(r.datasets[1], "weight", 3.0),
+    "a_budget": lambda r: setattr(r.datasets[1], "budget", {"epochs": 2.0}),
     "the_blends_name": lambda r: setattr(r, "blend", "other"),
     "another_location": lambda r: (setattr(r.datasets[0], "root", "/moved"), setattr(r.datasets[0], "path", "/moved")),
     "a_new_commit": lambda r: setattr(r.datasets[0], "revision", "abc"),
@@ -77,6 +78,7 @@ def test_a_plan_is_resumed_with_the_new_settings(tmp_path: Path, change: Callabl
     assert (plan.blend, plan.options, plan.output_dir) == (request.blend, request.options, request.options.output_dir)
     for now, asked, before in zip(plan.datasets, request.datasets, saved.datasets, strict=True):
         assert (now.weight, now.path, now.root, now.revision) == (asked.weight, asked.path, asked.root, asked.revision)
+        assert now.budget == asked.budget
         assert (now.layout, now.units) == (before.layout, before.units)
 
 

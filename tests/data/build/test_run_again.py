@@ -190,6 +190,22 @@ def test_a_new_weight_rewrites_the_blend_only(tmp_path: Path, byte_bpe: Path) ->
     assert sum(map(float, entries[::2])) == pytest.approx(5)
 
 
+def test_a_new_budget_rewrites_the_manifest_only(tmp_path: Path, byte_bpe: Path) -> None:
+    path = write(tmp_path / "a.jsonl", texts(100))
+    first = run(path, tmp_path / "out", byte_bpe)
+    blend, contents = (tmp_path / "out" / "blend.json").read_bytes(), [first.content]
+    for budget in ({"epochs": 2.5, "max_epochs": 4.0}, {"tokens": 3e11}, {}):
+        manifest = run([source(path, **budget)], tmp_path / "out", byte_bpe)
+        assert manifest.datasets[0].budget == budget == load_manifest(tmp_path / "out").datasets[0].budget
+        assert (manifest.plan_hash, manifest.shards) == (first.plan_hash, first.shards)
+        contents.append(manifest.content)
+    assert contents[0] == contents[-1] and len(set(contents)) == 3
+    assert (tmp_path / "out" / "blend.json").read_bytes() == blend
+    assert healthy(tmp_path / "out")
+    fresh = run([source(path, epochs=2.0)], tmp_path / "fresh", byte_bpe)
+    assert fresh.datasets[0].budget == {"epochs": 2.0} and fresh.shards == first.shards
+
+
 def test_a_moved_folder_gets_new_prefixes(tmp_path: Path, byte_bpe: Path) -> None:
     path = write(tmp_path / "a.jsonl", texts(100))
     run(path, tmp_path / "out", byte_bpe)

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ import numpy as np
 import pytest
 from training_processes import Child, losses, start_ranks, tiny_config, train_here
 
-from nano3.config import PretrainConfig
+from nano3.config import PrepOptions, PretrainConfig, SourceConfig
+from nano3.data.build.run import prepare
 from nano3.data.dataset.manifest import load_manifest
 from nano3.tools.report import mixture_section
 from nano3.tools.rerun import warn_changed_mixture
 from nano3.training.checks.value_checks import value_problems
 from nano3.training.order.plan import OrderPlan, read_plan
 from nano3.training.preflight import preflight
-from nano3.training.run.batch_documents import document_reads, document_spans, open_sample_index
+from nano3.training.run.batch_documents import document_reads, document_spans, open_sample_index, samples_per_iteration
 from nano3.training.run.metrics import read_metrics
 from nano3.training.run.record import DataReference, save_run_config
 from nano3.utils.errors import UserError
@@ -66,6 +68,8 @@ def test_a_stop_in_a_stage_changes_nothing(data: Path, whole: Path, tmp_path: Pa
     for limit in (3, 7, None):
         train_here(planned(**{"train.exit_iteration": limit}), data, tmp_path)
     assert losses(tmp_path) == losses(whole)
+    plan, last = read_plan(whole), [line for line in read_metrics(tmp_path) if "loss" in line][-1]
+    assert plan and {key: value for key, value in last.items() if key.startswith("epochs/")} == plan.epoch_metrics(12)
     assert read_plan(tmp_path) == read_plan(whole)
     log = (tmp_path / "log.txt").read_text()
     assert "stage 2 of 3, iterations 7 to 9: " in log and "docs 50.0%" in log and "math 50.0%" in log
@@ -151,9 +155,17 @@ def test_an_order_cannot_change_on_a_resume(data: Path, whole: Path, tmp_path: P
 
 
 def test_megatrons_order_has_no_plan_and_is_audited_too(data: Path, tmp_path: Path) -> None:
-    saved(tiny_config(), data, tmp_path)
+    config = saved(tiny_config(), data, tmp_path)
     train_here(tiny_config(), data, tmp_path)
     assert not (tmp_path / "order.json").exists()
+    index = open_sample_index(config, tmp_path, data)
+    counts = [samples_per_iteration(index, data, name, 4) for name in ("docs", "code", "math")]
+    assert np.sum(counts, axis=0).tolist() == [4] * 12
+    datasets = {shard.prefix: shard.dataset for shard in load_manifest(data).shards}
+    first = [datasets[span.shard] for span in document_spans(index, data, range(4), 4)]
+    assert {name for name, n in zip(("docs", "code", "math"), counts, strict=True) if n[0]} == set(first)
+    code, output, errors = trace(tmp_path, "--dataset", "docs")
+    assert code == 0 and "epochs since the start" in output, errors
     code, output, errors = trace(tmp_path, "--audit")
     assert code == 0, errors
     assert "12 hashes of 12 iterations, the last one 12: all as planned" in output
@@ -163,7 +175,7 @@ def test_documents_are_traced_both_ways(data: Path, whole: Path) -> None:
     """Every span of the run is among the reads of its document, and there are no others."""
     config = planned(**{"run.data": str(data)})
     index = open_sample_index(config, whole, data)
-    spans: dict[tuple[str, int], list[tuple[int, int, int]]] = {}
+    spans: dict[tuple[Path, str, int], list[tuple[int, int, int]]] = {}
     for sample in range(48):
         for span in document_spans(index, data, range(sample, sample + 1), 1000):
             spans.setdefault(span.key, []).append((sample, span.start, span.stop))
@@ -171,14 +183,62 @@ def test_documents_are_traced_both_ways(data: Path, whole: Path) -> None:
         if shard.split == "train":
             for document in range(shard.documents):
                 found = document_reads(index, data, shard.prefix, document)
-                expected = sorted(spans.get((shard.prefix, document), []))
+                expected = sorted(spans.get((data, shard.prefix, document), []))
                 assert [(read.sample, read.start, read.stop) for read in found] == expected
-    (shard, document), reads = next((key, found) for key, found in spans.items() if len(found) > 1)
+    (_, shard, document), reads = next((key, found) for key, found in spans.items() if len(found) > 1)
     code, output, errors = trace(whole, "--document", f"{shard}:{document}")
     assert code == 0, errors
     assert f"reads: {len(reads)}; trained on {sum(stop - start for _, start, stop in reads):,} tokens" in output
     code, output, errors = trace(whole, "--iteration", 1, "--no-sources")
     assert code == 0 and "samples 0 to 3 of the run" in output, errors
+
+
+def test_a_text_and_a_dataset_are_traced(data: Path, whole: Path) -> None:
+    """Which documents have the text is known from the documents; which iterations read a dataset, from the plan."""
+    from nano3.data.dataset.indexed import IndexedFile
+    from nano3.tools.inspect_data import load_tokenizer
+
+    tokenizer = load_tokenizer(data / load_manifest(data).tokenizer.path / "tokenizer.json")
+    index = open_sample_index(planned(**{"run.data": str(data)}), whole, data)
+    span = next(iter(document_spans(index, data, range(20, 21), 1000)))
+    text = tokenizer.decode(IndexedFile(data / span.shard).document(span.document)[span.start : span.stop].tolist())
+    words = " ".join(text.split(" ")[1:4]) if text.count(" ") > 4 else text
+    code, output, errors = trace(whole, "--containing", text)
+    assert code == 0, errors
+    assert any(line.split()[:2] == ["6", "0"] for line in output.splitlines()), output
+    assert trace(whole, "--containing", words)[0] == 0
+    code, _, errors = trace(whole, "--containing", "these words are in none of the documents")
+    assert code == 2 and "no document of" in errors
+    code, output, errors = trace(whole, "--dataset", "math")
+    assert code == 0, errors
+    (row,) = (line.split() for line in output.splitlines() if line.lstrip().startswith("7-9"))
+    assert row == ["7-9", "3", "2-2", f"{6 * 32:,}", f"{6 * 32 / index.plan.datasets['math'].tokens:.2f}"]
+    code, _, errors = trace(whole, "--dataset", "maht")
+    assert code == 2 and "Did you mean 'math'" in errors
+
+
+def test_a_dataset_that_left_is_traced_in_its_own_folder(data: Path, tmp_path: Path) -> None:
+    """Its shards have the same names as those of another dataset in the data of now."""
+    now, manifest = tmp_path / "data", load_manifest(data)
+    names = {"docs": "docs", "code": "code", "math": "extra"}
+    sources = [SourceConfig(name=names[d.name], path=d.path, weight=d.weight) for d in manifest.datasets]
+    known = {field.name for field in fields(PrepOptions)} - {"force"}
+    options = {key: value for key, value in manifest.options.items() if key in known}
+    own = {"output_dir": str(now), "tokenizer_model": str(data / "tokenizer")}
+    prepare(sources, PrepOptions(**{**options, **own}), "other")
+    blends = [{"blend": {"docs": 1, "math": 1}}], [{"blend": {"docs": 1, "extra": 1}}]
+    train_here(planned(blends[0], **{"train.exit_iteration": 4}), data, tmp_path / "run")
+    train_here(planned(blends[1], **{"train.exit_iteration": 8}), now, tmp_path / "run")
+    saved(planned(blends[1]), now, tmp_path / "run")
+    code, output, errors = trace(tmp_path / "run", "--iteration", 2, "--no-sources")
+    assert code == 0, errors
+    rows = [line.split() for line in output.splitlines() if " train/data" in line or f" {data}/train" in line]
+    assert {(row[1], row[2].startswith(str(data))) for row in rows} == {("docs", False), ("math", True)}
+    shard, document = next((row[2], row[3]) for row in rows if row[1] == "math")
+    code, output, errors = trace(tmp_path / "run", "--document", f"{shard}:{document}")
+    assert code == 0 and "dataset math" in output and "reads: 0" not in output, errors
+    code, output, errors = trace(tmp_path / "run", "--audit", "--all")
+    assert code == 0 and "8 hashes of 8 iterations, the last one 8: all as planned" in output, errors
 
 
 def test_the_audit_counts_and_proves(data: Path, whole: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,8 +17,9 @@ from nano3.config import PretrainConfig
 from nano3.config.mixture import parse_mixture
 from nano3.training.dataset import Shard, TrainingData
 from nano3.training.hf.batch import BatchPlan
-from nano3.training.order.budgets import make_plan, share_evenly
+from nano3.training.order.budgets import make_plan, megatron_order_problems, share_evenly
 from nano3.training.order.plan import OrderPlan
+from nano3.training.order.plan_text import mixture_rows
 from nano3.training.order.stream import DatasetStream, StreamShard
 from nano3.utils.errors import UserError
 
@@ -161,6 +163,56 @@ def test_budgets_in_epochs_and_tokens_are_exact_and_weights_share_the_rest() -> 
     assert [plan.epochs(name, count) for name, count in plan.consumed(100).items()] == [2.5, 0.5, 0.2, 300 / 900]
 
 
+def blended(budgets: dict[str, dict[str, float]], **tokens: int) -> TrainingData:
+    """Data whose blend has budgets."""
+    sizes = {"docs": 1000, "code": 3000, "math": 5000, **tokens}
+    return replace(make_data(sizes, {**dict.fromkeys(sizes, 1.0), **WEIGHTS}), budgets=budgets)
+
+
+def test_the_blend_of_the_data_has_budgets_too() -> None:
+    data = blended({"docs": {"epochs": 2.5}, "code": {"tokens": 1500.0, "max_epochs": 3}, "web": {}}, web=9000)
+    plan = make_plan(make_config([]), data)
+    assert plan.stages[0].samples == {"docs": 250, "code": 150, "math": 67, "web": 333}
+    text = dict(mixture_rows(plan))
+    assert text["  docs"] == "31.2% of the samples, 2,500 tokens, 2.50 epochs for epochs=2.5"
+    assert text["  code"].endswith("0.50 epochs for tokens=1500, max_epochs=3")
+    own = make_plan(make_config([{"blend": {"docs": 1, "code": 1}}]), data)  # the run's keys come first
+    assert own.stages[0].samples == {"docs": 400, "code": 400}
+    capped = make_plan(make_config([]), blended({"docs": {"max_epochs": 2}}))
+    assert capped.stages[0].samples == {"docs": 200, "code": 360, "math": 240}
+    limited = make_plan(make_config([{"until": "50%", "max_epochs": 1}, {}]), blended({"docs": {"max_epochs": 2}}))
+    assert [stage.samples["docs"] for stage in limited.stages] == [100, 100]
+    again = make_plan(make_config([]), blended({"docs": {"epochs": 3}}), resumed(capped), 50)
+    assert again.consumed(100)["docs"] == 300 and len(again.stages) == 2
+
+
+@pytest.mark.parametrize(
+    ("budgets", "mixture", "text"),
+    [
+        ({"docs": {"epochs": 9}}, [], "the run with the blend of /d: its budgets in epochs and tokens need 113 iter"),
+        (
+            {"docs": {"epochs": 3, "max_epochs": 2}},
+            [],
+            "the run with the blend of /d, dataset docs: its budget is 3.00",
+        ),
+        ({"docs": {"epochs": 1}}, [{"until": 5}, {"blend": {"docs": 1}}], "stage 1 has no blend, and the blend of /d"),
+        ({"web": {"epochs": 1}}, [], "the blend of /d: web has a budget and no train split"),
+    ],
+)
+def test_budgets_of_the_data_that_cannot_be_met_are_refused(budgets: Any, mixture: list[Any], text: str) -> None:
+    with pytest.raises(UserError) as error:
+        make_plan(make_config(mixture), blended(budgets))
+    (problem,) = error.value.problems
+    assert text in problem
+
+
+def test_megatrons_order_refuses_budgets_of_the_data() -> None:
+    assert megatron_order_problems({}, "the blend") == []
+    (problem,) = megatron_order_problems({"docs": {"epochs": 2.5, "max_epochs": 4}}, "the blend")
+    assert "asks for docs: epochs=2.5, docs: max_epochs=4, and Megatron's order of samples knows weights" in problem
+    assert "Set train.sample_order=nano3" in problem
+
+
 def test_weights_are_capped_at_max_epochs_and_budgets_are_refused() -> None:
     blend = {"docs": {"weight": 8, "max_epochs": 2}, "code": 1, "math": 1}
     plan = make_plan(make_config([{"blend": blend}]), make_data({"docs": 1000, "code": 9000, "math": 9000}))
@@ -196,7 +248,7 @@ def test_max_epochs_counts_from_the_start_of_the_run() -> None:
         ([{"util": 3}], "no key 'util'. Did you mean"),
         (["docs"], "expected keys and values such as {until: 60%"),
         ([{"blend": ["docs"]}], "blend must name datasets"),
-        ([{"max_epochs": 2}], "max_epochs needs a blend"),
+        ([{"max_epochs": 0.1}], "max_epochs leaves 94.4 of its 100 iterations without samples"),
     ],
 )
 def test_what_cannot_be_met_is_refused(mixture: list[Any], text: str) -> None:
