@@ -2,11 +2,14 @@
 
     train.py RUN_DIR DATA_DIR [MODEL.yaml] [key=value ...]
 
-The last line of output is JSON: how the run ended and how long it took.
+The last line of output is JSON: how the run ended and how long it took. SAVE_LOG=FILE collects what Megatron-Core logs
+about saving, in this process and in the one that writes checkpoints. RESERVE=0 leaves the memory of saves unreserved.
 """
 
 import fcntl
 import json
+import logging
+import math
 import os
 import sys
 import time
@@ -19,6 +22,15 @@ from nano3.utils.console import is_rank_zero
 from nano3.utils.errors import Nano3Error
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def log_saves(path: str) -> None:
+    """Append what Megatron-Core logs about saving to a file: time, process, and the beginning of the message."""
+    logger, handler = logging.getLogger("megatron.core.dist_checkpointing"), logging.FileHandler(path, delay=True)
+    handler.setFormatter(logging.Formatter("%(created).3f %(process)d %(message).300s"))
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    logger.addHandler(handler)
 
 
 def build(data_dir: str, run_dir: str, arguments: list[str]) -> PretrainConfig:
@@ -50,8 +62,11 @@ def main() -> int:
     run_dir, data_dir, *arguments = sys.argv[1:]
     wait_for_turn()
     started = time.time()
+    from nano3.training.megatron import writer_memory
     from nano3.training.megatron.backend import train
 
+    if os.environ.get("RESERVE") == "0":
+        writer_memory.LEAST_BYTES = math.inf
     try:
         outcome = train(build(data_dir, run_dir, arguments), Path(data_dir), Path(run_dir))
     except Nano3Error as error:
@@ -68,5 +83,7 @@ def main() -> int:
     return outcome.exit_code
 
 
+if "SAVE_LOG" in os.environ:  # the process that writes checkpoints imports this file, too
+    log_saves(os.environ["SAVE_LOG"])
 if __name__ == "__main__":
     sys.exit(main())

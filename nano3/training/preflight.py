@@ -358,7 +358,8 @@ def _add_disk_row(
     kept = (config.checkpoint.keep_last or span.iterations // max(config.checkpoint.save_interval, 1)) + 1
     value = f"{size / 2**30:,.2f} GB each, room for {kept}: {kept * size / 2**30:,.1f} GB"
     if known and saves_in_background(config, known):
-        value += f"; each is written from {size / config.cluster.nodes / 2**30:,.2f} GB of host memory per node"
+        host = size / config.cluster.nodes / 2**30  # pinned memory comes in powers of two for each tensor
+        value += f"; saving in the background takes {host:,.2f} to {2 * host:,.2f} GB of host memory per node"
     result.rows.append(("checkpoints", value))
     folder = nearest_existing(Path(config.checkpoint.save or config.run.output_dir))
     free = shutil.disk_usage(folder).free

@@ -4,12 +4,14 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from gpu_runs import MARKS, Runs
+from gpu_runs import MARKS, ROOT, Runs
 
 from nano3.training.megatron.checkpoints import LEDGER, begun_iterations
 from nano3.training.run.checkpoints import MARKER, complete_checkpoints, iteration_folders, iteration_of
@@ -195,6 +197,24 @@ def test_a_full_disk_is_reported_and_the_next_save_is_taken(runs: Runs, backgrou
     assert [p for p in iteration_folders(runs.dir(name) / "checkpoints") if (p / MARKER).exists()] == []
     runs.train(name, *words, f"train.exit_iteration={2 * INTERVAL}")
     assert newest(runs.dir(name) / "checkpoints") == 2 * INTERVAL
+
+
+def test_a_copy_takes_the_memory_that_was_reserved() -> None:
+    """torch allocates nothing more for a copy of the sizes that `reserve` was given."""
+    code = (
+        "import torch\n"
+        "from nano3.training.megatron.writer_memory import block_size, reserve\n"
+        "torch.cuda.init()\n"
+        "number = lambda: torch.cuda.host_memory_stats()['num_host_alloc']\n"
+        "before, sizes = number(), [1_500_000, 1_500_000, 2**21, 5_000_000]\n"
+        "reserve({block_size(1_500_000): 3, block_size(5_000_000): 1})\n"
+        "reserved = number()\n"
+        "kept = [torch.ones(n, dtype=torch.uint8, device='cuda').to('cpu', non_blocking=True) for n in sizes]\n"
+        "torch.cuda.synchronize()\n"
+        "print(reserved - before, number() - reserved, sum(int(t.sum()) for t in kept) == sum(sizes))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["4", "0", "True"]
 
 
 def test_checkpoints_are_exported_while_it_trains(runs: Runs) -> None:

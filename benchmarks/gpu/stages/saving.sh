@@ -1,18 +1,25 @@
-# How long training stands still for a save of 13 GB in the background (SAVING="true false": in the foreground too), by nano3's own
-# clock (seconds/save in metrics.jsonl), and the largest resident memory of the writer process. The model is the micro one with 128
-# experts ten times as wide (1.0 B parameters): its kernels are those of the tests, and its steps are short. The first save begins
-# after 150 steps; the run may be cut off when that is complete.
+# How long training stands still for a save of 7 GB in the background, the first one and the next one, and in which parts: SAVING names
+# the runs. `plain` leaves the memory of the process that writes to the first save, `reserved` (nano3's default) allocates it ahead while
+# the first steps run. The model is the micro one with 128 experts five times as wide (0.5 B parameters, 3,072 tensors of experts): its
+# kernels are those of the tests, and its steps are short. The run `reserved` imports while `plain` trains. WIDTH changes the size.
 source "$ROOT/benchmarks/gpu/stages/speed.sh"
-saving() { # BACKGROUND INTERVAL
+interval_of() { [ "$1" = reserved ] && echo 80 || echo 40; }  # the reservation takes as long as the first save would wait
+saving() { # RUN
   local name=saving_$1 begin; begin=$(date +%s)
-  turn train "$K/$name" "$DATA" $M train.global_batch_size=8 train.train_iters=$((2 * $2)) checkpoint.save_interval=$2 checkpoint.keep_last=2 \
-    model.num_moe_experts=128 model.moe_ffn_hidden_size=2560 logger.log_interval=1 megatron.checkpoint.async_save=$1 > "$OUT/$name.log" 2>&1; local rc=$?
-  { echo "SAVING async_save=$1 rc=$rc (124, 134: cut off) wall $(($(date +%s) - begin)) s"
-    python3 benchmarks/gpu/saving_table.py "$K/$name" "$2"; } | tee -a "$OUT/saving.txt"
-  cp "$K/$name/metrics.jsonl" "$OUT/$name.jsonl"; tail -c 20000 "$OUT/$name.log" > "$OUT/$name.log.end"; mv "$OUT/$name.log.end" "$OUT/$name.log"
+  SAVE_LOG=$K/$name.debug RESERVE=$([ "$1" = reserved ] && echo 1 || echo 0) turn train "$K/$name" "$DATA" $M train.global_batch_size=8 \
+    train.train_iters=$((2 * $(interval_of "$1"))) checkpoint.save_interval="$(interval_of "$1")" checkpoint.keep_last=2 logger.log_interval=1 \
+    model.num_moe_experts=128 model.moe_ffn_hidden_size="${WIDTH:-1280}" > "$OUT/$name.log" 2>&1; local rc=$?
+  { echo "SAVING $1 rc=$rc (124, 134: cut off) wall $(($(date +%s) - begin)) s"
+    python3 benchmarks/gpu/saving_table.py "$K/$name" "$(interval_of "$1")" "$K/$name.debug"; } | tee -a "$OUT/saving.txt"
+  cp "$K/$name/metrics.jsonl" "$OUT/$name.jsonl"; cp "$K/$name.debug" "$OUT/$name.debug.txt"
+  tail -c 20000 "$OUT/$name.log" > "$OUT/$name.log.end"; mv "$OUT/$name.log.end" "$OUT/$name.log"
   rm -rf "$K/$name/checkpoints"; }
-(while sleep 0.5; do ps -eo rss,args | awk '/spawn_main/ && !/awk/ {if ($1 > m) m = $1} END {print m + 0}'; done > "$K/writer_rss") & sampler=$!
-LIMIT=${SAVING_LIMIT:-150}
-for background in ${SAVING-true}; do saving "$background" "$([ "$background" = true ] && echo 150 || echo 8)"; done
+(while sleep 0.5; do ps -eo pid,rss,args | awk '/spawn_main/ && !/awk/ {print $1, $2}'; done > "$K/writer_rss") & sampler=$!
+LIMIT=${SAVING_LIMIT:-200}
+timeout 90 python3 -m pytest -p no:cacheprovider -m gpu tests/gpu/test_gpu_saving.py --basetemp="$K/tmp_saving" -vv -rA -k reserved \
+  > "$OUT/tests_reserved.txt" 2>&1 & runs=$!  # while the first run imports
+for run in ${SAVING-plain reserved}; do saving "$run" & runs="$runs $!"; sleep 2; done  # the first one takes the first turn
+wait $runs
 kill $sampler; wait $sampler 2>/dev/null
-echo "SAVING writer process at most $(sort -n "$K/writer_rss" | tail -1) kB" | tee -a "$OUT/saving.txt"
+awk '$2 > m[$1] {m[$1] = $2} END {for (p in m) if (m[p] > 2e6) print "SAVING writer process " p " at most " m[p] " kB"}' "$K/writer_rss" | tee -a "$OUT/saving.txt"
+grep -E "^(PASSED|FAILED|ERROR)|^E  |^=====" "$OUT/tests_reserved.txt" | cut -c1-200

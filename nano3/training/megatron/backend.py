@@ -26,7 +26,7 @@ from nano3.training.megatron.compile_cache import set_compile_cache
 from nano3.training.megatron.errors import hide_expected_tracebacks, translate_errors
 from nano3.training.megatron.isolation import choose_forward_step, isolation_problems
 from nano3.training.megatron.recipe_check import recipe_problems, tokenizer_problems
-from nano3.training.megatron.saving import SaveContext, complete_pending_saves, use_manager
+from nano3.training.megatron.saving import SaveContext, complete_pending_saves, run_in_writer, use_manager
 from nano3.training.order.plan import OrderPlan
 from nano3.training.run import index_cache, resume
 from nano3.training.run.checkpoints import checkpoint_dir
@@ -306,6 +306,7 @@ def _run(
     from nano3.training.megatron.data_waits import time_data_waits
     from nano3.training.megatron.guard_hooks import GuardHooks, skip_ahead
     from nano3.training.megatron.per_dataset_eval import PerDatasetEval
+    from nano3.training.megatron.writer_memory import ReserveMemory
     from nano3.training.run.metrics import Metrics
 
     startup.mark("imports and recipe")
@@ -340,6 +341,8 @@ def _run(
         if config.checkpoint.save_interval:
             use_manager(container, SaveContext(save, FailedSaves(config.checkpoint.max_failed_saves), hooks.is_last))
         callbacks: list[Any] = [*skip_ahead(point.skips, point.iteration, train.global_batch_size), hooks]
+        if config.checkpoint.save_interval and container.checkpoint.async_save:
+            callbacks.append(ReserveMemory(run_in_writer))
         if config.guard.action != "none":
             callbacks.append(GuardHooks(guard, hooks.saves_after, before_rollback=complete_pending_saves))
         timed = time_data_waits(forward_step, metrics.clock, hooks.fed)

@@ -75,6 +75,18 @@ def complete_pending_saves(state: Any) -> None:
         _manager.finalize_async_saves(state, blocking=True)
 
 
+def run_in_writer(state: Any, function: Callable[..., None], *arguments: Any) -> None:
+    """Have a function run in the process that writes checkpoints, before the next save. Call it on all ranks alike.
+
+    Args:
+        state: Megatron-Bridge's GlobalState.
+        function: A function of a module.
+        arguments: Its arguments; they are pickled.
+    """
+    if _manager is not None and state.async_calls_queue is not None:
+        _manager.run_in_writer(state.async_calls_queue, function, *arguments)
+
+
 def tie_to_rank(rank: int) -> None:
     """Make the process that writes checkpoints end when its rank ends, and no earlier. It runs in that process.
 
@@ -174,12 +186,22 @@ class SaveManager:
         """
         if queue is None or self._writer_tied:
             return
+        self.run_in_writer(queue, tie_to_rank, os.getpid())
+        self._writer = queue.async_calls[-1].async_caller.process
+        self._writer_tied = True
+
+    def run_in_writer(self, queue: Any, function: Callable[..., None], *arguments: Any) -> None:
+        """Give the process that writes checkpoints a task other than a save.
+
+        Args:
+            queue: Megatron-Core's AsyncCallsQueue.
+            function: A function of a module.
+            arguments: Its arguments; they are pickled.
+        """
         from megatron.core.dist_checkpointing.strategies.torch import get_async_strategy
 
         _, classes = get_async_strategy(self._default.checkpoint_config.async_strategy)
-        queue.schedule_async_request(classes["AsyncRequest"](tie_to_rank, (os.getpid(),), []))
-        self._writer = queue.async_calls[-1].async_caller.process
-        self._writer_tied = True
+        queue.schedule_async_request(classes["AsyncRequest"](function, arguments, []))
 
     def _poll(self, state: Any, queue: Any) -> None:
         """Complete what is written, and raise Failure if this rank's writer ended before its work was done."""

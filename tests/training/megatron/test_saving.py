@@ -166,6 +166,20 @@ def test_the_first_request_makes_the_writer_end_with_its_rank(tmp_path: Path) ->
     assert len(queue.requests) == 1
 
 
+def test_other_tasks_of_the_writer_go_through_its_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = manager(tmp_path, background=True)
+    made._default.checkpoint_config.async_strategy = "mcore"
+    state = SimpleNamespace(async_calls_queue=made._default.queue)
+    monkeypatch.setattr(saving, "_manager", None)  # a run without checkpoints
+    saving.run_in_writer(state, print, "a", 1)
+    assert not made._default.queue.requests
+    monkeypatch.setattr(saving, "_manager", made)
+    saving.run_in_writer(SimpleNamespace(async_calls_queue=None), print, "a", 1)  # saves in the foreground
+    saving.run_in_writer(state, print, "a", 1)
+    (request,) = made._default.queue.requests
+    assert isinstance(request, AsyncRequest) and (request.async_fn, request.async_fn_args) == (print, ("a", 1))
+
+
 def answer(rank: Connection) -> None:
     """Answer a rank as its writer does, which another interpreter runs."""
     saving.tie_to_rank(os.getppid())
