@@ -34,6 +34,7 @@ from nano3.cli.override_errors import (
     override_problems,
     problems_before_composing,
 )
+from nano3.config.ladder import LadderConfig, ladder_value
 from nano3.utils.command_line import CommandLine, OverrideWord
 from nano3.utils.console import (
     discard,
@@ -132,7 +133,19 @@ def register_config() -> None:
     sample = Path(__file__).resolve().parents[1] / "sample"
     OmegaConf.register_new_resolver("sample", lambda file: str(sample / file), replace=True)
     OmegaConf.register_new_resolver("scratch", sweep_scratch_dir, replace=True)
+    OmegaConf.register_new_resolver("ladder", resolve_ladder, replace=True)
     register_resolver()
+
+
+def resolve_ladder(name: str, *, _root_: DictConfig) -> Any:
+    """Return what `${ladder:NAME}` stands for: a setting that follows from the section `ladder`.
+
+    Args:
+        name: The setting.
+        _root_: The composed configuration.
+    """
+    ladder = cast(LadderConfig, OmegaConf.to_object(_root_.ladder))
+    return ladder_value(name, ladder, lambda key: int(_root_.train[key]))
 
 
 def other_launcher_overrides(name: str, line: CommandLine) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 from nano3.config.blend import BlendConfig
 from nano3.config.cluster import ClusterConfig
 from nano3.config.guard import GuardConfig
+from nano3.config.ladder import LadderConfig
 from nano3.config.model import ModelConfig
 from nano3.config.train import CheckpointConfig, LoggerConfig, OptimizerConfig, SchedulerConfig, TrainConfig
 
@@ -84,6 +85,8 @@ class PretrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     # What happens when the loss or the gradient norm of an iteration is abnormal.
     guard: GuardConfig = field(default_factory=GuardConfig)
+    # Size of a model of the ladder, from which model=ladder and train=ladder derive their settings.
+    ladder: LadderConfig = field(default_factory=LadderConfig)
     # Any other field of Megatron-Bridge's ConfigContainer (backend=megatron), checked against its dataclasses.
     megatron: dict[str, Any] = field(default_factory=dict)
     # Group: where the run is executed.

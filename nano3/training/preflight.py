@@ -11,6 +11,7 @@ from typing import Final
 
 from nano3.config import PretrainConfig
 from nano3.training import backend
+from nano3.training.checks.ladder_check import ladder_problems, ladder_rows
 from nano3.training.checks.lr_schedule import schedule_problems, schedule_summary
 from nano3.training.checks.model_stats import (
     Architecture,
@@ -106,7 +107,7 @@ def preflight(config: PretrainConfig, vocab_size: int | None = None) -> Prefligh
         _describe_recipe(config.recipe._target_, result)
     result.problems.extend([*value_problems(config), *initial_weights_problems(config)])
     result.problems.extend(run_section_problems(config, here=uses_this_python(config) and not config.dry_run))
-    result.problems.extend(schedule_problems(config))
+    result.problems.extend([*schedule_problems(config), *(wrong := ladder_problems(config))])
     result.problems.extend(layout_problems(config, layout))
     data = _open_prepared_data(config, result) if vocab_size is None else None
     vocab_size = data.vocab_size if data else vocab_size
@@ -115,6 +116,7 @@ def preflight(config: PretrainConfig, vocab_size: int | None = None) -> Prefligh
     if workload:
         result.problems.extend(rule_problems(workload))
     _add_model_rows(config, layout, model, result)
+    result.rows.extend([] if wrong else ladder_rows(config))
     gpu = _gpu_of_run(config, result)
     if workload:
         _add_memory_row(workload, gpu, result)

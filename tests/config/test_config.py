@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 import nano3.config
-from nano3.artifacts.resolver import register_resolver
+from nano3.cli.app import register_config
 from nano3.cli.config_groups import SCHEMAS, conf_dir, schema_keys
 from nano3.config import PrepOptions
 from nano3.config.blend import SourceConfig, parse_datasets, read_blend_file
@@ -21,10 +20,8 @@ CONF = Path(conf_dir())
 
 @pytest.fixture(autouse=True)
 def schemas() -> None:
-    for app, schema in SCHEMAS.items():
-        ConfigStore.instance().store(name=f"{app}_schema", node=schema)
+    register_config()
     OmegaConf.register_new_resolver("sample", lambda f: f"/sample/{f}", replace=True)
-    register_resolver()
 
 
 def composed(app: str, *overrides: str) -> DictConfig:

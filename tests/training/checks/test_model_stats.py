@@ -269,7 +269,7 @@ def test_experts_and_scans_are_rejected_exactly_when_megatron_asserts(
     assert len(divisibility_problems(a, tensor, expert)) == (groups % tensor > 0)
 
 
-@pytest.mark.parametrize("name", [p.stem for p in (ROOT / "conf/model").glob("*.yaml")])
+@pytest.mark.parametrize("name", [p.stem for p in (ROOT / "conf/model").glob("*.yaml") if p.stem != "ladder"])
 def test_the_models_of_conf_are_divisible_by_their_parallel_sizes(name: str) -> None:
     config = config_without_data("megatron", NANO)
     config.model = model(name)

@@ -1,0 +1,216 @@
+"""The rule of the ladder: sizes are what they are called, fit their GPUs, and lead to Nemotron 3 Nano."""
+
+import dataclasses
+import math
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from nano3.cli.app import register_config, to_typed_config
+from nano3.cli.config_groups import conf_dir
+from nano3.config import ModelConfig, PretrainConfig
+from nano3.config.ladder import (
+    EXPERTS,
+    NANO_BATCH,
+    NANO_INIT,
+    NANO_PAIRS,
+    NANO_RATE,
+    NANO_TOKENS,
+    NANO_WIDTH,
+    TOP_K,
+    LadderConfig,
+    LadderRun,
+    LadderShape,
+    ladder_value,
+    layer_pattern,
+    read_size,
+    shape_of_size,
+    shape_of_width,
+)
+from nano3.training.checks.ladder_check import differences, ladder_problems, ladder_rows
+from nano3.training.checks.model_stats import (
+    architecture_from_config,
+    count_parameters,
+    divisibility_problems,
+)
+from nano3.training.hf.model import model_problems
+from nano3.training.megatron.backend import check
+from nano3.utils.errors import UserError
+
+NAMED = ["1m", "2m", "4m", "10m", "30m", "100m", "200m", "350m", "700m", "1b", "3b", "10b", "31b"]
+SIZES = st.floats(math.log(1e6), math.log(31e9)).map(lambda x: f"{math.exp(x) / 1e6:.4f}m")
+
+
+def composed(*words: str) -> PretrainConfig:
+    register_config()
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        config: PretrainConfig = to_typed_config(compose("pretrain", [*words, "run.data=/tmp"]))
+    return config
+
+
+def on_the_ladder(size: str, *words: str) -> PretrainConfig:
+    return composed("model=ladder", "train=ladder", f"ladder.size={size}", *words)
+
+
+def tolerance(size: str) -> float:
+    """Small models are made of few and narrow layers, so their sizes have larger steps."""
+    return 0.07 if read_size(size) >= 100e6 else 0.13
+
+
+def counted(config: PretrainConfig) -> tuple[int, int]:
+    """The parameters besides the embeddings, all and active, as the rest of nano3 counts them."""
+    found = architecture_from_config(config, None, 131072)
+    assert found is not None
+    counts, embeddings = count_parameters(found), 2 * found.vocab_size * found.hidden_size
+    return counts.total - embeddings, counts.active - embeddings
+
+
+@pytest.mark.parametrize("size", NAMED)
+def test_a_size_is_what_it_is_called_and_both_backends_accept_it(size: str) -> None:
+    config = on_the_ladder(size)
+    total, active = counted(config)
+    shape = shape_of_size(size)
+    assert (total, active) == (shape.parameters(), shape.parameters(TOP_K))
+    assert total == pytest.approx(read_size(size), rel=tolerance(size))
+    assert check(config) == [] and model_problems(config.model) == []
+    assert differences(config) == [] and ladder_problems(config) == []
+
+
+@given(SIZES)
+def test_any_size_between_the_smallest_and_the_full_one_has_a_model(size: str) -> None:
+    shape = shape_of_size(size)
+    assert shape.parameters() == pytest.approx(read_size(size), rel=tolerance(size))
+    assert set(shape.hybrid_layer_pattern) == set("M*E")
+    assert shape.hidden_size % 4 == shape.moe_ffn_hidden_size % 8 == 0
+    if read_size(size) >= 100e6:  # what Transformer Engine's FP8 and Mamba's kernels want
+        assert shape.hidden_size % 32 == shape.moe_ffn_hidden_size % 16 == 0
+        assert (shape.mamba_head_dim, shape.mamba_state_dim) == (64, 128) and shape.kv_channels in (64, 128)
+        share = shape.parameters(TOP_K) / shape.parameters()
+        assert 0.09 < share < 0.10, "as in Nano: 9.3 %"
+        ratio = shape.hidden_size / len(shape.hybrid_layer_pattern) * 52 / NANO_WIDTH
+        assert 0.65 < ratio < 1.4
+
+
+@given(SIZES, st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 4, 8, 16, 32, 64, 128]))
+def test_the_heads_can_be_divided(size: str, tensor: int, expert: int) -> None:
+    config = PretrainConfig(model=model_of(shape_of_size(size)))
+    found = architecture_from_config(config, None, 131072)
+    assert found is not None
+    largest = shape_of_size(size).mamba_num_groups
+    assert divisibility_problems(found, 1, expert) == []
+    if tensor <= min(largest, 2):
+        assert divisibility_problems(found, tensor, expert) == []
+
+
+def model_of(shape: LadderShape) -> ModelConfig:
+    values = dataclasses.asdict(shape)
+    shared = shape.moe_shared_expert_intermediate_size
+    return ModelConfig(
+        **values, num_query_groups=2, num_moe_experts=EXPERTS, moe_router_topk=TOP_K,
+        moe_shared_expert_intermediate_size=shared, ffn_hidden_size=shape.moe_ffn_hidden_size,
+    )  # fmt: skip
+
+
+@given(SIZES, st.floats(1.35, 30))
+def test_more_of_a_size_is_more_of_everything(size: str, factor: float) -> None:
+    larger = f"{read_size(size) * factor / 1e6:.4f}m"
+    if read_size(size) * factor > 31e9:
+        return
+    small, large = (LadderRun(LadderConfig(size=s), 8192) for s in (size, larger))
+    assert small.shape.parameters() < large.shape.parameters()
+    assert small.active < large.active and small.tokens < large.tokens
+    assert small.batch <= large.batch and small.rate >= large.rate
+
+
+def test_the_last_rung_is_nemotron_3_nano() -> None:
+    nano, top = composed("model=nemotron_3_nano").model, on_the_ladder("31b").model
+    parallel = {"expert_model_parallel_size"}
+    assert {f.name for f in dataclasses.fields(nano) if getattr(nano, f.name) != getattr(top, f.name)} <= parallel
+    assert layer_pattern(NANO_PAIRS) == nano.hybrid_layer_pattern
+    assert nano.init_method_std == NANO_INIT
+
+
+def test_batch_and_rate_pass_through_the_recipe() -> None:
+    per_parameter = NANO_TOKENS / shape_of_width(NANO_WIDTH, NANO_PAIRS).parameters(TOP_K)
+    run = LadderRun(LadderConfig(size="31b", tokens_per_parameter=per_parameter), 8192)
+    assert run.rate == NANO_RATE
+    assert run.batch * 8192 == pytest.approx(NANO_BATCH, rel=0.42), "the nearest power of two"
+
+
+def test_batch_and_rate_follow_step_law() -> None:
+    """A hundred times the tokens: the batch grows by 100^0.571 = 13.9, the rate by 100^0.307 = 4.1."""
+    one, many = (LadderRun(LadderConfig(size="3b", tokens_per_parameter=t), 1) for t in (20, 2000))
+    assert abs(math.log2(many.batch / one.batch / 100**0.571)) <= 1, "both are rounded to a power of two"
+    assert many.rate / one.rate == pytest.approx(100**0.307, rel=0.03)
+
+
+def test_the_run_has_the_tokens_that_it_says() -> None:
+    for size in NAMED[:-4]:
+        config = on_the_ladder(size, "train.seq_length=256")
+        t = config.train
+        tokens = LadderRun(config.ladder, 256).tokens
+        assert 0 <= t.train_iters * t.global_batch_size * t.seq_length - tokens < t.global_batch_size * t.seq_length
+        assert t.global_batch_size % t.micro_batch_size == 0
+        assert config.scheduler.lr_warmup_iters < t.train_iters
+        assert t.micro_batch_size * t.seq_length <= 16384
+
+
+def test_every_size_is_validated_on_the_same_samples() -> None:
+    samples = set()
+    for size in NAMED:
+        t = on_the_ladder(size, "train.seq_length=4096").train
+        for datasets in (1, 3):
+            samples.add((datasets, -(-t.eval_iters // datasets) * t.global_batch_size))
+    assert samples == {(1, 768), (3, 256)}
+
+
+def test_settings_follow_those_that_are_given() -> None:
+    config = on_the_ladder("100m", "train.train_iters=150", "train.global_batch_size=16", "train.seq_length=2048")
+    assert (config.scheduler.lr_warmup_iters, config.train.eval_iters, config.train.micro_batch_size) == (7, 48, 8)
+    assert config.model.hidden_size == shape_of_size("100m").hidden_size
+    more = on_the_ladder("100m", "ladder.tokens_per_parameter=40", "train.seq_length=2048")
+    less = on_the_ladder("100m", "train.seq_length=2048")
+    assert more.train.train_iters * more.train.global_batch_size == pytest.approx(
+        2 * less.train.train_iters * less.train.global_batch_size, rel=1e-3
+    )
+    assert more.optimizer.lr > less.optimizer.lr
+
+
+def test_the_preflight_names_what_is_not_by_the_rule() -> None:
+    rows = ladder_rows(on_the_ladder("100m", "model.hidden_size=512", "optimizer.lr=1"))
+    assert rows[0][1].startswith("100m: 97.0 M parameters besides the embeddings, 9.30 M active; 20 tokens for each")
+    assert rows[1] == ("  not by its rule", "model.hidden_size=512 (416), optimizer.lr=1.0 (0.0016)")
+    assert ladder_rows(composed("model=nemotron_3_nano")) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ladder.size=100"], "ladder.size=100: expected a number and k, m or b"),
+        (["ladder.size=huge"], "for example 100m"),
+        (["ladder.size=70b"], "sizes go from 1m to 31b"),
+        (["ladder.size=null"], "need a size: ladder.size=100m"),
+        (["ladder.tokens_per_parameter=0"], "ladder.tokens_per_parameter=0 must be above 0"),
+        (["ladder.tokens_per_parameter=nan"], "must be above 0"),
+        (["ladder.eval_samples=100", "train.global_batch_size=64"], "for example 128"),
+        (["ladder.eval_samples=0"], "must be a multiple"),
+    ],
+)
+def test_wrong_settings_are_answered_with_what_to_type(words: list[str], message: str) -> None:
+    with pytest.raises(Exception, match="ladder") as raised:
+        composed("model=ladder", "train=ladder", *words)
+    cause: BaseException | None = raised.value
+    while cause is not None and not isinstance(cause, UserError):
+        cause = cause.__cause__ or cause.__context__
+    assert cause is not None and message in str(cause)
+
+
+def test_the_files_name_rules_that_exist() -> None:
+    for name in ("interval", *(f.name for f in dataclasses.fields(LadderShape)), "ffn_hidden_size", "lr", "min_lr"):
+        assert ladder_value(name, LadderConfig(size="10m"), lambda key: 64) is not None
+    with pytest.raises(UserError, match="there is no such rule"):
+        ladder_value("widht", LadderConfig(size="10m"), lambda key: 64)
+    assert OmegaConf.load(f"{conf_dir()}/model/ladder.yaml").ladder.size == "100m"
