@@ -39,7 +39,7 @@ MAX_RATE = 4e-3
 # The recipe's warmup is 334 iterations; short runs warm up for a twentieth of theirs.
 WARMUP_ITERS, WARMUP_SHARE = 334, 20
 # Tokens of a forward pass: the logits of more would take most of a GPU's memory.
-MICRO_BATCH_TOKENS = 16_384
+MICRO_BATCH_TOKENS = 32_768
 SIZE = re.compile(r"(\d+(?:\.\d+)?)([kmb])", re.IGNORECASE)
 UNITS = {"k": 1e3, "m": 1e6, "b": 1e9}
 

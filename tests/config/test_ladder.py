@@ -155,7 +155,7 @@ def test_the_run_has_the_tokens_that_it_says() -> None:
         assert 0 <= t.train_iters * t.global_batch_size * t.seq_length - tokens < t.global_batch_size * t.seq_length
         assert t.global_batch_size % t.micro_batch_size == 0
         assert config.scheduler.lr_warmup_iters < t.train_iters
-        assert t.micro_batch_size * t.seq_length <= 16384
+        assert t.micro_batch_size * t.seq_length <= 32768
 
 
 def test_every_size_is_validated_on_the_same_samples() -> None:
@@ -169,7 +169,7 @@ def test_every_size_is_validated_on_the_same_samples() -> None:
 
 def test_settings_follow_those_that_are_given() -> None:
     config = on_the_ladder("100m", "train.train_iters=150", "train.global_batch_size=16", "train.seq_length=2048")
-    assert (config.scheduler.lr_warmup_iters, config.train.eval_iters, config.train.micro_batch_size) == (7, 48, 8)
+    assert (config.scheduler.lr_warmup_iters, config.train.eval_iters, config.train.micro_batch_size) == (7, 48, 16)
     assert config.model.hidden_size == shape_of_size("100m").hidden_size
     more = on_the_ladder("100m", "ladder.tokens_per_parameter=40", "train.seq_length=2048")
     less = on_the_ladder("100m", "train.seq_length=2048")
