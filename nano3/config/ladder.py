@@ -18,7 +18,8 @@ does not apply its learning rates.
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -40,6 +41,10 @@ MAX_RATE = 4e-3
 WARMUP_ITERS, WARMUP_SHARE = 334, 20
 # Tokens of a forward pass: the logits of more would take most of a GPU's memory.
 MICRO_BATCH_TOKENS = 32_768
+# Hidden sizes that GPUs multiply well; small ones in finer steps.
+WIDTHS = (*range(32, 128, 4), *range(128, 256, 8), *range(256, 1024, 32), *range(1024, 2 * NANO_WIDTH, 64))
+# Pairs of a Mamba layer and a layer of experts.
+DEPTHS = range(2, 30)
 SIZE = re.compile(r"(\d+(?:\.\d+)?)([kmb])", re.IGNORECASE)
 UNITS = {"k": 1e3, "m": 1e6, "b": 1e9}
 
@@ -147,11 +152,6 @@ def _power_of_two(value: float, least: int, most: int) -> int:
     return int(min(max(2 ** math.floor(math.log2(value)), least), most))
 
 
-def _widths() -> Iterator[int]:
-    """Yield hidden sizes that GPUs multiply well; small ones in finer steps."""
-    yield from (*range(32, 128, 4), *range(128, 256, 8), *range(256, 1024, 32), *range(1024, 2 * NANO_WIDTH, 64))
-
-
 def read_size(text: str) -> float:
     """Return the parameters that a size such as 350m stands for.
 
@@ -180,7 +180,13 @@ def shape_of_size(text: str) -> LadderShape:
         ratio = shape.hidden_size / len(shape.hybrid_layer_pattern) * NANO_LAYERS / NANO_WIDTH
         return abs(math.log(ratio)) + 8 * abs(math.log(shape.parameters() / size))
 
-    return min((shape_of_width(width, pairs) for pairs in range(2, 30) for width in _widths()), key=misfit)
+    return min((shape for pairs in DEPTHS for shape in _near(size, pairs)), key=misfit)
+
+
+def _near(size: float, pairs: int) -> list[LadderShape]:
+    """Return the shapes of a depth whose sizes are next to one."""
+    first = bisect_left(WIDTHS, size, key=lambda width: shape_of_width(width, pairs).parameters())
+    return [shape_of_width(width, pairs) for width in WIDTHS[max(first - 2, 0) : first + 2] or WIDTHS[-1:]]
 
 
 @dataclass(frozen=True)
