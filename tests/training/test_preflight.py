@@ -49,6 +49,18 @@ def test_a_good_configuration_has_no_problem_and_a_full_table(config: PretrainCo
     assert dict(plan.rows)["  docs"].startswith("75.0% of the samples, 20 k tokens")
 
 
+@pytest.mark.parametrize("background", [True, False])
+def test_the_host_memory_of_saves_is_one_to_two_checkpoints(config: PretrainConfig, background: bool) -> None:
+    """The copy to host memory is in blocks of powers of two. A save in the foreground keeps no copy."""
+    config.megatron = {"checkpoint": {"async_save": background}}
+    row = dict(preflight(config).rows)["checkpoints"]
+    size = float(row.split(" GB each")[0].replace(",", ""))
+    found = re.search(r"saving in the background takes ([\d.]+) to ([\d.]+) GB of host memory per node", row)
+    assert (found is not None) is background
+    if found:
+        assert [float(n) for n in found.groups()] == pytest.approx([size, 2 * size], abs=0.011)
+
+
 def test_all_problems_come_at_once(config: PretrainConfig) -> None:
     config.train.global_batch_size = 6
     config.scheduler.lr_wsd_decay_iters = None
