@@ -10,6 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from nano3.utils.console import duration_text
+
 _METRICS_TAIL_BYTES = 1 << 16
 # A run is called silent if its last line is older than this, and three times as old as any pause in its recent lines.
 _SILENT_S = 120
@@ -128,14 +130,3 @@ def loss_text(metrics: dict[str, Any]) -> str:
     """Return the loss of a record as a table cell, "" if there is none."""
     loss = metrics.get("loss")
     return f"{loss:.4f}" if isinstance(loss, float) else str("" if loss is None else loss)
-
-
-def duration_text(seconds: float) -> str:
-    """Return a duration as "45 s", "12 min", "3 h 05 min" or "2 d 04 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours < 24 else f"{hours // 24} d {hours % 24:02} h"

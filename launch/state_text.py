@@ -3,8 +3,8 @@
 import datetime
 import re
 
-from launch.progress import duration_text
 from launch.slurm import JobState
+from nano3.utils.console import duration_text
 
 _NEVER = "it can never start: "
 # Why a job waits: the beginning of Slurm's reason (a regular expression), and its meaning. The first that fits counts.

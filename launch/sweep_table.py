@@ -19,10 +19,10 @@ from rich.text import Text
 from launch import job_records, slurm
 from launch.follow import failure_lines, say
 from launch.job_end import JobMarkers
-from launch.progress import Progress, duration_text, last_metrics, loss_text, read_progress
+from launch.progress import Progress, last_metrics, loss_text, read_progress
 from launch.state_text import describe_state, never_starts, run_s, starts_in_s, waited_s
 from launch.submit import SubmittedJob
-from nano3.utils.console import cell_text, console, table
+from nano3.utils.console import cell_text, console, duration_text, table
 from nano3.utils.errors import RESTART_EXIT_CODE
 
 _COLUMNS = ("point", "job", "state", "iteration", "loss", "elapsed", "left", "exit")

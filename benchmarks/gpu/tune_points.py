@@ -60,6 +60,9 @@ TE_NORMS = (
 FP8 = "megatron.mixed_precision.fp8=hybrid"
 CURRENT = (FP8, "megatron.mixed_precision.fp8_recipe=tensorwise")
 # The masters are read and written by TransformerEngine's Adam as 16 bits each; gradients are not copied to fp32 first.
+NO_GRAPHS = ("megatron.model.cuda_graph_impl=none", "megatron.model.cuda_graph_modules=[]")
+ISOLATE = ("train.document_boundaries=isolate",)
+SHORT = "_1500"  # documents of at most 1,500 tokens
 ADAM = ("megatron.optimizer.use_precision_aware_optimizer=true", "megatron.mixed_precision.fp8_recipe=delayed")
 
 
@@ -68,7 +71,7 @@ class Point:
     """One setting to measure.
 
     `group` names what the change is about. Points with a group are candidates for `together`, which takes the best one
-    of each; "fp8" is for `fp8_together` alone.
+    of each; "fp8" is for `fp8_together` alone. `data` ends the name of the data's folder.
     """
 
     name: str
@@ -78,6 +81,12 @@ class Point:
     batch: int = 16
     timed: int = 12
     profile: bool = False
+    data: str = ""
+
+    @property
+    def sizes(self) -> list[int | str]:
+        """What two points have in common whose losses can be compared."""
+        return [self.micro, self.batch, *([self.data] if self.data else [])]
 
     def arguments(self) -> list[str]:
         """Return the arguments of train.py."""
@@ -125,11 +134,17 @@ POINTS = {
         Point("together_32", micro=32, batch=32, timed=8),
         Point("fp8_together", micro=32, batch=32, timed=8),
         Point("fp8_together_profile", batch=32, timed=8, profile=True),
+        *(
+            Point(f"{name}_{micro}", changes, micro=micro, batch=batch, timed=8, data=SHORT)
+            for micro, batch in ((16, 16), (1, 8))
+            for name, changes in (("base_short", ()), ("no_graphs", NO_GRAPHS), ("isolate", ISOLATE))
+        ),
     )
 }
 PLAN = (
     "base", "no_waits", "router_fusion", "fp8_current", "no_margin", "base", "te_norms", "fp8_delayed", "graphs_router",
     "base", "together", "base_profile", "together_profile", "base_32", "together_32", "fp8_together",
+    "base_short_16", "isolate_16", "no_graphs_16", "base_short_1", "isolate_1", "no_graphs_1",
     "fp8_router_padding", "grouped_gemm", "adam", "op_fuser", "one_bucket", "te_cross_entropy", "fp8_blockwise",
 )  # fmt: skip
 
@@ -373,7 +388,7 @@ class Session:
     def run(self, key: str, point: Point) -> bool:
         """Measure one point; return whether this process can go on."""
         point, names = resolve(point, self.result)
-        entry: dict[str, Any] = {"point": point.name, "sizes": [point.micro, point.batch], "from": names}
+        entry: dict[str, Any] = {"point": point.name, "sizes": point.sizes, "from": names}
         entry |= {"changes": list(point.changes), "state": "crashed"}  # until it ends
         self.result["points"][key] = entry
         self.save()
@@ -381,7 +396,10 @@ class Session:
         folder.mkdir(parents=True, exist_ok=True)
         trace = folder / "trace.json.gz"
         try:
-            entry |= {**measure(point, self.data_dir, folder, self.environment, trace), "state": "finished"}
+            entry |= {
+                **measure(point, self.data_dir + point.data, folder, self.environment, trace),
+                "state": "finished",
+            }
             if point.profile:
                 print(write_profile(trace, self.path.with_name(f"tune_{key}")), flush=True)
             self.finished += 1

@@ -18,7 +18,7 @@ import nano3
 from nano3.tools._arguments import RUNS, find_run, find_runs_below
 from nano3.tools.diff import ABSENT, StartRecord, format_value, missing_start_problem, read_start_record
 from nano3.training.run.record import latest_start_dir, read_finish_record
-from nano3.utils.console import say, table
+from nano3.utils.console import duration_text, say, table
 from nano3.utils.disk_errors import reason
 from nano3.utils.errors import UserError
 from nano3.utils.files import write_text
@@ -260,7 +260,7 @@ def time_section(lines: dict[str, Lines]) -> str:
     parts = []
     for name, own in lines.items():
         if use := goodput.time_use(own):
-            total = goodput.duration(use.total)
+            total = duration_text(use.total)
             parts.append(f"<p>{escape(name)}: goodput {use.goodput:.1%} of {total}</p>{goodput.html_bar(use)}")
             if len(use.starts) > 1:
                 parts.append(html_table(goodput.START_COLUMNS, goodput.start_rows(use)))

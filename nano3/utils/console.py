@@ -332,3 +332,14 @@ def cell_text(value: object) -> str:
     if (omitted := len(text) - MAX_CELL) > 0:
         text = f"{text[:MAX_CELL]} … {omitted:,} characters omitted"
     return printable(text)
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration as "4.3 s", "45 s", "12 min", "3 h 05 min" or "2 d 04 h"."""
+    if seconds < 90:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours < 24 else f"{hours // 24} d {hours % 24:02} h"

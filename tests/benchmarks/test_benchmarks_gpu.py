@@ -279,6 +279,8 @@ def test_lost_and_too_few_kills_are_found(gpu_tests: ModuleType) -> None:
 
 # Tests that have not passed on a GPU as they are written; why is in the transcript.
 NOT_YET_PASSED = {
+    "test_a_rank_that_enters_no_collective_ends_the_run_and_is_named",
+    "test_a_start_finds_the_order_that_was_built_ahead",
     "test_the_micro_batch_size_does_not_matter",
     "test_an_isolated_run_validates_stops_and_resumes",
     "test_what_cannot_be_isolated_is_refused",

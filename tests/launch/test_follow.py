@@ -16,7 +16,6 @@ import launch
 from launch import follow, job_records, slurm
 from launch.api import follow_hint
 from launch.follow import LogStream, Watch, read_tail_and_size, report_failure, tail_lines
-from launch.progress import duration_text
 from launch.slurm import UNKNOWN, JobState
 from launch.state_text import describe_state, waiting_text
 from launch.submit import SubmittedJob
@@ -229,13 +228,6 @@ def test_follow_continues_after_the_tail(tmp_path: Path, capfd: pytest.CaptureFi
     LogStream(log, size).copy()
     assert capfd.readouterr().out == "two\nthree\nfour\n"
     assert follow.read_tail_and_size(log, 0)[0] == ""
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(5, "5 s"), (600, "10 min"), (11100, "3 h 05 min"), (187200, "2 d 04 h")]
-)
-def test_duration_text(seconds: float, text: str) -> None:
-    assert duration_text(seconds) == text
 
 
 def test_how_long_a_job_waits_and_when_it_may_start() -> None:

@@ -13,7 +13,7 @@ from commands import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nano3.utils.console import group_by_dataset, is_rank_zero, table
+from nano3.utils.console import duration_text, group_by_dataset, is_rank_zero, table
 
 SAY = "from nano3.utils.console import say, table, warn; import sys\n"
 
@@ -124,3 +124,21 @@ def test_a_problem_shared_by_several_datasets_is_printed_once() -> None:
         "3 datasets (a, b, c); the first: path=hf://org/a: the hub cannot be reached.",
         "dataset 'd': path=x: is empty.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (4.31, "4.3 s"),
+        (5, "5 s"),
+        (9.96, "10 s"),
+        (89.4, "89 s"),
+        (90, "2 min"),
+        (3569, "59 min"),
+        (3571, "1 h 00 min"),
+        (11100, "3 h 05 min"),
+        (187200, "2 d 04 h"),
+    ],
+)
+def test_duration_text(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text

@@ -2,6 +2,7 @@
 # (benchmarks/gpu/tune_points.py). All run in one process, so that only the first one imports and compiles; after a crash or with a
 # full GPU the next process goes on, which has imported the stack meanwhile. BUDGET is in seconds, POINTS names points.
 BUDGET=${BUDGET:-390} TUNE_END=$(($(date +%s) + BUDGET))
+[ -d "${DATA}_1500" ] || python3 -m nano3.data_prep data_blend=sample data_blend.name=short output_dir="${DATA}_1500" valid_fraction=0.05 max_doc_tokens=1500 > "$OUT/tune_data.txt" 2>&1 || cat "$OUT/tune_data.txt"
 say "tune: $BUDGET s"
 tune_points() { TURN=$K/turn_tune timeout -s ABRT -k 5 $((TUNE_END + 20 - $(date +%s))) python3 -X faulthandler benchmarks/gpu/tune_points.py "$OUT/tune.json" "$DATA" "$K/tune" "$TUNE_END" ${POINTS:-} >> "$OUT/tune.log" 2>&1; }
 tune_points & current=$!

@@ -6,6 +6,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 from nano3.training.run.run_clock import PARTS, PREFIX
+from nano3.utils.console import duration_text
 
 
 class Part(NamedTuple):
@@ -153,7 +154,7 @@ def text_bar(use: TimeUse) -> str:
         done += share
         bar += part.letter * (round(done * WIDTH) - len(bar))
     meaning = "  ".join(f"{part.letter} {part.name} {share:.1%}" for part, share in use.shares())
-    return f"[{bar}] goodput {use.goodput:.1%} of {duration(use.total)}\n{meaning}"
+    return f"[{bar}] goodput {use.goodput:.1%} of {duration_text(use.total)}\n{meaning}"
 
 
 def html_bar(use: TimeUse) -> str:
@@ -176,11 +177,11 @@ def start_rows(use: TimeUse, last: int = 10) -> list[list[str]]:
         [
             str(start.number),
             f"{start.iteration:,}",
-            duration(start.gap_s) if start.gap_s else "",
+            duration_text(start.gap_s) if start.gap_s else "",
             start.before,
             f"{start.lost_iterations:,}" if start.lost_iterations else "",
-            duration(start.lost_s) if start.lost_s else "",
-            duration(start.startup_s),
+            duration_text(start.lost_s) if start.lost_s else "",
+            duration_text(start.startup_s),
             "" if start.exit_code is None else f"exit code {start.exit_code}",
         ]
         for start in use.starts[-last:]
@@ -217,12 +218,3 @@ def over_budget(use: TimeUse) -> list[str]:
         for stage in STAGES
         if (seconds := stages.get(stage.name, 0.0)) > stage.budget_s
     ]
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as 12.3 s, 4 min 5 s or 6 h 7 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
-    return f"{seconds // 3600:,.0f} h {seconds % 3600 // 60:.0f} min"
