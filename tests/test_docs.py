@@ -5,6 +5,7 @@ Blocks of one page run in order in one folder, with `set -e`, as a reader would 
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,18 @@ def test_slurm_commands(page: Path, tmp_path: Path) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     broken = [link for link in LINK.findall(page.read_text()) if not (page.parent / link.strip()).exists()]
     assert not broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_named_test_files_exist_and_are_not_ignored(page: Path) -> None:
+    """A pattern of .gitignore that matches a folder of tests leaves its new files out of every commit."""
+    named = set(re.findall(r"\btests/[\w/]+\.py\b", page.read_text()))
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+    if named and shutil.which("git"):
+        ignored = subprocess.run(
+            ["git", "check-ignore", "--no-index", *named], cwd=ROOT, capture_output=True, text=True
+        )
+        assert ignored.stdout == ""
 
 
 def test_every_make_target_in_the_documentation_exists() -> None:

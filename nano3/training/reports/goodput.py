@@ -44,13 +44,19 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage("checks", ("checks",), 5, "the checkpoint is read to verify it: a faster disk"),
+    Stage(
+        "checks",
+        ("checks",),
+        5,
+        "data files are checked, and a resume reads its checkpoint to verify it: a faster disk",
+    ),
     Stage("imports", ("imports", "imports_and_recipe"), 30, "packages on a local disk or in the image, and compiled"),
     Stage(
         "data and model",
         ("data", "model_and_checkpoint", "model_data_and_checkpoint"),
         15,
-        "the first start draws the order of samples; later ones read it and the checkpoint: a faster disk",
+        "the first start builds the order of samples (`nano3 index` does it before); later ones read it and the "
+        "checkpoint: a faster disk",
     ),
     Stage("first step", ("first_step",), 20, "the first start compiles kernels: share $NANO3_CACHE between nodes"),
 )
