@@ -1,6 +1,15 @@
 """Group `model`: architecture and parallelism, named as in Megatron-Bridge's model provider."""
 
 from dataclasses import dataclass
+from typing import Final
+
+# The keys of multi-token prediction. Until they became keys they were set under `megatron.model`, which is still read.
+MTP_KEYS: Final = (
+    "mtp_num_layers",
+    "mtp_hybrid_override_pattern",
+    "mtp_use_repeated_layer",
+    "mtp_loss_scaling_factor",
+)
 
 
 @dataclass
@@ -51,6 +60,15 @@ class ModelConfig:
     layernorm_epsilon: float | None = None
     # Use one matrix for the embedding and the output layer.
     share_embeddings_and_output_weights: bool | None = None
+    # Multi-token prediction (backend=megatron): number of tokens after the next one that each position predicts.
+    # 0 turns it off in a recipe that has it.
+    mtp_num_layers: int | None = None
+    # Layer types of multi-token prediction, for one of these tokens.
+    mtp_hybrid_override_pattern: str | None = None
+    # Use the same layers of multi-token prediction for each of these tokens.
+    mtp_use_repeated_layer: bool | None = None
+    # Weight of the mean loss of multi-token prediction.
+    mtp_loss_scaling_factor: float | None = None
     # Number of embedding rows; null uses the vocabulary size of the data, padded the way Megatron pads it.
     vocab_size: int | None = None
 

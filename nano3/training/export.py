@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 import threading
+from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from typing import Any
 import msgspec
 
 from nano3.config.model import ModelConfig
-from nano3.training.checks.model_stats import padded_vocab_size
+from nano3.training.checks.model_stats import Architecture, count_parameters, padded_vocab_size
 from nano3.training.hf.checkpoints import load_state
-from nano3.training.hf.model import build_model, hf_config
+from nano3.training.hf.model import HF_NAMES, build_model, hf_config
 from nano3.training.run.checkpoint_owner import owner_of
 from nano3.training.run.checkpoints import (
     MARKER,
@@ -59,6 +60,9 @@ QWEN3 = {
     "tie_word_embeddings": "share_embeddings_and_output_weights",
     "max_position_embeddings": "seq_length",
 }
+
+# The sizes that decide the parameters of a layer.
+MTP_SIZES = {f.name for f in fields(Architecture)} & HF_NAMES.keys()
 
 
 def export(run_dir: Path, output: Path, iteration: int | None = None) -> Path:
@@ -207,11 +211,14 @@ def hf_description(model: dict[str, Any], eod_id: int | None) -> dict[str, Any]:
     if model.get("should_pad_vocab"):
         divisor = int(model.get("make_vocab_size_divisible_by") or 128)
         rows = padded_vocab_size(rows, tensor, divisor)
-    if model.get("hybrid_layer_pattern"):
+    if pattern := model.get("hybrid_layer_pattern"):
         names = {f.name for f in fields(ModelConfig)} - {"vocab_size"}
         shape = ModelConfig(**{k: v for k, v in model.items() if k in names})
+        main, *depths = str(pattern).replace("|", "").split("/")
+        shape.hybrid_layer_pattern = main
         config: dict[str, Any] = hf_config(shape, rows, int(model["seq_length"]), eod_id).to_dict()
-        return config | {"torch_dtype": "bfloat16", "use_mamba_kernels": True, "use_cache": True}
+        config |= {"torch_dtype": "bfloat16", "use_mamba_kernels": True, "use_cache": True}
+        return config | (_mtp_description(model, depths[0]) if depths else {})
     if model.get("qk_layernorm"):
         base: dict[str, Any] = json.loads(
             (Path(__file__).parent / "megatron" / "hub" / "Qwen--Qwen3-8B.json").read_text()
@@ -230,6 +237,21 @@ def hf_description(model: dict[str, Any], eod_id: int | None) -> dict[str, Any]:
     raise UserError(
         "nano3 export knows hybrid (NemotronH) and Qwen3 models; use Megatron-Bridge's AutoBridge for this recipe."
     )
+
+
+def _mtp_description(model: dict[str, Any], layers: str) -> dict[str, Any]:
+    """Return the entries of config.json for multi-token prediction, as Megatron-Bridge's NemotronHBridge reads them.
+
+    Args:
+        model: The section `model` of run_config.yaml.
+        layers: Layer types of one depth.
+    """
+    same = ("mtp_use_repeated_layer", "keep_mtp_spec_in_bf16", "mtp_loss_scaling_factor")
+    return {
+        "num_nextn_predict_layers": int(model["mtp_num_layers"]),
+        "mtp_hybrid_override_pattern": layers,
+        **{name: model[name] for name in same if name in model},
+    }
 
 
 def _convert(checkpoint: Path, tokenizer: Path, output: Path) -> None:
@@ -270,6 +292,8 @@ def _eod_id(tokenizer: Path) -> int | None:
 def check_complete(folder: Path) -> None:
     """Compare the number of stored parameters with that of the model in config.json.
 
+    transformers has no modules for the tensors of multi-token prediction, so these are counted from the sizes.
+
     Raises:
         Failure: They differ.
     """
@@ -284,7 +308,13 @@ def check_complete(folder: Path) -> None:
     config = AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    stored = sum(_size(shape) for shape in found.values())
+    further = sum(_size(shape) for name, shape in found.items() if name.startswith("mtp."))
+    if further != (wanted := mtp_size(config)):
+        raise Failure(
+            f"The export holds {further:,} parameters of multi-token prediction; config.json describes {wanted:,}. The "
+            "incomplete export was removed."
+        )
+    stored = sum(_size(shape) for name, shape in found.items() if not name.startswith("mtp."))
     expected = sum(p.numel() for p in model.parameters()) + sum(
         b.numel() for n, b in model.named_buffers() if "e_score_correction" in n
     )
@@ -294,6 +324,28 @@ def check_complete(folder: Path) -> None:
             f"The export holds {stored:,} parameters in {len(found)} tensors; a {type(model).__name__} has "
             f"{expected:,}. The incomplete export was removed."
         )
+
+
+def mtp_size(config: Any) -> int:
+    """Return the stored parameters of multi-token prediction that a Hugging Face configuration describes.
+
+    Args:
+        config: A NemotronHConfig, or the configuration of a model without multi-token prediction.
+    """
+    depths = getattr(config, "num_nextn_predict_layers", 0) or 0
+    if not depths:
+        return 0
+    sizes: dict[str, Any] = {key: getattr(config, hf) for key, hf in HF_NAMES.items() if key in MTP_SIZES}
+    shape = Architecture(
+        layers={},
+        vocab_size=0,
+        mtp_depths=depths,
+        mtp_layers=dict(Counter(config.mtp_hybrid_override_pattern)),
+        mtp_shared=bool(getattr(config, "mtp_use_repeated_layer", True)),
+        **sizes,
+    )
+    last_norm, biases = shape.hidden_size, shape.held_layers.get("E", 0) * shape.num_moe_experts
+    return count_parameters(shape).total - last_norm + biases
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from nano3.config import PretrainConfig
+from nano3.config.pretrain import megatron_section
 from nano3.training import backend
 from nano3.training.checks.ladder_check import ladder_problems, ladder_rows
 from nano3.training.checks.lr_schedule import schedule_problems, schedule_summary
@@ -104,7 +105,7 @@ def preflight(config: PretrainConfig, vocab_size: int | None = None) -> Prefligh
     chosen = backend.load(config.backend)
     result.problems.extend(chosen.check(config))
     if known:
-        _describe_recipe(config.recipe._target_, result)
+        _describe_recipe(config, known, result)
     result.problems.extend([*value_problems(config), *initial_weights_problems(config)])
     result.problems.extend(run_section_problems(config, here=uses_this_python(config) and not config.dry_run))
     result.problems.extend([*schedule_problems(config), *(wrong := ladder_problems(config))])
@@ -160,13 +161,20 @@ def iteration_range(config: PretrainConfig, point: ResumePoint) -> IterationRang
     return IterationRange(point.iteration, last_iteration(config), config.train.train_iters, seen)
 
 
-def _describe_recipe(target: str, result: Preflight) -> None:
-    """Add the recipe's row, and a warning if its values are not recorded."""
+def _describe_recipe(config: PretrainConfig, known: schema.Schema, result: Preflight) -> None:
+    """Add the recipe's row, and warnings if its values are not recorded or if it is made for benchmarks alone."""
+    target = config.recipe._target_
     result.rows.append(("recipe", target.rpartition(".")[2]))
     if not schema.is_bundled(target):
         result.warnings.append(
             f"recipe._target_={target} is not recorded: sizes are estimated without its values, and it is checked when "
             f"the run starts.{similar_recipe_hint(target)}"
+        )
+    forced = "moe_router_force_load_balancing"
+    if megatron_section(config, "model").get(forced, known.value(f"model.{forced}")):
+        result.warnings.append(
+            f"megatron.model.{forced}=true: experts get random tokens, which is for measuring speed. To learn, set "
+            f"+megatron.model.{forced}=false."
         )
 
 

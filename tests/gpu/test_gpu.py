@@ -15,27 +15,12 @@ from nano3.training.run.metrics import read_metrics
 pytestmark = MARKS
 
 
-@pytest.mark.parametrize("recipe", schema.RECIPES)
-def test_the_recorded_schema_is_what_is_installed(recipe: str, tmp_path: Path) -> None:
-    script = f"""
-from pathlib import Path
-from nano3.training.megatron import recipe, schema
-recipe.offline_hub({recipe!r}, Path({str(tmp_path)!r}))
-live, recorded = schema.extract(recipe.call_recipe({recipe!r}), {recipe!r}), schema.load_bundled({recipe!r})
-assert schema.versions() == dict(recorded.versions), (schema.versions(), recorded.versions)
-assert dict(live.container) == dict(recorded.container)
-differing = [name for name, fields in live.classes.items() if dict(fields) != dict(recorded.classes[name])]
-assert not differing, differing
-"""
-    Runs(tmp_path)("-W", "ignore", "-c", script, timeout=400)
-
-
-@pytest.mark.parametrize("recipe", schema.RECIPES)
-def test_the_installed_source_has_the_recorded_recipes(recipe: str) -> None:
+def test_a_misspelled_recipe_is_found_in_the_installed_source() -> None:
+    """tests/gpu/test_gpu_lightning.py compares all recorded recipes with what is installed."""
     from nano3.training.megatron.recipe_check import recipe_problems
 
-    assert recipe_problems(recipe) == []
-    assert recipe_problems(recipe + "x")
+    assert recipe_problems(schema.RECIPES[0]) == []
+    assert recipe_problems(schema.RECIPES[0] + "x")
 
 
 def test_megatron_bridge_counts_the_same_work(undisturbed: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from nano3.training.checks.model_stats import (
 from nano3.training.dataset import open_data
 from nano3.training.megatron.backend import run_identity
 from nano3.training.megatron.recipe_check import recipe_problems
-from nano3.training.megatron.schema import load_bundled
+from nano3.training.megatron.schema import PERFORMANCE_RECIPES, load_bundled
 from nano3.training.megatron.settings import override_settings
 from nano3.training.preflight import (
     IterationRange,
@@ -215,6 +215,9 @@ def test_a_link_to_the_blend_is_the_blend(config: PretrainConfig, tmp_path: Path
     assert preflight(config).problems == []
 
 
+PERFORMANCE = PERFORMANCE_RECIPES[0]
+
+
 @pytest.fixture
 def bridge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An installed Megatron-Bridge with only the source of its recipes."""
@@ -224,7 +227,10 @@ def bridge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "nemotron_3_nano.py").write_text(
         "raise SystemExit('imported')\nfrom elsewhere import nemotron_3_nano_pretrain_config, other_config\n"
     )
-    monkeypatch.setattr("nano3.training.megatron.recipe_check._recipes_folder", lambda: tmp_path / "recipes")
+    performance = tmp_path / "perf_recipes" / "nemotronh"
+    performance.mkdir(parents=True)
+    (performance / "__init__.py").write_text(f"from elsewhere import {PERFORMANCE.rpartition('.')[2]}\n")
+    monkeypatch.setattr("nano3.training.megatron.recipe_check._bridge_folder", lambda: tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -235,12 +241,15 @@ def bridge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         pytest.param(NANO.replace("nemotron_3_nano.", "nemotron_3_nanno."), f"Did you mean '{NANO}'?", id="module"),
         pytest.param(QWEN, "there is no module megatron.bridge.recipes.qwen.qwen3.", id="nothing-near"),
+        pytest.param(
+            PERFORMANCE.replace("bf16", "bf17"), f"Did you mean '{PERFORMANCE.rpartition('.')[2]}'", id="performance"
+        ),
     ],
 )
 def test_a_recipe_missing_in_the_installed_bridge(
     config: PretrainConfig, bridge: None, target: str, words: str
 ) -> None:
-    assert recipe_problems(NANO) == []
+    assert recipe_problems(NANO) == recipe_problems(PERFORMANCE) == []
     config.recipe._target_ = target
     assert any(words in p for p in preflight(config).problems), preflight(config).problems
 
@@ -458,3 +467,18 @@ def test_short_numbers(number: float, text: str) -> None:
 )
 def test_the_iteration_range_of_a_command(span: IterationRange, words: str, iterations: int) -> None:
     assert (str(span), span.iterations) == (words, iterations)
+
+
+@pytest.mark.parametrize(
+    ("target", "megatron", "warned"),
+    [
+        (PERFORMANCE, {}, True),
+        (PERFORMANCE, {"model": {"moe_router_force_load_balancing": False}}, False),
+        (NANO, {"model": {"moe_router_force_load_balancing": True}}, True),
+        (NANO, {}, False),
+    ],
+    ids=["performance", "to-learn", "own", "library"],
+)
+def test_forced_balance_is_for_benchmarks(config: PretrainConfig, target: str, megatron: dict, warned: bool) -> None:
+    config.recipe._target_, config.megatron = target, megatron
+    assert any("experts get random tokens" in w for w in preflight(config).warnings) == warned

@@ -161,17 +161,19 @@ def architecture_from_config(
 
 
 def _multi_token_prediction(config: PretrainConfig, known: RecipeValues | None, pattern: Any) -> dict[str, Any]:
-    """Return the layers of multi-token prediction: of a hybrid pattern's part after /, or of the keys of the model."""
+    """Return the layers of multi-token prediction: of a hybrid pattern's parts after /, or of the keys of the model."""
+    _, *parts = str(config.model.hybrid_layer_pattern or "").split("/")
+    in_pattern = {"mtp_num_layers": len(parts), "mtp_hybrid_override_pattern": parts[0]} if parts else {}
+    free = {**in_pattern, **megatron_section(config, "model")}
 
     def value(name: str) -> Any:
-        own = megatron_section(config, "model")
-        return own[name] if name in own else known.value(f"model.{name}") if known else None
+        own = getattr(config.model, name)
+        if own is not None or name in free:
+            return own if own is not None else free[name]
+        return known.value(f"model.{name}") if known else None
 
-    _, *parts = str(pattern or "").split("/")
-    depths = value("mtp_num_layers")
-    depths = depths if isinstance(depths, int) and depths > 0 else len(parts)
-    layers = value("mtp_hybrid_override_pattern") or (parts[0] if parts else "")
-    if known is None or not pattern or not depths or not isinstance(layers, str):
+    depths, layers = value("mtp_num_layers"), value("mtp_hybrid_override_pattern")
+    if known is None or not pattern or not isinstance(depths, int) or depths < 1 or not isinstance(layers, str):
         return {}
     found = dict(Counter(c for c in layers if c in "M*E-"))
     return {"mtp_depths": depths, "mtp_layers": found, "mtp_shared": bool(value("mtp_use_repeated_layer"))}

@@ -117,11 +117,12 @@ def skip_problems(config: PretrainConfig) -> list[str]:
 
 
 def model_value_problems(model: ModelConfig) -> list[str]:
-    """Return a sentence for each size below 1 and each factor that is negative or not finite. Ignore nulls."""
+    """Return a sentence for each size that is too small and each factor below 0 or not finite. Ignore nulls."""
     problems = []
     for name, value in ((f.name, getattr(model, f.name)) for f in fields(model)):
-        if type(value) is int and value < 1:
-            problems.append(f"model.{name}={value} must be at least 1.")
+        least = 0 if name == "mtp_num_layers" else 1
+        if type(value) is int and value < least:
+            problems.append(f"model.{name}={value} must be at least {least}.")
         elif type(value) is float and not 0 <= value < math.inf:
             problems.append(f"model.{name}={value} must be at least 0, and not infinite.")
     return problems

@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from nano3.config.model import ModelConfig
+from nano3.config.model import MTP_KEYS, ModelConfig
 from nano3.config.pretrain import PretrainConfig, RecipeConfig
 from nano3.training.checks.lr_schedule import schedule_problems
 from nano3.training.checks.value_checks import blend_file_problems, value_problems, vocabulary_problems
@@ -31,7 +31,7 @@ from nano3.utils.provenance import install_command, missing_modules
 PACKAGES: tuple[str, ...] = ("torch", "transformers", "accelerate", "megatron.core")
 INSTALL = install_command("train")
 # Settings of the model that change only its speed, or nothing in this backend.
-_MUTABLE_MODEL_KEYS = ("mamba_chunk_size", "sequence_parallel", *PARALLEL)
+_MUTABLE_MODEL_KEYS = ("mamba_chunk_size", "sequence_parallel", *PARALLEL, *MTP_KEYS)
 _VERSIONS = ("torch", "transformers", "megatron-core")
 
 

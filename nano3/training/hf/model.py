@@ -96,6 +96,11 @@ def model_problems(model: ModelConfig) -> list[str]:
         problems.append(
             f"backend=transformers is data-parallel only; {', '.join(parallel)} needs backend=megatron (or set 1)."
         )
+    if model.mtp_num_layers:
+        problems.append(
+            f"model.mtp_num_layers={model.mtp_num_layers}: backend=transformers has no multi-token prediction. Set "
+            "model.mtp_num_layers=0 to train the model without it, or choose backend=megatron."
+        )
     pattern = model.hybrid_layer_pattern
     unknown = sorted(set(pattern or "") - set(REQUIRED_KEYS))
     if unknown:

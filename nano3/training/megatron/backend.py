@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nano3.config import PretrainConfig
-from nano3.config.model import ModelConfig
+from nano3.config.model import MTP_KEYS, ModelConfig
 from nano3.config.pretrain import megatron_section
 from nano3.training.checks.model_stats import architecture_from_config, flops_per_token
 from nano3.training.checks.value_checks import blend_file_problems
@@ -44,7 +44,7 @@ from nano3.utils.provenance import is_installed, missing_modules
 
 # The optimizer's state can only be read for the tensor, pipeline and expert parallelism it was saved for. Context and
 # sequence parallelism split no parameters, and the data-parallel size is free.
-MUTABLE_MODEL_KEYS = ("context_parallel_size", "sequence_parallel", "mamba_chunk_size")
+MUTABLE_MODEL_KEYS = ("context_parallel_size", "sequence_parallel", "mamba_chunk_size", "mtp_loss_scaling_factor")
 VERSIONS = ("torch", "megatron-bridge", "megatron-core", "transformer-engine")
 PACKAGES: tuple[str, ...] = ("torch", "megatron.bridge")
 INSTALL = "a GPU container or the extra `megatron` (docs/gpu.md)"
@@ -65,6 +65,7 @@ def check(config: PretrainConfig) -> list[str]:
         *blend_file_problems(config),
         *settings.setting_problems(chosen, known),
         *settings.pattern_problems(config.model.hybrid_layer_pattern),
+        *settings.mtp_problems(config),
         *isolation_problems(config, known),
     ]
 
@@ -197,6 +198,7 @@ def run_identity(config: PretrainConfig, data: TrainingData) -> dict[str, Any]:
     """Return the values that must be the same on a resume: recipe, architecture, data, seed, sample and batch size."""
     shape = [f.name for f in fields(ModelConfig) if f.name not in MUTABLE_MODEL_KEYS]
     model = {name: getattr(config.model, name) for name in shape}
+    model = {name: value for name, value in model.items() if value is not None or name not in MTP_KEYS}
     return {
         "backend": "megatron",
         "recipe": config.recipe._target_,

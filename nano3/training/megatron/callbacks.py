@@ -267,6 +267,7 @@ class TrainingHooks:
         if not seconds:
             seconds = self.first_step_s or math.nan
         loss = loss_from_last_stage(loss)
+        further = mtp_metrics(getattr(context.state.cfg.model, "mtp_num_layers", None), sum_values_over_ranks)
         fed = self.fed.metrics(sum_over_ranks, reads_own_samples())
         if not math.isfinite(loss) or not math.isfinite(context.grad_norm or 0.0):
             return  # the guard decides about it
@@ -276,6 +277,7 @@ class TrainingHooks:
             "consumed_samples": samples,
             "consumed_tokens": samples * self.run.seq_length,
             "loss": loss,
+            **further,
             "lr": self._lr,
             "grad_norm": context.grad_norm,
             **self._throughput.metrics(seconds),
@@ -308,6 +310,18 @@ def max_over_ranks(values: list[float]) -> list[float]:
     maximum = torch.tensor(values, device="cuda", dtype=torch.float64)
     dist.all_reduce(maximum, op=dist.ReduceOp.MAX)
     return [float(value) for value in maximum.tolist()]
+
+
+def sum_values_over_ranks(values: list[float]) -> list[float]:
+    """Return the element-wise sum over all ranks. Every rank must call this at the same iterations."""
+    import torch
+    import torch.distributed as dist
+
+    if dist.get_world_size() == 1:
+        return values
+    total = torch.tensor(values, device="cuda", dtype=torch.float64)
+    dist.all_reduce(total)
+    return [float(value) for value in total.tolist()]
 
 
 def sum_over_ranks(number: int) -> int:
@@ -344,6 +358,36 @@ def moe_balance(cfg: Any) -> dict[str, float]:
         layers = entry.values[entry.values != 0]
         if "load_balancing" in name and layers.numel():
             found[f"moe_{name}"] = float(layers.mean()) / get_num_microbatches()
+    return found
+
+
+def mtp_metrics(depths: int | None, sum_over: Callable[[list[float]], list[float]]) -> dict[str, float]:
+    """Return the loss and the hit rate of each further token that multi-token prediction predicts.
+
+    Megatron adds them up over the micro batches of an iteration (`MTPLossLoggingHelper`), on the ranks of the last
+    pipeline stage, and clears them after the event in which this is called.
+
+    Args:
+        depths: Number of further tokens; None or 0 without multi-token prediction.
+        sum_over: Returns the element-wise sum over all ranks. Every rank must call it at the same iterations.
+    """
+    if not depths:
+        return {}
+    from megatron.core.num_microbatches_calculator import get_num_microbatches
+    from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
+
+    tracker = MTPLossLoggingHelper.tracker
+    own = [[0.0] * depths] * 3
+    if "loss_values" in tracker:
+        own = [tracker[f"{name}_values"].double().tolist() for name in ("loss", "correct", "total")]
+    ranks, *sums = sum_over([float("loss_values" in tracker), *own[0], *own[1], *own[2]])
+    losses, hits, tokens = (sums[i * depths : (i + 1) * depths] for i in range(3))
+    found = {}
+    for depth in range(depths):
+        if ranks:
+            found[f"mtp_{depth + 1}_loss"] = losses[depth] / (ranks * get_num_microbatches())
+        if tokens[depth]:
+            found[f"mtp_{depth + 1}_accuracy"] = hits[depth] / tokens[depth]
     return found
 
 

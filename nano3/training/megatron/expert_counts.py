@@ -15,13 +15,16 @@ class ExpertCounts:
     `routed` are the assignments before any are dropped (megatron.model.moe_expert_capacity_factor).
     """
 
-    def __init__(self, counts: "torch.Tensor") -> None:
+    def __init__(self, counts: "torch.Tensor", layers: int) -> None:
         """Begin without routers.
 
         Args:
-            counts: Zeros of shape [layers of the whole model, experts] and dtype int64, on this rank's device.
+            counts: Zeros of shape [layers of the whole model, experts] and dtype int64, on this rank's device. The
+                layers of multi-token prediction come last.
+            layers: Number of layers without those of multi-token prediction.
         """
         self._counts = counts
+        self._layers = layers
         self._routed = 0
         self._active = False
 
@@ -42,10 +45,13 @@ class ExpertCounts:
         from megatron.core.transformer.moe.router import TopKRouter
 
         routers = [module for chunk in model for module in chunk.modules() if isinstance(module, TopKRouter)]
-        own = max((router.layer_number or 0 for router in routers), default=0)
-        (layers,) = max_over_ranks([float(own)])
+        own = [
+            float(max((router.layer_number or 0 for router in routers if router.is_mtp_layer == is_mtp), default=0))
+            for is_mtp in (False, True)
+        ]
+        layers, mtp_layers = map(int, max_over_ranks(own))
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        found = cls(torch.zeros((int(layers), experts), dtype=torch.int64, device=device))
+        found = cls(torch.zeros((layers + mtp_layers, experts), dtype=torch.int64, device=device), layers)
         for router in routers:
             router.register_forward_hook(found.count)
         return found
@@ -64,7 +70,10 @@ class ExpertCounts:
         if not (self._active and router.training and torch.is_grad_enabled() and chosen.dtype == torch.bool):
             return
         if layer is not None:
-            self._counts[layer - 1] += chosen.sum(dim=0)
+            row = (
+                layer - 1 + self._layers * router.is_mtp_layer
+            )  # multi-token prediction counts its layers from 1 again
+            self._counts[row] += chosen.sum(dim=0)
             self._routed += chosen.shape[0] * router.topk
 
     def metrics(self) -> dict[str, float]:

@@ -198,7 +198,7 @@ def isolation_problems(config: PretrainConfig, known: Schema) -> list[str]:
             continue  # the recipe's are switched off
         if path == "model.sequence_parallel" and not several:
             continue
-        if refused(value):
-            origin = chosen[path].origin if path in chosen else f"the recipe's {path}"
+        origin = chosen[path].origin if path in chosen else f"the recipe's {path}"
+        if refused(value) and not (path == "model.mtp_num_layers" and origin == "model.hybrid_layer_pattern"):
             problems.append(f"train.document_boundaries=isolate is not possible with {origin}={value}: {fix}.")
     return problems

@@ -21,7 +21,7 @@ from nano3.training.run.checkpoints import checkpoint_dir
 from nano3.utils.errors import UserError, did_you_mean
 from nano3.utils.files import expand_user, write_text
 
-ALLOWED = "megatron.bridge.recipes."
+ALLOWED = ("megatron.bridge.recipes.", "megatron.bridge.perf_recipes.")
 # Recipes that read the config.json of a model from the Hugging Face Hub when called -> (model, commit). hub/ contains
 # the files (Apache-2.0, reformatted), so that a compute node without internet access can call these recipes.
 HUB_FILES = {
@@ -37,9 +37,8 @@ def target_problems(target: str) -> list[str]:
     if not re.fullmatch(r"[A-Za-z_][\w.]*", target):
         return [f"recipe._target_={target}: not a dotted path."]
     if not target.startswith(ALLOWED):
-        return [
-            f"recipe._target_={target}: recipes come from {ALLOWED.rstrip('.')}, for example {next(iter(HUB_FILES))}."
-        ]
+        packages = " or ".join(name.rstrip(".") for name in ALLOWED)
+        return [f"recipe._target_={target}: recipes come from {packages}, for example {next(iter(HUB_FILES))}."]
     return []
 
 

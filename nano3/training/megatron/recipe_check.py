@@ -14,21 +14,22 @@ from nano3.utils.errors import did_you_mean, nearest
 
 def recipe_problems(target: str) -> list[str]:
     """Return why the installed Megatron-Bridge has no such recipe; empty if Megatron-Bridge is not installed."""
-    root = _recipes_folder()
-    if root is None:
+    bridge = _bridge_folder()
+    if bridge is None:
         return []
-    module, _, name = target.removeprefix("megatron.bridge.recipes.").rpartition(".")
-    base = root.joinpath(*module.split(".")) if module else root
+    module, _, name = target.removeprefix("megatron.bridge.").rpartition(".")
+    base = bridge.joinpath(*module.split("."))
     file = next((f for f in (base.with_suffix(".py"), base / "__init__.py") if f.is_file()), None)
     if file is None:
-        near = nearest(target, _all_recipes(root))
+        near = nearest(target, _all_recipes(bridge))
         hint = f" Did you mean {near!r}?" if near else ""
-        return [f"recipe._target_={target}: there is no module megatron.bridge.recipes.{module}.{hint}"]
+        return [f"recipe._target_={target}: there is no module megatron.bridge.{module}.{hint}"]
     names = _names(file)
     if name in names or "*" in names:
         return []
     choices = [n for n in names if n.endswith("_config")]
-    return [f"recipe._target_={target}: {module or 'that package'} has no {name!r}.{did_you_mean(name, choices)}"]
+    there = module.partition(".")[2] or "that package"
+    return [f"recipe._target_={target}: {there} has no {name!r}.{did_you_mean(name, choices)}"]
 
 
 def similar_recipe_hint(target: str) -> str:
@@ -64,12 +65,12 @@ def tokenizer_problems(overrides: list[Setting], data: TrainingData) -> list[str
     return problems
 
 
-def _recipes_folder() -> Path | None:
-    """Return the folder of the installed Megatron-Bridge's recipes without importing any, or None."""
+def _bridge_folder() -> Path | None:
+    """Return the folder of the installed Megatron-Bridge without importing it, or None."""
     spec = importlib.util.find_spec("megatron")
     for path in (spec.submodule_search_locations or []) if spec else []:
         if (folder := Path(path) / "bridge" / "recipes").is_dir():
-            return folder
+            return folder.parent
     return None
 
 
@@ -86,9 +87,9 @@ def _names(file: Path) -> set[str]:
     return names
 
 
-def _all_recipes(root: Path) -> list[str]:
+def _all_recipes(bridge: Path) -> list[str]:
     found = []
-    for file in root.rglob("*.py"):
-        module = ".".join(("megatron.bridge.recipes", *file.relative_to(root).with_suffix("").parts))
+    for file in (file for name in ("recipes", "perf_recipes") for file in (bridge / name).rglob("*.py")):
+        module = ".".join(("megatron.bridge", *file.relative_to(bridge).with_suffix("").parts))
         found += [f"{module}.{name}" for name in _names(file) if name.endswith("_config")]
     return found

@@ -35,27 +35,45 @@ def schemas_to_json(schemas: list[Schema]) -> str:
         schemas: One schema per recipe, all extracted from the same installation.
     """
     classes = {name: fields for s in schemas for name, fields in s.classes.items()}
-    recipes = _members(
-        (
-            (
-                s.recipe,
-                _members(
-                    (
-                        ("container", _one_per_line(_fields_to_dict(s.container), 4)),
-                        ("values", _one_per_line(s.values, 4)),
-                    ),
-                    3,
-                ),
-            )
-            for s in schemas
-        ),
-        2,
-    )
+    whole: dict[str | None, Schema] = {}  # the first recipe with each class of model
+    entries = []
+    for s in schemas:
+        base = whole.setdefault(s.container.get("model", Field()).section, s)
+        entries.append((s.recipe, _whole_recipe(s) if s is base else json.dumps(_difference(s, base))))
+    recipes = _members(entries, 2)
     classes_text = _one_per_line(
         {name: _fields_to_dict(dict(sorted(fields.items()))) for name, fields in sorted(classes.items())}, 2
     )
     top = (("versions", json.dumps(dict(schemas[0].versions))), ("recipes", recipes), ("classes", classes_text))
     return _members(top, 1) + "\n"
+
+
+def _whole_recipe(schema: Schema) -> str:
+    parts = (
+        ("container", _one_per_line(_fields_to_dict(schema.container), 4)),
+        ("values", _one_per_line(schema.values, 4)),
+    )
+    return _members(parts, 3)
+
+
+def _difference(schema: Schema, base: Schema) -> dict[str, Any]:
+    """Return what differs from `base`: sections of the container, whole values, and fields of values.
+
+    Args:
+        schema: The schema of a recipe.
+        base: The schema of a recipe with the same sections.
+    """
+    values: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
+    for name, value in schema.values.items():
+        other = base.values[name]
+        if isinstance(value, dict) and isinstance(other, dict) and value.keys() >= other.keys():
+            fields = {key: value[key] for key in sorted(value) if key not in other or value[key] != other[key]}
+            changes |= {name: fields} if fields else {}
+        elif value != other:
+            values[name] = value
+    container = {k: v for k, v in _fields_to_dict(schema.container).items() if schema.container[k] != base.container[k]}
+    return {"like": base.recipe, "container": container, "values": values, "changes": changes}
 
 
 def _fields_to_dict(fields: Mapping[str, Field]) -> dict[str, dict[str, Any]]:

@@ -21,9 +21,25 @@ from nano3.utils.files import read_json
 from nano3.utils.provenance import installed_versions
 
 SCHEMA_FILE = Path(__file__).parent / "schemas" / "megatron_bridge.json"
+_LIBRARY, _PERFORMANCE = "megatron.bridge.recipes.", "megatron.bridge.perf_recipes."
+# GPUs of a performance recipe -> the precisions that there are for them. There are none of Lightning for VR200.
+_PERFORMANCE_GPUS = {
+    "16gpu_h100": ("bf16", "fp8cs"),
+    **{f"8gpu_{kind}": ("bf16", "fp8mx", "nvfp4") for kind in ("b200", "b300", "gb200", "gb300", "vr200")},
+}
+PERFORMANCE_RECIPES = tuple(
+    f"{_PERFORMANCE}nemotronh.{model}_pretrain_{gpus}_{precision}_config"
+    for model in ("nemotron_3_nano", "nemotron_3_5_lightning")
+    for gpus, precisions in _PERFORMANCE_GPUS.items()
+    for precision in precisions
+    if (model, gpus) != ("nemotron_3_5_lightning", "8gpu_vr200")
+)
 RECIPES = (
-    "megatron.bridge.recipes.nemotronh.nemotron_3_nano.nemotron_3_nano_pretrain_config",
-    "megatron.bridge.recipes.qwen.qwen3.qwen3_8b_pretrain_config",
+    f"{_LIBRARY}nemotronh.nemotron_3_nano.nemotron_3_nano_pretrain_config",
+    f"{_LIBRARY}qwen.qwen3.qwen3_8b_pretrain_config",
+    f"{_LIBRARY}nemotronh.nemotron_3_nano.nemotron_3_5_lightning_pretrain_config",
+    f"{_LIBRARY}nemotronh.nemotron_3_nano_4b.nemotron_3_nano_4b_pretrain_config",
+    *PERFORMANCE_RECIPES,
 )
 # The image of NVIDIA's registry that ships the recorded Megatron-Bridge. The release notes of Megatron-Bridge name it:
 # 0.6 belongs to NeMo Framework 26.08.
@@ -278,12 +294,30 @@ def load_bundled(recipe: str) -> Schema:
     """Return the recorded schema of `recipe`; for another recipe the fields alone, with any field in `model`."""
     raw = read_json(SCHEMA_FILE)
     known = raw["recipes"]
-    entry = known.get(recipe, next(iter(known.values())))
+    entry = _whole_entry(known, recipe if recipe in known else next(iter(known)))
     classes = {name: {k: _field_from_json(v) for k, v in fields.items()} for name, fields in raw["classes"].items()}
     container = {name: _field_from_json(v) for name, v in entry["container"].items()}
     if recipe not in known:
         container["model"] = Field()
     return Schema(recipe, raw["versions"], container, classes, entry["values"] if recipe in known else {})
+
+
+def _whole_entry(known: Mapping[str, Any], recipe: str) -> dict[str, Any]:
+    """Return container and values of a recorded recipe, which may be recorded as the difference to another one.
+
+    Args:
+        known: The recorded recipes.
+        recipe: One of them.
+    """
+    entry: dict[str, Any] = known[recipe]
+    if "like" not in entry:
+        return entry
+    base = known[entry["like"]]
+    changed = {name: {**base["values"][name], **fields} for name, fields in entry["changes"].items()}
+    return {
+        "container": base["container"] | entry["container"],
+        "values": {**base["values"], **entry["values"], **changed},
+    }
 
 
 def is_bundled(recipe: str) -> bool:

@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nano3.config import PretrainConfig
+from nano3.config import ModelConfig, PretrainConfig
+from nano3.config.model import MTP_KEYS
+from nano3.config.pretrain import megatron_section
 from nano3.training.megatron.schema import Field, Schema, dtype_name
 from nano3.utils.errors import Failure
 
@@ -94,6 +96,7 @@ def typed_settings(config: PretrainConfig) -> list[Setting]:
         value = getattr(config.model, f.name)
         if value is not None:
             found.append(Setting(f"model.{f.name}", value, f"model.{f.name}"))
+    found += _mtp_settings(config.model)
     if config.model.hybrid_layer_pattern:
         found.append(
             Setting("model.num_layers", count_layers(config.model.hybrid_layer_pattern), "model.hybrid_layer_pattern")
@@ -105,6 +108,49 @@ def typed_settings(config: PretrainConfig) -> list[Setting]:
     if config.train.loss_mask.eod:
         found.append(Setting("dataset.eod_mask_loss", True, "train.loss_mask.eod"))
     return found
+
+
+def _mtp_settings(model: ModelConfig) -> list[Setting]:
+    """Return the settings that keep depth and layers of multi-token prediction consistent.
+
+    Megatron-Bridge builds the layers if either field is set, and its hybrid model fails in the first step if the depth
+    is 0 then.
+    """
+    _, *depths = str(model.hybrid_layer_pattern or "").split("/")
+    if model.mtp_num_layers == 0:
+        return [Setting("model.mtp_hybrid_override_pattern", None, "model.mtp_num_layers")]
+    if not depths:
+        return []
+    return [
+        Setting("model.mtp_num_layers", len(depths), "model.hybrid_layer_pattern"),
+        Setting("model.mtp_hybrid_override_pattern", depths[0], "model.hybrid_layer_pattern"),
+    ]
+
+
+def mtp_problems(config: PretrainConfig) -> list[str]:
+    """Return the keys that describe the layers of multi-token prediction in two ways."""
+    model, free = config.model, megatron_section(config, "model")
+    _, *depths = str(model.hybrid_layer_pattern or "").split("/")
+    problems = [
+        f"megatron.model.{key}: this is set by model.{key}; set it there."
+        for key in MTP_KEYS
+        if key in free and getattr(model, key) is not None
+    ]
+    if not depths:
+        return problems
+    if set(depths) != {depths[0]} or not depths[0]:
+        problems.append(
+            f"model.hybrid_layer_pattern={model.hybrid_layer_pattern}: the parts after / must be equal, one for each "
+            "token that multi-token prediction predicts."
+        )
+    for key, value in (("mtp_num_layers", len(depths)), ("mtp_hybrid_override_pattern", depths[0])):
+        own = getattr(model, key)
+        if own is not None and own != value:
+            problems.append(
+                f"model.{key}={own}: model.hybrid_layer_pattern={model.hybrid_layer_pattern} says {value}. Leave out "
+                "one of them."
+            )
+    return problems
 
 
 def count_layers(pattern: str) -> int:
@@ -170,11 +216,9 @@ def setting_problems(settings: list[Setting], schema: Schema) -> list[str]:
 
 
 def _model_key(path: str) -> str | None:
-    names = {f.name for f in dataclasses.fields(PretrainConfig().model)} | {"num_layers"}
+    names = {f.name for f in dataclasses.fields(ModelConfig)} - set(MTP_KEYS)
     section, _, name = path.partition(".")
-    if section != "model" or name not in names - {"num_layers"}:
-        return None
-    return path
+    return path if section == "model" and name in names else None
 
 
 def apply_settings(container: Any, settings: list[Setting], schema: Schema) -> None:

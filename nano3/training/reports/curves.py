@@ -34,6 +34,8 @@ CURVES = (
     Curve("valid_loss", "validation loss (nats per token)"),
     Curve("valid_bits_per_byte", "validation loss (bits per byte)"),
     Curve("loss", "training loss (nats per token), smoothed", noisy=True),
+    Curve("mtp_1_loss", "loss of the second next token (multi-token prediction), smoothed", noisy=True),
+    Curve("mtp_2_loss", "loss of the third next token (multi-token prediction), smoothed", noisy=True),
     Curve("tokens_per_s", "tokens per second, smoothed", noisy=True),
     Curve("tokens_per_s_per_gpu", "tokens per second and GPU, smoothed", noisy=True),
     Curve("mfu", "model FLOPs utilization"),

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from megatron_helpers import NANO, QWEN, ROOT, architecture_of, config_without_data, model
+from megatron_helpers import LIGHTNING, NANO, NANO_4B, QWEN, ROOT, architecture_of, config_without_data, model
 
 from nano3.config import ModelConfig, PretrainConfig
 from nano3.training.checks.model_stats import (
@@ -183,17 +183,55 @@ def test_multi_token_prediction_is_counted_by_hand(shared: bool, copies: int) ->
     assert flops_per_token(mtp, 16) == 3 * (head + 2 * (2 * (layer - h) + 4 * h * h + head))
 
 
-@pytest.mark.parametrize("pattern", ["ME/*E/*E", "ME"], ids=["pattern", "keys"])
-def test_multi_token_prediction_is_read_from_the_pattern_or_the_keys(pattern: str) -> None:
-    config, known = PretrainConfig(), load_bundled(NANO)
-    config.model.hybrid_layer_pattern = pattern
-    config.megatron = {"model": {"mtp_use_repeated_layer": True}}
-    if "/" not in pattern:
-        config.megatron["model"] |= {"mtp_num_layers": 2, "mtp_hybrid_override_pattern": "*E"}
+KEYS = {"mtp_num_layers": 2, "mtp_hybrid_override_pattern": "*E", "mtp_use_repeated_layer": True}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "model", "megatron"),
+    [
+        (NANO, {"hybrid_layer_pattern": "ME/*E/*E"}, {"mtp_use_repeated_layer": True}),
+        (LIGHTNING, {"hybrid_layer_pattern": "ME/*E/*E"}, {}),
+        (NANO, {"hybrid_layer_pattern": "ME"}, KEYS),
+        (NANO, {"hybrid_layer_pattern": "ME", **KEYS}, {}),
+        (LIGHTNING, {"hybrid_layer_pattern": "ME"}, {}),
+    ],
+    ids=["pattern", "pattern-over-recipe", "earlier-keys", "keys", "recipe"],
+)
+def test_where_multi_token_prediction_is_read(recipe: str, model: dict, megatron: dict) -> None:
+    config, known = PretrainConfig(model=ModelConfig(**model)), load_bundled(recipe)
+    config.megatron = {"model": megatron}
     found = architecture_from_config(config, known, 1000)
     assert found is not None
     assert (found.mtp_depths, found.mtp_layers, found.mtp_shared) == (2, {"*": 1, "E": 1}, True)
     assert found.held_layers == {"M": 1, "E": 2, "*": 1} and found.run_layers == {"M": 1, "E": 3, "*": 2}
+
+
+@pytest.mark.parametrize("keys", [{"mtp_num_layers": 0}, {"mtp_num_layers": 0, "mtp_hybrid_override_pattern": "*E"}])
+def test_multi_token_prediction_of_a_recipe_is_turned_off(keys: dict) -> None:
+    config = PretrainConfig(model=ModelConfig(**keys))
+    found = architecture_from_config(config, load_bundled(LIGHTNING), 131072)
+    assert found is not None and (found.mtp_depths, found.mtp_layers) == (0, {})
+    assert count_parameters(found) == count_parameters(architecture_of("nemotron_3_nano", 131072))
+
+
+# FLOPs per token of the forward and backward pass according to num_floating_point_operations of Megatron-Bridge 0.6.2,
+# after finalize() of the recipe's model with the values of conf/model.
+THEIRS = {
+    "nemotron_3_nano": (NANO, 8192, 131072, 22278094848),
+    "nemotron_3_5_lightning": (LIGHTNING, 8192, 131072, 28147236864),
+    "nemotron_3_5_lightning_micro": (LIGHTNING, 1024, 4096, 164560896),
+    "nemotron_3_nano_micro": (NANO, 1024, 4096, 112656384),
+    "nemotron_3_nano_4b": (NANO_4B, 8192, 131072, 21058768896),
+}
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_work_agrees_with_megatron_bridge(name: str) -> None:
+    """Its formula takes the width of a Mamba layer as twice the hidden size, and leaves out MTP's projection."""
+    recipe, seq_length, vocabulary, theirs = THEIRS[name]
+    found = architecture_from_config(PretrainConfig(model=model(name)), load_bundled(recipe), vocabulary)
+    assert found is not None
+    assert flops_per_token(found, seq_length) == pytest.approx(theirs, rel=0.1)
 
 
 @given(st.integers(1, 64), st.integers(64, 4096))

@@ -44,15 +44,23 @@ def test_rows_of_the_embedding() -> None:
         ({"num_moe_experts": 1, "moe_router_topk": 1}, ["at least 2 experts"]),
         ({"share_embeddings_and_output_weights": True}, ["does not tie"]),
         (
+            {"mtp_num_layers": 2},
+            ["model.mtp_num_layers=2: backend=transformers has no multi-token prediction", "model.mtp_num_layers=0"],
+        ),
+        (
             {"tensor_model_parallel_size": 2, "sequence_parallel": True},
             ["model.tensor_model_parallel_size=2", "sequence"],
         ),
     ],
-    ids=["missing", "no pattern", "letters", "heads", "mamba heads", "top-k", "one expert", "tied", "parallel"],
+    ids=["missing", "no pattern", "letters", "heads", "mamba heads", "top-k", "one expert", "tied", "mtp", "parallel"],
 )
 def test_problems(changes: dict, message: list[str]) -> None:
     problems = "\n".join(hf_model.model_problems(replace(TINY, **changes)))
     assert all(text in problems for text in message), problems
+
+
+def test_a_model_without_its_multi_token_prediction_is_built() -> None:
+    assert hf_model.model_problems(replace(TINY, mtp_num_layers=0, mtp_hybrid_override_pattern="*E")) == []
 
 
 def test_keys_of_absent_layers_are_not_needed() -> None:

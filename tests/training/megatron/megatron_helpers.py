@@ -13,7 +13,7 @@ from nano3.training.run.checkpoints import MARKER, folder_name
 from nano3.utils.files import write_json
 
 ROOT = Path(__file__).resolve().parents[3]
-NANO, QWEN = schema.RECIPES
+NANO, QWEN, LIGHTNING, NANO_4B, *_ = schema.RECIPES
 
 
 def write_shard(folder: Path, prefix: str, split: str, dataset: str, tokens: int) -> dict:

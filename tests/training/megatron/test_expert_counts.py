@@ -9,8 +9,11 @@ from training_processes import Child
 pytest.importorskip("torch")
 
 
-def routers(capacity: float | None = None) -> tuple[Any, list[Any]]:
-    """Return a module with the routers of layers 2 and 4 of a model, top-2 of 4 experts, and what they chose."""
+def routers(capacity: float | None = None, mtp: bool = False) -> tuple[Any, list[Any]]:
+    """Return a module with the routers of layers 2 and 4 of a model, top-2 of 4 experts, and what they chose.
+
+    With `mtp` there is a third one, of the second layer of multi-token prediction.
+    """
     import torch
     from megatron.core import parallel_state
     from megatron.core.process_groups_config import ProcessGroupCollection
@@ -32,12 +35,13 @@ def routers(capacity: float | None = None) -> tuple[Any, list[Any]]:
     torch.manual_seed(0)
     chosen: list[Any] = []
     model = torch.nn.Module()
-    for number in (2, 4):
-        router = CpuRouter(config, pg_collection=ProcessGroupCollection.use_mpu_process_groups())
+    for number, is_mtp in [(2, False), (4, False), *([(2, True)] if mtp else [])]:
+        groups = ProcessGroupCollection.use_mpu_process_groups()
+        router = CpuRouter(config, pg_collection=groups, is_mtp_layer=is_mtp)
         router.set_layer_number(number)
         torch.nn.init.normal_(router.weight)
         router.register_forward_hook(lambda module, args, out: chosen.append(out[1].sum(dim=0)))
-        model.add_module(f"layer{number}", router)
+        model.add_module(f"{'mtp' if is_mtp else 'layer'}{number}", router)
     return model, chosen
 
 
@@ -82,6 +86,28 @@ def test_only_training_passes_of_the_step_are_counted(tmp_path: Path) -> None:
     largest = max(map(max, found["wanted"].values()))
     assert found["metrics"]["expert_imbalance"] == pytest.approx(largest / 16)
     assert found["metrics"]["expert_dropped"] == 0
+
+
+def count_with_mtp() -> tuple[list[list[int]], list[list[int]]]:
+    """Return the counts of a step of a model with multi-token prediction, and what its three routers chose."""
+    import torch
+
+    from nano3.training.megatron.expert_counts import ExpertCounts
+
+    model, chosen = routers(mtp=True)
+    counts = ExpertCounts.watch([model], 4, lambda values: values)
+    assert counts is not None
+    counts.start()
+    for router in model.children():
+        router(torch.randn(16, 1, 8))
+    return counts._counts.tolist(), [one.tolist() for one in chosen]
+
+
+def test_layers_of_multi_token_prediction_have_rows_of_their_own(tmp_path: Path) -> None:
+    """They are numbered from 1 again."""
+    counts, chosen = Child(count_with_mtp, (), tmp_path / "log.txt").result()
+    none = [0] * 4
+    assert counts == [none, chosen[0], none, chosen[1], none, chosen[2]]
 
 
 def count_dropped() -> tuple[dict[str, float], int]:

@@ -5,9 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from megatron_helpers import NANO, QWEN, ROOT, model
+from megatron_helpers import LIGHTNING, NANO, QWEN, ROOT, architecture_of, model
 
 from nano3.training import export
+from nano3.training.checks.model_stats import count_parameters
 from nano3.training.megatron.schema import load_bundled
 from nano3.training.run.checkpoints import MARKER, folder_name
 from nano3.utils.errors import Failure, UserError
@@ -27,6 +28,12 @@ def micro() -> dict:
     )
 
 
+def micro_lightning(**changes: object) -> dict:
+    """After finalize() the pattern has the layers of multi-token prediction."""
+    sizes = {k: v for k, v in vars(model("nemotron_3_5_lightning_micro")).items() if v is not None}
+    return trained(LIGHTNING, **sizes, num_layers=8) | {"hybrid_layer_pattern": "MEM*EMEM/*E/*E"} | changes
+
+
 def small_qwen() -> dict:
     return trained(
         QWEN,
@@ -40,7 +47,14 @@ def small_qwen() -> dict:
 
 
 @pytest.mark.parametrize(
-    ("section", "kind"), [(micro(), "nemotron_h"), (small_qwen(), "qwen3")], ids=["hybrid", "dense"]
+    ("section", "kind"),
+    [
+        (micro(), "nemotron_h"),
+        (micro() | {"hybrid_layer_pattern": "MEM*|EMEM"}, "nemotron_h"),
+        (micro_lightning(), "nemotron_h"),
+        (small_qwen(), "qwen3"),
+    ],
+    ids=["hybrid", "stages", "lightning", "dense"],
 )
 def test_description_builds_the_model(section: dict, kind: str) -> None:
     torch = pytest.importorskip("torch")
@@ -55,6 +69,54 @@ def test_description_builds_the_model(section: dict, kind: str) -> None:
         built = AutoModelForCausalLM.from_config(config)
     assert built.get_input_embeddings().weight.shape == (4096, section["hidden_size"])
     assert built.config.num_hidden_layers == section["num_layers"]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_multi_token_prediction_is_described_and_counted(tmp_path: Path, shared: bool) -> None:
+    """As Megatron-Bridge's NemotronHBridge reads it, also from the saved file."""
+    from transformers import AutoConfig
+
+    described = export.hf_description(micro_lightning(mtp_use_repeated_layer=shared), eod_id=2)
+    AutoConfig.for_model(described.pop("model_type"), **described).save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert (config.num_nextn_predict_layers, config.mtp_hybrid_override_pattern) == (2, "*E")
+    assert (config.mtp_use_repeated_layer, config.mtp_loss_scaling_factor) == (shared, 0.3)
+    assert config.hybrid_override_pattern == "MEM*EMEM"
+    both, one = architecture_of("nemotron_3_5_lightning_micro", 4096), architecture_of("nemotron_3_nano_micro", 4096)
+    own = count_parameters(both).total - count_parameters(one).total + 8  # and the router's biases
+    assert export.mtp_size(config) == own * (1 if shared else 2)
+
+
+def lightning_run(tmp_path: Path, leave_out: str | None = None) -> Path:
+    """A finished run whose hf/ folder has tensors of multi-token prediction, without those named `leave_out`."""
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = run_folder(tmp_path, (20,)) / "checkpoints" / folder_name(20) / "hf"
+    shutil.rmtree(folder)
+    described = export.hf_description(micro_lightning(), 2)
+    config = AutoConfig.for_model(described.pop("model_type"), **described)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    h = config.hidden_size
+    rest = export.mtp_size(config) - 2 * h * h
+    further = {"mtp.layers.0.eh_proj.weight": torch.zeros(h, 2 * h), "mtp.layers.0.rest": torch.zeros(rest)}
+    save_file({**weights, **{k: v for k, v in further.items() if k != leave_out}}, folder / "model.safetensors")
+    return tmp_path / "run"
+
+
+def test_an_export_without_its_multi_token_prediction_is_incomplete(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match="parameters of multi-token prediction; config"):
+        export.export(lightning_run(tmp_path, "mtp.layers.0.eh_proj.weight"), tmp_path / "out")
+
+
+def test_transformers_loads_the_model_without_its_multi_token_prediction(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    out = export.export(lightning_run(tmp_path), tmp_path / "out")
+    _, report = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not report["missing_keys"]
 
 
 def test_an_unknown_architecture_is_refused() -> None:

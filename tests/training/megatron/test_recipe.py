@@ -117,7 +117,7 @@ def recipe_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str) ->
     """Create a recipe module and allow it instead of megatron.bridge.recipes."""
     (tmp_path / "own_recipes.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(recipe, "ALLOWED", "own_recipes")
+    monkeypatch.setattr(recipe, "ALLOWED", ("own_recipes",))
     sys.modules.pop("own_recipes", None)
 
 
@@ -139,7 +139,7 @@ def test_a_misspelt_recipe_names_the_nearest(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_a_recipe_module_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "ALLOWED", "missing_package")
+    monkeypatch.setattr(recipe, "ALLOWED", ("missing_package",))
     with pytest.raises(UserError, match="there is no module missing_package"):
         recipe.call_recipe("missing_package.x.some_config")
 

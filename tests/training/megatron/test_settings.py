@@ -7,16 +7,18 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from megatron_helpers import NANO, QWEN, config_without_data, model
+from megatron_helpers import LIGHTNING, NANO, NANO_4B, QWEN, ROOT, config_without_data, model
+from omegaconf import OmegaConf
 
 from nano3.config import ModelConfig, PretrainConfig
 from nano3.training.megatron.recipe import field_getter
-from nano3.training.megatron.schema import Field, Schema, load_bundled
+from nano3.training.megatron.schema import RECIPES, Field, Schema, load_bundled
 from nano3.training.megatron.settings import (
     CONTAINER_FIELDS,
     Setting,
     apply_settings,
     count_layers,
+    mtp_problems,
     override_settings,
     pattern_problems,
     setting_problems,
@@ -240,3 +242,90 @@ def test_an_override_is_flattened_to_fields(env: dict[str, str], size: int) -> N
     assert found == [
         Setting("ddp.bucket_size", size, "megatron.ddp.bucket_size"), Setting("env_vars", env, "megatron.env_vars"),
     ]  # fmt: skip
+
+
+def test_turned_off_multi_token_prediction_leaves_no_layers(config: PretrainConfig) -> None:
+    """Megatron-Bridge would build the layers of a pattern and then fail in the first step."""
+    config.model = model("nemotron_3_5_lightning_micro")
+    assert as_dict(typed_settings(config))["model.mtp_hybrid_override_pattern"] == "*E"
+    config.model.mtp_num_layers = 0
+    found = as_dict(typed_settings(config))
+    assert (found["model.mtp_num_layers"], found["model.mtp_hybrid_override_pattern"]) == (0, None)
+    assert setting_problems(typed_settings(config), load_bundled(LIGHTNING)) == []
+
+
+def test_a_pattern_sets_the_number_of_its_further_tokens(config: PretrainConfig) -> None:
+    """The recipe's own number, 0, would make Megatron fail in the first step."""
+    config.model.hybrid_layer_pattern = "ME*/ME/ME"
+    found = as_dict(typed_settings(config))
+    assert (found["model.mtp_num_layers"], found["model.mtp_hybrid_override_pattern"]) == (2, "ME")
+    assert mtp_problems(config) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "megatron", "words"),
+    [
+        ({"mtp_num_layers": 2}, {"mtp_num_layers": 1}, "this is set by model.mtp_num_layers; set it there"),
+        ({"hybrid_layer_pattern": "ME/*E/ME"}, {}, "the parts after / must be equal"),
+        ({"hybrid_layer_pattern": "ME/"}, {}, "the parts after / must be equal"),
+        ({"hybrid_layer_pattern": "ME/*E", "mtp_num_layers": 0}, {}, "model.mtp_num_layers=0: model.hybrid_layer_patt"),
+        ({"hybrid_layer_pattern": "ME/*E", "mtp_hybrid_override_pattern": "ME"}, {}, "says *E. Leave out one of them"),
+        ({"mtp_num_layers": 2, "mtp_hybrid_override_pattern": "*E"}, {}, ""),
+        ({}, {"mtp_num_layers": 2, "mtp_hybrid_override_pattern": "*E"}, ""),
+    ],
+)
+def test_multi_token_prediction_is_described_once(
+    config: PretrainConfig, keys: dict, megatron: dict, words: str
+) -> None:
+    config.model, config.megatron = dataclasses.replace(config.model, **keys), {"model": megatron}
+    problems = [p for p in preflight(config).problems if "mtp_" in p or "hybrid_layer_pattern" in p]
+    assert problems == [p for p in problems if words and words in p], problems
+    assert bool(problems) == bool(words)
+
+
+# Members of conf/ -> the recipe whose values they repeat.
+FROM_RECIPES = {
+    "model/nemotron_3_nano": NANO,
+    "model/nemotron_3_5_lightning": LIGHTNING,
+    "model/nemotron_3_nano_4b": NANO_4B,
+    "train/nemotron_3_5_lightning": LIGHTNING,
+    "train/nemotron_3_nano_4b": NANO_4B,
+    "train/perf_h100_lightning": "nemotron_3_5_lightning_pretrain_16gpu_h100_bf16_config",
+    "train/perf_h100": "nemotron_3_nano_pretrain_16gpu_h100_bf16_config",
+    **{
+        f"train/perf_{kind}": f"nemotron_3_nano_pretrain_8gpu_{kind}_bf16_config"
+        for kind in ("b200", "b300", "gb200", "gb300", "vr200")
+    },
+}
+# Where conf/ differs: the scheduler of these recipes overrides the optimizer's weight decay.
+DIFFERS = [("optimizer.weight_decay", 0.033)]
+
+
+@pytest.mark.parametrize("member", FROM_RECIPES)
+def test_members_of_conf_repeat_their_recipe(config: PretrainConfig, member: str) -> None:
+    known = load_bundled(next(r for r in RECIPES if r.endswith(FROM_RECIPES[member])))
+    assert_values(member, known)
+    if member.startswith("train/perf_") and "h100" not in member and "vr200" not in member:
+        name = FROM_RECIPES[member].replace("nemotron_3_nano", "nemotron_3_5_lightning")
+        assert_values(member, load_bundled(next(r for r in RECIPES if r.endswith(name))))
+
+
+def assert_values(member: str, known: Schema) -> None:
+    """Assert that every key of a member has the value of a recorded recipe."""
+    raw = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / f"{member}.yaml"))
+    assert isinstance(raw, dict)
+    tree = {"model": raw} if member.startswith("model/") else raw
+    free = override_settings(tree.pop("megatron", {}), known)
+    assert setting_problems(free, known) == []
+    settings = [(s.path, s.value) for s in free]
+    for section, keys in tree.items():
+        for key, value in keys.items():
+            paths = CONTAINER_FIELDS.get(f"{section}.{key}", (f"{section}.{key}",))
+            settings += [(path, value) for path in paths if path != "scheduler.lr_decay_iters"]
+    for path, value in settings:
+        recorded = known.value(path)
+        recorded = recorded.removeprefix("torch.") if isinstance(recorded, str) else recorded
+        recorded = {k: recorded.get(k) for k in value} if path == "env_vars" else recorded
+        if (path, value) not in DIFFERS and path != "validation.eval_iters":
+            assert recorded == value, (member, path, recorded, value)
+    assert len(settings) > 5
