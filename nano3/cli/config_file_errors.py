@@ -36,7 +36,10 @@ def file_problems(
         hydra_message: Hydra's error message, which may name a member that another file chooses.
         config_dirs: Folders of `--config-dir`.
     """
-    chosen = [f"{o.key_or_group}/{o.value()}" for o in overrides if o.key_or_group in GROUPS]
+    chosen = []
+    for o in (o for o in overrides if o.key_or_group in GROUPS):
+        value = o.value()
+        chosen += [f"{o.key_or_group}/{name}" for name in (value if isinstance(value, list) else [value])]
     chosen += _MEMBER_IN_HYDRA_MESSAGE.findall(hydra_message)
     found: list[str] = []
     for member in dict.fromkeys(chosen):
@@ -62,7 +65,10 @@ def experiment_override_warning(words: Sequence[str]) -> str | None:
     typed = CommandLine.parse(words).values
     if not {"train", "experiment"} <= typed.keys():
         return None
-    train, experiment = (member_values(f"{group}/{typed[group]}") for group in ("train", "experiment"))
+    experiment = member_values(f"experiment/{typed['experiment']}")
+    train: dict[str, Any] = {}
+    for name in str(typed["train"]).strip("[]").split(","):
+        train |= member_values(f"train/{name.strip()}")
     keys = [key for key, value in train.items() if key not in typed and experiment.get(key, value) != value]
     if not keys:
         return None

@@ -208,7 +208,9 @@ def _group_problems(override: Override, group: str, name: str, known_members: li
         return [f"{word.word}: {group} already has a member. Choose another one without the plus: {word.without_plus}"]
     if known_members is None:
         return []
-    chosen = map(str, override_values(override))
+    # `train=[phase1,perf_gb200]` takes several members, the later ones over the earlier ones.
+    values = override_values(override)
+    chosen = [str(name) for value in values for name in (value if isinstance(value, list) else [value])]
     return [f"no {group}={c}.{did_you_mean(c, known_members)}" for c in chosen if c not in known_members]
 
 

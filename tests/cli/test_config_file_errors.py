@@ -209,12 +209,14 @@ def test_nano3_conf_is_reported_only_if_set_and_missing(
             ["experiment=tiny overrides train=one_hopper", "train.train_iters="],
         ),
         (["+experiment=tiny", "train=one_hopper", "train.train_iters=5"], ["scheduler.lr_warmup_iters=32"]),
+        (["+experiment=tiny", "train=[phase1,perf_h100]"], ["experiment=tiny overrides train=[phase1,perf_h100]"]),
+        (["+experiment=lightning", "train=[nemotron_3_5_lightning,perf_gb200]"], []),
         (["+experiment=tiny"], []),
         (["train=one_hopper"], []),
         (["+experiment=tiny", "train=default"], []),
         (["+experiment=nowhere", "train=nowhere"], []),
     ],
-    ids=["both", "one typed", "experiment", "train", "nothing set", "neither there"],
+    ids=["both", "one typed", "several", "lightning", "experiment", "train", "nothing set", "neither there"],
 )
 def test_warning_about_an_experiment_that_overrides_train(words: list[str], expected: list[str]) -> None:
     found = experiment_override_warning(words) or ""

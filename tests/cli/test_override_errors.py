@@ -95,6 +95,11 @@ GROUP_CHOICES = {
         ["no model=nano", "no cluster=slrum. Did you mean 'slurm'"],
     ),
     "sweep": ("pretrain", ["cluster=local,hopper"], ["no cluster=hopper. Allowed: local, slurm."]),
+    "one-of-several": (
+        "pretrain",
+        ["train=[phase1,perf_h10]"],
+        ["no train=perf_h10. Did you mean 'perf_h100'"],
+    ),
     "number": ("pretrain", ["train=3"], ["no train=3. Allowed: default"]),
     "keys": ("pretrain", ["train={a: 1}"], ["no train={'a': 1}. Allowed: default"]),
     "group-and-key": ("pretrain", ["cluster=slrum", "train.sed=1"], ["no cluster=slrum", "no key 'train.sed'"]),

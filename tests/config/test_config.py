@@ -47,6 +47,14 @@ def test_every_choice_composes(app: str, choice: str) -> None:
     assert isinstance(OmegaConf.to_object(cfg), SCHEMAS[app])
 
 
+@pytest.mark.parametrize("kind", [m for m in members("train") if m.startswith("perf_")])
+def test_a_performance_profile_is_added_to_a_schedule(kind: str) -> None:
+    both, alone = composed("pretrain", f"train=[phase1,{kind}]"), composed("pretrain", "train=phase1")
+    assert (both.train.train_iters, both.train.global_batch_size) == (993411, 3072)
+    assert (both.optimizer, both.scheduler) == (alone.optimizer, alone.scheduler)
+    assert both.megatron.model.cross_entropy_fusion_impl == "te" and not alone.megatron
+
+
 @pytest.mark.parametrize("experiment", members("experiment"))
 @pytest.mark.parametrize("cluster", members("cluster"))
 def test_every_experiment_runs_on_every_cluster_profile(experiment: str, cluster: str) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from training_processes import Child, losses, tiny_config
 
 from nano3.config import ModelConfig
+from nano3.config.model import MTP_KEYS
 from nano3.training.checks.model_stats import padded_vocab_size
 from nano3.training.hf import model as hf_model
 from nano3.utils.errors import UserError
@@ -72,7 +73,7 @@ def test_keys_of_absent_layers_are_not_needed() -> None:
 
 def test_every_architecture_key_is_mapped_or_named() -> None:
     """A key added to ModelConfig must be mapped, or stand in one of the lists of what is not architecture."""
-    other = {"vocab_size", "moe_router_bias_update_rate", "sequence_parallel", *hf_model.PARALLEL}
+    other = {"vocab_size", "moe_router_bias_update_rate", "sequence_parallel", *hf_model.PARALLEL, *MTP_KEYS}
     assert {f.name for f in fields(ModelConfig)} == set(hf_model.HF_NAMES) | other
 
 
