@@ -48,4 +48,6 @@ def test_an_override_is_valid(word: str) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_composes(command: str) -> None:
-    assert not OmegaConf.missing_keys(composed([*shlex.split(command.replace("\\\n", " ")), "run.data=/"]))
+    assert not OmegaConf.missing_keys(
+        composed([*shlex.split(command.replace("\\\n", " ").replace("--cfg job", "")), "run.data=/"])
+    )
