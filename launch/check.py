@@ -3,13 +3,14 @@
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from launch import container, dependency, slurm
 from launch.job import Job
 from launch.script import PLAIN_OPTIONS
 from nano3.config.cluster import ClusterConfig
+from nano3.utils.command_line import OverrideWord
 from nano3.utils.errors import UserError, did_you_mean
 
 _KINDS = ("local", "slurm")
@@ -78,6 +79,35 @@ def cluster_problems(cluster: ClusterConfig) -> list[str]:
             found.append(f"cluster.env: {key!r} is not a variable name (letters, digits and underscore).")
     if cluster.kind == "local":
         found += _local_problems(cluster) if not found else []
+    return found
+
+
+def unused_key_problems(cluster: ClusterConfig, words: Iterable[str], *, preparation: bool) -> list[str]:
+    """Return the keys of the command line that a job on Slurm does not use. A profile may have them for other jobs.
+
+    Args:
+        cluster: Where the job runs.
+        words: The overrides of the command line.
+        preparation: Whether it is a data preparation, not a training.
+    """
+    typed = {OverrideWord.parse(word).key for word in words}
+    found = []
+    if preparation:
+        fixed = {"nodes": 1, "ntasks_per_node": 1, "gpus_per_node": 0}
+        unused = [
+            f"cluster.{key}={value}"
+            for key, own in fixed.items()
+            if f"cluster.{key}" in typed and (value := getattr(cluster, key)) != own
+        ]
+        if unused:
+            found.append(
+                f"{' '.join(unused)}: has no effect on a preparation, whose tasks are one process each, on one node "
+                "without GPUs. Set cluster.tasks. For a run after --then, write it behind --then."
+            )
+    elif "cluster.tasks" in typed and cluster.tasks > 1:
+        found.append(f"cluster.tasks={cluster.tasks} is for data preparations; leave it out.")
+    if "cluster.mail_user" in typed and cluster.mail_user and not cluster.mail_type:
+        found.append(f"cluster.mail_user={cluster.mail_user} needs cluster.mail_type, for example END,FAIL.")
     return found
 
 

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 import launch
 from launch import environment
+from launch.check import unused_key_problems
 from launch.lock import hold_run_lock
 from launch.submissions import check_not_active
 from nano3.artifacts.resolver import resolve_reference, wandb_settings_from
@@ -130,7 +131,7 @@ def make_job(
     """
     found = data or resolve_data(cfg)
     words = task_overrides() if overrides is None else list(overrides)
-    config, preview = validate(cfg, found, run_dir, label, vocab_size, show)
+    config, preview = validate(cfg, found, run_dir, label, vocab_size, show, words)
     if not label and (warning := experiment_override_warning(words)):
         warn(warning)
 
@@ -165,6 +166,7 @@ def validate(
     label: str = "",
     vocab_size: int | None = None,
     show: ShowRows | None = None,
+    overrides: Sequence[str] = (),
 ) -> tuple[PretrainConfig, str]:
     """Return the resolved configuration, in a dry run also as text, and print the preflight table.
 
@@ -175,6 +177,7 @@ def validate(
         label: The label of a sweep point.
         vocab_size: Ids of the data's tokenizer, if the data is still being prepared.
         show: Takes the rows of the preflight table instead of printing them.
+        overrides: The words of the command line.
 
     Raises:
         UserError: Lists every problem found.
@@ -183,7 +186,7 @@ def validate(
     if problems := abandoned_checkpoint_problems(run_dir, config):
         raise UserError(problems)
     late = late_settings_warning(run_dir, config)
-    rows = run_preflight(config, vocab_size).rows
+    rows = run_preflight(config, vocab_size, overrides).rows
     if show:
         show(rows)
     else:
@@ -235,12 +238,13 @@ def absolute_path(path: str | Path) -> Path:
     return normalize_path(expand_user(path))
 
 
-def run_preflight(config: PretrainConfig, vocab_size: int | None = None) -> Preflight:
+def run_preflight(config: PretrainConfig, vocab_size: int | None = None, overrides: Sequence[str] = ()) -> Preflight:
     """Check everything that can be known before a rank starts.
 
     Args:
         config: The run's configuration, with resolved paths.
         vocab_size: Ids of the data's tokenizer, if the data is still being prepared.
+        overrides: The words of the command line.
 
     Raises:
         UserError: Lists every problem found.
@@ -253,6 +257,8 @@ def run_preflight(config: PretrainConfig, vocab_size: int | None = None) -> Pref
     problems += missing if certain else []
     if config.cluster.kind == "local" and config.cluster.tasks > 1:
         problems.append(f"cluster.tasks={config.cluster.tasks} is for data preparations on Slurm; leave it out.")
+    elif config.cluster.kind == "slurm":
+        problems += unused_key_problems(config.cluster, overrides, preparation=False)
     problems += objective_problems(config.objective_take) + run_folders.unwritable_problems(config)
     problems += run_folders.foreign_file_problems(Path(config.run.output_dir))
     result = preflight(config, vocab_size)

@@ -197,7 +197,8 @@ class _HydraRun:
             hydra.main(version_base="1.3", config_path=conf_dir(), config_name=self.name)(self)()
             if self.error:
                 raise self.error
-            if self.line.values.get("hydra/launcher", "nano3") != "nano3":
+            # A sweeper that learns from results also goes on after failed points.
+            if self.line.values.get("hydra/launcher", "nano3") != "nano3" and "hydra/sweeper" not in self.line.values:
                 say("all points finished")
         except ValueError as error:
             if "No trials are completed" not in str(error):  # Optuna

@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from launch import environment
+from launch.check import unused_key_problems
 from nano3.artifacts import store, wandb_mirror
 from nano3.artifacts.names import alias_for, slugify
 from nano3.cli.app import task_overrides, value_problems
@@ -22,6 +23,7 @@ from nano3.data.planning.planner import PrepRequest, check_options, collect_prob
 from nano3.data.sources.listing import local_path
 from nano3.data.sources.url_credentials import take_credentials
 from nano3.prep.registration import Registration
+from nano3.utils.console import say
 from nano3.utils.errors import Nano3Error, UserError, combine_errors
 from nano3.utils.files import expand_user, normalize_path, unwritable_reason
 
@@ -100,6 +102,8 @@ def validate(cfg: DictConfig) -> Preparation:
     check_output_dir(request)
     if followup is not None:
         check_vocabulary(followup, Path(config.output_dir).absolute(), request.tokenizer.vocab_size)
+    if config.container:
+        say(f"runs in {environment.describe(config.cluster, config.container, 'container')}")
     return Preparation(config, request, registration, followup)
 
 
@@ -144,7 +148,8 @@ def submit_problems(config: DataPrepConfig, blend: str, sources: list[SourceConf
     """
     cluster = config.cluster
     if cluster.kind == "slurm":
-        return make_array(config, blend, sources, ()).problems()
+        unused = unused_key_problems(cluster, given_overrides(), preparation=True)
+        return [*unused, *make_array(config, blend, sources, ()).problems()]
     if cluster.kind == "local" and cluster.tasks > 1:
         return [
             f"cluster.tasks={cluster.tasks} spreads the work over jobs of Slurm, and cluster.kind=local has none. "

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import launch
-from launch.check import check_jobs
+from launch.check import check_jobs, unused_key_problems
 from nano3.config.cluster import ClusterConfig
 from nano3.utils.errors import Failure, UserError
 
@@ -208,3 +208,29 @@ def test_several_processes_of_torchrun_do_not_submit_the_same(make_job: Any, mon
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(UserError, match="torchrun has started this command 2 times"):
         launch.run([make_job(kind="slurm")])
+
+
+@pytest.mark.parametrize(
+    ("words", "preparation", "says"),
+    [
+        (
+            ["cluster.nodes=2", "cluster.gpus_per_node=8"],
+            True,
+            "cluster.nodes=2 cluster.gpus_per_node=8: has no effect",
+        ),
+        (["cluster.nodes=1", "cluster.gpus_per_node=0", "cluster.tasks=4"], True, ""),
+        (["cluster.nodes=2", "cluster.gpus_per_node=8"], False, ""),
+        (["cluster.tasks=4"], False, "cluster.tasks=4 is for data preparations"),
+        (["++cluster.mail_user=me"], False, "cluster.mail_user=me needs cluster.mail_type"),
+        (["cluster.mail_user=me", "cluster.mail_type=END"], True, ""),
+        (["cluster=mine"], True, ""),
+    ],
+)
+def test_typed_keys_that_a_job_does_not_use(words: list[str], preparation: bool, says: str) -> None:
+    values = {"nodes": 1, "tasks": 64}  # of the profile
+    for word in words:
+        key, _, value = word.lstrip("+").partition("=")
+        if key != "cluster":
+            values[key.removeprefix("cluster.")] = int(value) if value.isdecimal() else value
+    found = unused_key_problems(ClusterConfig(kind="slurm", **values), words, preparation=preparation)
+    assert len(found) == bool(says) and (not says or found[0].startswith(says))

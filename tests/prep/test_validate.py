@@ -199,6 +199,13 @@ def test_a_container_mounts_a_tokenizer_in_the_home_folder(here: Path) -> None:
     assert container_folders(options, []) == tuple(str(here / name) for name in ("home/tokenizer", "home/out", "store"))
 
 
+def test_an_image_that_is_not_used_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    validate(composed("blend_path=b.json", "output_dir=out", "dry_run=true"))
+    assert capsys.readouterr().out == ""
+    validate(composed("blend_path=b.json", "output_dir=out", "dry_run=true", "container=some/image"))
+    assert "container=some/image not used on this machine" in capsys.readouterr().out
+
+
 def sweep_points(words: list[list[str]]) -> list[Point]:
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         hydra = compose("data_prep", return_hydra_config=True)
