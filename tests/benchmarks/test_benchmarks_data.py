@@ -108,3 +108,18 @@ def test_report_says_who_agrees(tmp_path: Path) -> None:
     assert "Provisional" not in text
     assert json.loads((tmp_path / "data.json").read_text()) == result
     assert (tmp_path / "data.png").stat().st_size > 1000
+
+
+def test_packing_counts_cuts_and_padding() -> None:
+    import packing
+
+    lengths = np.array([3, 5, 8, 10, 4])
+    found = packing.packed(lengths, 8)  # 8 | 8 of the 10 | 5 3 | 4 2 and two of padding
+    assert found == {
+        "cuts per document": 1 / 5,
+        "needless cuts per short document": 0,
+        "padding": pytest.approx(1 / 16),
+    }
+    one_after_the_other = packing.concatenated(np.full(8, 6), 8)  # a cut at 8 and 16, none at 24
+    assert one_after_the_other["cuts per document"] == 4 / 8
+    assert one_after_the_other["padding"] == 0

@@ -203,9 +203,11 @@ def data_of(folder: Path) -> Path:
     ("words", "message", "code"),
     [
         pytest.param(["--iteration", 13], "--iteration 13: this run has iterations 1 to 12.", 2, id="too late"),
+        pytest.param(["--dataset", "docs", "--text"], "belong to --iteration, not to --dataset", 2, id="other"),
+        pytest.param(["--containing", " "], "--containing: the text is empty", 2, id="no text"),
         pytest.param(["--iteration", 0], "0 is too small. The minimum is 1.", 2, id="too early"),
         pytest.param(["--iteration", "x"], "'x' is not a whole number", 2, id="no number"),
-        pytest.param([], "one of the arguments --iteration --document --audit is required", 2, id="none"),
+        pytest.param([], "one of the arguments --iteration --document --containing --dataset --audit is", 2, id="none"),
         pytest.param(
             ["--iteration", 1, "--sample", 4], "a global batch of this run has samples 0 to 3.", 2, id="sample"
         ),
