@@ -152,12 +152,12 @@ class Loop:
 
     def next_step(self) -> Step | None:
         """Take the next step and measure its time; None if the run leaves the iteration out."""
+        if self.parts.order and (sentence := stage_sentence(self.parts.order, self.iteration + 1)):
+            say(sentence)
         if skipped := self.parts.guard.skips.find(self.iteration + 1):
             if self.iteration + 1 == skipped.first:
                 say(f"leaving out iteration {skipped}")
             return None
-        if self.parts.order and (sentence := stage_sentence(self.parts.order, self.iteration + 1)):
-            say(sentence)
         started = time.monotonic()
         step = self.step()
         self.clock.training_s += time.monotonic() - started

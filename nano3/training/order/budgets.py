@@ -34,9 +34,13 @@ def make_plan(
         UserError: Lists every problem of the mixture, or names a dataset whose content has changed.
     """
     t = config.train
-    stages = parse_mixture(t.mixture, t.train_iters, t.global_batch_size * t.seq_length)
     shapes = dataset_shapes(data)
-    if problems := [*_name_problems(stages, shapes), *_unmet_in_stages(stages, data)]:
+    unknown = _name_problems(t.mixture, shapes)
+    try:
+        stages = parse_mixture(t.mixture, t.train_iters, t.global_batch_size * t.seq_length)
+    except UserError as error:
+        raise UserError([*error.problems, *unknown]) from None
+    if problems := [*unknown, *_unmet_in_stages(stages, data)]:
         raise UserError(problems)
     names = stage_names(stages, data)
     stages = [replace(stage, blend=stage.blend or data_blend(data, stage.max_epochs)) for stage in stages]
@@ -122,8 +126,10 @@ def dataset_shapes(data: TrainingData) -> dict[str, DatasetShape]:
     }
 
 
-def _name_problems(stages: Sequence[StageBudgets], shapes: Mapping[str, DatasetShape]) -> list[str]:
-    unknown = sorted({name for stage in stages for name in stage.blend or {}} - shapes.keys())
+def _name_problems(mixture: Sequence[Any], shapes: Mapping[str, DatasetShape]) -> list[str]:
+    """Return a problem for each dataset of `train.mixture` that the data does not have."""
+    blends = [entry.get("blend") for entry in mixture if isinstance(entry, Mapping)]
+    unknown = sorted({str(name) for blend in blends if isinstance(blend, Mapping) for name in blend} - shapes.keys())
     return [
         f"{KEY}: the data has no dataset {name!r} with a train split, only {', '.join(shapes)}."
         f"{did_you_mean(name, list(shapes))}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from training_processes import Child, losses, start_ranks, tiny_config, train_here
+from training_processes import Child, losses, start_ranks, tiny_config, train_here, wait_for_iteration
 
 from nano3.config import PrepOptions, PretrainConfig, SourceConfig
 from nano3.data.build.run import prepare
@@ -87,6 +87,26 @@ def test_any_number_of_ranks_reads_the_same_tokens(data: Path, tmp_path: Path) -
         for child in start_ranks(config, data, tmp_path / str(ranks), ranks):
             child.result()
         assert hashes(tmp_path / str(ranks)) == one
+
+
+@pytest.mark.slow
+def test_kills_with_any_number_of_ranks_lose_and_repeat_nothing(data: Path, tmp_path: Path) -> None:
+    """SIGKILL of 1, 3 and 7 ranks at some iteration; two ranks finish. Each step was fed what one quiet rank reads."""
+    changes = {"train.global_batch_size": 42, "train.micro_batch_size": 1, "train.train_iters": 8}
+    changes |= {"checkpoint.save_interval": 2}
+    config = planned([{"until": 3, "blend": {"docs": 1, "code": 2}}, {"blend": {"math": 1, "docs": 1}}], **changes)
+    train_here(config, data, tmp_path / "quiet")
+    for ranks, last in ((1, 1), (3, 3), (7, 5)):
+        children = start_ranks(config, data, tmp_path / "killed", ranks)
+        wait_for_iteration(tmp_path / "killed", last, children[0])
+        for child in children:
+            child.process.kill()
+        for child in children:
+            child.process.join()
+    for child in start_ranks(config, data, tmp_path / "killed", 2):
+        child.result()
+    assert hashes(tmp_path / "killed") == hashes(tmp_path / "quiet") and len(hashes(tmp_path / "quiet")) == 8
+    assert read_plan(tmp_path / "killed") == read_plan(tmp_path / "quiet")
 
 
 def test_two_ranks_read_the_same_tokens(data: Path, whole: Path, tmp_path: Path) -> None:

@@ -258,6 +258,8 @@ def test_what_cannot_be_met_is_refused(mixture: list[Any], text: str) -> None:
 def test_all_problems_are_reported_at_once() -> None:
     found = problems([{"until": 50, "blend": {"docs": {"epochs": 9}, "code": 1}}, {"blend": {"math": {"epochs": 50}}}])
     assert len(found) == 2
+    found = problems([{"until": 50, "blend": {"dosc": 1, "code": {"epochs": -1}}}, {"blend": {"mathe": 1}}])
+    assert len(found) == 3 and "epochs must be a number above 0" in found[0] and "'mathe'" in found[2]
 
 
 @pytest.mark.parametrize(("until", "iteration"), [("60%", 60), (60, 60), ("4.8e3 tokens", 60), ("33.3%", 33)])
