@@ -23,7 +23,7 @@ from nano3.utils.errors import HANG_EXIT_CODE, RESTART_EXIT_CODE, ROLLBACK_EXIT_
 
 # Exit codes that launch.torchrun_rank hides from torchrun.
 _REPORTED_AS_SUCCESS = (ROLLBACK_EXIT_CODE, RESTART_EXIT_CODE)
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 
 
 def run_in_process(job: Job) -> int:
@@ -92,8 +92,8 @@ class ProcessEnd:
 def run_process(job: Job, log: Path | None, lock: RunLock) -> ProcessEnd:
     """Run the job in a process of its own, which holds the run lock too and can outlive this command.
 
-    SIGINT, SIGTERM and SIGUSR2 to this process are forwarded to the ranks, so that they can save; the second SIGINT
-    kills them.
+    SIGINT, SIGTERM, SIGUSR2 and SIGHUP to this process are forwarded to the ranks, so that they can save; the second
+    SIGINT kills them. A SIGHUP that is ignored, as under nohup, stays ignored.
 
     Args:
         job: The job.
@@ -165,9 +165,13 @@ def _forward_signals(process: "subprocess.Popen[bytes]", targets: Callable[[], l
             say("stopping: the ranks are asked to save (Ctrl-C again kills them)")
         for pid in targets():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM if signum == signal.SIGINT else signum)
+                os.kill(pid, signal.SIGTERM if signum in (signal.SIGINT, signal.SIGHUP) else signum)
 
-    previous = {number: signal.signal(number, forward) for number in _FORWARDED}
+    previous = {
+        number: signal.signal(number, forward)
+        for number in _FORWARDED
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+    }
     try:
         yield received
     finally:

@@ -16,7 +16,7 @@ from launch.job import Job
 from launch.lock import hold_run_lock
 from launch.task import RankTask
 from nano3.utils.console import warn
-from nano3.utils.errors import UserError
+from nano3.utils.errors import INTERRUPTED_EXIT_CODE, UserError
 from nano3.utils.files import write_json
 
 # Threads that write the records of a sweep.
@@ -161,9 +161,10 @@ def submit_batch(batch: Batch) -> list[SubmittedJob]:
                 local_job.record_refused(job.run_dir)
             raise
         except KeyboardInterrupt:
-            if submitted:
-                warn(f"{', '.join(job.id for job in submitted)} was submitted before this interrupt and keeps running")
-            raise
+            if not submitted:
+                raise
+            warn(f"{', '.join(job.id for job in submitted)} was submitted before this interrupt and keeps running")
+            sys.exit(INTERRUPTED_EXIT_CODE)  # "stopped" would be wrong
         return submitted
 
 

@@ -267,7 +267,7 @@ def run_preflight(config: PretrainConfig, vocab_size: int | None = None, overrid
         raise UserError(problems)
     text = environment.describe(config.cluster, config.run.env.container, "run.env.container")
     result.rows.insert(0, ("ranks run in", text))
-    result.rows.extend(("warning", problem) for problem in missing if not certain)
+    result.rows.extend(("warning", " ".join(problem.split())) for problem in missing if not certain)
     return result
 
 

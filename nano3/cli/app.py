@@ -5,6 +5,7 @@ wrong key at once (nano3.cli.override_errors), without a traceback.
 """
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -109,6 +110,7 @@ def run_app(name: str, task: Task, sweep: str) -> NoReturn:
 def initialize() -> None:
     """Prepare the process of an entry point: its output, and the handling of Ctrl-C."""
     prepare_output()
+    logging.raiseExceptions = False  # no traceback for each line that Hydra cannot log, as in `--info | head`
     enable_keyboard_interrupt()
 
 

@@ -92,6 +92,11 @@ def test_the_next_step_starts_when_the_output_is_lost(cli: Commands, output: str
     assert output != "> /dev/full" or "warning: part of the output could not be written: No space" in done.stderr
 
 
+def test_what_hydra_logs_of_itself_may_be_cut(cli: Commands) -> None:
+    done = run(cli, "nano3.pretrain --info", "| head -c 1")
+    assert done.returncode in (0, 1) and done.stderr == ""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("command", COMMANDS)

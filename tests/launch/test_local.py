@@ -89,7 +89,7 @@ def test_torchrun_killed_rank(make_job: Any) -> None:
     assert command.returncode == 137 and "rank 1 failed first, with exit code 137" in err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_torchrun_stop_lets_all_ranks_save(make_job: Any, number: signal.Signals) -> None:
     job = make_job("pause=0.1", "steps=100000", nproc_per_node=2)
     command = start_attached(job, start_new_session=True)

@@ -146,6 +146,7 @@ def test_a_job_that_sbatch_submits_during_ctrl_c_is_recorded(
     eventually((tmp_path / "began").exists)
     os.killpg(command.pid, signal.SIGINT)
     _out, err = command.communicate(timeout=100)
+    assert command.returncode == 130 and "Traceback" not in err
     assert f"warning: {last_id(job.run_dir)} was submitted before this interrupt and keeps running" in err
     assert state_of(job.run_dir).state in ("PENDING", "CONFIGURING", "RUNNING")
 

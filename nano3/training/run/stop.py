@@ -8,7 +8,8 @@ from typing import Any, Self
 
 from nano3.config import PretrainConfig
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+# SIGHUP: the terminal was closed, or the connection to this machine was lost.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 
 
 def last_iteration(config: PretrainConfig) -> int:
@@ -18,10 +19,11 @@ def last_iteration(config: PretrainConfig) -> int:
 
 
 class StopRequest:
-    """A context manager that turns SIGTERM, SIGUSR2 and SIGINT into a request to save and stop.
+    """A context manager that turns SIGTERM, SIGUSR2, SIGINT and SIGHUP into a request to save and stop.
 
     It also watches train.exit_iteration and train.exit_duration_in_mins. Enter it on the main thread, where Python
     delivers signals; it is reentrant. A second SIGINT interrupts immediately. Leaving it restores the old handlers.
+    A SIGHUP that is ignored, as under nohup, stays ignored.
     """
 
     def __init__(self, exit_iteration: int | None = None, exit_duration_in_mins: float | None = None) -> None:
@@ -37,7 +39,8 @@ class StopRequest:
         self._depth += 1
         if self._depth == 1:
             for number in SIGNALS:
-                self._previous[number] = signal.signal(number, self._receive)
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(

@@ -18,6 +18,17 @@ def test_signal_is_kept_until_asked_for(number: signal.Signals) -> None:
     assert signal.getsignal(number) is before
 
 
+def test_nohup_keeps_its_effect() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.reason(1) == ""
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_the_outermost_exit_restores_the_handlers() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with StopRequest() as stop:
