@@ -113,13 +113,23 @@ def check(cli: Commands, path: str, mode: int, commands: list[str]) -> list[int]
         if code:
             assert str(target) in shown or path.partition("/*")[0] in shown, (command, shown)
             assert "permission denied" in shown.lower() and "nobody" in shown, (command, shown)
-            assert not any(word in shown for word in ("force=true", "emove it", "damaged")), (command, shown)
+            assert not any(word in shown for word in ("force=true", "emove it", "damaged", "no run was")), (
+                command,
+                shown,
+            )
     return [code for _, code, _ in results]
 
 
 @pytest.mark.parametrize("path", FAST)
 def test_files_that_this_user_may_not_read(cli: Commands, path: str) -> None:
     check(cli, path, 0o000, FAST[path][:4])
+
+
+def test_a_run_that_this_user_may_not_list(cli: Commands) -> None:
+    (cli.folder / "output/nano3/runs/secret").mkdir(parents=True)
+    (cli.folder / "output/nano3/runs/secret/config.yaml").touch()
+    tools = [f"nano3 {words}" for words in ("tail secret", "logs secret", "jobs output/nano3/runs/secret")]
+    assert check(cli, "output/nano3/runs/secret", 0o000, [*tools, "nano3 jobs"]) == [2, 2, 2, 0]
 
 
 def test_data_that_may_not_be_replaced_is_left_untouched(cli: Commands) -> None:

@@ -51,6 +51,9 @@ def find_runs_below(folder: Path) -> Iterator[Path]:
     """Return the run folders at or below `folder`: those with a jobs.json or a config.yaml.
 
     Jobs that were submitted by commands that were killed meanwhile are recorded first.
+
+    Raises:
+        UserError: `folder` itself may not be read; for folders below it, that is a warning.
     """
     runs = list(_run_folders(folder))
     try:
@@ -61,7 +64,13 @@ def find_runs_below(folder: Path) -> Iterator[Path]:
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
-    for path, subfolders, files in os.walk(folder, onerror=lambda error: warn(permission_problem(error))):
+    def explain(error: OSError) -> None:
+        problem = permission_problem(error, writes=False)
+        if isinstance(error, PermissionError) and Path(error.filename) == folder:
+            raise UserError(problem)
+        warn(problem)
+
+    for path, subfolders, files in os.walk(folder, onerror=explain):
         subfolders[:] = [name for name in subfolders if name not in _NOT_RUNS]
         if {job_records.FILE, "config.yaml"} & set(files):
             yield Path(path)

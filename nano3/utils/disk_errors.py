@@ -71,17 +71,18 @@ def find_disk_error(error: BaseException | None) -> OSError | None:
     return None
 
 
-def permission_problem(error: OSError, path: str | Path | None = None) -> str:
+def permission_problem(error: OSError, path: str | Path | None = None, writes: bool = True) -> str:
     """Return the message for missing permissions: the file, whose it is, what is lacking, and what to type.
 
     Args:
         error: The error of reading or writing.
         path: The file, if the error does not name it.
+        writes: Whether the command may want to write it. False asks for permission to read only.
     """
     names = [name for name in (error.filename2, error.filename) if name] if path is None else [path]
     # ".." must not be resolved through links.
     targets = [Path(os.path.abspath(os.fsdecode(name))) for name in names]  # noqa: PTH100
-    found = [(target, *_lacking_permission(target)) for target in targets]
+    found = [(target, *_lacking_permission(target, writes)) for target in targets]
     target, blamed, lacking = next((each for each in found if each[2]), found[0])
     if not lacking:
         return f"{target}: {error.strerror or error}. Check its owner and mode: ls -ld {shlex.quote(str(target))}"
@@ -100,14 +101,15 @@ def permission_problem(error: OSError, path: str | Path | None = None) -> str:
     return f"{target}: permission denied. {words}. {fix}"
 
 
-def _lacking_permission(path: Path) -> tuple[Path, list[str]]:
+def _lacking_permission(path: Path, writes: bool) -> tuple[Path, list[str]]:
     """Return the folder or file that stands in the way, and what this user may not do with it ([] if unknown)."""
     for parent in reversed(path.parents):
         if not os.access(parent, os.X_OK, effective_ids=True):
             return parent, ["search"]
     if not os.path.lexists(path) or not path.exists():
         return path.parent, [] if os.access(path.parent, os.W_OK, effective_ids=True) else ["write"]
-    wanted = {"read": os.R_OK, "write": os.W_OK} | ({"search": os.X_OK} if path.is_dir() else {})
+    wanted = {"read": os.R_OK} | ({"write": os.W_OK} if writes else {})
+    wanted |= {"search": os.X_OK} if path.is_dir() else {}
     lacking = [word for word, bit in wanted.items() if not os.access(path, bit, effective_ids=True)]
     if "read" in lacking and not path.is_dir():
         return path, ["read"]
