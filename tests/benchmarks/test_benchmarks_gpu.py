@@ -279,6 +279,13 @@ def test_lost_and_too_few_kills_are_found(gpu_tests: ModuleType) -> None:
 
 # Tests that have not passed on a GPU as they are written; why is in the transcript.
 NOT_YET_PASSED = {
+    "test_a_misspelled_recipe_is_found_in_the_installed_source",
+    "test_every_recorded_recipe_is_what_is_installed",
+    "test_it_learns_to_predict_two_further_tokens",
+    "test_one_key_turns_it_off",
+    "test_the_work_is_that_of_megatron_bridge",
+    "test_the_export_has_the_layers_and_starts_a_run",
+    "test_the_dense_sibling_trains",
     "test_a_rank_that_enters_no_collective_ends_the_run_and_is_named",
     "test_a_start_finds_the_order_that_was_built_ahead",
     "test_the_micro_batch_size_does_not_matter",

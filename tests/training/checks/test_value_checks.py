@@ -102,8 +102,11 @@ def test_every_invalid_value_is_reported_and_no_other(changes: dict[str, int]) -
 @pytest.mark.parametrize("name", [f.name for f in fields(ModelConfig)])
 def test_each_size_of_a_model(name: str) -> None:
     kind = str(ModelConfig.__annotations__[name])
-    wrong: list[Any] = [0, -1] if "int" in kind else [-0.1, math.nan, math.inf] if "float" in kind else []
-    right: list[Any] = [1] if "int" in kind else [0.0, 2.5] if "float" in kind else [True] if "bool" in kind else ["M"]
+    least = 0 if name == "mtp_num_layers" else 1
+    wrong: list[Any] = [least - 1, -3] if "int" in kind else [-0.1, math.nan, math.inf] if "float" in kind else []
+    right: list[Any] = (
+        [least] if "int" in kind else [0.0, 2.5] if "float" in kind else [True] if "bool" in kind else ["M"]
+    )
     for value in wrong:
         (problem,) = model_value_problems(replace(ModelConfig(), **{name: value}))
         assert problem.startswith(f"model.{name}={value} must be at least ")
