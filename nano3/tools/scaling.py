@@ -1,0 +1,261 @@
+"""Fit a scaling law to finished runs of several sizes, and predict the loss of the full model.
+
+nano3 scaling output/nano3/runs/scaling
+nano3 scaling scaling --predict +experiment=nano3 --output scaling.html
+
+Takes run folders, or a folder of runs such as a sweep's. L = E + A / N^a + B / D^b, with N the active parameters
+without embedding and output matrix, D the training tokens and L the validation loss, needs six runs in which sizes
+and tokens vary. With one ratio of tokens to parameters, four runs give L = E + K / C^k over compute C = 6 N D.
+docs/which-size.md says what the prediction is worth.
+"""
+
+import argparse
+import math
+import shlex
+from collections.abc import Sequence
+from datetime import datetime
+from html import escape
+from pathlib import Path
+
+import nano3
+from nano3.config import PretrainConfig
+from nano3.tools._arguments import RUNS
+from nano3.tools.plan import compose_run
+from nano3.tools.report import STYLE, find_started_runs, html_table, unique_names
+from nano3.training.preflight import MAX_USEFUL_EPOCHS, short_number
+from nano3.training.reports.scaling_law import Law, Point, fit, least_points, usable_terms
+from nano3.training.reports.scaling_points import (
+    MeasuredRun,
+    comparison_problems,
+    counted_parameters,
+    measure_run,
+    training_tokens,
+)
+from nano3.utils.command_line import CommandLine
+from nano3.utils.console import say, table, warn
+from nano3.utils.disk_errors import reason
+from nano3.utils.errors import Failure, UserError
+from nano3.utils.files import write_text
+from nano3.utils.provenance import install_command
+
+HELP = "fit a scaling law to runs of several sizes, and predict the full model"
+FULL_MODEL = ["+experiment=nano3"]
+POINT_COLUMNS = ["run", "active parameters", "tokens", "tokens / parameter", "compute", "epochs", "loss", "law", "off"]
+LAW_COLUMNS = ["constant", "value", "interval of 90 %"]
+# Beyond these ratios of compute to that of the largest run, a prediction is called far, and a guess.
+FAR, TOO_FAR = 100, 10_000
+# The law over compute speaks of runs with the points' ratio of tokens to parameters, within this factor.
+SAME_RATIO = 2.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the tool's arguments."""
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help=f"run folder or its name under {RUNS}, or a folder of runs (a sweep)"
+    )
+    parser.add_argument(
+        "--predict", nargs="+", metavar="WORD", default=FULL_MODEL,
+        help="words of nano3.pretrain for the run to predict (default: +experiment=nano3)",
+    )  # fmt: skip
+    parser.add_argument("--output", metavar="FILE", default="scaling.html", help="page (default: scaling.html)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the tool and return its exit code."""
+    folders = list(dict.fromkeys(folder for name in args.runs for folder in find_started_runs(name)))
+    target = read_target(args.predict)
+    runs, left_out = measured_runs(unique_names(folders))
+    for sentence in left_out:
+        warn(f"left out: {sentence}")
+    if problems := comparison_problems(runs):
+        raise UserError(problems)
+    points = [one.point for one in runs]
+    terms = usable_terms(points)
+    if len(points) < least_points(terms):
+        show_points(runs, None)
+        raise Failure(too_few(points, terms))
+    law = fit(points, terms)
+    show_points(runs, law)
+    table(f"law {formula(law)}", LAW_COLUMNS, law_rows(law), right=LAW_COLUMNS[1:])
+    sentences = conclusions(law, runs, target)
+    for sentence in sentences:
+        say(sentence)
+    page = make_page(law, runs, target, sentences, "nano3 scaling " + shlex.join(args.runs))
+    try:
+        write_text(Path(args.output), page)
+    except OSError as error:
+        raise UserError(f"--output {args.output}: cannot be written: {reason(error)} Name another file.") from error
+    say(f"scaling law of {len(points)} runs: {args.output}")
+    return 0
+
+
+def read_target(words: Sequence[str]) -> Point:
+    """Return the run to predict; its loss is not known.
+
+    Raises:
+        UserError: With everything that is wrong with the words.
+    """
+    line = CommandLine.parse(list(words))
+    if line.other:
+        raise UserError([f"--predict {word}: expected KEY=VALUE, as for nano3.pretrain" for word in line.other])
+    config: PretrainConfig = compose_run(line)
+    return Point(" ".join(words), counted_parameters(config)[0], training_tokens(config), math.nan)
+
+
+def measured_runs(folders: dict[str, Path]) -> tuple[list[MeasuredRun], list[str]]:
+    """Return the finished runs, smallest first, and a sentence for each one that is left out.
+
+    Args:
+        folders: Run folders by name.
+    """
+    found = [measure_run(name, folder) for name, folder in folders.items()]
+    runs = [one for one in found if isinstance(one, MeasuredRun)]
+    runs.sort(key=lambda one: (one.point.parameters, one.point.tokens))
+    return runs, [one for one in found if isinstance(one, str)]
+
+
+def too_few(points: Sequence[Point], terms: Sequence[str]) -> str:
+    """Return what is missing for a law.
+
+    Args:
+        points: The finished runs.
+        terms: The terms that they could determine.
+    """
+    return (
+        f"{len(points)} finished runs are too few for a law with {least_points(terms) - 1} constants: it needs "
+        f"{least_points(terms)}. Train more sizes, and each with several numbers of tokens: "
+        "ladder.size=... ladder.tokens_per_parameter=10,20,40"
+    )
+
+
+def formula(law: Law) -> str:
+    """Return the law in letters."""
+    return "L = E + A / N^a + B / D^b" if law.terms == ("N", "D") else "L = E + K / C^k"
+
+
+def point_rows(runs: Sequence[MeasuredRun], law: Law | None) -> list[list[str]]:
+    """Return a row for each run, with its loss by the law if there is one."""
+    rows = []
+    for one in runs:
+        p = one.point
+        by_law = law.predict(p)[0] if law else None
+        rows.append([
+            p.name, short_number(p.parameters), short_number(p.tokens), f"{p.tokens / p.parameters:,.1f}",
+            f"{p.compute:.2e}", "" if one.epochs is None else f"{one.epochs:.2f}", f"{p.loss:.4f}",
+            "" if by_law is None else f"{by_law:.4f}", "" if by_law is None else f"{by_law / p.loss - 1:+.2%}",
+        ])  # fmt: skip
+    return rows
+
+
+def show_points(runs: Sequence[MeasuredRun], law: Law | None) -> None:
+    """Print the table of the runs."""
+    table("points", POINT_COLUMNS, point_rows(runs, law), right=POINT_COLUMNS[1:])
+
+
+def law_rows(law: Law) -> list[list[str]]:
+    """Return a row for each constant of the law."""
+    return [[name, f"{value:.4g}", f"{low:.4g} to {high:.4g}"] for name, value, low, high in law.constants()]
+
+
+def conclusions(law: Law, runs: Sequence[MeasuredRun], target: Point) -> list[str]:
+    """Return sentences: the prediction, and everything that speaks against it."""
+    points = [one.point for one in runs]
+    found = [prediction(law, points, target)]
+    if check := held_out(law, points):
+        found.append(check)
+    distance = target.compute / max(point.compute for point in points)
+    if distance > FAR:
+        word = "a guess, not a prediction" if distance > TOO_FAR else "far beyond the points"
+        found.append(
+            f"{target.name} has {short_number(distance)} times the compute of the largest run: {word}. The interval "
+            "counts the noise of the points, not that the law may bend."
+        )
+    if len(points) < 2 * (least_points(law.terms) - 1):
+        found.append(f"{len(points)} points for {least_points(law.terms) - 1} constants are few: add sizes and tokens.")
+    if repeated := [o.point.name for o in runs if (o.epochs or 0) > MAX_USEFUL_EPOCHS]:
+        found.append(
+            f"{len(repeated)} runs read their data more than {MAX_USEFUL_EPOCHS} times ({repeated[0]}): the law is "
+            "about new tokens, and theirs taught less."
+        )
+    shares = [one.point.parameters / one.total for one in runs]
+    if max(shares) > 1.25 * min(shares):
+        found.append(
+            f"the share of active parameters varies from {min(shares):.1%} to {max(shares):.1%}: N is the active ones, "
+            "and the law does not count the others."
+        )
+    found.append(
+        "The loss is that of these runs' validation data and tokenizer, whatever the full model is trained on."
+    )
+    return found
+
+
+def prediction(law: Law, points: Sequence[Point], target: Point) -> str:
+    """Return the sentence with the predicted loss, or why there is none."""
+    what = f"{target.name} ({short_number(target.parameters)} active parameters, {short_number(target.tokens)} tokens)"
+    if not can_predict(law, points, target):
+        ratio = target.tokens / target.parameters
+        return (
+            f"{what}: no prediction. It has {ratio:,.0f} tokens per parameter, and the runs have "
+            f"{points[0].tokens / points[0].parameters:,.0f}: a law over compute holds for their ratio alone. Vary "
+            "ladder.tokens_per_parameter in the sweep."
+        )
+    loss, low, high = law.predict(target)
+    return f"{what}: predicted loss {loss:.3f}, interval of 90 % from {low:.3f} to {high:.3f}"
+
+
+def can_predict(law: Law, points: Sequence[Point], target: Point) -> bool:
+    """Return whether the law speaks of runs like the target."""
+    ratios = [point.tokens / point.parameters for point in points]
+    ratio = target.tokens / target.parameters
+    return law.terms == ("N", "D") or min(ratios) / SAME_RATIO <= ratio <= max(ratios) * SAME_RATIO
+
+
+def held_out(law: Law, points: Sequence[Point]) -> str | None:
+    """Return how well the law of the other points predicts the run with most compute, if enough points are left."""
+    last = max(points, key=lambda point: point.compute)
+    rest = [point for point in points if point is not last]
+    if len(rest) < least_points(law.terms) or usable_terms(rest) != law.terms:
+        return None
+    loss, low, high = fit(rest, law.terms, draws=200).predict(last)
+    return (
+        f"check: without {last.name} the law predicts {loss:.3f} for it ({low:.3f} to {high:.3f}); measured "
+        f"{last.loss:.3f} ({loss / last.loss - 1:+.2%})"
+    )
+
+
+def make_page(law: Law, runs: Sequence[MeasuredRun], target: Point, sentences: Sequence[str], command: str) -> str:
+    """Return the page as self-contained HTML.
+
+    Args:
+        law: The fitted law.
+        runs: The runs.
+        target: The run to predict.
+        sentences: The conclusions.
+        command: Command shown at the top of the page.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    points = [one.point for one in runs]
+    try:
+        from nano3.training.reports.scaling_plot import law_svg
+
+        drawn = law_svg(law, points, target if can_predict(law, points, target) else None)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{error.name} is required for the curves, but not installed: {install_command('train')}"
+        ) from None
+    time = f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"
+    made = f"{time} by nano3 {nano3.__version__}: <code>{escape(command)}</code>"
+    return "\n".join([
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Scaling law</title>',
+        f"<style>{STYLE}</style></head><body><h1>Scaling law of {len(runs)} runs</h1><p class='made'>{made}</p>",
+        *(f"<p>{escape(sentence)}</p>" for sentence in sentences),
+        f"<div class='curves'>{drawn}</div>",
+        f"<h2>Law</h2><p>{escape(formula(law))}; N: active parameters without embedding and output matrix; D: training "
+        "tokens; C = 6 N D; L: validation loss in nats per token</p>",
+        html_table(LAW_COLUMNS, law_rows(law)),
+        "<h2>Points</h2>",
+        html_table(POINT_COLUMNS, point_rows(runs, law)),
+        "</body></html>\n",
+    ])  # fmt: skip
