@@ -107,7 +107,9 @@ def unused_key_problems(cluster: ClusterConfig, words: Iterable[str], *, prepara
     elif "cluster.tasks" in typed and cluster.tasks > 1:
         found.append(f"cluster.tasks={cluster.tasks} is for data preparations; leave it out.")
     if "cluster.mail_user" in typed and cluster.mail_user and not cluster.mail_type:
-        found.append(f"cluster.mail_user={cluster.mail_user} needs cluster.mail_type, for example END,FAIL.")
+        found.append(
+            f"cluster.mail_user={cluster.mail_user} needs cluster.mail_type, for example cluster.mail_type=END."
+        )
     return found
 
 

@@ -159,8 +159,12 @@ def _list_runs(folders: Iterable[Path], only_active: bool) -> Listing:
         except Nano3Error as error:
             problems += error.problems
     shown = [run for run in runs if run.active or not only_active]
-    # Several are submitted in a second, as the points of a sweep are: those that run come first, then those that wait.
-    order = sorted(shown, key=lambda run: (-run.time, not run.active, run.state == "pending"))
+    # Several are submitted in a second, as the points of a sweep are: those that run come first, then those that wait,
+    # then those that failed or stopped.
+    order = sorted(
+        shown,
+        key=lambda run: (-run.time, not run.active, run.state == "pending", run.state in ("completed", "finished")),
+    )
     return Listing(order, problems, warning)
 
 

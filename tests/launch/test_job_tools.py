@@ -127,6 +127,20 @@ def test_newest_first_with_elapsed_time_and_restarts(
     ]
 
 
+def test_points_of_one_submission_are_listed_by_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    states = ["COMPLETED", "FAILED", "PENDING", "COMPLETED", "TIMEOUT", "RUNNING"]
+    for number in range(len(states)):
+        record = job_records.JobRecord(f"7_{number}", "s", "2026-01-01T00:00:00+00:00", "/l", "/s")
+        job_records.add_record(tmp_path / f"point{number}", record)
+    answer = {f"7_{number}": slurm.JobState(state) for number, state in enumerate(states)}
+    monkeypatch.setattr(slurm, "states", lambda ids: {job_id: answer[job_id] for job_id in ids})
+    assert list_runs(tmp_path) == 0
+    shown = [line.split()[2] for line in capfd.readouterr().out.splitlines()[2:]]
+    assert shown == ["RUNNING", "PENDING", "FAILED", "TIMEOUT", "COMPLETED", "COMPLETED"]
+
+
 def test_a_pending_job_shows_how_long_it_waits_and_when_it_may_start(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
