@@ -48,7 +48,7 @@ class Progress:
         """Return the time that the rest of the iterations will take, "" if unknown."""
         if self.total is None or self.seconds_per_iteration is None:
             return ""
-        return duration_text(max(self.total - self.iteration, 0) * self.seconds_per_iteration)
+        return whole_duration(max(self.total - self.iteration, 0) * self.seconds_per_iteration)
 
     def age_text(self) -> str:
         """Return the age of the last line, marked if the run is silent for longer than it ever was recently."""
@@ -56,7 +56,7 @@ class Progress:
             return ""
         pause = self.longest_pause
         silent = pause is not None and self.age > max(_SILENT_S, _SILENT_FACTOR * pause)
-        return duration_text(self.age) + (", silent" if silent else "")
+        return whole_duration(self.age) + (", silent" if silent else "")
 
 
 def read_progress(run_dir: Path, logs: Iterable[Path] = ()) -> Progress:
@@ -130,3 +130,8 @@ def loss_text(metrics: dict[str, Any]) -> str:
     """Return the loss of a record as a table cell, "" if there is none."""
     loss = metrics.get("loss")
     return f"{loss:.4f}" if isinstance(loss, float) else str("" if loss is None else loss)
+
+
+def whole_duration(seconds: float) -> str:
+    """Return a duration in whole seconds or more, for tables that are drawn again and again."""
+    return duration_text(round(seconds))

@@ -3,8 +3,8 @@
 import datetime
 import re
 
+from launch.progress import whole_duration
 from launch.slurm import JobState
-from nano3.utils.console import duration_text
 
 _NEVER = "it can never start: "
 # Why a job waits: the beginning of Slurm's reason (a regular expression), and its meaning. The first that fits counts.
@@ -98,7 +98,7 @@ def waiting_text(state: JobState) -> str:
     """Return how long a pending job has waited and when it may start, "" if unknown or not pending."""
     words = []
     if (waited := waited_s(state)) is not None:
-        words.append(f"waiting for {duration_text(waited)}")
+        words.append(f"waiting for {whole_duration(waited)}")
     if starts_in_s(state) is not None:
         words.append(f"Slurm expects it to start at {state.start.replace('T', ' ')}")
     return ", ".join(words)

@@ -19,10 +19,10 @@ from rich.text import Text
 from launch import job_records, slurm
 from launch.follow import failure_lines, say
 from launch.job_end import JobMarkers
-from launch.progress import Progress, last_metrics, loss_text, read_progress
+from launch.progress import Progress, last_metrics, loss_text, read_progress, whole_duration
 from launch.state_text import describe_state, never_starts, run_s, starts_in_s, waited_s
 from launch.submit import SubmittedJob
-from nano3.utils.console import cell_text, console, duration_text, table
+from nano3.utils.console import cell_text, console, table
 from nano3.utils.errors import RESTART_EXIT_CODE
 
 _COLUMNS = ("point", "job", "state", "iteration", "loss", "elapsed", "left", "exit")
@@ -129,21 +129,21 @@ class SweepRow:
             return waiting_cells(self.job_state)
         if self.kind != "running" or self.started is None:
             ran = run_s(self.job_state)
-            return "" if ran is None else duration_text(ran), ""
+            return "" if ran is None else whole_duration(ran), ""
         seconds = time.time() - self.started
         left = progress.left_text()
         if not left and self.total and progress.iteration > self.first_iteration:
             rest = max(self.total - progress.iteration, 0)
-            left = duration_text(seconds * rest / (progress.iteration - self.first_iteration))
-        return duration_text(seconds), left
+            left = whole_duration(seconds * rest / (progress.iteration - self.first_iteration))
+        return whole_duration(seconds), left
 
 
 def waiting_cells(state: slurm.JobState) -> tuple[str, str]:
     """Return how long a job has waited and when Slurm expects it to start, for the columns of elapsed and left time."""
     waited, start = waited_s(state), starts_in_s(state)
     return (
-        "" if waited is None else f"waits {duration_text(waited)}",
-        "" if start is None else f"starts in {duration_text(start)}",
+        "" if waited is None else f"waits {whole_duration(waited)}",
+        "" if start is None else f"starts in {whole_duration(start)}",
     )
 
 

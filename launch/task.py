@@ -102,7 +102,7 @@ class RankTask:
         if process.sigterm_received:  # srun ended this rank because another rank failed
             return code
         if code > 128:  # killed, so it could not say why
-            self._show_log_end()
+            self._show_log_end(code)
         markers.record_failure(code, self._after_failure(code, markers), self._failed_node(code))
         return code
 
@@ -125,15 +125,17 @@ class RankTask:
             return "-"
         return str(nodes[0]) if len(nodes) == 1 else "-"
 
-    def _show_log_end(self) -> None:
-        """Print the end of the log that the entry keeps of this rank, if there is one."""
+    def _show_log_end(self, code: int) -> None:
+        """Print the end of the log that the entry keeps of this rank, if there is one, and last why the rank ended."""
         from launch.follow import tail_lines
 
         rank = os.environ["RANK"]
         log = Path(self.progress_file).parent / "logs" / f"rank_{rank}.log"
-        if log.is_file():
-            lines = "".join(f"{line}\n" for line in tail_lines(log))
-            write(f"launch: rank {rank} was killed; end of {log}:\n{lines}", stderr=True)
+        lines = [line for line in tail_lines(log) if not line.startswith("==== rank ")] if log.is_file() else []
+        if lines:
+            shown = "".join(f"{line}\n" for line in lines)
+            why = f"launch: rank {rank} was ended by {_signal_name(code - 128)}\n"
+            write(f"launch: rank {rank} was killed; end of {log}:\n{shown}{why}", stderr=True)
 
     def _run_rank(self) -> tuple["RankProcess", int]:
         """Run the rank until it ends with another code than 77, and return its last process and the code.

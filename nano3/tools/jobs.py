@@ -19,12 +19,12 @@ from typing import NamedTuple
 
 from launch import job_records, local_job, slurm
 from launch.names import natural_order
-from launch.progress import loss_text, read_progress
+from launch.progress import loss_text, read_progress, whole_duration
 from launch.state_text import describe_state
 from launch.sweep_table import screen_table, waiting_cells
 from nano3.tools._arguments import RUNS, at_least, find_runs_below
 from nano3.tools._local_runs import local_state, newest_start_is_local
-from nano3.utils.console import cell_text, console, duration_text, print_problems, say, table, warn
+from nano3.utils.console import cell_text, console, print_problems, say, table, warn
 from nano3.utils.errors import Failure, Nano3Error, UserError
 
 HELP = "list runs with their state and progress, on this machine or on Slurm"
@@ -251,7 +251,7 @@ def _progress(
     logs = [run_dir / "logs" / "rank_0.log", *([log] if log else [])]
     progress = read_progress(run_dir, logs)
     until = time.time() if running else ended
-    elapsed = duration_text(max(until - started, 0)) if started and until else ""
+    elapsed = whole_duration(max(until - started, 0)) if started and until else ""
     left, age = (progress.left_text(), progress.age_text()) if running else ("", "")
     return progress.iteration_text(), loss_text(progress.metrics), elapsed, left, age
 

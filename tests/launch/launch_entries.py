@@ -140,10 +140,10 @@ def roll_back(run_dir: str, times: str) -> int:
     return 77 if len(notes.read_text().splitlines()) <= int(times) else 0
 
 
-def kill_itself(run_dir: str) -> int:
+def kill_itself(run_dir: str, words: str = "its last words\n") -> int:
     """Leave a log and die of a signal, as after a segmentation fault."""
     log = Path(run_dir) / "logs" / f"rank_{rank()}.log"
     log.parent.mkdir(exist_ok=True)
-    log.write_text("its last words\n")
+    log.write_text(words)
     os.kill(os.getpid(), signal.SIGKILL)
     return 0

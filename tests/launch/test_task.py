@@ -113,6 +113,12 @@ def test_a_killed_task_shows_the_log_of_its_rank(tmp_path: Path, capfd: pytest.C
     assert run_task(tmp_path, "kill_itself", str(tmp_path)) == 137
     err = capfd.readouterr().err
     assert "launch: rank 0 was killed; end of" in err and "its last words" in err
+    assert err.splitlines()[-1] == "launch: rank 0 was ended by SIGKILL", "the last line is shown as the reason"
+
+
+def test_a_killed_task_without_a_word_shows_no_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_task(tmp_path, "kill_itself", str(tmp_path), "==== rank 0, 2026-11-29 00:36:32 +0000\n") == 137
+    assert capfd.readouterr().err.splitlines()[-1] == "launch: the rank was ended by SIGKILL"
 
 
 def test_task_that_stops_by_itself_asks_for_no_requeue(tmp_path: Path) -> None:
