@@ -58,6 +58,9 @@ def test_both_backends_read_the_same_tokens_over_stages_and_a_changed_mixture(ru
         assert "200 hashes of 200 iterations, the last one 200: all as planned" in text
     plan = read_plan(runs.dir("order_megatron"))
     assert plan and [(stage.first, stage.end) for stage in plan.stages] == [(0, 60), (60, 100), (100, 140), (140, 200)]
+    for name in BACKENDS:
+        last = runs.steps(name)[200]
+        assert {key: value for key, value in last.items() if key.startswith("epochs/")} == plan.epoch_metrics(200)
 
 
 def test_megatrons_own_order_is_audited_and_costs_the_same(runs: Runs) -> None:

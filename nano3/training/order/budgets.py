@@ -239,7 +239,8 @@ def share_samples(
     if wanted > size:
         raise UserError(
             f"{where}: its budgets in epochs and tokens need {-(-wanted // batch):,} iterations, and it has "
-            f"{size // batch:,}. Lower them, or make it longer (train.train_iters, until)."
+            f"{size // batch:,}{' left' if read != before else ''}. Lower them, or make it longer (train.train_iters, "
+            "until)."
         )
     if wanted < size and not weights:
         raise UserError(

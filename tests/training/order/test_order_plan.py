@@ -276,6 +276,8 @@ def test_a_changed_mixture_counts_what_its_stage_has_read() -> None:
     assert after.consumed(50) == {"docs": 200, "code": 200} and after.consumed(100) == {"docs": 300, "code": 500}
     with pytest.raises(UserError, match=r"epochs=1.5, but this stage has already read 2.00 epochs \(2,000 tokens\)"):
         make_plan(make_config([{"blend": {"docs": {"epochs": 1.5}, "code": 1}}]), data, before, 50)
+    with pytest.raises(UserError, match=r"need 63 iterations, and it has 50 left\."):
+        make_plan(make_config([{"blend": {"docs": {"epochs": 7}, "code": 1}}]), data, before, 50)
 
 
 def test_datasets_join_and_leave_but_do_not_change() -> None:
