@@ -2,7 +2,7 @@
 
     plan_points.py RESULT.json DATA_DIR WORK_DIR SECONDS
 
-Points run in the order of POINTS until SECONDS have passed since the process began. A point that is in RESULT.json
+Points run in the order of POINTS until SECONDS have passed. A point that is in RESULT.json
 already is left out, so the command can be repeated after a crash. Exit code 3: a point failed, or much of the memory of
 earlier points is still allocated; the rest should run in a new process.
 """
@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from free_memory import free_model
 from train import build
 
-STARTED = time.perf_counter()
 STEPS = 13
 # Steps 1 to 3 run without CUDA graphs, 4 captures them, 5 settles. Two blocks of four are timed.
 BLOCKS = ((6, 9), (10, 13))
@@ -134,10 +134,13 @@ class Measure:
     peak: dict[int, float] = field(default_factory=dict)
     at_start: float = 0.0
     loss: float | None = None
+    model: Any = None
+    optimizer: Any = None
 
     def on_train_start(self, context: Any) -> None:
         import torch
 
+        self.model, self.optimizer = context.model, context.optimizer
         torch.cuda.synchronize()
         self.at_start = torch.cuda.memory_allocated() / 2**30
         self.step_end[0] = time.perf_counter()
@@ -196,7 +199,12 @@ def measure(point: Point, data_dir: str, folder: Path) -> dict[str, Any]:
     torch.cuda.init()
     torch.cuda.reset_peak_memory_stats()  # which fails before the first use of the GPU
     hook, before = Measure(), torch.cuda.memory_allocated() / 2**30
-    pretrain(config=container, forward_step_func=forward_step, callbacks=[hook])
+    try:
+        pretrain(config=container, forward_step_func=forward_step, callbacks=[hook])
+    finally:
+        if hook.model is not None:
+            free_model(hook.model, hook.optimizer)
+        hook.model = hook.optimizer = None
     return hook.result() | {"before_gb": before, "seconds": time.perf_counter() - begin}
 
 
@@ -204,6 +212,7 @@ def release() -> float:
     """Free what the last point left on the GPU and return what remains allocated, in GB."""
     import torch
 
+    gc.enable()
     gc.collect()
     torch.cuda.empty_cache()
     return torch.cuda.memory_allocated() / 2**30
@@ -216,8 +225,16 @@ def environment() -> dict[str, Any]:
     return {"gpu": device.name, "gpu_memory_gb": device.total_memory / 2**30, "torch": torch.__version__}
 
 
-def main() -> int:
-    result_path, data_dir, work_dir, seconds = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), float(sys.argv[4])
+def run(result_path: Path, data_dir: str, work_dir: Path, seconds: float) -> int:
+    """Measure the points that are not in the result yet.
+
+    Args:
+        result_path: The JSON file of results.
+        data_dir: The prepared data.
+        work_dir: A folder for the runs.
+        seconds: After them no further point starts.
+    """
+    started = time.perf_counter()
     result = json.loads(result_path.read_text()) if result_path.exists() else {"points": {}}
 
     def save() -> None:
@@ -227,7 +244,7 @@ def main() -> int:
 
     longest = 0.0
     for point in POINTS:
-        left = seconds - (time.perf_counter() - STARTED)
+        left = seconds - (time.perf_counter() - started)
         if point.name in result["points"] or left < longest:
             continue
         entry = {"role": point.role, "arguments": point.arguments(), "state": "started"}
@@ -253,6 +270,11 @@ def main() -> int:
         if entry["left_gb"] > LEAK_GB or entry["state"] == "failed":
             return NEXT_PROCESS
     return 0
+
+
+def main() -> int:
+    result_path, data_dir, work_dir, seconds = sys.argv[1:]
+    return run(Path(result_path), data_dir, Path(work_dir), float(seconds))
 
 
 if __name__ == "__main__":

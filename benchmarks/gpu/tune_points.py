@@ -3,8 +3,9 @@
     tune_points.py RESULT.json DATA_DIR WORK_DIR DEADLINE [NAME ...]
 
 Points run in the order of PLAN, or of the names given, until DEADLINE (seconds since the epoch). `together` is all
-exact changes that gained, the best of each group; `fp8_together` adds the best FP8 setting. Repeat the command after a
-crash: points that are in RESULT.json are left out. Exit code 3: the rest should run in a new process.
+exact changes that gained, the best of each group; `fp8_together` adds the best FP8 setting, and `shipped` is
+conf/train/one_hopper.yaml as it is. Repeat the command after a crash: points that are in RESULT.json are left out. Exit
+code 3: the rest should run in a new process.
 """
 
 import ctypes
@@ -22,10 +23,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from train import build, wait_for_turn
+from free_memory import free_model
+from omegaconf import OmegaConf
+from train import ROOT, build, wait_for_turn
 
-# Steps 1 to 3 run without CUDA graphs, 4 captures them, 5 and 6 settle.
-WARM_UP, PROFILED = 6, 2
+# Steps 1 to 3 run without CUDA graphs, 4 captures them, 5 settles.
+WARM_UP, PROFILED = 5, 2
 LEAK_GB = 25.0
 NEXT_PROCESS = 3
 GAIN = 0.003  # of a step; less is noise
@@ -63,7 +66,24 @@ CURRENT = (FP8, "megatron.mixed_precision.fp8_recipe=tensorwise")
 NO_GRAPHS = ("megatron.model.cuda_graph_impl=none", "megatron.model.cuda_graph_modules=[]")
 ISOLATE = ("train.document_boundaries=isolate",)
 SHORT = "_1500"  # documents of at most 1,500 tokens
+# Points are compared with the recipe's own setting, which nano3 changes where the guard watches the gradient norm.
+RECIPES_CHECK = "megatron.ddp.check_for_large_grads=true"
 ADAM = ("megatron.optimizer.use_precision_aware_optimizer=true", "megatron.mixed_precision.fp8_recipe=delayed")
+
+
+def shipped() -> tuple[str, ...]:
+    """Return the `megatron:` settings of conf/train/one_hopper.yaml as arguments of train.py."""
+
+    def walk(node: dict[str, Any], prefix: str) -> list[str]:
+        found = []
+        for name, value in node.items():
+            path = f"{prefix}.{name}"
+            found += walk(value, path) if isinstance(value, dict) else [f"{path}={json.dumps(value)}"]
+        return found
+
+    profile = OmegaConf.to_container(OmegaConf.load(ROOT / "conf/train/one_hopper.yaml"))
+    assert isinstance(profile, dict)
+    return tuple(walk(profile["megatron"], "megatron"))
 
 
 @dataclass(frozen=True)
@@ -92,7 +112,8 @@ class Point:
         """Return the arguments of train.py."""
         steps = WARM_UP + self.timed + PROFILED * self.profile
         sizes = (f"train.micro_batch_size={self.micro}", f"train.global_batch_size={self.batch}")
-        return [MODEL, *COMMON, f"train.train_iters={steps}", *sizes, *self.changes]
+        check = () if self.name.startswith("shipped") else (RECIPES_CHECK,)
+        return [MODEL, *COMMON, *check, f"train.train_iters={steps}", *sizes, *self.changes]
 
 
 POINTS = {
@@ -139,6 +160,10 @@ POINTS = {
             for micro, batch in ((16, 16), (1, 8))
             for name, changes in (("base_short", ()), ("no_graphs", NO_GRAPHS), ("isolate", ISOLATE))
         ),
+        Point("base_two", batch=32, timed=6),
+        Point("shipped_two", shipped(), batch=32, timed=6),
+        Point("shipped_32", shipped(), micro=32, batch=32, timed=6),
+        Point("shipped_profile", shipped(), batch=32, timed=6, profile=True),
     )
 }
 PLAN = (
@@ -212,10 +237,19 @@ class Steps:
     first_step_s: float = 0.0
     _started: float = 0.0
     _profiler: Any = None
+    _model: Any = None
+    _optimizer: Any = None
+
+    def free(self) -> None:
+        """Free the memory of the model, at the end or after an error."""
+        if self._model is not None:
+            free_model(self._model, self._optimizer)
+        self._model = self._optimizer = None
 
     def on_train_start(self, context: Any) -> None:
         from megatron.bridge.training.utils.flop_utils import num_floating_point_operations
 
+        self._model, self._optimizer = context.model, context.optimizer
         cfg = context.state.cfg
         self.bridge_flops = float(num_floating_point_operations(cfg, cfg.train.global_batch_size))
         self._started = time.perf_counter()
@@ -312,8 +346,11 @@ def measure(point: Point, data_dir: str, folder: Path, environment: Environment,
     torch.cuda.reset_peak_memory_stats()  # which fails before the first use of the GPU
     before = torch.cuda.memory_allocated() / 2**30
     steps = Steps(point.timed, trace if point.profile else None)
-    pretrain(config=container, forward_step_func=forward_step, callbacks=[steps])
-    found = steps.result()
+    try:
+        pretrain(config=container, forward_step_func=forward_step, callbacks=[steps])
+        found = steps.result()
+    finally:
+        steps.free()
     seconds, tokens = found["ms"] / 1e3, point.batch * config.train.seq_length
     model = architecture_from_config(config, schema.load_bundled(config.recipe._target_), data.vocab_size)
     exact = flops_per_token(model, config.train.seq_length) * tokens if model else 0.0
@@ -440,7 +477,14 @@ def main() -> int:
     path, data_dir, work_dir, deadline, *names = sys.argv[1:]
     wait_for_turn()
     session = Session(Path(path), data_dir, Path(work_dir), float(deadline))
-    return session.run_all(keys_of(tuple(names) or PLAN))
+    code = session.run_all(keys_of(tuple(names) or PLAN))
+    if code == 0 and "PLAN_SECONDS" in os.environ:  # the points of the cost model in the same process
+        import plan_points
+
+        return plan_points.run(
+            session.path.with_name("plan_points.json"), data_dir, session.work_dir, float(os.environ["PLAN_SECONDS"])
+        )
+    return code
 
 
 if __name__ == "__main__":

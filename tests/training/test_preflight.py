@@ -272,7 +272,16 @@ def test_the_profile_for_one_hopper_gpu(config: PretrainConfig) -> None:
     assert merged.train.micro_batch_size == 16 and merged.run.data == data
     assert not {"cuda_graph_impl", "cuda_graph_modules"} & set(merged.megatron["model"])
     settings = {s.path: s.value for s in override_settings(merged.megatron, load_bundled(NANO))}
-    assert settings == {"model.recompute_granularity": None, "model.recompute_modules": None}
+    off = {name: value for name, value in settings.items() if value in (None, False)}
+    assert off.keys() == {
+        "model.recompute_granularity",
+        "model.recompute_modules",
+        "ddp.check_for_nan_in_grad",
+        "ddp.check_for_large_grads",
+        "rerun_state_machine.check_for_nan_in_loss",
+        "train.check_optimizer_step_success",
+    }
+    assert settings.keys() - off.keys() == {"model.moe_router_fusion", "train.skip_sync_grad_norm_across_mp"}
     plan = preflight(merged)
     assert plan.problems == []
     assert not any("GB per GPU" in w for w in plan.warnings)

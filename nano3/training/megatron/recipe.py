@@ -145,6 +145,9 @@ def adaptations(
         # Megatron's checks fail on the one rank whose batch has the NaN, while the others wait for it.
         checks = ("rerun_state_machine.check_for_nan_in_loss", "ddp.check_for_nan_in_grad")
         found += [Setting(path, False, "the guard finds NaN, on all ranks together") for path in checks if get(path)]
+        if get("ddp.check_for_large_grads"):
+            # The host waits for the GPU at every bucket of gradients, to log a warning.
+            found.append(Setting("ddp.check_for_large_grads", False, "the guard watches the gradient norm"))
     if get("model.moe_token_dispatcher_type") == "flex":
         found += _dispatcher(get("model.expert_model_parallel_size"), get("model.tensor_model_parallel_size"), has)
     if get("model.gradient_accumulation_fusion") and not has("fused_weight_gradient_mlp_cuda"):

@@ -131,7 +131,8 @@ def test_iterations_directly_after_the_checkpoint_are_passed_before_the_data_is_
 
 
 @pytest.mark.parametrize("guarded", [True, False])
-def test_megatrons_own_checks_of_nan_make_way_for_the_guard(guarded: bool) -> None:
-    values = {"rerun_state_machine.check_for_nan_in_loss": True, "ddp.check_for_nan_in_grad": True}
+def test_megatrons_own_checks_of_losses_and_gradients_make_way_for_the_guard(guarded: bool) -> None:
+    names = ("rerun_state_machine.check_for_nan_in_loss", "ddp.check_for_nan_in_grad", "ddp.check_for_large_grads")
+    values = dict.fromkeys(names, True)
     found = recipe.adaptations(values.get, 8, lambda name: True, guarded)
     assert [(s.path, s.value) for s in found] == ([(path, False) for path in values] if guarded else [])
