@@ -5,7 +5,7 @@ for backend=transformers the configuration is complete.
 """
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -211,6 +211,11 @@ def _add_model_rows(
     counts = count_parameters(model)
     active = f", {short_number(counts.active)} active" if counts.active != counts.total else ""
     result.rows.append(("parameters", f"{short_number(counts.total)}{active} (vocabulary {model.vocab_size:,})"))
+    if model.mtp_depths:
+        own = counts.total - count_parameters(replace(model, mtp_depths=0)).total
+        result.rows.append(
+            ("multi-token", f"{model.mtp_depths} tokens after the next one, by {short_number(own)} of the parameters")
+        )
     flops = flops_per_token(model, config.train.seq_length)
     result.rows.append(("FLOPs per token", f"{short_number(flops)} (forward and backward)"))
 

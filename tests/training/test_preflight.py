@@ -491,3 +491,11 @@ def test_the_iteration_range_of_a_command(span: IterationRange, words: str, iter
 def test_forced_balance_is_for_benchmarks(config: PretrainConfig, target: str, megatron: dict, warned: bool) -> None:
     config.recipe._target_, config.megatron = target, megatron
     assert any("experts get random tokens" in w for w in preflight(config).warnings) == warned
+
+
+def test_multi_token_prediction_is_shown(config: PretrainConfig) -> None:
+    config.model = model("nemotron_3_5_lightning_micro")
+    rows = dict(preflight(config).rows)
+    assert rows["multi-token"] == "2 tokens after the next one, by 3.81 M of the parameters"
+    config.model.mtp_num_layers = 0
+    assert "multi-token" not in dict(preflight(config).rows)
