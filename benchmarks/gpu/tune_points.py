@@ -444,7 +444,10 @@ class Session:
             traceback.print_exc()
             entry |= {"state": "failed", "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
             self.failures += 1
-            if self.finished == 1 and key not in self.result.setdefault("repeated", []):
+            alone = os.environ.get("STANDBY") == "none"  # no process follows this one
+            if isinstance(error, ImportError):
+                self.failures = 3
+            elif self.finished == 1 and not alone and key not in self.result.setdefault("repeated", []):
                 # Perhaps this process can only train once: the next one tries the same point.
                 self.result["repeated"].append(key)
                 del self.result["points"][key]
