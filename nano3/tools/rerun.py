@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(problem)
     if wrong := [word for word in args.changes if "=" not in word]:
         raise UserError([f"{word}: expected KEY=VALUE, as for nano3.pretrain" for word in wrong])
+    check_ladder_changes(args.changes)
     start = latest_start_dir(folder)
     assert start is not None
     record = read_start_record(folder)
@@ -138,6 +139,17 @@ def checkpoint_to_load(run_dir: Path, parent: parent_checkpoint.ParentCheckpoint
             "checkpoint.load=FOLDER, or checkpoint.load=null to start with new weights."
         )
     return str(parent.checkpoint)
+
+
+def check_ladder_changes(changes: Sequence[str]) -> None:
+    """Raise UserError if a key of the section `ladder` is changed, but not the groups that derive settings from it."""
+    chosen = CommandLine.parse(changes).values.keys()
+    keys = [key for key in chosen if key.startswith("ladder.")]
+    if keys and not {"model", "train"} <= chosen:
+        raise UserError(
+            f"{keys[0]} alone changes nothing: a rerun keeps the recorded settings. To derive them again, add "
+            "model=ladder train=ladder."
+        )
 
 
 def leave_out_the_same(config: dict[str, Any], run_dir: Path, changes: Sequence[str]) -> None:

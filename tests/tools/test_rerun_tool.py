@@ -147,6 +147,7 @@ def test_chosen_groups_are_dropped(changes: list[str], gone: str | None) -> None
     [
         pytest.param(["nowhere"], "There is no run 'nowhere'", id="no run"),
         pytest.param(["short", "optimizer.lr"], "optimizer.lr: expected KEY=VALUE", id="no value"),
+        pytest.param(["short", "ladder.size=1m"], "To derive them again, add model=ladder train=ladder", id="ladder"),
         pytest.param(["short", "run.name=a/../b", "dry_run=true"], "run.name", id="name"),
         pytest.param(["short", "optimizer.lrr=1", "dry_run=true"], "optimizer.lr", id="typo"),
     ],
