@@ -50,7 +50,11 @@ class Artifact:
 
 
 class WandbServer:
-    """A server that can go away (`stop`), come back at the same port (`start`), and `hang`: accept and not answer."""
+    """A server that can go away (`stop`), come back at the same port (`start`), and `hang`: accept and not answer.
+
+    With `refuse` it has a page at its address, as a proxy does, and answers everything else with that status, or never
+    if it is 0.
+    """
 
     def __init__(self) -> None:
         self.runs: dict[str, Run] = {}
@@ -58,6 +62,7 @@ class WandbServer:
         self.unknown: list[str] = []  # operations that it could not answer
         self.requests = 0
         self.hang = False
+        self.refuse: int | None = None
         self._lock = threading.RLock()
         self._server: ThreadingHTTPServer | None = None
         self.port = 0
@@ -308,7 +313,11 @@ class Handler(BaseHTTPRequestHandler):
             return
         credentials = base64.b64decode(self.headers.get("Authorization", "").partition(" ")[2]).decode()
         stream = re.fullmatch(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path)
-        if credentials != f"api:{API_KEY}":
+        while self.owner.refuse == 0:
+            time.sleep(0.05)
+        if self.owner.refuse:
+            self.send_error(self.owner.refuse)
+        elif credentials != f"api:{API_KEY}":
             self.send_error(401)
         elif self.path == "/graphql":
             sent = json.loads(content)
@@ -335,5 +344,5 @@ def wandb_server() -> Iterator[WandbServer]:
     try:
         yield server
     finally:
-        server.hang = False
+        server.hang, server.refuse = False, None
         server.stop()

@@ -5,6 +5,8 @@ until the end; what it has not taken by then stays in the run's folder. Both nam
 `wandb sync FOLDER`.
 """
 
+import contextlib
+import os
 import queue
 import shlex
 import threading
@@ -14,11 +16,12 @@ from typing import Any
 
 from nano3.artifacts import wandb_mirror
 from nano3.artifacts.store import Artifact
+from nano3.utils.child_processes import kill_children
 from nano3.utils.console import warn
 
 INIT_S = 10.0  # for wandb.init
 FINISH_S = 12.0  # to send what is left at the end
-LIMIT_S = 20.0  # for all that may be left at the end: start, artifacts and sending
+LIMIT_S = 18.0  # for all that may be left at the end: start, artifacts and sending; W&B's own end takes a second
 
 _current: "WandbRun | None" = None
 
@@ -44,13 +47,15 @@ class WandbRun:
             UserError: wandb is not installed.
         """
         global _current
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # Python's end would wait 10 s for its last report
         self._wandb = wandb_mirror.load_wandb(settings, key)
         self._settings, self._folder, self._more = settings, folder, more
         self._lock = threading.Lock()
         self._waiting: list[dict[str, Any]] | None = []  # lines until the run is open; None if it cannot be opened
         self._run: Any = None
         self._exit_code = 0
-        self._complete = False
+        self._sync_as: str | None = None  # the id with which an offline run is sent, if it is not its own
+        self._complete = self._given_up = False
         self._jobs: queue.SimpleQueue[Callable[[Any], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
@@ -104,8 +109,17 @@ class WandbRun:
         self._jobs.put(None)
         self._thread.join(LIMIT_S)
         if self._thread.is_alive():
+            self._given_up = True
             warn(f"W&B did not take everything within {LIMIT_S:.0f} s. {self._how_to_send()}")
+        if not self._complete or self._sync_as:  # what could not be sent is in a file
+            self._end_service()
         return self._complete
+
+    def _end_service(self) -> None:
+        """End W&B's process, which repeats what has failed for minutes. Python's end would wait for it."""
+        kill_children("wandb-core")
+        with contextlib.suppress(Exception):  # whatever W&B raises when its process is gone
+            self._wandb.teardown()
 
     def _work(self) -> None:
         run = self._open()
@@ -124,6 +138,8 @@ class WandbRun:
         except TimeoutError:
             warn(f"W&B did not take everything within {FINISH_S:.0f} s. {self._how_to_send()}")
         except Exception as error:  # whatever W&B raises must not look like a failed training
+            if self._given_up:
+                return
             warn(f"W&B: ending the run failed: {str(error) or type(error).__name__}. {self._how_to_send()}")
 
     def _open(self) -> Any:
@@ -138,6 +154,8 @@ class WandbRun:
                 return self._init("online")
             except Exception as error:
                 problem = f"{str(error).strip() or type(error).__name__} (not logged in? `wandb login`)"
+                # W&B's process may try to open that run for minutes, and takes no second one with its id.
+                self._sync_as, self._more["id"] = self._more.get("id"), None
         with wandb_mirror.log_failures("starting a run offline"):
             self._run = run = self._init("offline")
             warn(f"W&B: {problem}. This start is recorded offline. {self._how_to_send()}")
@@ -158,8 +176,9 @@ class WandbRun:
     def _how_to_send(self) -> str:
         if self._run is None:
             return f"What it has is in {self._folder}/wandb."
-        online = "" if self._run.settings.mode == "offline" else "--include-online "  # else sync skips such a run
-        return f"Send it later: wandb sync {online}{shlex.quote(str(Path(self._run.dir).parent))}"
+        options = "" if self._run.settings.mode == "offline" else "--include-online "  # else sync skips such a run
+        options += f"--id {self._sync_as} " if self._sync_as else ""
+        return f"Send it later: wandb sync {options}{shlex.quote(str(Path(self._run.dir).parent))}"
 
 
 def limits(wandb: Any) -> Any:

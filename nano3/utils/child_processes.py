@@ -1,5 +1,6 @@
 """Processes that must not outlive the process that started them."""
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -7,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
@@ -51,3 +53,16 @@ def end_forked_children_with_this_process() -> None:
             exit_with_parent(parent)
 
     os.register_at_fork(before=before, after_in_child=in_child)
+
+
+def kill_children(name: str) -> None:
+    """Kill the child processes of this process that run a program.
+
+    Args:
+        name: File name of the program; the kernel knows its first 15 characters.
+    """
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            own, _, rest = stat.read_text().rpartition(")")
+            if own.partition("(")[2] == name[:15] and int(rest.split()[1]) == os.getpid():
+                os.kill(int(stat.parent.name), signal.SIGKILL)

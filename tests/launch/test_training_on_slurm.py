@@ -10,6 +10,7 @@ from commands import SMALL, Commands, losses
 from launch_helpers import eventually, last_id, log_of, state_of
 
 from launch import job_records
+from nano3.training.run.metrics import read_metrics
 from nano3.utils.provenance import is_installed
 
 pytestmark = pytest.mark.slurm
@@ -203,7 +204,8 @@ def test_tasks_are_measured_by_a_job_of_their_own(cli: Commands, data: Path) -> 
     (folder,) = run.glob("evals/iter_*")
     assert last_id(folder) != last_id(run) and f"iter_{line['iteration']:07d}" == folder.name
     cli("-m", "nano3", "cancel", "measured")
-    assert "next_word" in cli("-m", "nano3", "report", "measured").stdout
+    cli("-m", "nano3", "report", "measured")
+    assert "<td>next_word</td><td>acc</td>" in (run / "report.html").read_text()
 
 
 def test_the_order_of_samples_is_built_by_a_job_before_the_run(cli: Commands, undisturbed: dict[int, float]) -> None:
@@ -215,5 +217,5 @@ def test_the_order_of_samples_is_built_by_a_job_before_the_run(cli: Commands, un
     assert losses(cli.run_dir("ahead")) == undisturbed
     assert "built the order of 24 samples" in log_of(job)
     times = {path: path.stat().st_mtime for path in cli.run_dir("ahead").glob("index_cache/*/*-train-*")}
-    (began,) = cli.run_dir("ahead").glob("starts/0001")
-    assert times and max(times.values()) < began.stat().st_mtime
+    (began,) = (line["time"] for line in read_metrics(cli.run_dir("ahead")) if "start" in line)
+    assert times and max(times.values()) < began

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nano3.utils.child_processes import exit_with_parent
+from nano3.utils.child_processes import exit_with_parent, kill_children
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 # A rank with two children like those of a background save: a spawned one that serves a queue, and a forked manager.
@@ -101,3 +101,21 @@ def test_a_child_whose_parent_has_ended_already_ends_at_once() -> None:
     child.start()
     child.join(10)
     assert child.exitcode == -signal.SIGKILL
+
+
+def test_children_are_killed_by_the_name_of_their_program(tmp_path: Path) -> None:
+    """Not those of other processes, nor other programs."""
+    program = tmp_path / "a-long) program-name"
+    program.symlink_to("/bin/sleep")
+    other = "import subprocess, sys; subprocess.run([sys.argv[1], '60'])"
+    with (
+        subprocess.Popen([program, "60"]) as own,
+        subprocess.Popen(["sleep", "60"]) as sleep,
+        subprocess.Popen([sys.executable, "-c", other, program]) as parent,
+    ):
+        time.sleep(0.5)
+        kill_children(program.name)
+        assert own.wait(10) == -signal.SIGKILL
+        assert sleep.poll() is None and parent.poll() is None
+        sleep.kill()
+        parent.kill()
