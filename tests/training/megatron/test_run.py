@@ -92,6 +92,8 @@ def test_a_tokenizer_that_is_no_folder(data_dir: Path) -> None:
         pytest.param("train.train_iters", 40, False, id="length"),
         pytest.param("optimizer.lr", 1e-4, False, id="rate"),
         pytest.param("model.context_parallel_size", 2, False, id="context-parallel"),
+        pytest.param("model.mtp_num_layers", 2, True, id="further-tokens"),
+        pytest.param("model.mtp_loss_scaling_factor", 0.1, False, id="weight-of-further-tokens"),
     ],
 )
 def test_what_a_resume_may_change(config: PretrainConfig, data_dir: Path, key: str, value: object, fixed: bool) -> None:
@@ -102,6 +104,14 @@ def test_what_a_resume_may_change(config: PretrainConfig, data_dir: Path, key: s
     after = backend.run_identity(config, data), backend.mutable_settings(config)
     assert (before[0] != after[0]) is fixed
     assert (before[1] != after[1]) is not fixed
+
+
+def test_keys_of_multi_token_prediction_that_are_not_set_are_not_compared(
+    config: PretrainConfig, data_dir: Path
+) -> None:
+    """Checkpoints of earlier versions do not have them."""
+    identity = backend.run_identity(config, open_data(data_dir))
+    assert not [key for key in identity if "mtp" in key]
 
 
 @pytest.mark.parametrize(("saved", "now", "other"), [(2, "1", True), (2, "2", False), (None, "2", False)])
