@@ -19,5 +19,5 @@ export NCCL_NVLS_ENABLE=0 TORCH_SYMM_MEM_DISABLE_MULTICAST=1 NVSHMEM_DISABLE_NVL
 DATA=$K/data; ENGINE=$(python3 -c "import fastokens" 2>/dev/null && echo auto || echo tokenizers)
 [ -d "$DATA" ] || python3 -m nano3.data_prep data_blend=sample engine="$ENGINE" output_dir="$DATA" valid_fraction=0.05 > "$OUT/data_prep.txt" 2>&1 || cat "$OUT/data_prep.txt"
 for stage in "$@"; do source "$ROOT/benchmarks/gpu/stages/$stage.sh"; done
-python3 "$ROOT/benchmarks/gpu/kernels.py" pack "$NANO3_CACHE" "$OUT/kernels.tar.zst" "${KERNELS_MIB:-16}"  # for .gpu of the next machine
+[ "${KERNELS_MIB:-16}" = 0 ] || python3 "$ROOT/benchmarks/gpu/kernels.py" pack "$NANO3_CACHE" "$OUT/kernels.tar.zst" "${KERNELS_MIB:-16}"  # for .gpu of the next machine
 say done
