@@ -12,7 +12,7 @@ from typing import Final
 from nano3.config import PretrainConfig
 from nano3.config.pretrain import megatron_section
 from nano3.training import backend
-from nano3.training.checks.ladder_check import ladder_problems, ladder_rows
+from nano3.training.checks.ladder_check import ladder_problems, ladder_rows, validation_warnings
 from nano3.training.checks.lr_schedule import schedule_problems, schedule_summary
 from nano3.training.checks.model_stats import (
     Architecture,
@@ -131,6 +131,7 @@ def preflight(config: PretrainConfig, vocab_size: int | None = None) -> Prefligh
     if vocab_size:
         result.problems.extend(vocabulary_problems(config, vocab_size))
     if data:
+        result.warnings.extend(validation_warnings(config, len(data.datasets("valid"))))
         if known:
             result.problems.extend(tokenizer_problems(settings.override_settings(config.megatron, known), data))
         if uses_plan(config):

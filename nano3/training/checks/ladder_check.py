@@ -56,3 +56,24 @@ def ladder_problems(config: PretrainConfig) -> list[str]:
     except UserError as error:
         return error.problems
     return []
+
+
+def validation_warnings(config: PretrainConfig, datasets: int) -> list[str]:
+    """Return a warning if other sizes of the ladder would be validated on other samples.
+
+    Each dataset gets the same number of global batches, rounded up, so it is the batch size that would decide.
+
+    Args:
+        config: The run's configuration.
+        datasets: Number of validation sets.
+    """
+    train = config.train
+    if config.ladder.size is None or not train.eval_interval or not datasets or train.eval_iters % datasets == 0:
+        return []
+    step = train.global_batch_size * datasets
+    samples = -(-config.ladder.eval_samples // step) * step
+    return [
+        f"{train.eval_iters} batches of validation cannot be divided among {datasets} datasets: sizes with another "
+        "batch would be validated on other samples, and their losses could not be compared. Set ladder.eval_samples "
+        f"to a multiple of the largest batch of the sweep times {datasets}, for example {samples}."
+    ]
