@@ -228,6 +228,7 @@ def _cancel_on_error(ids: list[str]) -> Iterator[None]:
     except BaseException:
         if ids:
             slurm.cancel(ids)
+            say(f"canceled {', '.join(ids)}, which were submitted before this")
         raise
 
 

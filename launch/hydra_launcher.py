@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -136,7 +137,7 @@ class JobLauncher(Launcher):
         setup_globals()
         learns = learns_from_results(self._config)
         if not learns:
-            _remove_sweep_record(Path(self._config.hydra.sweep.dir))
+            remove_sweep_record(Path(self._config.hydra.sweep.dir))
         words = [list(overrides) for overrides in job_overrides]
         batches = learns or OmegaConf.select(self._config, "hydra.sweeper.max_batch_size") is not None
         fixed = fixed_keys(self._config.hydra.overrides.task) if batches or len(words) == 1 else None
@@ -215,15 +216,24 @@ def _exit_if_over(ends: list[PointEnd], learns: bool, first: Point) -> None:
 
 def _result(point: Point, overrides: list[str], end: PointEnd, learns: bool) -> JobReturn:
     """Return what Hydra passes to its sweeper."""
-    result = JobReturn(overrides=overrides, cfg=point.config, status=JobStatus.COMPLETED)
-    result.return_value = end.value
-    if learns and end.value is None:
-        result.status = JobStatus.FAILED
-        result.return_value = Failure(end.reason or f"point {point.label}: exit code {end.code}, and no value")
-    return result
+    if not learns or end.value is not None:
+        result = JobReturn(overrides=overrides, cfg=point.config, status=JobStatus.COMPLETED)
+        result.return_value = end.value
+        return result
+    error = Failure(end.reason or f"point {point.label}: exit code {end.code}, and no value")
+    return _FailedPoint(overrides=overrides, cfg=point.config, status=JobStatus.FAILED, _return_value=error)
 
 
-def _remove_sweep_record(sweep_dir: Path) -> None:
+class _FailedPoint(JobReturn):
+    """Raises the error of a point where its value is wanted, without Hydra's line of all overrides before it."""
+
+    @property
+    def return_value(self) -> NoReturn:  # type: ignore[misc]  nobody sets it
+        """Raise the error."""
+        raise self._return_value
+
+
+def remove_sweep_record(sweep_dir: Path) -> None:
     """Remove the multirun.yaml that Hydra's own sweeper has just written, and the empty folders around it.
 
     Every point saves its own configuration, and a dry run must leave nothing behind.

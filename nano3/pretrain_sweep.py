@@ -40,16 +40,17 @@ def run_points(points: Sequence[Point], learns: bool) -> list[PointEnd]:
     if errors and not learns:
         raise UserError(problems_of_points(errors, len(points)))
     show_preflight(rows)
+    dry_run = bool(points[0].config.dry_run)
     codes: dict[str, int | None] = {}
     if jobs:
-        end = launch.run_sweep(list(jobs.values()), dry_run=points[0].config.dry_run)
+        end = launch.run_sweep(list(jobs.values()), dry_run=dry_run)
         if end.interrupted:
             sys.exit(end.code)
         codes = dict(zip(jobs, end.codes, strict=True))
     return [
         PointEnd(errors[p.label].exit_code, reason=f"point {p.label}: {errors[p.label]}")
         if p.label in errors
-        else point_end(p, codes[p.label], learns)
+        else point_end(p, codes[p.label], learns and not dry_run)
         for p in points
     ]
 

@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 
 from launch.check import cluster_problems
-from launch.hydra_launcher import Point, PointEnd, RunPoints, fixed_keys, learns_from_results
+from launch.hydra_launcher import Point, PointEnd, RunPoints, fixed_keys, learns_from_results, remove_sweep_record
 from launch.names import sweep_labels
 from launch.rank import resolve_entry
 from nano3.artifacts.resolver import register_resolver
@@ -260,6 +260,9 @@ class _HydraRun:
             explained = explain_error(error, self.name, CommandLine.parse(point.overrides))
             self.failures.append(type(explained)([f"point {point.label}: {text}" for text in explained.problems]))
             raise self.failures[-1] from None
+        finally:
+            if cfg.dry_run:
+                remove_sweep_record(Path(point.full_config.hydra.sweep.dir))
         return end.value
 
     def _current_point(self, cfg: DictConfig) -> Point:

@@ -138,6 +138,7 @@ def test_a_study_gets_the_value_of_each_point_and_its_failures(study: Run, tmp_p
     assert len(batches) == 4 and set(labels) == {f"'x={x}'" for x in (1, 2, 3, 4)}
     assert len(labels) < 12, "a point that is suggested twice at once runs once"
     assert "too large" in done.stdout + done.stderr
+    assert "Error executing job" not in done.stderr, "one line for a failed trial, not all its overrides too"
 
 
 def test_a_study_ends_at_a_failure_unless_failures_are_allowed(study: Run) -> None:

@@ -62,6 +62,16 @@ def test_a_preparation_has_nothing_to_optimize(cli: Commands) -> None:
     assert "A preparation has no result to optimize" in said
 
 
+def test_a_dry_run_of_any_launcher_and_sweeper_leaves_nothing(cli: Commands) -> None:
+    cli("-m", "nano3.data_prep", "data_blend=sample", "sample=60", "output_dir=data", "workers=1")
+    words = ["-m", "nano3.pretrain", "-m", *TINY, "run.name=dry", "dry_run=true"]
+    shown = cli(*words, "hydra/launcher=basic", "optimizer.lr=1e-3,2e-3").stdout
+    assert "lr: 0.001" in shown and "lr: 0.002" in shown
+    study = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optimizer.lr=choice(1e-3,2e-3)"]
+    assert "# ---- point optimizer.lr=0.00" in cli(*words, *study).stdout
+    assert not cli.run_dir("dry").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher", ["basic", "submitit_local", pytest.param("submitit_slurm", marks=pytest.mark.slurm)]
