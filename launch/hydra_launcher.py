@@ -228,7 +228,7 @@ class _FailedPoint(JobReturn):
     """Raises the error of a point where its value is wanted, without Hydra's line of all overrides before it."""
 
     @property
-    def return_value(self) -> NoReturn:  # type: ignore[misc]  nobody sets it
+    def return_value(self) -> NoReturn:  # type: ignore[misc]  # nobody sets it
         """Raise the error."""
         raise self._return_value
 
