@@ -227,8 +227,8 @@ def _result(point: Point, overrides: list[str], end: PointEnd, learns: bool) -> 
 class _FailedPoint(JobReturn):
     """Raises the error of a point where its value is wanted, without Hydra's line of all overrides before it."""
 
-    @property
-    def return_value(self) -> NoReturn:  # type: ignore[misc]  # nobody sets it
+    @property  # type: ignore[misc]  # nobody sets it
+    def return_value(self) -> NoReturn:
         """Raise the error."""
         raise self._return_value
 
