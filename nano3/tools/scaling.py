@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nano3
 from nano3.config import PretrainConfig
@@ -23,20 +24,16 @@ from nano3.tools._arguments import RUNS
 from nano3.tools.plan import compose_run
 from nano3.tools.report import STYLE, find_started_runs, html_table, unique_names
 from nano3.training.preflight import MAX_USEFUL_EPOCHS, short_number
-from nano3.training.reports.scaling_law import Law, Point, fit, least_points, usable_terms
-from nano3.training.reports.scaling_points import (
-    MeasuredRun,
-    comparison_problems,
-    counted_parameters,
-    measure_run,
-    training_tokens,
-)
 from nano3.utils.command_line import CommandLine
 from nano3.utils.console import say, table, warn
 from nano3.utils.disk_errors import reason
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import write_text
 from nano3.utils.provenance import install_command
+
+if TYPE_CHECKING:  # they import numpy, which `nano3 --help` can do without
+    from nano3.training.reports.scaling_law import Law, Point
+    from nano3.training.reports.scaling_points import MeasuredRun
 
 HELP = "fit a scaling law to runs of several sizes, and predict the full model"
 FULL_MODEL = ["+experiment=nano3"]
@@ -62,6 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the tool and return its exit code."""
+    from nano3.training.reports.scaling_law import fit, least_points, usable_terms
+    from nano3.training.reports.scaling_points import comparison_problems
+
     folders = list(dict.fromkeys(folder for name in args.runs for folder in find_started_runs(name)))
     target = read_target(args.predict)
     runs, left_out = measured_runs(unique_names(folders))
@@ -89,12 +89,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_target(words: Sequence[str]) -> Point:
+def read_target(words: Sequence[str]) -> "Point":
     """Return the run to predict; its loss is not known.
 
     Raises:
         UserError: With everything that is wrong with the words.
     """
+    from nano3.training.reports.scaling_law import Point
+    from nano3.training.reports.scaling_points import counted_parameters, training_tokens
+
     line = CommandLine.parse(list(words))
     if line.other:
         raise UserError([f"--predict {word}: expected KEY=VALUE, as for nano3.pretrain" for word in line.other])
@@ -102,25 +105,29 @@ def read_target(words: Sequence[str]) -> Point:
     return Point(" ".join(words), counted_parameters(config)[0], training_tokens(config), math.nan)
 
 
-def measured_runs(folders: dict[str, Path]) -> tuple[list[MeasuredRun], list[str]]:
+def measured_runs(folders: dict[str, Path]) -> "tuple[list[MeasuredRun], list[str]]":
     """Return the finished runs, smallest first, and a sentence for each one that is left out.
 
     Args:
         folders: Run folders by name.
     """
+    from nano3.training.reports.scaling_points import MeasuredRun, measure_run
+
     found = [measure_run(name, folder) for name, folder in folders.items()]
     runs = [one for one in found if isinstance(one, MeasuredRun)]
     runs.sort(key=lambda one: (one.point.parameters, one.point.tokens))
     return runs, [one for one in found if isinstance(one, str)]
 
 
-def too_few(points: Sequence[Point], terms: Sequence[str]) -> str:
+def too_few(points: "Sequence[Point]", terms: Sequence[str]) -> str:
     """Return what is missing for a law.
 
     Args:
         points: The finished runs.
         terms: The terms that they could determine.
     """
+    from nano3.training.reports.scaling_law import least_points
+
     return (
         f"{len(points)} finished runs are too few for a law with {least_points(terms) - 1} constants: it needs "
         f"{least_points(terms)}. Train more sizes, and each with several numbers of tokens: "
@@ -128,12 +135,12 @@ def too_few(points: Sequence[Point], terms: Sequence[str]) -> str:
     )
 
 
-def formula(law: Law) -> str:
+def formula(law: "Law") -> str:
     """Return the law in letters."""
     return "L = E + A / N^a + B / D^b" if law.terms == ("N", "D") else "L = E + K / C^k"
 
 
-def point_rows(runs: Sequence[MeasuredRun], law: Law | None) -> list[list[str]]:
+def point_rows(runs: "Sequence[MeasuredRun]", law: "Law | None") -> list[list[str]]:
     """Return a row for each run, with its loss by the law if there is one."""
     rows = []
     for one in runs:
@@ -147,18 +154,20 @@ def point_rows(runs: Sequence[MeasuredRun], law: Law | None) -> list[list[str]]:
     return rows
 
 
-def show_points(runs: Sequence[MeasuredRun], law: Law | None) -> None:
+def show_points(runs: "Sequence[MeasuredRun]", law: "Law | None") -> None:
     """Print the table of the runs."""
     table("points", POINT_COLUMNS, point_rows(runs, law), right=POINT_COLUMNS[1:])
 
 
-def law_rows(law: Law) -> list[list[str]]:
+def law_rows(law: "Law") -> list[list[str]]:
     """Return a row for each constant of the law."""
     return [[name, f"{value:.4g}", f"{low:.4g} to {high:.4g}"] for name, value, low, high in law.constants()]
 
 
-def conclusions(law: Law, runs: Sequence[MeasuredRun], target: Point) -> list[str]:
+def conclusions(law: "Law", runs: "Sequence[MeasuredRun]", target: "Point") -> list[str]:
     """Return sentences: the prediction, and everything that speaks against it."""
+    from nano3.training.reports.scaling_law import least_points
+
     points = [one.point for one in runs]
     found = [prediction(law, points, target)]
     if check := held_out(law, points):
@@ -189,7 +198,7 @@ def conclusions(law: Law, runs: Sequence[MeasuredRun], target: Point) -> list[st
     return found
 
 
-def prediction(law: Law, points: Sequence[Point], target: Point) -> str:
+def prediction(law: "Law", points: "Sequence[Point]", target: "Point") -> str:
     """Return the sentence with the predicted loss, or why there is none."""
     what = f"{target.name} ({short_number(target.parameters)} active parameters, {short_number(target.tokens)} tokens)"
     if not can_predict(law, points, target):
@@ -203,15 +212,17 @@ def prediction(law: Law, points: Sequence[Point], target: Point) -> str:
     return f"{what}: predicted loss {loss:.3f}, interval of 90 % from {low:.3f} to {high:.3f}"
 
 
-def can_predict(law: Law, points: Sequence[Point], target: Point) -> bool:
+def can_predict(law: "Law", points: "Sequence[Point]", target: "Point") -> bool:
     """Return whether the law speaks of runs like the target."""
     ratios = [point.tokens / point.parameters for point in points]
     ratio = target.tokens / target.parameters
     return law.terms == ("N", "D") or min(ratios) / SAME_RATIO <= ratio <= max(ratios) * SAME_RATIO
 
 
-def held_out(law: Law, points: Sequence[Point]) -> str | None:
+def held_out(law: "Law", points: "Sequence[Point]") -> str | None:
     """Return how well the law of the other points predicts the run with most compute, if enough points are left."""
+    from nano3.training.reports.scaling_law import fit, least_points, usable_terms
+
     last = max(points, key=lambda point: point.compute)
     rest = [point for point in points if point is not last]
     if len(rest) < least_points(law.terms) or usable_terms(rest) != law.terms:
@@ -223,7 +234,9 @@ def held_out(law: Law, points: Sequence[Point]) -> str | None:
     )
 
 
-def make_page(law: Law, runs: Sequence[MeasuredRun], target: Point, sentences: Sequence[str], command: str) -> str:
+def make_page(
+    law: "Law", runs: "Sequence[MeasuredRun]", target: "Point", sentences: Sequence[str], command: str
+) -> str:
     """Return the page as self-contained HTML.
 
     Args:
