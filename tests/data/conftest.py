@@ -1,13 +1,16 @@
 """Tokenizers and a hub client for the data tests."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import forked_worker_servers
 import pytest
 from hub_server import Hub, HubEnv
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from nano3 import sample
+from nano3.data.build.worker_client import WorkerServerClient
 
 SAMPLE = Path(sample.__file__).parent
 SPECIAL = ["<unk>", "<s>", "</s>", "<|tool|>"]
@@ -16,6 +19,15 @@ SPECIAL = ["<unk>", "<s>", "</s>", "<|tool|>"]
 def corpus() -> list[str]:
     """Return text to train tokenizers on: the source of this library."""
     return [path.read_text() for path in sorted(SAMPLE.parent.rglob("*.py"))]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forked_worker_servers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fork the worker servers, except in modules about their start, which set REAL_STARTS."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not getattr(request.module, "REAL_STARTS", False):
+            patch.setattr(WorkerServerClient, "__init__", forked_worker_servers.start)
+        yield
 
 
 def save(tokenizer: Tokenizer, folder: Path) -> Path:
