@@ -108,6 +108,11 @@ def run_command(words: Sequence[str], cwd: Path, env: Mapping[str, str], trains:
     return done.returncode, done.stdout, done.stderr
 
 
+def run_tool(*words: object) -> Result:
+    """Run `nano3 WORDS...` with this process's folder and environment; return exit code, stdout and stderr."""
+    return run_command(["-m", "nano3", *map(str, words)], Path.cwd(), os.environ)
+
+
 class Commands:
     """Runs `python WORDS...` in `folder` with a separate artifact store."""
 

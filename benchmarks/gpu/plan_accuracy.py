@@ -10,6 +10,7 @@ import os
 import statistics
 import sys
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from train import build
@@ -261,6 +262,7 @@ def outside(compared: list[Compared]) -> dict[str, list[str]]:
     }
 
 
+@cache
 def everything() -> list[Compared]:
     """Return all measurements that are recorded, with their predictions."""
     return [compare(m) for m in [*points(POINTS), *records(), *published()]]

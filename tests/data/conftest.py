@@ -1,7 +1,9 @@
 """Tokenizers and a hub client for the data tests."""
 
+import fcntl
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import forked_worker_servers
@@ -30,22 +32,35 @@ def _forked_worker_servers(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-def save(tokenizer: Tokenizer, folder: Path) -> Path:
-    """Write tokenizer.json and tokenizer_config.json."""
-    folder.mkdir()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "bos_token": "<s>"}))
+@pytest.fixture(scope="session")
+def tokenizers_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of pytest-xdist share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tokenizers"
+    folder.mkdir(exist_ok=True)
     return folder
 
 
-@pytest.fixture(scope="session")
-def tokenizers_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("tokenizers")
+def made_once(folder: Path, make: Callable[[], Tokenizer]) -> Path:
+    """Return a folder with tokenizer.json and tokenizer_config.json; one process makes it, the others wait for it."""
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            unfinished = folder.with_suffix(".unfinished")
+            unfinished.mkdir(exist_ok=True)
+            make().save(str(unfinished / "tokenizer.json"))
+            (unfinished / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "bos_token": "<s>"}))
+            unfinished.rename(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def byte_bpe(tokenizers_dir: Path) -> Path:
     """A tokenizer like GPT-2's."""
+    return made_once(tokenizers_dir / "byte_bpe", make_byte_bpe)
+
+
+def make_byte_bpe() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -54,12 +69,16 @@ def byte_bpe(tokenizers_dir: Path) -> Path:
         vocab_size=1500, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(corpus(), trainer)
-    return save(tokenizer, tokenizers_dir / "byte_bpe")
+    return tokenizer
 
 
 @pytest.fixture(scope="session")
 def sentencepiece_bpe(tokenizers_dir: Path) -> Path:
     """A tokenizer like Llama 2's: spaces become a visible character, unknown characters become bytes."""
+    return made_once(tokenizers_dir / "sentencepiece_bpe", make_sentencepiece_bpe)
+
+
+def make_sentencepiece_bpe() -> Tokenizer:
     alphabet = [f"<0x{i:02X}>" for i in range(256)]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -69,24 +88,32 @@ def sentencepiece_bpe(tokenizers_dir: Path) -> Path:
     )
     lines = [line for text in corpus() for line in text.splitlines()]
     tokenizer.train_from_iterator(lines, trainer)
-    return save(tokenizer, tokenizers_dir / "sentencepiece_bpe")
+    return tokenizer
 
 
 @pytest.fixture(scope="session")
 def unigram(tokenizers_dir: Path) -> Path:
     """A tokenizer like T5's; fastokens cannot load it."""
+    return made_once(tokenizers_dir / "unigram", make_unigram)
+
+
+def make_unigram() -> Tokenizer:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False)
     tokenizer.train_from_iterator(corpus()[:3], trainer)
-    return save(tokenizer, tokenizers_dir / "unigram")
+    return tokenizer
 
 
 @pytest.fixture(scope="session")
 def tekken(tokenizers_dir: Path) -> Path:
     """Mistral's Tekken with 131,072 ids, which appears to be Nemotron 3 Nano's vocabulary."""
+    return made_once(tokenizers_dir / "tekken", make_tekken)
+
+
+def make_tekken() -> Tokenizer:
     import base64
 
     import mistral_common
@@ -118,7 +145,7 @@ def tekken(tokenizers_dir: Path) -> Path:
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(n, special=True, normalized=False) for n in names])
-    return save(tokenizer, tokenizers_dir / "tekken")
+    return tokenizer
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import hashlib
 import json
 import lzma
 import random
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from nano3.data.dataset.manifest import Manifest, load_manifest
 from nano3.data.dataset.verify import verify
 from nano3.data.planning.plan import DatasetPlan, Plan
 from nano3.data.planning.planner import make_request
+from nano3.data.tokenization.engines import Engines, load_engines
 from nano3.data.tokenization.tokenizer import TokenizerInfo
 
 WORDS = [
@@ -136,6 +138,12 @@ def reference(tokenizer: Path, documents: list[str]) -> list[list[int]]:
     eod = loaded.token_to_id("</s>")
     ids = [loaded.encode(text, add_special_tokens=False).ids for text in documents]
     return [[*row, eod] if row else [] for row in ids]
+
+
+@cache
+def loaded_engines(tokenizer: Path) -> Engines:
+    """Return both engines of a tokenizer; a large one takes seconds to load."""
+    return load_engines(str(tokenizer / "tokenizer.json"), False, fast=True)
 
 
 def tree(folder: Path) -> dict[str, str]:

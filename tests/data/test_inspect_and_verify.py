@@ -3,11 +3,10 @@
 import argparse
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
+import commands
 import pytest
 from data_helpers import documents, run, source, texts, write
 from tokenizers import Tokenizer
@@ -133,8 +132,7 @@ def test_lost_small_files_are_restored_without_force(
 
 def nano3(*words: object) -> tuple[int, str, str]:
     """Run `python -m nano3`; return exit code, stdout and stderr."""
-    done = subprocess.run([sys.executable, "-m", "nano3", *map(str, words)], capture_output=True, text=True)
-    return done.returncode, done.stdout, done.stderr
+    return commands.run_tool(*words)
 
 
 def test_inspect_decodes_documents(data: Path) -> None:

@@ -4,14 +4,13 @@ import argparse
 import html
 import json
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from commands import run_tool
 
 from nano3.config import PretrainConfig
 from nano3.tools import report
@@ -277,8 +276,7 @@ def test_wrong_arguments(tmp_path: Path) -> None:
 
 def test_the_command(tmp_path: Path) -> None:
     run = make_run(tmp_path / "tiny")
-    done = subprocess.run([sys.executable, "-m", "nano3", "report", str(run)], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, f"report of 1 run: {run}/report.html\n")
+    assert run_tool("report", run)[:2] == (0, f"report of 1 run: {run}/report.html\n")
 
 
 @pytest.mark.parametrize("curve", CURVES, ids=lambda curve: curve.key)

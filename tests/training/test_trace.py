@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from commands import run_tool
 from tokenizers import Tokenizer
 from training_processes import SAMPLE, Child, tiny_config
 
@@ -40,10 +41,7 @@ def resolved(data: Path) -> PretrainConfig:
 
 def trace(folder: Path, *words: object) -> tuple[int, str, str]:
     """Run the tool; return exit code, output and errors."""
-    done = subprocess.run(
-        [sys.executable, "-m", "nano3", "trace", str(folder), *map(str, words)], capture_output=True, text=True
-    )
-    return done.returncode, done.stdout, done.stderr
+    return run_tool("trace", folder, *words)
 
 
 def sample_index_of(folder: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from data_helpers import WORDS, documents, reference, texts, write
+from data_helpers import WORDS, documents, loaded_engines, reference, texts, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -36,8 +36,13 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=TOKENIZERS)
 def encoder(request: pytest.FixtureRequest) -> Encoder:
     """The fast engine if it can read the tokenizer, else the reference."""
-    engines = load_engines(str(request.getfixturevalue(request.param) / "tokenizer.json"), False, fast=True)
+    engines = loaded_engines(request.getfixturevalue(request.param))
     return fast_encoder(engines.fast, False) if engines.fast else reference_encoder(engines.reference)
+
+
+@pytest.fixture(scope="module")
+def byte_bpe_encoder(byte_bpe: Path) -> Encoder:
+    return fast_encoder(loaded_engines(byte_bpe).fast, False)
 
 
 def encode_in_chunks(text: str, encode: Encoder) -> tuple[list[int], list[str]]:
@@ -60,10 +65,9 @@ def test_chunks_have_the_ids_of_the_whole_text(encoder: Encoder) -> None:
 @pytest.mark.usefixtures("small_chunks")
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.one_of(st.text(max_size=40), st.sampled_from([" word", "\n", "a b", "日本。"])), max_size=60))
-def test_chunks_of_any_text(byte_bpe: Path, parts: list[str]) -> None:
-    encode = fast_encoder(load_engines(str(byte_bpe / "tokenizer.json"), False, fast=True).fast, False)
+def test_chunks_of_any_text(byte_bpe_encoder: Encoder, parts: list[str]) -> None:
     text = " ".join(parts)
-    assert encode_in_chunks(text, encode)[0] == encode([text])[0].tolist()
+    assert encode_in_chunks(text, byte_bpe_encoder)[0] == byte_bpe_encoder([text])[0].tolist()
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -78,7 +82,7 @@ def test_chunks_of_any_text(byte_bpe: Path, parts: list[str]) -> None:
     ids=["words", "chinese", "one word", "one sequence"],
 )
 def test_where_a_text_is_cut(name: str, text: str, many: bool, request: pytest.FixtureRequest) -> None:
-    engines = load_engines(str(request.getfixturevalue(name) / "tokenizer.json"), False, fast=True)
+    engines = loaded_engines(request.getfixturevalue(name))
     chunks = encode_in_chunks(text, fast_encoder(engines.fast, False))[1]
     assert (len(chunks) > 5) == many
     if many:

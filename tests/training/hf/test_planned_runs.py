@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import fields
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import run_tool
 from training_processes import Child, losses, start_ranks, tiny_config, train_here, wait_for_iteration
 
 from nano3.config import PrepOptions, PretrainConfig, SourceConfig
@@ -50,9 +49,7 @@ def hashes(folder: Path) -> dict[int, int]:
 
 
 def trace(folder: Path, *words: object) -> tuple[int, str, str]:
-    command = [sys.executable, "-m", "nano3", "trace", str(folder), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.returncode, done.stdout, done.stderr
+    return run_tool("trace", folder, *words)
 
 
 @pytest.fixture(scope="module")

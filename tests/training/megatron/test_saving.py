@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from torch.distributed.checkpoint.api import CheckpointException
+from training_processes import SERVER
 
 from nano3.training.megatron import saving
 from nano3.training.megatron.checkpoints import record_begun
@@ -191,7 +192,7 @@ def answer(rank: Connection) -> None:
 def test_the_writer_ignores_what_stops_a_run(number: signal.Signals) -> None:
     """Slurm and terminals signal all processes; the rank needs its writer for the last checkpoint."""
     own, other = multiprocessing.Pipe()
-    writer = multiprocessing.get_context("spawn").Process(target=answer, args=(other,))
+    writer = SERVER.Process(target=answer, args=(other,))
     writer.start()
     assert writer.pid and own.recv() == "ready"
     os.kill(writer.pid, number)
