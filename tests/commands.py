@@ -91,19 +91,20 @@ def run_command(words: Sequence[str], cwd: Path, env: Mapping[str, str], trains:
     """Run `python WORDS...` to its end; return its exit code, stdout and stderr.
 
     Args:
-        words: The words. Those that begin with "-m nano3" run in a fork.
+        words: The words. `-m nano3`, its applications, and scripts run in a fork.
         cwd: Its working folder.
         env: Its whole environment.
         trains: Whether it imports torch.
     """
     pattern = f"{_READ_ON_IMPORT}|{_READ_BY_TORCH}" if trains else _READ_ON_IMPORT
     changed = {name for name in {*env, *_ENV} if env.get(name) != _ENV.get(name)}
-    paths = {path for each in (env, _ENV) for path in each.get("PYTHONPATH", "").split(os.pathsep)} - {str(ROOT), ""}
-    own_start = any(re.match(pattern, name) for name in changed) or not paths <= set(
-        _ENV.get("PYTHONPATH", "").split(os.pathsep)
-    )
-    if words[0] == "-m" and words[1] in ("nano3", "nano3.pretrain", "nano3.data_prep") and not own_start:
-        return (_train if trains else forks().run)(list(words[1:]), cwd, env)
+    others = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if not path.startswith(str(ROOT)) and path]
+    if not any(re.match(pattern, name) for name in changed) and not others:
+        run = _train if trains else forks().run
+        if words[0] == "-m" and words[1] in ("nano3", "nano3.pretrain", "nano3.data_prep"):
+            return run(list(words[1:]), cwd, env)
+        if words[0].endswith(".py"):
+            return run(list(words), cwd, env)
     done = subprocess.run([sys.executable, *words], cwd=cwd, env=env, capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr
 

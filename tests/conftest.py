@@ -1,9 +1,19 @@
-"""Import submitit early, keep the user's cache as it is, heed Ctrl-C, and let property tests run on slow machines."""
+"""Spare the garbage collector, import submitit early, keep the user's cache, heed Ctrl-C, allow slow property tests."""
 
 import contextlib
+import gc
 import os
 import signal
 import tempfile
+
+# Thousands of tests and torch are objects that stay: the collector need not visit them again and again.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
 
 # Tokenizers that passed the engine check, and compiled kernels: shared by this session's processes, unless you set it.
 if "NANO3_CACHE" not in os.environ:

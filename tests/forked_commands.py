@@ -23,7 +23,7 @@ NEEDED = ("nano3.__main__", "nano3.prep.run", "nano3.pretrain", "nano3.data.buil
 def become(
     words: list[str], stdout: str | int, stderr: str | int, cwd: str = "", env: dict[str, str] | None = None
 ) -> NoReturn:
-    """Turn this process into `python -m MODULE WORDS...`, with the output in these files, and end with it."""
+    """Become `python -m MODULE WORDS...` or `python SCRIPT WORDS...`, with its output in these files, and end."""
     for number, file in enumerate((stdout, stderr), 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT) if isinstance(file, str) else file, number)
     if env is not None:
@@ -31,14 +31,17 @@ def become(
         os.environ.clear()
         os.environ.update(env)
         os.chdir(cwd)
-        sys.path.insert(0, cwd)
+        sys.path[:0] = [cwd, *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
     module, *sys.argv[1:] = words
     code = 0
     try:
-        if module == "nano3":
-            module = "nano3.__main__"
-        sys.modules.pop(module, None)  # or runpy warns of it on stderr
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if module.endswith(".py"):
+            sys.argv[0] = module
+            runpy.run_path(module, run_name="__main__")
+        else:
+            name = "nano3.__main__" if module == "nano3" else module
+            sys.modules.pop(name, None)  # or runpy warns of it on stderr
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:

@@ -132,6 +132,9 @@ class OldWork(Work):
             start_new_session=True,
         )
 
+    def __call__(self, *words: str, code: int = 0, **env: str) -> str:
+        return ended(self.start(*words, **env), code)
+
 
 def main(checkout: Path, slurm_conf: Path) -> None:
     """All of it."""

@@ -1,14 +1,15 @@
 """launch.hydra_launcher on this machine; on Slurm in test_sweeps_on_slurm.py."""
 
 import json
+import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from commands import run_command
 
 APP = """
 import sys
@@ -51,7 +52,7 @@ def app(tmp_path: Path) -> Run:
     (tmp_path / "app.yaml").write_text(CONFIG)
 
     def run(*words: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run([sys.executable, "app.py", *words], cwd=tmp_path, capture_output=True, text=True)
+        return subprocess.CompletedProcess(words, *run_command(["app.py", *words], tmp_path, os.environ))
 
     return run
 
@@ -123,7 +124,7 @@ def study(tmp_path: Path) -> Run:
     (tmp_path / "app.yaml").write_text(STUDY_CONFIG)
 
     def run(*words: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run([sys.executable, "app.py", *words], cwd=tmp_path, capture_output=True, text=True)
+        return subprocess.CompletedProcess(words, *run_command(["app.py", *words], tmp_path, os.environ))
 
     return run
 

@@ -21,7 +21,7 @@ def as_it_was() -> Iterator[None]:
     was = gc.isenabled()
     gc.enable()
     yield
-    gc.unfreeze()
+    gc.freeze()  # as tests/conftest.py does
     (gc.enable if was else gc.disable)()
 
 
