@@ -16,21 +16,28 @@ from types import ModuleType
 from typing import Any
 
 from nano3 import __version__, tools
-from nano3.cli.app import check_working_folder, exit_on_broken_pipe, exit_with_code, exit_with_error, initialize
+from nano3.cli.process import check_working_folder, exit_on_broken_pipe, exit_with_code, exit_with_error, initialize
 from nano3.utils.console import need_output, write
 from nano3.utils.disk_errors import translate_disk_errors
 from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Nano3Error
 
+# Commands that are not named like their module, by its name.
+NAMES = {"evaluate": "eval", "inspect_data": "inspect"}
 
-def tool_modules() -> dict[str, ModuleType]:
-    """Return the modules of nano3/tools by command name.
 
-    Each has HELP, add_arguments(parser) and run(args) -> exit code. NAME is set if the command is not named like the
-    module, ONLY_SHOWS if the command does nothing but print.
+def tool_modules(command: str = "") -> dict[str, ModuleType]:
+    """Return the modules of nano3/tools by command name; only that of `command`, if it is one.
+
+    Each has HELP, add_arguments(parser) and run(args) -> exit code. ONLY_SHOWS is set if the command does nothing but
+    print.
+
+    Args:
+        command: A word of the command line. The modules of all tools take longer to import than most commands to run.
     """
     found = sorted(m.name for m in pkgutil.iter_modules(tools.__path__) if not m.name.startswith("_"))
-    modules = {name: importlib.import_module(f"nano3.tools.{name}") for name in found}
-    return {getattr(module, "NAME", name): module for name, module in modules.items()}
+    named = {NAMES.get(name, name): name for name in found}
+    wanted = [command] if command in named else named
+    return {name: importlib.import_module(f"nano3.tools.{named[name]}") for name in wanted}
 
 
 def description(module: ModuleType) -> str:
@@ -52,7 +59,7 @@ def parse_arguments() -> tuple[ModuleType, argparse.Namespace]:
     parser = Parser(prog="nano3", description="Inspect and manage data, runs and artifacts.")
     parser.add_argument("--version", action="version", version=f"nano3 {__version__}")
     commands = parser.add_subparsers(dest="tool", required=True, metavar="TOOL")
-    modules = tool_modules()
+    modules = tool_modules("".join(sys.argv[1:2]))
     for name, module in modules.items():
         command = commands.add_parser(name, help=module.HELP, description=description(module))
         command.formatter_class = argparse.RawDescriptionHelpFormatter

@@ -74,6 +74,7 @@ def text_of(file: IO[bytes]) -> str:
 if __name__ == "__main__":
     for needed in NEEDED:
         importlib.import_module(needed)
+    importlib.import_module("nano3.__main__").tool_modules()
     for each in sys.argv[1:]:
         print(json.dumps([each, *run(shlex.split(each))[:2]]), flush=True)
     for line in [] if sys.argv[1:] else iter(sys.stdin.readline, ""):

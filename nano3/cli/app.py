@@ -5,9 +5,7 @@ wrong key at once (nano3.cli.override_errors), without a traceback.
 """
 
 import contextlib
-import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -35,17 +33,19 @@ from nano3.cli.override_errors import (
     override_problems,
     problems_before_composing,
 )
+from nano3.cli.process import (
+    check_working_folder,
+    exit_on_broken_pipe,
+    exit_with_code,
+    exit_with_error,
+    initialize,
+    print_and_exit,
+)
 from nano3.config.ladder import LadderConfig, ladder_value
 from nano3.utils.command_line import CommandLine, OverrideWord
 from nano3.utils.console import (
-    discard,
-    flush_output,
-    lost_output,
     need_output,
-    prepare_output,
-    print_problems,
     say,
-    warn,
     write,
 )
 from nano3.utils.disk_errors import translate_disk_errors
@@ -105,27 +105,6 @@ def run_app(name: str, task: Task, sweep: str) -> NoReturn:
             raise
         write("\nstopped; run the same command again to resume\n", stderr=True)
         sys.exit(INTERRUPTED_EXIT_CODE)
-
-
-def initialize() -> None:
-    """Prepare the process of an entry point: its output, and the handling of Ctrl-C."""
-    prepare_output()
-    logging.raiseExceptions = False  # no traceback for each line that Hydra cannot log, as in `--info | head`
-    enable_keyboard_interrupt()
-
-
-def check_working_folder() -> None:
-    """Raise UserError if the working folder was deleted: relative paths, and Hydra, need it."""
-    try:
-        Path.cwd()
-    except OSError as error:
-        raise UserError("The current folder has been deleted. Change to another one (cd FOLDER).") from error
-
-
-def enable_keyboard_interrupt() -> None:
-    """Let Ctrl-C raise `KeyboardInterrupt` again; nano3/__init__.py disables it while modules are imported."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def register_config() -> None:
@@ -290,38 +269,6 @@ def export_ranks_of_submitit() -> None:
     with contextlib.suppress(RuntimeError):  # not in a job
         if submitit.JobEnvironment().num_tasks > 1:
             submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-
-
-def print_and_exit(text: str) -> NoReturn:
-    """Print a text and exit with code 0."""
-    need_output()
-    write(f"{text}\n")
-    sys.exit(0)
-
-
-def exit_with_code(code: int) -> NoReturn:
-    """Exit with the code of finished work, even if its output was lost."""
-    flush_output()
-    error = lost_output()
-    if error and not isinstance(error, BrokenPipeError):
-        warn(f"part of the output could not be written: {error.strerror}")
-    sys.exit(code)
-
-
-def exit_on_broken_pipe() -> NoReturn:
-    """Exit with code 1 because the reader of the output, such as `head`, has closed it."""
-    discard(sys.stdout)
-    sys.exit(1)
-
-
-def exit_with_error(error: Nano3Error) -> NoReturn:
-    """Print every problem to stderr and exit with the error's exit code."""
-    print_problems(error.problems)
-    try:
-        sys.stdout.flush()
-    except OSError:  # for example a full disk; Python would fail again at exit
-        discard(sys.stdout)
-    sys.exit(error.exit_code)
 
 
 def compose_words(name: str, line: CommandLine) -> DictConfig:

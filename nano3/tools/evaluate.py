@@ -27,7 +27,6 @@ from nano3.utils.console import say
 from nano3.utils.errors import UserError
 from nano3.utils.provenance import install_command
 
-NAME = "eval"
 HELP = "run tasks of lm-evaluation-harness on a run's exports"
 
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:  # numpy and tokenizers are slow to import
 
     from nano3.data.dataset.manifest import Manifest, ShardEntry
 
-NAME = "inspect"
 HELP = "summarize prepared data, or decode documents"
 ONLY_SHOWS = True
 # Options that need --doc.

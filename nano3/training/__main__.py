@@ -2,7 +2,7 @@
 
 import sys
 
-from nano3.cli.app import exit_with_error
+from nano3.cli.process import exit_with_error
 from nano3.training import rank_main
 from nano3.utils.disk_errors import translate_disk_errors
 from nano3.utils.errors import Nano3Error

@@ -54,7 +54,7 @@ def test_while_a_tool_runs(tmp_path: Path) -> None:
 def test_an_ignored_sigint_stays_ignored() -> None:
     """Shells start background processes with SIGINT ignored."""
     script = (
-        "import signal; from nano3.cli.app import enable_keyboard_interrupt; enable_keyboard_interrupt(); "
+        "import signal; from nano3.cli.process import enable_keyboard_interrupt; enable_keyboard_interrupt(); "
         "print(signal.getsignal(signal.SIGINT))"
     )
     printed = subprocess.run(

@@ -20,7 +20,9 @@ def cli(tmp_path_factory: pytest.TempPathFactory) -> Commands:
 
 
 def bash(cli: Commands, line: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(["bash", "-c", line], cwd=cli.folder, env=cli.env, capture_output=True, text=True)
+    """Run a line of shell. Under a limit of the file size, Python would leave compiled modules that are cut off."""
+    env = {**cli.env, "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(["bash", "-c", line], cwd=cli.folder, env=env, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
