@@ -19,6 +19,8 @@ from nano3.data.build.worker_pool import COMPARE_ENGINES, WorkerPool
 from nano3.data.planning.plan import load_plan
 from nano3.utils.errors import Failure
 
+REAL_STARTS = True  # of the worker servers
+
 
 @pytest.fixture
 def plan_path(tmp_path: Path, byte_bpe: Path) -> Path:
