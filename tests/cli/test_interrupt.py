@@ -33,7 +33,7 @@ def start_until_import(tmp_path: Path, module: str, slow: str, *words: str) -> "
 
 @pytest.mark.parametrize(
     ("module", "slow"),
-    [("nano3.pretrain", "hydra"), ("nano3.data_prep", "hydra"), ("nano3", "hydra"), ("nano3.training", "hydra")],
+    [("nano3.pretrain", "hydra"), ("nano3.data_prep", "hydra"), ("nano3", "argparse"), ("nano3.training", "omegaconf")],
 )
 def test_while_modules_are_imported(tmp_path: Path, module: str, slow: str) -> None:
     process = start_until_import(tmp_path, module, slow)
@@ -43,8 +43,10 @@ def test_while_modules_are_imported(tmp_path: Path, module: str, slow: str) -> N
     assert process.returncode == -signal.SIGINT, "a shell says 130"
 
 
-def test_while_a_tool_runs(tmp_path: Path) -> None:
-    process = start_until_import(tmp_path, "nano3", "numpy", "verify", str(tmp_path))
+@pytest.mark.parametrize(("slow", "words"), [("numpy", ["verify", "."]), ("hydra", ["plan"])])
+def test_while_a_tool_runs(tmp_path: Path, slow: str, words: list[str]) -> None:
+    """Or while its module is imported."""
+    process = start_until_import(tmp_path, "nano3", slow, *words)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert errors == ""
