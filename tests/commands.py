@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[1]
 _ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 # Variables that are read when Python starts or a package is imported: where they differ, a command gets its own start.
 _READ_ON_IMPORT = "HF_|HUGGINGFACE|TRANSFORMERS_|XDG_|HOME$|PYTHON(?!PATH)|LD_|LC_|LANG"
-# Those that torch reads besides.
-_READ_BY_TORCH = "OMP_|MKL_|ATEN_|ONEDNN_|TORCH|NCCL_"
+# Those that torch reads besides, but for the policy that training_processes sets.
+_READ_BY_TORCH = "OMP_(?!WAIT_POLICY)|MKL_|ATEN_|ONEDNN_|TORCH|NCCL_"
 Result = tuple[int, str, str]  # exit code, stdout, stderr
 # A hybrid of one layer of each kind: seconds, not minutes.
 SMALL = [

@@ -6,6 +6,7 @@ each; the answer is [exit code, stdout, stderr].
 """
 
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -75,6 +76,7 @@ if __name__ == "__main__":
     for needed in NEEDED:
         importlib.import_module(needed)
     importlib.import_module("nano3.__main__").tool_modules()
+    gc.freeze()  # or every collection in a fork copies what it shares
     for each in sys.argv[1:]:
         print(json.dumps([each, *run(shlex.split(each))[:2]]), flush=True)
     for line in [] if sys.argv[1:] else iter(sys.stdin.readline, ""):

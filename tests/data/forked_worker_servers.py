@@ -4,6 +4,7 @@ Each runs the `main` of `nano3.data.build.worker_server` with its own socket, en
 the start of Python and the imports, which take longer than a preparation of a few documents.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -126,4 +127,5 @@ def become(fds: list[int], file: str, env: dict[str, str]) -> NoReturn:
 if __name__ == "__main__":
     for needed in NEEDED:
         importlib.import_module(needed)
+    gc.freeze()  # or every collection in a fork copies what it shares
     serve(socket.socket(fileno=int(sys.argv[1])))
