@@ -294,7 +294,6 @@ NOT_YET_PASSED = {
     "test_a_dense_model_with_rotary_positions_is_isolated_too",
     "test_a_documents_loss_does_not_depend_on_its_neighbor",
     "test_two_gpus_read_the_same_tokens_as_one",
-    "test_a_copy_takes_the_memory_that_was_reserved",
     "test_without_slurm",
     "test_attached",
     "test_requeued_by_slurm",
@@ -308,6 +307,7 @@ TRANSCRIPTS = (
     "tests_h200_writers.txt",
     "tests_h200_poisoned.txt",
     "tests_h200_order.txt",
+    "tests_h200_reserved.txt",
     "slurm_h200.txt",
 )
 

@@ -2,7 +2,8 @@
 
 That process copies a checkpoint to pinned host memory, and training waits for the copy. At the first save it waits for
 the allocation, too: torch allocates tensor by tensor, in blocks of powers of two, and keeps the blocks for later saves.
-`ReserveMemory` has the blocks of the first save allocated while the first steps run.
+`ReserveMemory` has the blocks of the first save allocated while the first steps run: measured in
+benchmarks/results/gpu/saving_h200.txt.
 """
 
 from collections import Counter
