@@ -70,6 +70,15 @@ def test_named_test_files_exist_and_are_not_ignored(page: Path) -> None:
         assert ignored.stdout == ""
 
 
+def test_pages_that_the_code_names_exist() -> None:
+    """Messages and help send readers there."""
+    files = [path for folder in ("nano3", "launch", "conf") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    texts = {path: path.read_text() for path in files if path.suffix in (".py", ".yaml")}
+    named = {(name, str(path)) for path, text in texts.items() for name in re.findall(r"\bdocs/[\w-]+\.md", text)}
+    assert len(named) > 5
+    assert [pair for pair in sorted(named) if not (ROOT / pair[0]).is_file()] == []
+
+
 def test_every_make_target_in_the_documentation_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {

@@ -5,7 +5,7 @@ nano3 plan +experiment=nano3 gpus=64 gpu=h200 --price 2.5 --top 3
 
 Takes the words of nano3.pretrain, and `gpus=N` and `gpu=KIND`. Tries every tensor, pipeline, context and expert
 parallelism, micro batch, recomputation and dispatcher that Megatron accepts, and lists the fastest ones that fit, with
-the words to paste. Neither data nor a GPU is needed. docs/plan-a-run.md says how accurate the estimates are.
+the words to paste. Neither data nor a GPU is needed. docs/how-many-gpus.md says how accurate the estimates are.
 """
 
 import argparse
