@@ -26,6 +26,13 @@ def free_model(model: list[Any], optimizer: Any) -> None:
             tensor.untyped_storage().resize_(0)
 
 
+def forget_experts() -> None:
+    """Drop Megatron-Core's record of the router's losses, which names process groups of the model that is gone."""
+    from megatron.core.transformer.moe.moe_logging import destroy_moe_metrics_tracker
+
+    destroy_moe_metrics_tracker()
+
+
 def _model_tensors(model: list[Any]) -> Iterator[Any]:
     for chunk in model:
         for parameter in chunk.parameters():

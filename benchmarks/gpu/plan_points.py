@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from free_memory import free_model
+from free_memory import forget_experts, free_model
 from train import build
 
 STEPS = 13
@@ -205,6 +205,7 @@ def measure(point: Point, data_dir: str, folder: Path) -> dict[str, Any]:
         if hook.model is not None:
             free_model(hook.model, hook.optimizer)
         hook.model = hook.optimizer = None
+        forget_experts()
     return hook.result() | {"before_gb": before, "seconds": time.perf_counter() - begin}
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from free_memory import free_model
+from free_memory import forget_experts, free_model
 from omegaconf import OmegaConf
 from train import ROOT, build, wait_for_turn
 
@@ -351,6 +351,7 @@ def measure(point: Point, data_dir: str, folder: Path, environment: Environment,
         found = steps.result()
     finally:
         steps.free()
+        forget_experts()
     seconds, tokens = found["ms"] / 1e3, point.batch * config.train.seq_length
     model = architecture_from_config(config, schema.load_bundled(config.recipe._target_), data.vocab_size)
     exact = flops_per_token(model, config.train.seq_length) * tokens if model else 0.0
