@@ -124,7 +124,7 @@ class Commands:
 
     def __call__(self, *words: str, code: int = 0, **env: str) -> "subprocess.CompletedProcess[str]":
         """Run a command and fail unless its exit code is `code`."""
-        elsewhere = {"dry_run=true", "cluster=slurm", "-m"}
+        elsewhere = {"dry_run=true", "cluster=slurm", "-m", "--cfg", "--help"}
         trains = words[:2] == ("-m", "nano3.pretrain") and code == 0 and not elsewhere & set(words[2:])
         done = subprocess.CompletedProcess(words, *run_command(words, self.folder, {**self.env, **env}, trains))
         assert done.returncode == code, done.stdout + done.stderr
