@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nano3.cli.config_groups import GROUPS, OPEN_SECTIONS, SCHEMAS, conf_dir, schema_keys, user_conf_dir
+from nano3.cli.config_groups import GROUPS, OPEN_SECTIONS, SCHEMAS, conf_dir, schema_keys, type_problem, user_conf_dir
 from nano3.utils.command_line import CommandLine
 from nano3.utils.disk_errors import reason
 from nano3.utils.errors import did_you_mean
@@ -149,7 +149,7 @@ def _content_problems(content: Mapping[Any, Any], prefix: str, keys: list[str], 
             try:
                 OmegaConf.update(blank, key, value, merge=False)  # with merge=True a list passes as text
             except (OmegaConfBaseException, ValueError) as error:
-                yield f"{key}: {str(error).splitlines()[0]}"
+                yield type_problem(schema, key, value, error)
 
 
 def yaml_problem(error: yaml.YAMLError, path: Path | None = None) -> str:

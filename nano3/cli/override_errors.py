@@ -26,6 +26,7 @@ from nano3.cli.config_groups import (
     app_groups,
     members,
     schema_keys,
+    type_problem,
 )
 from nano3.cli.open_keys import is_open_key, open_key_problems
 from nano3.utils.command_line import FLAGS, THEN, CommandLine, OverrideWord
@@ -265,7 +266,7 @@ def _is_plain_text(value: str | None) -> bool:
 
 
 def type_problems(name: str, line: CommandLine) -> list[str]:
-    """Return one message for each override whose value has the wrong type. A secret's value is not repeated."""
+    """Return one message for each override whose value has the wrong type."""
     found, keys = [], set(schema_keys(SCHEMAS[name]))
     for override in parse_overrides(line):
         key = override.key_or_group
@@ -276,7 +277,7 @@ def type_problems(name: str, line: CommandLine) -> list[str]:
             try:
                 OmegaConf.update(blank, key, value)
             except (OmegaConfBaseException, ValueError) as error:  # ValueError: one value for a whole section
-                found.append(f"{key}: {'not text' if is_secret(key) else str(error).splitlines()[0]}")
+                found.append(type_problem(SCHEMAS[name], key, value, error))
     return found
 
 

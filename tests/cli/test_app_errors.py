@@ -44,11 +44,11 @@ MISTAKES = {
     "pattern": ([*RUN, "model.hybrid_layer_pattern=mem"], ["model.hybrid_layer_pattern=mem has e m; allowed: M Mamba"]),
     "member-of-a-given-folder": (
         ["-m", "nano3.pretrain", "--config-dir=mine", "cluster=hopper", "train.seed=ten"],
-        ["train.seed: Value 'ten'"],
+        ["train.seed must be a whole number, not 'ten'"],
     ),
     "keys-for-a-number": (
         ["-m", "nano3.pretrain", "--config-dir", "mine", "cluster=nested"],
-        ["cluster/nested.yaml: cluster.nodes: Value '{'min': 2}'"],
+        ["cluster/nested.yaml: cluster.nodes must be a whole number, not {'min': 2}"],
     ),
     "experiment-without-its-first-line": (
         ["-m", "nano3.pretrain", "--config-dir", "mine", "+experiment=bare"],

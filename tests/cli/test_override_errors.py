@@ -132,7 +132,7 @@ def test_members_in_a_config_dir_are_known(given_folder: Path, flag: list[str]) 
     argv = [word.format(given_folder) for word in flag]
     argv += ["cluster=hopper", "train=own", "megatron.model.there=2", "train.seed=ten"]
     (problem,) = explain_error(HYDRA_ERROR, "pretrain", parse(argv)).problems
-    assert problem.startswith("train.seed: Value 'ten'")
+    assert problem == "train.seed must be a whole number, not 'ten'"
     problems = explain_error(HYDRA_ERROR, "pretrain", parse([*argv, "megatron.model.other=2"])).problems
     assert "+megatron.model.other=2" in problems[1] and len(problems) == 2
 
@@ -153,20 +153,25 @@ def test_an_unparsable_override_is_left_to_hydra() -> None:
 
 
 TYPES = {
-    "float-for-int": ("train.seed=1e3", "train.seed: Value '1000.0' of type 'float' could not be converted to Integer"),
-    "text-for-float": ("optimizer.lr=fast", "optimizer.lr: Value 'fast' of type 'str' could not be converted to Float"),
-    "number-for-bool": ("dry_run=maybe", "dry_run: Value 'maybe' is not a valid bool"),
-    "keys-for-number": ("cluster.nodes={a: 1}", "cluster.nodes: Value '{'a': 1}'"),
-    "text-for-section": ("megatron=x", "megatron: Cannot assign str to Dict[str, Any]"),
-    "null-for-required": ("train.seed=null", "train.seed: "),
+    "float-for-int": ("train.seed=1e3", "train.seed must be a whole number, not 1000.0"),
+    "text-for-float": ("optimizer.lr=fast", "optimizer.lr must be a number, not 'fast'"),
+    "number-for-bool": ("dry_run=maybe", "dry_run must be true or false, not 'maybe'"),
+    "list-for-text": ("run.name=[1]", "run.name must be text, not [1]"),
+    "keys-for-number": ("cluster.nodes={a: 1}", "cluster.nodes must be a whole number, not {'a': 1}"),
+    "text-for-keys": ("megatron=x", "megatron must be keys with values, such as {a: 1}, not 'x'"),
+    "text-for-list": ("train.mixture=docs", "train.mixture must be a list, such as [a, b], not 'docs'"),
+    "number-for-section": (
+        "train.loss_mask=5",
+        "train.loss_mask is a section: set its keys, such as train.loss_mask.eod=VALUE",
+    ),
+    "null-for-required": ("train.seed=null", "train.seed must be a whole number, not null"),
 }
 
 
 @pytest.mark.parametrize(("word", "expected"), TYPES.values(), ids=TYPES)
 def test_a_value_of_the_wrong_type(word: str, expected: str) -> None:
     (problem,) = type_problems("pretrain", parse([word]))
-    assert problem.startswith(expected), problem
-    assert "\n" not in problem
+    assert problem == expected
 
 
 @pytest.mark.parametrize(

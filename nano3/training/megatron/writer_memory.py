@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from nano3.utils.console import say
+from nano3.utils.console import say, warn
 
 # A reservation of less is not worth a request: the copy of so little takes a fraction of a second.
 LEAST_BYTES = 2**28
@@ -67,7 +67,7 @@ def reserve(blocks: dict[int, int]) -> None:
         for size, number in sorted(blocks.items(), reverse=True):
             held += [torch.empty(size, dtype=torch.uint8, pin_memory=True) for _ in range(number)]
     except RuntimeError as error:
-        print(f"pinned memory for checkpoints: {error}", flush=True)
+        warn(f"pinned memory for checkpoints: {error}")
 
 
 class ReserveMemory:
