@@ -56,7 +56,7 @@ def test_optimizers_in_optimizers_and_state_on_the_host() -> None:
 
 def test_memory_that_is_not_there_ends_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     reserve({2**60: 1})
-    assert "pinned memory for checkpoints" in capsys.readouterr().out
+    assert "pinned memory for checkpoints" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("least", [1, 2**40])
