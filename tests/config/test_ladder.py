@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -39,6 +40,9 @@ from nano3.training.checks.model_stats import (
 )
 from nano3.training.hf.model import model_problems
 from nano3.training.megatron.backend import check
+from nano3.training.megatron.recipe import ladder_settings
+from nano3.training.megatron.schema import load_bundled
+from nano3.training.megatron.settings import apply_settings, setting_problems
 from nano3.utils.command_line import CommandLine
 from nano3.utils.errors import UserError
 
@@ -188,6 +192,19 @@ def replaced(config: PretrainConfig, samples: int) -> PretrainConfig:
 def test_a_size_without_its_section_is_answered_with_the_key() -> None:
     line = CommandLine.parse(["model=ladder", "size=100m"])
     assert "Did you mean 'ladder.size'?" in override_problems("pretrain", line, check_members=True)[0]
+
+
+def test_norms_take_any_width_on_a_gpu() -> None:
+    """With the recipe's cuDNN norm the first step of 100m and 350m failed on an H200: no kernel for their widths."""
+    config = on_the_ladder("100m")
+    known, changes = load_bundled(config.recipe._target_), ladder_settings(config)
+    recipe, own = known.value("env_vars"), {"NVTE_NORM_FWD_USE_CUDNN": 0, "NVTE_NORM_BWD_USE_CUDNN": 0}
+    assert own.keys() <= recipe.keys(), "the recipe still has these variables"
+    assert setting_problems(changes, known) == []
+    container = SimpleNamespace(env_vars=dict(recipe))
+    apply_settings(container, changes, known)
+    assert container.env_vars == {**recipe, **own}, "the others stay"
+    assert ladder_settings(composed("model=nemotron_3_nano")) == []
 
 
 def test_settings_follow_those_that_are_given() -> None:

@@ -281,6 +281,7 @@ def prepare(config: PretrainConfig, data: TrainingData, run_dir: Path) -> Any:
     settings.apply_settings(container, typed, live)
     guarded = config.guard.action != "none"
     adapted = recipe.adaptations(recipe.field_getter(container), world_size(), is_installed, guarded)
+    adapted += recipe.ladder_settings(config)
     settings.apply_settings(container, adapted, live)
     settings.apply_settings(container, free, live)
     chosen = {s.path for s in free}

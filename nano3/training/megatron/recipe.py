@@ -127,6 +127,15 @@ def data_settings(config: PretrainConfig, data: TrainingData, run_dir: Path) -> 
     ]
 
 
+def ladder_settings(config: PretrainConfig) -> list[Setting]:
+    """Return the changes that a recipe needs for a model of the ladder: cuDNN has no norm for widths such as 416."""
+    if config.ladder.size is None:
+        return []
+    own_kernels = {"NVTE_NORM_FWD_USE_CUDNN": 0, "NVTE_NORM_BWD_USE_CUDNN": 0}
+    why = "cuDNN has no norm for some widths of the ladder; Transformer Engine's own kernels take any"
+    return [Setting("env_vars", own_kernels, why)]
+
+
 def adaptations(
     get: Callable[[str], Any], world_size: int, has: Callable[[str], bool], guarded: bool = False
 ) -> list[Setting]:
