@@ -201,6 +201,8 @@ def test_tasks_are_measured_by_a_job_of_their_own(cli: Commands, data: Path) -> 
     assert f"recorded at iteration {line['iteration']} of" in out
     assert line["iteration"] % 10 == 0 and 0 <= line["eval/next_word/acc"] <= 1
     assert state_of(run).state == "RUNNING"
+    taken = {"iteration": line["iteration"], "eval/next_word/acc": line["eval/next_word/acc"]}
+    eventually(lambda: any(taken.items() <= metrics.items() for metrics in read_metrics(run)), seconds=60)
     (folder,) = run.glob("evals/iter_*")
     assert last_id(folder) != last_id(run) and f"iter_{line['iteration']:07d}" == folder.name
     cli("-m", "nano3", "cancel", "measured")

@@ -1,10 +1,12 @@
 """Results of evaluations in RUN/evals.jsonl: one line for each evaluation of an export, with its iteration.
 
 They have a file of their own, because an evaluation ends at any time, in another job than the one that trains and
-writes metrics.jsonl. A resume drops the lines after its iteration, as it does there.
+writes metrics.jsonl. The training takes them over from there (`NewEvals`); those that come after its end are in this
+file alone. A resume drops the lines after its iteration, as it does there.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,46 @@ def _read(run_dir: Path) -> list[dict[str, Any]]:
             f"{path} is damaged ({error}). Training does not depend on it: move it away and evaluate the exports again."
         ) from error
     return values
+
+
+class NewEvals:
+    """The results that metrics.jsonl does not have yet."""
+
+    def __init__(self, run_dir: Path, lines: Iterable[dict[str, Any]]) -> None:
+        """Note which results there are.
+
+        Args:
+            run_dir: The run folder.
+            lines: The lines of metrics.jsonl.
+        """
+        self._run_dir = Path(run_dir)
+        self._known: dict[int, dict[str, Any]] = {}
+        self._read: tuple[int, int] | None = None
+        for line in lines:
+            self._note(line)
+
+    def take(self) -> list[dict[str, Any]]:
+        """Return one line for each iteration with new values. A damaged file is a warning, once."""
+        try:
+            status = (self._run_dir / FILE).stat()
+        except FileNotFoundError:
+            return []
+        if self._read == (status.st_ino, status.st_mtime_ns):  # the file is replaced as a whole
+            return []
+        self._read = (status.st_ino, status.st_mtime_ns)
+        try:
+            found = [self._note(line) for line in read_evals(self._run_dir)]
+        except Failure as error:
+            warn(str(error))
+            return []
+        return [line for line in found if len(line) > 1]
+
+    def _note(self, line: dict[str, Any]) -> dict[str, Any]:
+        """Return the iteration and the values of a line that were not known."""
+        known = self._known.setdefault(line["iteration"], {})
+        new = {k: v for k, v in line.items() if k.startswith(PREFIX) and known.get(k) != v}
+        known.update(new)
+        return {"iteration": line["iteration"], **new}
 
 
 def add_eval(run_dir: Path, values: dict[str, Any]) -> None:

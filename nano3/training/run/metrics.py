@@ -1,11 +1,11 @@
 """Metrics of a run: metrics.jsonl, TensorBoard, the console and, on request, Weights & Biases.
 
 metrics.jsonl holds one JSON object per line. Training lines have `loss`, validation lines `valid_loss` and
-`valid_loss/<dataset>`; each start begins with a line that has `start`, its number, and ends with one that has
-`exit_code`, unless it is killed. All have `iteration`, `time` and the seconds of each part since the line before
-(`run_clock`). A resume drops the lines after the checkpoint's iteration, except those of starts, so each iteration
-appears once; the seconds of what it drops are `lost_s` in the line of the new start. A fresh start renames the file of
-an earlier training to metrics.1.jsonl.
+`valid_loss/<dataset>`, results of evaluations `eval/<task>/<metric>`, with the iteration of the export; each start
+begins with a line that has `start`, its number, and ends with one that has `exit_code`, unless it is killed. All have
+`iteration`, `time` and the seconds of each part since the line before (`run_clock`). A resume drops the lines after the
+checkpoint's iteration, except those of starts, so each iteration appears once; the seconds of what it drops are
+`lost_s` in the line of the new start. A fresh start renames the file of an earlier training to metrics.1.jsonl.
 """
 
 import json
@@ -24,7 +24,8 @@ from nano3.config.pretrain import PretrainConfig
 from nano3.training.dataset import TrainingData
 from nano3.training.run.bits_per_byte import VALID, BitsPerByte
 from nano3.training.run.checkpoints import iteration_of, latest_checkpoint, recorded_checkpoint_dir
-from nano3.training.run.evals import truncate_evals
+from nano3.training.run.evals import PREFIX as EVAL
+from nano3.training.run.evals import STDERR, NewEvals, truncate_evals
 from nano3.training.run.exports import set_aside_exports
 from nano3.training.run.lineage import data_reference, display_name, find_artifact
 from nano3.training.run.record import read_latest_start
@@ -36,6 +37,7 @@ from nano3.utils.files import complete_lines, write_json_lines, write_text
 from nano3.utils.redaction import without_secrets
 
 FILE = "metrics.jsonl"
+MOST_RESULTS = 4  # of an evaluation on the console
 WANDB_ID, WANDB_SENT = "wandb_id", "wandb_sent"
 
 
@@ -166,7 +168,9 @@ class Metrics:
         set_aside_exports(self.run_dir, start_iteration)
         truncate_evals(self.run_dir, start_iteration)
         hang = _newest_hang(self.run_dir)
-        start = _start_line(read_metrics(self.run_dir), start_iteration, self.clock.started, hang)
+        lines = read_metrics(self.run_dir)
+        start = _start_line(lines, start_iteration, self.clock.started, hang)
+        self._evals = NewEvals(self.run_dir, (line for line in lines if not _is_dropped(line, start_iteration)))
         if start_iteration:
             self._truncate(start_iteration)
         self._file = (self.run_dir / FILE).open("a", encoding="utf-8")
@@ -182,6 +186,7 @@ class Metrics:
             self.startup = None
             self._record(values | (self._bits.train(values["loss"]) if self._bits else {}) | stages)
             say(_training_line(values, self.total))
+            self._record_evals()
 
     def log_valid(self, iteration: int, per_dataset: dict[str, float], shares: dict[str, float], **values: Any) -> None:
         """Record a validation line.
@@ -200,6 +205,7 @@ class Metrics:
             parts = "  ".join(f"{name} {loss:.3f}" for name, loss in per_dataset.items())
             each = f"  {bits[VALID]:.3f} bits per byte" if VALID in bits else ""
             say(f"validation at iteration {iteration}: loss {valid_loss:.4f}{each}  ({parts})")
+            self._record_evals()
 
     def flush(self) -> None:
         """Write all lines to disk. Call it before a checkpoint is saved."""
@@ -211,6 +217,7 @@ class Metrics:
     def close(self, exit_code: int = 0) -> None:
         """Flush and close all outputs. A second call does nothing."""
         if self.active and not self._file.closed:
+            self._record_evals()
             self._write({"iteration": self._iteration, "exit_code": exit_code, **self._times()})
             self.flush()
             self._file.close()
@@ -226,13 +233,22 @@ class Metrics:
         self._file.flush()
 
     def _record(self, values: dict[str, Any]) -> None:
-        values = values | self._times()
         self._iteration = values["iteration"]
+        self._send(values | self._times(), again=self._iteration <= self._sent)
+
+    def _record_evals(self) -> None:
+        """Record the results of evaluations that ended since the line before."""
+        for values in self._evals.take():
+            self._send(values | self._times())
+            say(_eval_line(values))
+
+    def _send(self, values: dict[str, Any], again: bool = False) -> None:
+        """Write a line everywhere, but not to W&B if that has it from an earlier start."""
         self._write(values)
         for name, number in values.items():
             if name != "iteration":
                 self._board.add_scalar(name, number, values["iteration"])
-        if self._wandb is not None and values["iteration"] > self._sent:
+        if self._wandb is not None and not again:
             self._wandb.log(values)
 
     def _truncate(self, iteration: int) -> None:
@@ -322,6 +338,13 @@ def _training_line(values: dict[str, Any], total: int | None) -> str:
     if total and values.get("seconds_per_iteration"):
         parts.append(f"{_duration((total - iteration) * values['seconds_per_iteration'])} left")
     return "  ".join(parts)
+
+
+def _eval_line(values: dict[str, Any]) -> str:
+    """Return the first results as text, without their standard errors."""
+    parts = [f"{k.removeprefix(EVAL)} {v:.4f}" for k, v in values.items() if k.startswith(EVAL) and STDERR not in k]
+    more = f"  and {len(parts) - MOST_RESULTS} more" if len(parts) > MOST_RESULTS else ""
+    return f"evaluation of iteration {values['iteration']}: {'  '.join(parts[:MOST_RESULTS])}{more}"
 
 
 def _duration(seconds: float) -> str:
