@@ -33,7 +33,8 @@ def test_every_recorded_run_is_compared() -> None:
     recorded = {path.stem for path in plan_accuracy.RESULTS.glob("*.jsonl")}
     # follow_transformers: the other backend. two_then_one: of an earlier version, two ranks and then one in one file.
     # boundaries: isolated documents, whose cost the model does not know, beside other runs on the same GPU.
-    others = {"follow_transformers", "follow_transformers_h200", "two_then_one"}
+    # lightning: beside six other runs on the same GPU.
+    others = {"follow_transformers", "follow_transformers_h200", "two_then_one", "lightning_h200"}
     others |= {name for name in recorded if name.startswith("boundaries_")}
     assert recorded - others == {name for name, *_ in plan_accuracy.RECORDS}
 

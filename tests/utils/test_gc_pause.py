@@ -60,7 +60,7 @@ def test_an_error_leaves_the_collector_on_and_freezes_nothing(freeze: bool) -> N
     with pytest.raises(KeyError), gc_paused(freeze=freeze):
         raise KeyError
     assert gc.isenabled()
-    assert gc.get_freeze_count() == before
+    assert gc.get_freeze_count() <= before  # what was frozen before can be freed, though not collected
 
 
 def test_a_disabled_collector_stays_disabled() -> None:
