@@ -3,7 +3,7 @@
 if [ "${PART:-tests}" = tests ]; then
   export NANO3_GPU_RUNS=$K/tests
   mkdir -p "$NANO3_GPU_RUNS/logs"
-  timeout -k 10 "${TESTS_LIMIT:-560}" python3 -m pytest -p no:cacheprovider -m gpu tests/gpu/test_gpu_boundaries.py --basetemp="$K/tmp_boundaries" -n "${WORKERS:-5}" --dist worksteal -rA > "$OUT/boundaries_tests.txt" 2>&1
+  timeout -k 10 "${TESTS_LIMIT:-560}" python3 -m pytest -p no:cacheprovider -m gpu tests/gpu/test_gpu_boundaries.py --basetemp="$K/tmp_boundaries" -n "${WORKERS:-5}" --dist worksteal -vv -rA > "$OUT/boundaries_tests.txt" 2>&1
   echo "rc=$?"; grep -E "^(PASSED|FAILED|ERROR|SKIPPED|=====)|^E  |^NEIGHBORS" "$OUT/boundaries_tests.txt" | cut -c1-300
   grep -h "^NEIGHBORS" "$NANO3_GPU_RUNS"/logs/*.txt | tee "$OUT/boundaries_neighbors.txt"
   for run in isolate_megatron isolate_transformers isolate_mask_megatron isolate_mask_transformers mask_megatron mask_transformers isolate_1 isolate_8 isolated; do

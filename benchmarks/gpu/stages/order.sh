@@ -2,7 +2,7 @@
 # (tests/gpu/test_gpu_order.py). ORDER_TESTS chooses tests, as pytest's -k.
 export NANO3_GPU_RUNS=$K/tests
 mkdir -p "$NANO3_GPU_RUNS/logs"
-timeout -k 10 "${ORDER_LIMIT:-480}" python3 -m pytest -p no:cacheprovider -m gpu tests/gpu/test_gpu_order.py --basetemp="$K/tmp_order" -n "${ORDER_WORKERS:-3}" ${ORDER_TESTS:+-k "$ORDER_TESTS"} -rA > "$OUT/order.txt" 2>&1
+timeout -k 10 "${ORDER_LIMIT:-480}" python3 -m pytest -p no:cacheprovider -m gpu tests/gpu/test_gpu_order.py --basetemp="$K/tmp_order" -n "${ORDER_WORKERS:-3}" ${ORDER_TESTS:+-k "$ORDER_TESTS"} -vv -rA > "$OUT/order.txt" 2>&1
 echo "rc=$?"; grep -E "^(PASSED|FAILED|ERROR|SKIPPED|=====)|^E  |tokens/s$" "$OUT/order.txt" | cut -c1-220
 for name in order_megatron order_transformers; do
   for file in metrics.jsonl order.json; do

@@ -15,7 +15,7 @@ slurm_packages() { # into /, without replacing what is there
     ldconfig; }; }
 slurm_tests() { # SECONDS PART TESTS AT_ONCE
   say "slurm: $2"
-  timeout -k 10 "$1" python3 -m pytest -p no:cacheprovider -m gpu tests/gpu/test_gpu_slurm.py --basetemp="$K/tmp_slurm" -k "$3" -n "$4" -rA > "$OUT/slurm_$2.txt" 2>&1
+  timeout -k 10 "$1" python3 -m pytest -p no:cacheprovider -m gpu tests/gpu/test_gpu_slurm.py --basetemp="$K/tmp_slurm" -k "$3" -n "$4" -vv -rA > "$OUT/slurm_$2.txt" 2>&1
   local rc=$?
   echo "rc=$rc"; grep -E "^(PASSED|FAILED|ERROR|SKIPPED|=====)|^E  " "$OUT/slurm_$2.txt" | cut -c1-220
   return $rc; }
