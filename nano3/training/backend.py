@@ -78,5 +78,5 @@ def missing_problems(name: str) -> list[str]:
     missing = backend.missing()
     if not missing:
         return []
-    other = "\n  Without a GPU: +experiment=quickstart. On a cluster: cluster=slurm." if name == "megatron" else ""
+    other = ".\n  Without a GPU: +experiment=quickstart. On a cluster: cluster=slurm." if name == "megatron" else ""
     return [f"backend={name} needs {', '.join(missing)}, not installed in this Python: {backend.INSTALL}{other}"]

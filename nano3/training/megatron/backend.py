@@ -65,7 +65,7 @@ def check(config: PretrainConfig) -> list[str]:
         *blend_file_problems(config),
         *settings.setting_problems(chosen, known),
         *settings.pattern_problems(config.model.hybrid_layer_pattern),
-        *settings.mtp_problems(config),
+        *settings.mtp_problems(config, known),
         *isolation_problems(config, known),
     ]
 

@@ -127,8 +127,13 @@ def _mtp_settings(model: ModelConfig) -> list[Setting]:
     ]
 
 
-def mtp_problems(config: PretrainConfig) -> list[str]:
-    """Return the keys that describe the layers of multi-token prediction in two ways."""
+def mtp_problems(config: PretrainConfig, known: Schema | None) -> list[str]:
+    """Return the keys that describe the layers of multi-token prediction in two ways, or not at all.
+
+    Args:
+        config: The run's configuration.
+        known: The recorded values of its recipe, None if there are none.
+    """
     model, free = config.model, megatron_section(config, "model")
     _, *depths = str(model.hybrid_layer_pattern or "").split("/")
     problems = [
@@ -137,7 +142,7 @@ def mtp_problems(config: PretrainConfig) -> list[str]:
         if key in free and getattr(model, key) is not None
     ]
     if not depths:
-        return problems
+        return problems + _missing_mtp_layers(model, free, known)
     if set(depths) != {depths[0]} or not depths[0]:
         problems.append(
             f"model.hybrid_layer_pattern={model.hybrid_layer_pattern}: the parts after / must be equal, one for each "
@@ -151,6 +156,21 @@ def mtp_problems(config: PretrainConfig) -> list[str]:
                 "one of them."
             )
     return problems
+
+
+def _missing_mtp_layers(model: ModelConfig, free: Any, known: Schema | None) -> list[str]:
+    """Return a problem if a hybrid model predicts further tokens without layers for it; Megatron would leave it out."""
+
+    def value(key: str) -> Any:
+        own = getattr(model, key)
+        return own if own is not None else free.get(key, known.value(f"model.{key}") if known else None)
+
+    if not value("mtp_num_layers") or not value("hybrid_layer_pattern") or value("mtp_hybrid_override_pattern"):
+        return []
+    return [
+        f"model.mtp_num_layers={value('mtp_num_layers')}: there are no layers for it. Set "
+        "model.mtp_hybrid_override_pattern, for example '*E' as in Nemotron 3.5 Lightning."
+    ]
 
 
 def count_layers(pattern: str) -> int:

@@ -259,17 +259,23 @@ def test_a_pattern_sets_the_number_of_its_further_tokens(config: PretrainConfig)
     config.model.hybrid_layer_pattern = "ME*/ME/ME"
     found = as_dict(typed_settings(config))
     assert (found["model.mtp_num_layers"], found["model.mtp_hybrid_override_pattern"]) == (2, "ME")
-    assert mtp_problems(config) == []
+    assert mtp_problems(config, load_bundled(NANO)) == []
 
 
 @pytest.mark.parametrize(
     ("keys", "megatron", "words"),
     [
-        ({"mtp_num_layers": 2}, {"mtp_num_layers": 1}, "this is set by model.mtp_num_layers; set it there"),
+        (
+            {"mtp_num_layers": 2, "mtp_hybrid_override_pattern": "*E"},
+            {"mtp_num_layers": 1},
+            "this is set by model.mtp_num_layers; set it there",
+        ),
         ({"hybrid_layer_pattern": "ME/*E/ME"}, {}, "the parts after / must be equal"),
         ({"hybrid_layer_pattern": "ME/"}, {}, "the parts after / must be equal"),
         ({"hybrid_layer_pattern": "ME/*E", "mtp_num_layers": 0}, {}, "model.mtp_num_layers=0: model.hybrid_layer_patt"),
         ({"hybrid_layer_pattern": "ME/*E", "mtp_hybrid_override_pattern": "ME"}, {}, "says *E. Leave out one of them"),
+        ({"mtp_num_layers": 2}, {}, "model.mtp_num_layers=2: there are no layers for it."),
+        ({}, {"mtp_num_layers": 1}, "model.mtp_num_layers=1: there are no layers for it."),
         ({"mtp_num_layers": 2, "mtp_hybrid_override_pattern": "*E"}, {}, ""),
         ({}, {"mtp_num_layers": 2, "mtp_hybrid_override_pattern": "*E"}, ""),
     ],
