@@ -24,7 +24,7 @@ quickstart: setup ## Tokenize the bundled corpus, train a tiny hybrid model on t
 prep-small: setup ## Prepare the mathematics-only blend from the Hugging Face hub (1,000,000 rows of each dataset)
 	@$(RUN) python -m nano3.data_prep data_blend=math sample=1000000
 
-test: setup ## Unit and integration tests, seven to eight minutes on two cores
+test: setup ## Unit and integration tests, seven to ten minutes on two cores
 	@$(RUN) pytest -n 2 --dist loadfile
 
 test-slow: setup ## Tests that take minutes: interrupted runs, large files, other numbers of ranks
