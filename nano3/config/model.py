@@ -12,6 +12,11 @@ MTP_KEYS: Final = (
 )
 
 
+def further_patterns(pattern: str | None) -> list[str]:
+    """Return the parts of a hybrid pattern after `/`: for each further token, the layers that predict it."""
+    return (pattern or "").split("/")[1:]
+
+
 @dataclass
 class ModelConfig:
     """Architecture and parallelism of the model, for both backends.

@@ -253,30 +253,32 @@ def show_reads(run_dir: Path, config: "PretrainConfig", index: "Samples", docume
     data, size = Path(config.run.data), config.train.global_batch_size
     reached, skips = reached_iteration(run_dir), read_skips(run_dir)
     datasets = shard_datasets(data_folders(index, data))
-    rows, trained = [], 0
+    reads: list[tuple[int, str, DocumentSpan]] = []
+    names = []
     for folder, shard, document in documents:
-        name = f"document {document:,} of {shown_shard(folder, shard, data)}, dataset {datasets[folder, shard]}"
-        if not shard.startswith("train/"):
-            say(f"{run_dir}: {name}: never trained on, because it belongs to the split {shard.partition('/')[0]}")
-            continue
-        for span in document_reads(index, folder, shard, document):
-            iteration = span.sample // size + 1
-            state = "left out" if skips.find(iteration) else "not reached" if iteration > reached else ""
-            trained += 0 if state else span.stop - span.start
-            tokens = f"{span.start:,}-{span.stop - 1:,}"
-            rows.append([f"{iteration:,}", str(span.sample % size), f"{shown_shard(folder, shard, data)}:{document}",
-                         tokens, state])  # fmt: skip
-    if len(documents) == 1:
-        if not shard.startswith("train/"):
-            return
-        title, columns = f"{run_dir}: {name}", ["iteration", "sample", "tokens", ""]
-        rows = [[*row[:2], *row[3:]] for row in rows]
-    else:
-        title, columns = f"{run_dir}: {len(documents):,} documents", ["iteration", "sample", "document", "tokens", ""]
-        rows.sort(key=lambda row: int(row[0].replace(",", "")))
-    table(title, columns, rows, right=["iteration", "sample"])
-    say(f"reads: {len(rows):,}; trained on {trained:,} tokens of {'it' if len(documents) == 1 else 'them'} up to "
-        f"iteration {reached:,}")  # fmt: skip
+        label = f"{shown_shard(folder, shard, data)}:{document}"
+        names.append(f"document {document:,} of {shown_shard(folder, shard, data)}, dataset {datasets[folder, shard]}")
+        if shard.startswith("train/"):
+            found = document_reads(index, folder, shard, document)
+            reads += [(span.sample // size + 1, label, span) for span in found]
+        else:
+            say(f"{run_dir}: {names[-1]}: never trained on, because it belongs to the split {shard.partition('/')[0]}")
+    one = len(documents) == 1
+    if one and not documents[0][1].startswith("train/"):
+        return
+    if not one:
+        reads.sort(key=lambda read: read[0])
+    rows, trained = [], 0
+    for iteration, label, span in reads:
+        state = "left out" if skips.find(iteration) else "not reached" if iteration > reached else ""
+        trained += 0 if state else span.stop - span.start
+        own = [] if one else [label]
+        rows.append([f"{iteration:,}", str(span.sample % size), *own, f"{span.start:,}-{span.stop - 1:,}", state])
+    columns = ["iteration", "sample", *([] if one else ["document"]), "tokens", ""]
+    title = names[0] if one else f"{len(documents):,} documents"
+    table(f"{run_dir}: {title}", columns, rows, right=["iteration", "sample"])
+    what = "it" if one else "them"
+    say(f"reads: {len(rows):,}; trained on {trained:,} tokens of {what} up to iteration {reached:,}")
 
 
 def shown_shard(folder: Path, shard: str, data: Path) -> str:

@@ -71,7 +71,7 @@ def make_request(config: PretrainConfig, data: Path, run_dir: Path) -> IndexRequ
     surplus, tokenizer = DEFAULT_SURPLUS, None
     if config.backend == "megatron":
         known = schema.load_bundled(config.recipe._target_)
-        chosen = {s.path: s.value for s in settings.override_settings(config.megatron, known)}
+        chosen = settings.chosen_fields(config, known)
         surplus = chosen.get("dataset.mid_level_dataset_surplus", known.value("dataset.mid_level_dataset_surplus"))
         tokenizer = _tokenizer_section(chosen, known.value("tokenizer", {}), str(opened.tokenizer))
     return IndexRequest(

@@ -318,7 +318,7 @@ def _warn_of_index_build(
     fails = ""
     if known:
         path = "dist.distributed_timeout_minutes"
-        chosen = {s.path: s.value for s in settings.override_settings(config.megatron, known)}
+        chosen = settings.chosen_fields(config, known)
         limit = chosen.get(path, known.value(path, MEGATRON_TIMEOUT_MINUTES))
         fails = f"; they give up after {limit} min (megatron.{path})" if minutes > limit else ""
     result.warnings.append(
@@ -355,7 +355,7 @@ def saves_in_background(config: PretrainConfig, known: schema.Schema) -> bool:
         config: The run's configuration.
         known: The schema of its recipe.
     """
-    chosen = {s.path: s.value for s in settings.override_settings(config.megatron, known)}
+    chosen = settings.chosen_fields(config, known)
     background, kind = chosen.get("checkpoint.async_save", True), chosen.get("checkpoint.ckpt_format", "torch_dist")
     return bool(background) and kind == "torch_dist"
 

@@ -5,10 +5,12 @@ as one attention and one MLP layer per block. Linear layers have no bias, and no
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from nano3.config import PretrainConfig
+from nano3.config import ModelConfig, PretrainConfig
+from nano3.config.model import further_patterns
 from nano3.config.pretrain import megatron_section
 
 # Megatron rounds the rows of the embedding up to a multiple of this times the tensor-parallel size.
@@ -162,21 +164,30 @@ def architecture_from_config(
 
 def _multi_token_prediction(config: PretrainConfig, known: RecipeValues | None, pattern: Any) -> dict[str, Any]:
     """Return the layers of multi-token prediction: of a hybrid pattern's parts after /, or of the keys of the model."""
-    _, *parts = str(config.model.hybrid_layer_pattern or "").split("/")
+    parts = further_patterns(config.model.hybrid_layer_pattern)
     in_pattern = {"mtp_num_layers": len(parts), "mtp_hybrid_override_pattern": parts[0]} if parts else {}
     free = {**in_pattern, **megatron_section(config, "model")}
-
-    def value(name: str) -> Any:
-        own = getattr(config.model, name)
-        if own is not None or name in free:
-            return own if own is not None else free[name]
-        return known.value(f"model.{name}") if known else None
-
-    depths, layers = value("mtp_num_layers"), value("mtp_hybrid_override_pattern")
+    names = ("mtp_num_layers", "mtp_hybrid_override_pattern", "mtp_use_repeated_layer")
+    depths, layers, shared = (model_value(config.model, free, known, name) for name in names)
     if known is None or not pattern or not isinstance(depths, int) or depths < 1 or not isinstance(layers, str):
         return {}
     found = dict(Counter(c for c in layers if c in "M*E-"))
-    return {"mtp_depths": depths, "mtp_layers": found, "mtp_shared": bool(value("mtp_use_repeated_layer"))}
+    return {"mtp_depths": depths, "mtp_layers": found, "mtp_shared": bool(shared)}
+
+
+def model_value(model: ModelConfig, free: Mapping[str, Any], known: RecipeValues | None, name: str) -> Any:
+    """Return a setting of a model: the typed one, else that of `megatron.model`, else the recipe's.
+
+    Args:
+        model: The typed section.
+        free: The section `megatron.model`.
+        known: The recipe's values, None if there are none.
+        name: The setting, which is a key of the typed section.
+    """
+    own = getattr(model, name)
+    if own is not None or name in free:
+        return own if own is not None else free[name]
+    return known.value(f"model.{name}") if known else None
 
 
 def _stage_units(config: PretrainConfig, pattern: Any, blocks: int | None) -> int:

@@ -70,9 +70,8 @@ class ExpertCounts:
         if not (self._active and router.training and torch.is_grad_enabled() and chosen.dtype == torch.bool):
             return
         if layer is not None:
-            row = (
-                layer - 1 + self._layers * router.is_mtp_layer
-            )  # multi-token prediction counts its layers from 1 again
+            # Multi-token prediction counts its layers from 1 again.
+            row = layer - 1 + self._layers * router.is_mtp_layer
             self._counts[row] += chosen.sum(dim=0)
             self._routed += chosen.shape[0] * router.topk
 

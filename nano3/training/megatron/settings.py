@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from nano3.config import ModelConfig, PretrainConfig
-from nano3.config.model import MTP_KEYS
+from nano3.config.model import MTP_KEYS, further_patterns
 from nano3.config.pretrain import megatron_section
+from nano3.training.checks.model_stats import model_value
 from nano3.training.megatron.schema import Field, Schema, dtype_name
 from nano3.utils.errors import Failure
 
@@ -116,7 +117,7 @@ def _mtp_settings(model: ModelConfig) -> list[Setting]:
     Megatron-Bridge builds the layers if either field is set, and its hybrid model fails in the first step if the depth
     is 0 then.
     """
-    _, *depths = str(model.hybrid_layer_pattern or "").split("/")
+    depths = further_patterns(model.hybrid_layer_pattern)
     if model.mtp_num_layers == 0:
         return [Setting("model.mtp_hybrid_override_pattern", None, "model.mtp_num_layers")]
     if not depths:
@@ -135,7 +136,7 @@ def mtp_problems(config: PretrainConfig, known: Schema | None) -> list[str]:
         known: The recorded values of its recipe, None if there are none.
     """
     model, free = config.model, megatron_section(config, "model")
-    _, *depths = str(model.hybrid_layer_pattern or "").split("/")
+    depths = further_patterns(model.hybrid_layer_pattern)
     problems = [
         f"megatron.model.{key}: this is set by model.{key}; set it there."
         for key in MTP_KEYS
@@ -158,17 +159,14 @@ def mtp_problems(config: PretrainConfig, known: Schema | None) -> list[str]:
     return problems
 
 
-def _missing_mtp_layers(model: ModelConfig, free: Any, known: Schema | None) -> list[str]:
+def _missing_mtp_layers(model: ModelConfig, free: Mapping[str, Any], known: Schema | None) -> list[str]:
     """Return a problem if a hybrid model predicts further tokens without layers for it; Megatron would leave it out."""
-
-    def value(key: str) -> Any:
-        own = getattr(model, key)
-        return own if own is not None else free.get(key, known.value(f"model.{key}") if known else None)
-
-    if not value("mtp_num_layers") or not value("hybrid_layer_pattern") or value("mtp_hybrid_override_pattern"):
+    names = ("mtp_num_layers", "hybrid_layer_pattern", "mtp_hybrid_override_pattern")
+    depths, pattern, layers = (model_value(model, free, known, name) for name in names)
+    if not depths or not pattern or layers:
         return []
     return [
-        f"model.mtp_num_layers={value('mtp_num_layers')}: there are no layers for it. Set "
+        f"model.mtp_num_layers={depths}: there are no layers for it. Set "
         "model.mtp_hybrid_override_pattern, for example '*E' as in Nemotron 3.5 Lightning."
     ]
 
@@ -191,6 +189,16 @@ def pattern_problems(pattern: str | None) -> list[str]:
     if unknown := sorted(set(pattern) - set("M*E-|/")):
         return [f"model.hybrid_layer_pattern={pattern} has {' '.join(unknown)}; {allowed}."]
     return [] if count_layers(pattern) else [f"model.hybrid_layer_pattern={pattern} has no layer; {allowed}."]
+
+
+def chosen_fields(config: PretrainConfig, known: Schema) -> dict[str, Any]:
+    """Return the fields of the container that the section `megatron` sets, by path.
+
+    Args:
+        config: The run's configuration.
+        known: The schema of its recipe.
+    """
+    return {setting.path: setting.value for setting in override_settings(config.megatron, known)}
 
 
 def override_settings(tree: Mapping[str, Any], schema: Schema) -> list[Setting]:

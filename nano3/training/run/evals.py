@@ -61,7 +61,7 @@ class NewEvals:
         """
         self._run_dir = Path(run_dir)
         self._known: dict[int, dict[str, Any]] = {}
-        self._read: tuple[int, int] | None = None
+        self._seen: tuple[int, int] | None = None
         for line in lines:
             self._note(line)
 
@@ -71,9 +71,9 @@ class NewEvals:
             status = (self._run_dir / FILE).stat()
         except FileNotFoundError:
             return []
-        if self._read == (status.st_ino, status.st_mtime_ns):  # the file is replaced as a whole
+        if self._seen == (status.st_ino, status.st_mtime_ns):  # the file is replaced as a whole
             return []
-        self._read = (status.st_ino, status.st_mtime_ns)
+        self._seen = (status.st_ino, status.st_mtime_ns)
         try:
             found = [self._note(line) for line in read_evals(self._run_dir)]
         except Failure as error:
