@@ -118,7 +118,8 @@ class WandbRun:
     def _end_service(self) -> None:
         """End W&B's process, which repeats what has failed for minutes. Python's end would wait for it."""
         kill_children("wandb-core")
-        with contextlib.suppress(Exception):  # whatever W&B raises when its process is gone
+        # Whatever W&B raises when its process is gone; it may also exit with the status of that process.
+        with contextlib.suppress(Exception, SystemExit):
             self._wandb.teardown()
 
     def _work(self) -> None:
@@ -135,10 +136,11 @@ class WandbRun:
         try:
             run.finish(exit_code=self._exit_code)
             self._complete = True
-        except TimeoutError:
-            warn(f"W&B did not take everything within {FINISH_S:.0f} s. {self._how_to_send()}")
         except Exception as error:  # whatever W&B raises must not look like a failed training
             if self._given_up:
+                return
+            if isinstance(error, TimeoutError):
+                warn(f"W&B did not take everything within {FINISH_S:.0f} s. {self._how_to_send()}")
                 return
             warn(f"W&B: ending the run failed: {str(error) or type(error).__name__}. {self._how_to_send()}")
 
