@@ -327,11 +327,11 @@ def measure(point: Point, data_dir: str, folder: Path, environment: Environment,
     from megatron.bridge.training.pretrain import pretrain
 
     from nano3.training.checks.model_stats import architecture_from_config, flops_per_token
+    from nano3.training.cost.gpus import GPU_KINDS
     from nano3.training.dataset import open_data
     from nano3.training.megatron import schema
     from nano3.training.megatron.backend import prepare, set_environment
     from nano3.training.run import index_cache
-    from nano3.training.run.throughput import PEAK_FLOPS
 
     for name in ("RANK", "MASTER_PORT"):  # a free port for each point
         os.environ.pop(name, None)
@@ -357,8 +357,8 @@ def measure(point: Point, data_dir: str, folder: Path, environment: Environment,
     exact = flops_per_token(model, config.train.seq_length) * tokens if model else 0.0
     return found | {
         "tokens_per_s": tokens / seconds,
-        "mfu_bridge": found["bridge_flops"] / seconds / PEAK_FLOPS["H200"],
-        "mfu": exact / seconds / PEAK_FLOPS["H200"],
+        "mfu_bridge": found["bridge_flops"] / seconds / GPU_KINDS["h200"].bf16,
+        "mfu": exact / seconds / GPU_KINDS["h200"].bf16,
         "memory_gb": torch.cuda.max_memory_allocated() / 2**30 - before,
         "before_gb": before,
     }

@@ -54,6 +54,8 @@ GPU_KINDS: Final[dict[str, GpuKind]] = {
         GpuKind("gb300", "GB300", 2500e12, 5000e12, 278 * _GB, 8000 * _GB, 900 * _GB, 72, 100 * _GB),
     )
 }
+# Dense bf16 peak of GPUs whose layouts are not estimated, in FLOP/s.
+_OTHER_PEAKS: Final = {"GH200": 989e12, "L40S": 362e12}
 
 
 def gpu_kind(name: str, key: str = "cluster.gpu") -> GpuKind:
@@ -80,11 +82,21 @@ def local_gpu(driver: Path = Path("/proc/driver/nvidia/gpus")) -> GpuKind | None
     """
     for file in sorted(driver.glob("*/information")):
         try:
-            words = set(re.split(r"[\s-]+", file.read_text(errors="replace").partition("\n")[0]))
+            words = _words(file.read_text(errors="replace").partition("\n")[0])
         except OSError:
             continue
-        return next((kind for kind in GPU_KINDS.values() if kind.title.split()[0] in words), None)
+        return next((kind for kind in GPU_KINDS.values() if kind.title in words), None)
     return None
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Return the peak dense bf16 FLOP/s of a GPU such as "NVIDIA H100 80GB HBM3", or None if it is not known."""
+    peaks = {kind.title: kind.bf16 for kind in GPU_KINDS.values()} | _OTHER_PEAKS
+    return next((peaks[word] for word in _words(device_name) if word in peaks), None)
+
+
+def _words(text: str) -> list[str]:
+    return re.split(r"[\s-]+", text)
 
 
 def gpu_of_run(chosen: str | None, local: bool) -> tuple[GpuKind, bool]:

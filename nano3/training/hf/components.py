@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nano3.config.pretrain import PretrainConfig
 from nano3.training.checks.lr_schedule import make_scheduler
 from nano3.training.checks.model_stats import architecture_from_config, flops_per_token
+from nano3.training.cost.throughput import Throughput
 from nano3.training.dataset import TrainingData
 from nano3.training.hf.batch import BatchPlan
 from nano3.training.hf.checkpoints import CheckpointWriter, load_rng, load_state
@@ -26,7 +27,6 @@ from nano3.training.run.metrics import Metrics
 from nano3.training.run.outcome import SaveHook
 from nano3.training.run.resume import ResumePoint
 from nano3.training.run.startup_timer import StartupTimer
-from nano3.training.run.throughput import Throughput
 from nano3.utils.errors import Failure
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nano3.config.pretrain import PretrainConfig
+from nano3.training.cost.throughput import Throughput
 from nano3.training.hf.batch import BatchPlan
 from nano3.training.hf.checkpoints import CheckpointWriter
 from nano3.training.hf.datasets import Datasets, MicroBatch, collate, split_into_passes
@@ -24,7 +25,6 @@ from nano3.training.run.hang_watch import note_progress
 from nano3.training.run.metrics import Metrics
 from nano3.training.run.outcome import Outcome, SaveHook
 from nano3.training.run.stop import StopRequest
-from nano3.training.run.throughput import Throughput
 from nano3.utils.console import say
 
 if TYPE_CHECKING:

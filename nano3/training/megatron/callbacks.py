@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from nano3.training.cost.throughput import Throughput
 from nano3.training.megatron.checkpoints import TRACKER, CheckpointFinisher, record_begun
 from nano3.training.megatron.errors import divergence_message
 from nano3.training.megatron.expert_counts import ExpertCounts
@@ -27,7 +28,6 @@ from nano3.training.run.outcome import SaveHook
 from nano3.training.run.rank_sync import StopPoller
 from nano3.training.run.startup_timer import StartupTimer
 from nano3.training.run.stop import StopRequest
-from nano3.training.run.throughput import Throughput
 from nano3.utils.console import is_rank_zero, say, warn
 from nano3.utils.errors import Failure
 

@@ -6,22 +6,7 @@ without recomputation.
 
 from dataclasses import dataclass
 
-# Dense bf16 peak of one GPU in FLOP/s, from NVIDIA's data sheets, by a substring of the device name.
-PEAK_FLOPS = {
-    "B300": 2.25e15,
-    "GB200": 2.5e15,
-    "B200": 2.25e15,
-    "H200": 989e12,
-    "H100": 989e12,
-    "GH200": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-}
-
-
-def peak_flops(device_name: str) -> float | None:
-    """Return the peak dense bf16 FLOP/s of a GPU, or None if it is not in the table."""
-    return next((flops for name, flops in PEAK_FLOPS.items() if name in device_name), None)
+from nano3.training.cost.gpus import peak_flops
 
 
 @dataclass(frozen=True)

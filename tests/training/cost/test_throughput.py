@@ -2,7 +2,8 @@
 
 import pytest
 
-from nano3.training.run.throughput import Throughput, peak_flops
+from nano3.training.cost.gpus import peak_flops
+from nano3.training.cost.throughput import Throughput
 
 
 @pytest.mark.parametrize(
@@ -12,6 +13,9 @@ from nano3.training.run.throughput import Throughput, peak_flops
         ("NVIDIA H200", 989e12),
         ("NVIDIA A100-SXM4-40GB", 312e12),
         ("NVIDIA GB200", 2.5e15),
+        ("NVIDIA B300 SXM6 AC", 2.25e15),
+        ("NVIDIA GB300", 2.5e15),
+        ("NVIDIA GH200 480GB", 989e12),
         ("Tesla T4", None),
     ],
 )
