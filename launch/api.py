@@ -1,12 +1,9 @@
 """`launch.run`: run single jobs and sweeps, on this machine and on Slurm."""
 
-import shlex
-from pathlib import Path
-
 from launch import local, submissions
 from launch import sweep as sweeping
 from launch.check import check_jobs, check_not_torchrun
-from launch.follow import follow, follow_attached, say
+from launch.follow import follow, follow_attached, follow_hint, say
 from launch.job import Job
 from launch.lock import hold_run_lock
 from launch.submit import Batch, submit_batch
@@ -106,12 +103,6 @@ def show_batch(batch: Batch) -> int:
         write(f"# ---- job {printable(f'{job.label or job.name}: {job.run_dir}')}\n")
         local.write_preview(job.preview)
     return 0 if accepted else 1
-
-
-def follow_hint(run_dir: Path) -> str:
-    """Return a sentence with the commands to follow and to end a run later."""
-    quoted = shlex.quote(str(run_dir))
-    return f"Follow it with `nano3 tail {quoted}`, end it with `nano3 cancel {quoted}`."
 
 
 def _submit_one(batch: Batch) -> int:

@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launch import check, job_records, slurm, submissions
-from launch.api import finished_message, follow_hint, show_batch
-from launch.follow import Watch, follow, follow_attached, say
+from launch.api import finished_message, show_batch
+from launch.follow import Watch, follow, follow_attached, follow_hint, say
 from launch.job import Job
 from launch.job_end import JobMarkers
 from launch.lock import hold_run_lock

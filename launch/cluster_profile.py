@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from launch import environment, slurm
-from nano3.utils.errors import UserError, did_you_mean
+from nano3.utils.errors import UserError, did_you_mean, list_some
 
 MARK = "NOT FOUND: "
 # A longer time limit than this is the user's choice, not a default.
@@ -136,8 +136,7 @@ def _quoted(text: str) -> str:
 
 
 def _list(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more
+    return list_some(names, _MOST_NAMES)
 
 
 def _account_settings(cluster: str, partition: str) -> list[Setting]:

@@ -235,6 +235,12 @@ def read_tail_and_size(log: Path, lines: int) -> tuple[str, int]:
     return "".join(all_lines[max(0, len(all_lines) - lines) :]), begin + len(read)
 
 
+def follow_hint(run_dir: Path) -> str:
+    """Return a sentence with the commands to follow and to end a run later."""
+    quoted = shlex.quote(str(run_dir))
+    return f"Follow it with `nano3 tail {quoted}`, end it with `nano3 cancel {quoted}`."
+
+
 def follow_attached(submitted: str, work: Callable[[], int], ids: list[str], hint: str) -> int:
     """Say what was submitted and follow it; on Ctrl-C detach, or cancel the jobs.
 
@@ -257,7 +263,7 @@ def follow_attached(submitted: str, work: Callable[[], int], ids: list[str], hin
     except KeyboardInterrupt:
         if _wants_cancel(", ".join(ids)):
             slurm.cancel(ids)
-            say(f"cancelled {', '.join(ids)}")
+            say(f"canceled {', '.join(ids)}")
         else:
             say(f"detached; {', '.join(ids)} keeps running. {hint}")
         return INTERRUPTED_EXIT_CODE

@@ -16,6 +16,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,7 +28,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from launch.sweep_composer import SweepComposer
-from nano3.utils.errors import RESTART_EXIT_CODE, Failure, Nano3Error, UserError
+from nano3.utils.errors import RESTART_EXIT_CODE, Failure, Nano3Error, UserError, list_some
 from nano3.utils.files import expand_user
 
 _MOST_LABELS = 3  # that a message lists
@@ -101,9 +102,7 @@ def problems_of_points(errors: Mapping[str, Nano3Error], count: int) -> list[str
             labels.setdefault(problem, []).append(label)
     found = []
     for problem, where in labels.items():
-        more = f" and {len(where) - _MOST_LABELS} more" if len(where) > _MOST_LABELS else ""
-        names = f"point {', '.join(where[:_MOST_LABELS])}{more}: "
-        found.append(problem if len(where) == count else names + problem)
+        found.append(problem if len(where) == count else f"point {list_some(where, _MOST_LABELS)}: {problem}")
     return found
 
 
@@ -145,7 +144,8 @@ class JobLauncher(Launcher):
         # A sweeper may suggest a point twice: it runs once.
         numbers = {label: number for number, label in reversed(list(enumerate(labels)))}
         points = [
-            self._compose(words[n], initial_job_idx + n, label) for label, n in sorted(numbers.items(), key=_second)
+            self._compose(words[n], initial_job_idx + n, label)
+            for label, n in sorted(numbers.items(), key=itemgetter(1))
         ]
         ends = dict(zip((p.label for p in points), self._run(points, learns), strict=True))
         _exit_if_over(list(ends.values()), learns, points[0])
@@ -178,10 +178,6 @@ def _without_hydra(config: DictConfig) -> DictConfig:
     own.__dict__["_metadata"] = copy.deepcopy(config._metadata)
     own.__dict__["_content"] = {key: node for key, node in config.__dict__["_content"].items() if key != "hydra"}
     return own
-
-
-def _second(pair: tuple[str, int]) -> int:
-    return pair[1]
 
 
 def _run_jobs(factory: str, points: list[Point]) -> list[PointEnd]:

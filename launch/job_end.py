@@ -170,6 +170,11 @@ class JobMarkers:
         """Record that the run saved its state and stopped by itself."""
         self._path("stopped").touch()
 
+    @property
+    def saved(self) -> bool:
+        """Whether the run saved its state and stopped, by itself or because it was asked to."""
+        return self._path("stopped").exists() or self._path("again").exists()
+
     def mark_done(self) -> None:
         """Record that this task of an array succeeded."""
         self._path("done").touch()

@@ -120,15 +120,14 @@ def end_without_slurm(run_dir: Path, record: JobRecord) -> slurm.JobState:
         run_dir: Run folder.
         record: The submission.
     """
-    folder = Path(record.log).parent
-    failure = JobMarkers(folder, record.id).first_failure()
-    if failure:
+    markers = JobMarkers(Path(record.log).parent, record.id)
+    if failure := markers.first_failure():
         return slurm.JobState("FAILED", failure.code)
     submitted = datetime.datetime.fromisoformat(record.submitted).timestamp()
     finished = run_dir / "finished.json"
     if finished.exists() and finished.stat().st_mtime >= submitted:
         return slurm.JobState("COMPLETED")
-    if any((folder / f"{record.id}.{suffix}").exists() for suffix in ("stopped", "again")):
+    if markers.saved:
         return slurm.JobState("FAILED", RESTART_EXIT_CODE)
     return slurm.UNKNOWN
 

@@ -32,10 +32,15 @@ class LocalJob:
         datetime.datetime.fromisoformat(self.started)
 
 
+def _this_process() -> LocalJob:
+    """Return the record of a start by this process, now."""
+    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    return LocalJob(os.getpid(), socket.gethostname(), now)
+
+
 def record_refused(run_dir: Path) -> None:
     """Record a submission that Slurm refused as a start that ended at once."""
-    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    write_record(run_dir / FILE, LocalJob(os.getpid(), socket.gethostname(), now, exit_code=UserError.exit_code))
+    write_record(run_dir / FILE, replace(_this_process(), exit_code=UserError.exit_code))
 
 
 class LocalOutcome:
@@ -53,10 +58,9 @@ def record_local_job(run_dir: Path, log: Path | None = None) -> Iterator[LocalOu
         log: Log of rank 0, if it does not write to the terminal.
 
     Yields:
-        Takes the exit code; an exception that leaves the block is recorded with its own code.
+        An object whose `code` to set; an exception that leaves the block is recorded with its own code.
     """
-    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    job = LocalJob(os.getpid(), socket.gethostname(), now, str(log.absolute()) if log else "")
+    job = replace(_this_process(), log=str(log.absolute()) if log else "")
     write_record(run_dir / FILE, job)
     outcome = LocalOutcome()
     try:

@@ -5,13 +5,12 @@ others. The exit code is that of the first failed point in order; without one, 7
 """
 
 import os
-import shlex
 import time
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from launch import job_records, slurm, submissions
-from launch.follow import Watch, failure_lines, follow_attached, say
+from launch.follow import Watch, failure_lines, follow_attached, follow_hint, say
 from launch.job import Job
 from launch.local import run_process, show_job
 from launch.lock import hold_run_lock
@@ -126,23 +125,19 @@ def run_slurm(jobs: list[Job]) -> SweepEnd:
     except BaseException:
         if submitted:
             slurm.cancel(job.id for job in submitted)
-            say(f"cancelled {', '.join(job.id for job in submitted)}: a sweep is submitted as a whole or not at all")
+            say(f"canceled {', '.join(job.id for job in submitted)}: a sweep is submitted as a whole or not at all")
         raise
     by_run_dir = {job.run_dir: job for job in submitted}
     for row in rows:
         if row.run_dir in by_run_dir:
             row.submitted, row.state = by_run_dir[row.run_dir], "submitted"
-    quoted = shlex.quote(str(base_folder(jobs)))
-    hint = f"Follow it with `nano3 tail {quoted}`, end it with `nano3 cancel {quoted}`."
-    arrays = ", ".join(sorted(array_ids(submitted)))
-    message = f"submitted {len(submitted)} of {len(jobs)} points" + (f": job {arrays}" if arrays else "")
+    hint, arrays = follow_hint(base_folder(jobs)), sorted(array_ids(submitted))
+    message = f"submitted {len(submitted)} of {len(jobs)} points" + (f": job {', '.join(arrays)}" if arrays else "")
     if jobs[0].cluster.mode == "detached":
         say(message)
         say(hint)
         return _end(0, rows)
-    code = follow_attached(
-        message, lambda: follow_rows(rows, jobs[0].cluster.poll_s), sorted(array_ids(submitted)), hint
-    )
+    code = follow_attached(message, lambda: follow_rows(rows, jobs[0].cluster.poll_s), arrays, hint)
     return _end(code, rows, code == INTERRUPTED_EXIT_CODE)
 
 

@@ -70,8 +70,13 @@ def did_you_mean(word: str, allowed: Sequence[str]) -> str:
     return f" Allowed: {list_some(sorted(allowed))}."
 
 
-def list_some(names: Iterable[object]) -> str:
-    """Return names for a message, "a, b, c and 99 more"; "none" without any."""
+def list_some(names: Iterable[object], most: int = MAX_LISTED) -> str:
+    """Return names for a message, "a, b, c and 99 more"; "none" without any.
+
+    Args:
+        names: The names.
+        most: How many to list.
+    """
     found = list(map(str, names))
-    more = f" and {len(found) - MAX_LISTED:,} more" if len(found) > MAX_LISTED else ""
-    return f"{', '.join(found[:MAX_LISTED])}{more}" or "none"
+    more = f" and {len(found) - most:,} more" if len(found) > most else ""
+    return f"{', '.join(found[:most])}{more}" or "none"

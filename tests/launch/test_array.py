@@ -151,7 +151,7 @@ def test_a_partly_rejected_sweep_is_canceled(make_job: Any, fake_slurm: Any, cap
     with pytest.raises(UserError, match="no more today"):
         launch.run(jobs, sweep=True)
     assert (slurm / "cancelled").read_text() == "101"
-    assert "cancelled 101: a sweep is submitted as a whole or not at all" in capfd.readouterr().err
+    assert "canceled 101: a sweep is submitted as a whole or not at all" in capfd.readouterr().err
 
 
 def test_points_with_equal_resources_are_one_array(make_job: Any, recorder: Path) -> None:

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 import launch
 from launch import follow, job_records, slurm
-from launch.api import follow_hint
-from launch.follow import LogStream, Watch, read_tail_and_size, report_failure, tail_lines
+from launch.follow import LogStream, Watch, follow_hint, read_tail_and_size, report_failure, tail_lines
 from launch.slurm import UNKNOWN, JobState
 from launch.state_text import describe_state, waiting_text
 from launch.submit import SubmittedJob

@@ -341,7 +341,7 @@ def test_second_ctrl_c_cancels(slurm_job: Any) -> None:
     command.send_signal(signal.SIGINT)
     read_until(command.stderr, "detaching from")
     command.send_signal(signal.SIGINT)
-    read_until(command.stderr, f"cancelled {last_id(job.run_dir)}")
+    read_until(command.stderr, f"canceled {last_id(job.run_dir)}")
     assert command.wait() == 130
     eventually(lambda: state_of(job.run_dir).state == "CANCELLED")
 

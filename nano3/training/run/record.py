@@ -30,7 +30,7 @@ from nano3.training.run.literal_config import literal
 from nano3.training.run.sound_checkpoints import checkpoint_problems
 from nano3.training.run.stop import last_iteration
 from nano3.utils.console import say
-from nano3.utils.errors import UserError
+from nano3.utils.errors import UserError, list_some
 from nano3.utils.files import atomic_open, folder_content, write_text
 from nano3.utils.provenance import commit_of, git_bytes, installed_versions, user_name
 from nano3.utils.records import DamagedRecordError, damaged, read_record, write_record
@@ -132,7 +132,7 @@ def run_config_text(config: PretrainConfig) -> str:
 
 @dataclass(frozen=True)
 class _Section:
-    """A section of a configuration of plain values, which its representation stands for."""
+    """A section of plain values. Sections with the same representation are equal, so that one text is made for all."""
 
     representation: str
     key: str = field(compare=False)
@@ -202,9 +202,8 @@ def late_settings_warning(run_dir: Path, config: PretrainConfig) -> str | None:
         return None
     if not keys:
         return None
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     return (
-        f"{run_dir} has finished with other values of {', '.join(keys[:3])}{more}; nothing is trained with the new "
+        f"{run_dir} has finished with other values of {list_some(keys, 3)}; nothing is trained with the new "
         "ones. Set more iterations (train.train_iters), or another name (run.name=...)."
     )
 
