@@ -22,11 +22,10 @@ from nano3.training.megatron.compile_cache import cache_home
 from nano3.utils.console import say, table
 from nano3.utils.errors import Failure
 from nano3.utils.files import expand_user, nearest_existing
-from nano3.utils.provenance import commit_of, installed_versions
+from nano3.utils.provenance import ROOT, commit_of, installed_versions
 
 HELP = "check this machine"
 ONLY_SHOWS = True
-ROOT = Path(nano3.__file__).resolve().parents[1]
 # In bytes; below these the advice is to free some.
 LOW_DISK = 20 * 10**9
 LOW_MEMORY = 2 * 10**9

@@ -26,12 +26,13 @@ from nano3.training.order.plan import read_plan
 from nano3.training.run import parent_checkpoint
 from nano3.training.run.config_file import config_fix, read_config_text
 from nano3.training.run.literal_config import check_literal, literal
-from nano3.training.run.record import ROOT, code_version, latest_start_dir
+from nano3.training.run.record import code_version, latest_start_dir
 from nano3.training.run.skips import read_skips
 from nano3.utils.command_line import CommandLine
 from nano3.utils.console import say, warn
 from nano3.utils.errors import UserError, list_some
 from nano3.utils.files import temporary_folder, write_text
+from nano3.utils.provenance import ROOT
 from nano3.utils.records import damaged
 
 HELP = "start a run again from its record, under another name"

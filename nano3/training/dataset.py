@@ -46,6 +46,7 @@ class TrainingData:
             documents were cut to max_doc_tokens, and the bytes that were cut are not recorded.
         dataset_fingerprints: Depends on the tokens and bounds of the train shards of each dataset, in order.
         tokenizer_sha256: Hash of tokenizer.json.
+        eod_token: The end-of-document token; None if the tokenizer has none.
         budgets: epochs, tokens and max_epochs in the blend, of the datasets that have any.
     """
 

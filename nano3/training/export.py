@@ -11,6 +11,7 @@ is what a run starts in the background (checkpoint.export_every).
 """
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -283,9 +284,9 @@ def _eod_id(tokenizer: Path) -> int | None:
     """Return the id of the end-of-document token according to the tokenizer's files."""
     from tokenizers import Tokenizer
 
-    settings = tokenizer / "tokenizer_config.json"
-    token = json.loads(settings.read_text()).get("eos_token") if settings.is_file() else None
-    text = token["content"] if isinstance(token, dict) else token
+    from nano3.data.tokenization.tokenizer import read_special_tokens
+
+    text = read_special_tokens(tokenizer).get("eos_token")
     return Tokenizer.from_file(str(tokenizer / "tokenizer.json")).token_to_id(text) if text else None
 
 
@@ -308,13 +309,13 @@ def check_complete(folder: Path) -> None:
     config = AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    further = sum(_size(shape) for name, shape in found.items() if name.startswith("mtp."))
+    further = sum(math.prod(shape) for name, shape in found.items() if name.startswith("mtp."))
     if further != (wanted := mtp_size(config)):
         raise Failure(
             f"The export holds {further:,} parameters of multi-token prediction; config.json describes {wanted:,}. The "
             "incomplete export was removed."
         )
-    stored = sum(_size(shape) for name, shape in found.items() if not name.startswith("mtp."))
+    stored = sum(math.prod(shape) for name, shape in found.items() if not name.startswith("mtp."))
     expected = sum(p.numel() for p in model.parameters()) + sum(
         b.numel() for n, b in model.named_buffers() if "e_score_correction" in n
     )
@@ -346,13 +347,6 @@ def mtp_size(config: Any) -> int:
     )
     last_norm, biases = shape.hidden_size, shape.held_layers.get("E", 0) * shape.num_moe_experts
     return count_parameters(shape).total - last_norm + biases
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    total = 1
-    for n in shape:
-        total *= n
-    return total
 
 
 def main() -> int:

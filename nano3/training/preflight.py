@@ -134,6 +134,8 @@ def preflight(config: PretrainConfig, vocab_size: int | None = None) -> Prefligh
         result.warnings.extend(validation_warnings(config, len(data.datasets("valid"))))
         if known:
             result.problems.extend(tokenizer_problems(settings.override_settings(config.megatron, known), data))
+        train_tokens, valid_tokens = short_number(data.tokens("train")), short_number(data.tokens("valid"))
+        result.rows.append(("data", f"{data.folder}: {train_tokens} tokens to train on, {valid_tokens} to validate"))
         if uses_plan(config):
             _add_plan_rows(config, data, preview.point, result)
         else:
@@ -290,8 +292,6 @@ def _add_data_rows(config: PretrainConfig, data: TrainingData, span: IterationRa
     """Add the epochs of each dataset in this command, and warn if the whole run repeats a dataset too often."""
     step = config.train.global_batch_size * config.train.seq_length
     shares = data.shares("train")
-    train_tokens, valid_tokens = short_number(data.tokens("train")), short_number(data.tokens("valid"))
-    result.rows.append(("data", f"{data.folder}: {train_tokens} tokens to train on, {valid_tokens} to validate"))
     for name, shards in data.datasets("train").items():
         share = shares[name]
         tokens = sum(s.tokens for s in shards)
@@ -300,11 +300,15 @@ def _add_data_rows(config: PretrainConfig, data: TrainingData, span: IterationRa
         result.rows.append(
             (f"  {name}", f"{share:.1%} of the samples, {short_number(tokens)} tokens, {epochs:,.2f} epochs")
         )
-        if total_epochs > MAX_USEFUL_EPOCHS:
-            result.warnings.append(
-                f"{name} is repeated {total_epochs:,.1f} times; beyond about four, repetition teaches little "
-                "(Muennighoff et al., 2023)."
-            )
+        _warn_of_repetition(name, total_epochs, result)
+
+
+def _warn_of_repetition(name: str, epochs: float, result: Preflight) -> None:
+    if epochs > MAX_USEFUL_EPOCHS:
+        result.warnings.append(
+            f"{name} is repeated {epochs:,.1f} times; beyond about four, repetition teaches little "
+            "(Muennighoff et al., 2023)."
+        )
 
 
 def _warn_of_index_build(
@@ -330,8 +334,6 @@ def _warn_of_index_build(
 
 def _add_plan_rows(config: PretrainConfig, data: TrainingData, point: ResumePoint, result: Preflight) -> None:
     """Add what the mixture gives of each dataset, and warn if the run repeats one too often."""
-    train_tokens, valid_tokens = short_number(data.tokens("train")), short_number(data.tokens("valid"))
-    result.rows.append(("data", f"{data.folder}: {train_tokens} tokens to train on, {valid_tokens} to validate"))
     try:
         plan = plan_order(config, Path(config.run.output_dir), point, data)
     except UserError as error:
@@ -341,11 +343,7 @@ def _add_plan_rows(config: PretrainConfig, data: TrainingData, point: ResumePoin
     result.rows.extend(mixture_rows(plan))
     result.warnings.extend(capped_warnings(plan))
     for name, count in plan.consumed(plan.stages[-1].end).items():
-        if plan.epochs(name, count) > MAX_USEFUL_EPOCHS:
-            result.warnings.append(
-                f"{name} is repeated {plan.epochs(name, count):,.1f} times; beyond about four, repetition teaches "
-                "little (Muennighoff et al., 2023)."
-            )
+        _warn_of_repetition(name, plan.epochs(name, count), result)
 
 
 def saves_in_background(config: PretrainConfig, known: schema.Schema) -> bool:

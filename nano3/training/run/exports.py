@@ -25,10 +25,10 @@ import msgspec
 
 from nano3.config import PretrainConfig
 from nano3.training.run.checkpoints import checkpoint_fingerprint, folder_name, iteration_folders, iteration_of
-from nano3.training.run.record import ROOT
 from nano3.utils.console import say, warn
 from nano3.utils.errors import Nano3Error
 from nano3.utils.files import fsync_dir, name_aside, temp_name
+from nano3.utils.provenance import ROOT
 from nano3.utils.records import read_record
 
 _POLL_S = 0.2

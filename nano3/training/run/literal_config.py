@@ -1,6 +1,6 @@
 """Recorded configurations are literal: they are resolved when they are written, and never again.
 
-A record may come from somebody else. An interpolation in it, such as `${oc.env:WANDB_API_KEY}`, would read a secret of
+A record may come from another user. An interpolation in it, such as `${oc.env:WANDB_API_KEY}`, would read a secret of
 whoever runs the record, and write it into another file.
 """
 

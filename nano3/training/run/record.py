@@ -32,7 +32,7 @@ from nano3.training.run.stop import last_iteration
 from nano3.utils.console import say
 from nano3.utils.errors import UserError, list_some
 from nano3.utils.files import atomic_open, folder_content, write_text
-from nano3.utils.provenance import commit_of, git_bytes, installed_versions, user_name
+from nano3.utils.provenance import ROOT, commit_of, git_bytes, installed_versions, user_name
 from nano3.utils.records import DamagedRecordError, damaged, read_record, write_record
 from nano3.utils.redaction import mask_secrets, without_secrets
 from nano3.utils.tree import leaves
@@ -52,7 +52,6 @@ PACKAGES = (
     "numpy",
     "tokenizers",
 )
-ROOT = Path(__file__).resolve().parents[3]
 # Settings that do not change what a run computes. The data's fingerprint stands for how it was prepared.
 IGNORED_SETTINGS = ("cluster", "dry_run", "run.env", "run.wandb", "data_blend", "objective", "objective_take")
 

@@ -151,10 +151,10 @@ class SampleIndex:
         found: dict[int, int] = {}
         datasets, seen = self.blend[0], 0
         for begin in range(0, len(datasets), BLEND_CHUNK):
-            places = np.flatnonzero(datasets[begin : begin + BLEND_CHUNK] == member)
-            mine = wanted[(wanted >= seen) & (wanted < seen + len(places))]
-            found |= dict(zip(mine.tolist(), (begin + places[mine - seen]).tolist(), strict=True))
-            seen += len(places)
+            found_at = np.flatnonzero(datasets[begin : begin + BLEND_CHUNK] == member)
+            mine = wanted[(wanted >= seen) & (wanted < seen + len(found_at))]
+            found |= dict(zip(mine.tolist(), (begin + found_at[mine - seen]).tolist(), strict=True))
+            seen += len(found_at)
         return {number: sample for number, sample in found.items() if sample < self.size}
 
     def _load(self, description: Description, name: str) -> np.ndarray:
