@@ -311,6 +311,23 @@ def to_typed_config(cfg: DictConfig) -> Any:
     return typed
 
 
+def to_explained_config(name: str, cfg: DictConfig, line: CommandLine) -> Any:
+    """Return `to_typed_config(cfg)`; explain its errors by the words that it was composed from.
+
+    Args:
+        name: Application, "pretrain" or "data_prep".
+        cfg: Result of `compose_words`.
+        line: The words.
+
+    Raises:
+        UserError: With everything that is wrong with the words.
+    """
+    try:
+        return to_typed_config(cfg)
+    except EXPECTED_ERRORS as error:
+        raise explain_error(error, name, line) from None
+
+
 def value_problems(cfg: DictConfig, typed: Any = None) -> list[str]:
     """Return one message for each invalid value that both applications reject.
 

@@ -12,13 +12,10 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 import launch
 from launch import environment
 from nano3.artifacts.resolver import resolve_reference, wandb_settings_from
-from nano3.cli.app import compose_words, to_typed_config
-from nano3.cli.override_errors import EXPECTED_ERRORS, explain_error
+from nano3.cli.app import compose_words, to_explained_config
 from nano3.config import PretrainConfig
 from nano3.training.checks.value_checks import value_problems
 from nano3.training.index_ahead import IndexRequest, make_request
@@ -45,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(wrong)
     cfg = compose_words("pretrain", line)
     data = resolve_reference(cfg.run.data, wandb_settings_from(cfg)).folder
-    config = typed(cfg, line)
+    config: PretrainConfig = to_explained_config("pretrain", cfg, line)
     if uses_plan(config):
         say("train.sample_order=nano3: this order is computed, so there is nothing to build.")
         return 0
@@ -53,19 +50,6 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(problems)
     run_dir = normalize_path(expand_user(config.run.output_dir))
     return launch.run([make_job(config, make_request(config, data, run_dir), run_dir)], dry_run=config.dry_run)
-
-
-def typed(cfg: DictConfig, line: CommandLine) -> PretrainConfig:
-    """Return the typed configuration.
-
-    Raises:
-        UserError: With everything that is wrong with the words.
-    """
-    try:
-        config: PretrainConfig = to_typed_config(cfg)
-    except EXPECTED_ERRORS as error:
-        raise explain_error(error, "pretrain", line) from None
-    return config
 
 
 def make_job(config: PretrainConfig, request: IndexRequest, run_dir: Path) -> launch.Job:

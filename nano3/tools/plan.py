@@ -12,10 +12,7 @@ import argparse
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import DictConfig
-
-from nano3.cli.app import compose_words, to_typed_config
-from nano3.cli.override_errors import EXPECTED_ERRORS, explain_error
+from nano3.cli.app import compose_words, to_explained_config
 from nano3.config import PretrainConfig
 from nano3.tools._arguments import at_least
 from nano3.training.checks.model_stats import architecture_from_config, count_parameters
@@ -104,19 +101,11 @@ def compose_run(line: CommandLine) -> PretrainConfig:
         UserError: With everything that is wrong with them, or if the run is not for Megatron.
     """
     cfg = compose_words("pretrain", line)
-    try:
-        config: PretrainConfig = to_typed_config(without_data(cfg))
-    except EXPECTED_ERRORS as error:
-        raise explain_error(error, "pretrain", line) from None
+    cfg.run.data = cfg.recipe.per_split_data_args_path = "data"  # not resolved: it may not exist yet
+    config: PretrainConfig = to_explained_config("pretrain", cfg, line)
     if config.backend != "megatron":
         raise UserError(f"backend={config.backend}: only runs with backend=megatron are planned.")
     return config
-
-
-def without_data(cfg: DictConfig) -> DictConfig:
-    """Return a configuration whose data is not resolved, since it may not exist yet."""
-    cfg.run.data = cfg.recipe.per_split_data_args_path = "data"
-    return cfg
 
 
 def base_workload(config: PretrainConfig, known: schema.Schema) -> Workload:

@@ -9,41 +9,22 @@ import math
 import shlex
 import statistics
 from collections.abc import Sequence
-from datetime import datetime
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import nano3
 from nano3.tools._arguments import RUNS, find_run, find_runs_below
+from nano3.tools._html_page import html_page, html_table, needs_matplotlib, write_page
 from nano3.tools.diff import ABSENT, StartRecord, format_value, missing_start_problem, read_start_record
 from nano3.training.run.record import latest_start_dir, read_finish_record
 from nano3.utils.console import duration_text, say, table
-from nano3.utils.disk_errors import reason
 from nano3.utils.errors import UserError
-from nano3.utils.files import write_text
-from nano3.utils.provenance import install_command
 
 if TYPE_CHECKING:
     from nano3.training.run.skips import SkipRecord
 
 HELP = "write one HTML page about runs: results, curves, differences"
 SPEED_LINES = 20  # the speed is the median over this many lines of metrics at the end
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1240px; margin: 2em auto; padding: 0 1em; }
-h1 { font-size: 1.5em; margin-bottom: 0; } h2 { font-size: 1.15em; margin-top: 2em; }
-p.made { color: #777; margin-top: .2em; } code { background: #f4f4f4; padding: 0 .3em; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; } .wide { overflow-x: auto; }
-th, td { padding: .3em .8em; border-bottom: 1px solid #e5e5e5; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child, .left td, .left th { text-align: left; } tr.best td { font-weight: bold; }
-.bar { display: flex; height: 1.6em; border-radius: 4px; overflow: hidden; } .bar span { display: block; }
-ul.legend { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .2em 1.2em; margin: .5em 0; }
-.legend i { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border-radius: 2px; }
-.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(480px, 1fr)); gap: 1em; }
-.curves svg { width: 100%; height: auto; }
-"""
-
-
 # Lines of metrics.jsonl.
 Lines = list[dict[str, Any]]
 
@@ -75,10 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if target.is_dir():
         raise UserError(f"--output {target} is a folder. Name a file: --output {target}/report.html")
     page = make_page(unique_names(folders), "nano3 report " + shlex.join(args.runs))
-    try:
-        write_text(target, page)
-    except OSError as error:
-        raise UserError(f"--output {target}: cannot be written: {reason(error)} Name another file.") from error
+    write_page(target, page)
     print_time_use(unique_names(folders))
     say(f"report of {len(folders)} run{'s' * (len(folders) > 1)}: {target}")
     return 0
@@ -145,11 +123,7 @@ def make_page(folders: dict[str, Path], command: str) -> str:
     evals = {name: read_evals(folder) for name, folder in folders.items()}
     skips = {name: read_skips(folder) for name, folder in folders.items()}
     title = next(iter(runs)) if len(runs) == 1 else f"{len(runs)} runs"
-    time = f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"
-    made = f"{time} by nano3 {nano3.__version__}: <code>{escape(command)}</code>"
     sections = [
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
-        f"<style>{STYLE}</style></head><body><h1>{escape(title)}</h1><p class='made'>{made}</p>",
         "<h2>Results</h2>",
         results_table(runs),
         datasets_table(lines),
@@ -161,9 +135,8 @@ def make_page(folders: dict[str, Path], command: str) -> str:
         *guard_section(runs, skips),
         "<h2>Differences</h2>" if len(runs) > 1 else "<h2>Configuration</h2>",
         record_tables({name: run.record for name, run in runs.items()}),
-        "</body></html>\n",
     ]
-    return "\n".join(sections)
+    return html_page(title, command, sections)
 
 
 def results_table(runs: dict[str, ReportedRun]) -> str:
@@ -353,12 +326,8 @@ def draw_curves(lines: dict[str, Lines], skips: "dict[str, SkipRecord] | None" =
     """
     from nano3.training.reports.curves import CURVES, draw_curve
 
-    try:
+    with needs_matplotlib():
         drawn = [picture for curve in CURVES if (picture := draw_curve(curve, lines, skips))]
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{error.name} is required for the curves, but not installed: {install_command('train')}"
-        ) from None
     return f"<div class='curves'>{''.join(drawn)}</div>" if drawn else "<p>There are no metrics yet.</p>"
 
 
@@ -375,23 +344,3 @@ def record_tables(records: dict[str, StartRecord]) -> str:
         if rows:
             tables.append(f"<h3>{name}</h3>" + html_table(["", *records], rows, left=True))
     return "\n".join(tables) or "<p>None: configuration, data, code and packages are the same.</p>"
-
-
-def html_table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], best: str | None = None, left: bool = False
-) -> str:
-    """Return an HTML table.
-
-    Args:
-        columns: Column titles.
-        rows: Cells as plain text.
-        best: First cell of the row to mark, if any.
-        left: Whether to align all columns to the left.
-    """
-    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
-    body = ""
-    for row in rows:
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
-        body += f"<tr class='best'>{cells}</tr>" if best is not None and row[0] == best else f"<tr>{cells}</tr>"
-    style = " class='left'" if left else ""
-    return f"<div class='wide'><table{style}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"

@@ -13,23 +13,19 @@ import argparse
 import math
 import shlex
 from collections.abc import Sequence
-from datetime import datetime
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import nano3
 from nano3.config import PretrainConfig
 from nano3.tools._arguments import RUNS
+from nano3.tools._html_page import html_page, html_table, needs_matplotlib, write_page
 from nano3.tools.plan import compose_run
-from nano3.tools.report import STYLE, find_started_runs, html_table, unique_names
+from nano3.tools.report import find_started_runs, unique_names
 from nano3.training.preflight import MAX_USEFUL_EPOCHS, short_number
 from nano3.utils.command_line import CommandLine
 from nano3.utils.console import say, table, warn
-from nano3.utils.disk_errors import reason
 from nano3.utils.errors import Failure, UserError
-from nano3.utils.files import write_text
-from nano3.utils.provenance import install_command
 
 if TYPE_CHECKING:  # they import numpy, which `nano3 --help` can do without
     from nano3.training.reports.scaling_law import Law, Point
@@ -81,10 +77,7 @@ def run(args: argparse.Namespace) -> int:
     for sentence in sentences:
         say(sentence)
     page = make_page(law, runs, target, sentences, "nano3 scaling " + shlex.join(args.runs))
-    try:
-        write_text(Path(args.output), page)
-    except OSError as error:
-        raise UserError(f"--output {args.output}: cannot be written: {reason(error)} Name another file.") from error
+    write_page(Path(args.output), page)
     say(f"scaling law of {len(points)} runs: {args.output}")
     return 0
 
@@ -250,19 +243,11 @@ def make_page(
         UserError: matplotlib is not installed.
     """
     points = [one.point for one in runs]
-    try:
+    with needs_matplotlib():
         from nano3.training.reports.scaling_plot import law_svg
 
         drawn = law_svg(law, points, target if can_predict(law, points, target) else None)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{error.name} is required for the curves, but not installed: {install_command('train')}"
-        ) from None
-    time = f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"
-    made = f"{time} by nano3 {nano3.__version__}: <code>{escape(command)}</code>"
-    return "\n".join([
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Scaling law</title>',
-        f"<style>{STYLE}</style></head><body><h1>Scaling law of {len(runs)} runs</h1><p class='made'>{made}</p>",
+    sections = [
         *(f"<p>{escape(sentence)}</p>" for sentence in sentences),
         f"<div class='curves'>{drawn}</div>",
         f"<h2>Law</h2><p>{escape(formula(law))}; N: active parameters without embedding and output matrix; D: training "
@@ -270,5 +255,5 @@ def make_page(
         html_table(LAW_COLUMNS, law_rows(law)),
         "<h2>Points</h2>",
         html_table(POINT_COLUMNS, point_rows(runs, law)),
-        "</body></html>\n",
-    ])  # fmt: skip
+    ]
+    return html_page(f"Scaling law of {len(runs)} runs", command, sections)
