@@ -16,7 +16,6 @@ import os
 import shutil
 import sys
 import threading
-from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from typing import Any
 import msgspec
 
 from nano3.config.model import ModelConfig
-from nano3.training.checks.model_stats import Architecture, count_parameters, padded_vocab_size
+from nano3.training.checks.model_stats import Architecture, count_kinds, count_parameters, padded_vocab_size
 from nano3.training.hf.checkpoints import load_state
 from nano3.training.hf.model import HF_NAMES, build_model, hf_config
 from nano3.training.run.checkpoint_owner import owner_of
@@ -341,7 +340,7 @@ def mtp_size(config: Any) -> int:
         layers={},
         vocab_size=0,
         mtp_depths=depths,
-        mtp_layers=dict(Counter(config.mtp_hybrid_override_pattern)),
+        mtp_layers=count_kinds(config.mtp_hybrid_override_pattern),
         mtp_shared=bool(getattr(config, "mtp_use_repeated_layer", True)),
         **sizes,
     )

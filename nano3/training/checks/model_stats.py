@@ -132,11 +132,7 @@ def architecture_from_config(
     blocks = value("num_layers")
     if hidden is None or heads is None or (pattern is None and blocks is None):
         return None
-    layers = (
-        dict(Counter(c for c in str(pattern).split("/")[0] if c in "M*E-"))
-        if pattern
-        else {"*": int(blocks or 0), "-": int(blocks or 0)}
-    )
+    layers = count_kinds(str(pattern)) if pattern else {"*": int(blocks or 0), "-": int(blocks or 0)}
     return Architecture(
         layers=layers,
         hidden_size=hidden,
@@ -171,8 +167,7 @@ def _multi_token_prediction(config: PretrainConfig, known: RecipeValues | None, 
     depths, layers, shared = (model_value(config.model, free, known, name) for name in names)
     if known is None or not pattern or not isinstance(depths, int) or depths < 1 or not isinstance(layers, str):
         return {}
-    found = dict(Counter(c for c in layers if c in "M*E-"))
-    return {"mtp_depths": depths, "mtp_layers": found, "mtp_shared": bool(shared)}
+    return {"mtp_depths": depths, "mtp_layers": count_kinds(layers), "mtp_shared": bool(shared)}
 
 
 def model_value(model: ModelConfig, free: Mapping[str, Any], known: RecipeValues | None, name: str) -> Any:
@@ -196,7 +191,15 @@ def _stage_units(config: PretrainConfig, pattern: Any, blocks: int | None) -> in
     if not pattern:
         return int(blocks or 0)
     main = str(pattern).split("/")[0]
-    return main.count("|") + 1 if "|" in main else sum(c in "M*E-" for c in main)
+    return main.count("|") + 1 if "|" in main else sum(count_kinds(main).values())
+
+
+def count_kinds(pattern: str) -> dict[str, int]:
+    """Return the number of layers of each kind in the main stack of a hybrid pattern.
+
+    `|` only separates pipeline stages, and `/` ends the main stack.
+    """
+    return dict(Counter(c for c in pattern.split("/")[0] if c in "M*E-"))
 
 
 def divisibility_problems(

@@ -14,7 +14,7 @@ from nano3.utils.files import expand_user, unwritable_reason
 # Variables that move a cache elsewhere. Without NANO3_CACHE, only the default cache of compiled kernels is mounted.
 _CACHE_VARIABLES = ("NANO3_CACHE", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "HF_HOME")
 _DEFAULT_CACHE = "~/.cache/nano3"
-# Files that a run writes in its folder, whatever is there.
+# Files that a run writes in its folder even if one of that name is there.
 REPLACED = ("config.yaml", "finished.json", "progress.json", "began.json", "local.json", "loss.png", "samples.txt")
 
 

@@ -1,4 +1,4 @@
-"""Speed of a run: tokens per second, and what it is of the hardware's peak.
+"""Speed of a run: tokens per second, and its share of the hardware's peak.
 
 The work of a token is counted from the architecture (`checks.model_stats.flops_per_token`): forward and backward pass,
 without recomputation.

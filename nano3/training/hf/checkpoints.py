@@ -174,7 +174,7 @@ def load_rng(folder: Path, rank: int) -> dict[str, Any] | None:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """Read a file of torch.save; raise Failure if it is none, whatever its checksum."""
+    """Read a file of torch.save; raise Failure if it is not one."""
     import torch
 
     try:

@@ -45,7 +45,7 @@ class MegatronSearch(CheckpointSearch):
     """Finds checkpoints of nano3 and of Megatron-Bridge without nano3; the folder's name holds the iteration."""
 
     def newest_own(self, save: Path) -> Path | None:
-        """Return the newest checkpoint in `save`, by whichever of the two it was written.
+        """Return the newest checkpoint in `save`, whichever of the two wrote it.
 
         Raises:
             UserError: A foreign checkpoint is newer than nano3's, or the only one there is incomplete.
@@ -187,7 +187,7 @@ class CheckpointFinisher:
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait for the checkpoint that was begun. Call it before the process ends."""
+        """Wait until that checkpoint is complete. Call it before the process ends."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None

@@ -34,7 +34,7 @@ def kernel_folder() -> Path:
 
     For example ~/.cache/nano3/kernels/nvidia-h100-80gb-hbm3_torch-2.11.0_triton-3.6.0.
     """
-    names = [gpu_kind(), *(f"{package}-{_version(package)}" for package in ("torch", "triton"))]
+    names = [gpu_name(), *(f"{package}-{_version(package)}" for package in ("torch", "triton"))]
     return cache_home() / "kernels" / "_".join(names)
 
 
@@ -43,7 +43,7 @@ def cache_home() -> Path:
     return expand_user(os.environ.get("NANO3_CACHE") or "~/.cache/nano3").absolute()
 
 
-def gpu_kind() -> str:
+def gpu_name() -> str:
     """Return the name of the first GPU in a form for file names; `no-gpu` without one."""
     for path in sorted(GPUS.glob("*/information")):
         if found := re.search(r"^Model:\s*(.+?)\s*$", path.read_text(), re.MULTILINE):

@@ -11,10 +11,7 @@ import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import numpy as np
+from typing import Any
 
 # Samples in a stage: products of two such numbers fit into 64 bits.
 LARGEST_STAGE = (1 << 32) - 1
@@ -91,26 +88,3 @@ class Interleave:
             else:
                 index = (half + index * total) // right
         return index
-
-    def locate_many(self, n: "np.ndarray") -> "tuple[np.ndarray, np.ndarray]":
-        """Return `locate` of an array of samples: numbers of datasets, in the order of `counts`, and their indices.
-
-        Args:
-            n: Samples of the stage, uint64.
-        """
-        import numpy as np
-
-        datasets, indices = np.zeros(len(n), np.int16), np.zeros(len(n), np.uint64)
-        numbers = {name: number for number, name in enumerate(self.counts)}
-        waiting = [(self.root, np.arange(len(n)), n)]
-        while waiting:
-            node, where, at = waiting.pop()
-            if node.left is None or node.right is None:
-                datasets[where], indices[where] = numbers[node.name], at
-                continue
-            total, left = node.count, node.left.count
-            to_left = (at * left + total // 2) // total
-            goes_left = ((at + 1) * left + total // 2) // total > to_left
-            waiting.append((node.left, where[goes_left], to_left[goes_left]))
-            waiting.append((node.right, where[~goes_left], (at - to_left)[~goes_left]))
-        return datasets, indices

@@ -10,6 +10,11 @@ from nano3.training.order.stream import DatasetStream, StreamShard
 from nano3.utils.errors import Failure
 
 
+def shard_name(prefix: Path) -> str:
+    """Return a shard's prefix in its data folder, such as train/data_00000; the folder may have been moved."""
+    return "/".join(prefix.parts[-2:])
+
+
 class Streams:
     """The streams of a plan by dataset."""
 
@@ -58,7 +63,7 @@ class Streams:
         """
         now = self._in(self.folder)
         for name, shards in self._in(folder).items():
-            prefixes = ["/".join(one.prefix.parts[-2:]) for one in shards]
+            prefixes = [shard_name(one.prefix) for one in shards]
             if name in self.plan.datasets and shard in prefixes and (folder == self.folder or name not in now):
                 return name, prefixes.index(shard)
         return None

@@ -1,22 +1,12 @@
 """Plot metrics of several runs over iterations, as SVG text for an HTML page."""
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nano3.training.reports.plot import (
-    BLUE,
-    DATASET_COLORS,
-    ORANGE,
-    mark_left_out,
-    plain_label,
-    smooth,
-    style_axes,
-)
+from nano3.training.reports.plot import COLORS, mark_left_out, plain_label, smooth, style_axes, svg_text
 from nano3.training.run.skips import SkipRecord
 
-COLORS = (BLUE, ORANGE, *DATASET_COLORS)
 Lines = list[dict[str, Any]]  # the lines of metrics.jsonl
 
 
@@ -62,12 +52,9 @@ def draw_curve(curve: Curve, runs: Mapping[str, Lines], skips: Mapping[str, Skip
     }
     if not any(found.values()):
         return None
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.6), layout="constrained")
-    FigureCanvasSVG(figure)
     axes = figure.subplots()
     for number, (name, points) in enumerate(found.items()):
         if points:
@@ -84,8 +71,4 @@ def draw_curve(curve: Curve, runs: Mapping[str, Lines], skips: Mapping[str, Skip
     style_axes(axes)
     if len(found) > 1:
         axes.legend(frameon=False, fontsize=8)
-    text = io.StringIO()
-    # Keep text as text, so that the page is searchable. The hash salt makes the element ids reproducible.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": curve.key}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    return svg_text(figure, curve.key)

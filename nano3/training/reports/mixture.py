@@ -1,22 +1,13 @@
 """Plot the mixture of a run in nano3's own order: epochs of each dataset, planned and consumed, with its stages."""
 
-import io
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 from nano3.training.order.plan import OrderPlan
-from nano3.training.reports.plot import BLUE, DATASET_COLORS, GREY, ORANGE, plain_label, style_axes
-from nano3.utils.files import atomic_open
+from nano3.training.reports.plot import COLORS, GREY, plain_label, style_axes, svg_text
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-COLORS = (BLUE, ORANGE, *DATASET_COLORS)
 POINTS = 400
 
 
-def draw_mixture(plan: OrderPlan, reached: int) -> "Figure":
-    """Return a figure of the epochs of each dataset over iterations. Needs matplotlib.
+def mixture_svg(plan: OrderPlan, reached: int) -> str:
+    """Return an <svg> element with the epochs of each dataset over iterations. Needs matplotlib.
 
     Args:
         plan: The plan of a run.
@@ -43,31 +34,4 @@ def draw_mixture(plan: OrderPlan, reached: int) -> "Figure":
     axes.set_title("Epochs of each dataset, planned and consumed", loc="left", fontsize=11, fontweight="bold")
     axes.legend(frameon=False, fontsize=8)
     style_axes(axes)
-    return figure
-
-
-def mixture_svg(plan: OrderPlan, reached: int) -> str:
-    """Return the figure as an <svg> element.
-
-    Args:
-        plan: The plan of a run.
-        reached: Iterations that are done.
-    """
-    import matplotlib
-
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mixture"}):
-        draw_mixture(plan, reached).savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
-
-
-def plot_mixture(plan: OrderPlan, reached: int, path: Path) -> None:
-    """Write the figure as a PNG.
-
-    Args:
-        plan: The plan of a run.
-        reached: Iterations that are done.
-        path: The file.
-    """
-    with atomic_open(path) as f:
-        draw_mixture(plan, reached).savefig(f, format="png")
+    return svg_text(figure, "mixture")

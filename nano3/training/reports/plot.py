@@ -1,5 +1,6 @@
 """Plot a run: training and validation loss over tokens, with the learning rate below."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,12 @@ from nano3.utils.files import atomic_open
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # The colors of Okabe and Ito, distinguishable for color-blind readers.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"
 DATASET_COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+COLORS = (BLUE, ORANGE, *DATASET_COLORS)
 
 
 def plot_losses(run_dir: Path, path: Path | None = None) -> Path:
@@ -54,6 +57,21 @@ def plot_losses(run_dir: Path, path: Path | None = None) -> Path:
     with atomic_open(target) as f:
         figure.savefig(f, format="png")
     return target
+
+
+def svg_text(figure: "Figure", salt: str) -> str:
+    """Return a figure as an <svg> element whose text can be searched.
+
+    Args:
+        figure: The figure.
+        salt: Makes the ids of its elements reproducible, and different from those of other figures on a page.
+    """
+    import matplotlib
+
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
 
 
 def plain_label(name: str) -> str:

@@ -91,7 +91,7 @@ def variables(points: Sequence[Point], terms: Sequence[str]) -> Array:
 
 
 def usable_terms(points: Sequence[Point]) -> tuple[str, ...]:
-    """Return the terms that these points can tell apart: of N and D if both vary for themselves, or of compute."""
+    """Return the terms that these points can tell apart: N and D if they vary independently, else compute."""
     x = variables(points, ("N", "D"))
     varied = min((len(np.unique(np.round(column, 3))) for column in x.T), default=0)
     if varied < 3 or abs(np.corrcoef(x.T)[0, 1]) > MAX_CORRELATION:

@@ -1,11 +1,10 @@
 """Plot a scaling law: the losses of the points and the law over training compute, with its prediction."""
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
 
-from nano3.training.reports.plot import BLUE, DATASET_COLORS, GREY, ORANGE, style_axes
+from nano3.training.reports.plot import BLUE, DATASET_COLORS, GREY, ORANGE, style_axes, svg_text
 from nano3.training.reports.scaling_law import Law, Point
 
 COLORS = (BLUE, *DATASET_COLORS)
@@ -20,7 +19,6 @@ def law_svg(law: Law, points: Sequence[Point], target: Point | None) -> str:
         points: The measured points.
         target: The run to predict, if the law can.
     """
-    import matplotlib
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 5), dpi=144, layout="constrained")
@@ -49,7 +47,4 @@ def law_svg(law: Law, points: Sequence[Point], target: Point | None) -> str:
     axes.set_title("Measured losses, the law, and its prediction", loc="left", fontsize=11, fontweight="bold")
     axes.legend(frameon=False, fontsize=8)
     style_axes(axes)
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "scaling"}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    return svg_text(figure, "scaling")

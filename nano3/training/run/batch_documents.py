@@ -17,7 +17,7 @@ from nano3.training.dataset import open_data
 from nano3.training.order.budgets import uses_plan
 from nano3.training.order.plan import FILE as ORDER_FILE
 from nano3.training.order.plan import read_plan
-from nano3.training.order.streams import Streams
+from nano3.training.order.streams import Streams, shard_name
 from nano3.training.run import index_cache
 from nano3.training.run.sample_index import SampleIndex, TokenSpan
 from nano3.utils.console import warn
@@ -103,7 +103,7 @@ def sample_spans(index: Samples, data: Path, sample: int, opened: dict[Path, Ind
             _open(span.prefix, opened)
         return spans
     member, number = index.locate(sample)
-    prefix = data / "/".join(member.prefix.parts[-2:])
+    prefix = data / shard_name(member.prefix)
     lengths = _open(prefix, opened).lengths
     return [replace(span, prefix=prefix) for span in member.token_spans(number, lengths)]
 
@@ -126,7 +126,7 @@ def document_spans(index: Samples, data: Path, samples: range, global_batch_size
     opened: dict[Path, IndexedFile] = {}
     for sample in samples:
         for span in sample_spans(index, data, sample, opened):
-            folder, shard = span.prefix.parents[1], "/".join(span.prefix.parts[-2:])
+            folder, shard = span.prefix.parents[1], shard_name(span.prefix)
             indexed = opened[span.prefix]
             # The last document that begins at this sequence; empty ones before it have no sequence.
             document = int(np.searchsorted(indexed.bounds, span.sequence, "right")) - 1
@@ -160,9 +160,9 @@ def document_reads(index: Samples, data: Path, shard: str, document: int) -> lis
     return sorted(reads, key=lambda span: (span.sample, span.start))
 
 
-def _indexed_reads(index: Any, shard: str, sequence: int, lengths: np.ndarray) -> list[tuple[int, int, int]]:
+def _indexed_reads(index: SampleIndex, shard: str, sequence: int, lengths: np.ndarray) -> list[tuple[int, int, int]]:
     """Return (sample of the run, first token, end) of the reads of a sequence, from Megatron's index."""
-    names = ["/".join(member.prefix.parts[-2:]) for member in index.members]
+    names = [shard_name(member.prefix) for member in index.members]
     if shard not in names:
         raise UserError(f"{shard}: the run does not train on this shard.")
     number = names.index(shard)
@@ -230,7 +230,7 @@ def samples_per_iteration(index: Samples, data: Path, dataset: str, global_batch
             return counts
     else:
         owner = {shard.prefix: shard.dataset for shard in load_manifest(data).shards}
-        names = [owner["/".join(member.prefix.parts[-2:])] for member in index.members]
+        names = [owner[shard_name(member.prefix)] for member in index.members]
         if dataset in names:
             iterations = index.size // global_batch_size
             mine = np.array([name == dataset for name in names])

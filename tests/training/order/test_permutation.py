@@ -50,12 +50,11 @@ def test_neighbors_are_moved_apart() -> None:
 def test_each_dataset_gets_its_samples_evenly(found: dict[str, int]) -> None:
     order = Interleave(found)
     seen, bound = dict.fromkeys(found, 0), 1.0 if sum(map(bool, found.values())) <= 3 else 1.7
-    datasets, indices = order.locate_many(np.arange(order.total, dtype=np.uint64))
-    names = list(order.counts)
+    every = np.arange(order.total, dtype=np.uint64)
+    before = {name: order.count_before(name, every) for name in order.counts}
     for n in range(order.total):
         name, index = order.locate(n)
-        assert (names[datasets[n]], indices[n]) == (name, index)
-        assert index == seen[name] == order.before(name, n)
+        assert index == seen[name] == order.before(name, n) == before[name][n]
         assert order.sample_of(name, index) == n
         seen[name] += 1
         assert all(abs(seen[one] - (n + 1) * found[one] / order.total) < bound for one in found)
@@ -68,5 +67,4 @@ def test_the_largest_stages_do_not_overflow(sizes: list[int], data: st.DataObjec
     n = data.draw(st.integers(0, order.total - 1))
     name, index = order.locate(n)
     assert order.sample_of(name, index) == n
-    dataset, indices = order.locate_many(np.array([n], np.uint64))
-    assert (str(dataset[0]), indices[0]) == (name, index)
+    assert order.before(name, n) == order.count_before(name, np.array([n], np.uint64))[0] == index
