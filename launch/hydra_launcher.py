@@ -223,7 +223,7 @@ def _result(point: Point, overrides: list[str], end: PointEnd, learns: bool) -> 
 class _FailedPoint(JobReturn):
     """Raises the error of a point where its value is wanted, without Hydra's line of all overrides before it."""
 
-    @property  # type: ignore[misc]  # nobody sets it
+    @property  # type: ignore[misc]  # it is never set
     def return_value(self) -> NoReturn:
         """Raise the error."""
         raise self._return_value

@@ -57,7 +57,7 @@ def nano3(text: Path, job: Job, workers: int) -> list[str]:
 
 
 def dolma(job: Job) -> list[str]:
-    """dolma's own command line; it shuffles documents and cannot be told not to."""
+    """dolma's own command line; it always shuffles documents."""
     options = {
         "--documents": f"{job.text.parts}/*.jsonl",
         "--destination": job.output,

@@ -3,7 +3,7 @@
     plan_fit.py [POINTS.json]
 
 Coordinate descent on the squared logarithm of predicted over measured seconds, from the constants in use. Points with
-the role "test", recorded runs and published figures are not looked at. `nano3/training/cost/step_time.py` and
+the role "test", recorded runs and published figures are not used. `nano3/training/cost/step_time.py` and
 `memory.py` hold the result, rounded.
 """
 

@@ -118,7 +118,7 @@ class WandbRun:
     def _end_service(self) -> None:
         """End W&B's process, which repeats what has failed for minutes. Python's end would wait for it."""
         kill_children("wandb-core")
-        # Whatever W&B raises when its process is gone; it may also exit with the status of that process.
+        # W&B may raise any error when its process is gone; it may also exit with the status of that process.
         with contextlib.suppress(Exception, SystemExit):
             self._wandb.teardown()
 

@@ -53,7 +53,7 @@ class RunConfig:
 class RecipeConfig:
     """Megatron-Bridge recipe to which all other settings are applied (backend=megatron)."""
 
-    # Dotted path of the recipe function, which must be in megatron.bridge.recipes.
+    # Dotted path of the recipe function, in megatron.bridge.recipes or megatron.bridge.perf_recipes.
     _target_: str = "megatron.bridge.recipes.nemotronh.nemotron_3_nano.nemotron_3_nano_pretrain_config"
     # Path of the blend file; by default the blend.json of run.data.
     per_split_data_args_path: str = "${art:data,path}/blend.json"

@@ -76,7 +76,7 @@ def _saved_after_last_metrics(run_dir: Path) -> bool:
     fix = "Remove it: the next checkpoint writes it again."
     try:
         saved = read_record(run_dir / "progress.json", FinishRecord, fix).iteration
-    except (FileNotFoundError, DamagedRecordError):  # not proved
+    except (FileNotFoundError, DamagedRecordError):  # no proof that it saved
         return False
     return saved >= int(last_metrics(run_dir).get("iteration", 0))
 

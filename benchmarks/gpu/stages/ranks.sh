@@ -1,6 +1,6 @@
 # The 1.2 B model of one_hopper on all GPUs of the machine, each GPU with the batch that one has alone, in the order of RUNS:
 # `nano3` (its own command, data parallel), `plain` Megatron-Bridge under torchrun with the same container, and `experts` over all
-# GPUs. What one GPU does alone the stage `tuning` tells. PROFILED names runs of which two late steps are profiled, on every rank.
+# GPUs. The stage `tuning` measures one GPU alone. PROFILED names runs of which two late steps are profiled, on every rank.
 GPUS=${GPUS:-$(nvidia-smi -L | wc -l)}
 SAME=(train.train_iters=20 train.seq_length=4096 train.micro_batch_size=16 "train.global_batch_size=$((32 * GPUS))" train.eval_interval=0 logger.log_interval=5
   checkpoint.save_interval=0 scheduler.lr_wsd_decay_iters=5 scheduler.lr_warmup_iters=2 optimizer.lr=1e-4)

@@ -1,8 +1,8 @@
 """Find out which units and shards of a build are finished.
 
 A shard's receipt is valid if its files have the right size and, for the process that publishes, the right checksums. A
-unit's receipt is valid if each fragment has the right
-checksum or is in a finished shard. Only fragments that are not yet merged are read, so resuming stays cheap.
+unit's receipt is valid if each fragment has the right checksum or is in a finished shard. Only fragments that are not
+yet merged are read, so resuming stays cheap.
 """
 
 from concurrent.futures import ThreadPoolExecutor

@@ -27,7 +27,7 @@ from nano3.data.sources.discovery import WHOLE_FILE_LIMIT
 from nano3.data.sources.own_files import PUBLISHED, is_publishing
 from nano3.data.tokenization.tokenizer import copy_tokenizer
 from nano3.utils.console import say, warn
-from nano3.utils.errors import Failure, UserError
+from nano3.utils.errors import Failure, UserError, list_some
 from nano3.utils.files import write_text
 
 
@@ -242,9 +242,8 @@ def warn_of_modified_inputs(request: PrepRequest, manifest: Manifest) -> None:
             if file.bytes > WHOLE_FILE_LIMIT and now.get(file.name, 0) != file.mtime_ns != 0
         ]
         if modified:
-            more = f" and {len(modified) - 3:,} more" if len(modified) > 3 else ""
             warn(
-                f"dataset {dataset.name!r}: {', '.join(modified[:3])}{more}: changed on disk since the data was made; "
+                f"dataset {dataset.name!r}: {list_some(modified, 3)}: changed on disk since the data was made; "
                 f"size and samples of the content are the same, so the text is assumed unchanged. If it is not, set "
                 f"force=true."
             )

@@ -24,7 +24,7 @@ from nano3.data.sources.own_files import PUBLISHED, is_publishing, prep_dir
 from nano3.data.tokenization.tokenizer import FILES as TOKENIZER_FILES
 from nano3.utils.console import warn
 from nano3.utils.disk_errors import disk_failure, permission_problem, reason, translate_disk_errors
-from nano3.utils.errors import Failure, UserError
+from nano3.utils.errors import Failure, UserError, list_some
 from nano3.utils.files import fsync_dir, write_text
 from nano3.utils.locks import lock_fd
 
@@ -127,10 +127,9 @@ def foreign_files(output: Path) -> list[str]:
 def check_no_foreign_files(output: Path) -> None:
     """Raise UserError if replacing the data in the output folder would remove files that nano3 did not write."""
     if foreign := foreign_files(output):
-        more = f" and {len(foreign) - 5:,} more" if len(foreign) > 5 else ""
         raise UserError(
             f"output_dir={output}: holds files that nano3 did not write and that would be removed: "
-            f"{', '.join(foreign[:5])}{more}. Move them elsewhere, or choose another output_dir."
+            f"{list_some(foreign, 5)}. Move them elsewhere, or choose another output_dir."
         )
 
 

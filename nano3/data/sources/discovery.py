@@ -39,7 +39,7 @@ from nano3.data.sources.saved_dataset import select_saved
 from nano3.data.sources.url_credentials import has_credentials, with_credentials
 from nano3.utils.console import warn
 from nano3.utils.disk_errors import reason
-from nano3.utils.errors import Failure, Nano3Error, UserError
+from nano3.utils.errors import Failure, Nano3Error, UserError, list_some
 
 THREADS = 16
 WHOLE_FILE_LIMIT = 2 << 20  # files up to this size are fingerprinted whole
@@ -164,8 +164,7 @@ def identify_files(listing: Listing, label: str, dataset: str, cache: Fingerprin
     kinds = {entry.key: kind for entry, (_, kind) in zip(entries, identities, strict=True)}
     wrong = check_formats(listing, label, kinds, skipped)
     if skipped := sorted(skipped + wrong):
-        more = ", ..." if len(skipped) > 3 else ""
-        warn(f"{label}: {len(skipped)} file(s) of no known format left out: {', '.join(skipped[:3])}{more}")
+        warn(f"{label}: {len(skipped)} file(s) of no known format left out: {list_some(skipped, 3)}")
     left_out = set(wrong)
     good = [(e, identity) for e, identity in zip(entries, identities, strict=True) if e.key not in left_out]
     return DiscoveredFiles(

@@ -1,7 +1,7 @@
 """The fingerprint cache lets a rerun over 10^5 files open only those that are new or changed.
 
-A local file is unchanged if its size, its modification time, and its inode's change time are the same. Nobody can set
-the last one back, so an edit that preserves size and modification time is noticed too. If a store provides a
+A local file is unchanged if its size, its modification time, and its inode's change time are the same. No program
+can set the last one back, so an edit that preserves size and modification time is noticed too. If a store provides a
 fingerprint of its own (an ETag, a hash), that must be the same as well.
 
 The cache is optional: if it is lost or damaged, every file is opened again.

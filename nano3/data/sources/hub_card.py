@@ -128,8 +128,7 @@ def readable_files(paths: list[str], label: str) -> list[str]:
             f"{SUPPORTED}. {PARQUET_COPY}."
         )
     if left_out:
-        more = ", ..." if len(left_out) > 3 else ""
-        warn(f"{label}: {len(left_out)} file(s) of formats that are not read left out: {', '.join(left_out[:3])}{more}")
+        warn(f"{label}: {len(left_out)} file(s) of formats that are not read left out: {list_some(left_out, 3)}")
     return good
 
 

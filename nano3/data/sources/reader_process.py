@@ -1,7 +1,7 @@
 """Read files in a forked process, so that one whose damage crashes pyarrow cannot take the program with it.
 
 pyarrow checks most of what it reads, but a damaged Arrow or parquet file can still end the process with a signal. The
-workers are processes of their own. Whatever else reads such files uses a `ReaderProcess`, which names the file.
+workers are processes of their own. All other code that reads such files uses a `ReaderProcess`, which names the file.
 """
 
 import os

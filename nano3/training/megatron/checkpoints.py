@@ -26,7 +26,7 @@ from nano3.training.run.checkpoints import (
 from nano3.training.run.resume import CheckpointSearch
 from nano3.training.run.sound_checkpoints import describe_files, newest_sound, prune
 from nano3.utils.console import say, warn
-from nano3.utils.errors import UserError
+from nano3.utils.errors import UserError, list_some
 from nano3.utils.records import read_record, write_record
 
 # In the checkpoint folder: the iterations that nano3 was about to save, written before each save.
@@ -149,7 +149,7 @@ def may_prune(save: Path) -> bool:
     own = set(iteration_folders(save)) - set(foreign_folders(save))
     others = sorted(p for p in save.rglob("iter_*") if p not in own and not _ASIDE.fullmatch(p.name))
     if others:
-        names = ", ".join(str(p.relative_to(save)) for p in others[:4]) + (", …" if len(others) > 4 else "")
+        names = list_some((p.relative_to(save) for p in others), 4)
         warn(
             f"{save} holds checkpoints that nano3 did not write for this run ({names}): nothing is removed there, and "
             "checkpoint.keep_last has no effect."
