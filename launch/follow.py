@@ -19,6 +19,7 @@ from launch.state_text import describe_state, never_starts, waited_s, waiting_te
 from launch.submit import SubmittedJob
 from nano3.utils import console
 from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Failure
+from nano3.utils.signals import handle_signals
 
 _LOG_POLL_S = 0.25
 _FORGOTTEN_S = 20
@@ -279,7 +280,7 @@ class _EndedBySignal(BaseException):
 
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Raise `_EndedBySignal` for SIGTERM and SIGHUP during the block."""
+    """Raise `_EndedBySignal` for SIGTERM and SIGHUP during the block, but not under nohup for SIGHUP."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -287,12 +288,8 @@ def _signals_raise() -> Iterator[None]:
     def receive(number: int, frame: FrameType | None) -> None:
         raise _EndedBySignal(number)
 
-    previous = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
+    with handle_signals((signal.SIGTERM, signal.SIGHUP), receive):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _wants_cancel(ids: str) -> bool:

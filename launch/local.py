@@ -20,6 +20,7 @@ from launch.lock import RunLock
 from launch.rank import call_entry
 from nano3.utils.console import write
 from nano3.utils.errors import HANG_EXIT_CODE, RESTART_EXIT_CODE, ROLLBACK_EXIT_CODE
+from nano3.utils.signals import handle_signals
 
 # Exit codes that launch.torchrun_rank hides from torchrun.
 _REPORTED_AS_SUCCESS = (ROLLBACK_EXIT_CODE, RESTART_EXIT_CODE)
@@ -167,16 +168,8 @@ def _forward_signals(process: "subprocess.Popen[bytes]", targets: Callable[[], l
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM if signum in (signal.SIGINT, signal.SIGHUP) else signum)
 
-    previous = {
-        number: signal.signal(number, forward)
-        for number in _FORWARDED
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
-    }
-    try:
+    with handle_signals(_FORWARDED, forward):
         yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _torchrun_end(job: Job, logs: Path, code: int) -> tuple[int, str]:

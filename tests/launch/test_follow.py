@@ -1,6 +1,7 @@
 """launch.follow: logs, states, exit codes and Ctrl-C."""
 
 import datetime
+import os
 import re
 import signal
 import subprocess
@@ -259,3 +260,12 @@ def test_a_command_that_is_ended_says_that_the_job_continues(number: signal.Sign
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert f"this command was ended by {number.name}; 7 keeps running. Hint." in err
+
+
+def test_nohup_keeps_its_effect() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        end = follow.follow_attached("submitted", lambda: os.kill(os.getpid(), signal.SIGHUP) or 3, ["7"], "Hint.")
+        assert end == 3
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -1,12 +1,14 @@
 """Stop a run with a checkpoint: a signal sets a flag, the loop reads it after an iteration, and all ranks agree."""
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Self
 
 from nano3.config import PretrainConfig
+from nano3.utils.signals import handle_signals
 
 # SIGHUP: the terminal was closed, or the connection to this machine was lost.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
@@ -31,16 +33,14 @@ class StopRequest:
         self.exit_duration_in_mins = exit_duration_in_mins
         self.signal: signal.Signals | None = None
         self._started = time.monotonic()
-        self._previous: dict[signal.Signals, Any] = {}
+        self._handlers = contextlib.ExitStack()
         self._depth = 0
 
     def __enter__(self) -> Self:
         """Install the signal handlers."""
         self._depth += 1
         if self._depth == 1:
-            for number in SIGNALS:
-                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                    self._previous[number] = signal.signal(number, self._receive)
+            self._handlers.enter_context(handle_signals(SIGNALS, self._receive))
         return self
 
     def __exit__(
@@ -49,8 +49,7 @@ class StopRequest:
         """Restore the earlier handlers."""
         self._depth -= 1
         if self._depth == 0:
-            for number, handler in self._previous.items():
-                signal.signal(number, handler)
+            self._handlers.close()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal == signal.SIGINT:
