@@ -7,7 +7,7 @@ W&B as well. A failure of W&B is logged and never ends a run. `wandb` is importe
 import contextlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -75,35 +75,33 @@ def settings_problems(settings: WandbSettings, key: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def log_failures(what: str) -> Iterator[None]:
-    """Log any failure of W&B as a warning: it must not end a training of weeks."""
+def log_failures(what: str, expected: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Log any failure of W&B as a warning: it must not end a training of weeks.
+
+    Args:
+        what: What fails.
+        expected: Returns whether a failure needs no warning.
+    """
     try:
         yield
-    except Exception as error:
-        warn(f"W&B: {what} failed; continuing without it: {str(error) or type(error).__name__}")
+    except (Exception, SystemExit) as error:  # W&B exits with the status of its own process
+        if not expected():
+            warn(f"W&B: {what} failed; continuing without it: {str(error) or type(error).__name__}")
 
 
 def log_artifact(run: Any, artifact: Artifact, alias: str | None) -> None:
     """Record a local artifact as an output of a W&B run, by reference and with its alias."""
-    with log_failures(f"recording {artifact.reference}"):
-        run.log_artifact(_mirror(artifact), aliases=_aliases(alias))
+    run.log_artifact(_mirror(artifact), aliases=_aliases(alias))
 
 
 def use_artifact(run: Any, artifact: Artifact) -> None:
     """Record a local artifact as an input of a W&B run."""
-    with log_failures(f"recording that this run uses {artifact.reference}"):
-        mirror = _mirror(artifact)
-        if run.settings.mode == "offline":
-            # run.use_artifact refuses to work offline. This is what it does online, and what `wandb sync` sends later.
-            run._log_artifact(mirror, is_user_created=True, use_after_commit=True)
-        else:
-            run.use_artifact(mirror)
-
-
-def use_reference(run: Any, reference: str) -> None:
-    """Record an artifact that only W&B knows as an input of a W&B run."""
-    with log_failures(f"recording that this run uses {reference}"):
-        run.use_artifact(reference)
+    mirror = _mirror(artifact)
+    if run.settings.mode == "offline":
+        # run.use_artifact refuses to work offline. This is what it does online, and what `wandb sync` sends later.
+        run._log_artifact(mirror, is_user_created=True, use_after_commit=True)
+    else:
+        run.use_artifact(mirror)
 
 
 @cache
@@ -153,7 +151,8 @@ def connection_problem(url: str, seconds: float = PROBE_S) -> str | None:
         url: The address of the server.
         seconds: How long it may take to connect, and then to answer.
     """
-    import ssl  # slow to import, like urllib.request; only a run with W&B needs them
+    import http.client  # slow to import, like those below; only a run with W&B needs them
+    import ssl
     import urllib.error
     import urllib.request
 
@@ -166,6 +165,8 @@ def connection_problem(url: str, seconds: float = PROBE_S) -> str | None:
         if isinstance(error.reason, ssl.SSLError):  # it answers; wandb has its own certificates
             return None
         return f"{url} cannot be reached ({error.reason})"
+    except http.client.HTTPException as error:
+        return f"{url} answers, but not as a web server does ({type(error).__name__})"
     except (OSError, ValueError) as error:
         return f"{url} cannot be reached within {seconds:.0f} s ({error})"
 
@@ -181,6 +182,7 @@ def load_wandb(settings: WandbSettings, key: str, before: str = "") -> Any:
     Raises:
         UserError: wandb is not installed.
     """
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # Python's end would wait 10 s for its last report
     try:
         import wandb
     except ModuleNotFoundError as error:

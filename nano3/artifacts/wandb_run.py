@@ -6,7 +6,6 @@ until the end; what it has not taken by then stays in the run's folder. Both nam
 """
 
 import contextlib
-import os
 import queue
 import shlex
 import threading
@@ -47,7 +46,6 @@ class WandbRun:
             UserError: wandb is not installed.
         """
         global _current
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # Python's end would wait 10 s for its last report
         self._wandb = wandb_mirror.load_wandb(settings, key)
         self._settings, self._folder, self._more = settings, folder, more
         self._lock = threading.Lock()
@@ -56,7 +54,7 @@ class WandbRun:
         self._exit_code = 0
         self._sync_as: str | None = None  # the id with which an offline run is sent, if it is not its own
         self._complete = self._given_up = False
-        self._jobs: queue.SimpleQueue[Callable[[Any], None] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[str, Callable[[Any], None]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
         _current = self
@@ -77,25 +75,25 @@ class WandbRun:
 
     def log_artifact(self, artifact: Artifact, alias: str | None) -> None:
         """Record a local artifact as an output, by reference and with its alias."""
-        self._jobs.put(lambda run: wandb_mirror.log_artifact(run, artifact, alias))
+        self._jobs.put((f"recording {artifact.reference}", lambda run: wandb_mirror.log_artifact(run, artifact, alias)))
 
     def use_artifact(self, artifact: Artifact) -> None:
         """Record a local artifact as an input."""
-        self._jobs.put(lambda run: wandb_mirror.use_artifact(run, artifact))
+        what = f"recording that this run uses {artifact.reference}"
+        self._jobs.put((what, lambda run: wandb_mirror.use_artifact(run, artifact)))
 
     def use_reference(self, reference: str) -> None:
         """Record an artifact that only W&B knows as an input."""
-        self._jobs.put(lambda run: wandb_mirror.use_reference(run, reference))
+        self._jobs.put((f"recording that this run uses {reference}", lambda run: run.use_artifact(reference)))
 
     def define_axis(self, name: str) -> None:
         """Plot all metrics over one of them."""
 
         def define(run: Any) -> None:
-            with wandb_mirror.log_failures("naming the axis"):
-                run.define_metric(name)
-                run.define_metric("*", step_metric=name)
+            run.define_metric(name)
+            run.define_metric("*", step_metric=name)
 
-        self._jobs.put(define)
+        self._jobs.put(("naming the axis", define))
 
     def finish(self, exit_code: int = 0) -> bool:
         """End the run within `LIMIT_S` seconds, and return whether everything is recorded, there or offline.
@@ -122,21 +120,29 @@ class WandbRun:
         with contextlib.suppress(Exception, SystemExit):
             self._wandb.teardown()
 
+    def _log_failures(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """Return a context that logs a failure of W&B, unless this run has given up and ended W&B's process."""
+        return wandb_mirror.log_failures(what, lambda: self._given_up)
+
     def _work(self) -> None:
-        run = self._open()
+        run = None
+        with self._log_failures("starting a run"):
+            run = self._open()
         with self._lock:
             for values in self._waiting or [] if run is not None else []:
-                with wandb_mirror.log_failures("recording metrics"):
+                with self._log_failures("recording metrics"):
                     run.log(values)
             self._run, self._waiting = run, None if run is None else []
         if run is None:
             return
         while (job := self._jobs.get()) is not None:
-            job(run)
+            what, record = job
+            with self._log_failures(what):
+                record(run)
         try:
             run.finish(exit_code=self._exit_code)
             self._complete = True
-        except Exception as error:  # whatever W&B raises must not look like a failed training
+        except (Exception, SystemExit) as error:  # whatever W&B raises must not look like a failed training
             if self._given_up:
                 return
             if isinstance(error, TimeoutError):
@@ -147,18 +153,18 @@ class WandbRun:
     def _open(self) -> Any:
         """Return the run, an offline one if the server cannot be reached, or None."""
         if self._settings.mode == "offline":
-            with wandb_mirror.log_failures("starting a run"):
-                return self._init("offline")
-            return None
+            return self._init("offline")
         problem = wandb_mirror.connection_problem(wandb_mirror.server_url(self._wandb))
         if not problem:
             try:
                 return self._init("online")
-            except Exception as error:
+            except (Exception, SystemExit) as error:
+                if self._given_up:
+                    return None
                 problem = f"{str(error).strip() or type(error).__name__} (not logged in? `wandb login`)"
                 # W&B's process may try to open that run for minutes, and takes no second one with its id.
                 self._sync_as, self._more["id"] = self._more.get("id"), None
-        with wandb_mirror.log_failures("starting a run offline"):
+        with self._log_failures("starting a run offline"):
             self._run = run = self._init("offline")
             warn(f"W&B: {problem}. This start is recorded offline. {self._how_to_send()}")
             return run

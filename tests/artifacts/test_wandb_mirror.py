@@ -2,7 +2,9 @@
 
 import json
 import re
+import socket
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -97,13 +99,27 @@ def test_new_weights_are_a_new_artifact_there_too(tmp_path: Path) -> None:
     assert wandb_mirror._mirror(artifact).digest != before
 
 
-def test_a_failure_of_wandb_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
-    class Broken:
-        def log_artifact(self, *_: object, **__: object) -> None:
-            raise RuntimeError("the service is down")
+@pytest.mark.parametrize("error", [RuntimeError("the service is down"), SystemExit(-9)], ids=["error", "exit"])
+def test_a_failure_of_wandb_is_a_warning(error: BaseException, capsys: pytest.CaptureFixture[str]) -> None:
+    with wandb_mirror.log_failures("recording a"):
+        raise error
+    assert f"warning: W&B: recording a failed; continuing without it: {error}" in capsys.readouterr().err
 
-    wandb_mirror.log_artifact(Broken(), store.Artifact(DATA, 1, "/nowhere", "a"), "math")
-    assert "warning: W&B: recording DataBlendsArtifact-pretrain:v1 failed" in capsys.readouterr().err
+
+def test_a_server_of_another_protocol_is_out_of_reach() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+                connection.recv(1000)
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert wandb_mirror.connection_problem(url) == f"{url} answers, but not as a web server does (BadStatusLine)"
+        thread.join()
 
 
 @pytest.mark.slow

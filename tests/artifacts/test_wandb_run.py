@@ -181,7 +181,7 @@ def test_a_server_that_hangs_at_the_end_holds_it_for_a_bounded_time(server: Wand
     complete, messages, _, ended = client.end()
     assert not complete and ended < AT_MOST
     assert messages.count("wandb sync --include-online") == 1 and "Traceback" not in messages
-    assert "did not take everything within" in messages and "wandb sync --include-online" in messages
+    assert "did not take everything within" in messages and messages.count("warning: ") == 1
 
 
 @pytest.mark.slow
