@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nano3.utils.console import warn
+from nano3.utils.disk_errors import reason
 from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Nano3Error, UserError
 from nano3.utils.records import read_record, write_record
 
@@ -69,7 +71,10 @@ def record_local_job(run_dir: Path, log: Path | None = None) -> Iterator[LocalOu
         with contextlib.suppress(OSError):  # a full disk: report the first error
             write_record(run_dir / FILE, replace(job, exit_code=_exit_code(error)))
         raise
-    write_record(run_dir / FILE, replace(job, exit_code=outcome.code))
+    try:
+        write_record(run_dir / FILE, replace(job, exit_code=outcome.code))
+    except OSError as error:  # the run has ended, and its own code counts
+        warn(f"{run_dir / FILE}: the end of this start cannot be recorded: {reason(error)}")
 
 
 def _exit_code(error: BaseException) -> int:

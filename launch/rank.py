@@ -53,11 +53,12 @@ def run_rank(entry: str, args: tuple[str | int, ...]) -> int:
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, _exit_before_start)
     try:
-        with translate_disk_errors("standard output"):
-            code = call_entry(entry, args)
-        for number in (signal.SIGTERM, signal.SIGUSR2):  # the work is done: a stop request must not change its code
-            signal.signal(number, signal.SIG_IGN)
-        return code
+        try:
+            with translate_disk_errors("standard output"):
+                return call_entry(entry, args)
+        finally:  # the entry has ended, in success or failure: a stop request must not change its code
+            for number in (signal.SIGTERM, signal.SIGUSR2):
+                signal.signal(number, signal.SIG_IGN)
     except Nano3Error as error:
         print_problems(error.problems)
         return error.exit_code

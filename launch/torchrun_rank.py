@@ -40,7 +40,10 @@ def main() -> int:
         sys.excepthook(type(error), error, error.__traceback__)
         code = 1
     flush_output()
-    (logs / f"{rank}.exit").write_text(str(code))
+    try:
+        (logs / f"{rank}.exit").write_text(str(code))
+    except OSError:  # a full disk: without the file, only the exit code can tell
+        return code
     return 0 if code in (RESTART_EXIT_CODE, ROLLBACK_EXIT_CODE) else code
 
 

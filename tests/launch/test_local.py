@@ -37,6 +37,13 @@ def test_errors_propagate_to_the_caller(make_job: Any) -> None:
         launch.run([make_job(entry="launch_entries:raise_failure", args=("disk full",))])
 
 
+def test_a_record_that_cannot_be_written_does_not_change_the_code(
+    make_job: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert launch.run([make_job(entry="launch_entries:occupy_record")]) == 75
+    assert "local.json: the end of this start cannot be recorded: Is a directory" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_dry_run_starts_nothing(make_job: Any, capfd: pytest.CaptureFixture[str], ranks: int) -> None:
     job = make_job(preview="resolved: config", nproc_per_node=ranks)

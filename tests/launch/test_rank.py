@@ -61,3 +61,29 @@ def test_a_signal_after_the_work_does_not_change_its_code(tmp_path: Path, number
     (tmp_path / "signaled.py").write_text(text)
     env = {**os.environ, "PYTHONPATH": f"{os.environ['PYTHONPATH']}:{tmp_path}"}
     assert subprocess.run([sys.executable, "-m", "launch.rank", "signaled:main"], env=env, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_after_a_failure_does_not_change_its_code(tmp_path: Path, number: signal.Signals) -> None:
+    """As when another rank fails at the same time, and srun or torchrun ends this one."""
+    text = (
+        "import os\nfrom nano3.utils.errors import Failure\n"
+        f"class Late(Failure):\n    exit_code = property(lambda self: os.kill(os.getpid(), {int(number)}) or 1)\n"
+        "def main(): raise Late('the cause')\n"
+    )
+    (tmp_path / "failed.py").write_text(text)
+    env = {**os.environ, "PYTHONPATH": f"{os.environ['PYTHONPATH']}:{tmp_path}"}
+    words = [sys.executable, "-m", "launch.rank", "failed:main"]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: the cause\n")
+
+
+@pytest.mark.parametrize("code", [0, 3, 75])
+def test_a_full_disk_at_the_end_does_not_change_the_code_under_torchrun(tmp_path: Path, code: int) -> None:
+    """Without the file, torchrun must not take a rank that saved and stopped for a finished one."""
+    (tmp_path / "0.exit").symlink_to("/dev/full")
+    words = ["launch.torchrun_rank", str(tmp_path), "launch_entries:count", str(tmp_path), "steps=1", "fail_rank=0"]
+    words += [f"fail_code={code}"]
+    env = {**os.environ, "RANK": "0"}
+    done = subprocess.run([sys.executable, "-m", *words], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == code and "Traceback" not in done.stdout + done.stderr
