@@ -102,7 +102,8 @@ def _sbatch_arguments(job: Job) -> dict[str, Any]:
 
 def _srun_arguments(job: Job, binds: list[str]) -> list[str]:
     cluster = job.cluster
-    words = ["--kill-on-bad-exit=1", "--open-mode=append"]
+    # Rank 0 may end minutes after the others (report, last export), whatever slurm.conf's WaitTime.
+    words = ["--kill-on-bad-exit=1", "--wait=0", "--open-mode=append"]
     if cluster.cpus_per_task:  # since Slurm 22.05 srun no longer inherits it from sbatch
         words.append(f"--cpus-per-task={cluster.cpus_per_task}")
     if cluster.mpi:

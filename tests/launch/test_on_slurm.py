@@ -44,6 +44,13 @@ def test_attached_success(slurm_job: Any, capfd: pytest.CaptureFixture[str]) -> 
     assert [e.state for e in job_records.read_records(job.run_dir)] == ["COMPLETED"]
 
 
+def test_rank_0_may_end_after_the_others(slurm_job: Any) -> None:
+    """Whatever the site's WaitTime, which SLURM_WAIT overrides."""
+    job = slurm_job(entry="launch_entries:end_last", ntasks_per_node=2, env={"SLURM_WAIT": "1"})
+    assert launch.run([job]) == 0
+    assert (job.run_dir / "finished.json").exists()
+
+
 def test_one_task_for_each_gpu(slurm_job: Any) -> None:
     job = slurm_job(nodes=1, ntasks_per_node=4, gpus_per_node=4, cpus_per_task=2)
     assert launch.run([job]) == 0

@@ -112,7 +112,8 @@ def test_profile_keys_in_the_script(make_job: Any, recorder: Path) -> None:
         assert f"#SBATCH {wanted}" in lines, wanted
     assert "module load cuda" in lines
     srun = next(line for line in lines if line.startswith("srun"))
-    for word in ["--kill-on-bad-exit=1", "--cpus-per-task=12", "--mpi=pmix", "--cpu-bind=none", "--open-mode=append"]:
+    options = ["--kill-on-bad-exit=1", "--wait=0", "--open-mode=append"]
+    for word in [*options, "--cpus-per-task=12", "--mpi=pmix", "--cpu-bind=none"]:
         assert f" {word} " in srun
     assert not [line for line in lines if "wckey" in line or "submitit" in line.partition("=")[2][:9]]
 
