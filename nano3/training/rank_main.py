@@ -5,7 +5,9 @@
 torchrun, Slurm and sweeps start this. It composes no configuration, so edits of conf/ do not affect a waiting run.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +90,7 @@ def train(config: PretrainConfig, run_dir: Path) -> int:
     with rank_log(run_dir, rank), output, BackgroundExports(config, run_dir) as exports:
         recorder = SaveRecorder(config, run_dir, exports)
         trainer = backend.load(config.backend)
-        with watch_for_hangs(run_dir, config.train.hang_timeout_s):
+        with watch_for_hangs(run_dir, config.train.hang_timeout_s), _no_silent_exit():
             outcome = trainer.train(config, Path(config.run.data), run_dir, on_save=recorder)
         limit = config.train.exit_iteration
         complete = outcome.status == "finished" or (limit is not None and outcome.iteration >= limit)
@@ -100,6 +102,17 @@ def train(config: PretrainConfig, run_dir: Path) -> int:
                 if complete:
                     exports.finish(lambda: stop.signal is not None)
     return 0 if complete else outcome.exit_code
+
+
+@contextlib.contextmanager
+def _no_silent_exit() -> Iterator[None]:
+    """Raise RuntimeError if a library exits with code 0 during the block, which would count as a finished run."""
+    try:
+        yield
+    except SystemExit as error:
+        if error.code:
+            raise
+        raise RuntimeError("A library has ended the process with exit code 0 before the training has ended.") from error
 
 
 def report_outcome(config: PretrainConfig, run_dir: Path, outcome: Outcome, complete: bool) -> None:

@@ -174,6 +174,34 @@ def test_without_matplotlib_the_table_is_shown(
     assert "no loss.png: matplotlib" in err
 
 
+def test_a_broken_library_for_plots_does_not_end_a_finished_run(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after an update of the system's libraries."""
+    line = '{"iteration": 1, "loss": 2.0, "lr": 0.1, "consumed_tokens": 10, "tokens_per_s": 5.0}\n'
+    (run_dir / "metrics.jsonl").write_text(line)
+    (tmp_path / "matplotlib.py").write_text("raise ImportError('libfreetype.so.6: cannot open shared object file')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.startswith("matplotlib")]:
+        monkeypatch.delitem(sys.modules, name)
+    write_final_report(tiny_config(), run_dir)
+    message = " ".join(capsys.readouterr().err.split())
+    assert "no loss.png: ImportError: libfreetype.so.6: cannot open shared object file." in message
+
+
+@pytest.mark.parametrize(("code", "expected"), [(0, RuntimeError), (None, RuntimeError), (75, SystemExit)])
+def test_a_library_that_exits_does_not_finish_a_run(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, code: int | None, expected: type[BaseException]
+) -> None:
+    def exits(*_: object, **__: object) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr("nano3.training.hf.backend.train", exits)
+    with pytest.raises(expected):
+        rank_main.train(tiny_config(**{"run.data": "/data", "run.output_dir": str(run_dir)}), run_dir)
+    assert not (run_dir / "finished.json").exists()
+
+
 def test_a_run_without_checkpoints_says_so(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As one that warms the kernel cache: checkpoint.save_interval=0."""
     report_outcome(tiny_config(), run_dir, Outcome("stopped", 2, None, "train.exit_iteration=2"), complete=True)

@@ -89,7 +89,11 @@ def assemble(inputs: RunInputs) -> Loop:
         order=point.order,
     )
     if point.folder is not None:
-        restore(parts, point.folder, point.new_phase)
+        try:
+            restore(parts, point.folder, point.new_phase)
+        except BaseException:
+            parts.metrics.close(exit_code=1)
+            raise
     inputs.startup.mark("model and checkpoint")
     return Loop(parts, point.iteration, clock, None if point.new_phase else point.folder)
 

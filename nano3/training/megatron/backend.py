@@ -37,7 +37,7 @@ from nano3.training.run.outcome import Outcome, SaveHook, no_hook
 from nano3.training.run.resume import ResumePoint, world_size
 from nano3.training.run.startup_timer import StartupTimer
 from nano3.training.run.stop import StopRequest, last_iteration
-from nano3.utils.console import is_rank_zero, say
+from nano3.utils.console import is_rank_zero, say, warn
 from nano3.utils.errors import UserError
 from nano3.utils.gc_pause import gc_paused
 from nano3.utils.provenance import is_installed, missing_modules
@@ -315,9 +315,9 @@ def _run(
     startup.mark("imports and recipe")
     forward_step = choose_forward_step(config)
     train, rank = config.train, int(os.environ["RANK"])
-    metrics = Metrics(run_dir, rank, point.iteration, config, train.train_iters, data, startup)
     model = architecture_from_config(config, schema.load_bundled(config.recipe._target_), data.vocab_size)
     guard = make_guard(config, run_dir, rank, data.folder, point)
+    metrics = Metrics(run_dir, rank, point.iteration, config, train.train_iters, data, startup)
     with stop, hide_expected_tracebacks():
         hooks = TrainingHooks(
             RunContext(
@@ -374,10 +374,13 @@ def _outcome(pretrain: Callable[[], None], config: PretrainConfig, hooks: Any, m
 
 
 def _release() -> None:
-    """Destroy the process group if there is one, and collect garbage."""
+    """Destroy the process group if there is one, and collect garbage. A failure does not change how the run ended."""
     import torch.distributed as dist
 
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    try:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    except Exception as error:  # NCCL's, of any type
+        warn(f"the process group could not be destroyed: {error}")
     gc.enable()
     gc.collect()

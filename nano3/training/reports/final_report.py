@@ -45,8 +45,9 @@ def _try(missing: str, show: Callable[[], object]) -> bool:
         show()
     except ModuleNotFoundError as error:
         warn(f"{missing}: {error.name} is not installed. The run is finished.")
-    except (Nano3Error, OSError, RuntimeError, ValueError, KeyError) as error:
-        warn(f"{missing}: {error} The run is finished.")
+    except Exception as error:  # also of a broken library for plots or models
+        text = str(error) if isinstance(error, Nano3Error | OSError) else f"{type(error).__name__}: {error}."
+        warn(f"{missing}: {text} The run is finished.")
     else:
         return True
     return False

@@ -129,17 +129,18 @@ class BackgroundExports:
         """
         if not self._every or (iteration % self._every and iteration != self._last):
             return
-        self._start(before=iteration)
-        if self._queue.qsize() and iteration != self._last:
-            warn(
-                f"iteration {iteration} is not exported: the two exports before it are not complete. Set a larger "
-                f"checkpoint.export_every. By hand: {self._command(iteration)}"
-            )
-            return
         try:
+            self._start(before=iteration)
+            if self._queue.qsize() and iteration != self._last:
+                warn(
+                    f"iteration {iteration} is not exported: the two exports before it are not complete. Set a larger "
+                    f"checkpoint.export_every. By hand: {self._command(iteration)}"
+                )
+                return
             self._queue.put(self._link(iteration, checkpoint))
         except OSError as error:
-            self._report_failure(iteration, f"the checkpoint cannot be linked ({error})")
+            folder = exports_dir(self.run_dir)
+            self._report_failure(iteration, f"the checkpoint cannot be linked, or {folder} not be written ({error}).")
 
     def finish(self, interrupted: Callable[[], bool]) -> None:
         """Wait until all requested exports are complete or have failed.
@@ -149,7 +150,11 @@ class BackgroundExports:
         """
         if not self._every:
             return
-        self._start(before=self._last + 1)
+        try:
+            self._start(before=self._last + 1)
+        except OSError as error:
+            self._report_failure(self._last, f"{exports_dir(self.run_dir)} cannot be written ({error}).")
+            return
         assert self._thread is not None
         self._queue.put(None)
         self._thread.join(_POLL_S)

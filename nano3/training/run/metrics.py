@@ -13,6 +13,7 @@ import os
 import secrets
 import shlex
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -31,7 +32,7 @@ from nano3.training.run.lineage import data_reference, display_name, find_artifa
 from nano3.training.run.record import read_latest_start
 from nano3.training.run.run_clock import PREFIX, RunClock
 from nano3.training.run.startup_timer import StartupTimer
-from nano3.utils.console import is_rank_zero, say
+from nano3.utils.console import is_rank_zero, say, warn
 from nano3.utils.errors import Failure
 from nano3.utils.files import complete_lines, write_json_lines, write_text
 from nano3.utils.redaction import without_secrets
@@ -215,15 +216,26 @@ class Metrics:
             self._board.flush()
 
     def close(self, exit_code: int = 0) -> None:
-        """Flush and close all outputs. A second call does nothing."""
-        if self.active and not self._file.closed:
-            self._record_evals()
-            self._write({"iteration": self._iteration, "exit_code": exit_code, **self._times()})
-            self.flush()
-            self._file.close()
-            self._board.close()
-            if self._wandb is not None:
-                self._wandb.finish(exit_code)
+        """Flush and close all outputs, each even if another one fails. A second call does nothing.
+
+        Args:
+            exit_code: 0 if the training succeeded. After its failure, that of an output is only a warning.
+
+        Raises:
+            OSError: An output could not be written.
+        """
+        if not self.active or self._file.closed:
+            return
+        end = {"iteration": self._iteration, "exit_code": exit_code}
+        steps: list[Callable[[], object]] = [self._record_evals, lambda: self._write(end | self._times())]
+        steps += [self.flush, self._file.close, self._board.close]
+        if wandb := self._wandb:  # without its end, Python's end would wait for W&B without a limit
+            steps.append(lambda: wandb.finish(exit_code))
+        errors = [error for step in steps if (error := _error_of(step))]
+        if errors and not exit_code:
+            raise errors[0]
+        if errors:
+            warn(f"{self.run_dir / FILE} or a TensorBoard file lacks the end of this start: {errors[0]}")
 
     def _times(self) -> dict[str, float]:
         return {"time": round(time.time(), 2), **self.clock.take()}
@@ -301,6 +313,14 @@ class Metrics:
             else:
                 run.use_reference(reference)
         return run
+
+
+def _error_of(step: Callable[[], object]) -> Exception | None:
+    try:
+        step()
+    except Exception as error:
+        return error
+    return None
 
 
 def wandb_run_id(run_dir: Path) -> str:

@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
-from nano3.utils.console import console_streams, printable_text
+from nano3.utils.console import console_streams, printable_text, write_lost
 from nano3.utils.errors import Failure, Nano3Error
 
 # Lines of the log that an error shows, and how many bytes they are looked for in.
@@ -83,7 +83,10 @@ def rank_log(run_dir: Path, rank: int) -> Iterator[None]:
                 logged.write("".join(traceback.format_exception(error)))
                 logged.flush()
             if not own and (isinstance(error, Failure) or not foreseen):
-                shown[1].write(printable_text(_tail(path, rank, began)))
+                try:
+                    shown[1].write(printable_text(_tail(path, rank, began)))
+                except OSError as lost:  # a closed pipe must not hide the error
+                    write_lost(lost, shown[1])
             raise
 
 

@@ -18,6 +18,7 @@ from nano3.training.hf.backend import train
 from nano3.training.hf.checkpoints import CheckpointWriter
 from nano3.training.run import checkpoints
 from nano3.training.run.checkpoints import CheckpointInfo
+from nano3.training.run.metrics import read_metrics
 from nano3.training.run.outcome import Outcome
 from nano3.training.run.sound_checkpoints import DAMAGE_LOG, checkpoint_problems
 from nano3.utils.errors import Failure, UserError
@@ -273,6 +274,20 @@ def test_newest_without_its_marker_is_passed_over(data: Path, undisturbed: Path,
     assert train_here(tiny_config(), data, run_dir).iteration == 12
     assert "resuming from iteration 8" in (run_dir / "log.txt").read_text()
     assert losses(run_dir) == losses(undisturbed)
+
+
+def test_a_start_that_cannot_read_its_checkpoint_records_its_end(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """A marker of Megatron-like brevity: without a list of files, nothing is verified before it is loaded."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(undisturbed, run_dir)
+    shutil.rmtree(run_dir / "checkpoints" / "iter_0000012")
+    marker = run_dir / "checkpoints" / "iter_0000008" / checkpoints.MARKER
+    values = {key: value for key, value in json.loads(marker.read_text()).items() if key != "checksum"}
+    marker.write_text(json.dumps(values | {"files": {}}))
+    marker.with_name("state.pt").write_bytes(b"no weights")
+    with pytest.raises(Failure, match="not a file of torch"):
+        train_here(tiny_config(), data, run_dir)
+    assert read_metrics(run_dir)[-1]["exit_code"] == 1
 
 
 def kill_in_save(config: PretrainConfig, data: Path, run_dir: Path) -> None:

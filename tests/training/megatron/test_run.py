@@ -1,10 +1,12 @@
 """Where a run starts, what it refuses, what it leaves behind: everything of the backend that happens before or "
 "around a GPU."""
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +15,12 @@ from megatron_helpers import checkpoint
 from nano3.config import PretrainConfig
 from nano3.training.dataset import open_data
 from nano3.training.megatron import backend
+from nano3.training.megatron.checkpoints import CheckpointFinisher
 from nano3.training.run import parent_checkpoint
 from nano3.training.run.checkpoints import read_checkpoint_info
+from nano3.training.run.metrics import Metrics
 from nano3.training.run.resume import ResumePoint
-from nano3.utils.errors import UserError
+from nano3.utils.errors import Failure, UserError
 
 
 def test_a_finished_run_does_nothing(
@@ -225,3 +229,21 @@ def test_load_from_sets_megatron_bridges_checkpoint_section(tmp_path: Path) -> N
     assert (section.load, section.pretrained_checkpoint, section.finetune) == (str(tmp_path), "/hf", False)
     backend.load_from(section, ResumePoint(0, None, own=True))
     assert section.load is None
+
+
+@pytest.mark.parametrize("failure", [None, Failure("diverged")], ids=["finished", "failed"])
+def test_a_process_group_that_cannot_be_destroyed_does_not_change_the_end(
+    config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Failure | None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """As after a failure of a GPU or of the network. Here there is no group at all."""
+    hooks = SimpleNamespace(iteration=20, saved=None, reason="", finisher=CheckpointFinisher(tmp_path, 0))
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+
+    def pretrain() -> None:
+        if failure:
+            raise failure
+
+    with pytest.raises(Failure, match="diverged") if failure else contextlib.nullcontext():
+        assert backend._outcome(pretrain, config, hooks, Metrics(tmp_path, 1)).status == "finished"
+    assert "warning: the process group could not be destroyed" in capsys.readouterr().err

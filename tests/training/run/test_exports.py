@@ -107,6 +107,18 @@ def test_a_signal_ends_the_wait_for_the_last_export(tmp_path: Path, capsys: pyte
     assert leftovers(tmp_path) == []
 
 
+def test_a_folder_that_cannot_be_written_does_not_end_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exports_dir(tmp_path).write_text("where the exports should be")
+    with BackgroundExports(settings(tmp_path), tmp_path) as exports:
+        exports.request(8, damaged_checkpoint(tmp_path, 8))
+        exports.finish(lambda: False)
+    told = capsys.readouterr().err
+    assert "EXPORT FAILED at iteration 8: the checkpoint cannot be linked, or" in told and "File exists" in told
+    assert f"EXPORT FAILED at iteration 12: {exports_dir(tmp_path)} cannot be written" in told
+
+
 def without_links(source: str, target: str, **more: object) -> None:
     raise PermissionError(1, "Operation not permitted")
 

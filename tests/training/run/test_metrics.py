@@ -107,6 +107,31 @@ BEGUN = {"iteration": 0, "start": 1, "time": 900.0}
 STEPS = [{"iteration": i, "loss": 1.0, "time": 900.0 + i, "seconds/step": 0.75, "seconds/data": 0.25} for i in range(8)]
 
 
+def at_the_end_of_a_disk(run_dir: Path) -> tuple[Metrics, list[int]]:
+    """Metrics whose file cannot be written any more, and the exit codes that W&B gets."""
+    metrics, ends = Metrics(run_dir, 0, 0, train_iters=10), []
+    metrics.log(iteration=1, loss=2.0)
+    metrics._file.close()
+    metrics._file = Path("/dev/full").open("a")  # noqa: SIM115
+    metrics._wandb = SimpleNamespace(finish=ends.append)
+    return metrics, ends
+
+
+def test_a_full_disk_at_the_end_skips_no_other_output(tmp_path: Path) -> None:
+    metrics, ends = at_the_end_of_a_disk(tmp_path)
+    with pytest.raises(OSError, match="No space left"):
+        metrics.close()
+    metrics.close()
+    assert ends == [0] and scalars(tmp_path, "loss") == [1]
+
+
+def test_a_full_disk_at_the_end_does_not_hide_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics, ends = at_the_end_of_a_disk(tmp_path)
+    metrics.close(exit_code=1)
+    assert ends == [1] and scalars(tmp_path, "loss") == [1]
+    assert f"warning: {tmp_path}/metrics.jsonl or a TensorBoard file lacks the end" in capsys.readouterr().err
+
+
 def test_a_resume_counts_what_it_drops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three steps after the checkpoint are lost. The process was killed, so it wrote no end."""
     monkeypatch.setattr("nano3.training.run.metrics.RunClock", lambda: SimpleNamespace(started=1000.0))

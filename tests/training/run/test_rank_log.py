@@ -103,6 +103,22 @@ def test_a_closed_pipe_ends_nothing(tmp_path: Path) -> None:
     assert log_path(tmp_path, 0).read_text().endswith("9998\n")
 
 
+def test_a_closed_pipe_hides_no_error(tmp_path: Path) -> None:
+    """Here the end of the log is the first that goes to stderr."""
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom nano3.training.run.rank_log import rank_log\n"
+        "from nano3.utils.errors import Failure\n"
+        "try:\n    with rank_log(Path(sys.argv[1]), 0):\n        raise Failure('x')\n"
+        "except Failure:\n    print('the failure')\n"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=writer, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stdout) == (0, "the failure\n")
+
+
 def test_captured_output_stays_captured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Failure), rank_log(tmp_path, 0):
         say("seen")
