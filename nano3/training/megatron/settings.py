@@ -66,6 +66,7 @@ RESERVED_FIELDS: dict[str, str] = {
     "validation.eval_interval": "train.eval_interval",
     "model.vocab_size": "model.vocab_size",
     "train.iterations_to_skip": "train.skip_iterations",
+    "validation.skip_train": "nothing: a run always trains",
 }
 
 

@@ -101,6 +101,7 @@ def test_layers_of_a_pattern(pattern: str, layers: int) -> None:
         pytest.param({"dataset": {"blend": None}}, "set by run.data", id="owned-by-the-data"),
         pytest.param({"dataset": {"mock": True}}, "set by run.data", id="no-mock-data"),
         pytest.param({"checkpoint": {"save": "/x"}}, "set by checkpoint.save", id="owned-by-the-run"),
+        pytest.param({"validation": {"skip_train": True}}, "a run always trains", id="no-training"),
         pytest.param({"train": {"manual_gc": "yes"}}, "'yes' is a str; expected bool", id="bool"),
     ],
 )
