@@ -186,7 +186,7 @@ def conclusions(law: "Law", runs: "Sequence[MeasuredRun]", target: "Point") -> l
             "and the law does not count the others."
         )
     found.append(
-        "The loss is that of these runs' validation data and tokenizer, whatever the full model is trained on."
+        "The loss is that of these runs' validation data and tokenizer, even if the full model trains on other data."
     )
     return found
 
