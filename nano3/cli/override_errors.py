@@ -4,9 +4,11 @@ Hydra reports one problem at a time, with exit code 1, and answers a typo with t
 """
 
 import contextlib
+import shlex
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import yaml
@@ -77,12 +79,7 @@ def explain_error(error: Exception, name: str, line: CommandLine) -> Nano3Error:
     if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
         return explain_error(error.__cause__, name, line)
     if isinstance(error, OverrideParseException):
-        word = OverrideWord.parse(str(error.override))
-        key = f"{word.prefix}{word.key}"
-        quoted = f" Quote other text twice: '{key}=\"{word.value}\"'" if _is_plain_text(word.value) else ""
-        return UserError(
-            f"{error}\n  Write overrides as key=value, and quote lists and spaces for the shell: 'key=[a, b]'.{quoted}"
-        )
+        return UserError(_syntax_problem(str(error.override)))
     if isinstance(error, InterpolationResolutionError):
         return UserError(str(error).split("\n")[0])
     if isinstance(error, OmegaConfBaseException) and error.full_key:
@@ -132,18 +129,54 @@ def clean_hydra_message(text: str) -> str:
 
 @lru_cache(maxsize=8)
 def parse_overrides(line: CommandLine) -> tuple[Override, ...]:
-    """Parse the overrides that have a value with Hydra's parser.
-
-    Returns nothing if one of them cannot be parsed; Hydra reports that one itself.
-    """
+    """Parse the overrides that have a value with Hydra's parser; leave out those that it cannot parse."""
+    words = [o.word for o in line.overrides if o.value is not None]
     try:
-        return tuple(OverridesParser.create().parse_overrides([o.word for o in line.overrides if o.value is not None]))
+        return tuple(OverridesParser.create().parse_overrides(words))
     except OverrideParseException:
-        return ()
+        return tuple(parsed for word in words if (parsed := _parsed(word)))
+
+
+def _parsed(word: str) -> Override | None:
+    """Return an override as Hydra's parser reads it, None if it cannot."""
+    try:
+        return OverridesParser.create().parse_overrides([word])[0]
+    except OverrideParseException:
+        return None
+
+
+def syntax_problems(line: CommandLine) -> list[str]:
+    """Return one message for each word that is no override: without a value, or unreadable for Hydra's parser."""
+    flags = {word for word in EXCLUSIVE_FLAGS if word in line.words}
+    values = {after for word, after in pairwise(line.words) if word in flags}  # `job` of `--cfg job`
+    words = [word for word in line.other if word not in values]
+    typed = [override.word for override in line.overrides if override.value is not None]
+    if len(parse_overrides(line)) < len(typed):
+        words += [word for word in typed if not _parsed(word)]
+    return [_syntax_problem(word) for word in words]
+
+
+def _syntax_problem(word: str) -> str:
+    """Return the message for a word that Hydra's parser cannot read, with the quotes that would suffice."""
+    override = OverrideWord.parse(word)
+    head, value = f"{override.prefix}{override.key}", override.value
+    if value is None and "~" not in head:
+        return f"{word}: expected key=value" + (f", such as {word}=VALUE." if word[-1:].isalpha() else ".")
+    shown = f"{head}=..." if is_secret(override.key) else word
+    if value is None or not _parsed(f"{head}=1"):
+        return f"{shown}: {head!r} cannot be a key. Write key=value, without spaces around the equals sign."
+    if is_secret(override.key):
+        value = "..."
+    if not set(value) & set("[]{}'\"\\") and _parsed(quoted := f'{head}="{value}"'):
+        return f"{shown}: Hydra reads such text in quotes only. Quote it for the shell, too: {shlex.quote(quoted)}"
+    return (
+        f"{shown}: Hydra cannot read this value: a bracket or quote is left open, or the text needs quotes. Write "
+        "key=value, and quote lists and spaces for the shell: 'key=[a, b]'. Text: 'key=\"text\"'."
+    )
 
 
 def override_problems(name: str, line: CommandLine, check_members: bool) -> list[str]:
-    """Return one message for each override with an unknown key, group or group member.
+    """Return one message for each override that cannot be read or has an unknown key, group or group member.
 
     Args:
         name: Application, "pretrain" or "data_prep".
@@ -152,7 +185,7 @@ def override_problems(name: str, line: CommandLine, check_members: bool) -> list
             may search more folders (hydra.searchpath).
     """
     keys = list(schema_keys(SCHEMAS[name]))
-    found = []
+    found = syntax_problems(line)
     for override in parse_overrides(line):
         key = override.key_or_group
         if key in GROUPS:
@@ -217,15 +250,17 @@ def _group_problems(override: Override, group: str, name: str, known_members: li
 
 def flag_problems(name: str, line: CommandLine) -> list[str]:
     """Return one message for each unknown flag, for which Hydra would print its usage, and for excluding flags."""
-    keys = [f.name for f in fields(SCHEMAS[name])]
+    keys = list(schema_keys(SCHEMAS[name]))
     found = []
     for flag in line.flags:
-        if not flag.name.startswith("--") or flag.name == "--" or any(known.startswith(flag.name) for known in FLAGS):
+        if flag.name in ("-", "--") or any(known.startswith(flag.name) for known in FLAGS):
             continue
         if flag.name == THEN and name == "data_prep":
             found.append("--then must be followed by the overrides of a run: --then +experiment=NAME key=value ...")
             continue
-        near = nearest(flag.name[2:].replace("-", "_"), [*keys, "then"] if name == "data_prep" else keys)
+        near = nearest(flag.name.lstrip("-").replace("-", "_"), [*keys, "then"] if name == "data_prep" else keys)
+        if not near and not flag.name.startswith("--"):  # short flags of Hydra, whose values may follow at once
+            continue
         if near == "then":
             hint = "Did you mean --then WORDS?"
         elif near:
@@ -258,11 +293,6 @@ def converted_text_problems(name: str, line: CommandLine) -> list[str]:
             if isinstance(OmegaConf.select(blank, key), str) and not is_secret(key):
                 found.append(f"{key}={typed} would be read as {value}. To keep the text, write '{key}=\"{typed}\"'")
     return found
-
-
-def _is_plain_text(value: str | None) -> bool:
-    """Return whether a value could be meant as text: it has no brackets, braces or quotes."""
-    return bool(value) and not set(value or "") & set("[]{}'\"")
 
 
 def type_problems(name: str, line: CommandLine) -> list[str]:

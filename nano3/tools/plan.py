@@ -9,6 +9,7 @@ the words to paste. Neither data nor a GPU is needed. docs/how-many-gpus.md says
 """
 
 import argparse
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,18 +183,18 @@ def show_words(choice: Choice, base: Workload, recipe_dispatcher: str, request: 
     """Print the override words of the fastest layout."""
     words = [*request.words, *cluster_words(request), *override_words(choice.workload, base, recipe_dispatcher)]
     say("the fastest, to paste:")
-    say("python -m nano3.pretrain " + " ".join(f"'{word}'" if "[" in word else word for word in words))
+    say(f"python -m nano3.pretrain {shlex.join(words)}")
 
 
 def cluster_words(request: Request) -> list[str]:
-    """Return the words that start this number of ranks."""
+    """Return the words that start this number of ranks, the same number on every node."""
     cluster = request.config.cluster
     if cluster.kind == "local" and request.gpus <= GPUS_PER_NODE:
         return [f"cluster.nproc_per_node={request.gpus}"]
-    per_node = cluster.gpus_per_node or GPUS_PER_NODE
-    nodes = -(-request.gpus // per_node)
+    most = cluster.gpus_per_node or GPUS_PER_NODE
+    per_node = next(count for count in range(most, 0, -1) if request.gpus % count == 0)
     chosen = [] if cluster.kind == "slurm" else ["cluster=slurm"]
-    return [*chosen, f"cluster.nodes={nodes}", f"cluster.gpus_per_node={min(request.gpus, per_node)}"]
+    return [*chosen, f"cluster.nodes={request.gpus // per_node}", f"cluster.gpus_per_node={per_node}"]
 
 
 def show_refused(plan: Plan) -> None:

@@ -5,6 +5,7 @@ nano3 rerun tiny run.name=tiny-lr2 optimizer.lr=2e-4
 """
 
 import argparse
+import shlex
 import signal
 import subprocess
 import sys
@@ -231,10 +232,14 @@ def warn_other_code(run_dir: Path, start: Path, recorded: dict[str, Any]) -> Non
     if (recorded["commit"], old_diff) == (commit, diff.decode(errors="replace")):
         return
     if recorded["commit"]:
-        restore = f"git -C {ROOT} checkout {recorded['commit']}"
+        restore = f"git -C {shlex.quote(str(ROOT))} checkout {recorded['commit']}"
     else:
         restore = "install the recorded version"
-    apply = f" && git -C {ROOT} apply {(start / 'code.diff').absolute()}" if old_diff else ""
+    apply = (
+        f" && git -C {shlex.quote(str(ROOT))} apply {shlex.quote(str((start / 'code.diff').absolute()))}"
+        if old_diff
+        else ""
+    )
     warn(
         f"the code has changed since {run_dir} was started, so the result may differ (nano3 diff shows details). It "
         f"was at {recorded['commit'] or 'no commit'}{' with changes' * bool(old_diff)}, and is now at "

@@ -5,6 +5,7 @@ It imports neither torch nor megatron, so preflight and dry runs can use it.
 
 import hashlib
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,7 +133,8 @@ def open_data(folder: Path) -> TrainingData:
     folder = Path(folder).absolute()
     if not folder.is_dir():
         raise UserError(
-            f"Data folder {folder} does not exist. Make it with `python -m nano3.data_prep output_dir={folder}`."
+            f"Data folder {folder} does not exist. Make it with `python -m nano3.data_prep "
+            f"{shlex.quote(f'output_dir={folder}')}`."
         )
     from nano3.data.dataset.manifest import load_manifest  # imports numpy
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -90,9 +91,10 @@ def find_exports(folder: Path, iteration: int | None, every: bool) -> list[Path]
     what, option = "no exports", ""
     if iteration is not None:
         what = f"no export of iteration {iteration}"
-        option = f" --iteration {iteration} --output {exports_dir(folder) / folder_name(iteration)}"
+        option = f" --iteration {iteration} --output {shlex.quote(str(exports_dir(folder) / folder_name(iteration)))}"
     raise UserError(
-        f"{folder} has {what}. Write one with: nano3 export {folder}{option} (during training: checkpoint.export_every)"
+        f"{folder} has {what}. Write one with: nano3 export {shlex.quote(str(folder))}{option} (during training: "
+        "checkpoint.export_every)"
     )
 
 
@@ -193,7 +195,8 @@ def main(text: str) -> int:
         raise Failure(f"{request.export} has been replaced since. Evaluate it again.")
     run_dir = Path(request.run_dir)
     add_eval(run_dir, {"iteration": request.info.iteration, "time": round(time.time(), 2), **values})
-    say(f"recorded at iteration {request.info.iteration} of {run_dir}; `nano3 report {run_dir}` shows it")
+    shown = f"nano3 report {shlex.quote(str(run_dir))}"
+    say(f"recorded at iteration {request.info.iteration} of {run_dir}; `{shown}` shows it")
     return 0
 
 

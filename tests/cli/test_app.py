@@ -80,7 +80,7 @@ def start(tmp_path: Path, env: dict[str, str]) -> Command:
         pytest.param(PRETRAIN, ["experiment=tiny"], ["+experiment=tiny"], id="experiment-without-plus"),
         pytest.param(PRETRAIN, ["train.train_iters=1,2"], ["--multirun"], id="sweep-without-m"),
         pytest.param(PRETRAIN, ["train.train_iters"], ["key=value"], id="no-equals"),
-        pytest.param(PRETRAIN, ["train.seed=[1"], ["no viable alternative", "key=value"], id="unbalanced"),
+        pytest.param(PRETRAIN, ["train.seed=[1"], ["a bracket or quote is left open", "key=value"], id="unbalanced"),
         pytest.param(PRETRAIN, ["cluster=slrum"], ["Did you mean 'slurm'?"], id="cluster"),
         pytest.param(PRETRAIN, ["megatron.model.x=1"], ["+megatron.model.x=1"], id="free-key-without-plus"),
         pytest.param(PRETRAIN, ["run.data=./nowhere"], ["no such folder"], id="no-data-folder"),

@@ -1,5 +1,6 @@
 """Each wrong override is reported once, with the nearest valid key; valid overrides are never reported."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -143,13 +144,60 @@ def test_a_folder_with_an_equals_sign_is_not_an_override() -> None:
     assert problems_before_composing("pretrain", parse(parse(argv).flags_first())) == []
 
 
-def test_an_unparsable_override_is_left_to_hydra() -> None:
-    argv = ["train.seed=[1", "trian.x=1"]
-    assert parse_overrides(parse(argv)) == ()
+def test_unreadable_words_are_reported_with_all_other_problems() -> None:
+    argv = ["train.seed=[1", "trian.x=1", "train.train_iters", "5", "--cfg", "job"]
+    assert [o.key_or_group for o in parse_overrides(parse(argv))] == ["trian.x"]
+    problems = problems_before_composing("pretrain", parse(argv))
+    assert [p.split(":")[0] for p in problems[:-1]] == ["train.train_iters", "5", "train.seed=[1"], problems
+    assert problems[0].endswith("such as train.train_iters=VALUE.")
+    assert "'key=[a, b]'" in problems[2] and problems[3].startswith("no key 'trian.x' in pretrain.")
+
+
+UNREADABLE = ["/x/für", "~/x", "a(b", "a(b)", "a=b", "日本", "a;b", "a b&c", "a#b", "x<y"]
+
+
+@pytest.mark.parametrize("value", UNREADABLE)
+def test_text_that_needs_quotes_is_shown_with_quotes_that_work(value: str) -> None:
+    """The word to paste, as a shell reads it, has the typed text as its value."""
+    word = f"run.output_dir={value}"
+    (problem,) = override_problems("pretrain", parse([word]), check_members=False)
+    (pasted,) = shlex.split(problem.partition("for the shell, too: ")[2])
+    (override,) = OverridesParser.create().parse_overrides([pasted])
+    assert (override.key_or_group, override.value()) == ("run.output_dir", value)
+    assert override_problems("pretrain", parse([pasted]), check_members=False) == []
+
+
+@pytest.mark.parametrize("word", ["für=3", "run.name =a", "train.=5", "tag(a)=3", "~für"])
+def test_a_key_that_cannot_be_one_is_not_shown_with_quotes(word: str) -> None:
     with pytest.raises(OverrideParseException) as error:
-        OverridesParser.create().parse_overrides(argv)
-    (problem,) = explain_error(error.value, "pretrain", parse(argv)).problems
-    assert "'key=[a, b]'" in problem
+        OverridesParser.create().parse_overrides([word])
+    (problem,) = explain_error(error.value, "pretrain", parse([word])).problems
+    assert "cannot be a key" in problem and "Lexer" not in problem
+
+
+def test_an_unreadable_secret_is_not_shown() -> None:
+    (problem,) = override_problems("pretrain", parse(["cluster.env.HF_TOKEN=hf_a!b"]), check_members=False)
+    assert "HF_TOKEN=..." in problem and "hf_a" not in problem
+
+
+DASHES = {
+    "-dry_run=true": "Did you mean dry_run=true?",
+    "--dry-run": "Did you mean dry_run=VALUE?",
+    "--train.seed=1": "Did you mean train.seed=1?",
+    "--train.train-iters": "Did you mean train.train_iters=VALUE?",
+    "-cluster=slurm": "Did you mean cluster=slurm?",
+}
+
+
+@pytest.mark.parametrize(("word", "expected"), DASHES.items())
+def test_a_key_with_dashes_is_no_flag(word: str, expected: str) -> None:
+    (problem,) = problems_before_composing("pretrain", parse([word]))
+    assert problem.endswith(f"no such flag. {expected}"), problem
+
+
+@pytest.mark.parametrize("word", ["-m", "-h", "-c", "-cjob", "-sc", "-cd", "-p", "-iall", "-r", "--cfg", "--info"])
+def test_flags_of_hydra_are_no_keys(word: str) -> None:
+    assert problems_before_composing("pretrain", parse([word])) == []
 
 
 TYPES = {

@@ -1,6 +1,7 @@
 """`nano3 plan`: words in, a ranked table and words to paste out; no data, no GPU and no torch."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from nano3.__main__ import main
-from nano3.tools.plan import read_request
+from nano3.tools.plan import cluster_words, compose_run, read_request
+from nano3.utils.command_line import CommandLine
 from nano3.utils.errors import UserError
 
 NANO = "+experiment=nano3"
@@ -55,6 +57,25 @@ def test_the_words_to_paste_are_a_run_that_nano3_accepts(
     assert done.returncode == 0, done.stdout + done.stderr
     predicted = re.search(r"([\d.]+) s an iteration", done.stdout)
     assert predicted is not None and "do not fit" not in done.stdout
+
+
+@pytest.mark.parametrize("gpus", [1, 8, 9, 12, 20, 64, 100])
+@pytest.mark.parametrize("profile", [[], ["cluster=slurm"], ["cluster=slurm", "cluster.gpus_per_node=4"]])
+def test_the_words_start_exactly_the_planned_ranks(gpus: int, profile: list[str]) -> None:
+    request = read_request([NANO, *profile, f"gpus={gpus}"])
+    words = [*request.words, *cluster_words(request)]
+    cluster = compose_run(CommandLine.parse(words)).cluster
+    ranks = cluster.nproc_per_node if cluster.kind == "local" else cluster.nodes * cluster.ntasks_per_node
+    assert ranks == gpus, words
+
+
+def test_words_with_spaces_are_quoted_for_the_shell(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    word = "run.output_dir=/data/my runs"
+    _, out = plan(monkeypatch, capsys, NANO, "gpus=8", "gpu=h200", word, "--top", "1")
+    command = next(line for line in out.splitlines() if line.startswith("python -m nano3.pretrain"))
+    assert word in shlex.split(command)
 
 
 def test_nothing_fits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

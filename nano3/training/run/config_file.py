@@ -4,6 +4,7 @@ Files of earlier versions, and those of users, have no such line.
 """
 
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,5 +88,5 @@ def config_fix(path: Path) -> str:
         return f"Remove {path.parent}; the next start of the run is recorded again."
     starts = sorted(path.parent.glob("starts/*/config.yaml"))
     if starts:
-        return f"Restore it: cp {starts[-1]} {path}"
+        return f"Restore it: cp {shlex.quote(str(starts[-1]))} {shlex.quote(str(path))}"
     return "Remove it; the next start of the run writes it again."

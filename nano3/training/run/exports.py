@@ -12,6 +12,7 @@ linked.
 import os
 import queue
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -258,7 +259,9 @@ class BackgroundExports:
 
     def _command(self, iteration: int) -> str:
         output = exports_dir(self.run_dir) / folder_name(iteration)
-        return f"nano3 export {self.run_dir} --iteration {iteration} --output {output}"
+        return (
+            f"nano3 export {shlex.quote(str(self.run_dir))} --iteration {iteration} --output {shlex.quote(str(output))}"
+        )
 
     def _report_failure(self, iteration: int, why: str) -> None:
         warn(
