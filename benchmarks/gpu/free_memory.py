@@ -47,7 +47,8 @@ def _optimizer_tensors(optimizer: Any) -> Iterator[Any]:
     for wrapper in getattr(optimizer, "chained_optimizers", [optimizer]):
         inner = getattr(wrapper, "optimizer", None)
         for group in getattr(inner, "param_groups", []):
-            yield from group["params"]
+            for master in group["params"]:  # the gradients of the last step, in fp32, stay with them
+                yield from (master, master.grad, getattr(master, "decoupled_grad", None))
         for state in getattr(inner, "state", {}).values():
             yield from state.values()
         for name in ("shard_float16_groups", "shard_fp32_groups", "shard_fp32_from_float16_groups"):

@@ -323,7 +323,6 @@ class Environment:
 def measure(point: Point, data_dir: str, folder: Path, environment: Environment, trace: Path) -> dict[str, Any]:
     """Train one point and return its figures."""
     import torch
-    from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain
 
     from nano3.training.checks.model_stats import architecture_from_config, flops_per_token
@@ -331,6 +330,7 @@ def measure(point: Point, data_dir: str, folder: Path, environment: Environment,
     from nano3.training.dataset import open_data
     from nano3.training.megatron import schema
     from nano3.training.megatron.backend import prepare, set_environment
+    from nano3.training.megatron.isolation import choose_forward_step
     from nano3.training.run import index_cache
 
     for name in ("RANK", "MASTER_PORT"):  # a free port for each point
@@ -347,7 +347,7 @@ def measure(point: Point, data_dir: str, folder: Path, environment: Environment,
     before = torch.cuda.memory_allocated() / 2**30
     steps = Steps(point.timed, trace if point.profile else None)
     try:
-        pretrain(config=container, forward_step_func=forward_step, callbacks=[steps])
+        pretrain(config=container, forward_step_func=choose_forward_step(config), callbacks=[steps])
         found = steps.result()
     finally:
         steps.free()

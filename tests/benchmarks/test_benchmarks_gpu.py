@@ -446,9 +446,11 @@ def test_the_memory_of_a_model_is_freed_though_references_to_it_stay() -> None:
     chunk.weight.main_grad = torch.ones(16)
     chunk.expert_parallel_buffers = [SimpleNamespace(param_data=torch.ones(8), grad_data=torch.ones(8))]
     main, moment = torch.ones(16), torch.ones(16)
+    main.grad, main.decoupled_grad = torch.ones(16), torch.ones(16)
     inner = SimpleNamespace(param_groups=[{"params": [main]}], state={main: {"exp_avg": moment, "step": 3}})
     optimizer = SimpleNamespace(chained_optimizers=[SimpleNamespace(optimizer=inner, shard_fp32_groups=[[main]])])
     (buffer,) = chunk.expert_parallel_buffers
     freed = [main, moment, chunk.weight, chunk.bias, chunk.weight.main_grad, buffer.param_data, buffer.grad_data]
+    freed += [main.grad, main.decoupled_grad]
     free_model([chunk], optimizer)
-    assert [tensor.untyped_storage().size() for tensor in freed] == [0] * 7
+    assert [tensor.untyped_storage().size() for tensor in freed] == [0] * 9
