@@ -20,10 +20,11 @@ if "NANO3_CACHE" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix="nano3-cache-", ignore_cleanup_errors=True)  # removed at exit
     os.environ["NANO3_CACHE"] = _CACHE.name
 
-# A shell without job control starts background processes with SIGINT ignored, and the tests' own processes would
-# inherit that: those interrupted as by Ctrl-C would run on.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell without job control starts background processes with SIGINT ignored, and nohup those with SIGHUP ignored. The
+# tests' own processes would inherit that: those that are interrupted would run on.
+for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, default)
 
 # Importing submitit reconfigures logging, which closes existing handlers. absl's handler (imported by Megatron)
 # closes its stream too: inside a test with `capfd` that was pytest's own, and every later test in the process failed.
