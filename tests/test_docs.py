@@ -41,6 +41,7 @@ def test_commands(page: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", scripts("slow"), ids=lambda p: p.name)
 def test_slow_commands(page: Path, tmp_path: Path) -> None:
     run(page, "slow", tmp_path)

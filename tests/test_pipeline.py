@@ -61,6 +61,7 @@ def test_lineage_of_the_model_names_its_data(cli: Commands, trained: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_run_stopped_at_exit_iteration_resumes(cli: Commands, trained: Path) -> None:
     half = cli("-m", "nano3.pretrain", *SMALL, "run.name=two", "train.exit_iteration=4")
     assert "stopped at iteration 4" in half.stdout

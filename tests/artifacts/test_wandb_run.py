@@ -16,7 +16,7 @@ from wandb_server import Run, WandbServer, wandb_server
 
 ROOT = Path(__file__).parents[2]
 LINES = 8
-AT_MOST = 60  # seconds of the end with that of Python, on a busy machine
+AT_MOST = 25  # seconds of the end with that of Python, on a busy machine
 # Arguments: the folder, and the seconds that the training takes. The run waits for a line on stdin twice.
 SCRIPT = """
 import sys, time
