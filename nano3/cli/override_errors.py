@@ -8,7 +8,6 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any
 
 import yaml
@@ -147,9 +146,7 @@ def _parsed(word: str) -> Override | None:
 
 def syntax_problems(line: CommandLine) -> list[str]:
     """Return one message for each word that is no override: without a value, or unreadable for Hydra's parser."""
-    flags = {word for word in EXCLUSIVE_FLAGS if word in line.words}
-    values = {after for word, after in pairwise(line.words) if word in flags}  # `job` of `--cfg job`
-    words = [word for word in line.other if word not in values]
+    words = [*line.other]
     typed = [override.word for override in line.overrides if override.value is not None]
     if len(parse_overrides(line)) < len(typed):
         words += [word for word in typed if not _parsed(word)]

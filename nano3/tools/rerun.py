@@ -231,15 +231,9 @@ def warn_other_code(run_dir: Path, start: Path, recorded: dict[str, Any]) -> Non
     old_diff = recorded["uncommitted"]
     if (recorded["commit"], old_diff) == (commit, diff.decode(errors="replace")):
         return
-    if recorded["commit"]:
-        restore = f"git -C {shlex.quote(str(ROOT))} checkout {recorded['commit']}"
-    else:
-        restore = "install the recorded version"
-    apply = (
-        f" && git -C {shlex.quote(str(ROOT))} apply {shlex.quote(str((start / 'code.diff').absolute()))}"
-        if old_diff
-        else ""
-    )
+    git = f"git -C {shlex.quote(str(ROOT))}"
+    restore = f"{git} checkout {recorded['commit']}" if recorded["commit"] else "install the recorded version"
+    apply = f" && {git} apply {shlex.quote(str((start / 'code.diff').absolute()))}" if old_diff else ""
     warn(
         f"the code has changed since {run_dir} was started, so the result may differ (nano3 diff shows details). It "
         f"was at {recorded['commit'] or 'no commit'}{' with changes' * bool(old_diff)}, and is now at "

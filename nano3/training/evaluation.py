@@ -20,7 +20,7 @@ from typing import Any
 
 from nano3.training.run.checkpoints import folder_name
 from nano3.training.run.evals import PREFIX, STDERR, add_eval, read_evals
-from nano3.training.run.exports import INFO, ExportInfo, complete_exports, exports_dir, read_export_info
+from nano3.training.run.exports import INFO, ExportInfo, complete_exports, export_command, read_export_info
 from nano3.utils.console import say, table
 from nano3.utils.errors import Failure, UserError, list_some
 from nano3.utils.files import read_json
@@ -88,12 +88,9 @@ def find_exports(folder: Path, iteration: int | None, every: bool) -> list[Path]
     wanted = newest if iteration is None else iteration
     if wanted in by_iteration:
         return [by_iteration[wanted]]
-    what, option = "no exports", ""
-    if iteration is not None:
-        what = f"no export of iteration {iteration}"
-        option = f" --iteration {iteration} --output {shlex.quote(str(exports_dir(folder) / folder_name(iteration)))}"
+    what = "no exports" if iteration is None else f"no export of iteration {iteration}"
     raise UserError(
-        f"{folder} has {what}. Write one with: nano3 export {shlex.quote(str(folder))}{option} (during training: "
+        f"{folder} has {what}. Write one with: {export_command(folder, iteration)} (during training: "
         "checkpoint.export_every)"
     )
 

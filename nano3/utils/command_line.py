@@ -15,6 +15,7 @@ FLAGS = (
 )  # fmt: skip
 # Flags of Hydra that take the next word as their value.
 FLAGS_WITH_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p")
+FLAGS_WITH_CHOICE = ("--cfg", "-c", "--info", "-i")  # likewise, but their value is never an override
 CONFIG_DIR_FLAGS = ("--config-dir", "-cd")
 THEN = "--then"
 
@@ -48,6 +49,13 @@ class OverrideWord(NamedTuple):
         return self.word.lstrip("+")
 
 
+def _takes(flag: str, following: str) -> bool:
+    """Return whether a flag takes the following word as its value."""
+    if flag in FLAGS_WITH_CHOICE:
+        return "=" not in following and not following.startswith(("-", "~"))
+    return flag in FLAGS_WITH_VALUE and not following.startswith("-")
+
+
 class CommandLine(NamedTuple):
     """The words after the program's name, split into flags, overrides and anything else."""
 
@@ -69,7 +77,7 @@ class CommandLine(NamedTuple):
             if word.startswith("-"):
                 name, equals, value = word.partition("=")
                 following = words[index + 1] if index + 1 < len(words) else None
-                if word in FLAGS_WITH_VALUE and following is not None and not following.startswith("-"):
+                if following is not None and _takes(word, following):
                     flags.append(Flag(word, name, following))
                     next(rest)
                 else:

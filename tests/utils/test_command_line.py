@@ -32,6 +32,12 @@ def test_words_are_flags_overrides_or_neither() -> None:
     assert line.values == {"a": "1", "c": "2"}
 
 
+@pytest.mark.parametrize("flag", ["--cfg", "-c", "--info", "-i"])
+def test_the_choice_of_a_flag_is_its_value_and_an_override_is_not(flag: str) -> None:
+    assert CommandLine.parse([flag, "job"]) == ((flag, "job"), (Flag(flag, flag, "job"),), (), ())
+    assert [o.word for word in ("a=1", "~a") for o in CommandLine.parse([flag, word]).overrides] == ["a=1", "~a"]
+
+
 def test_the_last_assignment_of_a_key_counts() -> None:
     line = CommandLine.parse(["a=1", "++a=2", "~b=3"])
     assert line.values == {"a": "2"}

@@ -191,7 +191,7 @@ def _stage_units(config: PretrainConfig, pattern: Any, blocks: int | None) -> in
     if not pattern:
         return int(blocks or 0)
     main = str(pattern).split("/")[0]
-    return main.count("|") + 1 if "|" in main else sum(count_kinds(main).values())
+    return main.count("|") + 1 if "|" in main else count_layers(main)
 
 
 def count_kinds(pattern: str) -> dict[str, int]:
@@ -200,6 +200,11 @@ def count_kinds(pattern: str) -> dict[str, int]:
     `|` only separates pipeline stages, and `/` ends the main stack.
     """
     return dict(Counter(c for c in pattern.split("/")[0] if c in "M*E-"))
+
+
+def count_layers(pattern: str) -> int:
+    """Return the number of layers in the main stack of a hybrid pattern."""
+    return sum(count_kinds(pattern).values())
 
 
 def divisibility_problems(

@@ -15,7 +15,7 @@ from typing import Any
 from nano3.config import ModelConfig, PretrainConfig
 from nano3.config.model import MTP_KEYS, further_patterns
 from nano3.config.pretrain import megatron_section
-from nano3.training.checks.model_stats import count_kinds, model_value
+from nano3.training.checks.model_stats import count_layers, model_value
 from nano3.training.megatron.schema import Field, Schema, dtype_name
 from nano3.utils.errors import Failure
 
@@ -170,11 +170,6 @@ def _missing_mtp_layers(model: ModelConfig, free: Mapping[str, Any], known: Sche
         f"model.mtp_num_layers={depths}: there are no layers for it. Set "
         "model.mtp_hybrid_override_pattern, for example '*E' as in Nemotron 3.5 Lightning."
     ]
-
-
-def count_layers(pattern: str) -> int:
-    """Return the number of layers in the main stack of a hybrid pattern."""
-    return sum(count_kinds(pattern).values())
 
 
 def pattern_problems(pattern: str | None) -> list[str]:

@@ -70,6 +70,19 @@ def exports_dir(run_dir: Path) -> Path:
     return Path(run_dir) / "exports"
 
 
+def export_command(run_dir: Path, iteration: int | None) -> str:
+    """Return the command that exports a checkpoint by hand.
+
+    Args:
+        run_dir: Run folder.
+        iteration: The checkpoint, whose export goes to the run's exports; None for the newest one.
+    """
+    words = ["nano3", "export", str(run_dir)]
+    if iteration is not None:
+        words += ["--iteration", str(iteration), "--output", str(exports_dir(run_dir) / folder_name(iteration))]
+    return shlex.join(words)
+
+
 def complete_exports(run_dir: Path) -> list[Path]:
     """Return the exports of a run, oldest first."""
     return [folder for folder in iteration_folders(exports_dir(run_dir)) if (folder / INFO).is_file()]
@@ -135,7 +148,7 @@ class BackgroundExports:
             if self._queue.qsize() and iteration != self._last:
                 warn(
                     f"iteration {iteration} is not exported: the two exports before it are not complete. Set a larger "
-                    f"checkpoint.export_every. By hand: {self._command(iteration)}"
+                    f"checkpoint.export_every. By hand: {export_command(self.run_dir, iteration)}"
                 )
                 return
             self._queue.put(self._link(iteration, checkpoint))
@@ -257,16 +270,10 @@ class BackgroundExports:
             say(f"exported iteration {iteration}: {output}")
         return True
 
-    def _command(self, iteration: int) -> str:
-        output = exports_dir(self.run_dir) / folder_name(iteration)
-        return (
-            f"nano3 export {shlex.quote(str(self.run_dir))} --iteration {iteration} --output {shlex.quote(str(output))}"
-        )
-
     def _report_failure(self, iteration: int, why: str) -> None:
         warn(
             f"EXPORT FAILED at iteration {iteration}: {why} Training is not affected. By hand: "
-            f"{self._command(iteration)}"
+            f"{export_command(self.run_dir, iteration)}"
         )
 
 

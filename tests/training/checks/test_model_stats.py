@@ -11,6 +11,7 @@ from nano3.config import ModelConfig, PretrainConfig
 from nano3.training.checks.model_stats import (
     Architecture,
     architecture_from_config,
+    count_layers,
     count_parameters,
     divisibility_problems,
     embedding_rows_for,
@@ -18,7 +19,6 @@ from nano3.training.checks.model_stats import (
 )
 from nano3.training.checks.parallel_layout import parallel_layout
 from nano3.training.megatron.schema import load_bundled
-from nano3.training.megatron.settings import count_layers
 
 
 def test_nano_has_the_published_numbers() -> None:

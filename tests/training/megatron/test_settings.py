@@ -11,13 +11,13 @@ from megatron_helpers import LIGHTNING, NANO, NANO_4B, QWEN, ROOT, config_withou
 from omegaconf import OmegaConf
 
 from nano3.config import ModelConfig, PretrainConfig
+from nano3.training.checks.model_stats import count_layers
 from nano3.training.megatron.recipe import field_getter
 from nano3.training.megatron.schema import RECIPES, Field, Schema, load_bundled
 from nano3.training.megatron.settings import (
     CONTAINER_FIELDS,
     Setting,
     apply_settings,
-    count_layers,
     mtp_problems,
     override_settings,
     pattern_problems,
