@@ -8,6 +8,7 @@ from typing import Any
 from nano3.utils.errors import UserError, did_you_mean
 
 KEY = "train.mixture"
+LARGEST = 1e18  # more epochs, tokens and iterations than any run has, and products of two such numbers are finite
 EXAMPLE = "{until: 60%, blend: {docs: 0.7, code: {epochs: 2.5}}}"
 
 
@@ -102,7 +103,8 @@ def _parse_budget(value: Any, where: str, max_epochs: float | None) -> tuple[Bud
     for key in known:
         if key in entry:
             numbers[key], wrong = _number(entry[key], f"{where}: {key}")
-            problems += wrong
+            hint = " Leave out a dataset that the stage does not read." if entry[key] == 0 else ""
+            problems += [problem + hint for problem in wrong]
     if not problems and sum(numbers.get(key) is not None for key in ("weight", "epochs", "tokens")) != 1:
         problems.append(f"{where}: give one of weight, epochs and tokens.")
     return Budget(**numbers), problems
@@ -115,11 +117,12 @@ def _parse_until(
     forms = "60% (of train.train_iters), 1200 (iterations) or '3e9 tokens'"
     if value is None:
         return (train_iters, []) if last else (None, [f"{where}: until is missing. Write {forms}."])
-    words = str(value).split()
+    words = str(value).split() or [""]
     number, unit = (words[0][:-1], "%") if len(words) == 1 and words[0].endswith("%") else (words[0], words[-1])
     amount, wrong = _number(number, f"{where}: until")
     if amount is None or wrong or isinstance(value, bool) or len(words) > 2:
         return None, [f"{where}: until={value!r} is not understood. Write {forms}."]
+    amount = min(amount, LARGEST)
     if unit == "%":
         until = round(train_iters * amount / 100)
     elif unit == "tokens":
@@ -147,7 +150,7 @@ def _number(value: Any, where: str) -> tuple[float | None, list[str]]:
         return None, []
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0 < number < math.inf:
         return None, [f"{where} must be a number above 0, found {value!r}."]

@@ -16,7 +16,7 @@ from nano3.cli.app import to_typed_config
 from nano3.cli.override_errors import EXPECTED_ERRORS, explain_error, override_problems
 from nano3.config import DataPrepConfig, SourceConfig
 from nano3.pretrain import absolute_path, make_job, resolve_paths, run_preflight
-from nano3.training.order.budgets import megatron_order_problems
+from nano3.training.order.budgets import megatron_order_problems, name_problems
 from nano3.training.order.plan import NANO3
 from nano3.training.run.record import DataReference
 from nano3.utils.command_line import CommandLine
@@ -105,7 +105,8 @@ def budget_problems(cfg: DictConfig, blend: str, sources: list[SourceConfig]) ->
         sources: Its datasets.
     """
     if cfg.train.sample_order == NANO3:
-        return []
+        names = [source.name for source in sources]
+        return [f"then: {problem}" for problem in name_problems(cfg.train.mixture, names)] if names else []
     budgets = {source.name: source.budget for source in sources if source.budget}
     return [f"then: {problem}" for problem in megatron_order_problems(budgets, f"the blend {blend}")]
 

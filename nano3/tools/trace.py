@@ -138,7 +138,11 @@ def open_samples(config: "PretrainConfig", run_dir: Path) -> "Samples":
     found: dict[str, str] = {}
     for folder in index.folders:
         found = open_data(folder).dataset_fingerprints | found
-    if wrong := [name for name, shape in index.plan.datasets.items() if found.get(name) != shape.fingerprint]:
+    shapes = {name: shape for name, shape in index.plan.datasets.items() if name not in index.gone}
+    for name in sorted(index.gone):
+        folder = index.plan.datasets[name].folder
+        warn(f"{folder}: the folder is gone, and the run has read {name} from it. Its documents cannot be traced.")
+    if wrong := [name for name, shape in shapes.items() if found.get(name) != shape.fingerprint]:
         raise Failure(
             f"{data} is not the data that {run_dir} was trained on. It has been prepared again since, with another "
             f"{', '.join(wrong)}."
@@ -301,6 +305,7 @@ def trace_dataset(run_dir: Path, name: str) -> int:
     from nano3.training.run.batch_documents import read_ends, samples_per_iteration
     from nano3.training.run.metrics import reached_iteration
     from nano3.training.run.record import load_run_config
+    from nano3.training.run.skips import read_skips
 
     config = load_run_config(run_dir / "config.yaml")
     index, data = open_samples(config, run_dir), Path(config.run.data)
@@ -319,6 +324,11 @@ def trace_dataset(run_dir: Path, name: str) -> int:
         first = end
     columns = ["iterations", "with it", "samples in each", "tokens", "epochs since the start", ""]
     table(f"{run_dir}: dataset {name}, {epoch:,} tokens", columns, rows, right=columns[:-1])
+    left_out = {
+        i for one in read_skips(run_dir).ranges for i in range(one.first, min(one.last, reached, len(counts)) + 1)
+    }
+    if passed := sum(bool(counts[iteration - 1]) for iteration in left_out):
+        say(f"{passed:,} of the iterations with it were left out: their samples were passed over")
     return 0
 
 

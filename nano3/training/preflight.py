@@ -38,7 +38,7 @@ from nano3.training.megatron.recipe_check import (
     similar_recipe_hint,
     tokenizer_problems,
 )
-from nano3.training.order.budgets import capped_warnings, megatron_order_problems, uses_plan
+from nano3.training.order.budgets import megatron_order_problems, mixture_problems, mixture_warnings, uses_plan
 from nano3.training.order.plan_text import mixture_rows
 from nano3.training.run import index_cache
 from nano3.training.run.resume import ResumePoint, masks_eod, plan_order, preview_resume_point
@@ -136,12 +136,12 @@ def preflight(config: PretrainConfig, vocab_size: int | None = None) -> Prefligh
             result.problems.extend(tokenizer_problems(settings.override_settings(config.megatron, known), data))
         train_tokens, valid_tokens = short_number(data.tokens("train")), short_number(data.tokens("valid"))
         result.rows.append(("data", f"{data.folder}: {train_tokens} tokens to train on, {valid_tokens} to validate"))
-        if uses_plan(config):
-            _add_plan_rows(config, data, preview.point, result)
-        else:
-            result.problems.extend(megatron_order_problems(data.budgets, f"the blend of {data.folder}"))
-            _add_data_rows(config, data, span, result)
-            _warn_of_index_build(config, data, known, result)
+    if uses_plan(config):
+        _add_plan_rows(config, data, preview.point, result)
+    elif data:
+        result.problems.extend(megatron_order_problems(data.budgets, f"the blend of {data.folder}"))
+        _add_data_rows(config, data, span, result)
+        _warn_of_index_build(config, data, known, result)
     _add_disk_row(config, known, model, span, result)
     result.rows.extend(("warning", w) for w in result.warnings)
     return result
@@ -332,8 +332,13 @@ def _warn_of_index_build(
     )
 
 
-def _add_plan_rows(config: PretrainConfig, data: TrainingData, point: ResumePoint, result: Preflight) -> None:
+def _add_plan_rows(config: PretrainConfig, data: TrainingData | None, point: ResumePoint, result: Preflight) -> None:
     """Add what the mixture gives of each dataset, and warn if the run repeats one too often."""
+    if min(config.train.train_iters, config.train.global_batch_size, config.train.seq_length) < 1:
+        return  # a problem already
+    if data is None:
+        result.problems.extend(mixture_problems(config))
+        return
     try:
         plan = plan_order(config, Path(config.run.output_dir), point, data)
     except UserError as error:
@@ -341,7 +346,7 @@ def _add_plan_rows(config: PretrainConfig, data: TrainingData, point: ResumePoin
         return
     assert plan is not None
     result.rows.extend(mixture_rows(plan))
-    result.warnings.extend(capped_warnings(plan))
+    result.warnings.extend(mixture_warnings(plan))
     for name, count in plan.consumed(plan.stages[-1].end).items():
         _warn_of_repetition(name, plan.epochs(name, count), result)
 

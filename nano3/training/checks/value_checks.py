@@ -17,6 +17,13 @@ from nano3.utils.provenance import install_command, is_installed
 
 # The largest seed that numpy accepts.
 LARGEST_SEED = 2**32 - 1
+# Fields of Megatron-Bridge with which iteration i reads other samples than i * global_batch_size and the following
+# ones, and the value with which it does not.
+OTHER_ORDERS = (
+    ("train", "rampup_batch_size", None),
+    ("train", "step_batch_size_schedule", None),
+    ("dataset", "dataloader_type", "single"),
+)
 
 
 def value_problems(config: PretrainConfig) -> list[str]:
@@ -83,7 +90,14 @@ def order_problems(config: PretrainConfig) -> list[str]:
         return [f"train.sample_order={order}: there is no such order.{did_you_mean(order, list(ORDERS))}"]
     if config.train.mixture and order == MEGATRON:
         return ["train.mixture needs nano3's own order of samples: set train.sample_order=nano3."]
-    return []
+    if order == MEGATRON or config.backend != "megatron":
+        return []
+    return [
+        f"megatron.{section}.{key}={value}: with train.sample_order=nano3 each iteration reads its own "
+        "train.global_batch_size samples of the plan. Leave it out, or set train.sample_order=megatron."
+        for section, key, kept in OTHER_ORDERS
+        if (value := megatron_section(config, section).get(key, kept)) != kept
+    ]
 
 
 def guard_problems(config: PretrainConfig) -> list[str]:

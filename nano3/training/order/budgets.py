@@ -7,7 +7,7 @@ from math import floor
 from typing import Any
 
 from nano3.config import PretrainConfig
-from nano3.config.mixture import EXAMPLE, KEY, Budget, StageBudgets, parse_mixture
+from nano3.config.mixture import EXAMPLE, KEY, LARGEST, Budget, StageBudgets, parse_mixture
 from nano3.training.dataset import TrainingData
 from nano3.training.order.interleave import LARGEST_STAGE
 from nano3.training.order.plan import NANO3, DatasetShape, OrderPlan, Stage
@@ -35,7 +35,7 @@ def make_plan(
     """
     t = config.train
     shapes = dataset_shapes(data)
-    unknown = _name_problems(t.mixture, shapes)
+    unknown = name_problems(t.mixture, list(shapes))
     try:
         stages = parse_mixture(t.mixture, t.train_iters, t.global_batch_size * t.seq_length)
     except UserError as error:
@@ -126,13 +126,28 @@ def dataset_shapes(data: TrainingData) -> dict[str, DatasetShape]:
     }
 
 
-def _name_problems(mixture: Sequence[Any], shapes: Mapping[str, DatasetShape]) -> list[str]:
-    """Return a problem for each dataset of `train.mixture` that the data does not have."""
+def mixture_problems(config: PretrainConfig) -> list[str]:
+    """Return what is wrong with `train.mixture` whatever the data is."""
+    t = config.train
+    try:
+        parse_mixture(t.mixture, t.train_iters, t.global_batch_size * t.seq_length)
+    except UserError as error:
+        return error.problems
+    return []
+
+
+def name_problems(mixture: Sequence[Any], names: Sequence[str]) -> list[str]:
+    """Return a problem for each dataset of `train.mixture` that the data does not have.
+
+    Args:
+        mixture: The value of the key.
+        names: The datasets of the data.
+    """
     blends = [entry.get("blend") for entry in mixture if isinstance(entry, Mapping)]
-    unknown = sorted({str(name) for blend in blends if isinstance(blend, Mapping) for name in blend} - shapes.keys())
+    unknown = sorted({str(name) for blend in blends if isinstance(blend, Mapping) for name in blend} - {*names})
     return [
-        f"{KEY}: the data has no dataset {name!r} with a train split, only {', '.join(shapes)}."
-        f"{did_you_mean(name, list(shapes))}"
+        f"{KEY}: the data has no dataset {name!r} with a train split, only {', '.join(names)}."
+        f"{did_you_mean(name, names)}"
         for name in unknown
     ]
 
@@ -228,14 +243,15 @@ def share_samples(
         f"{where}, dataset {name}: its budget is {plan.epochs(name, read[name] + fixed[name]):,.2f} epochs of the run, "
         f"more than max_epochs={blend[name].max_epochs:g}."
         for name in fixed
-        if fixed[name] > caps.get(name, fixed[name])
+        if _exceeds_max_epochs(plan, name, blend[name], before[name])
     ]
     if problems:
         raise UserError(problems)
+    fixed = {name: min(count, caps.get(name, count)) for name, count in fixed.items()}
     weights = {name: budget.weight for name, budget in blend.items() if budget.weight is not None}
     wanted, batch = sum(fixed.values()), plan.global_batch_size
-    if not weights and abs(size - wanted) <= batch:
-        return share_evenly(size, fixed)  # rounding to whole iterations
+    if wanted and not weights and abs(size - wanted) <= batch:
+        weights, fixed, wanted = dict(fixed), {}, 0  # rounding to whole iterations
     if wanted > size:
         raise UserError(
             f"{where}: its budgets in epochs and tokens need {-(-wanted // batch):,} iterations, and it has "
@@ -251,7 +267,7 @@ def share_samples(
     if left:
         raise UserError(
             f"{where}: max_epochs leaves {left / batch:,.1f} of its {size // batch:,} iterations without samples. "
-            "Raise it, or add a dataset."
+            "Raise it, add a dataset, or make it shorter (train.train_iters, until)."
         )
     return {name: fixed.get(name, shared.get(name, 0)) for name in blend}
 
@@ -259,7 +275,7 @@ def share_samples(
 def _caps(plan: OrderPlan, blend: Mapping[str, Budget], read: Mapping[str, int]) -> dict[str, int]:
     """Return the most samples that each dataset with max_epochs may still give."""
     return {
-        name: max(floor(budget.max_epochs * plan.datasets[name].tokens / plan.seq_length) - read[name], 0)
+        name: max(floor(min(budget.max_epochs, LARGEST) * plan.datasets[name].tokens / plan.seq_length) - read[name], 0)
         for name, budget in blend.items()
         if budget.max_epochs is not None
     }
@@ -271,9 +287,7 @@ def _fixed_samples(
     """Return the samples that budgets in epochs and tokens still ask for, and the budgets that are exceeded."""
     fixed, problems = dict[str, int](), list[str]()
     for name, budget in blend.items():
-        tokens = budget.tokens
-        if budget.epochs is not None:
-            tokens = budget.epochs * plan.datasets[name].tokens
+        tokens = _budget_tokens(plan, name, budget)
         if tokens is None:
             continue
         done = read[name] - before[name]
@@ -285,6 +299,22 @@ def _fixed_samples(
                 f"epochs ({done * plan.seq_length:,} tokens) of it."
             )
     return fixed, problems
+
+
+def _budget_tokens(plan: OrderPlan, name: str, budget: Budget) -> float | None:
+    """Return the tokens that a budget in epochs or tokens asks for; None for a weight."""
+    if budget.epochs is not None:
+        return min(budget.epochs, LARGEST) * plan.datasets[name].tokens
+    return None if budget.tokens is None else min(budget.tokens, LARGEST)
+
+
+def _exceeds_max_epochs(plan: OrderPlan, name: str, budget: Budget, before: int) -> bool:
+    """Return whether a budget exceeds max_epochs by more than the rounding of the stages before it to samples."""
+    tokens = _budget_tokens(plan, name, budget)
+    if tokens is None or budget.max_epochs is None:
+        return False
+    limit = min(budget.max_epochs, LARGEST) * plan.datasets[name].tokens
+    return (before - len(plan.stages) / 2) * plan.seq_length + tokens > limit
 
 
 def share_capped(total: int, weights: Mapping[str, float], caps: Mapping[str, int]) -> tuple[dict[str, int], int]:
@@ -326,9 +356,15 @@ def share_evenly(total: int, weights: Mapping[str, Any]) -> dict[str, int]:
     return shares
 
 
-def capped_warnings(plan: OrderPlan) -> list[str]:
-    """Return a warning for each dataset whose weight would exceed its max_epochs in a stage of the request."""
-    found = []
+def mixture_warnings(plan: OrderPlan) -> list[str]:
+    """Return a warning for each dataset that a stage cannot read, or only up to its max_epochs."""
+    asked = {name for stage in plan.stages for name in stage.budgets if not stage.samples.get(name)}
+    read = plan.consumed(plan.stages[-1].end)
+    found = [
+        f"{name} is never read: its share or budget is less than one sample of {plan.seq_length:,} tokens."
+        for name in sorted(asked)
+        if not read.get(name)
+    ]
     for number, stage in enumerate(plan.requested.get("stages", []), 1):
         for name, budget in stage["blend"].items():
             limit = budget.get("max_epochs")

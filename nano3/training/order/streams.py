@@ -1,5 +1,6 @@
 """The streams of the datasets of a plan, opened when they are first read, for training, traces and audits."""
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,8 @@ class Streams:
         """
         if name not in self._streams:
             shape = self.plan.datasets[name]
+            if name in self.gone:
+                raise Failure(f"{shape.folder}: the folder is gone, and the run has read {name} from it.")
             shards = self._in(self.folder).get(name) or self._in(Path(shape.folder)).get(name)
             if not shards or sum(shard.tokens for shard in shards) != shape.tokens:
                 raise Failure(f"{self.folder}: it does not have the dataset {name} that the run has read.")
@@ -48,11 +51,18 @@ class Streams:
         name, position = self.plan.locate(sample)
         return self[name].read(position)
 
+    @cached_property
+    def gone(self) -> set[str]:
+        """Datasets that the run's data no longer has, and whose own folder does not exist either."""
+        now, shapes = self._in(self.folder), self.plan.datasets
+        return {name for name, shape in shapes.items() if name not in now and not Path(shape.folder).is_dir()}
+
     @property
     def folders(self) -> list[Path]:
         """The run's data, then the folders of datasets that it no longer has."""
-        now = self._in(self.folder)
-        return [self.folder, *{Path(shape.folder): 0 for name, shape in self.plan.datasets.items() if name not in now}]
+        left = self.plan.datasets.keys() - self._in(self.folder).keys() - self.gone
+        own = {Path(shape.folder): 0 for name, shape in self.plan.datasets.items() if name in left}
+        return [self.folder, *own]
 
     def find_shard(self, shard: str, folder: Path) -> tuple[str, int] | None:
         """Return the dataset of the plan that reads a shard, and the shard's number in it; None if no one does.

@@ -257,6 +257,12 @@ def plan_order(config: PretrainConfig, run_dir: Path, point: ResumePoint, data: 
             recorded = OrderPlan.from_json(point.info.order)
         elif point.own:  # a checkpoint that lost its checkpoint.json
             recorded = read_plan(run_dir)
+            if recorded is None:
+                raise UserError(
+                    f"{point.folder} does not say how far the run has read its datasets, and {run_dir / ORDER_FILE} is "
+                    "missing. Put one of checkpoint.json and order.json back, or start a run with another run.name and "
+                    "checkpoint.load."
+                )
     plan = make_plan(config, data, recorded, point.iteration)
     if recorded and (text := change_sentence(recorded, plan, point.iteration)):
         warn(text)
