@@ -140,8 +140,8 @@ def open_samples(config: "PretrainConfig", run_dir: Path) -> "Samples":
         found = open_data(folder).dataset_fingerprints | found
     shapes = {name: shape for name, shape in index.plan.datasets.items() if name not in index.gone}
     for name in sorted(index.gone):
-        folder = index.plan.datasets[name].folder
-        warn(f"{folder}: the folder is gone, and the run has read {name} from it. Its documents cannot be traced.")
+        left = index.plan.datasets[name].folder
+        warn(f"{left}: the folder is gone, and the run has read {name} from it. Its documents cannot be traced.")
     if wrong := [name for name, shape in shapes.items() if found.get(name) != shape.fingerprint]:
         raise Failure(
             f"{data} is not the data that {run_dir} was trained on. It has been prepared again since, with another "

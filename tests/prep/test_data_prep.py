@@ -138,6 +138,8 @@ def test_a_run_in_megatrons_order_cannot_follow_a_blend_with_budgets(cli: Comman
         "then: the blend mine asks for a: epochs=2, and Megatron's order of samples knows weights only" in done.stderr
     )
     cli(*PREP, "dry_run=true", *words, "train.sample_order=nano3")
+    done = cli(*PREP, *words, "train.sample_order=nano3", "train.mixture=[{blend: {aa: 1, b: 1}}]", code=2)
+    assert "then: train.mixture: the data has no dataset 'aa' with a train split, only a, b. Did" in done.stderr
 
 
 def test_the_followup_run_is_checked_before_any_work(cli: Commands) -> None:

@@ -251,7 +251,8 @@ def share_samples(
     weights = {name: budget.weight for name, budget in blend.items() if budget.weight is not None}
     wanted, batch = sum(fixed.values()), plan.global_batch_size
     if wanted and not weights and abs(size - wanted) <= batch:
-        weights, fixed, wanted = dict(fixed), {}, 0  # rounding to whole iterations
+        # Rounding to whole iterations.
+        weights, fixed, wanted = {name: count for name, count in fixed.items() if count}, {}, 0
     if wanted > size:
         raise UserError(
             f"{where}: its budgets in epochs and tokens need {-(-wanted // batch):,} iterations, and it has "

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import Counter
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ from nano3.data.dataset.manifest import load_manifest
 from nano3.tools.report import mixture_section
 from nano3.tools.rerun import warn_changed_mixture
 from nano3.training.checks.value_checks import value_problems
+from nano3.training.dataset import open_data
 from nano3.training.order.plan import OrderPlan, read_plan
 from nano3.training.preflight import preflight
 from nano3.training.run.batch_documents import document_reads, document_spans, open_sample_index, samples_per_iteration
 from nano3.training.run.metrics import read_metrics
 from nano3.training.run.record import DataReference, save_run_config
+from nano3.training.run.resume import ResumePoint, plan_order
 from nano3.utils.errors import UserError
 
 STAGES = [
@@ -256,6 +258,23 @@ def test_a_dataset_that_left_is_traced_in_its_own_folder(data: Path, tmp_path: P
     assert code == 0 and "dataset math" in output and "reads: 0" not in output, errors
     code, output, errors = trace(tmp_path / "run", "--audit", "--all")
     assert code == 0 and "8 hashes of 8 iterations, the last one 8: all as planned" in output, errors
+    # What has nothing to do with the dataset that left is traced without its folder, too.
+    plan = read_plan(tmp_path / "run")
+    assert plan
+    math = replace(plan.datasets["math"], folder=str(tmp_path / "removed"))
+    replace(plan, datasets={**plan.datasets, "math": math}).write(tmp_path / "run")
+    code, output, errors = trace(tmp_path / "run", "--iteration", 6, "--no-sources")
+    assert code == 0 and "removed: the folder is gone, and the run has read math from it" in errors, errors
+    assert "extra" in output
+    code, _, errors = trace(tmp_path / "run", "--iteration", 2, "--no-sources")
+    assert code == 1 and "removed: the folder is gone" in errors
+
+
+def test_a_checkpoint_without_the_position_in_the_data_is_not_resumed(data: Path, tmp_path: Path) -> None:
+    """Otherwise the run would silently read its data from the start again."""
+    point = ResumePoint(5, tmp_path / "iter_0000005")
+    with pytest.raises(UserError, match=r"does not say how far the run has read .*order\.json is missing"):
+        plan_order(planned(), tmp_path, point, open_data(data))
 
 
 def test_the_audit_counts_and_proves(data: Path, whole: Path, tmp_path: Path) -> None:
@@ -310,6 +329,8 @@ def test_steps_that_are_left_out_are_not_part_of_a_hash(data: Path, tmp_path: Pa
     code, output, errors = trace(tmp_path, "--audit")
     assert code == 0, errors
     assert "4 hashes of 9 iterations" in output and "3 of these iterations were left out" in output
+    code, output, errors = trace(tmp_path, "--dataset", "docs")
+    assert code == 0 and "of the iterations with it were left out: their samples were passed over" in output, errors
 
 
 def test_a_new_phase_begins_its_own_order(data: Path, whole: Path, tmp_path: Path) -> None:
@@ -350,6 +371,11 @@ def test_the_preflight_shows_what_the_budgets_give(data: Path, tmp_path: Path) -
     )
     (problem,) = preflight(broken).problems
     assert "has no dataset 'dosc' with a train split" in problem
+    early = ready(planned([{"util": "50%", "blend": {"docs": 1}}, {}]), tmp_path / "not prepared yet", tmp_path)
+    assert any("no key 'util'. Did you mean 'until'?" in problem for problem in preflight(early).problems)
+    for key in ("train.train_iters", "train.global_batch_size"):
+        empty = preflight(ready(planned([{"until": "3e3 tokens"}, {}], **{key: 0}), data, tmp_path))
+        assert any(f"{key}=0" in problem for problem in empty.problems)
     capped = ready(planned([{"blend": {"docs": {"weight": 99, "max_epochs": 0.01}, "code": 1}}]), data, tmp_path)
     assert any("docs ends at its max_epochs=0.01" in warning for warning in preflight(capped).warnings)
     repeated = ready(planned([{"blend": {"docs": 1}}], **{"train.train_iters": 3000}), data, tmp_path)
@@ -371,3 +397,16 @@ def ready(config: PretrainConfig, data: Path, folder: Path) -> PretrainConfig:
 )
 def test_orders_that_do_not_exist_or_have_no_mixture(changes: dict[str, Any], text: str) -> None:
     assert any(text in problem for problem in value_problems(planned(**changes)))
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("train", "rampup_batch_size", [4, 4, 100]), ("dataset", "dataloader_type", "cyclic")],
+)
+def test_nothing_else_changes_what_an_iteration_reads(section: str, key: str, value: Any) -> None:
+    config = planned()
+    config.backend, config.megatron = "megatron", {section: {key: value}}
+    text = f"megatron.{section}.{key}={value}: with train.sample_order=nano3 each iteration reads its own"
+    assert any(text in problem for problem in value_problems(config))
+    config.train.sample_order, config.train.mixture = "megatron", []
+    assert not any(key in problem for problem in value_problems(config))

@@ -1,6 +1,7 @@
 """Plans over random stages, budgets, restarts and changes of the mixture: each document exactly as often as planned."""
 
 import json
+import math
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -17,7 +18,13 @@ from nano3.config import PretrainConfig
 from nano3.config.mixture import parse_mixture
 from nano3.training.dataset import Shard, TrainingData
 from nano3.training.hf.batch import BatchPlan
-from nano3.training.order.budgets import make_plan, megatron_order_problems, share_evenly
+from nano3.training.order.budgets import (
+    make_plan,
+    megatron_order_problems,
+    mixture_problems,
+    mixture_warnings,
+    share_evenly,
+)
 from nano3.training.order.plan import OrderPlan
 from nano3.training.order.plan_text import mixture_rows
 from nano3.training.order.stream import DatasetStream, StreamShard
@@ -239,6 +246,16 @@ def test_max_epochs_counts_from_the_start_of_the_run() -> None:
         ([{"blend": {"docs": {"epochs": 1, "tokens": 5}}}], "give one of weight, epochs and tokens"),
         ([{"blend": {"docs": {"epohcs": 1}}}], "no key 'epohcs'. Did you mean"),
         ([{"blend": {"docs": -1}}], "weight must be a number above 0, found -1"),
+        ([{"blend": {"docs": 0}}], "found 0. Leave out a dataset that the stage does not read."),
+        ([{"until": " "}, {}], "until=' ' is not understood. Write 60%"),
+        ([{"until": "1e308%"}, {}], "until=1e308% is iteration 1,000,000,000,000,000,000, and the run has"),
+        ([{"until": 10**400}, {}], "is not understood. Write 60%"),
+        ([{"blend": {"docs": {"epochs": 1e308}, "code": 1}}], "its budgets in epochs and tokens need"),
+        ([{"blend": {"docs": {"tokens": 1}}}], "its budgets fill 0.0% of its samples"),
+        (
+            [{"blend": {"docs": {"epochs": 8, "max_epochs": 7.9}}}],
+            "its budget is 8.00 epochs of the run, more",
+        ),
         ([{"blend": {"docs": True}}], "weight must be a number above 0, found True"),
         ([{"until": "60%", "blend": {"docs": 1}}], "is the last one and ends at iteration 60 of 100"),
         ([{"blend": {"docs": 1}}, {"blend": {"code": 1}}], "stage 1: until is missing"),
@@ -260,6 +277,83 @@ def test_all_problems_are_reported_at_once() -> None:
     assert len(found) == 2
     found = problems([{"until": 50, "blend": {"dosc": 1, "code": {"epochs": -1}}}, {"blend": {"mathe": 1}}])
     assert len(found) == 3 and "epochs must be a number above 0" in found[0] and "'mathe'" in found[2]
+
+
+def test_a_mixture_is_checked_without_data() -> None:
+    (problem,) = mixture_problems(make_config([{"util": 3, "blend": {"docs": 1}}]))
+    assert "no key 'util'. Did you mean 'until'?" in problem
+    assert mixture_problems(make_config([{"blend": {"whatever": 1}}])) == []
+
+
+def test_a_budget_of_just_max_epochs_is_met_however_it_is_rounded() -> None:
+    """2.5 epochs of 1,007 tokens are 314.7 samples of 8."""
+    data = make_data({"docs": 1007, "code": 9000})
+    plan = make_plan(
+        make_config([{"blend": {"docs": {"epochs": 2.5, "max_epochs": 2.5}, "code": 1}}], seq_length=8), data
+    )
+    assert plan.consumed(100)["docs"] == 314
+    third = {"docs": {"epochs": 1 / 3, "max_epochs": 1}, "code": 1}
+    stages = [{"until": 30, "blend": third}, {"until": 60, "blend": third}, {"blend": third}]
+    assert make_plan(make_config(stages, seq_length=8), data).consumed(100)["docs"] == 125  # of 125.9
+
+
+def test_rounding_to_whole_iterations_does_not_exceed_max_epochs() -> None:
+    data = make_data({"docs": 804})  # 80.4 samples of 10
+    assert make_plan(make_config([{"blend": {"docs": {"epochs": 1}}}], 11), data).consumed(11) == {"docs": 88}
+    with pytest.raises(UserError, match=r"max_epochs leaves 1\.0 of its 11 iterations without samples"):
+        make_plan(make_config([{"blend": {"docs": {"epochs": 1, "max_epochs": 1}}}], 11), data)
+
+
+def test_a_resume_after_all_budgets_are_read_is_refused() -> None:
+    data, blend = make_data({"docs": 800, "code": 800}), {"docs": {"epochs": 1}, "code": {"tokens": 800}}
+    plan = make_plan(make_config([{"blend": blend}], 20), data)
+    with pytest.raises(UserError, match=r"its budgets fill 0\.0% of its samples"):
+        make_plan(make_config([{"blend": blend}], 21), data, plan, 20)
+
+
+def test_a_dataset_that_gets_no_sample_is_named() -> None:
+    data = make_data({"docs": 1000, "code": 9000, "math": 4})
+    mixture = [{"until": "50%", "blend": {"docs": 1, "math": {"epochs": 1}}}, {"blend": {"docs": 1, "code": 1e-9}}]
+    found = mixture_warnings(make_plan(make_config(mixture), data))
+    assert [warning.partition(":")[0] for warning in found] == ["code is never read", "math is never read"]
+    assert mixture_warnings(make_plan(make_config([{"blend": {"docs": 1, "math": {"epochs": 2}}}]), data)) == []
+
+
+@st.composite
+def limited(draw: st.DrawFn) -> dict[str, float]:
+    """The entry of a dataset: any kind of budget, with or without a limit."""
+    kind = draw(st.sampled_from(["weight", "epochs", "tokens"]))
+    value = draw(st.integers(1, 4000)) if kind == "tokens" else draw(st.sampled_from([0.001, 0.5, 1, 2.5]))
+    limit = {"max_epochs": draw(st.sampled_from([0.5, 1, 2, 2.5]))} if draw(st.booleans()) else {}
+    return {kind: value, **limit}
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data())
+def test_budgets_are_met_within_max_epochs_or_refused(draw: st.DataObject) -> None:
+    """Also for datasets of less than a sample, and when the mixture changes in the middle of a stage."""
+    sizes = {name: draw.draw(st.sampled_from([3, 9, 10, 411, 997, 12_345])) for name in ("docs", "code", "math")}
+    data, entry = make_data(sizes), st.dictionaries(st.sampled_from([*sizes]), limited(), min_size=1)
+    plan = None
+    for at in (0, draw.draw(st.integers(1, 59))):
+        ends = sorted(draw.draw(st.sets(st.integers(1, 59), max_size=2)))
+        mixture = [{"until": end, "blend": draw.draw(entry)} for end in ends] + [{"blend": draw.draw(entry)}]
+        try:
+            plan = make_plan(make_config(mixture, 60, batch=4), data, plan, at)
+        except UserError:
+            plan = plan or make_plan(make_config([], 60, batch=4), data)
+            continue
+        begin = 0
+        for stage, end in zip(mixture, [*ends, 60], strict=True):
+            before, after = plan.consumed(max(begin, at)), plan.consumed(end)
+            for name, budget in stage["blend"].items() if end > at else ():
+                most = budget.get("max_epochs", math.inf) * sizes[name] / 10
+                assert after.get(name, 0) <= most or after.get(name, 0) == before.get(name, 0)
+                wanted = budget.get("tokens", budget.get("epochs", math.nan) * sizes[name]) / 10
+                if any("weight" in other for other in stage["blend"].values()) and after.get(name, 0) + 1 < most:
+                    got = after.get(name, 0) - plan.consumed(begin).get(name, 0)
+                    assert math.isnan(wanted) or abs(got - wanted) <= 0.5
+            begin = end
 
 
 @pytest.mark.parametrize(("until", "iteration"), [("60%", 60), (60, 60), ("4.8e3 tokens", 60), ("33.3%", 33)])
