@@ -48,7 +48,18 @@ def description(module: ModuleType) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose messages are printed like all others: words of the command line may be names of files."""
+    """A parser whose messages are printed like all others: words of the command line may be names of files.
+
+    Attributes:
+        nested: Whether commands of its own follow it.
+    """
+
+    nested = False
+
+    def add_subparsers(self, **kwargs: Any) -> Any:
+        """Add commands that follow this one."""
+        self.nested = True
+        return super().add_subparsers(**kwargs)
 
     def _print_message(self, message: str, file: Any = None) -> None:
         write(message, stderr=file is not sys.stdout)
@@ -64,6 +75,9 @@ def parse_arguments() -> tuple[ModuleType, argparse.Namespace]:
         command = commands.add_parser(name, help=module.HELP, description=description(module))
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         module.add_arguments(command)
+    command = commands.choices.get("".join(sys.argv[1:2]))
+    if command is not None and not command.nested:  # options may stand between words: WORD --top 1 WORD
+        return modules[sys.argv[1]], command.parse_intermixed_args(sys.argv[2:])
     args = parser.parse_args()
     return modules[args.tool], args
 

@@ -1,6 +1,7 @@
 """What the tools accept as arguments: numbers, a run by path or name, prepared data by folder or artifact."""
 
 import argparse
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,17 @@ def at_least(minimum: int) -> Callable[[str], int]:
         return value
 
     return number
+
+
+def above_zero(text: str) -> float:
+    """Return a number above 0, as an argparse type."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is out of range. Give a number above 0, for example 2.5.")
+    return value
 
 
 def find_run(name: str) -> Path:

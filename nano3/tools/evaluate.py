@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a folder of tasks, names of tasks (a,b), or both in two options for some tasks of a folder",
     )  # fmt: skip
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--iteration", type=int, help="iteration of the export (default: the newest)")
+    which.add_argument("--iteration", type=at_least(1), help="iteration of the export (default: the newest)")
     which.add_argument("--all", action="store_true", help="all exports of the run that lack results of these tasks")
     parser.add_argument("--limit", type=at_least(1), help="samples per task (default: all)")
     parser.add_argument("--fewshot", type=at_least(0), help="examples before each sample (default: those of the task)")

@@ -7,7 +7,7 @@ nano3 export output/nano3/runs/tiny --iteration 1000 --output tiny-hf
 import argparse
 from pathlib import Path
 
-from nano3.tools._arguments import RUNS, find_run
+from nano3.tools._arguments import RUNS, at_least, find_run
 from nano3.utils.console import say
 
 HELP = "write a run's checkpoint as a Hugging Face model"
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the tool's arguments."""
     parser.add_argument("run", help=f"run folder, its name under {RUNS}, or the folder of one checkpoint")
     parser.add_argument("--output", type=Path, help="folder to write (default: RUN/hf)")
-    parser.add_argument("--iteration", type=int, help="iteration of the checkpoint (default: the newest)")
+    parser.add_argument("--iteration", type=at_least(1), help="iteration of the checkpoint (default: the newest)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 from nano3.cli.app import compose_words, to_explained_config
 from nano3.config import PretrainConfig
-from nano3.tools._arguments import at_least
+from nano3.tools._arguments import above_zero, at_least
 from nano3.training.checks.model_stats import architecture_from_config, count_parameters
 from nano3.training.checks.parallel_layout import parallel_layout
 from nano3.training.cost.gpus import GPU_KINDS, GpuKind, gpu_kind
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WORD",
         help=f"words of nano3.pretrain, gpus=N, and gpu={'|'.join(GPU_KINDS)}",
     )
-    parser.add_argument("--price", type=float, help="price of a GPU-hour, in any currency")
+    parser.add_argument("--price", type=above_zero, help="price of a GPU-hour, in any currency")
     parser.add_argument("--top", type=at_least(1), default=8, help="number of layouts to list (default: 8)")
 
 

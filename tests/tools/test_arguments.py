@@ -6,7 +6,8 @@ from types import ModuleType
 
 import pytest
 
-from nano3.tools import inspect_data, tail, verify
+from nano3.__main__ import parse_arguments, tool_modules
+from nano3.tools import export, inspect_data, plan, tail, verify
 from nano3.tools._arguments import RUNS, find_run, find_runs_below
 from nano3.utils.errors import Failure, UserError
 
@@ -60,6 +61,12 @@ def test_a_folder_without_data_is_rejected(tmp_path: Path, tool: ModuleType, mak
         pytest.param(verify, ["d", "--threads", "1.5"], "'1.5' is not a whole number", id="threads"),
         pytest.param(tail, ["r", "-n", "-3"], "-3 is too small. The minimum is 0.", id="lines"),
         pytest.param(tail, ["r", "--rank", ""], "'' is not a whole number", id="rank"),
+        pytest.param(export, ["r", "--iteration", "-1"], "-1 is too small. The minimum is 1.", id="iteration"),
+        pytest.param(plan, ["w", "--price", "0"], "0 is out of range. Give a number above 0", id="no price"),
+        pytest.param(plan, ["w", "--price", "-2.5"], "-2.5 is out of range. Give a number above 0", id="negative"),
+        pytest.param(plan, ["w", "--price", "nan"], "nan is out of range. Give a number above 0", id="nan"),
+        pytest.param(plan, ["w", "--price", "inf"], "inf is out of range. Give a number above 0", id="inf"),
+        pytest.param(plan, ["w", "--price", "2,5"], "'2,5' is not a number", id="comma"),
     ],
 )
 def test_numbers_are_checked_by_the_parser(
@@ -70,3 +77,43 @@ def test_numbers_are_checked_by_the_parser(
     with pytest.raises(SystemExit) as raised:
         parser.parse_args(words)
     assert raised.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tool", tool_modules().values(), ids=tool_modules())
+def test_every_number_of_every_tool_has_a_range(tool: ModuleType) -> None:
+    parser = argparse.ArgumentParser()
+    tool.add_arguments(parser)
+    assert [action.dest for action in parser._actions if action.type in (int, float)] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "expected"),
+    [
+        pytest.param(["plan", "a=1", "--top", "1", "b=2"], "words", ["a=1", "b=2"], id="plan"),
+        pytest.param(["plan", "--top", "1", "~a", "--price=2", "+b=2"], "words", ["~a", "+b=2"], id="signs"),
+        pytest.param(["eval", "run", "--tasks", "t", "cluster=slurm"], "cluster", ["cluster=slurm"], id="eval"),
+        pytest.param(["jobs", "a", "--active", "b"], "folders", [Path("a"), Path("b")], id="jobs"),
+        pytest.param(["jobs", "--active"], "folders", [RUNS], id="default"),
+        pytest.param(["report", "a", "--output", "o.html", "b"], "runs", ["a", "b"], id="report"),
+        pytest.param(["scaling", "a", "--output", "o.html", "b"], "runs", ["a", "b"], id="scaling"),
+        pytest.param(["artifacts", "list"], "what", "list", id="commands of its own"),
+    ],
+)
+def test_options_may_stand_between_words(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], name: str, expected: object
+) -> None:
+    monkeypatch.setattr("sys.argv", ["nano3", *words])
+    tool, args = parse_arguments()
+    assert tool is tool_modules(words[0])[words[0]] and getattr(args, name) == expected
+
+
+@pytest.mark.parametrize(
+    "words", [["plan"], ["plan", "a=1", "--tip", "1"], ["eval", "r"], ["jobs", "--watch", "0"], []]
+)
+def test_what_no_tool_takes_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["nano3", *words])
+    with pytest.raises(SystemExit) as raised:
+        parse_arguments()
+    assert raised.value.code == 2 and "usage: nano3" in capsys.readouterr().err
