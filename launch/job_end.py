@@ -22,7 +22,8 @@ ID.starts.json  Contents of the progress file at each start of the job, oldest f
 
 The job script removes ID.exit, ID.again and ID.stopped before each start, ID.failed and ID.starts.json before the first
 one. If srun failed, ID.exit decides and the other markers are ignored; if srun succeeded, ID.again comes before
-ID.stopped.
+ID.stopped. A task that cannot write ID.again or ID.stopped (full disk) exits with 77 or 75 in its stead, and the job
+script does the same as with the file.
 """
 
 import contextlib
@@ -34,8 +35,11 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from nano3.utils.errors import RESTART_EXIT_CODE, Failure
+from nano3.utils.errors import RESTART_EXIT_CODE, ROLLBACK_EXIT_CODE, Failure
 from nano3.utils.files import read_json, write_json
+
+# Exit codes of a task that could not write ID.again and ID.stopped.
+UNMARKED_REQUEUE_CODE, UNMARKED_STOP_CODE = ROLLBACK_EXIT_CODE, RESTART_EXIT_CODE
 
 # SLURM_JOB_ID does not name the files: for one task of an array it is the id of the whole array.
 _SETUP = """\
@@ -71,10 +75,16 @@ exclude() {{
     echo "launch: $1 failed twice, but this job cannot run without it" >&2
   fi
 }}
-if [ "$code" = 0 ] && [ -e "$state.again" ]; then
+left=
+if [ "$code" = 0 ]; then
+  if [ -e "$state.again" ]; then left=again; elif [ -e "$state.stopped" ]; then left=stopped; fi
+elif [ ! -e "$state.exit" ]; then
+  case $code in {again_code}) left=again ;; {restart_code}) left=stopped ;; esac
+fi
+if [ "$left" = again ]; then
   code={restart_code}
   requeue
-elif [ "$code" = 0 ] && [ -e "$state.stopped" ]; then
+elif [ "$left" = stopped ]; then
   code={restart_code}
   echo "launch: the run stopped by itself before its end and saved its state; run the same command to continue" >&2
 elif [ -e "$state.exit" ]; then
@@ -121,6 +131,7 @@ def requeue_script(max_requeues: int, max_crashes: int) -> str:
     """
     return _REQUEUE.format(
         max_requeues=max_requeues, max_crashes=max_crashes, restart_code=RESTART_EXIT_CODE,
+        again_code=UNMARKED_REQUEUE_CODE,
         restart=AfterFailure.RESTART, give_up=AfterFailure.GIVE_UP,
     )  # fmt: skip
 

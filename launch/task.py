@@ -14,12 +14,22 @@ import subprocess
 import sys
 import threading
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from launch.job_end import AfterFailure, JobMarkers, current_job_id, node_name, restart_count
+from launch.job_end import (
+    UNMARKED_REQUEUE_CODE,
+    UNMARKED_STOP_CODE,
+    AfterFailure,
+    JobMarkers,
+    current_job_id,
+    node_name,
+    restart_count,
+)
 from nano3.utils.console import flush_output, prepare_output, print_problems, write
+from nano3.utils.disk_errors import disk_failure
 from nano3.utils.errors import HANG_EXIT_CODE, RESTART_EXIT_CODE, ROLLBACK_EXIT_CODE, Failure, UserError
 from nano3.utils.files import read_json
 
@@ -84,26 +94,26 @@ class RankTask:
         if os.environ["RANK"] == "0":
             try:
                 markers.check_crash_loop(Path(self.progress_file), self.max_crashes)
-            except Failure as error:
-                print_problems(error.problems)
-                markers.record_failure(error.exit_code)
-                return error.exit_code
+            except (Failure, OSError) as error:
+                failure = error if isinstance(error, Failure) else disk_failure(error, str(error.filename))
+                print_problems(failure.problems)
+                _leave(markers.record_failure, failure.exit_code)
+                return failure.exit_code
         process, code = self._run_rank()
         if code == 0:
-            if self.array_task:
-                markers.mark_done()
-            return 0
+            done = not self.array_task or _leave(markers.mark_done)
+            return 0 if done else Failure.exit_code
         if code in (RESTART_EXIT_CODE, ROLLBACK_EXIT_CODE) or process.killed_late or process.stopped_before_start(code):
             if process.stop_requested:
-                markers.request_requeue()
-            else:
-                markers.mark_stopped()
-            return 0
+                return 0 if _leave(markers.request_requeue) else UNMARKED_REQUEUE_CODE
+            return 0 if _leave(markers.mark_stopped) else UNMARKED_STOP_CODE
         if process.sigterm_received:  # srun ended this rank because another rank failed
             return code
         if code > 128:  # killed, so it could not say why
             self._show_log_end(code)
-        markers.record_failure(code, self._after_failure(code, markers), self._failed_node(code))
+        after, node = self._after_failure(code, markers), self._failed_node(code)
+        if not _leave(markers.record_failure, code, after, node) and after == AfterFailure.RESTART:
+            write("launch: the job is not restarted; run the same command to continue\n", stderr=True)
         return code
 
     def _after_failure(self, code: int, markers: JobMarkers) -> AfterFailure:
@@ -152,6 +162,16 @@ class RankTask:
             process = RankProcess(self.command, grace_s)
             code = process.wait()
         return process, code
+
+
+def _leave(mark: Callable[..., None], *values: object) -> bool:
+    """Write a marker file with a method of `JobMarkers`, and return whether it was written; if not, print why."""
+    try:
+        mark(*values)
+    except OSError as error:
+        write(f"launch: the end of this rank cannot be recorded: {error}\n", stderr=True)
+        return False
+    return True
 
 
 def _signal_name(number: int) -> str:

@@ -198,11 +198,16 @@ def test_python_of_the_profile(make_job: Any, recorder: Path) -> None:
         ("0", True, None, "0", "CANCELLED", 75, False),
         ("137", True, "9 0 node1", "0", "RUNNING", 9, False),
         ("1", True, None, "0", "RUNNING", 1, False),
+        ("77", False, None, "0", "RUNNING", 75, True),
+        ("77", False, None, "2", "RUNNING", 75, False),
+        ("77", False, "9 0 node1", "0", "RUNNING", 9, False),
+        ("75", False, None, "0", "RUNNING", 75, False),
     ],
     ids=[
         "success", "rank fails", "rank fails, others killed", "no record", "crash", "crash too often",
         "crash of a cancelled job", "crash without progress", "mistake", "saved", "saved again", "too often",
-        "cancelled", "one saved, one failed", "one saved, one lost",
+        "cancelled", "one saved, one failed", "one saved, one lost", "saved, unmarked", "saved, unmarked, too often",
+        "one unmarked, one failed", "stopped, unmarked",
     ],
 )  # fmt: skip
 def test_end_of_the_script(

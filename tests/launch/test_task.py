@@ -134,6 +134,49 @@ def test_task_with_a_stop_request_asks_for_a_requeue(tmp_path: Path) -> None:
     assert files(tmp_path) == {"7.again"}
 
 
+def no_file(tmp_path: Path, name: str) -> None:
+    """Let no marker be written, as on a full disk."""
+    (tmp_path / name).symlink_to(tmp_path / "missing" / name)
+
+
+def test_a_requeue_that_cannot_be_marked_is_an_exit_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    no_file(tmp_path, "7.again")
+    task = start_task(tmp_path, "count", str(tmp_path), "steps=6000", "pause=0.1")
+    eventually(lambda: (tmp_path / "progress.json").exists())
+    task.send_signal(signal.SIGUSR2)
+    assert task.wait() == 77
+    err = capfd.readouterr().err
+    assert "the end of this rank cannot be recorded" in err and "7.again" in err and "Traceback" not in err
+
+
+def test_a_stop_that_cannot_be_marked_is_an_exit_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    no_file(tmp_path, "7.stopped")
+    assert run_task(tmp_path, "count", str(tmp_path), "fail_rank=0", "fail_code=75") == 75
+    assert "7.stopped" in (err := capfd.readouterr().err) and "Traceback" not in err
+
+
+def test_a_failure_that_cannot_be_recorded_keeps_its_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    no_file(tmp_path, "7.exit.0")
+    assert run_task(tmp_path, "count", str(tmp_path), "fail_rank=0", "fail_code=9", restart=True) == 9
+    err = capfd.readouterr().err
+    assert "7.exit.0" in err and "the job is not restarted; run the same command" in err and "Traceback" not in err
+
+
+def test_a_start_that_cannot_be_recorded_is_a_failure(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "7.starts.json").mkdir()
+    assert run_task(tmp_path, "write_argument", str(tmp_path / "out"), "x") == 1
+    assert not (tmp_path / "out").exists() and "Traceback" not in capfd.readouterr().err
+    assert (tmp_path / "7.exit").read_text() == "1 0 node7 end\n"
+
+
+def test_a_task_of_an_array_that_cannot_be_marked_is_not_done(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    no_file(tmp_path, "7.done")
+    assert run_task(tmp_path, "part", str(tmp_path), "", array_task=True) == 1
+    assert "7.done" in (err := capfd.readouterr().err) and "Traceback" not in err
+
+
 def test_a_rank_that_is_rolled_back_starts_again_in_its_task(tmp_path: Path) -> None:
     """No requeue: the job keeps its nodes. The ranks meet on another port each time."""
     assert run_task(tmp_path, "roll_back", str(tmp_path), "2") == 0
