@@ -179,7 +179,7 @@ def main(text: str) -> int:
         Exit code 0.
 
     Raises:
-        Failure: lm-eval failed, or the export has been replaced since.
+        Failure: lm-eval failed, or the export has been replaced or removed since.
     """
     request = EvalRequest.from_text(text)
     values = read_results(run_lm_eval(request))
@@ -188,13 +188,21 @@ def main(text: str) -> int:
     if request.run_dir is None or request.info is None:
         say(f"results: {request.folder} (the export belongs to no run)")
         return 0
-    if read_export_info(Path(request.export)) != request.info:
-        raise Failure(f"{request.export} has been replaced since. Evaluate it again.")
+    if not _is_unchanged(request):
+        raise Failure(f"{request.export} has been replaced or removed since. Evaluate it again.")
     run_dir = Path(request.run_dir)
     add_eval(run_dir, {"iteration": request.info.iteration, "time": round(time.time(), 2), **values})
     shown = f"nano3 report {shlex.quote(str(run_dir))}"
     say(f"recorded at iteration {request.info.iteration} of {run_dir}; `{shown}` shows it")
     return 0
+
+
+def _is_unchanged(request: EvalRequest) -> bool:
+    """Return whether the folder still holds the export that was requested."""
+    try:
+        return read_export_info(Path(request.export)) == request.info
+    except FileNotFoundError:
+        return False
 
 
 def run_lm_eval(request: EvalRequest) -> Path:

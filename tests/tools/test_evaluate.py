@@ -15,6 +15,7 @@ from launch.submit import Batch
 from nano3.config.cluster import ClusterConfig
 from nano3.tools import evaluate, report
 from nano3.tools.evaluate import cluster_config, make_job
+from nano3.training import evaluation
 from nano3.training.evaluation import (
     EvalRequest,
     choose_tasks,
@@ -144,6 +145,26 @@ def test_values_of_a_result_file(tmp_path: Path) -> None:
     write_json(tmp_path / "results.json", {"results": {"a": {"alias": "a"}}})
     with pytest.raises(Failure, match="measured nothing"):
         read_results(tmp_path / "results.json")
+
+
+@pytest.mark.parametrize("change", ["removed", "replaced"])
+def test_results_of_an_export_that_is_gone_are_not_recorded(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    four = run_dir / "exports" / "iter_0000004"
+    request = make_request(four, ["a"], None, [])
+
+    def meanwhile(request: EvalRequest) -> Path:
+        shutil.rmtree(four)
+        if change == "replaced":
+            export(four, run_dir, 5)
+        write_json(tmp_path / "results.json", {"results": {"a": {"acc,none": 0.5}}})
+        return tmp_path / "results.json"
+
+    monkeypatch.setattr(evaluation, "run_lm_eval", meanwhile)
+    with pytest.raises(Failure, match=f"{four} has been replaced or removed since"):
+        evaluation.main(request.to_text())
+    assert read_evals(run_dir) == []
 
 
 def test_a_job_of_one_process_with_one_gpu_at_most(run_dir: Path) -> None:

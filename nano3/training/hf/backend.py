@@ -18,6 +18,7 @@ from nano3.training.dataset import TrainingData, open_data
 from nano3.training.hf.batch import BatchPlan, plan_batches
 from nano3.training.hf.model import PARALLEL, embedding_rows, model_problems, value_or_default
 from nano3.training.run import resume
+from nano3.training.run.hang_watch import note_progress
 from nano3.training.run.metrics import truncate_after
 from nano3.training.run.outcome import Outcome, SaveHook, no_hook
 from nano3.training.run.resume import CheckpointSearch, ResumePoint, agree_on_resume_point, world_size
@@ -208,12 +209,13 @@ def _train(
         f"split; {plan.data_parallel_size} rank(s) with {threads} thread(s) on {loop.parts.accelerator.device.type}; "
         f"ready after {loop.clock.since_start_s():.1f} s"
     )
+    failed = 1
     try:
         outcome = loop.run(stop)
-    except BaseException:
-        loop.parts.metrics.close(exit_code=1)
-        raise
-    loop.parts.metrics.close()
+        failed = 0
+    finally:
+        note_progress(loop.iteration, "end")
+        loop.parts.metrics.close(failed)
     loop.parts.accelerator.wait_for_everyone()
     because = f" ({outcome.reason})" if outcome.reason else ""
     say(f"{outcome.status} at iteration {outcome.iteration}{because}; checkpoint {outcome.checkpoint}")

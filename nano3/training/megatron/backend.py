@@ -32,6 +32,7 @@ from nano3.training.run import index_cache, resume
 from nano3.training.run.checkpoints import checkpoint_dir
 from nano3.training.run.failed_saves import FailedSaves
 from nano3.training.run.guard import make_guard
+from nano3.training.run.hang_watch import note_progress
 from nano3.training.run.metrics import truncate_after
 from nano3.training.run.outcome import Outcome, SaveHook, no_hook
 from nano3.training.run.resume import ResumePoint, world_size
@@ -365,6 +366,7 @@ def _outcome(pretrain: Callable[[], None], config: PretrainConfig, hooks: Any, m
         failed = 0
         return Outcome("rolled back", hooks.iteration, hooks.saved, "guard.action=rollback")
     finally:
+        note_progress(hooks.iteration, "end")
         hooks.finisher.wait()
         metrics.close(failed)
         _release()

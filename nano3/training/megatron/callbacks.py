@@ -302,38 +302,36 @@ class TrainingHooks:
 
 def max_over_ranks(values: list[float]) -> list[float]:
     """Return the element-wise maximum over all ranks. Every rank must call this at the same iterations."""
-    import torch
-    import torch.distributed as dist
-
-    if dist.get_world_size() == 1:
-        return values
-    maximum = torch.tensor(values, device="cuda", dtype=torch.float64)
-    dist.all_reduce(maximum, op=dist.ReduceOp.MAX)
-    return [float(value) for value in maximum.tolist()]
+    return _reduced(values, "float64", "MAX")
 
 
 def sum_values_over_ranks(values: list[float]) -> list[float]:
     """Return the element-wise sum over all ranks. Every rank must call this at the same iterations."""
+    return _reduced(values, "float64", "SUM")
+
+
+def sum_over_ranks(number: int) -> int:
+    """Return the sum of a number over all ranks. Every rank must call this at the same iterations."""
+    return _reduced([number], "int64", "SUM")[0]
+
+
+def _reduced[Number: (int, float)](values: list[Number], dtype: str, operation: str) -> list[Number]:
+    """Reduce values element by element over all ranks.
+
+    Args:
+        values: The values of this rank.
+        dtype: A type of torch, by name.
+        operation: A member of torch.distributed.ReduceOp, by name.
+    """
     import torch
     import torch.distributed as dist
 
     if dist.get_world_size() == 1:
         return values
-    total = torch.tensor(values, device="cuda", dtype=torch.float64)
-    dist.all_reduce(total)
-    return [float(value) for value in total.tolist()]
-
-
-def sum_over_ranks(number: int) -> int:
-    """Return the sum of a number over all ranks. Every rank must call this at the same iterations."""
-    import torch
-    import torch.distributed as dist
-
-    if dist.get_world_size() == 1:
-        return number
-    total = torch.tensor(number, device="cuda", dtype=torch.int64)
-    dist.all_reduce(total, op=dist.ReduceOp.SUM)
-    return int(total.item())
+    reduced = torch.tensor(values, device="cuda", dtype=getattr(torch, dtype))
+    dist.all_reduce(reduced, op=getattr(dist.ReduceOp, operation))
+    found: list[Number] = reduced.tolist()
+    return found
 
 
 def reads_own_samples() -> bool:
@@ -398,14 +396,7 @@ def extract_loss(losses: dict[str, Any] | None) -> float | None:
 
 def loss_from_last_stage(loss: float | None) -> float:
     """Return the loss on every rank. With pipeline stages, only the ranks of the last one know it."""
-    import torch
-    import torch.distributed as dist
-
-    if dist.get_world_size() == 1 and loss is not None:
-        return loss
-    maximum = torch.tensor([-math.inf if loss is None else loss], device="cuda", dtype=torch.float64)
-    dist.all_reduce(maximum, op=dist.ReduceOp.MAX)
-    return float(maximum.item())
+    return max_over_ranks([-math.inf if loss is None else loss])[0]
 
 
 def _learning_rate(optimizer: Any) -> float | None:

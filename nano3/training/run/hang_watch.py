@@ -32,6 +32,8 @@ from nano3.utils.files import read_json, write_json
 # take longer than a step.
 FIRST_STEP_S = 3600.0
 SLOW_PHASE_FACTOR = 6
+# Outputs are closed after the last step; W&B alone may take 20 s. Other ranks wait for rank 0 meanwhile.
+LEAST_END_S = 120.0
 # The limit grows with the longest step so far, since a step can be as long as minutes.
 LONGEST_STEP_FACTOR = 5
 # How long a rank that noticed waits for the records of the others.
@@ -108,7 +110,7 @@ class HangWatch:
 
         Args:
             iteration: Finished iterations.
-            phase: What begins now: "step", "validation" or "save".
+            phase: What begins now: "step", "validation", "save" or "end".
         """
         now, last = time.monotonic(), self._progress
         step = now - last.at if last.phase == "step" and iteration > last.iteration else 0.0
@@ -118,6 +120,8 @@ class HangWatch:
         """Return the seconds without progress that the present phase may last."""
         seen = self._progress
         limit = max(self.timeout_s, LONGEST_STEP_FACTOR * seen.longest_step_s)
+        if seen.phase == "end":
+            return max(SLOW_PHASE_FACTOR * limit, LEAST_END_S)
         if not seen.longest_step_s:
             return max(limit, self._first_step_s)
         return limit if seen.phase == "step" else SLOW_PHASE_FACTOR * limit
@@ -273,7 +277,7 @@ def note_progress(iteration: int, phase: str = "step") -> None:
 
     Args:
         iteration: Finished iterations.
-        phase: What begins now: "step", "validation" or "save".
+        phase: What begins now: "step", "validation", "save" or "end".
     """
     if _current is not None:
         _current.progress(iteration, phase)

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from nano3.utils.console import console_streams, printable_text, write_lost
 from nano3.utils.errors import Failure, Nano3Error
@@ -29,17 +29,51 @@ def log_path(run_dir: Path, rank: int) -> Path:
     return Path(run_dir) / "logs" / f"rank_{rank}.log"
 
 
+class LogFile:
+    """The log for nano3's own lines. If the disk is full, that is said once, and the run continues without them."""
+
+    def __init__(self, path: Path, console: IO[str]) -> None:
+        self._path, self._console, self._failed = path, console, False
+        self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
+
+    def write(self, text: str) -> None:
+        """Write a text, which is in the file after `flush`."""
+        with self._warn_once():
+            self._file.write(text)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        with self._warn_once():
+            self._file.flush()
+
+    def close(self) -> None:
+        """Write what is buffered and close the file."""
+        with self._warn_once():
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _warn_once(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if self._failed:
+                return
+            self._failed = True
+            with contextlib.suppress(OSError):
+                self._console.write(f"warning: {self._path} lacks lines of this rank: {error.strerror or error}\n")
+
+
 class ConsoleStream:
     """A text stream that writes to the console and, without colors, to the log."""
 
-    def __init__(self, shown: IO[str], log: IO[str]) -> None:
+    def __init__(self, shown: IO[str], log: LogFile) -> None:
         self._shown, self._log = shown, log
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._shown, name)
 
     def write(self, text: str) -> int:
-        """Write to the log, which cannot be a closed pipe, and then to the console."""
+        """Write to the log and then to the console."""
         self._log.write(_COLOR.sub("", text))
         return self._shown.write(text)
 
@@ -71,8 +105,8 @@ def rank_log(run_dir: Path, rank: int) -> Iterator[None]:
         for number in (1, 2):
             os.dup2(log, number)
         os.close(log)
-        logged: IO[str] = undo.enter_context(path.open("a", encoding="utf-8", errors="backslashreplace"))
-        streams = shown if own else [ConsoleStream(stream, logged) for stream in shown]
+        logged = undo.enter_context(contextlib.closing(LogFile(path, shown[1])))
+        streams: list[Any] = [*shown] if own else [ConsoleStream(stream, logged) for stream in shown]
         undo.enter_context(console_streams(streams[0], streams[1]))
         try:
             yield

@@ -1,5 +1,6 @@
 """A rank without progress is noticed, recorded and ended; the message names the rank that is behind."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -8,9 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from training_processes import Child, tiny_config
 
+from nano3.config import PretrainConfig
+from nano3.training.hf.backend import train
+from nano3.training.run import hang_watch
 from nano3.training.run.hang_watch import HangWatch, describe_hang, ranks_behind, read_ranks
-from nano3.utils.errors import HANG_EXIT_CODE
+from nano3.training.run.metrics import Metrics
+from nano3.utils.errors import HANG_EXIT_CODE, Failure
 from nano3.utils.files import read_json
 
 
@@ -22,6 +28,8 @@ from nano3.utils.files import read_json
         pytest.param("step", 60.0, 300.0, id="long-steps"),
         pytest.param("save", 2.0, 600.0, id="saving"),
         pytest.param("validation", 60.0, 1800.0, id="validation-of-long-steps"),
+        pytest.param("end", 2.0, 600.0, id="end"),
+        pytest.param("end", 0.0, 600.0, id="end-without-a-step"),
     ],
 )
 def test_the_limit_grows_with_what_is_done(tmp_path: Path, phase: str, longest: float, limit: float) -> None:
@@ -36,6 +44,32 @@ def test_the_longest_step_is_measured_between_steps_only(tmp_path: Path) -> None
         watch.progress(iteration, phase)
         time.sleep(0.05 if phase == "save" else 0.01)
     assert 0 < watch._progress.longest_step_s < 0.05
+
+
+def phase_while_closing(config: PretrainConfig, data: Path, run_dir: Path, fails: bool) -> tuple[str, int]:
+    """Train, and return the phase and the iterations in which the outputs were closed."""
+    seen = []
+
+    def close(self: Metrics, exit_code: int = 0) -> None:
+        assert hang_watch._current and exit_code == fails
+        seen.append((hang_watch._current._progress.phase, hang_watch._current._progress.iteration))
+
+    def on_save(iteration: int, folder: Path) -> None:
+        if fails and iteration == 2:
+            raise Failure("boom")
+
+    Metrics.close = close  # type: ignore[method-assign]
+    with hang_watch.watch_for_hangs(run_dir, 300.0), contextlib.suppress(Failure):
+        train(config, data, run_dir, on_save)
+    return seen[0]
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["finished", "failed"])
+def test_closing_the_outputs_is_the_end_and_no_step(data: Path, tmp_path: Path, fails: bool) -> None:
+    """A W&B server that hangs holds it for 20 s, which a short limit of steps must not count as a hang."""
+    config = tiny_config(**{"checkpoint.save_interval": 2, "train.eval_interval": 0})
+    child = Child(phase_while_closing, (config, data, tmp_path, fails), tmp_path / "log.txt")
+    assert child.result() == ("end", 2 if fails else 12), child.output()
 
 
 SCRIPT = """

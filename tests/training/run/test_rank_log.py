@@ -119,6 +119,23 @@ def test_a_closed_pipe_hides_no_error(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "the failure\n")
 
 
+FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200)); say('x' * 200); say('last')\n"
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "last"),
+    [("pass", 0, "after"), ("sys.exit(75)", 75, "last"), ("raise Failure('boom')", 0, "after"), ("1 / 0", 1, "last")],
+    ids=["finished", "stopped", "failure", "unforeseen"],
+)
+def test_a_full_disk_under_the_log_does_not_change_the_end(tmp_path: Path, ending: str, code: int, last: str) -> None:
+    """The console still has every line, and says that the log does not."""
+    done = noisy(tmp_path, FULL + ending)
+    assert done.returncode == code
+    assert done.stdout.splitlines()[-1] == last and "last" in done.stdout.splitlines()
+    assert done.stderr.count(f"warning: {log_path(tmp_path, 0)} lacks lines of this rank: File too large") == 1
+    assert ("boom" in done.stderr) == ("boom" in ending) and ("ZeroDivisionError" in done.stderr) == (code == 1)
+
+
 def test_captured_output_stays_captured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Failure), rank_log(tmp_path, 0):
         say("seen")
