@@ -16,9 +16,11 @@ from typing import Any
 from nano3.cli.app import compose_words, to_explained_config
 from nano3.config import PretrainConfig
 from nano3.tools._arguments import above_zero, at_least
+from nano3.training.checks.ladder_check import precision_problems
+from nano3.training.checks.low_precision import precision_title, width_problems
 from nano3.training.checks.model_stats import architecture_from_config, count_parameters
 from nano3.training.checks.parallel_layout import parallel_layout
-from nano3.training.cost.gpus import GPU_KINDS, GpuKind, gpu_kind
+from nano3.training.cost.gpus import GPU_KINDS, GpuKind, gpu_kind, precision_problem
 from nano3.training.cost.layouts import Choice, Plan, make_plan, override_words
 from nano3.training.cost.memory import Memory
 from nano3.training.cost.workload import Workload, workload_from_config
@@ -62,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     request = read_request(args.words)
     known = schema.load_bundled(request.config.recipe._target_)
     base = base_workload(request.config, known)
+    check_precision(request, base)
     plan = make_plan(base, request.gpus, request.gpu)
     show_run(request, base)
     show_choices(plan, request, args.price, args.top)
@@ -128,6 +131,20 @@ def base_workload(config: PretrainConfig, known: schema.Schema) -> Workload:
     return workload_from_config(config, known, model, parallel_layout(config, known))
 
 
+def check_precision(request: Request, base: Workload) -> None:
+    """Check that the model can be multiplied in the run's precision on this kind of GPU.
+
+    Raises:
+        UserError: It cannot, in no layout.
+    """
+    problems = width_problems(base.model, 1, base.precision)
+    problems += precision_problems(request.config, base.model, 1, base.precision)
+    if problem := precision_problem(base.precision, request.gpu):
+        problems.append(f"gpu={request.gpu.name}: {problem}")
+    if problems:
+        raise UserError(problems)
+
+
 def show_run(request: Request, base: Workload) -> None:
     """Print what is planned."""
     counts = count_parameters(base.model)
@@ -137,7 +154,7 @@ def show_run(request: Request, base: Workload) -> None:
     say(f"{short_number(counts.total)} parameters{active}; {request.gpus} {request.gpu.title}")
     say(
         f"{train.train_iters:,} iterations of {train.global_batch_size:,} x {train.seq_length:,} tokens = "
-        f"{short_number(tokens * train.train_iters)} tokens; {'FP8' if base.fp8 else 'bf16'}"
+        f"{short_number(tokens * train.train_iters)} tokens; {precision_title(base.precision)}"
     )
 
 

@@ -12,7 +12,12 @@ from typing import Final
 from nano3.config import PretrainConfig
 from nano3.config.pretrain import megatron_section
 from nano3.training import backend
-from nano3.training.checks.ladder_check import ladder_problems, ladder_rows, validation_warnings
+from nano3.training.checks.ladder_check import (
+    ladder_problems,
+    ladder_rows,
+    precision_problems,
+    validation_warnings,
+)
 from nano3.training.checks.lr_schedule import schedule_problems, schedule_summary
 from nano3.training.checks.model_stats import (
     Architecture,
@@ -27,7 +32,7 @@ from nano3.training.checks.value_checks import (
     value_problems,
     vocabulary_problems,
 )
-from nano3.training.cost.gpus import GPU_KINDS, GpuKind, gpu_of_run
+from nano3.training.cost.gpus import GPU_KINDS, GpuKind, gpu_of_run, precision_problem
 from nano3.training.cost.layouts import rule_problems
 from nano3.training.cost.memory import estimate_memory
 from nano3.training.cost.step_time import estimate_step
@@ -116,9 +121,10 @@ def preflight(config: PretrainConfig, vocab_size: int | None = None) -> Prefligh
     workload = workload_from_config(config, known, model, layout) if megatron and model else None
     if workload:
         result.problems.extend(rule_problems(workload))
+        result.problems.extend(precision_problems(config, workload.model, layout.tensor, workload.precision))
     _add_model_rows(config, layout, model, result)
     result.rows.extend([] if wrong else ladder_rows(config))
-    gpu = _gpu_of_run(config, result)
+    gpu = _gpu_of_run(config, workload, result)
     if workload:
         _add_memory_row(workload, gpu, result)
     preview = preview_resume_point(config, data, chosen.find_resume_point)
@@ -223,8 +229,8 @@ def _add_model_rows(
     result.rows.append(("FLOPs per token", f"{short_number(flops)} (forward and backward)"))
 
 
-def _gpu_of_run(config: PretrainConfig, result: Preflight) -> GpuKind:
-    """Return the kind of GPU that the estimates are for, and add a row if it is only assumed."""
+def _gpu_of_run(config: PretrainConfig, workload: Workload | None, result: Preflight) -> GpuKind:
+    """Return the kind of GPU that the estimates are for. Add a row if it is only assumed, else a problem it has."""
     try:
         gpu, assumed = gpu_of_run(config.cluster.gpu, config.cluster.kind == "local")
     except UserError as error:
@@ -232,6 +238,8 @@ def _gpu_of_run(config: PretrainConfig, result: Preflight) -> GpuKind:
         return GPU_KINDS["h100"]
     if assumed and config.backend == "megatron":
         result.rows.append(("GPU", f"{gpu.title}, assumed for the estimates below; set cluster.gpu=KIND"))
+    elif workload and not assumed and (problem := precision_problem(workload.precision, gpu)):
+        result.problems.append(problem)
     return gpu
 
 

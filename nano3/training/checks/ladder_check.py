@@ -1,7 +1,11 @@
 """Lines of the preflight about a model of the ladder: its size and tokens, and settings that do not follow the rule."""
 
+from dataclasses import asdict, replace
+
 from nano3.config import PretrainConfig
-from nano3.config.ladder import LadderRun, ladder_value
+from nano3.config.ladder import LARGEST, LadderRun, ladder_value, read_size, shape_of_size
+from nano3.training.checks.low_precision import precision_title, width_problems
+from nano3.training.checks.model_stats import Architecture
 from nano3.utils.errors import UserError, list_some
 
 # The settings that model=ladder and train=ladder derive, by section; the name of the rule where it is another one.
@@ -76,4 +80,35 @@ def validation_warnings(config: PretrainConfig, datasets: int) -> list[str]:
         f"{train.eval_iters} batches of validation cannot be divided among {datasets} datasets: sizes with another "
         "batch would be validated on other samples, and their losses could not be compared. Set ladder.eval_samples "
         f"to a multiple of the largest batch of the sweep times {datasets}, for example {samples}."
+    ]
+
+
+def precision_problems(config: PretrainConfig, model: Architecture, tensor: int, precision: str) -> list[str]:
+    """Return the sizes next to a run's own whose widths fit a precision, if its own do not.
+
+    Args:
+        config: The run's configuration.
+        model: Its architecture.
+        tensor: Tensor-parallel size, in ranks.
+        precision: bf16, fp8, mxfp8 or nvfp4.
+    """
+    size = config.ladder.size
+    if size is None or not width_problems(model, tensor, precision):
+        return []
+
+    def fits(candidate: float) -> bool:
+        shape = asdict(shape_of_size(f"{candidate:g}m"))
+        shape.pop("hybrid_layer_pattern")
+        changed = replace(model, **shape, moe_shared_expert_intermediate_size=2 * shape["moe_ffn_hidden_size"])
+        return not width_problems(changed, tensor, precision)
+
+    own = read_size(size) / 1e6
+    round_sizes = [n * 10.0**power for power in range(4) for n in range(1, 100) if n * 10.0**power <= LARGEST / 1e6]
+    below = (n for n in sorted({*round_sizes}, reverse=True) if n < own)
+    above = (n for n in sorted({*round_sizes}) if n > own)
+    found = [next(filter(fits, sizes), None) for sizes in (below, above)]
+    near = " or ".join(f"ladder.size={n:g}m" for n in found if n)
+    title = precision_title(precision)
+    return [
+        f"ladder.size={size}: {f'the sizes next to it that fit {title}: {near}' if near else f'no size fits {title}'}."
     ]

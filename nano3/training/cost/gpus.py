@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from nano3.training.checks.low_precision import TO_BF16
 from nano3.utils.errors import UserError, did_you_mean
 
 
@@ -54,6 +55,8 @@ GPU_KINDS: Final[dict[str, GpuKind]] = {
         GpuKind("gb300", "GB300", 2500e12, 5000e12, 278 * _GB, 8000 * _GB, 900 * _GB, 72, 100 * _GB),
     )
 }
+# The first GPUs with MXFP8 and NVFP4 (`check_mxfp8_support` in Transformer Engine).
+_BLACKWELL: Final = ("b200", "gb200", "b300", "gb300")
 # Dense bf16 peak of GPUs whose layouts are not estimated, in FLOP/s.
 _OTHER_PEAKS: Final = {"GH200": 989e12, "L40S": 362e12}
 
@@ -72,6 +75,20 @@ def gpu_kind(name: str, key: str = "cluster.gpu") -> GpuKind:
     if found is None:
         raise UserError(f"{key}={name}: no such kind of GPU.{did_you_mean(name.lower(), list(GPU_KINDS))}")
     return found
+
+
+def precision_problem(precision: str, gpu: GpuKind) -> str | None:
+    """Return why a GPU cannot multiply in a precision, or None.
+
+    Args:
+        precision: bf16, fp8, mxfp8 or nvfp4.
+        gpu: The kind of GPU.
+    """
+    able = {"fp8": [kind.name for kind in GPU_KINDS.values() if kind.fp8], "mxfp8": _BLACKWELL, "nvfp4": _BLACKWELL}
+    if precision not in able or gpu.name in able[precision]:
+        return None
+    able_names = ", ".join(able[precision])
+    return f"the {gpu.title} has no matrix products in {precision.upper()}. These have: {able_names}. bf16: {TO_BF16}."
 
 
 def local_gpu(driver: Path = Path("/proc/driver/nvidia/gpus")) -> GpuKind | None:

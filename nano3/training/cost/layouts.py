@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from nano3.training.checks.low_precision import token_problems, width_problems
 from nano3.training.checks.model_stats import divisibility_problems, flops_per_token
 from nano3.training.checks.parallel_layout import ParallelLayout
 from nano3.training.cost.gpus import GpuKind
@@ -63,7 +64,8 @@ def rule_problems(w: Workload) -> list[str]:
             f"train.seq_length={w.seq_length} / model.context_parallel_size={layout.context} must be a multiple of "
             f"model.tensor_model_parallel_size={layout.tensor} with model.sequence_parallel=true."
         )
-    return problems
+    problems += width_problems(w.model, layout.tensor, w.precision)
+    return problems + token_problems(w.tokens, w.split_tokens, w.precision)
 
 
 def make_plan(base: Workload, gpus: int, gpu: GpuKind) -> Plan:

@@ -1,11 +1,12 @@
 """What one GPU of a run holds and computes: architecture, layout, batch, and the settings that cost memory or time."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from nano3.config import PretrainConfig
 from nano3.config.pretrain import megatron_section
+from nano3.training.checks.low_precision import BF16, MULTIPLES
 from nano3.training.checks.model_stats import Architecture, RecipeValues
 from nano3.training.checks.parallel_layout import ParallelLayout
 
@@ -30,7 +31,7 @@ class Workload:
         recompute: Parts of a layer that the backward pass computes again; FULL for whole layers.
         dispatcher: How tokens reach their experts: allgather, alltoall or flex.
         graphs: Parts of the model in CUDA graphs.
-        fp8: Whether matrix products of the layers are in FP8.
+        precision: Of the matrix products of the layers: bf16, fp8, mxfp8 or nvfp4.
         gradient_bytes: Per parameter.
         optimizer_bytes: Per parameter: master weight and moments.
         sharded_optimizer: Whether data-parallel ranks divide the optimizer's state.
@@ -45,10 +46,15 @@ class Workload:
     recompute: tuple[str, ...] = ()
     dispatcher: str = "allgather"
     graphs: tuple[str, ...] = ()
-    fp8: bool = False
+    precision: str = BF16
     gradient_bytes: int = 2
     optimizer_bytes: int = 12
     sharded_optimizer: bool = True
+
+    @property
+    def fp8(self) -> bool:
+        """Whether the matrix products are in a form of FP8. Those in NVFP4 were not measured and count as bf16."""
+        return self.precision in ("fp8", "mxfp8")
 
     @property
     def tokens(self) -> float:
@@ -117,7 +123,7 @@ def workload_from_config(
         recompute=_recompute(value("model", "recompute_granularity"), value("model", "recompute_modules")),
         dispatcher=_dispatcher(str(value("model", "moe_token_dispatcher_type", "alltoall")), config, layout),
         graphs=graphs if value("model", "cuda_graph_impl", "none") != "none" else (),
-        fp8=_is_fp8(config, value("mixed_precision", "fp8")),
+        precision=_precision(config, value),
         gradient_bytes=4 if value("mixed_precision", "grad_reduce_in_fp32", False) else 2,
         optimizer_bytes=_optimizer_bytes(value),
         sharded_optimizer=bool(value("optimizer", "use_distributed_optimizer", True)),
@@ -141,9 +147,15 @@ def _dispatcher(chosen: str, config: PretrainConfig, layout: ParallelLayout) -> 
     return "allgather" if layout.tensor == 1 else "alltoall"
 
 
-def _is_fp8(config: PretrainConfig, recipe_value: Any) -> bool:
+def _precision(config: PretrainConfig, value: Callable[[str, str], Any]) -> str:
+    """Return the precision of matrix products, from the name or the fields of the section mixed_precision."""
     chosen = config.megatron.get("mixed_precision")
-    return "fp8" in chosen if isinstance(chosen, str) else bool(recipe_value)
+    if isinstance(chosen, str):
+        return next((name for name in ("mxfp8", "nvfp4", "fp8") if name in chosen.lower()), BF16)
+    if value("mixed_precision", "fp4"):
+        return "nvfp4"
+    recipe = str(value("mixed_precision", "fp8_recipe"))
+    return (recipe if recipe in MULTIPLES else "fp8") if value("mixed_precision", "fp8") else BF16
 
 
 def _optimizer_bytes(value: Any) -> int:

@@ -74,10 +74,13 @@ def test_small_micro_batches_wait_for_the_host() -> None:
 def test_fp8_products_are_faster_and_casts_take_time() -> None:
     w = nano(LAYOUTS["experts"])
     free = replace(MEASURED, casts=0.0)
-    assert estimate_step(replace(w, fp8=True), H100, free).gpu < estimate_step(w, H100).gpu
-    assert estimate_step(replace(w, fp8=True), H100, free).gpu < estimate_step(replace(w, fp8=True), H100).gpu
+    assert estimate_step(replace(w, precision="fp8"), H100, free).gpu < estimate_step(w, H100).gpu
+    assert (
+        estimate_step(replace(w, precision="fp8"), H100, free).gpu
+        < estimate_step(replace(w, precision="fp8"), H100).gpu
+    )
     a100 = GPU_KINDS["a100"]
-    assert estimate_step(replace(w, fp8=True), a100) == estimate_step(w, a100)
+    assert estimate_step(replace(w, precision="fp8"), a100) == estimate_step(w, a100)
 
 
 def test_constants_can_be_replaced() -> None:
