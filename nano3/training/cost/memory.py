@@ -81,8 +81,8 @@ def _stage(w: Workload, first: bool, last: bool) -> Memory:
     # The first stage begins a micro batch for every stage before it finishes one.
     in_flight = min(layout.pipeline, w.micro_batches) if first else 1
     activations = sum(n * kept[kind] for kind, n in a.layers.items()) / layout.pipeline * in_flight
-    if last:  # with the layers of multi-token prediction
-        activations += sum(n * kept[kind] for kind, n in a.mtp_layers.items()) * a.mtp_depths
+    if last:
+        activations += mtp_kept_bytes(w) * a.mtp_depths
     logits = _loss_bytes(w) if last else 0.0
     return Memory(
         weights=2 * (dense + experts),
@@ -124,6 +124,8 @@ def _local_parameters(w: Workload, first: bool, last: bool) -> tuple[float, floa
         extra = parameters({kind: n - a.layers.get(kind, 0) for kind, n in a.held_layers.items()})
         dense, experts = dense + extra[0] + mtp_parameters(a) / layout.tensor, experts + extra[1]
     ends = 1 if a.tied and layout.pipeline == 1 else first + last
+    # Multi-token prediction embeds the tokens, too: HybridModel gives its stage an embedding of its own.
+    ends += last and not first and a.mtp_depths > 0
     return dense + ends * a.vocab_size * a.hidden_size / layout.tensor, experts
 
 
@@ -142,6 +144,19 @@ def kept_bytes(w: Workload, kind: str) -> float:
     if kind == "E" and "moe" in w.recompute:
         inside = norm = 0.0
     return (entry + norm + inside) * KEPT_FACTOR[kind] * (FP8_FACTOR if w.fp8 else 1)
+
+
+def mtp_kept_bytes(w: Workload) -> float:
+    """Return the bytes that one depth of multi-token prediction keeps of one micro batch, with its layers.
+
+    Megatron-Core's `MultiTokenPredictionLayer` saves six states of hidden size: the inputs of the norms of embedding
+    and state, both side by side for the projection, the input of the last norm, and the result, which is copied beside
+    those of the other depths for the output matrix. Recomputing whole layers keeps embedding, state and result.
+    """
+    state = 2 * w.split_tokens * w.model.hidden_size
+    if w.recompute == FULL:
+        return 3 * state
+    return 6 * state + sum(n * kept_bytes(w, kind) for kind, n in w.model.mtp_layers.items())
 
 
 def layer_bytes(w: Workload, kind: str) -> float:

@@ -209,7 +209,8 @@ def _loss_time(w: Workload, gpu: GpuKind, c: Constants) -> float:
 def local_parameters(w: Workload) -> float:
     """Return the parameters of one rank, on average over the pipeline stages."""
     a, layout = w.model, w.layout
-    total = (2 * a.vocab_size * a.hidden_size + mtp_parameters(a)) / layout.tensor
+    matrices = 3 if a.mtp_depths and layout.pipeline > 1 else 2  # the last stage embeds tokens for further predictions
+    total = (matrices * a.vocab_size * a.hidden_size + mtp_parameters(a)) / layout.tensor
     for kind, one in layer_parameters(a).items():
         total += a.held_layers[kind] * (one.split / layout.tensor + one.whole + w.local_experts * one.expert)
     return total / layout.pipeline

@@ -90,6 +90,37 @@ def test_activations_grow_with_tokens_and_fall_with_ranks_that_share_them(kind: 
     assert split < whole < kept
 
 
+def with_mtp(w: Workload, depths: int = 2) -> Workload:
+    return replace(w, model=replace(w.model, mtp_depths=depths, mtp_layers={"*": 1}, mtp_shared=True))
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+@pytest.mark.parametrize(("pipeline", "embeddings"), [(1, 0), (4, 1)])
+def test_the_stage_of_multi_token_prediction_has_an_embedding_of_its_own(
+    tensor: int, pipeline: int, embeddings: int
+) -> None:
+    """With one stage it is that of the model. What comes besides are a layer of attention and the projection."""
+    w = workload(ParallelLayout(tensor * pipeline, tensor, pipeline, 1, 1), {"*": 8})
+    w = replace(w, model=replace(w.model, vocab_size=2**20))  # so that the last stage needs most
+    matrix = 2**20 * 64 / tensor
+    before, after = (estimate_memory(each).weights / 2 for each in (w, with_mtp(w)))
+    own = count_parameters(with_mtp(w).model).total - count_parameters(w.model).total
+    assert after - before == pytest.approx(embeddings * matrix + own / tensor, rel=1e-3, abs=200)
+
+
+@pytest.mark.parametrize(("tensor", "sequence", "context"), [(1, False, 1), (2, True, 1), (2, False, 1), (1, False, 4)])
+def test_each_depth_of_multi_token_prediction_keeps_six_states(tensor: int, sequence: bool, context: int) -> None:
+    layout = ParallelLayout(tensor * context, tensor, 1, context, 1)
+    w = workload(layout, {"*": 2}, sequence_parallel=sequence, micro_batch_size=2)
+    tokens = 2 * 1024 / context / (tensor if sequence else 1)
+    for depths in (1, 2, 3):
+        kept = estimate_memory(with_mtp(w, depths)).activations - estimate_memory(w).activations
+        assert kept == pytest.approx(depths * (12 * tokens * 64 + kept_bytes(w, "*")))
+    whole = replace(w, recompute=FULL)
+    kept = estimate_memory(with_mtp(whole)).activations - estimate_memory(whole).activations
+    assert kept == pytest.approx(2 * 6 * tokens * 64)
+
+
 def test_a_gpu_needs_room_for_more_than_tensors() -> None:
     memory, gpu = estimate_memory(workload(ONE)), GPU_KINDS["h100"]
     assert memory.fits(gpu)
