@@ -239,31 +239,26 @@ def share_samples(
         raise UserError(f"{where} has {size:,} samples, more than {LARGEST_STAGE:,}. Divide it into several stages.")
     caps = _caps(plan, blend, read)
     fixed, problems = _fixed_samples(plan, blend, read, before, where)
-    problems += [
+    exceeded = [
         f"{where}, dataset {name}: its budget is {plan.epochs(name, read[name] + fixed[name]):,.2f} epochs of the run, "
         f"more than max_epochs={blend[name].max_epochs:g}."
         for name in fixed
         if _exceeds_max_epochs(plan, name, blend[name], before[name])
     ]
-    if problems:
-        raise UserError(problems)
     fixed = {name: min(count, caps.get(name, count)) for name, count in fixed.items()}
+    done = {name: read[name] - before[name] for name in blend}
+    scaled = len(fixed) == len(blend) and _scale_to_iterations(size, fixed, done, caps, plan.global_batch_size)
+    if scaled and not exceeded:
+        return scaled
+    if problems + exceeded:
+        raise UserError(problems + exceeded)
     weights = {name: budget.weight for name, budget in blend.items() if budget.weight is not None}
     wanted, batch = sum(fixed.values()), plan.global_batch_size
     if wanted and not weights and abs(size - wanted) <= batch:
         # Rounding to whole iterations.
         weights, fixed, wanted = {name: count for name, count in fixed.items() if count}, {}, 0
-    if wanted > size:
-        raise UserError(
-            f"{where}: its budgets in epochs and tokens need {-(-wanted // batch):,} iterations, and it has "
-            f"{size // batch:,}{' left' if read != before else ''}. Lower them, or make it longer (train.train_iters, "
-            "until)."
-        )
-    if wanted < size and not weights:
-        raise UserError(
-            f"{where}: its budgets fill {wanted / size:.1%} of its samples. Give one dataset a weight, raise a budget, "
-            "or make it shorter."
-        )
+    if wanted > size or (wanted < size and not weights):
+        raise UserError(_misfit(wanted, size, batch, where, resumed=read != before))
     shared, left = share_capped(size - wanted, weights, caps)
     if left:
         raise UserError(
@@ -271,6 +266,54 @@ def share_samples(
             "Raise it, add a dataset, or make it shorter (train.train_iters, until)."
         )
     return {name: fixed.get(name, shared.get(name, 0)) for name in blend}
+
+
+def _misfit(wanted: int, size: int, batch: int, where: str, resumed: bool) -> str:
+    """Return why budgets in epochs and tokens do not fit their stage.
+
+    Args:
+        wanted: Samples that they ask for.
+        size: Samples of the stage, or of what is left of it.
+        batch: Samples of an iteration.
+        where: Name of the stage.
+        resumed: Whether the stage has been read in part.
+    """
+    if wanted > size:
+        return (
+            f"{where}: its budgets in epochs and tokens need {-(-wanted // batch):,} iterations, and it has "
+            f"{size // batch:,}{' left' if resumed else ''}. Lower them, or make it longer (train.train_iters, until)."
+        )
+    return (
+        f"{where}: its budgets fill {wanted / size:.1%} of its samples. Give one dataset a weight, raise a budget, "
+        "or make it shorter."
+    )
+
+
+def _scale_to_iterations(
+    size: int, fixed: Mapping[str, int], done: Mapping[str, int], caps: Mapping[str, int], batch: int
+) -> dict[str, int] | None:
+    """Return what is left of budgets that are scaled to the whole iterations of their stage.
+
+    A resume in the stage gets what the first start planned.
+
+    Args:
+        size: Samples that are left of the stage.
+        fixed: Samples that each budget still asks for; negative if scaling has given it more.
+        done: Samples of each dataset that the stage has read.
+        caps: The most samples that each dataset with max_epochs may still give.
+        batch: Samples of an iteration.
+
+    Returns:
+        None if the budgets differ from the stage by more than an iteration, or cannot be scaled.
+    """
+    budgets = {name: count + done[name] for name, count in fixed.items()}
+    whole, wanted = size + sum(done.values()), sum(budgets.values())
+    if not wanted or abs(whole - wanted) > batch:
+        return None
+    limits = {name: cap + done[name] for name, cap in caps.items()}
+    shares, left = share_capped(whole, {name: count for name, count in budgets.items() if count}, limits)
+    rest = {name: shares.get(name, 0) - count for name, count in done.items()}
+    return None if left or min(rest.values()) < 0 else rest
 
 
 def _caps(plan: OrderPlan, blend: Mapping[str, Budget], read: Mapping[str, int]) -> dict[str, int]:

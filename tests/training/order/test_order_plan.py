@@ -308,7 +308,22 @@ def test_a_resume_after_all_budgets_are_read_is_refused() -> None:
     data, blend = make_data({"docs": 800, "code": 800}), {"docs": {"epochs": 1}, "code": {"tokens": 800}}
     plan = make_plan(make_config([{"blend": blend}], 20), data)
     with pytest.raises(UserError, match=r"its budgets fill 0\.0% of its samples"):
-        make_plan(make_config([{"blend": blend}], 21), data, plan, 20)
+        make_plan(make_config([{"blend": blend}], 22), data, plan, 20)
+
+
+@pytest.mark.parametrize("sizes", [{"docs": 804}, {"docs": 997, "code": 411}, {"docs": 403, "code": 1200}], ids=str)
+def test_a_resume_in_a_stage_that_was_scaled_keeps_its_plan(sizes: dict[str, int]) -> None:
+    """Budgets without weights are rounded to whole iterations. Here only a later stage changes."""
+    data = make_data({**sizes, "web": 5000})
+    blend = {name: {"epochs": 2} for name in sizes}
+    for more in (0, 1):
+        until = 2 * sum(sizes.values()) // 80 + more
+        stages = [{"until": until, "blend": blend}, {"blend": {"web": 1}}]
+        changed = [stages[0], {"blend": {"web": 1, "docs": 1}}]
+        plan = make_plan(make_config(stages, until + 10), data)
+        for at in range(1, until):
+            after = make_plan(make_config(changed, until + 10), data, plan, at)
+            assert {**dict.fromkeys(after.datasets, 0), **plan.consumed(until)} == after.consumed(until)
 
 
 def test_a_dataset_that_gets_no_sample_is_named() -> None:
