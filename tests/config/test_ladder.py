@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -40,7 +41,7 @@ from nano3.training.checks.model_stats import (
 )
 from nano3.training.hf.model import model_problems
 from nano3.training.megatron.backend import check
-from nano3.training.megatron.recipe import ladder_settings
+from nano3.training.megatron.recipe import ladder_settings, set_variables
 from nano3.training.megatron.schema import load_bundled
 from nano3.training.megatron.settings import apply_settings, setting_problems
 from nano3.utils.command_line import CommandLine
@@ -205,6 +206,34 @@ def test_norms_take_any_width_on_a_gpu() -> None:
     apply_settings(container, changes, known)
     assert container.env_vars == {**recipe, **own}, "the others stay"
     assert ladder_settings(composed("model=nemotron_3_nano")) == []
+
+
+@pytest.mark.parametrize("exported", [None, "0", "1"])
+def test_norms_take_any_width_whatever_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], exported: str | None
+) -> None:
+    """Megatron-Bridge would keep a variable of the environment, and the first step would fail."""
+    names = ("NVTE_NORM_FWD_USE_CUDNN", "NVTE_NORM_BWD_USE_CUDNN")
+    for name in names:
+        monkeypatch.setenv(name, exported) if exported else monkeypatch.delenv(name, raising=False)
+    set_variables(on_the_ladder("100m"), dict.fromkeys(names, 0))
+    assert {os.environ.get(name, "0") for name in names} == {"0"}
+    assert ("adapted NVTE_NORM_FWD_USE_CUDNN=0, which the environ" in capsys.readouterr().out) == (exported == "1")
+
+
+@pytest.mark.parametrize(("exported", "reported"), [(None, False), ("INFO", False), ("WARN", True)])
+def test_a_variable_that_the_environment_overrides_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], exported: str | None, reported: bool
+) -> None:
+    monkeypatch.delenv("NCCL_DEBUG", raising=False)
+    if exported:
+        monkeypatch.setenv("NCCL_DEBUG", exported)
+    monkeypatch.setenv("NCCL_NVLS_ENABLE", "1")  # only the recipe's: the environment's is meant
+    config = composed("model=nemotron_3_nano", "+megatron.env_vars.NCCL_DEBUG=INFO")
+    set_variables(config, {"NCCL_DEBUG": "INFO", "NCCL_NVLS_ENABLE": 0})
+    shown = "".join(capsys.readouterr())
+    assert ("megatron.env_vars.NCCL_DEBUG has no effect: the environment sets NCCL_DEBUG" in shown) == reported
+    assert "NVLS" not in shown and os.environ.get("NCCL_DEBUG") == exported
 
 
 def test_settings_follow_those_that_are_given() -> None:

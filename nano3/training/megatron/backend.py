@@ -227,8 +227,7 @@ def set_environment() -> None:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-        for name, value in single_rank.items():
-            os.environ.setdefault(name, value)
+        os.environ.update(single_rank)  # also over what an earlier launcher has left in the shell
     set_compile_cache()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -289,6 +288,7 @@ def prepare(config: PretrainConfig, data: TrainingData, run_dir: Path) -> Any:
     for s in adapted:
         if s.path not in chosen:
             say(f"adapted {s.path}={s.value}: {s.origin}")
+    recipe.set_variables(config, recipe.field_getter(container)("env_vars") or {})
     return container
 
 

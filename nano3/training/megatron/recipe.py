@@ -9,15 +9,17 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from nano3.config import PretrainConfig
+from nano3.config.pretrain import megatron_section
 from nano3.training.dataset import TrainingData
 from nano3.training.megatron.settings import Setting
 from nano3.training.run import index_cache
 from nano3.training.run.checkpoints import checkpoint_dir
+from nano3.utils.console import say, warn
 from nano3.utils.errors import UserError, did_you_mean
 from nano3.utils.files import expand_user, write_text
 
@@ -134,6 +136,30 @@ def ladder_settings(config: PretrainConfig) -> list[Setting]:
     own_kernels = {"NVTE_NORM_FWD_USE_CUDNN": 0, "NVTE_NORM_BWD_USE_CUDNN": 0}
     why = "cuDNN has no norm for some widths of the ladder; Transformer Engine's own kernels take any"
     return [Setting("env_vars", own_kernels, why)]
+
+
+def set_variables(config: PretrainConfig, variables: Mapping[str, Any]) -> None:
+    """Set the variables that a model of the ladder needs, and report settings that the environment overrides.
+
+    Megatron-Bridge sets only variables that the environment lacks (`apply_environment_variables`).
+
+    Args:
+        config: The run's configuration.
+        variables: The section `env_vars` of the container, with all settings.
+    """
+    needed = {name for setting in ladder_settings(config) for name in setting.value}
+    chosen = megatron_section(config, "env_vars")
+    for name, value in variables.items():
+        if os.environ.get(name, str(value)) == str(value):
+            continue
+        if name in needed:
+            say(f"adapted {name}={value}, which the environment sets to {os.environ[name]}")
+            os.environ[name] = str(value)
+        elif name in chosen:
+            warn(
+                f"megatron.env_vars.{name} has no effect: the environment sets {name} to another value, which "
+                f"Megatron-Bridge keeps. Unset it there, or set cluster.env.{name}."
+            )
 
 
 def adaptations(

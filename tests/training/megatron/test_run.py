@@ -128,11 +128,16 @@ def test_another_number_of_ranks_is_noticed(
     assert backend.other_world_size(ResumePoint(10, folder, info=read_checkpoint_info(folder))) is other
 
 
-def test_a_plain_process_becomes_a_run_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("left", [{}, {"MASTER_ADDR": "node7", "MASTER_PORT": "29500", "LOCAL_RANK": "3"}])
+def test_a_plain_process_becomes_a_run_of_one(monkeypatch: pytest.MonkeyPatch, left: dict[str, str]) -> None:
+    """Without RANK, no launcher has started it, and what one has left in the shell would make it wait for others."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
     backend.set_environment()
-    assert (os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["MASTER_ADDR"]) == ("0", "1", "127.0.0.1")
+    assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")] == ["0", "1", "0"]
+    assert os.environ["MASTER_ADDR"] == "127.0.0.1" and os.environ["MASTER_PORT"] != "29500"
 
 
 def test_a_launchers_environment_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
