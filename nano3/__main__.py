@@ -19,7 +19,7 @@ from nano3 import __version__, tools
 from nano3.cli.process import check_working_folder, exit_on_broken_pipe, exit_with_code, exit_with_error, initialize
 from nano3.utils.console import need_output, write
 from nano3.utils.disk_errors import translate_disk_errors
-from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Nano3Error
+from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Nano3Error, UserError, did_you_mean
 
 # Commands that are not named like their module, by its name.
 NAMES = {"evaluate": "eval", "inspect_data": "inspect"}
@@ -75,9 +75,12 @@ def parse_arguments() -> tuple[ModuleType, argparse.Namespace]:
         command = commands.add_parser(name, help=module.HELP, description=description(module))
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         module.add_arguments(command)
-    command = commands.choices.get("".join(sys.argv[1:2]))
+    word = "".join(sys.argv[1:2])
+    if word and not word.startswith("-") and word not in modules:
+        raise UserError(f"no tool {word!r}.{did_you_mean(word, list(modules))}")
+    command = commands.choices.get(word)
     if command is not None and not command.nested:  # options may stand between words: WORD --top 1 WORD
-        return modules[sys.argv[1]], command.parse_intermixed_args(sys.argv[2:])
+        return modules[word], command.parse_intermixed_args(sys.argv[2:])
     args = parser.parse_args()
     return modules[args.tool], args
 

@@ -41,9 +41,11 @@ def resolve_reference(
         raise UserError(f"{key}{reference}: no such folder ({folder.absolute()})")
     try:
         artifact = store.resolve(reference)
-    except UserError:
+    except UserError as error:
         if settings is None or not settings.on:
-            raise
+            if ":" in reference:
+                raise
+            raise UserError(f"{key}{reference}: no such folder ({folder.absolute()}), and {error}") from None
         return ResolvedArtifact(*wandb_mirror.find_remote(reference, settings))
     return ResolvedArtifact(Path(artifact.path), artifact.reference)
 

@@ -6,9 +6,9 @@ Hydra reports one problem at a time, with exit code 1, and answers a typo with t
 import contextlib
 import shlex
 from collections.abc import Iterator
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -30,6 +30,7 @@ from nano3.cli.config_groups import (
     type_problem,
 )
 from nano3.cli.open_keys import is_open_key, open_key_problems
+from nano3.config.blend import SourceConfig
 from nano3.utils.command_line import FLAGS, THEN, CommandLine, OverrideWord
 from nano3.utils.errors import Nano3Error, UserError, did_you_mean, nearest
 from nano3.utils.redaction import is_secret
@@ -54,6 +55,7 @@ _NO_EFFECT = {
         "hydra.job.chdir": "A preparation works in the folder of the command.",
     },
 }
+_DATASET_KEYS = [field.name for field in fields(SourceConfig)]
 # Errors of composing a configuration. Hydra raises ValueError and OSError for a member's file without keys.
 COMPOSITION_ERRORS = (ConfigCompositionException, MissingConfigException, yaml.YAMLError, ValueError, OSError)
 
@@ -78,7 +80,7 @@ def explain_error(error: Exception, name: str, line: CommandLine) -> Nano3Error:
     if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
         return explain_error(error.__cause__, name, line)
     if isinstance(error, OverrideParseException):
-        return UserError(_syntax_problem(str(error.override)))
+        return UserError(_syntax_problem(str(error.override), line))
     if isinstance(error, InterpolationResolutionError):
         return UserError(str(error).split("\n")[0])
     if isinstance(error, OmegaConfBaseException) and error.full_key:
@@ -150,11 +152,16 @@ def syntax_problems(line: CommandLine) -> list[str]:
     typed = [override.word for override in line.overrides if override.value is not None]
     if len(parse_overrides(line)) < len(typed):
         words += [word for word in typed if not _parsed(word)]
-    return [_syntax_problem(word) for word in words]
+    return [_syntax_problem(word, line) for word in words]
 
 
-def _syntax_problem(word: str) -> str:
-    """Return the message for a word that Hydra's parser cannot read, with the quotes that would suffice."""
+def _syntax_problem(word: str, line: CommandLine) -> str:
+    """Return the message for a word that Hydra's parser cannot read, with the quotes that would suffice.
+
+    Args:
+        word: The word.
+        line: The command line, in which commas may separate the values of a sweep.
+    """
     override = OverrideWord.parse(word)
     head, value = f"{override.prefix}{override.key}", override.value
     if value is None and "~" not in head:
@@ -164,7 +171,9 @@ def _syntax_problem(word: str) -> str:
         return f"{shown}: {head!r} cannot be a key. Write key=value, without spaces around the equals sign."
     if is_secret(override.key):
         value = "..."
-    if not set(value) & set("[]{}'\"\\") and _parsed(quoted := f'{head}="{value}"'):
+    values = value.split(",") if line.has_flag("-m", "--multirun") else [value]
+    quoted = f"{head}=" + ",".join(v if _parsed(f"{head}={v}") else f'"{v}"' for v in values)
+    if not set(value) & set("[]{}'\"\\") and _parsed(quoted):
         return f"{shown}: Hydra reads such text in quotes only. Quote it for the shell, too: {shlex.quote(quoted)}"
     return (
         f"{shown}: Hydra cannot read this value: a bracket or quote is left open, or the text needs quotes. Write "
@@ -201,6 +210,10 @@ def override_problems(name: str, line: CommandLine, check_members: bool) -> list
 def _unknown_key(key: str, name: str, keys: list[str]) -> str:
     """Return the message for a key that is not in the schema."""
     parent, _, leaf = key.rpartition(".")
+    if name == "data_prep" and parent in ("", "data_blend") and leaf in _DATASET_KEYS:
+        return (
+            f"{key} belongs to a dataset. Set it for each one that needs it, in the file of blend_path or data_blend."
+        )
     siblings = {k.rpartition(".")[2]: k for k in keys if k.rpartition(".")[0] == parent}
     same_leaf = [k for k in keys if k.rpartition(".")[2] == leaf]
     if parent in keys and siblings and (near := nearest(leaf, list(siblings))):
@@ -261,7 +274,8 @@ def flag_problems(name: str, line: CommandLine) -> list[str]:
         if near == "then":
             hint = "Did you mean --then WORDS?"
         elif near:
-            hint = f"Did you mean {near}={flag.value or 'VALUE'}?"
+            value = "true" if get_type_hints(SCHEMAS[name]).get(near) is bool else "VALUE"
+            hint = f"Did you mean {near}={flag.value or value}?"
         else:
             hint = "Settings are written key=value."
         found.append(f"{flag.name}: no such flag. {hint}")
@@ -312,6 +326,6 @@ def override_values(override: Override) -> Iterator[Any]:
     """Yield the value of an override, or each value of a sweep over a list; nothing for other sweeps."""
     value = override.value()
     if isinstance(value, ChoiceSweep):
-        yield from value.list
+        yield from map(Override._convert_value, value.list)  # without the quotes that were typed
     elif not override.is_sweep_override() and not is_dataclass(value):
         yield value

@@ -15,6 +15,7 @@ from nano3.utils.errors import UserError, did_you_mean
 MISSING: Any = "???"
 # What a run reads of a dataset, besides its weight. Prepared data carries them; its tokens do not depend on them.
 BUDGETS = ("epochs", "tokens", "max_epochs")
+BLEND_SHAPE = 'A blend file is JSON such as {"datasets": [{"name": "web", "path": "web.jsonl", "weight": 1}]}.'
 
 
 @dataclass
@@ -178,15 +179,13 @@ def read_blend_file(path: Path) -> list[SourceConfig]:
     except FileNotFoundError:
         raise UserError(f"blend_path={path}: there is no such file") from None
     except IsADirectoryError:
-        raise UserError(
-            f"blend_path={path}: this is a folder. A blend file is a JSON file with a list `datasets`."
-        ) from None
+        raise UserError(f"blend_path={path}: this is a folder. {BLEND_SHAPE}") from None
     except OSError as error:
         raise UserError(f"blend_path={path}: cannot be read: {reason(error, path)}") from None
     except ValueError as error:
-        raise UserError(f"blend_path={path}: not valid JSON: {error}") from None
+        raise UserError(f"blend_path={path}: not valid JSON: {error}. {BLEND_SHAPE}") from None
     if not isinstance(content, dict) or not isinstance(content.get("datasets"), list):
-        raise UserError(f'blend_path={path}: expected {{"datasets": [{{"name", "path", "weight"}}, ...]}}')
+        raise UserError(f"blend_path={path}: not a blend file. {BLEND_SHAPE}")
     problems = [
         f"{path}: no key {key!r}. A blend file has the keys `datasets` and `max_epochs`; set options on the command "
         f"line: {key}=..."

@@ -9,6 +9,7 @@ results are added to evals.jsonl of the run and shown by nano3 report.
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "cluster", nargs="*", metavar="cluster…=VALUE", help="where to run, as for nano3.pretrain (default: here)"
     )
     parser.add_argument(
-        "--tasks", action="append", required=True, metavar="FOLDER|NAMES",
+        "--tasks", action="append", required=True, metavar="FOLDER|NAMES", type=os.path.expanduser,
         help="a folder of tasks, names of tasks (a,b), or both in two options for some tasks of a folder",
     )  # fmt: skip
     which = parser.add_mutually_exclusive_group()

@@ -5,10 +5,10 @@ nano3 export output/nano3/runs/tiny --iteration 1000 --output tiny-hf
 """
 
 import argparse
-from pathlib import Path
 
 from nano3.tools._arguments import RUNS, at_least, find_run
 from nano3.utils.console import say
+from nano3.utils.files import expand_user
 
 HELP = "write a run's checkpoint as a Hugging Face model"
 
@@ -16,7 +16,7 @@ HELP = "write a run's checkpoint as a Hugging Face model"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the tool's arguments."""
     parser.add_argument("run", help=f"run folder, its name under {RUNS}, or the folder of one checkpoint")
-    parser.add_argument("--output", type=Path, help="folder to write (default: RUN/hf)")
+    parser.add_argument("--output", type=expand_user, help="folder to write (default: RUN/hf)")
     parser.add_argument("--iteration", type=at_least(1), help="iteration of the checkpoint (default: the newest)")
 
 

@@ -1,7 +1,7 @@
 """List runs on this machine and on Slurm, newest first, with their state and progress.
 
 nano3 jobs                              runs under output/nano3/runs
-nano3 jobs output/nano3/runs/my_sweep   the points of one sweep
+nano3 jobs my_sweep                     the points of one sweep
 nano3 jobs --active --watch             what is pending or running, redrawn every 5 seconds
 
 "last line" is the age of the newest output of a running run. "silent" marks one that wrote nothing for far longer than
@@ -61,8 +61,9 @@ class Listing(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the tool's arguments."""
     parser.add_argument(
-        "folders", nargs="*", type=Path, default=[RUNS], help=f"run folders or their parents (default: {RUNS})"
-    )
+        "folders", nargs="*", type=Path, default=[RUNS],
+        help=f"run folders or their parents, or names under {RUNS} (default: {RUNS})",
+    )  # fmt: skip
     parser.add_argument("--active", action="store_true", help="only runs that are pending or running")
     parser.add_argument(
         "--watch", metavar="SECONDS", type=at_least(1), nargs="?", const=_WATCH_SECONDS,
@@ -72,9 +73,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the tool and return its exit code."""
+    args.folders = [found if (found := RUNS / f).is_dir() and not f.is_dir() else f for f in args.folders]
     missing = [folder for folder in args.folders if not folder.is_dir()]
     if missing and args.folders != [RUNS]:
-        raise UserError([f"There is no folder {folder}." for folder in missing])
+        raise UserError([f"There is no folder {folder}, neither here nor under {RUNS}." for folder in missing])
     if args.watch:
         _watch(args)
     listing = _list_runs(args.folders, args.active)

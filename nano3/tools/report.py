@@ -19,6 +19,7 @@ from nano3.tools.diff import ABSENT, StartRecord, format_value, missing_start_pr
 from nano3.training.run.record import latest_start_dir, read_finish_record
 from nano3.utils.console import duration_text, say, table
 from nano3.utils.errors import UserError
+from nano3.utils.files import expand_user
 
 if TYPE_CHECKING:
     from nano3.training.run.skips import SkipRecord
@@ -43,8 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "runs", nargs="+", metavar="RUN", help=f"run folder or its name under {RUNS}, or a folder of runs (a sweep)"
     )
     parser.add_argument(
-        "--output", metavar="FILE", help="file to write (default: RUN/report.html, or ./report.html for several runs)"
-    )
+        "--output", metavar="FILE", type=expand_user,
+        help="file to write (default: RUN/report.html, or ./report.html for several runs)",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:

@@ -26,6 +26,7 @@ from nano3.training.preflight import MAX_USEFUL_EPOCHS, short_number
 from nano3.utils.command_line import CommandLine
 from nano3.utils.console import say, table, warn
 from nano3.utils.errors import Failure, UserError
+from nano3.utils.files import expand_user
 
 if TYPE_CHECKING:  # they import numpy, which `nano3 --help` can do without
     from nano3.training.reports.scaling_law import Law, Point
@@ -50,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--predict", nargs="+", metavar="WORD", default=FULL_MODEL,
         help="words of nano3.pretrain for the run to predict (default: +experiment=nano3)",
     )  # fmt: skip
-    parser.add_argument("--output", metavar="FILE", default="scaling.html", help="page (default: scaling.html)")
+    parser.add_argument(
+        "--output", metavar="FILE", type=expand_user, default="scaling.html", help="page (default: scaling.html)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -29,6 +29,7 @@ PLAIN_WIDTH = 160
 MAX_MESSAGE = 4000  # characters of one message; what it says first and last is kept
 MAX_MESSAGES = 100  # of one error
 MAX_CELL = 1000  # characters in a cell of a table
+MIN_COLUMN = 16  # characters at which a column of text, such as paths, may be folded
 # C0 and C1 control characters, line separators, marks that reverse the direction of text, bytes that are not UTF-8.
 _UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _UNPRINTABLE_IN_TEXT = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -249,15 +250,15 @@ class _Guarded:
 
 
 def say(text: str, stderr: bool = False) -> None:
-    """Print a message to stdout, or to stderr, without markup."""
-    console(stderr).print(message(text), markup=False)
+    """Print a message to stdout, or to stderr, without markup. Long lines are not broken: they may be copied."""
+    console(stderr).print(message(text), markup=False, soft_wrap=True)
 
 
 def warn(text: str) -> None:
     """Print a message to stderr that begins with "warning: "."""
     out = console(stderr=True)
     out.print("warning: ", style="yellow", end="")
-    out.print(message(text), markup=False)
+    out.print(message(text), markup=False, soft_wrap=True)
 
 
 def print_problems(problems: Iterable[str]) -> None:
@@ -294,7 +295,7 @@ def group_by_dataset(problems: Iterable[str]) -> list[str]:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()) -> None:
-    """Print a table: with rich on a terminal, as aligned plain text otherwise.
+    """Print a table: with rich on a terminal that is wide enough, as aligned plain text otherwise.
 
     Args:
         title: Printed above the table.
@@ -305,14 +306,14 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
     title, cells = printable(title), [list(map(cell_text, row)) for row in rows]
     names, right = list(map(printable, columns)), list(map(printable, right))
     out = console()
-    if out.is_terminal:
+    if out.is_terminal and (fitting := _column_widths(names, cells, right, out.width)):
         from rich.table import Table
         from rich.text import Text
 
         # Text, because rich would read a str such as the path data[train]/a.jsonl as markup.
         view = Table(title=Text(title, "table.title"), title_justify="left", header_style="bold")
-        for name in names:
-            view.add_column(Text(name), justify="right" if name in right else "left", overflow="fold")
+        for name, width in zip(names, fitting, strict=True):
+            view.add_column(Text(name), justify="right" if name in right else "left", overflow="fold", width=width)
         for row in cells:
             view.add_row(*map(Text, row))
         out.print(view)
@@ -323,7 +324,33 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
         padded = [c.rjust(w) if n in right else c.ljust(w) for c, w, n in zip(row, widths, names, strict=True)]
         return "  ".join(padded).rstrip()
 
-    out.print("\n".join([title, line(names), *(line(r) for r in cells)]), markup=False)
+    out.print("\n".join([title, line(names), *(line(r) for r in cells)]), markup=False, soft_wrap=True)
+
+
+def _column_widths(
+    names: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[str], width: int
+) -> list[int] | None:
+    """Return the widths in which a table fits a terminal with unbroken numbers, None if there are none.
+
+    Args:
+        names: Names of the columns.
+        cells: The rows.
+        right: Names of the columns of numbers.
+        width: Width of the terminal, of which each column takes 3 characters besides its text.
+    """
+    from rich.cells import cell_len
+
+    columns = list(zip(names, *cells, strict=True))
+    widths = [max(map(cell_len, column)) for column in columns]
+    words = [max(cell_len(word) for text in column for word in text.split() or [""]) for column in columns]
+    least = [word if name in right else min(word, MIN_COLUMN) for name, word in zip(names, words, strict=True)]
+    free = width - 3 * len(names) - 1
+    if sum(least) > free:
+        return None
+    while sum(widths) > free:
+        widest = max((i for i in range(len(names)) if widths[i] > least[i]), key=lambda i: widths[i])
+        widths[widest] -= 1
+    return widths
 
 
 def cell_text(value: object) -> str:

@@ -168,7 +168,11 @@ def test_many_that_register_the_same_at_once(folder: Path) -> None:
         pytest.param("~no-such-user/data", "no such folder ({here}/~no-such-user/data)", id="of nobody"),
         pytest.param("~no-such-user", "no such folder ({here}/~no-such-user)", id="nobody's home"),
         pytest.param("a/b:v3", "no such folder ({here}/a/b:v3)", id="of W&B, which is off"),
-        pytest.param("Daat", "no artifact 'Daat' in {here}/home. Did you mean 'Data'?", id="a mistyped name"),
+        pytest.param(
+            "Daat",
+            "run.data=Daat: no such folder ({here}/Daat), and no artifact 'Daat' in {here}/home. Did you mean 'Data'?",
+            id="a mistyped name or folder",
+        ),
         pytest.param("Data:v01", "has no version or alias 'v01'. Did you mean 'v1'?", id="a mistyped version"),
         pytest.param("Data:../../data", "no such folder", id="a way out of the store"),
         pytest.param("..", None, id="a folder above"),

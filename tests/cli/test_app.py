@@ -86,7 +86,7 @@ def start(tmp_path: Path, env: dict[str, str]) -> Command:
         pytest.param(PRETRAIN, ["run.data=./nowhere"], ["no such folder"], id="no-data-folder"),
         pytest.param(PRETRAIN, ["+experiment=quickstart"], ["python -m nano3.data_prep"], id="no-data-artifact"),
         pytest.param(PREP, ["num_shard=3"], ["Did you mean 'num_shards'?"], id="prep-typo"),
-        pytest.param(PREP, ["--dry-run"], ["Did you mean dry_run=VALUE?"], id="flag"),
+        pytest.param(PREP, ["--dry-run"], ["Did you mean dry_run=true?"], id="flag"),
         pytest.param(PREP, ["--num-shard=3"], ["Did you mean num_shards=3?"], id="flag-with-value"),
         pytest.param(PREP, ["--than", "+experiment=tiny"], ["Did you mean --then WORDS?"], id="misspelt-then"),
         pytest.param(PREP, ["--then"], ["--then must be followed by the overrides of a run"], id="empty-then"),

@@ -1,6 +1,7 @@
 """Each wrong override is reported once, with the nearest valid key; valid overrides are never reported."""
 
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,12 @@ from nano3.cli.override_errors import (
     clean_hydra_message,
     explain_error,
     override_problems,
+    override_values,
     parse_overrides,
     problems_before_composing,
     type_problems,
 )
+from nano3.config.blend import SourceConfig
 from nano3.utils.command_line import CommandLine
 from nano3.utils.errors import Failure, UserError
 
@@ -167,6 +170,34 @@ def test_text_that_needs_quotes_is_shown_with_quotes_that_work(value: str) -> No
     assert override_problems("pretrain", parse([pasted]), check_members=False) == []
 
 
+@pytest.mark.parametrize("flag", ["-m", "--multirun"])
+def test_the_values_of_a_sweep_are_quoted_one_by_one(flag: str) -> None:
+    argv = [flag, "run.data=~/a,plain,~/b c"]
+    (problem,) = override_problems("pretrain", parse(argv), check_members=False)
+    (pasted,) = shlex.split(problem.partition("for the shell, too: ")[2])
+    assert pasted == 'run.data="~/a",plain,"~/b c"'
+    (override,) = OverridesParser.create().parse_overrides([pasted])
+    assert list(override_values(override)) == ["~/a", "plain", "~/b c"]
+    (problem,) = override_problems("pretrain", parse(argv[1:]), check_members=False)
+    assert problem.endswith("""'run.data="~/a,plain,~/b c"'"""), "without a sweep it is one text"
+
+
+def test_quoted_members_of_a_sweep_are_named_without_quotes() -> None:
+    (problem,) = override_problems("pretrain", parse(["-m", 'model="quickstart","lader"']), check_members=True)
+    assert problem == "no model=lader. Did you mean 'ladder'?"
+
+
+@pytest.mark.parametrize("key", [field.name for field in fields(SourceConfig)])
+def test_a_key_of_a_dataset_is_no_option_of_a_preparation(key: str) -> None:
+    if key == "max_epochs":  # of the blend, too
+        return
+    for word in (f"{key}=x", f"+data_blend.{key}=x"):
+        if word.lstrip("+").partition("=")[0] in KEYS["data_prep"]:
+            continue
+        (problem,) = override_problems("data_prep", parse([word]), check_members=True)
+        assert "belongs to a dataset" in problem and "blend_path" in problem
+
+
 @pytest.mark.parametrize("word", ["für=3", "run.name =a", "train.=5", "tag(a)=3", "~für"])
 def test_a_key_that_cannot_be_one_is_not_shown_with_quotes(word: str) -> None:
     with pytest.raises(OverrideParseException) as error:
@@ -182,7 +213,7 @@ def test_an_unreadable_secret_is_not_shown() -> None:
 
 DASHES = {
     "-dry_run=true": "Did you mean dry_run=true?",
-    "--dry-run": "Did you mean dry_run=VALUE?",
+    "--dry-run": "Did you mean dry_run=true?",
     "--train.seed=1": "Did you mean train.seed=1?",
     "--train.train-iters": "Did you mean train.train_iters=VALUE?",
     "-cluster=slurm": "Did you mean cluster=slurm?",

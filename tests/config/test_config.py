@@ -167,8 +167,8 @@ def test_a_valid_blend() -> None:
     [
         (None, "no such file"),
         ("{", "not valid JSON"),
-        ("[]", 'expected {"datasets"'),
-        ('{"datasets": {}}', 'expected {"datasets"'),
+        ("[]", 'not a blend file. A blend file is JSON such as {"datasets"'),
+        ('{"datasets": {}}', "not a blend file"),
     ],
     ids=["absent", "broken", "list", "no-list"],
 )

@@ -175,8 +175,24 @@ def test_jobs_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd:
     monkeypatch.chdir(tmp_path)
     assert list_runs(RUNS) == 0
     assert "No runs under output/nano3/runs." in capfd.readouterr().out
-    with pytest.raises(UserError, match="There is no folder nowhere"):
+    with pytest.raises(UserError, match="There is no folder nowhere, neither here nor under output/nano3/runs"):
         list_runs(Path("nowhere"))
+
+
+def test_jobs_takes_the_name_of_a_run(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As all other tools do. A folder of this name has precedence."""
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(elsewhere)
+    RUNS.parent.mkdir(parents=True)
+    RUNS.symlink_to(runs)
+    assert list_runs(Path("ended")) == 0
+    out = capfd.readouterr().out
+    assert "FAILED" in out and out.count("\n") == 3
+    Path("ended").mkdir()
+    assert list_runs(Path("ended")) == 0
+    assert "No runs under ended." in capfd.readouterr().out
 
 
 def test_tail_of_an_ended_job(runs: Path, capfd: pytest.CaptureFixture[str]) -> None:

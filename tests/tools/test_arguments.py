@@ -1,6 +1,7 @@
 """Arguments of the tools: numbers, a run by path or name, folders without data."""
 
 import argparse
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -117,3 +118,37 @@ def test_what_no_tool_takes_is_refused(
     with pytest.raises(SystemExit) as raised:
         parse_arguments()
     assert raised.value.code == 2 and "usage: nano3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        pytest.param("verfy", "Did you mean 'verify'?", id="near"),
+        pytest.param("zzz", "Allowed: artifacts, cancel, ", id="far"),
+        pytest.param("quickstart", "Allowed: artifacts, cancel, ", id="a run"),
+    ],
+)
+def test_an_unknown_tool_is_answered_with_the_nearest_one(
+    monkeypatch: pytest.MonkeyPatch, word: str, hint: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["nano3", word, "--output", "x"])
+    with pytest.raises(UserError, match=re.escape(f"no tool {word!r}. {hint}")):
+        parse_arguments()
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        pytest.param(["export", "tiny", "--output=~/x"], "output", id="export"),
+        pytest.param(["report", "tiny", "--output=~/x"], "output", id="report"),
+        pytest.param(["scaling", "tiny", "--output=~/x"], "output", id="scaling"),
+        pytest.param(["eval", "tiny", "--tasks=~/x"], "tasks", id="eval"),
+    ],
+)
+def test_a_shell_leaves_the_home_folder_of_an_option_to_the_tool(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], name: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setattr("sys.argv", ["nano3", *words])
+    value = getattr(parse_arguments()[1], name)
+    assert str(value[0] if isinstance(value, list) else value) == "/home/me/x"

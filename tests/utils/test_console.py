@@ -96,9 +96,24 @@ def test_columns_of_a_plain_table_are_aligned(rows: list[tuple[str, str, str]]) 
         assert (cut[0].rstrip(), cut[1].lstrip(), cut[2].rstrip()) == row
 
 
-def test_long_lines_are_not_broken_in_a_pipe() -> None:
+@pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "pipe"])
+def test_long_lines_are_not_broken(terminal: bool) -> None:
+    """The terminal itself wraps them, so that a command or a path can be copied from it."""
     line = "word " * 200 + "/a/path/of/some/length" * 30
-    assert written(f"say({line!r})", terminal=False) == line + "\n"
+    out = written(f"say({line!r}); warn({line!r})", terminal).replace("\r\n", "\n")
+    assert out == f"{line}\nwarning: {line}\n"
+
+
+@pytest.mark.parametrize("columns", [30, 60, 80, 140])
+def test_a_table_never_breaks_a_number(columns: int) -> None:
+    """With frames where the terminal is wide enough, else as in a pipe."""
+    row = ["a/long/path/of/a/file.parquet", "1,234,567 / 89,012,345", "446,152", "12.5"]
+    program = f"table('title', ['file', 'train (documents / tokens)', 'GPU-hours', 's/step'], [{row!r}] * 2, "
+    program += "right=['train (documents / tokens)', 'GPU-hours', 's/step'])"
+    out = written(program, terminal=True, TERM="xterm", COLUMNS=str(columns))
+    assert [out.count(number) for number in ("1,234,567", "89,012,345", "446,152", "12.5")] == [2] * 4
+    assert ("┃" in out) == (columns >= 60)
+    assert all(len(line) <= columns for line in out.splitlines() if line.startswith(("┏", "│", "└")))
 
 
 def test_a_tool_shows_folders_of_any_encoding(tmp_path: Path) -> None:

@@ -105,7 +105,9 @@ def print_summary(manifest: Manifest, meter: ProgressMeter | None) -> None:
         for row, cell in zip(rows, [*cells, f"{sums[0]:,} / {sums[1]:,}"], strict=False):
             row.insert(-1, cell)
         columns.insert(-1, "duplicates (own / of earlier datasets)")
-    table(f"blend {manifest.blend}", columns, rows, right=columns[1:-1])
+    if not any(d.skipped for d in manifest.datasets):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    table(f"blend {manifest.blend}", columns, rows, right=[name for name in columns[1:] if name != "skipped"])
     token, add_bos, add_eos = manifest.tokenizer, manifest.options.get("add_bos"), manifest.options.get("add_eos")
     bos, eod = (token.bos_token, token.bos_id), (token.eod_token, token.eod_id)
     say(f"tokenizer {token.model}: {describe_framing(bos, eod, bool(add_bos), bool(add_eos))}.")

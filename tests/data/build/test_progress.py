@@ -78,7 +78,7 @@ def test_the_table_has_nonempty_splits_and_totals(capsys: pytest.CaptureFixture[
     )
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "blend b[/x]"
-    assert "valid (documents / tokens)" in lines[1]
+    assert "valid (documents / tokens)" in lines[1] and lines[1].endswith("  skipped")
     assert "test" not in lines[1]
     cells = {line.split()[0]: line.split()[1:] for line in lines[2:]}
     assert cells["one"][:8] == ["1,020", "3,060", "1,000", "/", "3,000", "20", "/", "60"]
@@ -104,7 +104,7 @@ def test_one_dataset_has_no_totals_and_empty_documents_are_reported(capsys: pyte
     meter.add(text_bytes=9)
     print_summary(manifest_of(dataset("one", 5, 0, empty=1234, special_tokens=7)), meter)
     out = capsys.readouterr().out
-    assert "\nall" not in out
+    assert "\nall" not in out and "skipped" not in out
     assert "1,234 empty document(s)" in out
     assert "7 special token(s) occurred literally in the text" in out
     assert "\n2 shards in " in out
