@@ -1,5 +1,6 @@
 """What happens around a backend's training: registering checkpoints, telling how the run ended."""
 
+import errno
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -143,6 +144,19 @@ def test_a_failing_registry_is_logged_once_and_training_continues(
     assert message.count("could not be registered") == 1
     assert "iter_0000004" in message and "Training continues" in " ".join(message.split())
     assert read_json(run_dir / "progress.json")["iteration"] == 8
+
+
+def test_a_full_disk_under_the_progress_file_does_not_end_the_run(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, values: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rank_main, "write_record", full)
+        folder = save(SaveRecorder(tiny_config(), run_dir), 4)
+    assert f"progress.json: no space left on the device. Training continues; {folder}" in capsys.readouterr().err
+    assert store.resolve(f"{MODEL}:tiny").path == str(folder)
 
 
 def test_a_progress_file_that_cannot_be_written_is_an_error(run_dir: Path) -> None:

@@ -6,14 +6,19 @@ begins with a line that has `start`, its number, and ends with one that has `exi
 `iteration`, `time` and the seconds of each part since the line before (`run_clock`). A resume drops the lines after the
 checkpoint's iteration, except those of starts, so each iteration appears once; the seconds of what it drops are
 `lost_s` in the line of the new start. A fresh start renames the file of an earlier training to metrics.1.jsonl.
+
+A full disk does not end a training, as a failed save does not: lines wait in memory for space (`MetricsFile`), and
+TensorBoard's file is opened again at the next checkpoint.
 """
 
+import contextlib
+import errno
 import json
 import os
 import secrets
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -33,6 +38,7 @@ from nano3.training.run.record import read_latest_start
 from nano3.training.run.run_clock import PREFIX, RunClock
 from nano3.training.run.startup_timer import StartupTimer
 from nano3.utils.console import is_rank_zero, say, warn
+from nano3.utils.disk_errors import FULL
 from nano3.utils.errors import Failure
 from nano3.utils.files import complete_lines, write_json_lines, write_text
 from nano3.utils.redaction import without_secrets
@@ -130,6 +136,74 @@ def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
     return values
 
 
+class MetricsFile:
+    """metrics.jsonl, to be appended to. While the disk is full, lines are kept in memory."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file.
+
+        Args:
+            path: The file; created if there is none.
+        """
+        self._path, self._waiting, self._warned = path, b"", False
+        self._file = path.open("ab", buffering=0)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._file.closed
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Append a line.
+
+        Raises:
+            OSError: The file cannot be written for another reason than a full disk.
+        """
+        self._waiting += (json.dumps(values) + "\n").encode()
+        self._write_waiting()
+
+    def sync(self) -> None:
+        """Write all lines to the disk, those that wait if there is space.
+
+        Raises:
+            OSError: The file cannot be written for another reason than a full disk.
+        """
+        self._write_waiting()
+        if not self._waiting:
+            with self._kept_if_full():
+                os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file.
+
+        Raises:
+            OSError: Lines could not be written.
+        """
+        try:
+            self._write_waiting()
+            if self._waiting:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+        finally:
+            self._file.close()
+
+    def _write_waiting(self) -> None:
+        with self._kept_if_full():
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) or 0 :]
+            self._warned = False
+
+    @contextlib.contextmanager
+    def _kept_if_full(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            if not self._warned:
+                warn(f"{self._path}: no space left on the device. Training continues; lines are kept until there is.")
+            self._warned = True
+
+
 class Metrics:
     """Records the metrics of a run. It does nothing on ranks other than 0."""
 
@@ -174,9 +248,10 @@ class Metrics:
         self._evals = NewEvals(self.run_dir, (line for line in lines if not _is_dropped(line, start_iteration)))
         if start_iteration:
             self._truncate(start_iteration)
-        self._file = (self.run_dir / FILE).open("a", encoding="utf-8")
-        self._write(start)
-        self._board = self._open_board(config, start_iteration)
+        self._file = MetricsFile(self.run_dir / FILE)
+        self._file.write(start)
+        self._board_dir = (config.logger.tensorboard_dir if config else None) or str(self.run_dir / "tensorboard")
+        self._board: Any = self._open_board(start_iteration + 1 if start_iteration else 0)
         if config is not None and wandb_mirror.wandb_settings(config.run.wandb, config.logger).on:
             self._wandb = self._open_wandb(config)
 
@@ -210,9 +285,12 @@ class Metrics:
 
     def flush(self) -> None:
         """Write all lines to disk. Call it before a checkpoint is saved."""
-        if self.active:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        if not self.active:
+            return
+        self._file.sync()
+        with self._board_may_fail():
+            if self._board is None:
+                self._board = self._open_board(self._iteration + 1)
             self._board.flush()
 
     def close(self, exit_code: int = 0) -> None:
@@ -227,8 +305,9 @@ class Metrics:
         if not self.active or self._file.closed:
             return
         end = {"iteration": self._iteration, "exit_code": exit_code}
-        steps: list[Callable[[], object]] = [self._record_evals, lambda: self._write(end | self._times())]
-        steps += [self.flush, self._file.close, self._board.close]
+        steps: list[Callable[[], object]] = [self._record_evals, lambda: self._file.write(end | self._times())]
+        steps += [self.flush, self._file.close]
+        steps += [lambda: self._board and self._board.close()]
         if wandb := self._wandb:  # without its end, Python's end would wait for W&B without a limit
             steps.append(lambda: wandb.finish(exit_code))
         errors = [error for step in steps if (error := _error_of(step))]
@@ -239,10 +318,6 @@ class Metrics:
 
     def _times(self) -> dict[str, float]:
         return {"time": round(time.time(), 2), **self.clock.take()}
-
-    def _write(self, values: dict[str, Any]) -> None:
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
 
     def _record(self, values: dict[str, Any]) -> None:
         self._iteration = values["iteration"]
@@ -256,10 +331,11 @@ class Metrics:
 
     def _send(self, values: dict[str, Any], again: bool = False) -> None:
         """Write a line everywhere, but not to W&B if that has it from an earlier start."""
-        self._write(values)
-        for name, number in values.items():
-            if name != "iteration":
-                self._board.add_scalar(name, number, values["iteration"])
+        self._file.write(values)
+        with self._board_may_fail():
+            for name, number in values.items() if self._board else ():
+                if name != "iteration":
+                    self._board.add_scalar(name, number, values["iteration"])
         if self._wandb is not None and not again:
             self._wandb.log(values)
 
@@ -280,12 +356,24 @@ class Metrics:
             for name in (WANDB_ID, WANDB_SENT):
                 (self.run_dir / name).unlink(missing_ok=True)
 
-    def _open_board(self, config: PretrainConfig | None, start_iteration: int) -> Any:
+    def _open_board(self, first: int) -> Any:
+        """Return TensorBoard's writer; it shows no earlier lines of the iterations from `first` on."""
         from torch.utils.tensorboard import SummaryWriter
 
-        folder = config.logger.tensorboard_dir if config else None
-        purge = start_iteration + 1 if start_iteration else 0
-        return SummaryWriter(log_dir=folder or str(self.run_dir / "tensorboard"), purge_step=purge)
+        return SummaryWriter(log_dir=self._board_dir, purge_step=first)
+
+    @contextlib.contextmanager
+    def _board_may_fail(self) -> Iterator[None]:
+        """Give up TensorBoard's writer until the next `flush` if it cannot write: it takes no lines after an error."""
+        try:
+            yield
+        except OSError as error:
+            if self._board is not None:
+                warn(
+                    f"{self._board_dir}: {error.strerror or error}. TensorBoard lacks lines up to the next checkpoint; "
+                    f"{FILE} has them."
+                )
+            self._board = None
 
     def _open_wandb(self, config: PretrainConfig) -> WandbRun:
         """Return the run's W&B run, with the data as its input.

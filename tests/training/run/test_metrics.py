@@ -1,8 +1,10 @@
 """metrics.jsonl, TensorBoard, Weights & Biases, and what is made of them: plot, summary, samples."""
 
+import contextlib
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +16,7 @@ from training_processes import Child, tiny_config
 from nano3.training.hf.generate import Generation, exported_model, generate
 from nano3.training.reports.plot import plot_losses
 from nano3.training.reports.summary import print_summary, summarize
-from nano3.training.run.metrics import FILE, WANDB_SENT, Metrics, read_metrics, wandb_run_id
+from nano3.training.run.metrics import FILE, WANDB_SENT, Metrics, MetricsFile, read_metrics, wandb_run_id
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.provenance import install_command
 
@@ -112,7 +114,7 @@ def at_the_end_of_a_disk(run_dir: Path) -> tuple[Metrics, list[int]]:
     metrics, ends = Metrics(run_dir, 0, 0, train_iters=10), []
     metrics.log(iteration=1, loss=2.0)
     metrics._file.close()
-    metrics._file = Path("/dev/full").open("a")  # noqa: SIM115
+    metrics._file = MetricsFile(Path("/dev/full"))
     metrics._wandb = SimpleNamespace(finish=ends.append)
     return metrics, ends
 
@@ -130,6 +132,40 @@ def test_a_full_disk_at_the_end_does_not_hide_a_failure(tmp_path: Path, capsys: 
     metrics.close(exit_code=1)
     assert ends == [1] and scalars(tmp_path, "loss") == [1]
     assert f"warning: {tmp_path}/metrics.jsonl or a TensorBoard file lacks the end" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's thread
+def test_a_disk_that_is_full_for_a_while_loses_no_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """TensorBoard's own file lacks the lines up to the next checkpoint."""
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], check=False).returncode:
+        pytest.skip("may not mount a tmpfs")
+    filler = tmp_path / "filler"
+    try:
+        metrics = Metrics(tmp_path / "run", 0, 0, train_iters=30)
+        for iteration in range(1, 31):
+            if iteration == 5:
+                fill(filler)
+            if iteration == 20:
+                filler.unlink()
+            metrics.log(iteration=iteration, loss=2.0, **{f"value_{i}": 0.1 for i in range(40)})  # a page in five
+            if iteration % 10 == 0:
+                metrics.flush()
+        metrics.close()
+        assert iterations(tmp_path / "run") == [*range(1, 31)]
+        shown = scalars(tmp_path / "run", "loss")
+        assert shown[:4] == [1, 2, 3, 4] and shown[-10:] == [*range(21, 31)]
+    finally:
+        subprocess.run(["umount", "--lazy", tmp_path], check=True)
+    warnings = " ".join(capsys.readouterr().err.split())
+    assert warnings.count("metrics.jsonl: no space left on the device. Training continues") == 1
+    assert "TensorBoard lacks lines up to the next checkpoint" in warnings
+
+
+def fill(path: Path) -> None:
+    """Fill the disk of a file to its last byte."""
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 65536)
 
 
 def test_a_resume_counts_what_it_drops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
