@@ -279,6 +279,7 @@ def test_lost_and_too_few_kills_are_found(gpu_tests: ModuleType) -> None:
 
 # Tests that have not passed on a GPU as they are written; why is in the transcript.
 NOT_YET_PASSED = {
+    "test_the_settings_for_one_gpu_train_and_save",
     "test_a_misspelled_recipe_is_found_in_the_installed_source",
     "test_every_recorded_recipe_is_what_is_installed",
     "test_it_learns_to_predict_two_further_tokens",

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from gpu_runs import MARKS, ROOT, Runs
+from gpu_runs import MARKS, ROOT, Runs, gpus
 
 from nano3.training.megatron.checkpoints import LEDGER, begun_iterations
 from nano3.training.run.checkpoints import MARKER, complete_checkpoints, iteration_folders, iteration_of
@@ -25,8 +25,9 @@ LONG = [
     "logger.log_interval=1",
     f"checkpoint.save_interval={INTERVAL}",
 ]
-# Nine runs side by side, each killed four times; a start takes half a minute alone, and a minute beside so many others.
-RUNS, KILLS = 9, 4
+# Runs side by side; a start takes half a minute alone, and a minute beside so many others.
+RUNS = 18 if gpus() > 1 else 9
+KILLS = 36 // RUNS
 # Kills are spread over this many seconds after the beginning of a save, which takes about one.
 SPREAD_S = 0.8
 
@@ -43,11 +44,11 @@ def ledger_version(folder: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-def wait_for_save(folder: Path, version: int, process: object, seconds: float = 240) -> int:
+def wait_for_save(folder: Path, version: int, process: "subprocess.Popen[str]", seconds: float = 240) -> int:
     """Wait until another save than that of `version` has begun, and return the new version."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        assert process.poll() is None, "ended too early"  # type: ignore[attr-defined]
+        assert process.poll() is None, "ended too early:\n" + process.communicate()[0][-4000:]
         if (latest := ledger_version(folder)) != version:
             return latest
         time.sleep(0.005)
@@ -67,13 +68,16 @@ def kill_moments(seed: int) -> list[tuple[int, float]]:
 def kill_again_and_again(runs: Runs, name: str, seed: int) -> list[tuple[int, int]]:
     """Kill a run at each of its moments and start it again; return (begun, kept) of each kill.
 
+    Runs with other seeds use the other GPUs.
+
     Every start must take the checkpoint that the kill before it left, the one after the last kill, too.
     """
     found = []
     folder = runs.dir(name) / "checkpoints"
+    gpu = {"CUDA_VISIBLE_DEVICES": str(seed % gpus())} if gpus() > 1 else {}
     for saves, seconds in kill_moments(seed):
         kept, version = newest(folder), ledger_version(folder)
-        process = runs.start(name, *LONG)
+        process = runs.start(name, *LONG, **gpu)
         for _ in range(saves):
             version = wait_for_save(folder, version, process)
         time.sleep(seconds)
@@ -81,7 +85,7 @@ def kill_again_and_again(runs: Runs, name: str, seed: int) -> list[tuple[int, in
         assert first_sentence(kept) in text
         found.append((max(begun_iterations(folder)), newest(folder)))
     kept = found[-1][1]
-    process = runs.start(name, *LONG)
+    process = runs.start(name, *LONG, **gpu)
     assert process.stdout
     while line := process.stdout.readline():
         if line.startswith(("fresh start", "resuming from")):

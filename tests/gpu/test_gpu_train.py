@@ -152,6 +152,16 @@ def test_a_model_that_was_never_trained_is_imported_too(runs: Runs) -> None:
     assert runs.losses("from_fresh")[1] == pytest.approx(8.3, abs=0.3)
 
 
+def test_the_settings_for_one_gpu_train_and_save(runs: Runs) -> None:
+    """train=one_hopper does not fetch the gradient norm of every step, which is logged nevertheless."""
+    words = ["train=one_hopper", *SHORT, "train.train_iters=12", "checkpoint.save_interval=6", "logger.log_interval=2"]
+    runs.train("one_hopper", *words)
+    steps = runs.steps("one_hopper")
+    assert sorted(steps) == [2, 4, 6, 8, 10, 12]
+    assert all(0 < line["grad_norm"] < 100 for line in steps.values())
+    assert len(complete_checkpoints(runs.dir("one_hopper") / "checkpoints")) == 2
+
+
 def test_the_recipe_of_tiny_trains_without_network(runs: Runs) -> None:
     """Qwen3-8B's recipe at a small size reads the hub when called, and gets the file that nano3 ships."""
     shape = ["hidden_size=512", "ffn_hidden_size=1536", "num_attention_heads=8", "num_query_groups=2", "kv_channels=64"]

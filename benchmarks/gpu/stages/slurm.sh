@@ -31,7 +31,7 @@ slurm_stage() {
   local rc=$?
   { sinfo --version; sinfo -N -p batch -o "%N %G %c %m"; squeue -a -t all -S i -o "%.10i %.24j %.12T %.8M %.20S %.20e %.6N %r" | sed 's/ *$//'
     python3 benchmarks/gpu/transcript.py "$NANO3_GPU_RUNS/logs" $(ls "$OUT"/slurm_{first,rest,all}.txt 2> /dev/null); } > "$TRANSCRIPT" 2>&1
-  tar -czf "$OUT/slurm_logs.tar.gz" -C "$NANO3_GPU_RUNS" logs -C "$SLURM_DIR" log
+  tar -czf "$OUT/slurm_logs.tar.gz" -C "$NANO3_GPU_RUNS" logs $(cd "$NANO3_GPU_RUNS" && ls -d output/nano3/runs/*/logs) -C "$SLURM_DIR" log
   tests/slurm/devcluster.sh down "$SLURM_DIR" --purge
   return $rc; }
 slurm_stage; say "slurm: end, rc=$?"

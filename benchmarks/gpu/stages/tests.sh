@@ -22,5 +22,5 @@ if [ -n "$warm" ] || [ -f "$NANO3_GPU_RUNS/undisturbed.made" ]; then
 fi
 for name in undisturbed disturbed follow_megatron follow_transformers; do
   cp "$NANO3_GPU_RUNS/output/nano3/runs/$name/metrics.jsonl" "$OUT/$name.jsonl" 2>/dev/null; done
-tar -czf "$OUT/logs.tar.gz" -C "$NANO3_GPU_RUNS" logs
+tar -czf "$OUT/logs.tar.gz" -C "$NANO3_GPU_RUNS" logs $(cd "$NANO3_GPU_RUNS" && ls -d output/nano3/runs/*/logs)
 say "end of tests"

@@ -180,7 +180,7 @@ class TrainingHooks:
             say(self.run.startup.sentence())
         self.run.metrics.clock.enter("step")
         if not self.run.guard_decides and context.grad_norm is not None and not math.isfinite(context.grad_norm):
-            raise Failure(divergence_message(iteration, f"gradient norm {context.grad_norm}"))
+            raise Failure(divergence_message(iteration, f"gradient norm {float(context.grad_norm)}"))
         self.iteration = iteration
         note_progress(iteration, "save" if self.saves_after(iteration) else "step")
         if iteration % self.run.log_interval == 0:
@@ -267,9 +267,11 @@ class TrainingHooks:
         if not seconds:
             seconds = self.first_step_s or math.nan
         loss = loss_from_last_stage(loss)
+        # A tensor on the GPU with skip_sync_grad_norm_across_mp.
+        norm = None if context.grad_norm is None else float(context.grad_norm)
         further = mtp_metrics(getattr(context.state.cfg.model, "mtp_num_layers", None), sum_values_over_ranks)
         fed = self.fed.metrics(sum_over_ranks, reads_own_samples())
-        if not math.isfinite(loss) or not math.isfinite(context.grad_norm or 0.0):
+        if not math.isfinite(loss) or not math.isfinite(norm or 0.0):
             return  # the guard decides about it
         samples = int(context.state.train_state.consumed_train_samples) + self.run.global_batch_size
         values: dict[str, Any] = {
@@ -279,7 +281,7 @@ class TrainingHooks:
             "loss": loss,
             **further,
             "lr": self._lr,
-            "grad_norm": context.grad_norm,
+            "grad_norm": norm,
             **self._throughput.metrics(seconds),
             "memory_gb": torch.cuda.max_memory_allocated() / 2**30,
             **moe_balance(context.state.cfg),

@@ -108,7 +108,8 @@ class GuardHooks:
         self._exchange.send(loss, norm)
         self._waiting = (iteration, bool(getattr(context, "skipped_iter", False)))
         last = iteration >= self.guard.config.train.train_iters
-        fails_now = not self.removes_nan and norm is not None and not math.isfinite(norm)
+        # A norm that is still on the GPU (skip_sync_grad_norm_across_mp) is not waited for: the next iteration decides.
+        fails_now = not self.removes_nan and isinstance(norm, float) and not math.isfinite(norm)
         if last or fails_now or self.guard.action == "skip" or self._saves_after(iteration):
             self._decide(context)
 
@@ -125,8 +126,13 @@ class GuardHooks:
 class Exchange:
     """Shares loss and gradient norm of an iteration among the ranks."""
 
-    def send(self, loss: Any, grad_norm: float | None) -> None:
-        """Start to share the numbers of this rank; None if it does not know them. Every rank calls it."""
+    def send(self, loss: Any, grad_norm: Any) -> None:
+        """Start to share the numbers of this rank; None if it does not know them. Every rank calls it.
+
+        Args:
+            loss: Mean loss, a number or a tensor of one element.
+            grad_norm: Norm of the gradient before clipping, likewise.
+        """
         raise NotImplementedError
 
     def receive(self) -> tuple[float, float]:
@@ -144,7 +150,7 @@ class GpuExchange(Exchange):
         self._host: Any = None
         self._copied: Any = None
 
-    def send(self, loss: Any, grad_norm: float | None) -> None:
+    def send(self, loss: Any, grad_norm: Any) -> None:
         """Start to share the numbers of this rank."""
         import torch
         import torch.distributed as dist

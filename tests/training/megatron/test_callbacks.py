@@ -1,5 +1,6 @@
 """The training hooks, called in the order of Megatron-Bridge's events."""
 
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from training_processes import Child
 
+from nano3.training.megatron import callbacks
 from nano3.training.megatron.callbacks import RunContext, StepTimer, TrainingHooks
 from nano3.training.megatron.checkpoints import TRACKER, begun_iterations
 from nano3.training.run.checkpoints import MARKER, read_checkpoint_info
@@ -32,8 +34,12 @@ class Recorder:
 
     def __init__(self) -> None:
         self.valid: list[tuple] = []
+        self.logged: list[dict[str, Any]] = []
         self.now = 0.0
         self.clock = RunClock(now=lambda: self.now, age=lambda: 0.0)
+
+    def log(self, **values: Any) -> None:
+        self.logged.append(values)
 
     def log_valid(self, iteration: int, losses: dict[str, float], shares: dict[str, float]) -> None:
         self.valid.append((iteration, losses, shares))
@@ -118,6 +124,26 @@ def test_the_logged_rate_is_that_of_the_step(
         optimizer.param_groups[0]["lr"] = (step + 1) * 1e-4
         own.on_train_step_end(context(step, optimizer=optimizer, loss_dict={"lm loss": 2.0}))
     assert logged == [(2, pytest.approx(1e-4)), (4, pytest.approx(3e-4))]
+
+
+def test_a_gradient_norm_on_the_gpu_is_logged_as_a_number(
+    tmp_path: Path, single_rank: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With skip_sync_grad_norm_across_mp, Megatron-Bridge hands over a tensor, which no output can write."""
+    torch = pytest.importorskip("torch")
+    # These need the process groups of a model that is split over GPUs.
+    monkeypatch.setattr(callbacks, "moe_balance", lambda cfg: {})
+    monkeypatch.setattr(callbacks, "loss_from_last_stage", lambda loss: loss)
+    monkeypatch.setattr(callbacks, "reads_own_samples", lambda: True)
+    own = hooks(tmp_path)
+    own.run.log_interval = 1
+    now = context(4, optimizer=SimpleNamespace(param_groups=[{"lr": 1e-4}]))
+    now.state.train_state.consumed_train_samples, now.grad_norm = 32, torch.tensor(1.5)
+    now.loss_dict, now.state.cfg.model = {"lm loss": torch.tensor(2.0)}, SimpleNamespace()
+    own.on_train_step_start(now)
+    own.on_train_step_end(now)
+    (line,) = own.run.metrics.logged
+    assert json.loads(json.dumps(line))["grad_norm"] == 1.5
 
 
 @pytest.mark.parametrize("norm", [math.nan, math.inf])

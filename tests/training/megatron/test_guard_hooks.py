@@ -51,6 +51,18 @@ def step(own: GuardHooks, iteration: int, loss: float = 4.0, norm: float = 1.0) 
     return dropped
 
 
+@pytest.mark.parametrize("saves", [(), (21,)], ids=["decided by the next iteration", "decided before a save"])
+def test_a_norm_on_the_gpu_is_not_waited_for(tmp_path: Path, saves: tuple[int, ...]) -> None:
+    """With skip_sync_grad_norm_across_mp, Megatron-Bridge hands over a tensor."""
+    torch = pytest.importorskip("torch")
+    own = hooks(tmp_path, "warn", saves)
+    step(own, 20, 4.0, torch.tensor(1.0))
+    if not saves:
+        step(own, 21, math.nan, torch.tensor(math.nan))
+    with pytest.raises(Failure, match="diverged at iteration 21"):
+        step(own, 22 if not saves else 21, math.nan, torch.tensor(math.nan))
+
+
 @pytest.mark.parametrize(("loss", "norm"), [(9.0, 1.0), (4.0, 50.0), (math.nan, math.nan)])
 def test_an_iteration_is_rolled_back_after_the_next_one(tmp_path: Path, loss: float, norm: float) -> None:
     own = hooks(tmp_path, "rollback")
