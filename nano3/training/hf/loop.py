@@ -229,12 +229,12 @@ class Loop:
 
         p = self.parts
         p.model.eval()
-        note_progress(self.iteration, "validation")
         per_dataset: dict[str, float] = {}
         with torch.no_grad():
             for valid in p.datasets.valid:
                 losses, counted = [], 0.0
                 for k, j in [(k, j) for k in range(valid.batches) for j in range(p.plan.accumulation)]:
+                    note_progress(self.iteration, "validation")
                     batch = self._batch(valid.samples, k, j)
                     losses.append(sum(p.model(**inputs).loss for inputs in batch.passes) * batch.counted)
                     counted += batch.counted

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nano3.training.dataset import Shard, TrainingData, blend_of
+from nano3.training.run.hang_watch import note_progress
 
 
 class PerDatasetEval:
@@ -43,6 +44,7 @@ class PerDatasetEval:
 
         from nano3.training.megatron.callbacks import extract_loss, loss_from_last_stage
 
+        note_progress(int(context.state.train_state.step), "validation")
         if name not in self._megatron_datasets:
             self._megatron_datasets[name] = self._dataset(shards, context.state.cfg)
         losses, _, _ = evaluate(

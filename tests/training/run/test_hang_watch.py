@@ -74,6 +74,27 @@ def test_closing_the_outputs_is_the_end_and_no_step(data: Path, tmp_path: Path, 
     assert child.result() == ("end", 2 if fails else 12), child.output()
 
 
+def phases(config: PretrainConfig, data: Path, run_dir: Path) -> list[str]:
+    """Train, and return what the watch was told."""
+    seen = []
+
+    def progress(self: HangWatch, iteration: int, phase: str = "step") -> None:
+        seen.append(phase)
+
+    HangWatch.progress = progress  # type: ignore[method-assign]
+    with hang_watch.watch_for_hangs(run_dir, 300.0):
+        train(config, data, run_dir)
+    return seen
+
+
+def test_each_batch_of_a_validation_is_progress(data: Path, tmp_path: Path) -> None:
+    """A validation may take far longer than a step: only one of its batches may not."""
+    changes = {"train.train_iters": 2, "train.eval_interval": 2, "train.eval_iters": 6, "checkpoint.save_interval": 2}
+    changes |= {"scheduler.lr_warmup_iters": 1, "scheduler.lr_wsd_decay_iters": 1}
+    child = Child(phases, (tiny_config(**changes), data, tmp_path), tmp_path / "log.txt")
+    assert child.result().count("validation") == 2 * 3 * 2 * 2  # validations, datasets, batches, micro batches
+
+
 SCRIPT = """
 import sys, time
 from pathlib import Path
