@@ -17,7 +17,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1240px; mar
 h1 { font-size: 1.5em; margin-bottom: 0; } h2 { font-size: 1.15em; margin-top: 2em; }
 p.made { color: #777; margin-top: .2em; } code { background: #f4f4f4; padding: 0 .3em; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; } .wide { overflow-x: auto; }
-th, td { padding: .3em .8em; border-bottom: 1px solid #e5e5e5; text-align: right; white-space: nowrap; }
+th, td { padding: .3em .8em; border-bottom: 1px solid #e5e5e5; text-align: right; white-space: pre; }
 th:first-child, td:first-child, .left td, .left th { text-align: left; } tr.best td { font-weight: bold; }
 .bar { display: flex; height: 1.6em; border-radius: 4px; overflow: hidden; } .bar span { display: block; }
 ul.legend { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .2em 1.2em; margin: .5em 0; }

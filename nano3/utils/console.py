@@ -297,6 +297,8 @@ def group_by_dataset(problems: Iterable[str]) -> list[str]:
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()) -> None:
     """Print a table: with rich on a terminal that is wide enough, as aligned plain text otherwise.
 
+    On a terminal on which frames would take more lines than a line for each cell, each cell has a line of its own.
+
     Args:
         title: Printed above the table.
         columns: Names of the columns.
@@ -306,7 +308,9 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
     title, cells = printable(title), [list(map(cell_text, row)) for row in rows]
     names, right = list(map(printable, columns)), list(map(printable, right))
     out = console()
-    if out.is_terminal and (fitting := _column_widths(names, cells, right, out.width)):
+    records = _records(names, cells)
+    fitting = _column_widths(names, cells, right, out.width) if out.is_terminal else None
+    if fitting and _height(cells, fitting) <= len(records):
         from rich.table import Table
         from rich.text import Text
 
@@ -324,7 +328,22 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
         padded = [c.rjust(w) if n in right else c.ljust(w) for c, w, n in zip(row, widths, names, strict=True)]
         return "  ".join(padded).rstrip()
 
-    out.print("\n".join([title, line(names), *(line(r) for r in cells)]), markup=False, soft_wrap=True)
+    lines = [line(names), *map(line, cells)]
+    if out.is_terminal and (fitting or max(map(len, lines)) > 2 * out.width):
+        lines = records
+    out.print("\n".join([title, *lines]), markup=False, soft_wrap=True)
+
+
+def _records(names: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    """Return a line for each cell, and an empty one after each row."""
+    label = max(map(len, names))
+    rows = [[f"{n.ljust(label)}  {c}" for n, c in zip(names, row, strict=True) if c] for row in cells]
+    return [line for row in rows for line in [*row, ""]]
+
+
+def _height(cells: Sequence[Sequence[str]], widths: Sequence[int]) -> int:
+    """Return about how many lines rows take in columns of these widths."""
+    return sum(max(len(cell) // width for cell, width in zip(row, widths, strict=True)) + 1 for row in cells)
 
 
 def _column_widths(

@@ -116,6 +116,23 @@ def test_a_table_never_breaks_a_number(columns: int) -> None:
     assert all(len(line) <= columns for line in out.splitlines() if line.startswith(("┏", "│", "└")))
 
 
+def test_a_table_far_wider_than_the_terminal_is_shown_cell_by_cell() -> None:
+    program = (
+        f"table('title', ['point', 'rate', 'none'], [('{'a' * 30}', '{'b' * 490}', ''), ('c', 'd', '')], ['rate'])"
+    )
+    out = written(program, terminal=True, TERM="xterm", COLUMNS="80").replace("\r\n", "\n")
+    assert out == f"title\npoint  {'a' * 30}\nrate   {'b' * 490}\n\npoint  c\nrate   d\n\n"
+    lines = written(program, terminal=False).splitlines()
+    assert len(lines) == 4 and lines[1].split() == ["point", "rate", "none"]
+
+
+@pytest.mark.parametrize(("length", "framed"), [(90, True), (190, False)])
+def test_a_row_is_not_folded_into_more_lines_than_it_has_cells(length: int, framed: bool) -> None:
+    rows = [("a " * length, "b " * length, "1")]
+    out = written(f"table('title', ['left', 'more', 'n'], {rows}, ['n'])", terminal=True, TERM="xterm", COLUMNS="120")
+    assert ("┃" in out) == framed
+
+
 def test_a_tool_shows_folders_of_any_encoding(tmp_path: Path) -> None:
     """A folder name in Latin-1 must not break the list."""
     for name in (b"caf\xe9", b"plain"):

@@ -28,7 +28,7 @@ SHOWN = {
     "interrupted": Part("interruptions", "x", "#999999"),
     "down": Part("between starts", ".", "#DDDDDD"),
 }
-WIDTH = 60  # characters of a bar of text
+WIDTH = 50  # characters of a bar of text
 
 
 class Stage(NamedTuple):
