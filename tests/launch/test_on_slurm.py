@@ -213,6 +213,19 @@ def test_a_requeued_run_resumes(slurm_job: Any) -> None:
     assert "resuming from step" in out and out.count("fresh start") == 1
 
 
+def test_a_requeue_that_cannot_be_marked(slurm_job: Any) -> None:
+    """As on a full disk: the tasks ask for the requeue by their exit code."""
+    job = slurm_job(*ENDLESS, "more=3", nodes=2)
+    command = start_attached(job)
+    eventually(lambda: progress(job.run_dir) > 1)
+    marker = job.run_dir / "slurm" / f"{last_id(job.run_dir)}.again"
+    marker.symlink_to(job.run_dir / "missing" / marker.name)
+    subprocess.run(["scancel", "--signal=USR2", last_id(job.run_dir)], check=True)
+    out, err = command.communicate(timeout=200)
+    assert command.returncode == 0, out + err
+    assert "the end of this rank cannot be recorded" in out and "resuming from step" in out
+
+
 def test_usr2_requeues_up_to_max_requeues(slurm_job: Any) -> None:
     job = slurm_job(*ENDLESS, max_requeues=1)
     command = start_attached(job)
