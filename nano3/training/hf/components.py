@@ -78,7 +78,9 @@ def assemble(inputs: RunInputs) -> Loop:
         balance=balance,
         guard=make_guard(config, inputs.run_dir, rank, data.folder, point),
         datasets=datasets,
-        metrics=Metrics(inputs.run_dir, rank, point.iteration, config, data=data, startup=inputs.startup),
+        metrics=Metrics(
+            inputs.run_dir, rank, point.iteration, config, data=data, startup=inputs.startup, order=point.order
+        ),
         throughput=make_throughput(config, data.vocab_size, accelerator),
         writer=writer,
         parameters=parameter_count(raw),

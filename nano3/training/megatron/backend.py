@@ -318,7 +318,7 @@ def _run(
     train, rank = config.train, int(os.environ["RANK"])
     model = architecture_from_config(config, schema.load_bundled(config.recipe._target_), data.vocab_size)
     guard = make_guard(config, run_dir, rank, data.folder, point)
-    metrics = Metrics(run_dir, rank, point.iteration, config, train.train_iters, data, startup)
+    metrics = Metrics(run_dir, rank, point.iteration, config, train.train_iters, data, startup, point.order)
     with stop, hide_expected_tracebacks():
         hooks = TrainingHooks(
             RunContext(

@@ -152,6 +152,12 @@ class OrderPlan:
         """Return how many passes over a dataset a number of samples is."""
         return samples * self.seq_length / self.datasets[name].tokens
 
+    def shares(self, iteration: int) -> dict[str, float]:
+        """Return the share of each dataset in the samples of an iteration, without those that it does not read."""
+        before, after = self.consumed(iteration - 1), self.consumed(iteration)
+        counts = {name: count - before[name] for name, count in after.items()}
+        return {name: count / self.global_batch_size for name, count in counts.items() if count}
+
     def epoch_metrics(self, iteration: int) -> dict[str, float]:
         """Return `epochs/<dataset>`: the passes over each dataset that the run has read after an iteration."""
         return {f"epochs/{name}": round(self.epochs(name, n), 6) for name, n in self.consumed(iteration).items()}

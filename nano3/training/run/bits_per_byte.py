@@ -19,11 +19,15 @@ class BitsPerByte:
         self._bytes_per_token = data.bytes_per_token
         self._train_bytes = self._mean_bytes(data.shares("train"))
 
-    def train(self, loss: float | None) -> dict[str, float]:
-        """Return the metrics of a training loss in nats per token."""
-        if loss is None or self._train_bytes is None:
-            return {}
-        return {TRAIN: _bits(loss, self._train_bytes)}
+    def train(self, loss: float | None, shares: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Return the metrics of a training loss.
+
+        Args:
+            loss: In nats per token.
+            shares: Share of each dataset in the samples of that loss; None for those of the blend.
+        """
+        mean = self._train_bytes if shares is None else self._mean_bytes(shares)
+        return {} if loss is None or mean is None else {TRAIN: _bits(loss, mean)}
 
     def valid(self, per_dataset: Mapping[str, float], shares: Mapping[str, float]) -> dict[str, float]:
         """Return the metrics of a validation.

@@ -28,6 +28,7 @@ from nano3.artifacts import wandb_mirror
 from nano3.artifacts.wandb_run import WandbRun
 from nano3.config.pretrain import PretrainConfig
 from nano3.training.dataset import TrainingData
+from nano3.training.order.plan import OrderPlan
 from nano3.training.run.bits_per_byte import VALID, BitsPerByte
 from nano3.training.run.checkpoints import iteration_of, latest_checkpoint, recorded_checkpoint_dir
 from nano3.training.run.evals import PREFIX as EVAL
@@ -216,6 +217,7 @@ class Metrics:
         train_iters: int | None = None,
         data: TrainingData | None = None,
         startup: StartupTimer | None = None,
+        order: OrderPlan | None = None,
     ) -> None:
         """Open the outputs.
 
@@ -227,11 +229,13 @@ class Metrics:
             train_iters: The last iteration, for the console; by default that of `config`.
             data: The prepared data; with it, losses are also recorded in bits per byte.
             startup: The stages of this start, which are recorded with its first training line.
+            order: The plan of a run in nano3's order, which says what each iteration reads of each dataset.
         """
         self.run_dir, self.active = Path(run_dir), rank == 0
         self.total = train_iters or (config.train.train_iters if config else None)
         self.clock, self.startup = RunClock(), startup
         self._bits = BitsPerByte(data) if data else None
+        self._order = order
         self._iteration = start_iteration
         self._wandb: WandbRun | None = None
         self._sent = 0  # the last iteration that W&B has from an earlier start; W&B cannot drop lines
@@ -260,7 +264,8 @@ class Metrics:
         if self.active:
             stages = self.startup.metrics() if self.startup else {}
             self.startup = None
-            self._record(values | (self._bits.train(values["loss"]) if self._bits else {}) | stages)
+            shares = self._order.shares(values["iteration"]) if self._order else None
+            self._record(values | (self._bits.train(values["loss"], shares) if self._bits else {}) | stages)
             say(_training_line(values, self.total))
             self._record_evals()
 

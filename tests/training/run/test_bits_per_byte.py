@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from nano3.config import PretrainConfig
 from nano3.training.dataset import open_data
+from nano3.training.order.budgets import make_plan
 from nano3.training.run.bits_per_byte import BitsPerByte
+from nano3.training.run.metrics import Metrics, read_metrics
 
 LN2 = math.log(2)
 
@@ -41,6 +44,21 @@ def test_each_dataset_and_the_blend(data_dir: Path) -> None:
         }
     )
     assert bits.train(7 * LN2) == pytest.approx({"bits_per_byte": 2})
+
+
+def test_a_training_loss_is_over_what_its_iteration_reads(data_dir: Path, tmp_path: Path) -> None:
+    """In a staged mixture that is not the blend of the data."""
+    with_datasets(data_dir)
+    config, data = PretrainConfig(), open_data(data_dir)
+    t = config.train
+    t.sample_order, t.train_iters, t.global_batch_size, t.seq_length = "nano3", 4, 8, 16
+    t.mixture = [{"until": 2, "blend": {"code": 1}}, {"blend": {"docs": 3, "code": 1}}]
+    metrics = Metrics(tmp_path, 0, train_iters=4, data=data, order=make_plan(config, data))
+    for iteration in range(1, 5):
+        metrics.log(iteration=iteration, loss=7 * LN2)
+    metrics.close()
+    found = [line["bits_per_byte"] for line in read_metrics(tmp_path) if "loss" in line]
+    assert found == pytest.approx([7 / 2, 7 / 2, 7 / 3.5, 7 / 3.5])
 
 
 @pytest.mark.parametrize("unknown", [{"truncated": 1}, {"text_bytes": 0}])
