@@ -140,6 +140,19 @@ class Exchange:
         raise NotImplementedError
 
 
+def put(element: Any, value: Any) -> None:
+    """Set an element of a tensor without waiting for the GPU.
+
+    Args:
+        element: A tensor without dimensions.
+        value: A number, or a tensor of one element with any number of dimensions.
+    """
+    if isinstance(value, int | float):
+        element.fill_(value)
+    else:
+        element.copy_(value.reshape(()))
+
+
 class GpuExchange(Exchange):
     """Takes the maximum over the ranks on the GPU and copies it to the host without waiting for it.
 
@@ -160,9 +173,8 @@ class GpuExchange(Exchange):
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         # Filled on the GPU: copying a list there would wait for everything that is queued.
         pair = torch.full((2,), -math.inf, dtype=torch.float64, device="cuda")
-        pair[1].fill_(0.0 if grad_norm is None else grad_norm)
-        if loss is not None:
-            pair[0].copy_(loss)
+        put(pair[0], -math.inf if loss is None else loss)
+        put(pair[1], 0.0 if grad_norm is None else grad_norm)
         pair = torch.nan_to_num(pair, nan=math.inf, posinf=math.inf, neginf=-math.inf)
         if dist.get_world_size() > 1:
             dist.all_reduce(pair, op=dist.ReduceOp.MAX)

@@ -21,6 +21,10 @@ from nano3.utils.errors import Failure, Nano3Error
 
 # Lines of the log that an error shows, and how many bytes they are looked for in.
 TAIL_LINES, _TAIL_BYTES = 15, 1 << 15
+# How many of these lines belong to an error before them.
+_ERROR_LINES = 4
+# The line of a traceback that names the error; with torchrun, after the rank.
+_ERROR_LINE = re.compile(r"(\[rank\d+\]: )?[\w.]*(Error|Exception): ")
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -155,8 +159,15 @@ def _flush() -> None:
 
 
 def _tail(path: Path, rank: int, began: int) -> str:
-    """Return the last lines of this start's part of a log, under a line that names the rank."""
+    """Return the last lines of this start's part of a log, under a line that names the rank.
+
+    If the last error that a process wrote, such as the one that writes checkpoints, is before them, it comes first.
+    """
     with path.open("rb") as f:
         f.seek(max(began, path.stat().st_size - _TAIL_BYTES))
-        lines = f.read().decode(errors="replace").splitlines()[-TAIL_LINES:]
-    return "".join([f"rank {rank} failed; the last lines of {path}:\n", *(f"  | {line}\n" for line in lines)])
+        lines = f.read().decode(errors="replace").splitlines()
+    shown = lines[-TAIL_LINES:]
+    errors = [i for i, line in enumerate(lines) if _ERROR_LINE.match(line)]
+    if errors and errors[-1] < len(lines) - TAIL_LINES:
+        shown = [*lines[errors[-1] :][:_ERROR_LINES], "...", *shown[_ERROR_LINES + 1 :]]
+    return "".join([f"rank {rank} failed; the last lines of {path}:\n", *(f"  | {line}\n" for line in shown)])

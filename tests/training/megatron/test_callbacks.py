@@ -138,7 +138,7 @@ def test_a_gradient_norm_on_the_gpu_is_logged_as_a_number(
     own = hooks(tmp_path)
     own.run.log_interval = 1
     now = context(4, optimizer=SimpleNamespace(param_groups=[{"lr": 1e-4}]))
-    now.state.train_state.consumed_train_samples, now.grad_norm = 32, torch.tensor(1.5)
+    now.state.train_state.consumed_train_samples, now.grad_norm = 32, torch.tensor([1.5])
     now.loss_dict, now.state.cfg.model = {"lm loss": torch.tensor(2.0)}, SimpleNamespace()
     own.on_train_step_start(now)
     own.on_train_step_end(now)

@@ -9,7 +9,7 @@ import pytest
 
 from nano3.config import PretrainConfig
 from nano3.training.megatron import recipe
-from nano3.training.megatron.guard_hooks import Exchange, GuardHooks, RolledBack, skip_ahead
+from nano3.training.megatron.guard_hooks import Exchange, GuardHooks, RolledBack, put, skip_ahead
 from nano3.training.run.guard import Guard, read_events
 from nano3.training.run.skips import BY_USER, ROLLED_BACK, SkippedRange, SkipRecord, read_skips
 from nano3.utils.errors import Failure
@@ -56,11 +56,20 @@ def test_a_norm_on_the_gpu_is_not_waited_for(tmp_path: Path, saves: tuple[int, .
     """With skip_sync_grad_norm_across_mp, Megatron-Bridge hands over a tensor."""
     torch = pytest.importorskip("torch")
     own = hooks(tmp_path, "warn", saves)
-    step(own, 20, 4.0, torch.tensor(1.0))
+    step(own, 20, 4.0, torch.tensor([1.0]))
     if not saves:
-        step(own, 21, math.nan, torch.tensor(math.nan))
+        step(own, 21, math.nan, torch.tensor([math.nan]))
     with pytest.raises(Failure, match="diverged at iteration 21"):
-        step(own, 22 if not saves else 21, math.nan, torch.tensor(math.nan))
+        step(own, 22 if not saves else 21, math.nan, torch.tensor([math.nan]))
+
+
+@pytest.mark.parametrize("shape", [None, (), (1,)], ids=["number", "no dimension", "one dimension"])
+def test_numbers_and_tensors_of_one_element_are_sent(shape: tuple[int, ...] | None) -> None:
+    """Megatron-Core's norm has one dimension if the loss scale does not make it a number."""
+    torch = pytest.importorskip("torch")
+    pair = torch.full((2,), -math.inf, dtype=torch.float64)
+    put(pair[1], 1.5 if shape is None else torch.full(shape, 1.5))
+    assert pair.tolist() == [-math.inf, 1.5]
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(9.0, 1.0), (4.0, 50.0), (math.nan, math.nan)])

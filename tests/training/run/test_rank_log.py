@@ -73,6 +73,22 @@ def test_a_failure_shows_the_last_lines_and_names_the_rank(tmp_path: Path) -> No
     assert "last lines" not in log_path(tmp_path, 3).read_text()
 
 
+def test_a_failure_shows_an_earlier_error_of_another_process(tmp_path: Path) -> None:
+    """The rank notices later that the process that writes checkpoints has ended."""
+    child = 'import sys; sys.exit("torch.AcceleratorError: CUDA error: no device\\nFor debugging, pass a variable")'
+    ending = f"subprocess.run([sys.executable, '-c', {child!r}])\n"
+    ending += "for i in range(40): print('line', i, flush=True)\nraise Failure('the writer has ended')"
+    lines = noisy(tmp_path, ending).stderr.splitlines()
+    shown = lines[lines.index(f"rank 0 failed; the last lines of {log_path(tmp_path, 0)}:") + 1 : -1]
+    assert shown[:3] == [
+        "  | torch.AcceleratorError: CUDA error: no device",
+        "  | For debugging, pass a variable",
+        "  | line 0",
+    ]
+    assert shown[4:6] == ["  | ...", f"  | line {40 - TAIL_LINES + 5}"]
+    assert shown[-1] == "  | line 39"
+
+
 def test_an_unforeseen_error_has_its_traceback_in_the_log_too(tmp_path: Path) -> None:
     done = noisy(tmp_path, "1 / 0")
     assert done.returncode == 1 and "rank 0 failed" in done.stderr
