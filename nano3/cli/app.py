@@ -25,7 +25,7 @@ from launch.names import sweep_labels
 from launch.rank import resolve_entry
 from nano3.artifacts.resolver import register_resolver
 from nano3.cli import help
-from nano3.cli.config_groups import SCHEMAS, conf_dir
+from nano3.cli.config_groups import SCHEMAS, conf_dir, nested_text_problems
 from nano3.cli.override_errors import (
     EXPECTED_ERRORS,
     composition_problems,
@@ -338,10 +338,12 @@ def value_problems(cfg: DictConfig, typed: Any = None) -> list[str]:
         typed: Its dataclass, if that is known: then no value is missing.
 
     Raises:
-        UserError: If values are missing (`???`); the other checks need them.
+        UserError: If values are missing (`???`), or no text where they must be; the other checks need them.
     """
     if typed is None and (missing := sorted(OmegaConf.missing_keys(cfg))):
         raise UserError(f"no value for {key}. Set it on the command line: {key}=..." for key in missing)
+    if nested := nested_text_problems(cfg):
+        raise UserError(nested)
     problems = [
         f"{key}= is empty. Give it a value, or remove {key}= to use the default"
         for key in NONEMPTY_KEYS

@@ -126,6 +126,8 @@ def start(tmp_path: Path, env: dict[str, str]) -> Command:
         pytest.param(PREP, ["train.x=1"], ["no key 'train.x'", "Allowed: "], id="section-of-the-other"),
         pytest.param(PRETRAIN, ["trian.x=1", "megatron.model.x=1"], ["'trian.x'", "+megatron.model.x=1"], id="both"),
         pytest.param(PRETRAIN, ["cluster.env={A: 1, B: x}"], ["+cluster.env.A=1", "+cluster.env.B=x"], id="env-dict"),
+        pytest.param(PREP, ["cluster.srun_args=[[a], b]"], ["cluster.srun_args: ['a'] is not text"], id="prep-list"),
+        pytest.param(PREP, ["then=[[a]]"], ["then: ['a'] is not text"], id="list-in-then"),
         pytest.param(PRETRAIN, ["data_blend.num_shards=3"], ["belongs to nano3.data_prep"], id="key-of-preparation"),
         pytest.param(
             PREP,

@@ -14,7 +14,7 @@ from omegaconf.errors import InterpolationKeyError
 
 from nano3.cli import config_groups
 from nano3.cli.app import register_config
-from nano3.cli.config_groups import SCHEMAS, schema_keys
+from nano3.cli.config_groups import SCHEMAS, nested_text_problems, schema_keys
 from nano3.cli.open_keys import is_open_key, is_set, open_key_problems, override_leaves
 from nano3.cli.override_errors import (
     clean_hydra_message,
@@ -238,6 +238,10 @@ TYPES = {
     "list-for-text": ("run.name=[1]", "run.name must be text, not [1]"),
     "keys-for-number": ("cluster.nodes={a: 1}", "cluster.nodes must be a whole number, not {'a': 1}"),
     "text-for-keys": ("megatron=x", "megatron must be keys with values, such as {a: 1}, not 'x'"),
+    "numbers-for-pairs": (
+        "train.skip_iterations=[3]",
+        "train.skip_iterations must be a list of lists, such as [[1, 2]], not [3]",
+    ),
     "text-for-list": ("train.mixture=docs", "train.mixture must be a list, such as [a, b], not 'docs'"),
     "number-for-section": (
         "train.loss_mask=5",
@@ -259,6 +263,24 @@ def test_a_value_of_the_wrong_type(word: str, expected: str) -> None:
 )
 def test_a_value_of_the_right_type(word: str) -> None:
     assert type_problems("pretrain", parse([word])) == []
+
+
+TEXT_KEYS = [
+    "cluster.mounts", "cluster.setup", "cluster.teardown", "cluster.sbatch_args", "cluster.srun_args",
+    "logger.sample_prompts",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", TEXT_KEYS)
+def test_what_a_list_of_texts_must_not_hold(key: str) -> None:
+    """OmegaConf accepts lists and keys with values in it, which an unquoted colon in YAML makes of a text."""
+    cfg = OmegaConf.structured(SCHEMAS["pretrain"])
+    OmegaConf.update(cfg, key, ["a: b", {"module load": "cuda"}, 3, ["HF_TOKEN=hf_abc"]])
+    problems = nested_text_problems(cfg)
+    assert [problem.partition(" is not")[0] for problem in problems] == [
+        f"{key}: {{'module load': 'cuda'}}",
+        f"{key}: ['HF_TOKEN=***']",
+    ]
 
 
 def test_a_secret_of_the_wrong_type_is_not_repeated() -> None:
