@@ -33,7 +33,7 @@ from nano3.training.checks.value_checks import (
     vocabulary_problems,
 )
 from nano3.training.cost.gpus import GPU_KINDS, GpuKind, gpu_of_run, precision_problem
-from nano3.training.cost.layouts import rule_problems
+from nano3.training.cost.layouts import recompute_problems, rule_problems
 from nano3.training.cost.memory import estimate_memory
 from nano3.training.cost.step_time import estimate_step
 from nano3.training.cost.workload import Workload, workload_from_config
@@ -120,7 +120,7 @@ def preflight(config: PretrainConfig, vocab_size: int | None = None) -> Prefligh
     model = architecture_from_config(config, known, vocab_size or expected_vocab_size(config, known))
     workload = workload_from_config(config, known, model, layout) if megatron and model else None
     if workload:
-        result.problems.extend(rule_problems(workload))
+        result.problems.extend([*rule_problems(workload), *recompute_problems(workload)])
         result.problems.extend(precision_problems(config, workload.model, layout.tensor, workload.precision))
     _add_model_rows(config, layout, model, result)
     result.rows.extend([] if wrong else ladder_rows(config))

@@ -16,8 +16,9 @@ from nano3.training.checks.model_stats import Architecture
 
 BF16: Final = "bf16"
 TO_BF16: Final = "++megatron.mixed_precision=bf16_mixed"
-MULTIPLES: Final[dict[str, int]] = {"fp8": 16, "mxfp8": 32, "nvfp4": 32}
-TITLES: Final[dict[str, str]] = {BF16: BF16, "fp8": "FP8", "mxfp8": "MXFP8", "nvfp4": "NVFP4"}
+DELAYED: Final = "fp8_delayed"
+MULTIPLES: Final[dict[str, int]] = {"fp8": 16, DELAYED: 16, "mxfp8": 32, "nvfp4": 32}
+TITLES: Final[dict[str, str]] = {BF16: BF16, "fp8": "FP8", DELAYED: "FP8", "mxfp8": "MXFP8", "nvfp4": "NVFP4"}
 # Transformer Engine needs at least 8 rows of a sequence-parallel rank's own tokens.
 _ROWS: Final = 8
 _SEARCHED: Final = 512

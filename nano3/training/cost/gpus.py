@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nano3.training.checks.low_precision import TO_BF16
+from nano3.training.checks.low_precision import TO_BF16, precision_title
 from nano3.utils.errors import UserError, did_you_mean
 
 
@@ -84,11 +84,13 @@ def precision_problem(precision: str, gpu: GpuKind) -> str | None:
         precision: bf16, fp8, mxfp8 or nvfp4.
         gpu: The kind of GPU.
     """
-    able = {"fp8": [kind.name for kind in GPU_KINDS.values() if kind.fp8], "mxfp8": _BLACKWELL, "nvfp4": _BLACKWELL}
-    if precision not in able or gpu.name in able[precision]:
+    able = [kind.name for kind in GPU_KINDS.values() if (kind.fp8 if "fp8" in precision else True)]
+    if precision in ("mxfp8", "nvfp4"):
+        able = [name for name in able if name in _BLACKWELL]
+    if gpu.name in able:
         return None
-    able_names = ", ".join(able[precision])
-    return f"the {gpu.title} has no matrix products in {precision.upper()}. These have: {able_names}. bf16: {TO_BF16}."
+    title = precision_title(precision)
+    return f"the {gpu.title} has no matrix products in {title}. These have: {', '.join(able)}. bf16: {TO_BF16}."
 
 
 def local_gpu(driver: Path = Path("/proc/driver/nvidia/gpus")) -> GpuKind | None:

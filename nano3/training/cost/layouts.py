@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from nano3.training.checks.low_precision import token_problems, width_problems
+from nano3.training.checks.low_precision import DELAYED, token_problems, width_problems
 from nano3.training.checks.model_stats import divisibility_problems, flops_per_token
 from nano3.training.checks.parallel_layout import ParallelLayout
 from nano3.training.cost.gpus import GpuKind
@@ -17,6 +17,7 @@ from nano3.training.cost.workload import FULL, Workload
 LARGEST_TENSOR: Final = 8
 LARGEST_CONTEXT: Final = 32
 LARGEST_MICRO_BATCH: Final = 32
+_NO_GRAPHS: Final = ("++megatron.model.cuda_graph_impl=none", "++megatron.model.cuda_graph_modules=[]")
 DISPATCHERS: Final = ("alltoall", "flex")
 
 
@@ -68,6 +69,33 @@ def rule_problems(w: Workload) -> list[str]:
     return problems + token_problems(w.tokens, w.split_tokens, w.precision)
 
 
+def recompute_problems(w: Workload) -> list[str]:
+    """Return why Megatron cannot recompute these parts, as TransformerConfig checks when a run starts."""
+    problems, key = [], "megatron.model.recompute_modules"
+    if w.recompute == FULL and w.graph_impl not in ("none", "full_iteration"):
+        problems.append(
+            f"megatron.model.recompute_granularity=full does not go with CUDA graphs. Set {' '.join(_NO_GRAPHS)}."
+        )
+    if "moe" in w.recompute and w.graph_impl == "transformer_engine" and "moe_router" in w.graphs:
+        problems.append(
+            f"{key} has moe, and megatron.model.cuda_graph_modules has moe_router. Leave out one of them, for example "
+            f"with {_graph_words(_graphs_beside(w.recompute, w)[1])[0]}."
+        )
+    inside = sorted({"moe_act", "expert_fc1", "fused_group_mlp"} & set(w.offloaded))
+    if "moe" in w.recompute and inside:
+        problems.append(
+            f"{key} has moe, and megatron.model.offload_modules has {', '.join(inside)}, which is a part of it. Leave "
+            "out one of them."
+        )
+    again = sorted({"moe_act", "layernorm"} & set(w.recompute))
+    if w.precision == DELAYED and again:
+        problems.append(
+            f"{key} has {', '.join(again)}, which FP8 with delayed scaling cannot recompute. Leave it out, or set "
+            "++megatron.mixed_precision=bf16_with_fp8_current_scaling_mixed."
+        )
+    return problems
+
+
 def make_plan(base: Workload, gpus: int, gpu: GpuKind) -> Plan:
     """Return every layout of a run, fastest first.
 
@@ -84,6 +112,9 @@ def make_plan(base: Workload, gpus: int, gpu: GpuKind) -> Plan:
             plan.refused.update(problems[:1])
             continue
         for candidate in _variants(w):
+            if problems := [*_isolation_problems(candidate), *recompute_problems(candidate)]:
+                plan.refused.update(problems[:1])
+                continue
             memory = estimate_memory(candidate)
             if memory.fits(gpu):
                 plan.choices.append(Choice(candidate, memory, estimate_step(candidate, gpu), gpu))
@@ -126,9 +157,27 @@ def _variants(w: Workload) -> Iterator[Workload]:
         if micro & (micro - 1):
             continue
         for recompute in recompute_options(w):
-            graphs = () if recompute == FULL else w.graphs
+            impl, graphs = _graphs_beside(recompute, w)
+            candidate = replace(w, micro_batch_size=micro, recompute=recompute, graphs=graphs, graph_impl=impl)
             for dispatcher in dispatcher_options(w):
-                yield replace(w, micro_batch_size=micro, recompute=recompute, graphs=graphs, dispatcher=dispatcher)
+                yield replace(candidate, dispatcher=dispatcher)
+
+
+def _graphs_beside(recompute: tuple[str, ...], w: Workload) -> tuple[str, tuple[str, ...]]:
+    """Return how CUDA graphs are made and their parts of the model, beside a recomputation."""
+    if w.graph_impl == "full_iteration":
+        return w.graph_impl, w.graphs
+    graphs = tuple(g for g in w.graphs if "moe" not in recompute or g not in ("moe_router", "moe_preprocess"))
+    return ("none", ()) if recompute == FULL or (w.graphs and not graphs) else (w.graph_impl, graphs)
+
+
+def _isolation_problems(w: Workload) -> list[str]:
+    """Return why documents cannot be isolated in a layout (`megatron.isolation` refuses the run)."""
+    if w.isolated and (w.layout.context > 1 or w.layout.pipeline > 1):
+        return ["train.document_boundaries=isolate needs one rank of context and pipeline parallelism."]
+    if w.isolated and w.sequence_parallel and w.micro_batch_size > 1:
+        return ["train.document_boundaries=isolate with model.sequence_parallel=true needs train.micro_batch_size=1."]
+    return []
 
 
 def recompute_options(w: Workload) -> list[tuple[str, ...]]:
@@ -170,12 +219,18 @@ def override_words(choice: Workload, base: Workload, recipe_dispatcher: str) -> 
     ]
     if choice.recompute != base.recompute:
         words += _recompute_words(choice.recompute)
-    if choice.recompute == FULL and base.graphs:
-        words += ["++megatron.model.cuda_graph_impl=none", "++megatron.model.cuda_graph_modules=[]"]
+        if base.recompute == FULL:
+            words += ["++megatron.model.recompute_method=null", "++megatron.model.recompute_num_layers=null"]
+    if (choice.graph_impl, choice.graphs) != (base.graph_impl, base.graphs):
+        words += _graph_words(choice.graphs)
     if choice.model.layers.get("E") and choice.dispatcher not in (recipe_dispatcher, "allgather"):
         words.append(f"++megatron.model.moe_token_dispatcher_type={choice.dispatcher}")
         words += ["++megatron.model.moe_flex_dispatcher_backend=null"] * (choice.dispatcher != "flex")
     return words
+
+
+def _graph_words(graphs: tuple[str, ...]) -> list[str]:
+    return [f"++megatron.model.cuda_graph_modules=[{','.join(graphs)}]"] if graphs else list(_NO_GRAPHS)
 
 
 def _recompute_words(recompute: tuple[str, ...]) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from nano3.config import PretrainConfig
 from nano3.config.pretrain import megatron_section
-from nano3.training.checks.low_precision import BF16, MULTIPLES
+from nano3.training.checks.low_precision import BF16, DELAYED
 from nano3.training.checks.model_stats import Architecture, RecipeValues
 from nano3.training.checks.parallel_layout import ParallelLayout
 
@@ -30,8 +30,11 @@ class Workload:
         sequence_parallel: Whether tensor-parallel ranks split the tokens of norms and residuals.
         recompute: Parts of a layer that the backward pass computes again; FULL for whole layers.
         dispatcher: How tokens reach their experts: allgather, alltoall or flex.
+        graph_impl: How CUDA graphs are made; "none" without any.
         graphs: Parts of the model in CUDA graphs.
-        precision: Of the matrix products of the layers: bf16, fp8, mxfp8 or nvfp4.
+        offloaded: Parts whose activations are moved to the host.
+        isolated: Whether the documents of a sample do not see each other.
+        precision: Of the matrix products of the layers, from `low_precision.TITLES`.
         gradient_bytes: Per parameter.
         optimizer_bytes: Per parameter: master weight and moments.
         sharded_optimizer: Whether data-parallel ranks divide the optimizer's state.
@@ -45,7 +48,10 @@ class Workload:
     sequence_parallel: bool = False
     recompute: tuple[str, ...] = ()
     dispatcher: str = "allgather"
+    graph_impl: str = "none"
     graphs: tuple[str, ...] = ()
+    offloaded: tuple[str, ...] = ()
+    isolated: bool = False
     precision: str = BF16
     gradient_bytes: int = 2
     optimizer_bytes: int = 12
@@ -54,7 +60,7 @@ class Workload:
     @property
     def fp8(self) -> bool:
         """Whether the matrix products are in a form of FP8. Those in NVFP4 were not measured and count as bf16."""
-        return self.precision in ("fp8", "mxfp8")
+        return "fp8" in self.precision
 
     @property
     def tokens(self) -> float:
@@ -112,7 +118,9 @@ def workload_from_config(
     sequence_parallel = config.model.sequence_parallel
     if sequence_parallel is None:
         sequence_parallel = value("model", "sequence_parallel", False)
-    train, graphs = config.train, _names(value("model", "cuda_graph_modules"))
+    train, isolated = config.train, config.train.document_boundaries == "isolate"
+    graph_impl = "none" if isolated else str(value("model", "cuda_graph_impl", "none"))  # see `recipe.adaptations`
+    offloads = value("model", "fine_grained_activation_offloading", False)
     return Workload(
         model=model,
         layout=layout,
@@ -122,7 +130,10 @@ def workload_from_config(
         sequence_parallel=bool(sequence_parallel) and layout.tensor > 1,
         recompute=_recompute(value("model", "recompute_granularity"), value("model", "recompute_modules")),
         dispatcher=_dispatcher(str(value("model", "moe_token_dispatcher_type", "alltoall")), config, layout),
-        graphs=graphs if value("model", "cuda_graph_impl", "none") != "none" else (),
+        graph_impl=graph_impl,
+        graphs=_names(value("model", "cuda_graph_modules")) if graph_impl != "none" else (),
+        offloaded=_names(value("model", "offload_modules")) if offloads else (),
+        isolated=isolated,
         precision=_precision(config, value),
         gradient_bytes=4 if value("mixed_precision", "grad_reduce_in_fp32", False) else 2,
         optimizer_bytes=_optimizer_bytes(value),
@@ -151,11 +162,12 @@ def _precision(config: PretrainConfig, value: Callable[[str, str], Any]) -> str:
     """Return the precision of matrix products, from the name or the fields of the section mixed_precision."""
     chosen = config.megatron.get("mixed_precision")
     if isinstance(chosen, str):
-        return next((name for name in ("mxfp8", "nvfp4", "fp8") if name in chosen.lower()), BF16)
+        chosen = chosen.lower().replace("-", "_").replace("fp8_delayed", DELAYED)
+        return next((name for name in ("mxfp8", "nvfp4", DELAYED, "fp8") if name in chosen), BF16)
     if value("mixed_precision", "fp4"):
         return "nvfp4"
-    recipe = str(value("mixed_precision", "fp8_recipe"))
-    return (recipe if recipe in MULTIPLES else "fp8") if value("mixed_precision", "fp8") else BF16
+    recipes = {"mxfp8": "mxfp8", "delayed": DELAYED}
+    return recipes.get(str(value("mixed_precision", "fp8_recipe")), "fp8") if value("mixed_precision", "fp8") else BF16
 
 
 def _optimizer_bytes(value: Any) -> int:

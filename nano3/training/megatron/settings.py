@@ -172,6 +172,31 @@ def _missing_mtp_layers(model: ModelConfig, free: Mapping[str, Any], known: Sche
     ]
 
 
+def recompute_problems(config: PretrainConfig, known: Schema) -> list[str]:
+    """Return what is missing, or too much, beside megatron.model.recompute_granularity.
+
+    Args:
+        config: The run's configuration.
+        known: The recorded values of its recipe.
+    """
+    free = megatron_section(config, "model")
+    granularity, method, layers = (
+        free.get(name, known.value(f"model.{name}"))
+        for name in ("recompute_granularity", "recompute_method", "recompute_num_layers")
+    )
+    if granularity == "full" and (method is None or layers is None):
+        return [
+            "megatron.model.recompute_granularity=full needs to know which layers: for all of them, set "
+            "++megatron.model.recompute_method=uniform ++megatron.model.recompute_num_layers=1."
+        ]
+    if granularity == "selective" and layers is not None:
+        return [
+            f"megatron.model.recompute_num_layers={layers} is for recompute_granularity=full. For selective, set "
+            "++megatron.model.recompute_num_layers=null."
+        ]
+    return []
+
+
 def pattern_problems(pattern: str | None) -> list[str]:
     """Return why a hybrid pattern is invalid: unknown layer kinds, or no layer in the main stack."""
     if pattern is None:

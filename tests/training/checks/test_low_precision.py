@@ -74,7 +74,7 @@ def test_tensor_parallelism_divides_widths() -> None:
     """Nano's in_proj has 10,304 = 322 x 32 columns; a quarter of it is 161 x 16, an eighth 161 x 8."""
     nano = architecture_of("nemotron_3_nano", 131072)
     refused = {(p, t) for p in MULTIPLES for t in (1, 2, 4, 8) if width_problems(nano, t, p)}
-    assert refused == {("mxfp8", 4), ("nvfp4", 4), ("fp8", 8), ("mxfp8", 8), ("nvfp4", 8)}
+    assert refused == {("mxfp8", 4), ("nvfp4", 4), *((precision, 8) for precision in MULTIPLES)}
     assert "or a smaller model.tensor_model_parallel_size, or train in bf16" in width_problems(nano, 8, "fp8")[0]
 
 
@@ -101,6 +101,8 @@ SETTINGS = {
     "field": ([FP8], "fp8"),
     "mx": ([FP8, "+megatron.mixed_precision.fp8_recipe=mxfp8"], "mxfp8"),
     "block": ([FP8, "+megatron.mixed_precision.fp8_recipe=blockwise"], "fp8"),
+    "delayed": ([FP8, "+megatron.mixed_precision.fp8_recipe=delayed"], "fp8_delayed"),
+    "name of delayed": (["+megatron.mixed_precision=bf16_with_fp8_delayed_scaling_mixed"], "fp8_delayed"),
     "four": (["+megatron.mixed_precision.fp4=e2m1"], "nvfp4"),
     "name": (["+megatron.mixed_precision=bf16_with_fp8_current_scaling_mixed"], "fp8"),
     "name of mx": (["+megatron.mixed_precision=bf16-with-mxfp8-mixed"], "mxfp8"),
@@ -157,7 +159,10 @@ def test_a_size_with_no_fitting_neighbor_below() -> None:
 def test_gpus_have_their_precisions() -> None:
     able = {p: {g.name for g in GPU_KINDS.values() if not precision_problem(p, g)} for p in [BF16, *MULTIPLES]}
     blackwell = {"b200", "b300", "gb200", "gb300"}
-    assert able == {BF16: set(GPU_KINDS), "fp8": {"h100", "h200"} | blackwell, "mxfp8": blackwell, "nvfp4": blackwell}
+    hopper = {"h100", "h200"} | blackwell
+    assert able == {
+        BF16: set(GPU_KINDS), "fp8": hopper, "fp8_delayed": hopper, "mxfp8": blackwell, "nvfp4": blackwell
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("gpu", "refused"), [("h100", True), ("b200", False), (None, False)])

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from nano3.config import PretrainConfig
 from nano3.training.checks.parallel_layout import ParallelLayout, layout_problems, parallel_layout
 from nano3.training.cost.gpus import GPU_KINDS
-from nano3.training.cost.layouts import Plan, make_plan, override_words, rule_problems
+from nano3.training.cost.layouts import Plan, make_plan, override_words, recompute_problems, rule_problems
 from nano3.training.cost.workload import FULL, Workload, workload_from_config
 from nano3.training.megatron.schema import load_bundled
 
@@ -110,6 +110,73 @@ def test_override_words_lead_back_to_the_choice(plan: Plan) -> None:
         again = workload_from_config(config, KNOWN, w.model, parallel_layout(config, KNOWN))
         assert again == w, words
     assert len(seen) > 10
+
+
+PERF_GRAPHS = ("attn", "mamba", "moe_router", "moe_preprocess")
+# Changes of Nano's workload, and what the message says: what TransformerConfig of Megatron-Core 0.19 refuses.
+RECOMPUTE = {
+    "whole layers": ({"recompute": FULL}, "Set ++megatron.model.cuda_graph_impl=none ++megatron.model.cuda_graph_mod"),
+    "router": ({"graphs": PERF_GRAPHS}, "with ++megatron.model.cuda_graph_modules=[attn,mamba]."),
+    "only the router": ({"graphs": PERF_GRAPHS[2:]}, "with ++megatron.model.cuda_graph_impl=none."),
+    "offloaded": ({"offloaded": ("expert_fc1",)}, "megatron.model.offload_modules has expert_fc1, which is a part of"),
+    "delayed scaling": (
+        {"precision": "fp8_delayed"},
+        "recompute_modules has layernorm, which FP8 with delayed scaling",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "words"), RECOMPUTE.values(), ids=RECOMPUTE)
+def test_what_cannot_be_recomputed(changes: dict, words: str) -> None:
+    w = base()
+    assert recompute_problems(w) == []
+    (problem,) = recompute_problems(replace(w, **changes))
+    assert words in problem
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"graphs": PERF_GRAPHS, "graph_impl": "local"},
+        {"graphs": (), "graph_impl": "full_iteration", "recompute": FULL},
+        {"graphs": PERF_GRAPHS, "recompute": ("layernorm",)},
+        {"precision": "fp8"},
+        {"offloaded": ("core_attn",)},
+    ],
+)
+def test_what_can_be_recomputed(changes: dict) -> None:
+    assert recompute_problems(replace(base(), **changes)) == []
+
+
+@pytest.mark.parametrize(
+    "changes", [RECOMPUTE["router"][0], RECOMPUTE["offloaded"][0], RECOMPUTE["delayed scaling"][0]]
+)
+def test_no_plan_recomputes_what_megatron_refuses(changes: dict) -> None:
+    w = replace(base(), **changes)
+    choices = make_plan(w, 16, GPU_KINDS["h200"]).choices
+    assert choices and not any(recompute_problems(choice.workload) for choice in choices)
+    for choice in choices:
+        words = override_words(choice.workload, w, "flex")
+        graphs = [word for word in words if "cuda_graph_modules" in word]
+        expected = [f"++megatron.model.cuda_graph_modules=[{','.join(choice.workload.graphs)}]"]
+        assert graphs == (expected if choice.workload.graphs != w.graphs else [])
+
+
+def test_a_run_that_recomputes_whole_layers_can_recompute_parts() -> None:
+    w = replace(base(), recompute=FULL, graphs=(), graph_impl="none")
+    choice = next(c.workload for c in make_plan(w, 16, GPU_KINDS["h200"]).choices if "moe" in c.workload.recompute)
+    assert "++megatron.model.recompute_num_layers=null" in override_words(choice, w, "flex"), "Megatron refuses it"
+
+
+def test_a_plan_for_isolated_documents() -> None:
+    config = nano_config()
+    config.train.document_boundaries = "isolate"
+    w = workload_from_config(config, KNOWN, base().model, base().layout)
+    assert (w.graph_impl, w.graphs) == ("none", ()), "CUDA graphs are switched off"
+    choices = [choice.workload for choice in make_plan(w, 16, GPU_KINDS["h200"]).choices]
+    assert choices and {(c.layout.pipeline, c.layout.context) for c in choices} == {(1, 1)}
+    assert {c.micro_batch_size for c in choices if c.sequence_parallel} == {1} != {c.micro_batch_size for c in choices}
+    assert not any("cuda_graph" in word for c in choices for word in override_words(c, w, "flex"))
 
 
 def test_without_experts_there_is_nothing_to_dispatch() -> None:

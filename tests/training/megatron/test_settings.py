@@ -21,6 +21,7 @@ from nano3.training.megatron.settings import (
     mtp_problems,
     override_settings,
     pattern_problems,
+    recompute_problems,
     setting_problems,
     typed_settings,
 )
@@ -336,3 +337,26 @@ def assert_values(member: str, known: Schema) -> None:
         if (path, value) not in DIFFERS and path != "validation.eval_iters":
             assert recorded == value, (member, path, recorded, value)
     assert len(settings) > 5
+
+
+FULL = {"recompute_granularity": "full"}
+LAYERS = {"recompute_method": "uniform", "recompute_num_layers": 1}
+
+
+@pytest.mark.parametrize(
+    ("of_model", "words"),
+    [
+        pytest.param({}, None, id="recipe"),
+        pytest.param(FULL | LAYERS, None, id="full"),
+        pytest.param(
+            FULL, "++megatron.model.recompute_method=uniform ++megatron.model.recompute_num_layers=1", id="bare"
+        ),
+        pytest.param(FULL | {"recompute_method": "block"}, "needs to know which layers", id="no number"),
+        pytest.param(LAYERS, "++megatron.model.recompute_num_layers=null", id="selective"),
+        pytest.param({"recompute_granularity": None} | LAYERS, None, id="nothing"),
+    ],
+)
+def test_recomputation_of_whole_layers_says_which(config: PretrainConfig, of_model: dict, words: str | None) -> None:
+    config.megatron = {"model": of_model}
+    problems = recompute_problems(config, load_bundled(NANO))
+    assert problems == [] if words is None else words in problems[0]
