@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,10 @@ def slurm_conf() -> Iterator[str]:
 def slurm_job(slurm_conf: str, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeJob]:
     """make_job for the test cluster; jobs left in the queue are canceled at the end."""
     monkeypatch.setenv("SLURM_CONF", slurm_conf)
+    # A job that has ended holds its node for a moment; some tests say on which node theirs must run.
+    busy, deadline = ["squeue", "--noheader", "--states=RUNNING,COMPLETING"], time.monotonic() + 30
+    while subprocess.run(busy, capture_output=True, check=True).stdout and time.monotonic() < deadline:
+        time.sleep(0.1)
     made: list[launch.Job] = []
 
     def make(*options: str, **keys: Any) -> launch.Job:

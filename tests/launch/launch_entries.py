@@ -40,7 +40,9 @@ def count(run_dir: str, *options: str) -> int:
     while step < steps:
         time.sleep(pause)
         if given.get("fail_rank") == str(rank()) and _fails(given, step):
-            while not (folder / "environment_0.json").exists():  # a failure ends the others, wherever they are
+            # A failure ends the others, wherever they are: rank 0 has said how it starts, and saved a step, too.
+            saved = [progress] if step and given.get("saves") != "0" else []
+            while not all(path.exists() for path in (folder / "environment_0.json", *saved)):
                 time.sleep(0.01)
             print(f"boom on rank {rank()}", file=sys.stderr, flush=True)
             return int(given["fail_code"])

@@ -16,6 +16,7 @@ from nano3.training.cost.throughput import Throughput
 from nano3.training.megatron.checkpoints import TRACKER, CheckpointFinisher, record_begun
 from nano3.training.megatron.errors import divergence_message
 from nano3.training.megatron.expert_counts import ExpertCounts
+from nano3.training.megatron.saving import remove_failed
 from nano3.training.order.plan import OrderPlan
 from nano3.training.order.plan_text import stage_sentence
 from nano3.training.run import index_cache
@@ -29,6 +30,7 @@ from nano3.training.run.rank_sync import StopPoller
 from nano3.training.run.startup_timer import StartupTimer
 from nano3.training.run.stop import StopRequest
 from nano3.utils.console import is_rank_zero, say, warn
+from nano3.utils.disk_errors import FULL
 from nano3.utils.errors import Failure
 
 # How often the ranks agree on stopping. This waits for the GPU, and launchers allow two minutes between a signal and
@@ -195,8 +197,17 @@ class TrainingHooks:
             context.state.cfg.train.exit_interval = iteration
         if self.saves_after(iteration):
             if is_rank_zero():
-                record_begun(self.run.save_folder, iteration)
+                self._record_begun(iteration)
             self.run.metrics.clock.enter("save")  # until the next step, apart from a validation
+
+    def _record_begun(self, iteration: int) -> None:
+        """Record that a save begins. If the disk is full, the save that follows fails, and is counted."""
+        try:
+            record_begun(self.run.save_folder, iteration)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            warn(f"{self.run.save_folder}: no space left on the device, before iteration {iteration} is saved")
 
     def saves_after(self, iteration: int) -> bool:
         """Return whether Megatron-Bridge saves after this iteration."""
@@ -252,7 +263,17 @@ class TrainingHooks:
             order=self.run.order.to_json() if self.run.order else {},
         )
         self.run.metrics.flush()
-        write_checkpoint_info(folder, info)
+        try:
+            write_checkpoint_info(folder, info)
+        except OSError as error:
+            if error.errno not in FULL or self.is_last(self.iteration):
+                raise
+            remove_failed(folder)
+            warn(
+                f"SAVE FAILED: {folder} could not be marked as complete, and was removed: no space left on the device. "
+                "Training continues; the next checkpoint is taken at the next interval."
+            )
+            return
         self.saved = folder
         self.run.on_save(iteration, folder)
         self.finisher.start(folder, info)

@@ -1,5 +1,6 @@
 """The training hooks, called in the order of Megatron-Bridge's events."""
 
+import errno
 import json
 import math
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from training_processes import Child
 
-from nano3.training.megatron import callbacks
+from nano3.training.megatron import callbacks, checkpoints
 from nano3.training.megatron.callbacks import RunContext, StepTimer, TrainingHooks
 from nano3.training.megatron.checkpoints import TRACKER, begun_iterations
 from nano3.training.run.checkpoints import MARKER, read_checkpoint_info
@@ -203,6 +204,44 @@ def test_a_save_is_recorded_before_it_starts(tmp_path: Path, single_rank: None) 
         if begun_iterations(tmp_path):
             folder_of(tmp_path, max(begun_iterations(tmp_path)))
     assert begun_iterations(tmp_path) == {10, 33, 45}
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No record of a checkpoint can be written."""
+
+    def full(path: Path, *values: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    for name in ("record_begun", "write_checkpoint_info"):
+        monkeypatch.setattr(callbacks, name, full)
+
+
+def test_a_full_disk_before_a_save_leaves_the_decision_to_the_save(
+    tmp_path: Path, single_rank: None, full_disk: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = hooks(tmp_path)
+    own.on_train_step_end(context(9))
+    assert own.iteration == 10
+    assert "no space left on the device, before iteration 10 is saved" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_cannot_be_marked_is_a_failed_save(
+    tmp_path: Path, single_rank: None, full_disk: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last one of a run must be marked."""
+    (tmp_path / TRACKER).write_text("40")
+    checkpoints.record_begun(tmp_path, 40)
+    folder_of(tmp_path, 40)
+    saved: list = []
+    own = hooks(tmp_path, saved=saved)
+    own.on_checkpoint_save(context(43))
+    assert saved == [] and own.saved is None and not (tmp_path / "iter_0000040").exists()
+    assert "iter_0000040 could not be marked as complete, and was removed: no space" in capsys.readouterr().err
+    folder_of(tmp_path, 40)
+    own.iteration = 45
+    with pytest.raises(OSError, match="No space left"):
+        own.on_checkpoint_save(context(45))
 
 
 def folder_of(root: Path, iteration: int) -> None:
