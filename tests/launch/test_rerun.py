@@ -102,6 +102,15 @@ def test_problems_of_the_ranks_are_found_before_anything_is_written(
     assert not cli.run_dir("new").exists()
 
 
+def test_a_resume_with_other_data_is_told_which_the_run_has(cli: Commands, finished_run: Path) -> None:
+    cli("-m", "nano3.data_prep", "data_blend=sample", "sample=30", "output_dir=other", "alias=other")
+    words = ["-m", "nano3.pretrain", *SMALL, "run.name=one"]
+    refused = cli(*words, "run.data=other", code=2).stderr
+    assert "is a checkpoint of a different run: data: " in refused
+    assert f"The run was trained on what {cli.folder}/data held when it started." in refused
+    assert "was trained on what" not in cli(*words, "run.data=data", "train.seed=5", code=2).stderr
+
+
 def test_two_runs_do_not_save_into_one_folder(cli: Commands, finished_run: Path) -> None:
     shared = f"checkpoint.save={finished_run}/checkpoints"
     for words in (["run.name=two"], ["run.name=two", "dry_run=true"]):

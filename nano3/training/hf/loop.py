@@ -156,7 +156,7 @@ class Loop:
             say(sentence)
         if skipped := self.parts.guard.skips.find(self.iteration + 1):
             if self.iteration + 1 == skipped.first:
-                say(f"leaving out iteration {skipped}")
+                say(f"leaving out iteration{'s' * (skipped.last > skipped.first)} {skipped}")
             return None
         started = time.monotonic()
         step = self.step()

@@ -28,6 +28,7 @@ from nano3.training.run.checkpoints import (
     read_checkpoint_info,
 )
 from nano3.training.run.rank_sync import agree_on_rank0
+from nano3.training.run.record import read_latest_start
 from nano3.training.run.skips import SkipRecord, begin_skips, late_skip_warning
 from nano3.training.run.sound_checkpoints import check_damage, newest_sound, set_aside_damaged, verify_checkpoint
 from nano3.utils.console import warn
@@ -157,7 +158,7 @@ def find_resume_point(
         if point.new_phase:
             check_new_phase(point.info, point.folder, identity)
         else:
-            check_run_identity(point.info, point.folder, identity, point.own)
+            check_run_identity(point.info, point.folder, identity, point.own, run_dir)
     if point.folder and not point.own and not point.new_phase and point.iteration >= config.train.train_iters:
         raise UserError(
             f"checkpoint.keep_iteration=true: {point.folder} has {point.iteration} iterations already, "
@@ -382,7 +383,9 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def check_run_identity(info: CheckpointInfo, folder: Path, identity: dict[str, Any], own: bool) -> None:
+def check_run_identity(
+    info: CheckpointInfo, folder: Path, identity: dict[str, Any], own: bool, run_dir: Path | None = None
+) -> None:
     """Raise UserError naming every value of the run's identity that differs from the checkpoint's.
 
     Args:
@@ -391,6 +394,7 @@ def check_run_identity(info: CheckpointInfo, folder: Path, identity: dict[str, A
         identity: The run's identity.
         own: False if the run continues the schedule of another run. Data and seed may then differ, so that the rest of
             a schedule can be trained on other data.
+        run_dir: The run folder, whose record names the folder of its data.
     """
     changed = _differences(saved_identity(info), identity)
     if not own:
@@ -398,10 +402,12 @@ def check_run_identity(info: CheckpointInfo, folder: Path, identity: dict[str, A
     if changed:
         typed = [f"{key}={_show(old)}" for key, (old, _) in changed.items() if key.startswith(("model.", "train."))]
         again = f" ({shlex.join(typed)})" if typed else ""
+        trained_on = read_latest_start(run_dir).get("data", {}).get("folder") if "data" in changed and run_dir else None
         raise UserError(
             f"{folder} is a checkpoint of a different run: {_list(changed)}. Restore these values{again}, or start a "
             "new run with another run.name. May change on a resume: train.train_iters, train.micro_batch_size, "
             "train.eval_*, train.exit_*, train.threads, optimizer, scheduler, logger, checkpoint, cluster."
+            + (f" The run was trained on what {trained_on} held when it started." if trained_on else "")
         )
 
 

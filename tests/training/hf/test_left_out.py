@@ -79,7 +79,7 @@ def test_iterations_left_out_by_hand_change_nothing_else(data: Path, hand_made: 
     assert [str(one) for one in read_skips(tmp_path).ranges] == [
         "5 to 6 (train.skip_iterations)", "9 (train.skip_iterations)",
     ]  # fmt: skip
-    assert "leaving out iteration 5 to 6" in (tmp_path / "log.txt").read_text()
+    assert "leaving out iterations 5 to 6" in (tmp_path / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
