@@ -37,9 +37,10 @@ class RecipeValues(Protocol):
 class Architecture:
     """The sizes of a model, named as in Megatron-Bridge.
 
-    `layers` maps a layer kind to its number of layers. Pipeline stages divide `stage_units` evenly: layers, blocks of a
-    dense model, or `|` segments of the pattern; 0 if the stages are chosen otherwise. Multi-token prediction adds
-    `mtp_depths` times `mtp_layers`, with weights of their own unless `mtp_shared`.
+    `layers` maps a layer kind to its number of layers. `stages` is the number of pipeline stages that a hybrid pattern
+    marks with |, or 0. Pipeline stages divide `stage_units` evenly: layers, blocks of a dense model, or `|` segments of
+    the pattern; 0 if the stages are chosen otherwise. Multi-token prediction adds `mtp_depths` times `mtp_layers`, with
+    weights of their own unless `mtp_shared`.
     """
 
     layers: dict[str, int]
@@ -62,6 +63,7 @@ class Architecture:
     moe_ffn_hidden_size: int = 0
     moe_shared_expert_intermediate_size: int = 0
     stage_units: int = 0
+    stages: int = 0
     mtp_depths: int = 0
     mtp_layers: dict[str, int] = field(default_factory=dict)
     mtp_shared: bool = False
@@ -154,6 +156,7 @@ def architecture_from_config(
         moe_ffn_hidden_size=value("moe_ffn_hidden_size") or 0,
         moe_shared_expert_intermediate_size=value("moe_shared_expert_intermediate_size") or 0,
         stage_units=_stage_units(config, pattern, blocks),
+        stages=str(pattern).split("/")[0].count("|") + 1 if pattern and "|" in str(pattern) else 0,
         **_multi_token_prediction(config, known, pattern),
     )
 
@@ -243,7 +246,7 @@ def divisibility_problems(
             f"model.moe_router_topk={model.moe_router_topk} must not be greater than model.num_moe_experts="
             f"{model.num_moe_experts}."
         )
-    if pipeline > 1 and model.stage_units % pipeline:
+    if pipeline > 1 and not model.stages and model.stage_units % pipeline:
         problems.append(
             f"model.pipeline_model_parallel_size={pipeline} must divide the model's {model.stage_units} layers. A "
             "hybrid pattern may mark the stages with | instead."

@@ -55,6 +55,12 @@ def rule_problems(w: Workload) -> list[str]:
     """Return why Megatron cannot divide this model and its tokens among these ranks."""
     layout = w.layout
     problems = divisibility_problems(w.model, layout.tensor, layout.expert, layout.pipeline, layout.context)
+    if w.model.stages and layout.pipeline != w.model.stages:
+        problems.append(
+            f"model.hybrid_layer_pattern marks {w.model.stages} pipeline stages with |, of which Megatron-Bridge builds "
+            f"one on each rank, and leaves out the others: set model.pipeline_model_parallel_size={w.model.stages} instead of "
+            f"{layout.pipeline}, or leave out the |."
+        )
     if layout.tensor > 1 and w.model.layers.get("E") and not w.sequence_parallel:
         problems.append(
             f"model.tensor_model_parallel_size={layout.tensor} needs model.sequence_parallel=true in a model with "

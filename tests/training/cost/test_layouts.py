@@ -7,6 +7,7 @@ from megatron_helpers import NANO, architecture_of
 from omegaconf import OmegaConf
 
 from nano3.config import PretrainConfig
+from nano3.training.checks.model_stats import architecture_from_config
 from nano3.training.checks.parallel_layout import ParallelLayout, layout_problems, parallel_layout
 from nano3.training.cost.gpus import GPU_KINDS
 from nano3.training.cost.layouts import Plan, make_plan, override_words, recompute_problems, rule_problems
@@ -88,10 +89,19 @@ def test_a_rule_of_megatron(layout: ParallelLayout, sequence_parallel: bool, wor
     assert any(words in problem for problem in rule_problems(w)), rule_problems(w)
 
 
-def test_stages_of_a_pattern_with_bars_are_counted_by_its_bars() -> None:
-    model = replace(architecture_of("nemotron_3_nano", 131072), stage_units=6)
-    w = replace(base(), model=model, layout=ParallelLayout(24, 1, 3, 1, 8))
-    assert not any("must divide" in problem for problem in rule_problems(w))
+@pytest.mark.parametrize(("pipeline", "refused"), [(1, True), (2, True), (3, True), (4, False), (8, True)])
+def test_a_pattern_with_bars_has_one_stage_for_each_rank(pipeline: int, refused: bool) -> None:
+    """Megatron-Bridge has no virtual stages in hybrid models, and trained the first ones alone without a word."""
+    config = nano_config()
+    config.model.hybrid_layer_pattern = "MEM*E|MEM|MEME|MEME/*E/*E"
+    model = architecture_from_config(config, KNOWN, 131072)
+    assert model is not None and (model.stages, model.layers) == (4, {"M": 8, "E": 7, "*": 1})
+    w = replace(base(), model=model, layout=ParallelLayout(8 * pipeline, 1, pipeline, 1, 8))
+    problems = rule_problems(w)
+    assert bool(problems) == refused
+    assert not refused or "set model.pipeline_model_parallel_size=4" in problems[0]
+    planned = make_plan(w, 32, GPU_KINDS["h200"]).choices
+    assert {choice.workload.layout.pipeline for choice in planned} == {4}
 
 
 def test_override_words_lead_back_to_the_choice(plan: Plan) -> None:
