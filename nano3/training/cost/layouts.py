@@ -55,11 +55,11 @@ def rule_problems(w: Workload) -> list[str]:
     """Return why Megatron cannot divide this model and its tokens among these ranks."""
     layout = w.layout
     problems = divisibility_problems(w.model, layout.tensor, layout.expert, layout.pipeline, layout.context)
-    if w.model.stages and layout.pipeline != w.model.stages:
+    stages, key = w.model.stages, "model.pipeline_model_parallel_size"
+    if stages and layout.pipeline != stages:
         problems.append(
-            f"model.hybrid_layer_pattern marks {w.model.stages} pipeline stages with |, of which Megatron-Bridge builds "
-            f"one on each rank, and leaves out the others: set model.pipeline_model_parallel_size={w.model.stages} instead of "
-            f"{layout.pipeline}, or leave out the |."
+            f"model.hybrid_layer_pattern marks {stages} pipeline stages with |. Megatron-Bridge builds one on each rank "
+            f"and leaves out the others: set {key}={stages} instead of {layout.pipeline}, or leave out the |."
         )
     if layout.tensor > 1 and w.model.layers.get("E") and not w.sequence_parallel:
         problems.append(
