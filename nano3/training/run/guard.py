@@ -12,6 +12,7 @@ a lasting change the guard adapts within half a window.
 All ranks call the guard with the same numbers and restore the same window, so all ranks decide alike.
 """
 
+import errno
 import json
 import math
 import os
@@ -28,6 +29,7 @@ from nano3.config.guard import GuardConfig
 from nano3.training.run.resume import ResumePoint
 from nano3.training.run.skips import DROPPED, ROLLED_BACK, SkippedRange, SkipRecord, read_skips
 from nano3.utils.console import say, warn
+from nano3.utils.disk_errors import FULL
 from nano3.utils.errors import Failure, Nano3Error
 from nano3.utils.files import complete_lines
 
@@ -237,10 +239,12 @@ class Guard:
             event["documents"] = self.documents(found.iteration)
         except (Nano3Error, OSError) as error:  # the event matters more than its documents
             event |= {"documents": [], "documents_error": str(error)}
-        with (self.run_dir / FILE).open("a", encoding="utf-8") as f:
-            f.write(json.dumps(event) + "\n")
-            f.flush()
-            os.fsync(f.fileno())
+        try:
+            _append(self.run_dir / FILE, json.dumps(event) + "\n")
+        except OSError as error:  # what follows from the event matters more than its record
+            if error.errno not in FULL:
+                raise
+            warn(f"{self.run_dir / FILE} lacks iteration {found.iteration}: no space left on the device")
         consequence = {
             "warn": "",
             "skip": "; this step is left out",
@@ -249,6 +253,20 @@ class Guard:
         }[action]
         where = f" Documents: nano3 trace RUN --iteration {found.iteration}, and {FILE}."
         (warn if action == "warn" else say)(f"guard: {found}{consequence}.{where}")
+
+
+def _append(path: Path, line: str) -> None:
+    """Append a line to a file: all of it, or nothing if the disk is full."""
+    text = line.encode()
+    with path.open("ab", buffering=0) as f:
+        begin = f.seek(0, os.SEEK_END)
+        try:
+            if (f.write(text) or 0) < len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(f.fileno())
+        except OSError:
+            f.truncate(begin)
+            raise
 
 
 def make_guard(config: PretrainConfig, run_dir: Path, rank: int, data: Path, point: ResumePoint) -> Guard:

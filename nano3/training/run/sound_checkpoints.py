@@ -189,6 +189,11 @@ def set_aside_damaged(root: Path, run_dir: Path, on_damage: str) -> None:
             f"CHECKPOINT DAMAGED: {_sentence(' '.join(one.problems))} It was renamed to {aside.name}; the run falls "
             f"back to {sound}. Check the disk. Recorded in {run_dir / DAMAGE_LOG}."
         )
+    if sound and not read_checkpoint_info(sound).files:
+        warn(
+            f"{sound} has no checksums, so it cannot be verified: the run was ended before they were recorded, or an "
+            "earlier version of nano3 saved it."
+        )
 
 
 def _sentence(text: str) -> str:

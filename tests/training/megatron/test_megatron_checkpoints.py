@@ -147,6 +147,16 @@ def test_in_a_folder_of_its_own_old_ones_may_go(tmp_path: Path) -> None:
     assert may_prune(tmp_path)
 
 
+def test_a_checkpoint_without_checksums_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run was killed between the mark and the checksums."""
+    folder, finisher = checkpoint(tmp_path, 10), CheckpointFinisher(tmp_path, 2)
+    for missing in (True, False):
+        set_aside_damaged(tmp_path, tmp_path, "fallback")
+        assert (f"{folder} has no checksums, so it cannot be verified" in capsys.readouterr().err) is missing
+        finisher.start(folder, read_checkpoint_info(folder))
+        finisher.wait()
+
+
 def test_checksums_are_added_in_the_background_and_old_checkpoints_removed(tmp_path: Path) -> None:
     finisher = CheckpointFinisher(tmp_path, 2)
     for iteration in (10, 20, 30):

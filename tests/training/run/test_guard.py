@@ -1,8 +1,10 @@
 """The guard's detection and decisions, without training."""
 
+import contextlib
 import json
 import math
 import random
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +189,27 @@ def test_an_event_without_its_documents_is_still_recorded(tmp_path: Path) -> Non
     with (tmp_path / FILE).open("a") as f:
         f.write('{"iteration": 21, "cut')
     assert read_events(tmp_path) == [event]
+
+
+def test_a_full_disk_under_the_events_changes_no_decision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line that does not fit is left out as a whole; the next one is readable."""
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], check=False).returncode:
+        pytest.skip("may not mount a tmpfs")
+    try:
+        own = guard(tmp_path, "warn")
+        filler = tmp_path / "filler"
+        own.verdict(20, 9.0, 1.0)
+        with filler.open("wb", buffering=0) as f, contextlib.suppress(OSError):
+            while True:
+                f.write(b"x" * 4096)
+        own.documents = lambda iteration: [{"dataset": "x" * 5000}]
+        assert own.verdict(21, 9.0, 1.0) == "continue"
+        filler.unlink()
+        own.verdict(22, 9.0, 1.0)
+        assert [event["iteration"] for event in read_events(tmp_path)] == [20, 22]
+    finally:
+        subprocess.run(["umount", "--lazy", tmp_path], check=True)
+    assert f"{tmp_path / FILE} lacks iteration 21: no space left on the device" in capsys.readouterr().err
 
 
 def test_the_record_survives_json(tmp_path: Path) -> None:
