@@ -58,7 +58,7 @@ def rule_problems(w: Workload) -> list[str]:
     stages, key = w.model.stages, "model.pipeline_model_parallel_size"
     if stages and layout.pipeline != stages:
         problems.append(
-            f"model.hybrid_layer_pattern marks {stages} pipeline stages with |. Megatron-Bridge builds one on each rank "
+            f"model.hybrid_layer_pattern marks {stages} pipeline stages with |. Megatron-Bridge builds one a rank "
             f"and leaves out the others: set {key}={stages} instead of {layout.pipeline}, or leave out the |."
         )
     if layout.tensor > 1 and w.model.layers.get("E") and not w.sequence_parallel:
