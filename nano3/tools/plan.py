@@ -33,7 +33,6 @@ from nano3.utils.errors import UserError
 HELP = "choose a run's layout: what fits, how long it takes, what it costs"
 ONLY_SHOWS = True
 OWN_KEYS = ("gpus", "gpu")
-GPUS_PER_NODE = 8
 SHOWN_REASONS = 12
 
 
@@ -95,7 +94,10 @@ def read_request(words: list[str]) -> Request:
         problems += error.problems
     if problems:
         raise UserError(problems)
-    return Request(compose_run(line), list(line.words), int(gpus), gpu)
+    config = compose_run(line)
+    if "gpu" not in own and config.cluster.gpu is not None:
+        gpu = gpu_kind(config.cluster.gpu)
+    return Request(config, list(line.words), int(gpus), gpu)
 
 
 def compose_run(line: CommandLine) -> PretrainConfig:
@@ -204,14 +206,15 @@ def show_words(choice: Choice, base: Workload, recipe_dispatcher: str, request: 
 
 
 def cluster_words(request: Request) -> list[str]:
-    """Return the words that start this number of ranks, the same number on every node."""
+    """Return the words for the kind of GPU and this number of ranks, the same number on every node."""
     cluster = request.config.cluster
-    if cluster.kind == "local" and request.gpus <= GPUS_PER_NODE:
-        return [f"cluster.nproc_per_node={request.gpus}"]
-    most = cluster.gpus_per_node or GPUS_PER_NODE
+    kind = [] if (cluster.gpu or "").lower() == request.gpu.name else [f"cluster.gpu={request.gpu.name}"]
+    if cluster.kind == "local" and request.gpus <= request.gpu.node:
+        return [*kind, f"cluster.nproc_per_node={request.gpus}"]
+    most = cluster.gpus_per_node or request.gpu.node
     per_node = next(count for count in range(most, 0, -1) if request.gpus % count == 0)
     chosen = [] if cluster.kind == "slurm" else ["cluster=slurm"]
-    return [*chosen, f"cluster.nodes={request.gpus // per_node}", f"cluster.gpus_per_node={per_node}"]
+    return [*chosen, *kind, f"cluster.nodes={request.gpus // per_node}", f"cluster.gpus_per_node={per_node}"]
 
 
 def show_refused(plan: Plan) -> None:

@@ -50,7 +50,7 @@ def test_the_words_to_paste_are_a_run_that_nano3_accepts(
     monkeypatch.chdir(tmp_path)
     _, out = plan(monkeypatch, capsys, "data_blend=sample", "model=nemotron_3_nano_1b", "gpus=4", "gpu=h200")
     command = next(line for line in out.splitlines() if line.startswith("python -m nano3.pretrain"))
-    assert "cluster.nproc_per_node=4" in command
+    assert "cluster.gpu=h200 cluster.nproc_per_node=4" in command
     prepare = "python -m nano3.data_prep data_blend=sample workers=1"
     script = "\n".join(line.replace("python", sys.executable, 1) for line in (prepare, f"{command} dry_run=true"))
     done = subprocess.run(["bash", "-ec", script], capture_output=True, text=True, check=False)
@@ -67,6 +67,23 @@ def test_the_words_start_exactly_the_planned_ranks(gpus: int, profile: list[str]
     cluster = compose_run(CommandLine.parse(words)).cluster
     ranks = cluster.nproc_per_node if cluster.kind == "local" else cluster.nodes * cluster.ntasks_per_node
     assert ranks == gpus, words
+
+
+@pytest.mark.parametrize(
+    ("words", "gpu", "of_cluster"),
+    [
+        pytest.param([], "h100", ["cluster.nodes=8", "cluster.gpus_per_node=8"], id="default"),
+        pytest.param(["gpu=gb300"], "gb300", ["cluster.nodes=16", "cluster.gpus_per_node=4"], id="four a node"),
+        pytest.param(["cluster.gpu=h200"], "h200", ["cluster.nodes=8", "cluster.gpus_per_node=8"], id="of the run"),
+        pytest.param(["cluster.gpu=h200", "gpu=b200"], "b200", ["cluster.nodes=8"], id="another one"),
+    ],
+)
+def test_the_words_are_for_the_kind_of_gpu(words: list[str], gpu: str, of_cluster: list[str]) -> None:
+    """Or the preflight of the pasted run would say whether it fits into another kind."""
+    request = read_request([NANO, *words, "gpus=64"])
+    pasted = [*request.words, *cluster_words(request)]
+    assert request.gpu.name == gpu and set(of_cluster) <= set(pasted)
+    assert compose_run(CommandLine.parse(pasted)).cluster.gpu == gpu
 
 
 def test_words_with_spaces_are_quoted_for_the_shell(

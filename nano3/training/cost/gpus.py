@@ -29,6 +29,7 @@ class GpuKind:
         nvlink: Bytes/s to other GPUs of its NVLink domain, in one direction.
         domain: GPUs of one NVLink domain.
         network: Bytes/s to other domains, in one direction.
+        node: GPUs of one node.
     """
 
     name: str
@@ -40,6 +41,7 @@ class GpuKind:
     nvlink: float
     domain: int
     network: float
+    node: int = 8
 
 
 _GB: Final = 1e9
@@ -50,9 +52,9 @@ GPU_KINDS: Final[dict[str, GpuKind]] = {
         GpuKind("h100", "H100", 989e12, 1979e12, 79.2 * 2**30, 3350 * _GB, 450 * _GB, 8, 50 * _GB),
         GpuKind("h200", "H200", 989e12, 1979e12, 139.7 * 2**30, 4800 * _GB, 450 * _GB, 8, 50 * _GB),
         GpuKind("b200", "B200", 2250e12, 4500e12, 178.3 * 2**30, 8000 * _GB, 900 * _GB, 8, 50 * _GB),
-        GpuKind("gb200", "GB200", 2500e12, 5000e12, 184 * _GB, 8000 * _GB, 900 * _GB, 72, 50 * _GB),
+        GpuKind("gb200", "GB200", 2500e12, 5000e12, 184 * _GB, 8000 * _GB, 900 * _GB, 72, 50 * _GB, 4),
         GpuKind("b300", "B300", 2250e12, 4500e12, 267 * _GB, 8000 * _GB, 900 * _GB, 8, 100 * _GB),
-        GpuKind("gb300", "GB300", 2500e12, 5000e12, 278 * _GB, 8000 * _GB, 900 * _GB, 72, 100 * _GB),
+        GpuKind("gb300", "GB300", 2500e12, 5000e12, 278 * _GB, 8000 * _GB, 900 * _GB, 72, 100 * _GB, 4),
     )
 }
 # The first GPUs with MXFP8 and NVFP4 (`check_mxfp8_support` in Transformer Engine).
