@@ -131,7 +131,10 @@ class HangWatch:
             left = self.limit_s() - (time.monotonic() - self._progress.at)
             faulthandler.dump_traceback_later(max(left, 0) + NATIVE_MARGIN_S, exit=True, file=self._text)
             if left <= 0:
-                self._report()
+                try:
+                    self._report()
+                except OSError as error:  # a full disk must not keep a rank that hangs
+                    print_problems([f"hang: no progress on rank {self.rank}, which cannot be recorded: {error}"])
                 self._end(HANG_EXIT_CODE)
                 return
 

@@ -75,7 +75,7 @@ def test_closing_the_outputs_is_the_end_and_no_step(data: Path, tmp_path: Path, 
 
 
 def phases(config: PretrainConfig, data: Path, run_dir: Path) -> list[str]:
-    """Train, and return what the watch was told."""
+    """Train, and return the phases that the watch sees."""
     seen = []
 
     def progress(self: HangWatch, iteration: int, phase: str = "step") -> None:
@@ -115,6 +115,9 @@ with hang_watch.HangWatch(Path(sys.argv[1]), limit, first_step_s=limit) as watch
         watch.progress(iteration)
     if sys.argv[2] == "works":
         sys.exit(0)
+    if sys.argv[2] == "unwritable":
+        (Path(sys.argv[1]) / "hang/rank_0.json").unlink()
+        (Path(sys.argv[1]) / "hang/rank_0.json").mkdir()
     (hold_the_lock if sys.argv[2] == "native" else data_loader_that_never_returns)()
 """
 
@@ -132,6 +135,12 @@ def test_a_hanging_rank_is_recorded_and_ended(tmp_path: Path) -> None:
     assert "data_loader_that_never_returns" in (tmp_path / "hang/rank_0.txt").read_text()
     recorded = read_json(tmp_path / "hang/rank_0.json")
     assert recorded["iteration"] == 5 and recorded["behind"] == [recorded["node"]]
+
+
+def test_a_hang_that_cannot_be_recorded_ends_the_rank_too(tmp_path: Path) -> None:
+    done = run_script(tmp_path, "unwritable")
+    assert done.returncode == HANG_EXIT_CODE
+    assert "error: hang: no progress on rank 0, which cannot be recorded: " in done.stderr
 
 
 def test_a_rank_in_native_code_that_keeps_pythons_lock_is_ended_too(tmp_path: Path) -> None:
