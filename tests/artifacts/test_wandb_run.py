@@ -114,7 +114,7 @@ def test_a_server_that_does_not_answer_never_holds_the_training(server: WandbSer
     client.go_on_after("middle")
     client.go_on_after("trained")
     complete, messages, trained, ended = client.end()
-    assert complete and trained < 2 and ended < AT_MOST
+    assert complete and trained < 4 and ended < AT_MOST  # the client alone waits 5 s for the server
     assert "cannot be reached" in messages and "This start is recorded offline" in messages
     (folder,) = re.findall(r"Send it later: wandb sync (\S+)", messages)
     assert "offline-run" in folder and any(Path(folder).glob("*.wandb"))
