@@ -243,7 +243,10 @@ def _group_problems(override: Override, group: str, name: str, known_members: li
         return [f"no group {group!r} in {name}. Its groups are {', '.join(app_groups(name))}."]
     if override.is_delete():
         return []
-    if any(value in (None, "") for value in override_values(override)):
+    values = list(override_values(override))
+    # `train=[phase1,perf_gb200]` takes several members, the later ones over the earlier ones.
+    listed = [item for value in values if isinstance(value, list) for item in value]
+    if any(value in (None, "") for value in [*values, *listed]) or not all(isinstance(item, str) for item in listed):
         plus = "+" if group == "experiment" else ""
         return [f"{word.word}: choose a member of {group}: {plus}{group}=NAME (NAME: {', '.join(members(group))})"]
     if group == "experiment" and not override.is_add():
@@ -252,9 +255,7 @@ def _group_problems(override: Override, group: str, name: str, known_members: li
         return [f"{word.word}: {group} already has a member. Choose another one without the plus: {word.without_plus}"]
     if known_members is None:
         return []
-    # `train=[phase1,perf_gb200]` takes several members, the later ones over the earlier ones.
-    values = override_values(override)
-    chosen = [str(name) for value in values for name in (value if isinstance(value, list) else [value])]
+    chosen = [*listed, *(str(value) for value in values if not isinstance(value, list))]
     return [f"no {group}={c}.{did_you_mean(c, known_members)}" for c in chosen if c not in known_members]
 
 

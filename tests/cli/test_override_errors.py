@@ -187,6 +187,13 @@ def test_quoted_members_of_a_sweep_are_named_without_quotes() -> None:
     assert problem == "no model=lader. Did you mean 'ladder'?"
 
 
+@pytest.mark.parametrize("word", ["train=[null]", "train=[phase1,1]", "train=[[phase1]]", "+experiment=[{tiny: 1}]"])
+def test_a_list_of_members_holds_names(word: str) -> None:
+    """Hydra ends with a TypeError."""
+    (problem,) = override_problems("pretrain", parse([word]), check_members=False)
+    assert problem.startswith(f"{word}: choose a member of ")
+
+
 @pytest.mark.parametrize("key", [field.name for field in fields(SourceConfig)])
 def test_a_key_of_a_dataset_is_no_option_of_a_preparation(key: str) -> None:
     if key == "max_epochs":  # of the blend, too
