@@ -9,7 +9,11 @@ ROOT = Path(__file__).parents[2]
 
 # Predictions further off than 10 % of the memory or 20 % of the time, and why.
 HOST = "bound by a host shared with others: the same run took from 0.31 to 0.48 s a step"
-OUTSIDE = {"memory": {}, "time": dict.fromkeys(("undisturbed", "disturbed", "follow_megatron_h200"), HOST)}
+ROUTING = "in its first 13 steps the routing is not balanced yet: the time still fell, from 0.54 to 0.47 s a step"
+OUTSIDE = {
+    "memory": {},
+    "time": {"experts": ROUTING, **dict.fromkeys(("disturbed", "follow_megatron_h200"), HOST)},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +37,9 @@ def test_every_recorded_run_is_compared() -> None:
     recorded = {path.stem for path in plan_accuracy.RESULTS.glob("*.jsonl")}
     # follow_transformers: the other backend. two_then_one: of an earlier version, two ranks and then one in one file.
     # boundaries: isolated documents, whose cost the model does not know, beside other runs on the same GPU.
-    # lightning: beside six other runs on the same GPU.
+    # lightning, ladder: beside other runs on the same GPU.
     others = {"follow_transformers", "follow_transformers_h200", "two_then_one", "lightning_h200"}
+    others |= {"ladder_100m_h200", "ladder_350m_h200"}
     others |= {name for name in recorded if name.startswith("boundaries_")}
     assert recorded - others == {name for name, *_ in plan_accuracy.RECORDS}
 

@@ -3,7 +3,8 @@
 Parameters follow `theoretical_memory_usage.py` of Megatron-Core 0.19.2, with the bytes per parameter that the recipe
 asks for. Its formula for activations (Korthikanti et al., 2022, table 2) knows neither Mamba nor routed experts, so
 each layer is counted here by the tensors that its modules save for the backward pass. The factors beside these counts
-are 1 where nothing else was measured; `benchmarks/gpu/plan_points.py` measures them.
+are 1 where nothing else was measured; they were chosen by hand for the points of `benchmarks/gpu/plan_points.py`
+(`benchmarks/results/gpu/plan_points_h200.json`).
 """
 
 from dataclasses import dataclass
@@ -14,16 +15,18 @@ from nano3.training.cost.gpus import GpuKind
 from nano3.training.cost.workload import FULL, Workload
 
 # Measured over counted bytes of activations that a layer keeps, by kind.
-KEPT_FACTOR: Final[dict[str, float]] = {"M": 1.0, "*": 1.0, "-": 1.0, "E": 1.0}
+KEPT_FACTOR: Final[dict[str, float]] = {"M": 1.1, "*": 1.0, "-": 1.0, "E": 1.0}
 # Bytes per token and id of the logits: bf16, as fp32, and again after subtracting their maximum. Seen in an
 # out-of-memory error of Megatron-Core 0.19 (benchmarks/results/gpu/recipe_h100.txt).
 LOGIT_BYTES: Final = 10
 # The same of a depth of multi-token prediction until its backward pass: the softmax as fp32. Not measured.
 MTP_LOGIT_BYTES: Final = 4
 # Temporary tensors of the backward pass of a layer over counted bytes of the activations inside it, by kind; and with
-# recomputation those of its second forward pass (benchmarks/results/gpu/tune_h200_mbs4_recipe.jsonl).
+# recomputation those of its second forward pass (tune_h200_mbs4_recipe.jsonl).
 WORKING_FACTOR: Final[dict[str, float]] = {"M": 1.0, "*": 1.0, "-": 1.0, "E": 1.0}
-AGAIN_FACTOR: Final[dict[str, float]] = {"M": 1.0, "*": 1.0, "-": 1.0, "E": 4.1}
+AGAIN_FACTOR: Final[dict[str, float]] = {"M": 1.0, "*": 1.0, "-": 1.0, "E": 2.6}
+# What the CUDA graphs of one layer keep between steps, over the layer's input: tensors that they read and write.
+GRAPH_FACTOR: Final[dict[str, float]] = {"M": 1.25, "*": 2.0, "-": 2.0, "E": 2.0}
 # Activations kept with FP8, compared to bf16 (benchmarks/results/gpu/tune_h200_mbs16_fp8.jsonl and _no_recompute).
 FP8_FACTOR: Final = 0.9
 # Bytes that every rank needs besides: buffers of the optimizer, cuBLAS workspaces.
@@ -42,8 +45,9 @@ class Memory:
         gradients: Their gradients.
         optimizer: Master weights and moments.
         activations: What the layers keep for the backward pass.
-        temporary: The larger of the loss with its logits and the backward pass of one layer.
-        other: Buffers of a fixed size.
+        temporary: The most that the loss with its logits, the backward pass of one layer, or the step of the optimizer
+            needs besides.
+        other: Buffers of a fixed size, and those of CUDA graphs.
     """
 
     weights: float
@@ -84,12 +88,18 @@ def _stage(w: Workload, first: bool, last: bool) -> Memory:
     if last:
         activations += mtp_kept_bytes(w) * a.mtp_depths
     logits = _loss_bytes(w) if last else 0.0
+    own = dense / shares[0] + experts / shares[1]
+    # The optimizer's step copies bf16 gradients to fp32 for the master weights (`DistributedOptimizer`,
+    # `_copy_model_grads_to_main_grads`), when activations are gone.
+    update = 4 * own if w.gradient_bytes < 4 else 0.0
+    graphs = sum(n * graph_bytes(w, kind) for kind, n in a.layers.items()) / layout.pipeline
     return Memory(
         weights=2 * (dense + experts),
         gradients=w.gradient_bytes * (dense + experts),
-        optimizer=w.optimizer_bytes * (dense / shares[0] + experts / shares[1]),
+        optimizer=w.optimizer_bytes * own,
         activations=activations,
-        temporary=_temporary_bytes(w, logits),
+        temporary=max(_temporary_bytes(w, logits), update - activations),
+        other=FIXED_BYTES + graphs,
     )
 
 
@@ -144,6 +154,16 @@ def kept_bytes(w: Workload, kind: str) -> float:
     if kind == "E" and "moe" in w.recompute:
         inside = norm = 0.0
     return (entry + norm + inside) * KEPT_FACTOR[kind] * (FP8_FACTOR if w.fp8 else 1)
+
+
+def graph_bytes(w: Workload, kind: str) -> float:
+    """Return the bytes that the CUDA graphs of one layer keep between steps.
+
+    Args:
+        w: The workload.
+        kind: Layer kind: M, E, * or -.
+    """
+    return 2 * w.split_tokens * w.model.hidden_size * GRAPH_FACTOR[kind] if w.is_graphed(kind) else 0.0
 
 
 def mtp_kept_bytes(w: Workload) -> float:

@@ -4,10 +4,11 @@ The GPU's time of a layer is that of its matrix products, at a share of the peak
 of everything bound by memory bandwidth, as bytes over bandwidth. If the host launches its kernels more slowly, the
 host's time counts. Communication counts where nothing hides it.
 
-The constants are rounded, and were chosen by hand: shares of the peak and bytes from the profile of the 1.2 B hybrid
-(`benchmarks/results/gpu/profile_h100.txt`), those of the host and of FP8 from the runs with the role "calibrate" in
-`benchmarks/gpu/plan_accuracy.py`, those of communication from data sheets. `benchmarks/gpu/plan_fit.py` fits them to
-points that `benchmarks/gpu/plan_points.py` measures. `docs/how-many-gpus.md` says how far off the predictions are.
+The constants are rounded, and were chosen by hand: shares of the peak from the profile of the 1.2 B hybrid
+(`benchmarks/results/gpu/profile_h100.txt`), bytes, and those of the host, from the points with the role "calibrate" that
+`benchmarks/gpu/plan_points.py` measured on an H200, of FP8 from a recorded run (`benchmarks/gpu/plan_accuracy.py`),
+those of communication from data sheets. `benchmarks/gpu/plan_fit.py` fits them to points without looking at anything
+else. `docs/how-many-gpus.md` says how far off the predictions are.
 """
 
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ class Constants:
         host: Seconds for which the host launches kernels, per layer and micro batch, by kind.
         host_graph: The same if a CUDA graph launches them.
         host_expert: The same per local expert.
-        host_step: Seconds per step.
+        host_step: Seconds per step for which the GPU waits for the host: the end of a step, the optimizer, the next batch.
         host_factor: How much slower the host is than that of a dedicated node.
         collective: Share of a link's bandwidth that collectives reach.
         exchange: Share that the dispatch of tokens to experts reaches, by dispatcher.
@@ -53,19 +54,19 @@ class Constants:
     core: float = 0.45
     fp8: float = 0.75
     casts: float = 20.0
-    residual: float = 60.0
-    mamba: float = 250.0
-    attention: float = 30.0
+    residual: float = 45.0
+    mamba: float = 190.0
+    attention: float = 22.0
     dense: float = 30.0
-    routed: float = 30.0
+    routed: float = 45.0
     alltoall: float = 12.0
     logits: float = 30.0
     gradients: float = 8.0
     optimizer: float = 40.0
-    host: dict[str, float] = field(default_factory=lambda: {"M": 2e-3, "*": 2e-3, "-": 1.5e-3, "E": 5e-3})
-    host_graph: float = 1.7e-3
+    host: dict[str, float] = field(default_factory=lambda: {"M": 2e-3, "*": 2e-3, "-": 1.5e-3, "E": 4.3e-3})
+    host_graph: float = 1e-3
     host_expert: float = 4e-4
-    host_step: float = 0.01
+    host_step: float = 0.045
     host_factor: float = 1.0
     collective: float = 0.75
     exchange: dict[str, float] = field(
@@ -121,7 +122,7 @@ def estimate_step(w: Workload, gpu: GpuKind, constants: Constants = MEASURED) ->
     micro = slower + exchange
     return StepTime(
         gpu=kernels * w.micro_batches,
-        host=(slower - kernels) * w.micro_batches + constants.host_step,
+        host=(slower - kernels) * w.micro_batches + constants.host_step * constants.host_factor,
         exchange=exchange * w.micro_batches,
         bubble=micro * (stages - 1),
         gradients=_gradient_time(w, micro, gpu, constants),
