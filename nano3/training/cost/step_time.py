@@ -5,10 +5,10 @@ of everything bound by memory bandwidth, as bytes over bandwidth. If the host la
 host's time counts. Communication counts where nothing hides it.
 
 The constants are rounded, and were chosen by hand: shares of the peak from the profile of the 1.2 B hybrid
-(`benchmarks/results/gpu/profile_h100.txt`), bytes, and those of the host, from the points with the role "calibrate" that
-`benchmarks/gpu/plan_points.py` measured on an H200, of FP8 from a recorded run (`benchmarks/gpu/plan_accuracy.py`),
-those of communication from data sheets. `benchmarks/gpu/plan_fit.py` fits them to points without looking at anything
-else. `docs/how-many-gpus.md` says how far off the predictions are.
+(`benchmarks/results/gpu/profile_h100.txt`); bytes, and the host's times, from the points with the role "calibrate"
+that `benchmarks/gpu/plan_points.py` measured on an H200; those of FP8 from a recorded run
+(`benchmarks/gpu/plan_accuracy.py`), those of communication from data sheets. `benchmarks/gpu/plan_fit.py` fits them
+to points without looking at anything else. `docs/how-many-gpus.md` says how far off the predictions are.
 """
 
 from dataclasses import dataclass, field
@@ -42,7 +42,7 @@ class Constants:
         host: Seconds for which the host launches kernels, per layer and micro batch, by kind.
         host_graph: The same if a CUDA graph launches them.
         host_expert: The same per local expert.
-        host_step: Seconds per step for which the GPU waits for the host: the end of a step, the optimizer, the next batch.
+        host_step: Seconds per step for which the GPU waits for the host: between steps, and in the optimizer.
         host_factor: How much slower the host is than that of a dedicated node.
         collective: Share of a link's bandwidth that collectives reach.
         exchange: Share that the dispatch of tokens to experts reaches, by dispatcher.
