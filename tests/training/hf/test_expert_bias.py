@@ -1,10 +1,14 @@
 """The balancing of experts: megatron.core's rule, counted in training passes only, and that it balances."""
 
+import os
+import statistics
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from training_processes import Child, tiny_config
+from training_processes import Child, losses, tiny_config
 
 RATE = 0.01
 
@@ -86,3 +90,24 @@ def update_dense() -> object:
 
     dense = build_model(replace(tiny_config().model, hybrid_layer_pattern="*-"), 128, 32)
     return ExpertBalance(dense, RATE, lambda counts: counts).update()
+
+
+@pytest.mark.slow
+def test_the_quickstart_is_balanced_from_the_start(tmp_path: Path) -> None:
+    """Two of eight experts took every token with an init_method_std of 0.02 and a rate of 0.001: 4.0, entropy 0.3."""
+    env = {**os.environ, "NANO3_HOME": str(tmp_path / "home")}
+    run = tmp_path / "run"
+    for words in (
+        ["nano3.data_prep", "data_blend=sample", "output_dir=data"],
+        [
+            "nano3.pretrain",
+            "+experiment=quickstart",
+            "run.data=data",
+            f"run.output_dir={run}",
+            "train.exit_iteration=30",
+        ],
+    ):
+        subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, env=env, check=True, capture_output=True)
+    lines = [line for line in losses(run) if "expert_imbalance" in line]
+    assert statistics.mean(line["expert_imbalance"] for line in lines) < 3
+    assert statistics.mean(line["expert_entropy"] for line in lines) > 0.7
