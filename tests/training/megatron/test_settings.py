@@ -218,6 +218,7 @@ def test_an_invalid_pattern_is_reported_before_the_job(pattern: str | None, word
     assert words is None or words in problems[0]
     config = config_without_data("megatron", NANO)
     config.model.hybrid_layer_pattern = pattern
+    config.model.pipeline_model_parallel_size = (pattern or "").count("|") + 1
     assert [p for p in preflight(config).problems if "hybrid_layer_pattern" in p] == problems
 
 
