@@ -25,9 +25,9 @@ from nano3.training.cost.layouts import Choice, Plan, make_plan, override_words
 from nano3.training.cost.memory import Memory
 from nano3.training.cost.workload import Workload, workload_from_config
 from nano3.training.megatron import schema
-from nano3.training.preflight import expected_vocab_size, short_number
+from nano3.training.preflight import expected_vocab_size
 from nano3.utils.command_line import CommandLine
-from nano3.utils.console import say, table
+from nano3.utils.console import say, short_number, table
 from nano3.utils.errors import UserError
 
 HELP = "choose a run's layout: what fits, how long it takes, what it costs"

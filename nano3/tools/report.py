@@ -17,7 +17,7 @@ from nano3.tools._arguments import RUNS, find_run, find_runs_below
 from nano3.tools._html_page import html_page, html_table, needs_matplotlib, write_page
 from nano3.tools.diff import ABSENT, StartRecord, format_value, missing_start_problem, read_start_record
 from nano3.training.run.record import latest_start_dir, read_finish_record
-from nano3.utils.console import duration_text, say, table
+from nano3.utils.console import duration_text, say, table, without_empty_columns
 from nano3.utils.errors import UserError
 from nano3.utils.files import expand_user
 
@@ -156,7 +156,8 @@ def results_table(runs: dict[str, ReportedRun]) -> str:
     best = min(losses, key=lambda name: losses[name]) if len(losses) > 1 and len(data) == 1 else None
     columns = ["run", "state", "tokens", "training loss", "validation loss", "bits per byte", "tokens/s", "MFU"]
     columns += ["goodput", "hours", "data", "code"]
-    return html_table(columns, [[name, *result_cells(run)] for name, run in runs.items()], best=best)
+    cells = [[name, *result_cells(run)] for name, run in runs.items()]
+    return html_table(*without_empty_columns(columns, cells), best=best)
 
 
 def result_cells(run: ReportedRun) -> list[str]:
@@ -204,7 +205,7 @@ def datasets_table(lines: dict[str, Lines]) -> str:
                 dataset = key.removeprefix("valid_loss/")
                 bits = last.get(f"valid_bits_per_byte/{dataset}")
                 rows.append([name, dataset, f"{loss:.4f}", "" if bits is None else f"{bits:.4f}"])
-    cells = html_table(["run", "dataset", "validation loss", "bits per byte"], rows)
+    cells = html_table(*without_empty_columns(["run", "dataset", "validation loss", "bits per byte"], rows))
     return f"<h2>Datasets</h2>\n{cells}" if rows else ""
 
 
@@ -225,7 +226,9 @@ def evals_section(evals: dict[str, Lines]) -> str:
     curves = [Curve(key, key.removeprefix(PREFIX)) for key in keys if not key.endswith(STDERR)]
     drawn = "".join(draw_curve(curve, evals) or "" for curve in curves)
     columns = ["run", "task", "metric", "value", "standard error", "iteration"]
-    return f"<h2>Evaluations</h2>\n{html_table(columns, rows)}\n<div class='curves'>{drawn}</div>"
+    return (
+        f"<h2>Evaluations</h2>\n{html_table(*without_empty_columns(columns, rows))}\n<div class='curves'>{drawn}</div>"
+    )
 
 
 def time_section(lines: dict[str, Lines]) -> str:

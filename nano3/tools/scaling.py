@@ -22,9 +22,9 @@ from nano3.tools._arguments import RUNS
 from nano3.tools._html_page import html_page, html_table, needs_matplotlib, write_page
 from nano3.tools.plan import compose_run
 from nano3.tools.report import find_started_runs, unique_names
-from nano3.training.preflight import MAX_USEFUL_EPOCHS, short_number
+from nano3.training.preflight import MAX_USEFUL_EPOCHS
 from nano3.utils.command_line import CommandLine
-from nano3.utils.console import say, table, warn
+from nano3.utils.console import say, short_number, table, warn
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import expand_user
 
@@ -136,6 +136,12 @@ def formula(law: "Law") -> str:
     return "L = E + A / N^a + B / D^b" if law.terms == ("N", "D") else "L = E + K / C^k"
 
 
+def ratio_text(point: "Point") -> str:
+    """Return the tokens for each parameter: 8,694 or 20 or 0.05."""
+    ratio = point.tokens / point.parameters
+    return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2g}"
+
+
 def point_rows(runs: "Sequence[MeasuredRun]", law: "Law | None") -> list[list[str]]:
     """Return a row for each run, with its loss by the law if there is one."""
     rows = []
@@ -143,7 +149,7 @@ def point_rows(runs: "Sequence[MeasuredRun]", law: "Law | None") -> list[list[st
         p = one.point
         by_law = law.predict(p)[0] if law else None
         rows.append([
-            p.name, short_number(p.parameters), short_number(p.tokens), f"{p.tokens / p.parameters:,.1f}",
+            p.name, short_number(p.parameters), short_number(p.tokens), ratio_text(p),
             f"{p.compute:.2e}", "" if one.epochs is None else f"{one.epochs:.2f}", f"{p.loss:.4f}",
             "" if by_law is None else f"{by_law:.4f}", "" if by_law is None else f"{by_law / p.loss - 1:+.2%}",
         ])  # fmt: skip
@@ -198,10 +204,9 @@ def prediction(law: "Law", points: "Sequence[Point]", target: "Point") -> str:
     """Return the sentence with the predicted loss, or why there is none."""
     what = f"{target.name} ({short_number(target.parameters)} active parameters, {short_number(target.tokens)} tokens)"
     if not can_predict(law, points, target):
-        ratio = target.tokens / target.parameters
         return (
-            f"{what}: no prediction. It has {ratio:,.0f} tokens per parameter, and the runs have "
-            f"{points[0].tokens / points[0].parameters:,.0f}: a law over compute holds for their ratio alone. Vary "
+            f"{what}: no prediction. It has {ratio_text(target)} tokens per parameter, and the runs have "
+            f"{ratio_text(points[0])}: a law over compute holds for their ratio alone. Vary "
             "ladder.tokens_per_parameter in the sweep."
         )
     loss, low, high = law.predict(target)

@@ -48,6 +48,7 @@ from nano3.training.order.plan_text import mixture_rows
 from nano3.training.run import index_cache
 from nano3.training.run.resume import ResumePoint, masks_eod, plan_order, preview_resume_point
 from nano3.training.run.stop import last_iteration
+from nano3.utils.console import short_number
 from nano3.utils.errors import UserError
 from nano3.utils.files import nearest_existing
 
@@ -348,13 +349,15 @@ def _add_plan_rows(config: PretrainConfig, data: TrainingData | None, point: Res
         result.problems.extend(mixture_problems(config))
         return
     try:
-        plan = plan_order(config, Path(config.run.output_dir), point, data)
+        plan, change = plan_order(config, Path(config.run.output_dir), point, data)
     except UserError as error:
         result.problems.extend(error.problems)
         return
     assert plan is not None
     result.rows.extend(mixture_rows(plan))
     result.warnings.extend(mixture_warnings(plan))
+    if change and config.dry_run:  # otherwise the ranks say it
+        result.warnings.append(change)
     for name, count in plan.consumed(plan.stages[-1].end).items():
         _warn_of_repetition(name, plan.epochs(name, count), result)
 
@@ -394,11 +397,3 @@ def _add_disk_row(
         result.warnings.append(
             f"{folder} has {free / 2**30:,.1f} GB free; the checkpoints need {kept * size / 2**30:,.1f} GB."
         )
-
-
-def short_number(number: float) -> str:
-    """Return a number as three digits and a unit, as in 1.24 B, 31.6 B, 25.2 M."""
-    for limit, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= 0.9995 * limit:  # 999,999 is 1 M, not 1e+03 k
-            return f"{number / limit:.3g} {unit}"
-    return f"{number:.3g}"

@@ -389,3 +389,22 @@ def duration_text(seconds: float) -> str:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours < 24 else f"{hours // 24} d {hours % 24:02} h"
+
+
+def without_empty_columns(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """Return the columns of a table in which some row has something, and their cells.
+
+    Args:
+        columns: Column titles.
+        rows: Cells, one sequence for each row.
+    """
+    used = [number for number in range(len(columns)) if any(row[number] for row in rows)]
+    return [columns[number] for number in used], [[row[number] for number in used] for row in rows]
+
+
+def short_number(number: float) -> str:
+    """Return a number as three digits and a unit, as in 1.24 B, 31.6 B, 25.2 M."""
+    for limit, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= 0.9995 * limit:  # 999,999 is 1 M, not 1e+03 k
+            return f"{number / limit:.3g} {unit}"
+    return f"{number:.3g}"

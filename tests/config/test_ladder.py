@@ -251,6 +251,9 @@ def test_settings_follow_those_that_are_given() -> None:
 def test_the_preflight_names_what_is_not_by_the_rule() -> None:
     rows = ladder_rows(on_the_ladder("100m", "model.hidden_size=512", "optimizer.lr=1"))
     assert rows[0][1].startswith("100m: 97.0 M parameters besides the embeddings, 9.30 M active; 20 tokens for each")
+    assert rows[0][1].endswith("20 tokens for each active one = 186 M tokens")
+    small = ladder_rows(on_the_ladder("1m", "ladder.tokens_per_parameter=0.05"))
+    assert small[0][1].endswith("0.05 tokens for each active one = 5.35 k tokens")
     assert rows[1] == ("  not by its rule", "model.hidden_size=512 (416), optimizer.lr=1.0 (0.0016)")
     assert ladder_rows(composed("model=nemotron_3_nano")) == []
 

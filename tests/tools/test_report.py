@@ -97,10 +97,10 @@ def test_one_run(tmp_path: Path) -> None:
     page = make_report(tmp_path, make_run(tmp_path / "tiny"))
     assert page.startswith("<!DOCTYPE html>") and page.endswith("</html>\n")
     results, datasets, configuration, *_ = Tables(page).tables
-    assert datasets[1:] == [["tiny", "math", "5.5000", ""]]
-    assert results[0][:4] == ["run", "state", "tokens", "training loss"]
-    assert results[1][:8] == ["tiny", "finished", "5,120", "5.2000", "5.5000", "", "1,031", ""]
-    assert results[1][8:11] == ["", "0.40", "Data:v1"]
+    assert datasets == [["run", "dataset", "validation loss"], ["tiny", "math", "5.5000"]]
+    columns = ["run", "state", "tokens", "training loss", "validation loss", "tokens/s", "hours", "data", "code"]
+    assert results[0] == columns, "bits per byte, MFU and goodput have no value"
+    assert results[1][:8] == ["tiny", "finished", "5,120", "5.2000", "5.5000", "1,031", "0.40", "Data:v1"]
     assert ["optimizer.lr", "0.001"] in configuration
     titles = [words(picture) for picture in pictures(page)]
     assert len(titles) == 5
@@ -185,7 +185,7 @@ def test_state(tmp_path: Path, iterations: int, state: str) -> None:
 
 def test_gpu_metrics(tmp_path: Path) -> None:
     page = make_report(tmp_path, make_run(tmp_path / "tiny", mfu=0.415, memory_gb=61.0))
-    assert Tables(page).tables[0][1][7] == "41.5%"
+    assert Tables(page).tables[0][1][6] == "41.5%"
     titles = " ".join(words(picture) for picture in pictures(page))
     assert "model FLOPs utilization" in titles and "peak memory" in titles
 
@@ -211,7 +211,7 @@ def test_where_the_time_went(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     path.write_text("".join(json.dumps(line) + "\n" for line in (starts[0], starts[1])) + path.read_text())
     page = make_report(tmp_path, run)
     results, _, restarts, *_ = Tables(page).tables
-    assert results[1][8:10] == ["40.0%", "0.03"]
+    assert results[1][6:8] == ["40.0%", "0.03"]
     assert restarts[2][:6] == ["2", "40", "50 s", "killed", "3", "10 s"]
     assert "<div class='bar'>" in page and "interruptions 50.0%" in page
     assert "] goodput 40.0% of 2 min" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from nano3.cli.app import register_config, to_typed_config
 from nano3.cli.config_groups import conf_dir
 from nano3.config import PretrainConfig
 from nano3.tools import scaling
+from nano3.training.reports.scaling_law import Point
 from nano3.training.reports.scaling_points import MeasuredRun, counted_parameters, measure_run, training_tokens
 from nano3.training.run.record import DataReference, save_run_config
 from nano3.utils.errors import Failure, UserError
@@ -122,9 +123,13 @@ def test_one_ratio_of_tokens_predicts_only_runs_of_that_ratio(
         ({"train": {"seed": 7}}, "odd: train.seed is 7"),
         ({"train": {"document_boundaries": "isolate"}}, "document_boundaries is isolate, and cross"),
         ({"train": {"eval_iters": 1}}, "ladder.eval_samples is a multiple of the largest batch"),
+        (
+            {"train": {"mixture": [{"until": "50%", "blend": {"a": 1}}, {"blend": {"b": 1}}]}},
+            "odd: train.mixture is not that of 9 other runs: their losses cannot be compared",
+        ),
         ({}, "odd: data (with its tokenizer) is other, and content in 9 other runs"),
     ],
-    ids=["length", "seed", "boundaries", "validation", "data"],
+    ids=["length", "seed", "boundaries", "validation", "mixture", "data"],
 )
 def test_runs_that_cannot_be_compared_are_named(
     tmp_path: Path, configs: dict[tuple[str, float], PretrainConfig], change: dict[str, dict], message: str
@@ -136,6 +141,13 @@ def test_runs_that_cannot_be_compared_are_named(
         fitted(tmp_path, *scaling.FULL_MODEL)
     assert any(message in problem for problem in raised.value.problems)
     assert all(problem.startswith("odd: ") for problem in raised.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text"), [(0.05e6, "0.05"), (0.1e6, "0.1"), (5e6, "5"), (20e6, "20"), (8_694e6, "8,694")]
+)
+def test_tokens_for_each_parameter(tokens: float, text: str) -> None:
+    assert scaling.ratio_text(Point("a", 1e6, tokens, 3.0)) == text
 
 
 def test_unfinished_runs_and_lost_losses_are_left_out_by_name(

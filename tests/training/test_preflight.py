@@ -24,8 +24,8 @@ from nano3.training.megatron.settings import override_settings
 from nano3.training.preflight import (
     IterationRange,
     preflight,
-    short_number,
 )
+from nano3.utils.console import short_number
 
 
 def test_a_good_configuration_has_no_problem_and_a_full_table(config: PretrainConfig) -> None:

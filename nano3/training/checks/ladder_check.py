@@ -6,6 +6,7 @@ from nano3.config import PretrainConfig
 from nano3.config.ladder import LARGEST, LadderRun, ladder_value, read_size, shape_of_size
 from nano3.training.checks.low_precision import precision_title, width_problems
 from nano3.training.checks.model_stats import Architecture
+from nano3.utils.console import short_number
 from nano3.utils.errors import UserError, list_some
 
 # The settings that model=ladder and train=ladder derive, by section; the name of the rule where it is another one.
@@ -34,7 +35,7 @@ def ladder_rows(config: PretrainConfig) -> list[tuple[str, str]]:
     run = LadderRun(config.ladder, config.train.seq_length)
     total, active = run.shape.parameters(), run.active
     size = f"{config.ladder.size}: {total / 1e6:,.1f} M parameters besides the embeddings, {active / 1e6:,.2f} M active"
-    each = f"{config.ladder.tokens_per_parameter:g} tokens for each active one = {run.tokens / 1e6:,.0f} M tokens"
+    each = f"{config.ladder.tokens_per_parameter:g} tokens for each active one = {short_number(run.tokens)} tokens"
     rows = [("ladder", f"{size}; {each}")]
     if others := differences(config):
         rows.append(("  not by its rule", list_some(others)))

@@ -119,9 +119,12 @@ def comparison_problems(runs: Sequence[MeasuredRun]) -> list[str]:
         usual = values.most_common(1)[0][0]
         for run in runs:
             if run.conditions[key] != usual:
+                others = f"{values[usual]} other runs"
+                differs = f"{key} is {_short(run.conditions[key])}, and {_short(usual)} in {others}"
+                if key == "train.mixture":  # long lists, whose beginnings say little
+                    differs = f"{key} is not that of {others}"
                 problems.append(
-                    f"{run.point.name}: {key} is {_short(run.conditions[key])}, and {_short(usual)} in "
-                    f"{values[usual]} other runs: their losses cannot be compared. Leave it out, or run it again."
+                    f"{run.point.name}: {differs}: their losses cannot be compared. Leave it out, or run it again."
                     + _hint(key)
                 )
     return problems

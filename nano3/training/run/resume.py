@@ -219,7 +219,9 @@ def agree_on_resume_point(
             verify_checkpoint(point.folder, point.info)
         if point.folder and point.info and not point.new_phase:
             check_resume(point.info, point.folder, identity, settings, point.own)
-        order = plan_order(config, run_dir, point, data) if data else None
+        order, change = plan_order(config, run_dir, point, data) if data else (None, "")
+        if change:
+            warn(change)
         if config.checkpoint.save_interval:
             claim_dir(save, run_dir)
         record_order(run_dir, order)
@@ -236,8 +238,12 @@ def agree_on_resume_point(
     return ResumePoint.from_json(agree_on_rank0(decide))
 
 
-def plan_order(config: PretrainConfig, run_dir: Path, point: ResumePoint, data: TrainingData) -> OrderPlan | None:
-    """Return the plan of a run's samples, continued from the one in its checkpoint; None for Megatron's order.
+def plan_order(
+    config: PretrainConfig, run_dir: Path, point: ResumePoint, data: TrainingData
+) -> tuple[OrderPlan | None, str]:
+    """Return the plan of a run's samples, continued from the one in its checkpoint, and how it differs from that one.
+
+    Megatron's order has no plan. The second value is empty if nothing changes.
 
     Args:
         config: The configuration of the run.
@@ -251,7 +257,7 @@ def plan_order(config: PretrainConfig, run_dir: Path, point: ResumePoint, data: 
     if not uses_plan(config):
         if problems := megatron_order_problems(data.budgets, f"the blend of {data.folder}"):
             raise UserError(problems)
-        return None
+        return None, ""
     recorded = None
     if point.folder and not point.new_phase:
         if point.info and point.info.order:
@@ -265,9 +271,7 @@ def plan_order(config: PretrainConfig, run_dir: Path, point: ResumePoint, data: 
                     "checkpoint.load."
                 )
     plan = make_plan(config, data, recorded, point.iteration)
-    if recorded and (text := change_sentence(recorded, plan, point.iteration)):
-        warn(text)
-    return plan
+    return plan, change_sentence(recorded, plan, point.iteration) if recorded else ""
 
 
 def record_order(run_dir: Path, plan: OrderPlan | None) -> None:
