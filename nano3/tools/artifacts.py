@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nano3.artifacts import store
 from nano3.utils.console import print_problems, say, table, write
-from nano3.utils.errors import Failure, Nano3Error
+from nano3.utils.errors import Nano3Error, UserError, common_kind
 
 HELP = "list artifacts, show one, or print its lineage"
 ONLY_SHOWS = True
@@ -42,26 +42,28 @@ def run(args: argparse.Namespace) -> int:
 
 
 def list_artifacts() -> int:
-    """Print a table of all readable artifacts and the problems of the others; return 1 if there are any, else 0."""
-    rows, problems = [], []
+    """Print a table of all readable artifacts and the problems of the others; return 0 if there are none."""
+    rows = []
+    errors: list[Nano3Error] = []
     for name in store.names():
         aliases = store.aliases(name)
-        problems += store.damaged_aliases(name)
+        if damaged := store.damaged_aliases(name):
+            errors.append(UserError(damaged))
         for version in store.versions(name):
             try:
                 artifact = store.load(name, version)
             except Nano3Error as error:
-                problems += error.problems
+                errors.append(error)
                 continue
             own = ", ".join(sorted(alias for alias, number in aliases.items() if number == version))
             missing = "" if Path(artifact.path).exists() else "  (no longer exists)"
             rows.append([name, f"v{version}", own, artifact.created, artifact.path + missing])
     if rows:
         table(f"Artifacts in {store.home()}", ["name", "version", "aliases", "created", "path"], rows)
-    elif not problems:
+    elif not errors:
         say(f"no artifacts in {store.home()}")
-    print_problems(problems)
-    return Failure.exit_code if problems else 0
+    print_problems(problem for error in errors for problem in error.problems)
+    return common_kind(errors).exit_code if errors else 0
 
 
 def print_lineage(artifact: store.Artifact, depth: int) -> None:

@@ -24,8 +24,8 @@ from launch.state_text import describe_state
 from launch.sweep_table import screen_table, waiting_cells
 from nano3.tools._arguments import RUNS, at_least, find_runs_below
 from nano3.tools._local_runs import local_state, newest_start_is_local
-from nano3.utils.console import cell_text, console, print_problems, say, table, warn
-from nano3.utils.errors import Failure, Nano3Error, UserError
+from nano3.utils.console import cell_text, console, print_problems, say, table, warn, without_empty_columns
+from nano3.utils.errors import Failure, Nano3Error, UserError, common_kind
 
 HELP = "list runs with their state and progress, on this machine or on Slurm"
 ONLY_SHOWS = True
@@ -51,11 +51,16 @@ class ListedRun(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """All runs, newest first, with the problems of those that cannot be read, and what Slurm could not answer."""
+    """All runs, newest first, with the errors of those that cannot be read, and what Slurm could not answer."""
 
     runs: list[ListedRun]
-    problems: list[str]
+    errors: list[Nano3Error]
     warning: str
+
+    @property
+    def problems(self) -> list[str]:
+        """The messages of the errors."""
+        return [problem for error in self.errors for problem in error.problems]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,12 +88,12 @@ def run(args: argparse.Namespace) -> int:
     if listing.warning:
         warn(listing.warning)
     if listing.runs:
-        columns, rows = _without_empty_columns(listing.runs)
+        columns, rows = without_empty_columns(_COLUMNS, [run.cells for run in listing.runs])
         table("runs", columns, rows, right=_RIGHT)
     elif not listing.problems:
         say(f"No {'pending or running ' * args.active}runs under {', '.join(map(str, args.folders))}.")
     print_problems(listing.problems)
-    return Failure.exit_code if listing.problems else 0
+    return common_kind(listing.errors).exit_code if listing.errors else 0
 
 
 def _watch(args: argparse.Namespace) -> None:
@@ -101,7 +106,7 @@ def _watch(args: argparse.Namespace) -> None:
         while True:
             listing = _list_runs(args.folders, args.active)
             title = f"{datetime.now():%H:%M:%S}: {_totals(listing.runs)}"
-            columns, rows = _without_empty_columns(_join_waiting(listing.runs))
+            columns, rows = without_empty_columns(_COLUMNS, [run.cells for run in _join_waiting(listing.runs)])
             notes = [listing.warning, *listing.problems]
             if live:
                 most = max(out.height - _FRAME - len(notes), 1)
@@ -130,12 +135,6 @@ def _join_waiting(runs: list[ListedRun]) -> list[ListedRun]:
     return lines
 
 
-def _without_empty_columns(runs: list[ListedRun]) -> tuple[list[str], list[list[str]]]:
-    """Return the columns in which some run has something, and their cells."""
-    used = [number for number in range(len(_COLUMNS)) if any(run.cells[number] for run in runs)]
-    return [_COLUMNS[number] for number in used], [[run.cells[number] for number in used] for run in runs]
-
-
 def _totals(runs: list[ListedRun]) -> str:
     """Return how many runs are in which state, such as "2 running, 1 failed"."""
     counts = Counter(run.state for run in runs)
@@ -151,7 +150,7 @@ def _list_runs(folders: Iterable[Path], only_active: bool) -> Listing:
     """
     every = {run_dir for folder in folders if folder.is_dir() for run_dir in find_runs_below(folder)}
     found = sorted(every, key=natural_order)
-    records, problems = _read_all_records(found)
+    records, errors = _read_all_records(found)
     states, warning = _states({run_dir: jobs[-1] for run_dir, jobs in records.items() if jobs})
     runs = []
     for run_dir, jobs in records.items():
@@ -159,7 +158,7 @@ def _list_runs(folders: Iterable[Path], only_active: bool) -> Listing:
             local = newest_start_is_local(run_dir)
             runs.append(_local_run(run_dir, jobs) if local else _slurm_run(run_dir, jobs, states[run_dir]))
         except Nano3Error as error:
-            problems += error.problems
+            errors.append(error)
     shown = [run for run in runs if run.active or not only_active]
     # Several are submitted in a second, as the points of a sweep are: those that run come first, then those that wait,
     # then those that failed or stopped.
@@ -167,19 +166,19 @@ def _list_runs(folders: Iterable[Path], only_active: bool) -> Listing:
         shown,
         key=lambda run: (-run.time, not run.active, run.state == "pending", run.state in ("completed", "finished")),
     )
-    return Listing(order, problems, warning)
+    return Listing(order, errors, warning)
 
 
-def _read_all_records(runs: list[Path]) -> tuple[dict[Path, list[job_records.JobRecord]], list[str]]:
-    """Return the Slurm jobs of each run, oldest first, and the problems of unreadable records."""
+def _read_all_records(runs: list[Path]) -> tuple[dict[Path, list[job_records.JobRecord]], list[Nano3Error]]:
+    """Return the Slurm jobs of each run, oldest first, and the errors of unreadable records."""
     records: dict[Path, list[job_records.JobRecord]] = {}
-    problems: list[str] = []
+    errors: list[Nano3Error] = []
     for run_dir in runs:
         try:
             records[run_dir] = job_records.read_records(run_dir)
         except Nano3Error as error:
-            problems += error.problems
-    return records, problems
+            errors.append(error)
+    return records, errors
 
 
 def _states(newest: dict[Path, job_records.JobRecord]) -> tuple[dict[Path, slurm.JobState], str]:

@@ -287,7 +287,7 @@ def test_a_damaged_file_is_named_and_hides_nothing_else(
     store.register(DATA, folder, "plan1", alias="math")
     store.register(DATA, folder.parent, "plan2", alias="code")
     (home / DATA / file).write_text(content)
-    assert artifacts_tool.list_artifacts() == 1
+    assert artifacts_tool.list_artifacts() == UserError.exit_code
     out, err = capsys.readouterr()
     assert f"{DATA}  v2" in out and "code, latest" in out
     assert str(home / DATA / file) in err and told in err

@@ -99,7 +99,7 @@ def test_a_damaged_version_is_named_with_what_to_do(
             look()
         assert caught.value.problems[0].startswith(f"{file}: damaged (") and "Remove it" in caught.value.problems[0]
     capsys.readouterr()
-    assert tool.list_artifacts() == 1
+    assert tool.list_artifacts() == UserError.exit_code
     out, err = capsys.readouterr()
     assert "Model  v1" in out and str(file) in err
 

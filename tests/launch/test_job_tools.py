@@ -171,6 +171,17 @@ def test_jobs_without_slurm(runs: Path, monkeypatch: pytest.MonkeyPatch, capfd: 
     assert "UNKNOWN" in out and "no scontrol" in err
 
 
+def test_jobs_names_damaged_records(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The other runs are listed; the exit code is that of a start with the damaged record."""
+    (runs / "here" / "finished.json").write_text("{")
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert list_runs(runs) == UserError.exit_code
+    out, err = capfd.readouterr()
+    assert "ended" in out and "finished.json: damaged" in err
+
+
 def test_jobs_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     assert list_runs(RUNS) == 0

@@ -223,7 +223,8 @@ def check_bad_rows(batch: Batch, source: FileRange, options: PrepOptions, datase
         dataset: Name of the dataset.
 
     Raises:
-        UserError: The file begins with rows none of which has the text field: the field is probably wrong.
+        UserError: The file begins with rows none of which has the text field, or text in it: the field is probably
+            wrong.
         Failure: A row is bad.
     """
     if not batch.bad or options.bad_rows == "skip":
@@ -239,7 +240,21 @@ def check_bad_rows(batch: Batch, source: FileRange, options: PrepOptions, datase
             f"{fields}. Set the dataset's text_field to the one that holds the text, or bad_rows=skip to leave such "
             "rows out."
         )
+    if _no_row_has_text(batch):
+        raise UserError(
+            f"dataset {dataset!r}: text_field={source.text_field}: {reason}, in each of the first "
+            f"{len(batch.bad):,} rows of {source.path}. Set the dataset's text_field to the one that holds the text, "
+            "or bad_rows=skip to leave such rows out."
+        )
     raise bad_row_error(source, key, dataset, reason)
+
+
+def _no_row_has_text(batch: Batch) -> bool:
+    """Return whether a file begins with several rows that all have a value of another type in their text field."""
+    key, kind, reason = batch.bad[0]
+    others = {(other, detail) for _, other, detail in batch.bad}
+    several = key <= len(UTF8_BOM) and not batch.texts and len(batch.bad) > 1
+    return several and kind == "no_text" and not reason.startswith(NO_FIELD) and others == {(kind, reason)}
 
 
 def bad_row_error(source: FileRange, key: int, dataset: str, reason: str) -> Failure:

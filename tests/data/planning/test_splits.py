@@ -129,6 +129,7 @@ def batch(bad: list[tuple[int, str, str]], texts: int = 0) -> Batch:
     return Batch(["x"] * texts, keys, keys, bad)
 
 
+NUMBER = "'text' is a number, not a string"
 NO = "no field 'text'; its fields: body"
 BAD_ROWS = {
     "no_row_has_the_field": (batch([(0, "no_text", NO), (9, "no_text", NO)]), UserError, "none of the first 2 rows"),
@@ -138,6 +139,14 @@ BAD_ROWS = {
         UserError,
         "field 'no' of text_field=text",
     ),
+    "no_row_has_text_in_it": (
+        batch([(0, "no_text", NUMBER), (9, "no_text", NUMBER)]),
+        UserError,
+        "text_field=text: 'text' is a number, not a string, in each of the first 2 rows",
+    ),
+    "one_row_has_no_text_in_it": (batch([(0, "no_text", NUMBER)]), Failure, "row 1 .*Fix the row"),
+    "rows_without_text_later": (batch([(9, "no_text", NUMBER), (28, "no_text", NUMBER)]), Failure, "Fix the row"),
+    "null_in_all_rows": (batch([(0, "null", "'text' is null"), (9, "null", "'text' is null")]), Failure, "row 1 "),
     "one_row_has_it": (batch([(0, "no_text", NO)], texts=1), Failure, "row 1 .*no field"),
     "another_fault_too": (batch([(0, "no_text", NO), (9, "null", "'text' is null")]), Failure, "row 1 .*no field"),
     "not_at_the_start": (batch([(28, "no_text", NO)]), Failure, "row 3 .*Fix the row"),
