@@ -4,6 +4,7 @@ lm-eval runs in a process of its own, in the folder of the tasks, so that a task
 log and its result files are in RUN/evals/iter_N.
 """
 
+import importlib.util
 import json
 import math
 import os
@@ -22,12 +23,16 @@ from nano3.training.run.checkpoints import folder_name
 from nano3.training.run.evals import PREFIX, STDERR, add_eval, read_evals
 from nano3.training.run.exports import INFO, ExportInfo, complete_exports, export_command, read_export_info
 from nano3.utils.console import say, table
-from nano3.utils.errors import Failure, UserError, list_some
+from nano3.utils.errors import Failure, UserError, list_some, nearest
 from nano3.utils.files import read_json
 
 # The task of a YAML file; a group lists its tasks on the lines below.
 _TASK = re.compile(r"^task: *([^\s#]+)", re.MULTILINE)
 _LOG_LINES = 6
+# Linux allows 128 KiB in one word of a command line, and the names of the tasks are one.
+_MAX_NAMES = 100_000
+# What lm-eval 0.4 says about names that it does not know.
+_UNKNOWN = re.compile(r"^\w+: Tasks not found: (.+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ def choose_tasks(words: Sequence[str]) -> tuple[list[str], Path | None]:
         words: One folder, names separated by commas, or both for some tasks of a folder.
 
     Raises:
-        UserError: There are several folders, or no tasks.
+        UserError: There are several folders, no tasks, or too many.
     """
     folders = [Path(word) for word in words if Path(word).is_dir()]
     names = [name for word in words if not Path(word).is_dir() for name in word.split(",") if name]
@@ -150,7 +155,14 @@ def choose_tasks(words: Sequence[str]) -> tuple[list[str], Path | None]:
     if missing := [name for name in names if "/" in name]:
         raise UserError([f"--tasks {name}: there is no such folder." for name in missing])
     there = find_tasks(folders[0]) if folders else []
-    return names or there, folders[0] if folders else None
+    chosen = names or there
+    if len(json.dumps(chosen)) > _MAX_NAMES:
+        raise UserError(
+            f"--tasks {' '.join(words)[:80]}: {len(chosen):,} tasks are too many for one evaluation: their names have "
+            f"more than {_MAX_NAMES:,} characters. Name some of them, or a group that lists them in a YAML file of the "
+            "folder: --tasks FOLDER --tasks GROUP"
+        )
+    return chosen, folders[0] if folders else None
 
 
 def find_tasks(folder: Path) -> list[str]:
@@ -209,6 +221,7 @@ def run_lm_eval(request: EvalRequest) -> Path:
     """Run lm-eval and return its result file.
 
     Raises:
+        UserError: It does not know a task.
         Failure: It failed; with the last lines of its log.
     """
     folder = Path(request.folder)
@@ -233,9 +246,34 @@ def run_lm_eval(request: EvalRequest) -> Path:
             process.kill()
     found = sorted(results.rglob("results_*.json"))
     if code or not found:
-        lines = log.read_text(errors="replace").strip().splitlines()[-_LOG_LINES:]
+        text = log.read_text(errors="replace")
+        if problems := unknown_tasks(text, request.task_folder):
+            raise UserError(problems)
+        lines = text.strip().splitlines()[-_LOG_LINES:]
         raise Failure("\n".join([f"lm-eval ended with exit code {code}; end of {log}:", *lines]))
     return found[-1]
+
+
+def unknown_tasks(log: str, task_folder: str | None) -> list[str]:
+    """Return a message for each task that lm-eval did not know, with the nearest name.
+
+    Args:
+        log: Its log.
+        task_folder: The folder with YAML files of tasks.
+    """
+    if not (found := _UNKNOWN.search(log)):
+        return []
+    spec = importlib.util.find_spec("lm_eval")
+    own = [Path(parent) / "tasks" for parent in (spec.submodule_search_locations or ())] if spec else []
+    folders = [folder for folder in (*([Path(task_folder)] if task_folder else []), *own) if folder.is_dir()]
+    known = [name for folder in folders for name in find_tasks(folder)]
+    where = f"neither {task_folder} nor lm-eval has a" if task_folder else "lm-eval has no"
+    problems = []
+    for name in found[1].strip().split(", "):
+        near = nearest(name, known)
+        hint = f"Did you mean {near!r}?" if near else "`lm-eval ls tasks` lists those of lm-eval."
+        problems.append(f"--tasks {name}: {where} task or group of this name. {hint}")
+    return problems
 
 
 def read_results(path: Path) -> dict[str, float]:

@@ -24,6 +24,8 @@ from nano3.training.evaluation import (
     read_results,
     result_rows,
     results_missing,
+    run_lm_eval,
+    unknown_tasks,
 )
 from nano3.training.run.evals import add_eval, read_evals
 from nano3.training.run.exports import INFO, ExportInfo
@@ -89,6 +91,36 @@ def test_tasks_of_a_folder(tasks: Path, tmp_path: Path) -> None:
         choose_tasks([str(tasks), str(tmp_path / "empty")])
     with pytest.raises(UserError, match="no such folder"):
         choose_tasks([str(tmp_path / "missing")])
+
+
+def test_too_many_tasks_are_refused(tmp_path: Path) -> None:
+    """Their names are one word of lm-eval's command line."""
+    lines = [f"task: a_task_of_a_large_suite_{number}" for number in range(5000)]
+    (tmp_path / "many.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"5,000 tasks are too many .* --tasks FOLDER --tasks GROUP"):
+        choose_tasks([str(tmp_path)])
+    assert choose_tasks([str(tmp_path), "a_group"]) == (["a_group"], tmp_path)
+    (tmp_path / "many.yaml").write_text("\n".join(lines[:2500]))
+    names, _ = choose_tasks([str(tmp_path)])
+    subprocess.run([sys.executable, "-c", "", ",".join(names), json.dumps(names)], check=True)
+
+
+def test_unknown_tasks_are_named(tasks: Path) -> None:
+    log = 'INFO: x\n    raise ValueError(f"Tasks not found: {missing}")\nValueError: Tasks not found: frist_word, zzz\n'
+    near, far = unknown_tasks(log, str(tasks))
+    assert near.startswith(f"--tasks frist_word: neither {tasks} nor lm-eval has a task or group of this name.")
+    assert near.endswith("Did you mean 'first_word'?") and far.endswith("`lm-eval ls tasks` lists those of lm-eval.")
+    assert unknown_tasks("ValueError: something else", str(tasks)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_installed("lm_eval"), reason="lm-eval is not installed")
+def test_lm_eval_names_unknown_tasks(run_dir: Path, tasks: Path) -> None:
+    """lm-eval looks for the tasks before it loads a model."""
+    request = make_request(run_dir / "exports" / "iter_0000004", ["frist_word", "arc_esay"], tasks, [])
+    with pytest.raises(UserError) as refused:
+        run_lm_eval(request)
+    assert [problem.rpartition(" ")[2] for problem in refused.value.problems] == ["'first_word'?", "'arc_easy'?"]
 
 
 def test_which_export(run_dir: Path, tmp_path: Path) -> None:
