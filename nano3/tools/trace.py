@@ -8,8 +8,8 @@ nano3 trace quickstart --containing "text of a document"
 nano3 trace quickstart --dataset docs
 nano3 trace quickstart --audit
 
---audit counts what the run has read of each dataset, and compares the hashes of the token ids that the steps were fed
-with those computed again from the data.
+--audit compares the hashes of the token ids that the steps were fed with those computed again from the data. With
+train.sample_order=nano3, it also counts what the run has read of each dataset.
 
 If the run leaves out the iteration, or its guard has found something there, the last lines say so.
 """
@@ -50,7 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     which.add_argument("--containing", metavar="TEXT", help="every document that contains this text")
     which.add_argument("--dataset", metavar="NAME", help="every document of a dataset")
-    which.add_argument("--audit", action="store_true", help="prove what the run has been fed")
+    which.add_argument(
+        "--audit",
+        action="store_true",
+        help="prove what the run has been fed; with train.sample_order=nano3, also count it by dataset",
+    )
     parser.add_argument(
         "--all", action="store_true", help=f"with --audit: check every line of metrics, not {AUDITED_LINES}"
     )
@@ -333,7 +337,9 @@ def trace_dataset(run_dir: Path, name: str) -> int:
 
 
 def audit(run_dir: Path, every_line: bool) -> int:
-    """Show what a run has read of each dataset, check it against what its steps were fed, and return the exit code.
+    """Check what a run has read against what its steps were fed, and return the exit code.
+
+    A run in nano3's own order also gets a table of what it has read of each dataset.
 
     Args:
         run_dir: Run folder.
