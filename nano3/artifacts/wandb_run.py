@@ -50,7 +50,8 @@ class WandbRun:
         self._settings, self._folder, self._more = settings, folder, more
         self._lock = threading.Lock()
         self._waiting: list[dict[str, Any]] | None = []  # lines until the run is open; None if it cannot be opened
-        self._run: Any = None
+        self._run: Any = None  # takes lines, since all earlier ones are recorded
+        self._opened: Any = None
         self._exit_code = 0
         self._sync_as: str | None = None  # the id with which an offline run is sent, if it is not its own
         self._complete = self._given_up = False
@@ -127,7 +128,7 @@ class WandbRun:
     def _work(self) -> None:
         run = None
         with self._log_failures("starting a run"):
-            run = self._open()
+            self._opened = run = self._open()
         with self._lock:
             for values in self._waiting or [] if run is not None else []:
                 with self._log_failures("recording metrics"):
@@ -165,7 +166,7 @@ class WandbRun:
                 # W&B's process may try to open that run for minutes, and takes no second one with its id.
                 self._sync_as, self._more["id"] = self._more.get("id"), None
         with self._log_failures("starting a run offline"):
-            self._run = run = self._init("offline")
+            self._opened = run = self._init("offline")
             warn(f"W&B: {problem}. This start is recorded offline. {self._how_to_send()}")
             return run
         return None
@@ -182,11 +183,11 @@ class WandbRun:
         )
 
     def _how_to_send(self) -> str:
-        if self._run is None:
+        if self._opened is None:
             return f"What it has is in {self._folder}/wandb."
-        options = "" if self._run.settings.mode == "offline" else "--include-online "  # else sync skips such a run
+        options = "" if self._opened.settings.mode == "offline" else "--include-online "  # else sync skips such a run
         options += f"--id {self._sync_as} " if self._sync_as else ""
-        return f"Send it later: wandb sync {options}{shlex.quote(str(Path(self._run.dir).parent))}"
+        return f"Send it later: wandb sync {options}{shlex.quote(str(Path(self._opened.dir).parent))}"
 
 
 def limits(wandb: Any) -> Any:

@@ -140,6 +140,42 @@ def test_a_server_that_takes_no_run_leaves_an_offline_one(server: WandbServer, t
     assert received(server) == [*range(1, LINES + 1)] and list(server.runs) == ["abc"]
 
 
+ORDER = """
+import sys
+from pathlib import Path
+from nano3.artifacts import wandb_run
+from nano3.artifacts.wandb_mirror import WandbSettings
+
+lines, warn, init = [], wandb_run.warn, wandb_run.WandbRun._init
+
+def log_while_it_opens(text):
+    warn(text)
+    run.log({"iteration": 2})
+
+def recorded(self, mode):
+    opened = init(self, mode)
+    log = opened.log
+    opened.log = lambda values: (lines.append(values["iteration"]), log(values))
+    return opened
+
+wandb_run.warn, wandb_run.WandbRun._init = log_while_it_opens, recorded
+run = wandb_run.WandbRun(WandbSettings("online", "mine", None), folder=Path(sys.argv[1]), key="k", id="abc")
+run.log({"iteration": 1})
+print(run.finish(0), lines)
+"""
+
+
+@pytest.mark.slow
+def test_lines_keep_their_order_while_an_offline_run_is_opened(tmp_path: Path) -> None:
+    env = {**os.environ, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40, "PYTHONPATH": str(ROOT)}
+    env |= {"HOME": str(tmp_path)}
+    command = [sys.executable, "-c", ORDER, str(tmp_path)]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "This start is recorded offline" in done.stderr
+    assert done.stdout.splitlines()[-1] == "True [1, 2]"
+
+
 @pytest.mark.slow
 def test_the_status_of_the_ended_service_is_not_that_of_the_run(server: WandbServer, tmp_path: Path) -> None:
     """W&B's teardown exits with the status of its service, if that has not been missed yet: here, always."""
