@@ -25,11 +25,12 @@ from launch.names import sweep_labels
 from launch.rank import resolve_entry
 from nano3.artifacts.resolver import register_resolver
 from nano3.cli import help
-from nano3.cli.config_groups import SCHEMAS, conf_dir, nested_text_problems
+from nano3.cli.config_groups import SCHEMAS, conf_dir
 from nano3.cli.override_errors import (
     EXPECTED_ERRORS,
     composition_problems,
     explain_error,
+    nested_text_problems,
     override_problems,
     problems_before_composing,
 )

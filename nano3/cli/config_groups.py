@@ -7,8 +7,6 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
-
 from nano3.config import DataPrepConfig, PretrainConfig
 from nano3.utils.files import expand_user
 from nano3.utils.redaction import is_secret, without_secrets
@@ -67,32 +65,6 @@ def schema_keys(schema: type, prefix: str = "") -> Iterator[str]:
         yield prefix + f.name
         if isinstance(f.type, type) and is_dataclass(f.type):
             yield from schema_keys(f.type, f"{prefix}{f.name}.")
-
-
-def nested_text_problems(cfg: DictConfig) -> list[str]:
-    """Return one message for each list of texts that holds something else, which OmegaConf accepts.
-
-    In YAML, an unquoted text with a colon is a key with a value.
-
-    Args:
-        cfg: A composed configuration.
-    """
-    schema: Any = OmegaConf.get_type(cfg)
-    found = []
-    for key in schema_keys(schema):
-        hint: Any = schema
-        for part in key.split("."):
-            hint = get_type_hints(hint)[part]
-        if hint not in (list[str], dict[str, str]):
-            continue
-        value: Any = OmegaConf.to_container(OmegaConf.select(cfg, key), resolve=True)
-        items = value.values() if isinstance(value, dict) else value
-        found += [
-            f"{key}: {without_secrets(item)} is not text. Put quotes around a text with a colon, bracket or brace."
-            for item in items
-            if not isinstance(item, str)
-        ]
-    return found
 
 
 def type_problem(schema: type, key: str, value: Any, error: Exception) -> str:

@@ -14,7 +14,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from nano3.artifacts.store import UnknownReferenceError
@@ -33,7 +33,7 @@ from nano3.cli.open_keys import is_open_key, open_key_problems
 from nano3.config.blend import SourceConfig
 from nano3.utils.command_line import FLAGS, THEN, CommandLine, OverrideWord
 from nano3.utils.errors import Nano3Error, UserError, did_you_mean, nearest
-from nano3.utils.redaction import is_secret
+from nano3.utils.redaction import is_secret, without_secrets
 
 # Errors that are explained without a traceback.
 EXPECTED_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, Nano3Error)
@@ -330,3 +330,29 @@ def override_values(override: Override) -> Iterator[Any]:
         yield from map(Override._convert_value, value.list)  # without the quotes that were typed
     elif not override.is_sweep_override() and not is_dataclass(value):
         yield value
+
+
+def nested_text_problems(cfg: DictConfig) -> list[str]:
+    """Return one message for each list of texts that holds something else, which OmegaConf accepts.
+
+    In YAML, an unquoted text with a colon is a key with a value.
+
+    Args:
+        cfg: A composed configuration.
+    """
+    schema: Any = OmegaConf.get_type(cfg)
+    found = []
+    for key in schema_keys(schema):
+        hint: Any = schema
+        for part in key.split("."):
+            hint = get_type_hints(hint)[part]
+        if hint not in (list[str], dict[str, str]):
+            continue
+        value: Any = OmegaConf.to_container(OmegaConf.select(cfg, key), resolve=True)
+        items = value.values() if isinstance(value, dict) else value
+        found += [
+            f"{key}: {without_secrets(item)} is not text. Put quotes around a text with a colon, bracket or brace."
+            for item in items
+            if not isinstance(item, str)
+        ]
+    return found

@@ -14,11 +14,12 @@ from omegaconf.errors import InterpolationKeyError
 
 from nano3.cli import config_groups
 from nano3.cli.app import register_config
-from nano3.cli.config_groups import SCHEMAS, nested_text_problems, schema_keys
+from nano3.cli.config_groups import SCHEMAS, schema_keys
 from nano3.cli.open_keys import is_open_key, is_set, open_key_problems, override_leaves
 from nano3.cli.override_errors import (
     clean_hydra_message,
     explain_error,
+    nested_text_problems,
     override_problems,
     override_values,
     parse_overrides,
