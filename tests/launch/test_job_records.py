@@ -82,7 +82,7 @@ def test_a_folder_instead_of_the_file_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "code"),
-    [pytest.param("{", 1, id="damaged"), pytest.param('{"format": 9, "jobs": []}', 1, id="of a newer nano3")],
+    [pytest.param("{", 2, id="damaged"), pytest.param('{"format": 9, "jobs": []}', 2, id="of a newer nano3")],
 )
 def test_an_unreadable_run_hides_no_other_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], content: str, code: int
