@@ -22,8 +22,8 @@ ID.starts.json  Contents of the progress file at each start of the job, oldest f
 
 The job script removes ID.exit, ID.again and ID.stopped before each start, ID.failed and ID.starts.json before the first
 one. If srun failed, ID.exit decides and the other markers are ignored; if srun succeeded, ID.again comes before
-ID.stopped. A task that cannot write ID.again or ID.stopped (full disk) exits with 77 or 75 in its stead, and the job
-script does the same as with the file.
+ID.stopped. If no task can write ID.again or ID.stopped (full disk), rank 0 exits with 77 or 75 in its stead, and the
+job script does the same as with the file.
 """
 
 import contextlib

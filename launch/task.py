@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ from nano3.utils.files import read_json
 # Seconds that the job script needs to requeue the job, between the SIGKILL of a rank that did not save in time and
 # Slurm's time limit.
 _REQUEUE_MARGIN_S = 15
+# Rank 0 waits for this long for the other tasks if it must end with an error; they have saved together.
+OTHERS_END_S = 8
 
 
 def rendezvous_port(job: str, restart: int, rollback: int = 0) -> int:
@@ -105,8 +108,8 @@ class RankTask:
             return 0 if done else Failure.exit_code
         if code in (RESTART_EXIT_CODE, ROLLBACK_EXIT_CODE) or process.killed_late or process.stopped_before_start(code):
             if process.stop_requested:
-                return 0 if _leave(markers.request_requeue) else UNMARKED_REQUEUE_CODE
-            return 0 if _leave(markers.mark_stopped) else UNMARKED_STOP_CODE
+                return _end_of_stop(markers.request_requeue, UNMARKED_REQUEUE_CODE)
+            return _end_of_stop(markers.mark_stopped, UNMARKED_STOP_CODE)
         if process.sigterm_received:  # srun ended this rank because another rank failed
             return code
         if code > 128:  # killed, so it could not say why
@@ -162,6 +165,22 @@ class RankTask:
             process = RankProcess(self.command, grace_s)
             code = process.wait()
         return process, code
+
+
+def _end_of_stop(mark: Callable[..., None], unmarked_code: int) -> int:
+    """Write a marker file of a stop and return the task's exit code: 0, or what says the same without the file.
+
+    That comes from rank 0 alone, after the other tasks have ended: srun would end them, and its exit code be theirs.
+
+    Args:
+        mark: A method of `JobMarkers`.
+        unmarked_code: Exit code of rank 0 if the file cannot be written.
+    """
+    if _leave(mark) or os.environ["RANK"] != "0":
+        return 0
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        time.sleep(OTHERS_END_S)
+    return unmarked_code
 
 
 def _leave(mark: Callable[..., None], *values: object) -> bool:

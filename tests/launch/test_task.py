@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from launch_helpers import eventually
 
+from launch import task as task_module
 from launch.task import RankProcess, RankTask, read_task, rendezvous_port
 from nano3.utils.files import write_json
 
@@ -147,6 +148,23 @@ def test_a_requeue_that_cannot_be_marked_is_an_exit_code(tmp_path: Path, capfd: 
     assert task.wait() == 77
     err = capfd.readouterr().err
     assert "the end of this rank cannot be recorded" in err and "7.again" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(("rank", "code"), [("0", 77), ("1", 0)])
+def test_rank_0_alone_says_that_no_requeue_could_be_marked(
+    monkeypatch: pytest.MonkeyPatch, rank: str, code: int
+) -> None:
+    """Srun ends the other tasks when one fails, and its exit code would be theirs."""
+    waited = []
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(task_module.time, "sleep", waited.append)
+
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    assert task_module._end_of_stop(full, 77) == code
+    assert waited == ([task_module.OTHERS_END_S] if code else [])
 
 
 def test_a_stop_that_cannot_be_marked_is_an_exit_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
