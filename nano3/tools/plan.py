@@ -16,8 +16,8 @@ from typing import Any
 from nano3.cli.app import compose_words, to_explained_config
 from nano3.config import PretrainConfig
 from nano3.tools._arguments import above_zero, at_least
-from nano3.training.checks.ladder_check import precision_problems
-from nano3.training.checks.low_precision import precision_title, width_problems
+from nano3.training.checks.ladder_check import precision_hints
+from nano3.training.checks.low_precision import TITLES, width_problems
 from nano3.training.checks.model_stats import architecture_from_config, count_parameters
 from nano3.training.checks.parallel_layout import parallel_layout
 from nano3.training.cost.gpus import GPU_KINDS, GpuKind, gpu_kind, precision_problem
@@ -140,7 +140,7 @@ def check_precision(request: Request, base: Workload) -> None:
         UserError: It cannot, in no layout.
     """
     problems = width_problems(base.model, 1, base.precision)
-    problems += precision_problems(request.config, base.model, 1, base.precision)
+    problems += precision_hints(request.config, base.model, 1, base.precision)
     if problem := precision_problem(base.precision, request.gpu):
         problems.append(f"gpu={request.gpu.name}: {problem}")
     if problems:
@@ -156,7 +156,7 @@ def show_run(request: Request, base: Workload) -> None:
     say(f"{short_number(counts.total)} parameters{active}; {request.gpus} {request.gpu.title}")
     say(
         f"{train.train_iters:,} iterations of {train.global_batch_size:,} x {train.seq_length:,} tokens = "
-        f"{short_number(tokens * train.train_iters)} tokens; {precision_title(base.precision)}"
+        f"{short_number(tokens * train.train_iters)} tokens; {TITLES[base.precision]}"
     )
 
 

@@ -15,7 +15,7 @@ from nano3.training import backend
 from nano3.training.checks.ladder_check import (
     ladder_problems,
     ladder_rows,
-    precision_problems,
+    precision_hints,
     validation_warnings,
 )
 from nano3.training.checks.lr_schedule import schedule_problems, schedule_summary
@@ -122,7 +122,7 @@ def preflight(config: PretrainConfig, vocab_size: int | None = None) -> Prefligh
     workload = workload_from_config(config, known, model, layout) if megatron and model else None
     if workload:
         result.problems.extend([*rule_problems(workload), *recompute_problems(workload)])
-        result.problems.extend(precision_problems(config, workload.model, layout.tensor, workload.precision))
+        result.problems.extend(precision_hints(config, workload.model, layout.tensor, workload.precision))
     _add_model_rows(config, layout, model, result)
     result.rows.extend([] if wrong else ladder_rows(config))
     gpu = _gpu_of_run(config, workload, result)

@@ -28,7 +28,7 @@ from nano3.training.run.rank_log import rank_log
 from nano3.training.run.record import load_run_config, read_latest_start, valid_finish_record
 from nano3.training.run.stop import StopRequest
 from nano3.utils.console import is_rank_zero, say, warn
-from nano3.utils.disk_errors import FULL, translate_disk_errors
+from nano3.utils.disk_errors import allow_full_disk, translate_disk_errors
 from nano3.utils.errors import UserError
 from nano3.utils.records import write_record
 
@@ -154,12 +154,10 @@ class SaveRecorder:
             folder: The checkpoint folder.
         """
         # The launcher counts a start that leaves this file unchanged as a crash.
-        try:
-            write_record(self.run_dir / "progress.json", {"iteration": iteration, "checkpoint": str(folder)})
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            warn(f"{error.filename}: no space left on the device. Training continues; {folder} is complete.")
+        path = self.run_dir / "progress.json"
+        full = f"{path}: no space left on the device. Training continues; {folder} is complete."
+        with allow_full_disk(lambda: warn(full)):
+            write_record(path, {"iteration": iteration, "checkpoint": str(folder)})
         if self.exports:
             self.exports.request(iteration, folder)
         try:

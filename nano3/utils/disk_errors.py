@@ -7,7 +7,7 @@ import pwd
 import re
 import shlex
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nano3.utils.errors import Failure, Nano3Error, UserError
@@ -33,6 +33,21 @@ def disk_failure(error: OSError, what: str) -> Failure:
         )
     failing = error.errno in (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO)
     return Failure(f"{what}: cannot be {'read or ' * failing}written: {error.strerror or error}")
+
+
+@contextlib.contextmanager
+def allow_full_disk(report: Callable[[], object]) -> Iterator[None]:
+    """Go on after the block if the disk is full. Other errors pass through.
+
+    Args:
+        report: Called then.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        report()
 
 
 @contextlib.contextmanager

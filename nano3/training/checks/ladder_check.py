@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 
 from nano3.config import PretrainConfig
 from nano3.config.ladder import LARGEST, LadderRun, ladder_value, read_size, shape_of_size
-from nano3.training.checks.low_precision import precision_title, width_problems
+from nano3.training.checks.low_precision import TITLES, width_problems
 from nano3.training.checks.model_stats import Architecture
 from nano3.utils.console import short_number
 from nano3.utils.errors import UserError, list_some
@@ -84,7 +84,7 @@ def validation_warnings(config: PretrainConfig, datasets: int) -> list[str]:
     ]
 
 
-def precision_problems(config: PretrainConfig, model: Architecture, tensor: int, precision: str) -> list[str]:
+def precision_hints(config: PretrainConfig, model: Architecture, tensor: int, precision: str) -> list[str]:
     """Return the sizes next to a run's own whose widths fit a precision, if its own do not.
 
     Args:
@@ -109,7 +109,7 @@ def precision_problems(config: PretrainConfig, model: Architecture, tensor: int,
     above = (n for n in sorted({*round_sizes}) if n > own)
     found = [next(filter(fits, sizes), None) for sizes in (below, above)]
     near = " or ".join(f"ladder.size={n:g}m" for n in found if n)
-    title = precision_title(precision)
+    title = TITLES[precision]
     return [
         f"ladder.size={size}: {f'the sizes next to it that fit {title}: {near}' if near else f'no size fits {title}'}."
     ]

@@ -24,11 +24,6 @@ _ROWS: Final = 8
 _SEARCHED: Final = 512
 
 
-def precision_title(precision: str) -> str:
-    """Return a precision as it is printed."""
-    return TITLES[precision]
-
-
 @dataclass(frozen=True)
 class Width:
     """One width of a weight on one rank.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nano3.training.checks.low_precision import TO_BF16, precision_title
+from nano3.training.checks.low_precision import TITLES, TO_BF16
 from nano3.utils.errors import UserError, did_you_mean
 
 
@@ -91,7 +91,7 @@ def precision_problem(precision: str, gpu: GpuKind) -> str | None:
         able = [name for name in able if name in _BLACKWELL]
     if gpu.name in able:
         return None
-    title = precision_title(precision)
+    title = TITLES[precision]
     return f"the {gpu.title} has no matrix products in {title}. These have: {', '.join(able)}. bf16: {TO_BF16}."
 
 

@@ -139,6 +139,11 @@ def _local_parameters(w: Workload, first: bool, last: bool) -> tuple[float, floa
     return dense + ends * a.vocab_size * a.hidden_size / layout.tensor, experts
 
 
+def _state_bytes(w: Workload) -> float:
+    """Return the bytes of the state between two layers, of one micro batch on one rank, in bf16."""
+    return 2 * w.split_tokens * w.model.hidden_size
+
+
 def kept_bytes(w: Workload, kind: str) -> float:
     """Return the bytes that one layer keeps of one micro batch for the backward pass.
 
@@ -146,7 +151,7 @@ def kept_bytes(w: Workload, kind: str) -> float:
         w: The workload.
         kind: Layer kind: M, E, * or -.
     """
-    entry = 2 * w.split_tokens * w.model.hidden_size  # the layer's input
+    entry = _state_bytes(w)  # the layer's input
     if w.recompute == FULL:
         return entry
     norm = 0.0 if "layernorm" in w.recompute and kind != "M" else entry
@@ -163,7 +168,7 @@ def graph_bytes(w: Workload, kind: str) -> float:
         w: The workload.
         kind: Layer kind: M, E, * or -.
     """
-    return 2 * w.split_tokens * w.model.hidden_size * GRAPH_FACTOR[kind] if w.is_graphed(kind) else 0.0
+    return _state_bytes(w) * GRAPH_FACTOR[kind] if w.is_graphed(kind) else 0.0
 
 
 def mtp_kept_bytes(w: Workload) -> float:
@@ -173,7 +178,7 @@ def mtp_kept_bytes(w: Workload) -> float:
     and state, both side by side for the projection, the input of the last norm, and the result, which is copied beside
     those of the other depths for the output matrix. Recomputing whole layers keeps embedding, state and result.
     """
-    state = 2 * w.split_tokens * w.model.hidden_size
+    state = _state_bytes(w)
     if w.recompute == FULL:
         return 3 * state
     return 6 * state + sum(n * kept_bytes(w, kind) for kind, n in w.model.mtp_layers.items())

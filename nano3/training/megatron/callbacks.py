@@ -30,7 +30,7 @@ from nano3.training.run.rank_sync import StopPoller
 from nano3.training.run.startup_timer import StartupTimer
 from nano3.training.run.stop import StopRequest
 from nano3.utils.console import is_rank_zero, say, warn
-from nano3.utils.disk_errors import FULL
+from nano3.utils.disk_errors import FULL, allow_full_disk
 from nano3.utils.errors import Failure
 
 # How often the ranks agree on stopping. This waits for the GPU, and launchers allow two minutes between a signal and
@@ -202,12 +202,9 @@ class TrainingHooks:
 
     def _record_begun(self, iteration: int) -> None:
         """Record that a save begins. If the disk is full, the save that follows fails, and is counted."""
-        try:
+        full = f"{self.run.save_folder}: no space left on the device, before iteration {iteration} is saved"
+        with allow_full_disk(lambda: warn(full)):
             record_begun(self.run.save_folder, iteration)
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            warn(f"{self.run.save_folder}: no space left on the device, before iteration {iteration} is saved")
 
     def saves_after(self, iteration: int) -> bool:
         """Return whether Megatron-Bridge saves after this iteration."""

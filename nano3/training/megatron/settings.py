@@ -172,7 +172,7 @@ def _missing_mtp_layers(model: ModelConfig, free: Mapping[str, Any], known: Sche
     ]
 
 
-def recompute_problems(config: PretrainConfig, known: Schema) -> list[str]:
+def recompute_key_problems(config: PretrainConfig, known: Schema) -> list[str]:
     """Return what is missing, or too much, beside megatron.model.recompute_granularity.
 
     Args:

@@ -29,7 +29,7 @@ from nano3.config.guard import GuardConfig
 from nano3.training.run.resume import ResumePoint
 from nano3.training.run.skips import DROPPED, ROLLED_BACK, SkippedRange, SkipRecord, read_skips
 from nano3.utils.console import say, warn
-from nano3.utils.disk_errors import FULL
+from nano3.utils.disk_errors import allow_full_disk
 from nano3.utils.errors import Failure, Nano3Error
 from nano3.utils.files import complete_lines
 
@@ -239,12 +239,10 @@ class Guard:
             event["documents"] = self.documents(found.iteration)
         except (Nano3Error, OSError) as error:  # the event matters more than its documents
             event |= {"documents": [], "documents_error": str(error)}
-        try:
-            _append(self.run_dir / FILE, json.dumps(event) + "\n")
-        except OSError as error:  # what follows from the event matters more than its record
-            if error.errno not in FULL:
-                raise
-            warn(f"{self.run_dir / FILE} lacks iteration {found.iteration}: no space left on the device")
+        path = self.run_dir / FILE
+        full = f"{path} lacks iteration {found.iteration}: no space left on the device"
+        with allow_full_disk(lambda: warn(full)):  # what follows from the event matters more than its record
+            _append(path, json.dumps(event) + "\n")
         consequence = {
             "warn": "",
             "skip": "; this step is left out",

@@ -39,7 +39,7 @@ from nano3.training.run.record import read_latest_start
 from nano3.training.run.run_clock import PREFIX, RunClock
 from nano3.training.run.startup_timer import StartupTimer
 from nano3.utils.console import is_rank_zero, say, warn
-from nano3.utils.disk_errors import FULL
+from nano3.utils.disk_errors import allow_full_disk
 from nano3.utils.errors import Failure
 from nano3.utils.files import complete_lines, write_json_lines, write_text
 from nano3.utils.redaction import without_secrets
@@ -171,7 +171,7 @@ class MetricsFile:
         """
         self._write_waiting()
         if not self._waiting:
-            with self._kept_if_full():
+            with allow_full_disk(self._warn_once):
                 os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -188,21 +188,15 @@ class MetricsFile:
             self._file.close()
 
     def _write_waiting(self) -> None:
-        with self._kept_if_full():
+        with allow_full_disk(self._warn_once):
             while self._waiting:
                 self._waiting = self._waiting[self._file.write(self._waiting) or 0 :]
             self._warned = False
 
-    @contextlib.contextmanager
-    def _kept_if_full(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            if not self._warned:
-                warn(f"{self._path}: no space left on the device. Training continues; lines are kept until there is.")
-            self._warned = True
+    def _warn_once(self) -> None:
+        if not self._warned:
+            warn(f"{self._path}: no space left on the device. Training continues; lines are kept until there is.")
+        self._warned = True
 
 
 class Metrics:

@@ -10,7 +10,7 @@ from megatron_helpers import ROOT, architecture_of
 from nano3.config import PretrainConfig
 from nano3.config.ladder import shape_of_size
 from nano3.tools.plan import check_precision, compose_run, read_request
-from nano3.training.checks.ladder_check import precision_problems
+from nano3.training.checks.ladder_check import precision_hints
 from nano3.training.checks.low_precision import BF16, MULTIPLES, token_problems, width_problems, widths
 from nano3.training.checks.lr_schedule import with_default_decay
 from nano3.training.checks.model_stats import Architecture, architecture_from_config
@@ -151,9 +151,9 @@ def test_a_size_with_no_fitting_neighbor_below() -> None:
     config = config_of(*LADDER, "ladder.size=100m")
     model = architecture_from_config(config, load_bundled(config.recipe._target_), 131072)
     assert model is not None
-    (hint,) = precision_problems(config, model, 1, "fp8")
+    (hint,) = precision_hints(config, model, 1, "fp8")
     assert hint == "ladder.size=100m: the sizes next to it that fit FP8: ladder.size=360m."
-    assert precision_problems(config, model, 1, BF16) == []
+    assert precision_hints(config, model, 1, BF16) == []
 
 
 def test_gpus_have_their_precisions() -> None:

@@ -21,7 +21,7 @@ from nano3.training.megatron.settings import (
     mtp_problems,
     override_settings,
     pattern_problems,
-    recompute_problems,
+    recompute_key_problems,
     setting_problems,
     typed_settings,
 )
@@ -359,5 +359,5 @@ LAYERS = {"recompute_method": "uniform", "recompute_num_layers": 1}
 )
 def test_recomputation_of_whole_layers_says_which(config: PretrainConfig, of_model: dict, words: str | None) -> None:
     config.megatron = {"model": of_model}
-    problems = recompute_problems(config, load_bundled(NANO))
+    problems = recompute_key_problems(config, load_bundled(NANO))
     assert problems == [] if words is None else words in problems[0]
