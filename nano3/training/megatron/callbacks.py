@@ -174,6 +174,7 @@ class TrainingHooks:
             Failure: The gradient norm or the loss is not finite, and there is no guard to decide about it.
         """
         iteration = int(context.state.train_state.step) + 1
+        make_scalar(context.grad_norm)
         self.timer.end_step()
         self.fed.end_step()
         if self.first_step_s is None:
@@ -407,6 +408,18 @@ def mtp_metrics(depths: int | None, sum_over: Callable[[list[float]], list[float
         if tokens[depth]:
             found[f"mtp_{depth + 1}_accuracy"] = hits[depth] / tokens[depth]
     return found
+
+
+def make_scalar(norm: Any) -> None:
+    """Take the only dimension from a gradient norm that is still on the GPU (skip_sync_grad_norm_across_mp), in place.
+
+    Megatron-Bridge writes the same tensor into its own line after the callbacks, and torch formats a number only.
+
+    Args:
+        norm: Tensor of shape (1,), or a float or None, which stay as they are.
+    """
+    if hasattr(norm, "squeeze_"):
+        norm.squeeze_()
 
 
 def extract_loss(losses: dict[str, Any] | None) -> float | None:

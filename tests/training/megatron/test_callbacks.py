@@ -145,6 +145,7 @@ def test_a_gradient_norm_on_the_gpu_is_logged_as_a_number(
     own.on_train_step_end(now)
     (line,) = own.run.metrics.logged
     assert json.loads(json.dumps(line))["grad_norm"] == 1.5
+    assert f"{now.grad_norm:.3f}" == "1.500"  # as Megatron-Bridge's own line does next
 
 
 @pytest.mark.parametrize("norm", [math.nan, math.inf])
