@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from commands import SMALL, Commands, losses
+from tracing import has_stack
 
 from nano3.data.dataset.manifest import load_manifest
 from nano3.utils.errors import HANG_EXIT_CODE
@@ -123,6 +124,7 @@ def test_a_stopped_rank_ends_the_run_and_is_named(cli: Commands, data: Path) -> 
     assert "error: hang: no progress for" in output
     assert f"rank 1 on {socket.gethostname()} (process {pid}) is behind and does not answer: it is stopped" in output
     assert "training/hf/loop.py" in (run / "hang" / "rank_0.txt").read_text()
+    assert has_stack((run / "hang" / "rank_1.txt").read_text(), "training/hf/loop.py:")
     assert not psutil.pid_exists(pid)
     reached = max(losses(run))
     again = cli(*words, f"train.exit_iteration={reached + 5}", code=0)

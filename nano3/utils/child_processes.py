@@ -14,7 +14,7 @@ _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 @functools.cache
-def _prctl() -> Callable[..., int]:
+def prctl() -> Callable[..., int]:
     """Return the C function, loaded once: a forked child must not load libraries."""
     found: Callable[..., int] = ctypes.CDLL(None, use_errno=True).prctl
     return found
@@ -30,7 +30,7 @@ def exit_with_parent(parent: int | None = None) -> None:
     """
     if sys.platform != "linux":
         return
-    _prctl()(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl()(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if parent is not None and os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -42,7 +42,7 @@ def end_forked_children_with_this_process() -> None:
     """
     if sys.platform != "linux":
         return
-    _prctl()
+    prctl()
     parent, from_main_thread = os.getpid(), [False]
 
     def before() -> None:

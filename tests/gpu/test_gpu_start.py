@@ -45,6 +45,7 @@ def test_a_rank_that_enters_no_collective_ends_the_run_and_is_named(runs: Runs, 
     stacks = {rank: (runs.dir(name) / "hang" / f"rank_{rank}.txt").read_text() for rank in (0, 1)}
     if kind == "stopped":
         assert "is behind and does not answer: it is stopped" in text
+        assert "rank 1 on" in stacks[1] and ("train_step" in stacks[1] or "no stack: " in stacks[1])
     else:
         assert "read_from_a_server_that_never_answers" in text
         assert "read_from_a_server_that_never_answers" in stacks[1]

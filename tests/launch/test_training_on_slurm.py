@@ -8,6 +8,7 @@ import psutil
 import pytest
 from commands import SMALL, Commands, losses
 from launch_helpers import eventually, last_id, log_of, state_of
+from tracing import has_stack
 
 from launch import job_records
 from nano3.training.run.metrics import read_metrics
@@ -145,6 +146,7 @@ def test_a_hung_run_is_requeued_to_the_same_losses(cli: Commands, data: Path) ->
     eventually(lambda: (run / "finished.json").exists(), seconds=300)
     log = log_of(run)
     assert "hang: no progress for" in log and f"(process {victim.pid}) is behind and does not answer" in log
+    assert has_stack((run / "hang" / "rank_1.txt").read_text(), "training/hf/loop.py:")
     assert "resuming from iteration" in log
     assert losses(run) == losses(cli.run_dir("hang-here"))
 

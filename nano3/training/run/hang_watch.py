@@ -1,13 +1,14 @@
 """Notice that a rank makes no progress, record the Python stack of every rank, and end the run so that it restarts.
 
 Each rank watches itself in a thread. A rank that is stopped, or whose machine is gone, cannot; then the others wait for
-it in a collective and notice. The ranks exit with `HANG_EXIT_CODE`; launchers restart such a run.
+it in a collective and notice, and one on the same machine reads its stack from outside. The ranks exit with
+`HANG_EXIT_CODE`; launchers restart such a run.
 
 Files in RUN/hang:
 
 rank_N.json  Written at the rank's start and again when it hangs: host, node (as Slurm names it), process id, iteration,
              phase, stack, and the nodes of the ranks that are behind, which launch.task reads.
-rank_N.txt   The stacks of all its threads, appended at each hang.
+rank_N.txt   The stacks of all its threads, appended at each hang, or why they could not be read.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ from typing import Any
 from nano3.utils.console import print_problems
 from nano3.utils.errors import HANG_EXIT_CODE
 from nano3.utils.files import read_json, write_json
+from nano3.utils.process_stack import allow_reading_this_process, read_stack
 
 # Compilation, the index of samples and the reading of a checkpoint come before the first step. Validation and saving
 # take longer than a step.
@@ -93,6 +95,7 @@ class HangWatch:
     def __enter__(self) -> "HangWatch":
         """Record this rank and start to watch it."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        allow_reading_this_process()
         self._record({})
         self._text = (self.folder / f"rank_{self.rank}.txt").open("a")
         self._thread.start()
@@ -161,6 +164,19 @@ class HangWatch:
             text = describe_hang(records, self.world)
             advice = f"The same command resumes from the newest checkpoint; stacks of all ranks: {self.folder}"
             print_problems([f"hang: {text} {advice}; limit: train.hang_timeout_s={self.timeout_s:g}."])
+        self._read_silent(records)
+
+    def _read_silent(self, records: dict[int, dict[str, Any]]) -> None:
+        """On the lowest rank of a machine that answers, append the stacks of those on it that do not."""
+        host = socket.gethostname()
+        here = {rank: record for rank, record in records.items() if record["host"] == host and rank < self.world}
+        if self.rank != min((rank for rank, record in here.items() if "stack" in record), default=None):
+            return
+        for rank, record in here.items():
+            if "stack" not in record:
+                with (self.folder / f"rank_{rank}.txt").open("a") as file:
+                    file.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} rank {rank} on {host} does not answer\n")
+                    file.write(read_stack(int(record["pid"])))
 
     def _record(self, values: dict[str, Any]) -> None:
         host = socket.gethostname()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tracing import has_stack
 from training_processes import Child, tiny_config
 
 from nano3.config import PretrainConfig
@@ -153,6 +154,38 @@ def test_a_working_rank_is_left_alone(tmp_path: Path) -> None:
     done = run_script(tmp_path, "works")
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "hang/rank_0.txt").read_text() == ""
+
+
+TWO_RANKS = """
+import os, signal, sys, time
+from pathlib import Path
+from nano3.training.run import hang_watch
+
+def stopped_in_a_driver():
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+def wait_for_the_other():
+    time.sleep(60)
+
+with hang_watch.HangWatch(Path(sys.argv[1]), 0.4, first_step_s=0.4, gather_s=0.5):
+    stopped_in_a_driver() if os.environ["RANK"] == "1" else wait_for_the_other()
+"""
+
+
+def test_a_stopped_rank_has_a_stack_of_its_own(tmp_path: Path) -> None:
+    """It cannot write it; the rank beside it reads it from outside. A third never started."""
+    command = [sys.executable, "-c", TWO_RANKS, str(tmp_path)]
+    env = {**os.environ, "WORLD_SIZE": "3"}
+    with subprocess.Popen(command, env={**env, "RANK": "1"}) as stopped:
+        assert os.WIFSTOPPED(os.waitpid(stopped.pid, os.WUNTRACED)[1])
+        other = subprocess.run(command, env={**env, "RANK": "0"}, capture_output=True, text=True, timeout=60)
+        stopped.kill()
+    assert other.returncode == HANG_EXIT_CODE, other.stderr
+    record = (tmp_path / "hang/rank_1.txt").read_text()
+    assert f"rank 1 on {os.uname().nodename} does not answer" in record
+    assert has_stack(record, "stopped_in_a_driver")
+    assert "wait_for_the_other" in (tmp_path / "hang/rank_0.txt").read_text()
+    assert sorted(path.name for path in (tmp_path / "hang").glob("*.txt")) == ["rank_0.txt", "rank_1.txt"]
 
 
 COLLECTIVE = "/lib/torch/distributed/distributed_c10d.py:3007 in all_reduce"
