@@ -1,8 +1,10 @@
-"""Inject faults with strace: make the n-th system call of a kind fail, or kill the process there."""
+"""Inject faults: make the n-th system call of a kind fail or kill the process there (strace), or fill a small disk."""
 
+import contextlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -34,3 +36,22 @@ def with_fault(log: Path, call: str, what: str, when: int, code: str, *args: obj
     traced = log.read_text()
     hit = "INJECTED" in traced if what.startswith("error") else "killed by SIGKILL" in traced
     return hit, done.stdout + done.stderr, done.returncode
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """Mount a disk of a size such as "1m" on a folder during the block; skip the test if that is not permitted."""
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=False).returncode:
+        pytest.skip("may not mount a tmpfs")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(*paths: Path) -> None:
+    """Fill a disk with the first file, and append to the others, whose last page may have room, until nothing fits."""
+    for path in paths:
+        with path.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(b"." * 65536)

@@ -4,9 +4,9 @@ Every text that nano3 prints goes through this module. Texts may contain file na
 wrote, so control characters are shown as escapes (`printable`), and a continuation line of a message is indented: a
 file name can neither control the terminal nor fake a line that begins with "error: ".
 
-Work does not depend on its output. If stdout or stderr cannot be written any more (`| head`, a full disk), the rest of
-the output is discarded and the command goes on; `lost_output` says why. A command that only shows something stops
-instead (`need_output`).
+Work does not depend on its output. If stdout or stderr cannot be written any more (`| head`), the rest of the output
+is discarded and the command goes on; `lost_output` says why. While the disk is full, text is lost; when it has space
+again, the output goes on after a line that says so. A command that only shows something stops instead (`need_output`).
 """
 
 import codecs
@@ -14,11 +14,13 @@ import contextlib
 import os
 import re
 import sys
+import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
+from nano3.utils.disk_errors import FULL
 from nano3.utils.errors import list_some
 from nano3.utils.redaction import redact_urls
 
@@ -38,11 +40,25 @@ _UNPRINTABLE_IN_LOG = re.compile(rb"\x1b\[[0-9;]*m|[\0-\x08\x0b\x0c\x0e-\x1f\x7f
 _ESCAPE_ERRORS = "nano3_escape"
 
 
+class Gap:
+    """A time in which text for a stream was lost."""
+
+    def __init__(self, error: OSError) -> None:
+        """Begin with the error of the first text that was lost."""
+        self._since, self._why = time.monotonic(), error.strerror or str(error)
+
+    def __str__(self) -> str:
+        """Return the line that says in the stream what is missing, such as "[text of 90 s is missing here: ...]"."""
+        return f"\n[text of {time.monotonic() - self._since:,.0f} s is missing here: {self._why}]\n"
+
+
 class _Output:
     """What happened to the output of this process."""
 
     lost: OSError | None = None
     needed: bool = False
+    # Streams whose disk was full at the last write, and since when.
+    gaps: ClassVar[dict[Any, "Gap"]] = {}
     # Where nano3 prints instead of sys.stdout and sys.stderr (`console_streams`).
     streams: tuple[Any, Any] | None = None
 
@@ -147,7 +163,7 @@ def lost_output() -> OSError | None:
 
 
 def write_lost(error: OSError, stream: IO[str]) -> None:
-    """Discard the rest of an output stream.
+    """Discard what could not be written to an output stream, and unless its disk is full the rest of the stream.
 
     Args:
         error: Why it cannot be written.
@@ -159,7 +175,11 @@ def write_lost(error: OSError, stream: IO[str]) -> None:
     _Output.lost = _Output.lost or error
     if _Output.needed and stream is not _stream(stderr=True):
         raise error
-    discard(stream)
+    if error.errno in FULL:
+        _Output.gaps.setdefault(stream, Gap(error))
+        discard_buffered(stream)
+    else:
+        discard(stream)
 
 
 def discard(stream: IO[str]) -> None:
@@ -170,6 +190,33 @@ def discard(stream: IO[str]) -> None:
         os.close(null)
     except (OSError, ValueError):  # not a file, as in tests
         pass
+
+
+def discard_buffered(stream: IO[str], flush: Callable[[], object] | None = None) -> None:
+    """Discard what is buffered for a stream that could not be written. It can be written again afterwards.
+
+    Args:
+        stream: The stream.
+        flush: Its method, if another one has replaced it.
+    """
+    try:
+        number = stream.fileno()
+        kept, inheritable = os.dup(number), os.get_inheritable(number)
+    except (OSError, ValueError):  # not a file, as in tests
+        return
+    discard(stream)
+    with contextlib.suppress(OSError):
+        (flush or stream.flush)()
+    os.dup2(kept, number, inheritable)
+    os.close(kept)
+
+
+def _end_gap(stream: IO[str]) -> None:
+    """Say in a stream that text is missing, if its disk was full at the last write and has space again."""
+    if gap := _Output.gaps.get(stream):
+        stream.write(str(gap))
+        stream.flush()
+        del _Output.gaps[stream]
 
 
 def flush_output() -> None:
@@ -189,6 +236,7 @@ def write(text: str, stderr: bool = False) -> None:
     """
     stream = _stream(stderr)
     try:
+        _end_gap(stream)
         stream.write(printable_text(text))
         stream.flush()
     except OSError as error:
@@ -198,6 +246,7 @@ def write(text: str, stderr: bool = False) -> None:
 def write_log(log: bytes) -> None:
     """Write bytes of a log to stdout, apart from control characters."""
     try:
+        _end_gap(sys.stdout)
         sys.stdout.flush()
         sys.stdout.buffer.write(printable_log(log))
         sys.stdout.buffer.flush()
@@ -236,6 +285,7 @@ class _Guarded:
     def write(self, text: str) -> int:
         """Write a text, or discard it if the stream cannot be written."""
         try:
+            _end_gap(self._stream)
             return self._stream.write(text)
         except OSError as error:
             write_lost(error, self._stream)

@@ -4,12 +4,14 @@ import contextlib
 import io
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from commands import ROOT
+from faults import small_disk
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -174,3 +176,32 @@ def test_a_problem_shared_by_several_datasets_is_printed_once() -> None:
 )
 def test_duration_text(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_output_goes_on_when_the_disk_has_space_again(tmp_path: Path, stream: str) -> None:
+    """Whatever wrote last before; nothing is left to write at exit, and the exit code is that of the work."""
+    program = SAY + (
+        "from pathlib import Path; from faults import fill; from nano3.utils.console import write, write_log\n"
+        "disk, own = Path(sys.argv[1]), sys.argv[2] == 'stderr'\n"
+        "acts = [lambda text: say(text, own), lambda text: write(text + '\\n', own)]\n"
+        "acts += [warn] if own else [lambda text: write_log(text.encode() + b'\\n')]\n"
+        "for act in acts:\n"
+        "    act('early')\n"
+        "    fill(disk / 'filler', disk / 'out')\n"
+        "    act('lost'); act('lost')\n"
+        "    (disk / 'filler').unlink()\n"
+        "    act('later')\n"
+        "fill(disk / 'filler', disk / 'out'); acts[0]('lost')\n"
+        "sys.exit(7)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with small_disk(tmp_path, "1m"):
+        with (tmp_path / "out").open("ab") as out:
+            words = [sys.executable, "-c", program, str(tmp_path), stream]
+            done = subprocess.run(words, check=False, env=env, **{stream: out})
+        lines = (tmp_path / "out").read_text().replace("." * 100, "").splitlines()
+    assert done.returncode == 7
+    shown = [line.strip(".").removeprefix("warning: ") for line in lines if line.strip(".")]
+    shown = [re.sub(r"^\[text of \d+ s is missing here: No space left on device\]$", "gap", line) for line in shown]
+    assert shown == ["early", "gap", "later"] * 3

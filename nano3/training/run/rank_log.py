@@ -3,6 +3,8 @@
 nano3's own lines also go to stdout and stderr, where a person reads them. What libraries print goes to the log alone:
 Megatron's configuration, index builders, warnings. File descriptors are redirected, so output of C++ code and of child
 processes is in the log as well. Starts are appended to the log, each under a line with its time.
+
+While the disk is full, the log loses lines and then goes on; a `print` of a library does not end the run.
 """
 
 import contextlib
@@ -16,7 +18,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
-from nano3.utils.console import console_streams, printable_text, write_lost
+from nano3.utils.console import Gap, console_streams, discard_buffered, printable_text, write_lost
+from nano3.utils.disk_errors import DISK_FAULTS
 from nano3.utils.errors import Failure, Nano3Error
 
 # Lines of the log that an error shows, and how many bytes they are looked for in.
@@ -102,13 +105,17 @@ def rank_log(run_dir: Path, rank: int) -> Iterator[None]:
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     own = os.path.samestat(os.fstat(1), os.fstat(log))  # the launcher sent stdout there already
     began = os.fstat(log).st_size
-    os.write(log, f"==== rank {rank}, {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}\n".encode())
+    with contextlib.suppress(OSError):  # a full disk: what needs the space will say so
+        os.write(log, f"==== rank {rank}, {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}\n".encode())
     _flush()
     with contextlib.ExitStack() as undo:
         shown = [undo.enter_context(_kept_stream(number)) for number in (1, 2)]
         for number in (1, 2):
             os.dup2(log, number)
         os.close(log)
+        for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+            if _writes_to(stream, number):
+                undo.enter_context(_surviving_prints(stream))
         logged = undo.enter_context(contextlib.closing(LogFile(path, shown[1])))
         streams: list[Any] = [*shown] if own else [ConsoleStream(stream, logged) for stream in shown]
         undo.enter_context(console_streams(streams[0], streams[1]))
@@ -134,11 +141,7 @@ def _kept_stream(number: int) -> Iterator[IO[str]]:
     kept = os.dup(number)
     stream = sys.stdout if number == 1 else sys.stderr
     try:
-        is_descriptor = stream.fileno() == number
-    except (OSError, ValueError):  # replaced by an object that is no file, as in tests
-        is_descriptor = False
-    try:
-        if is_descriptor:
+        if _writes_to(stream, number):
             encoding, errors = stream.encoding, stream.errors
             with open(kept, "w", buffering=1, encoding=encoding, errors=errors, closefd=False) as copy:
                 yield copy
@@ -148,6 +151,61 @@ def _kept_stream(number: int) -> Iterator[IO[str]]:
         _flush()
         os.dup2(kept, number)
         os.close(kept)
+
+
+def _writes_to(stream: IO[str], number: int) -> bool:
+    """Return whether a stream writes to a file descriptor."""
+    try:
+        return stream.fileno() == number
+    except (OSError, ValueError):  # replaced by an object that is no file, as in tests
+        return False
+
+
+@contextlib.contextmanager
+def _surviving_prints(stream: IO[str]) -> Iterator[None]:
+    """Let prints to a stream lose text during the block where the disk fails, instead of raising OSError.
+
+    The methods are replaced, not the stream: handlers of `logging` hold it, and W&B replaces its methods, too.
+    """
+    write, flush = stream.write, stream.flush
+    gap: Gap | None = None
+
+    def lose(error: OSError) -> None:
+        nonlocal gap
+        if error.errno not in DISK_FAULTS:
+            raise error
+        gap = gap or Gap(error)
+        discard_buffered(stream, flush)
+
+    def surviving_write(text: str) -> int:
+        nonlocal gap
+        try:
+            if gap:
+                write(str(gap))
+                flush()
+                gap = None
+            return write(text)
+        except OSError as error:
+            lose(error)
+            return len(text)
+
+    def surviving_flush() -> None:
+        try:
+            flush()
+        except OSError as error:
+            lose(error)
+
+    replaced = (("write", write, surviving_write), ("flush", flush, surviving_flush))
+    for name, _, method in replaced:
+        setattr(stream, name, method)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # closed
+            surviving_flush()  # before the descriptor leads to the console again
+        for name, before, method in replaced:
+            if getattr(stream, name) is method:  # else W&B has replaced it since, and calls it
+                setattr(stream, name, before)
 
 
 def _flush() -> None:

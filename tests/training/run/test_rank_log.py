@@ -1,14 +1,18 @@
 """What a person sees of a rank, and what is in its log."""
 
+import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from faults import fill, small_disk
 from training_processes import start_ranks, tiny_config
 
 from nano3.config import PretrainConfig
+from nano3.training.hf import loop as hf_loop
 from nano3.training.hf.backend import train
 from nano3.training.run.outcome import Outcome
 from nano3.training.run.rank_log import TAIL_LINES, log_path, rank_log
@@ -152,6 +156,62 @@ def test_a_full_disk_under_the_log_does_not_change_the_end(tmp_path: Path, endin
     assert ("boom" in done.stderr) == ("boom" in ending) and ("ZeroDivisionError" in done.stderr) == (code == 1)
 
 
+FULL_FOR_A_WHILE = """
+from faults import fill
+handler, disk = logging.StreamHandler(sys.stdout), Path(sys.argv[1])
+for phase in ("early", "full", "later"):
+    if phase == "full":
+        sys.stdout.flush()
+        fill(disk / "filler", disk / "job.log")
+    if phase == "later":
+        sys.stdout.flush()
+        (disk / "filler").unlink()
+    for i in range(3000):
+        print(phase, i)
+        print(phase, i, file=sys.stderr)
+    handler.emit(logging.LogRecord("library", logging.INFO, "", 0, phase + " logger", None, None))
+    subprocess.run(["echo", phase, "child"])
+    say(phase + " own"); warn(phase + " own")
+"""
+
+
+@pytest.mark.parametrize("buffered", [False, True], ids=["python -u", "python"])
+def test_a_disk_full_for_a_while_under_log_and_console_loses_only_lines(tmp_path: Path, buffered: bool) -> None:
+    """The job's log is on the same disk. Both go on, and say that lines are missing; no text of the log leaves it."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    words = [sys.executable, *([] if buffered else ["-u"]), "-c", NOISY, str(tmp_path), FULL_FOR_A_WHILE]
+    with small_disk(tmp_path, "1m"):
+        with (tmp_path / "job.log").open("ab") as job:
+            done = subprocess.run(words, stdout=job, stderr=job, env=env, check=False)
+        console, log = (tmp_path / "job.log").read_text(), log_path(tmp_path, 0).read_text()
+    assert done.returncode == 0, console
+    for text in (console, log):
+        assert " s is missing here: No space left on device]\n" in text and "later own" in text
+        assert text.count("full own") < 2 and "Traceback" not in text
+        assert "early own\n" in text and "\nwarning: later own\n" in text
+    assert console.endswith("after\n") and "early 1" not in console and "later 1" not in console
+    for kind in ("0", "2999", "logger", "child"):
+        assert f"early {kind}\n" in log and f"later {kind}\n" in log and f"full {kind}\n" not in log[-9999:]
+    assert log.count("later 1500\n") == 2
+
+
+def test_the_streams_of_the_process_are_what_they_were_after_the_block(tmp_path: Path) -> None:
+    """Another library may replace their methods meanwhile."""
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom nano3.training.run.rank_log import rank_log\n"
+        "out, write, flush = sys.stdout, sys.stdout.write, sys.stdout.flush\n"
+        "with rank_log(Path(sys.argv[1]), 0):\n"
+        "    assert sys.stdout is out and out.write != write\n"
+        "    inner, seen = sys.stderr.write, []\n"
+        "    sys.stderr.write = lambda text: seen.append(text) or inner(text)\n"
+        "assert (sys.stdout, out.write, out.flush) == (out, write, flush)\n"
+        "print('after', file=sys.stderr)\nassert seen == ['after', '\\n']"
+    )
+    words = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "after\n")
+
+
 def test_captured_output_stays_captured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Failure), rank_log(tmp_path, 0):
         say("seen")
@@ -165,6 +225,39 @@ def noisy_train(config: PretrainConfig, data: Path, run_dir: Path) -> Outcome:
     with rank_log(run_dir, int(os.environ["RANK"])):
         os.system("echo noise of a library")
         return train(config, data, run_dir)
+
+
+def train_with_prints(config: PretrainConfig, data: Path, run_dir: Path) -> Outcome:
+    """Train with a library that prints in each step; the disk is full from the third iteration to the fifth."""
+    step, library = hf_loop.Loop.step, logging.StreamHandler()
+
+    def printing(self: hf_loop.Loop) -> hf_loop.Step:
+        number = self.iteration + 1
+        if number == 3:
+            fill(run_dir / "filler", run_dir / "log_0.txt", log_path(run_dir, 0))
+        if number == 6:
+            (run_dir / "filler").unlink()
+        print(f"library in iteration {number}", flush=True)
+        library.emit(logging.LogRecord("library", logging.INFO, "", 0, f"logger in iteration {number}", None, None))
+        return step(self)
+
+    hf_loop.Loop.step = printing  # type: ignore[method-assign]
+    with rank_log(run_dir, int(os.environ["RANK"])):
+        return train(config, data, run_dir)
+
+
+def test_training_goes_on_while_the_disk_is_full_for_a_while(data: Path, tmp_path: Path) -> None:
+    """A save is due meanwhile. The console, on the same disk, speaks again afterwards."""
+    config = tiny_config(**{"train.eval_interval": 0})
+    with small_disk(tmp_path, "32m"):
+        (child,) = start_ranks(config, data, tmp_path, 1, job=train_with_prints)
+        assert child.result().status == "finished"
+        console, log = (tmp_path / "log_0.txt").read_text(), log_path(tmp_path, 0).read_text()
+    for number in (1, 2, 6, 12):
+        assert f"library in iteration {number}\n" in log and f"logger in iteration {number}\n" in log
+        assert re.search(rf"^iteration +{number}/12 ", console, re.MULTILINE)
+    for text in (console, log):
+        assert "s is missing here: No space left on device]" in text
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
