@@ -6,6 +6,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 from nano3.training.run.run_clock import PARTS, PREFIX
+from nano3.training.run.startup_timer import PREFIX as STARTUP
 from nano3.utils.console import duration_text
 
 
@@ -60,7 +61,6 @@ STAGES = (
     ),
     Stage("first step", ("first_step",), 20, "the first start compiles kernels: share $NANO3_CACHE between nodes"),
 )
-_STARTUP = "startup/"
 
 
 @dataclass
@@ -133,7 +133,7 @@ def _stages(line: dict[str, Any]) -> dict[str, float]:
     """Return the seconds of each stage, if this is the line of a start's first step."""
     found = {}
     for stage in STAGES:
-        seconds = [line[_STARTUP + name] for name in stage.recorded if _STARTUP + name in line]
+        seconds = [line[STARTUP + name] for name in stage.recorded if STARTUP + name in line]
         if seconds:
             found[stage.name] = sum(seconds)
     return found

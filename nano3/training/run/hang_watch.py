@@ -25,14 +25,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nano3.training.run.metrics import slowest_start_s
 from nano3.utils.console import print_problems
 from nano3.utils.errors import HANG_EXIT_CODE
 from nano3.utils.files import read_json, write_json
 from nano3.utils.process_stack import allow_reading_this_process, read_stack
 
-# Compilation, the index of samples and the reading of a checkpoint come before the first step. Validation and saving
-# take longer than a step.
+# Compilation, the index of samples and the reading of a checkpoint come before the first step. A restart finds kernels
+# and index, but first starts read no checkpoint, and another node may have to compile again.
 FIRST_STEP_S = 3600.0
+LEAST_FIRST_STEP_S = 600.0
+SLOWEST_START_FACTOR = 10
+# Validation and saving take longer than a step.
 SLOW_PHASE_FACTOR = 6
 # Outputs are closed after the last step; W&B alone may take 20 s. Other ranks wait for rank 0 meanwhile.
 LEAST_END_S = 120.0
@@ -163,8 +167,18 @@ class HangWatch:
         if self.rank == min((rank for rank, record in records.items() if "stack" in record), default=self.rank):
             text = describe_hang(records, self.world)
             advice = f"The same command resumes from the newest checkpoint; stacks of all ranks: {self.folder}"
-            print_problems([f"hang: {text} {advice}; limit: train.hang_timeout_s={self.timeout_s:g}."])
+            print_problems([f"hang: {text} {advice}; {self._limit_text()}."])
         self._read_silent(records)
+
+    def _limit_text(self) -> str:
+        """Return where the limit comes from, and how much it was if no step was measured."""
+        setting = f"train.hang_timeout_s={self.timeout_s:g}"
+        if self._progress.longest_step_s or self._progress.phase == "end" or self.timeout_s >= self._first_step_s:
+            return f"limit: {setting}"
+        return (
+            f"limit of the first steps: {self._first_step_s:.0f} s (an hour, or ten times the slowest start so far, at "
+            f"least ten minutes), or {setting} if that is more"
+        )
 
     def _read_silent(self, records: dict[int, dict[str, Any]]) -> None:
         """On the lowest rank of a machine that answers, append the stacks of those on it that do not."""
@@ -183,6 +197,16 @@ class HangWatch:
         own = {"rank": self.rank, "host": host, "node": os.environ.get("SLURMD_NODENAME") or host}
         own |= {"pid": os.getpid(), "time": time.time()}
         write_json(self.folder / f"rank_{self.rank}.json", own | values)
+
+
+def first_step_limit_s(slowest_start_s: float) -> float:
+    """Return the seconds that a start may take until its first step, by what earlier starts of the run took.
+
+    Args:
+        slowest_start_s: Seconds of the slowest one; 0 if none is known.
+    """
+    measured = max(SLOWEST_START_FACTOR * slowest_start_s, LEAST_FIRST_STEP_S)
+    return min(measured, FIRST_STEP_S) if slowest_start_s else FIRST_STEP_S
 
 
 def read_ranks(folder: Path, since: float) -> dict[int, dict[str, Any]]:
@@ -284,7 +308,8 @@ def watch_for_hangs(run_dir: Path, timeout_s: float | None) -> Iterator[None]:
     if timeout_s is None:
         yield
         return
-    with HangWatch(run_dir, timeout_s) as _current:
+    limit = first_step_limit_s(slowest_start_s(run_dir))
+    with HangWatch(run_dir, timeout_s, first_step_s=limit) as _current:
         try:
             yield
         finally:

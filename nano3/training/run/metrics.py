@@ -37,6 +37,7 @@ from nano3.training.run.exports import set_aside_exports
 from nano3.training.run.lineage import data_reference, display_name, find_artifact
 from nano3.training.run.record import read_latest_start
 from nano3.training.run.run_clock import PREFIX, RunClock
+from nano3.training.run.startup_timer import PREFIX as STARTUP
 from nano3.training.run.startup_timer import StartupTimer
 from nano3.utils.console import is_rank_zero, say, warn
 from nano3.utils.disk_errors import allow_full_disk
@@ -64,6 +65,17 @@ def reached_iteration(run_dir: Path) -> int:
     saved = latest_checkpoint(recorded_checkpoint_dir(run_dir))
     logged = [int(line["iteration"]) for line in read_metrics(run_dir)]
     return max([*logged, iteration_of(saved) if saved else 0])
+
+
+def slowest_start_s(run_dir: Path) -> float:
+    """Return the seconds from the process to the first step of a run's slowest measured start, 0 without any.
+
+    Raises:
+        Failure: The line of a start is damaged.
+    """
+    path = Path(run_dir) / FILE
+    lines = [_parsed(path, number, line) for number, line in enumerate(complete_lines(path), 1) if STARTUP in line]
+    return max((sum(float(line[key]) for key in line if key.startswith(STARTUP)) for line in lines), default=0.0)
 
 
 def truncate_after(run_dir: Path, iteration: int) -> None:

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+PREFIX = "startup/"  # of the stages' names in metrics.jsonl
+
 
 class StartupTimer:
     """Measures the stages of a start. The first stage begins with the process."""
@@ -29,7 +31,7 @@ class StartupTimer:
     def metrics(self) -> dict[str, float]:
         """Return the seconds of each stage under their names in metrics.jsonl."""
         return {
-            f"startup/{name.replace(',', '').replace(' ', '_')}": round(seconds, 3)
+            f"{PREFIX}{name.replace(',', '').replace(' ', '_')}": round(seconds, 3)
             for name, seconds in self._stages.items()
         }
 

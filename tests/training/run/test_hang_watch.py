@@ -1,6 +1,7 @@
 """A rank without progress is noticed, recorded and ended; the message names the rank that is behind."""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -9,13 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tracing import has_stack
 from training_processes import Child, tiny_config
 
 from nano3.config import PretrainConfig
 from nano3.training.hf.backend import train
 from nano3.training.run import hang_watch
-from nano3.training.run.hang_watch import HangWatch, describe_hang, ranks_behind, read_ranks
+from nano3.training.run.hang_watch import (
+    FIRST_STEP_S,
+    LEAST_FIRST_STEP_S,
+    HangWatch,
+    describe_hang,
+    first_step_limit_s,
+    ranks_behind,
+    read_ranks,
+)
 from nano3.training.run.metrics import Metrics
 from nano3.utils.errors import HANG_EXIT_CODE, Failure
 from nano3.utils.files import read_json
@@ -37,6 +48,49 @@ def test_the_limit_grows_with_what_is_done(tmp_path: Path, phase: str, longest: 
     watch = HangWatch(tmp_path, 100.0, first_step_s=1000.0)
     watch._progress.phase, watch._progress.longest_step_s = phase, longest
     assert watch.limit_s() == limit
+
+
+@pytest.mark.parametrize(
+    ("slowest", "limit"),
+    [(0.0, 3600.0), (0.3, 600.0), (38.0, 600.0), (60.0, 600.0), (154.4, 1544.0), (400.0, 3600.0), (5000.0, 3600.0)],
+)
+def test_the_limit_before_the_first_step(slowest: float, limit: float) -> None:
+    """An hour, where nothing was measured; at a restart ten times what was, from ten minutes to an hour."""
+    assert first_step_limit_s(slowest) == pytest.approx(limit)
+
+
+@given(st.floats(0.001, 1e6), st.floats(0.001, 1e6))
+def test_a_slower_start_never_gets_a_shorter_limit(one: float, other: float) -> None:
+    limits = [first_step_limit_s(slowest) for slowest in sorted([one, other])]
+    assert LEAST_FIRST_STEP_S <= limits[0] <= limits[1] <= FIRST_STEP_S
+
+
+RESTART = """
+import sys, time
+from pathlib import Path
+from nano3.training.run import hang_watch
+
+def data_that_never_opens():
+    time.sleep(30)
+
+hang_watch.FIRST_STEP_S, hang_watch.LEAST_FIRST_STEP_S = 1.5, 0.5
+with hang_watch.watch_for_hangs(Path(sys.argv[1]), 0.2):
+    data_that_never_opens()
+"""
+
+
+@pytest.mark.parametrize(("measured", "limit"), [([], 1.5), ([0.01], 0.5), ([0.05, 0.13, 0.02], 1.3), ([9.0], 1.5)])
+def test_a_restart_that_hangs_before_its_first_step(tmp_path: Path, measured: list[float], limit: float) -> None:
+    """The starts before it were measured; the message says what the limit was and what raises it."""
+    stages = ({"startup/checks": seconds / 4, "startup/first_step": seconds * 3 / 4} for seconds in measured)
+    lines = [json.dumps({"iteration": 1, "loss": 1.0, **stage}) + "\n" for stage in stages]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    done = subprocess.run([sys.executable, "-c", RESTART, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == HANG_EXIT_CODE, done.stderr
+    assert "in iteration 1 (start)" in done.stderr and "in data_that_never_opens" in done.stderr
+    assert f"limit of the first steps: {limit:.0f} s (an hour, or ten times the slowest start so far" in done.stderr
+    assert "or train.hang_timeout_s=0.2 if that is more" in done.stderr
+    assert limit <= read_json(tmp_path / "hang/rank_0.json")["waited_s"] + 0.1
 
 
 def test_the_longest_step_is_measured_between_steps_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,6 +186,7 @@ def test_a_hanging_rank_is_recorded_and_ended(tmp_path: Path) -> None:
     assert done.returncode == HANG_EXIT_CODE
     assert "error: hang: no progress for" in done.stderr
     assert "in iteration 6 (step). It is in" in done.stderr
+    assert "; limit: train.hang_timeout_s=0.4." in done.stderr
     assert "data_loader_that_never_returns" in done.stderr
     assert "data_loader_that_never_returns" in (tmp_path / "hang/rank_0.txt").read_text()
     recorded = read_json(tmp_path / "hang/rank_0.json")
