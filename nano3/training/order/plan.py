@@ -123,6 +123,23 @@ class OrderPlan:
         done = (min(iteration, stage.end) - stage.first) * self.global_batch_size
         return {name: at + stage.interleave.before(name, done) for name, at in before.items()}
 
+    def positions(self, first: int, last: int) -> dict[tuple[str, str], range]:
+        """Return which positions of each dataset's order the iterations `first` to `last` read.
+
+        Args:
+            first: The first iteration, counted from 1.
+            last: The last one.
+
+        Returns:
+            Positions by name and fingerprint of the dataset, without datasets that are not read.
+        """
+        before, after = self.consumed(first - 1), self.consumed(last)
+        return {
+            (name, self.datasets[name].fingerprint): range(at, after[name])
+            for name, at in before.items()
+            if after[name] > at
+        }
+
     def locate(self, sample: int) -> tuple[str, int]:
         """Return the dataset of a sample of the run, and its position in the dataset's order.
 

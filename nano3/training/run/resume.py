@@ -29,11 +29,12 @@ from nano3.training.run.checkpoints import (
 )
 from nano3.training.run.rank_sync import agree_on_rank0
 from nano3.training.run.record import read_latest_start
-from nano3.training.run.skips import SkipRecord, begin_skips, late_skip_warning
+from nano3.training.run.skips import SkipRecord, begin_skips, late_skip_warning, moved_skips_warning, read_skips
 from nano3.training.run.sound_checkpoints import check_damage, newest_sound, set_aside_damaged, verify_checkpoint
 from nano3.utils.console import warn
 from nano3.utils.errors import UserError
 from nano3.utils.provenance import installed_versions
+from nano3.utils.records import DamagedRecordError
 
 # Keys of the run's identity that earlier versions did not write.
 BOUNDARIES, EOD_MASK, ORDER = "train.document_boundaries", "train.loss_mask.eod", "train.sample_order"
@@ -224,6 +225,7 @@ def agree_on_resume_point(
             warn(change)
         if config.checkpoint.save_interval:
             claim_dir(save, run_dir)
+        former, before = _former_plan(run_dir), read_skips(run_dir)
         record_order(run_dir, order)
         if point.own and point.folder:
             parent_checkpoint.warn_unused_load(run_dir, config, point.folder)
@@ -231,7 +233,9 @@ def agree_on_resume_point(
             parent_checkpoint.record_parent(run_dir, point.folder, point.new_phase)
         chosen = config.train.skip_iterations
         skips = begin_skips(run_dir, identity, chosen, point.iteration)
-        if warning := late_skip_warning(chosen, skips, point.iteration):
+        late = late_skip_warning(chosen, skips, point.iteration)
+        moved = moved_skips_warning(before, skips, (former, order), point.iteration)
+        for warning in filter(None, (late, moved)):
             warn(warning)
         return replace(point, may_prune=may_prune(save), skips=skips, order=order).to_json()
 
@@ -272,6 +276,14 @@ def plan_order(
                 )
     plan = make_plan(config, data, recorded, point.iteration)
     return plan, change_sentence(recorded, plan, point.iteration) if recorded else ""
+
+
+def _former_plan(run_dir: Path) -> OrderPlan | None:
+    """Return the plan of the start before; None without one, or if it is damaged: it is written again."""
+    try:
+        return read_plan(run_dir)
+    except DamagedRecordError:
+        return None
 
 
 def record_order(run_dir: Path, plan: OrderPlan | None) -> None:

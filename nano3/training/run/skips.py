@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from nano3.training.order.plan import OrderPlan
 from nano3.utils.records import read_record, write_record
 
 FILE = "skipped.json"
@@ -162,4 +163,38 @@ def late_skip_warning(chosen: Sequence[Sequence[int]], record: SkipRecord, itera
         f"train.skip_iterations has no effect on iterations up to {iteration}, which are done (the first of them: "
         f"{late[0]}). To leave them out, resume from an earlier checkpoint: checkpoint.load=FOLDER "
         "checkpoint.keep_iteration=true, with another run.name."
+    )
+
+
+def moved_skips_warning(
+    before: SkipRecord, now: SkipRecord, plans: tuple[OrderPlan | None, OrderPlan | None], iteration: int
+) -> str | None:
+    """Return a warning about recorded iterations that do not have the samples any more that they were to leave out.
+
+    That is so if a run goes back before them and continues with another mixture or other data. None if all have them.
+
+    Args:
+        before: The record of the start before.
+        now: The record of this start.
+        plans: The plan of the samples at the start before, and at this one; None for Megatron's order.
+        iteration: The iterations that are done.
+    """
+    forgotten = before.order != now.order
+    moved = [one for one in before.ranges if forgotten and one.reason == ROLLED_BACK and one.last > iteration]
+    former, plan = plans
+    if not forgotten and former and plan:
+        for one in now.ranges:
+            first, last = max(one.first, iteration + 1), min(one.last, plan.stages[-1].end)
+            known = any(old.reason == one.reason and old.first <= last and old.last >= first for old in before.ranges)
+            if known and first <= last and former.positions(first, last) != plan.positions(first, last):
+                moved.append(replace(one, first=first, last=last))
+    if not moved:
+        return None
+    text = "; ".join(map(str, moved))
+    return (
+        f"{FILE} names iterations whose samples are not the same with this mixture or data: {text}. They "
+        f"{'are trained' if forgotten else 'stay left out'}, and the samples that they named can come again. "
+        "guard.jsonl in the run folder lists the documents of the guard's iterations; nano3 trace RUN --document "
+        "SHARD:DOCUMENT shows which iterations read one now. To leave these out, stop the run and start it again with "
+        "train.skip_iterations='[[FIRST, LAST]]'."
     )

@@ -25,6 +25,7 @@ from nano3.training.run.batch_documents import document_reads, document_spans, o
 from nano3.training.run.metrics import read_metrics
 from nano3.training.run.record import DataReference, save_run_config
 from nano3.training.run.resume import ResumePoint, plan_order
+from nano3.training.run.skips import ROLLED_BACK, SkippedRange, read_skips
 from nano3.utils.errors import UserError
 
 STAGES = [
@@ -170,6 +171,23 @@ def test_the_mixture_changes_from_the_resumed_iteration_on(
     assert "12 hashes of 12 iterations, the last one 12: all as planned" in output
     warn_changed_mixture(tmp_path)
     assert "was resumed with another mixture or length, which a rerun cannot repeat" in capsys.readouterr().err
+
+
+def test_a_run_that_goes_back_before_a_skip_with_another_mixture_says_so_once(data: Path, tmp_path: Path) -> None:
+    """The recorded iterations stay left out, but have other samples then."""
+    skips = {"train.skip_iterations": [[6, 6]]}
+    train_here(planned(**skips, **{"train.exit_iteration": 8}), data, tmp_path)
+    read_skips(tmp_path).with_range(SkippedRange(7, 7, ROLLED_BACK)).write(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints/iter_0000008")
+    shown = []
+    for mixture, limit in ((STAGES, 5), (CHANGED, 5), (CHANGED, None)):
+        (tmp_path / "log.txt").unlink()
+        train_here(planned(mixture, **skips, **{"train.exit_iteration": limit}), data, tmp_path)
+        shown.append((tmp_path / "log.txt").read_text())
+        shutil.rmtree(tmp_path / "checkpoints/iter_0000005", ignore_errors=True)
+    assert "skipped.json names" not in shown[0] + shown[2] and shown[1].count("skipped.json names") == 1
+    assert "6 (train.skip_iterations); 7 (guard rollback). They stay left out" in shown[1]
+    assert [str(one) for one in read_skips(tmp_path).ranges] == ["6 (train.skip_iterations)", "7 (guard rollback)"]
 
 
 def test_an_order_cannot_change_on_a_resume(data: Path, whole: Path, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """The record of iterations that a run leaves out."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from training_processes import tiny_config
 
 from nano3.training.checks.value_checks import value_problems
+from nano3.training.order.plan import DatasetShape, OrderPlan, Stage
 from nano3.training.run.skips import (
     DROPPED,
     ORDER_KEYS,
@@ -14,6 +16,7 @@ from nano3.training.run.skips import (
     SkipRecord,
     begin_skips,
     late_skip_warning,
+    moved_skips_warning,
     read_skips,
 )
 from nano3.utils.records import DamagedRecordError
@@ -67,6 +70,57 @@ def test_another_data_order_forgets_the_record(tmp_path: Path, key: str) -> None
     record = begin_skips(tmp_path, {**IDENTITY, key: "other"}, [[2, 2]], 0)
     assert (shown(record), record.rollbacks) == (["2 (train.skip_iterations)"], 0)
     assert read_skips(tmp_path) == record
+
+
+def plan_of(stages: list[tuple[int, dict[str, int]]], fingerprint: str = "f") -> OrderPlan:
+    """A plan of 40 iterations of 4 samples; each stage has its last iteration and its samples of two datasets."""
+    ends = [0, *(end for end, _ in stages)]
+    return OrderPlan(
+        1, 32, 4, {name: DatasetShape(9999, 99, fingerprint, "/d") for name in ("docs", "code")},
+        tuple(Stage(a, b, b - a, samples) for (a, b), (_, samples) in zip(pairwise(ends), stages, strict=True)),
+    )  # fmt: skip
+
+
+EVEN = plan_of([(40, {"docs": 80, "code": 80})])
+
+
+@pytest.mark.parametrize(
+    ("plan", "iteration", "named"),
+    [
+        (EVEN, 10, ""),
+        (plan_of([(10, {"docs": 20, "code": 20}), (40, {"docs": 120, "code": 0})]), 10,
+         "12 (train.skip_iterations); 20 to 21 (guard rollback)"),
+        (plan_of([(30, {"docs": 60, "code": 60}), (40, {"docs": 40, "code": 0})]), 10, ""),
+        (plan_of([(15, {"docs": 30, "code": 30}), (40, {"docs": 100, "code": 0})]), 15, "20 to 21 (guard rollback)"),
+        (plan_of([(20, {"docs": 40, "code": 40}), (40, {"docs": 80, "code": 0})]), 20, "21 (guard rollback)"),
+        (plan_of([(21, {"docs": 42, "code": 42}), (40, {"docs": 76, "code": 0})]), 21, ""),
+        (plan_of([(40, {"docs": 80, "code": 80})], "other data"), 0,
+         "12 (train.skip_iterations); 20 to 21 (guard rollback)"),
+        (None, 10, ""),
+    ],
+    ids=["the same", "after 10", "after the skips", "after 15", "in the skip", "after it", "data", "Megatron"],
+)  # fmt: skip
+def test_recorded_iterations_with_other_samples_are_named(
+    tmp_path: Path, plan: OrderPlan | None, iteration: int, named: str
+) -> None:
+    """30 is new in this start, so its iteration is one of the new plan."""
+    chosen = begin_skips(tmp_path, IDENTITY, [[12, 12]], 0)
+    before = chosen.with_range(SkippedRange(20, 21, ROLLED_BACK)).with_range(SkippedRange(25, 25, DROPPED))
+    before.write(tmp_path)
+    now = begin_skips(tmp_path, IDENTITY, [[12, 12], [30, 30]], iteration)
+    text = moved_skips_warning(before, now, (EVEN, plan), iteration)
+    assert (f"mixture or data: {named}. They stay left out" in text) if text else not named
+    assert moved_skips_warning(SkipRecord(), SkipRecord(), (None, EVEN), 0) is None
+
+
+def test_what_another_data_order_forgets_is_named(tmp_path: Path) -> None:
+    """Iterations that the checkpoint has behind it are not: they cannot be read again."""
+    order = {name: IDENTITY[name] for name in ORDER_KEYS}
+    before = SkipRecord((SkippedRange(3, 3, ROLLED_BACK), SkippedRange(7, 7, ROLLED_BACK)), 1, order)
+    before.write(tmp_path)
+    now = begin_skips(tmp_path, IDENTITY | {"data": "other"}, [], 5)
+    text = moved_skips_warning(before, now, (None, None), 5)
+    assert text and "mixture or data: 7 (guard rollback). They are trained" in text
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
