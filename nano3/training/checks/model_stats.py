@@ -156,7 +156,7 @@ def architecture_from_config(
         moe_ffn_hidden_size=value("moe_ffn_hidden_size") or 0,
         moe_shared_expert_intermediate_size=value("moe_shared_expert_intermediate_size") or 0,
         stage_units=_stage_units(config, pattern, blocks),
-        stages=str(pattern).split("/")[0].count("|") + 1 if pattern and "|" in str(pattern) else 0,
+        stages=count_stages(str(pattern or "")),
         **_multi_token_prediction(config, known, pattern),
     )
 
@@ -193,8 +193,7 @@ def _stage_units(config: PretrainConfig, pattern: Any, blocks: int | None) -> in
         return 0
     if not pattern:
         return int(blocks or 0)
-    main = str(pattern).split("/")[0]
-    return main.count("|") + 1 if "|" in main else count_layers(main)
+    return count_stages(str(pattern)) or count_layers(str(pattern))
 
 
 def count_kinds(pattern: str) -> dict[str, int]:
@@ -208,6 +207,12 @@ def count_kinds(pattern: str) -> dict[str, int]:
 def count_layers(pattern: str) -> int:
     """Return the number of layers in the main stack of a hybrid pattern."""
     return sum(count_kinds(pattern).values())
+
+
+def count_stages(pattern: str) -> int:
+    """Return the number of pipeline stages that a hybrid pattern marks with `|` in its main stack; 0 without any."""
+    cuts = pattern.split("/")[0].count("|")
+    return cuts + 1 if cuts else 0
 
 
 def divisibility_problems(

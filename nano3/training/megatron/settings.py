@@ -143,6 +143,12 @@ def mtp_problems(config: PretrainConfig, known: Schema | None) -> list[str]:
         for key in MTP_KEYS
         if key in free and getattr(model, key) is not None
     ]
+    layers = model.mtp_hybrid_override_pattern or free.get("mtp_hybrid_override_pattern")
+    if unknown := sorted(set(layers) - set("M*E-")) if isinstance(layers, str) else []:
+        problems.append(
+            f"model.mtp_hybrid_override_pattern={layers} has {' '.join(unknown)}; allowed: M Mamba-2, E experts, "
+            "* attention, - dense MLP."
+        )
     if not depths:
         return problems + _missing_mtp_layers(model, free, known)
     if set(depths) != {depths[0]} or not depths[0]:
@@ -198,7 +204,7 @@ def recompute_key_problems(config: PretrainConfig, known: Schema) -> list[str]:
 
 
 def pattern_problems(pattern: str | None) -> list[str]:
-    """Return why a hybrid pattern is invalid: unknown layer kinds, or no layer in the main stack."""
+    """Return why a hybrid pattern is invalid: unknown layer kinds, a stray |, or no layer in the main stack."""
     if pattern is None:
         return []
     allowed = (
@@ -206,6 +212,8 @@ def pattern_problems(pattern: str | None) -> list[str]:
     )
     if unknown := sorted(set(pattern) - set("M*E-|/")):
         return [f"model.hybrid_layer_pattern={pattern} has {' '.join(unknown)}; {allowed}."]
+    if "|" in "".join(further_patterns(pattern)):
+        return [f"model.hybrid_layer_pattern={pattern} has | after /, where no stage ends; {allowed}."]
     return [] if count_layers(pattern) else [f"model.hybrid_layer_pattern={pattern} has no layer; {allowed}."]
 
 

@@ -261,6 +261,16 @@ def test_model_overrides_the_megatron_dict_which_overrides_the_recipe(target: st
         assert found is not None and found.num_attention_heads == expected
 
 
+@pytest.mark.parametrize(
+    ("pattern", "stages", "units"),
+    [("*-*-", 0, 4), ("*-|*-", 2, 2), ("*|-|*-/*-", 3, 3), ("*-*-/*|-", 0, 4), ("*-|*-/*|-|*", 2, 2)],
+)
+def test_a_cut_after_the_main_stack_is_no_stage(pattern: str, stages: int, units: int) -> None:
+    config = PretrainConfig(model=ModelConfig(hybrid_layer_pattern=pattern, hidden_size=64, num_attention_heads=4))
+    found = architecture_from_config(config, None, 1000)
+    assert found and (found.stages, found.stage_units) == (stages, units)
+
+
 def test_missing_sizes_follow_from_the_others() -> None:
     config = PretrainConfig(model=ModelConfig(hybrid_layer_pattern="*-|-/*-", hidden_size=64, num_attention_heads=4))
     found = architecture_from_config(config, None, 1000)

@@ -206,6 +206,8 @@ PATTERNS = {
     "null": (None, None),
     "empty": ("", "model.hybrid_layer_pattern= has no layer; allowed: M Mamba-2"),
     "only-a-cut": ("|/M", "has no layer"),
+    "a-cut-after-the-stack": ("ME/*|E", "model.hybrid_layer_pattern=ME/*|E has | after /, where no stage ends"),
+    "cuts-in-both": ("M|E/*|E", "has | after /"),
     "small-letters": ("me*", "model.hybrid_layer_pattern=me* has e m; allowed: M Mamba-2, E experts"),
     "commas": ("M,E,M", "has ,; allowed"),
 }
@@ -218,7 +220,7 @@ def test_an_invalid_pattern_is_reported_before_the_job(pattern: str | None, word
     assert words is None or words in problems[0]
     config = config_without_data("megatron", NANO)
     config.model.hybrid_layer_pattern = pattern
-    config.model.pipeline_model_parallel_size = (pattern or "").count("|") + 1
+    config.model.pipeline_model_parallel_size = (pattern or "").partition("/")[0].count("|") + 1
     assert [p for p in preflight(config).problems if "hybrid_layer_pattern" in p] == problems
 
 
@@ -277,6 +279,8 @@ def test_a_pattern_sets_the_number_of_its_further_tokens(config: PretrainConfig)
         ({"hybrid_layer_pattern": "ME/"}, {}, "the parts after / must be equal"),
         ({"hybrid_layer_pattern": "ME/*E", "mtp_num_layers": 0}, {}, "model.mtp_num_layers=0: model.hybrid_layer_patt"),
         ({"hybrid_layer_pattern": "ME/*E", "mtp_hybrid_override_pattern": "ME"}, {}, "says *E. Leave out one of them"),
+        ({"mtp_num_layers": 2, "mtp_hybrid_override_pattern": "*|E"}, {}, "override_pattern=*|E has |; allowed: M"),
+        ({}, {"mtp_num_layers": 2, "mtp_hybrid_override_pattern": "*E/*E"}, "override_pattern=*E/*E has /; allowed"),
         ({"mtp_num_layers": 2}, {}, "model.mtp_num_layers=2: there are no layers for it."),
         ({}, {"mtp_num_layers": 1}, "model.mtp_num_layers=1: there are no layers for it."),
         ({"mtp_num_layers": 2, "mtp_hybrid_override_pattern": "*E"}, {}, ""),
