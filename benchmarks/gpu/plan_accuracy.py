@@ -111,6 +111,7 @@ RECORDS: tuple[tuple[str, str, int, tuple[str, ...]], ...] = (
         ),
     ),
     ("tune_h200_mbs16_fp8", "h200", 1, (*ONE, ALLTOALL, FP8)),
+    ("one_hopper_h200", "h200", 1, ONE),
     ("tune_h100_allgather", "h100", 1, ONE),
     ("tune_h100_x2_base", "h100", 1, ONE),
     ("tune_h100_router_fusion", "h100", 1, (*ONE, ALLTOALL)),

@@ -85,7 +85,7 @@ POINTS = (
     Point("micro_batch_1", CAL, "MEM*EMEM", 4096, 1, 8),
     Point(
         "production_layers",
-        TEST,
+        CAL,
         "MEM*E",
         8192,
         1,

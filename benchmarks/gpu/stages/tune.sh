@@ -3,7 +3,7 @@
 # full GPU the next process goes on, which has imported the stack meanwhile (STANDBY=none: no further one). BUDGET is in seconds, POINTS
 # names points. PLAN_SECONDS then measures the points of the stage `plan` in the same process.
 BUDGET=${BUDGET:-390} TUNE_END=$(($(date +%s) + BUDGET))
-[ -d "${DATA}_1500" ] || python3 -m nano3.data_prep data_blend=sample data_blend.name=short output_dir="${DATA}_1500" valid_fraction=0.05 max_doc_tokens=1500 > "$OUT/tune_data.txt" 2>&1 || cat "$OUT/tune_data.txt"
+[ -d "${DATA}_1500" ] || python3 -m nano3.data_prep data_blend=sample data_blend.name=short engine="$ENGINE" output_dir="${DATA}_1500" valid_fraction=0.05 max_doc_tokens=1500 > "$OUT/tune_data.txt" 2>&1 || cat "$OUT/tune_data.txt"
 say "tune: $BUDGET s"
 tune_points() { TURN=$K/turn_tune timeout -s ABRT -k 5 $((TUNE_END + 20 + ${PLAN_SECONDS:-0} - $(date +%s))) python3 -X faulthandler benchmarks/gpu/tune_points.py "$OUT/tune.json" "$DATA" "$K/tune" "$TUNE_END" ${POINTS:-} >> "$OUT/tune.log" 2>&1; }
 tune_points & current=$!

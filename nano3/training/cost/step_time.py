@@ -41,7 +41,7 @@ class Constants:
         optimizer: Bytes per local parameter and step.
         host: Seconds for which the host launches kernels, per layer and micro batch, by kind.
         host_graph: The same if a CUDA graph launches them.
-        host_expert: The same per local expert.
+        host_expert: The same per local expert, for its gradients above all: recomputation does not repeat it.
         host_step: Seconds per step for which the GPU waits for the host: between steps, and in the optimizer.
         host_factor: How much slower the host is than that of a dedicated node.
         collective: Share of a link's bandwidth that collectives reach.
@@ -51,22 +51,22 @@ class Constants:
 
     products: float = 0.70
     half_rows: float = 200.0
-    core: float = 0.45
+    core: float = 0.50
     fp8: float = 0.75
     casts: float = 20.0
     residual: float = 45.0
     mamba: float = 190.0
-    attention: float = 22.0
+    attention: float = 14.0
     dense: float = 30.0
     routed: float = 45.0
     alltoall: float = 12.0
     logits: float = 30.0
     gradients: float = 8.0
     optimizer: float = 40.0
-    host: dict[str, float] = field(default_factory=lambda: {"M": 2e-3, "*": 2e-3, "-": 1.5e-3, "E": 4.3e-3})
+    host: dict[str, float] = field(default_factory=lambda: {"M": 2e-3, "*": 2e-3, "-": 1.5e-3, "E": 6e-3})
     host_graph: float = 1e-3
-    host_expert: float = 4e-4
-    host_step: float = 0.045
+    host_expert: float = 3.3e-4
+    host_step: float = 0.05
     host_factor: float = 1.0
     collective: float = 0.75
     exchange: dict[str, float] = field(
@@ -195,7 +195,9 @@ def host_time(w: Workload, kind: str, c: Constants) -> float:
     if w.is_graphed(kind):
         return c.host_graph * c.host_factor
     again = 1 + w.repeats_forward(kind) / 3
-    return (c.host[kind] + (c.host_expert * w.local_experts if kind == "E" else 0.0)) * again * c.host_factor
+    # Those of the experts' gradients, most of an expert's, belong to the backward pass, which runs once.
+    experts = c.host_expert * w.local_experts if kind == "E" else 0.0
+    return (c.host[kind] * again + experts) * c.host_factor
 
 
 def _loss_time(w: Workload, gpu: GpuKind, c: Constants) -> float:

@@ -9,7 +9,7 @@ from megatron_helpers import architecture_of
 from nano3.training.checks.model_stats import flops_per_token
 from nano3.training.checks.parallel_layout import ParallelLayout
 from nano3.training.cost.gpus import GPU_KINDS
-from nano3.training.cost.step_time import MEASURED, estimate_step
+from nano3.training.cost.step_time import MEASURED, estimate_step, host_time
 from nano3.training.cost.workload import FULL, Workload
 
 H100, H200, GB200 = (GPU_KINDS[name] for name in ("h100", "h200", "gb200"))
@@ -69,6 +69,16 @@ def test_small_micro_batches_wait_for_the_host() -> None:
     small = replace(nano(LAYOUTS["experts"], graphs=()), seq_length=256)
     graphs = replace(small, graphs=("attn", "mamba"))
     assert estimate_step(small, H100).host > estimate_step(graphs, H100).host > 0
+
+
+def test_recomputation_does_not_repeat_what_the_host_does_for_each_expert() -> None:
+    w = nano(LAYOUTS["experts"])
+    again = replace(w, recompute=("moe",))
+    free = replace(MEASURED, host_expert=0.0)
+    for one in (w, again):
+        share = MEASURED.host_expert * w.local_experts
+        assert host_time(one, "E", MEASURED) == pytest.approx(host_time(one, "E", free) + share)
+    assert host_time(again, "E", free) == pytest.approx(host_time(w, "E", free) * 4 / 3)
 
 
 def test_fp8_products_are_faster_and_casts_take_time() -> None:
