@@ -35,6 +35,7 @@ from nano3.training.run.checkpoints import latest_checkpoint
 from nano3.training.run.hang_watch import watch_for_hangs
 from nano3.training.run.metrics import read_metrics
 from nano3.training.run.outcome import Outcome
+from nano3.training.run.rank_log import rank_log
 from nano3.training.run.skips import read_skips
 from nano3.training.run.sound_checkpoints import DAMAGE_LOG
 from nano3.utils.errors import HANG_EXIT_CODE, Nano3Error
@@ -108,7 +109,7 @@ def fill_the_disk(config: PretrainConfig, data: Path, run_dir: Path, seed: int) 
 
 
 def fill_for_a_while(config: PretrainConfig, data: Path, run_dir: Path, seed: int) -> Outcome:
-    """Train while the disk of the run is full from a random iteration on, for two iterations."""
+    """Train while the disk of the run is full from a random iteration on, for two iterations; a library prints."""
     at, filler, step = random.Random(seed).randrange(1, ITERATIONS - 2), run_dir / "filler", hf_loop.Loop.step
 
     def filling(self: hf_loop.Loop) -> hf_loop.Step:
@@ -118,10 +119,12 @@ def fill_for_a_while(config: PretrainConfig, data: Path, run_dir: Path, seed: in
                     file.write(bytes(4096))
         if self.iteration + 1 == at + 2:
             filler.unlink()
+        print("x" * 5000, flush=True)
         return step(self)
 
     hf_loop.Loop.step = filling  # type: ignore[method-assign]
-    return train(config, data, run_dir)
+    with rank_log(run_dir, 0):
+        return train(config, data, run_dir)
 
 
 def poison(config: PretrainConfig, data: Path, run_dir: Path, seed: int) -> Outcome:
