@@ -10,6 +10,7 @@ launch.job_end has the marker files that it leaves for the job script, and the r
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from launch.job_end import (
     UNMARKED_REQUEUE_CODE,
@@ -33,6 +35,7 @@ from nano3.utils.console import flush_output, prepare_output, print_problems, wr
 from nano3.utils.disk_errors import disk_failure
 from nano3.utils.errors import HANG_EXIT_CODE, RESTART_EXIT_CODE, ROLLBACK_EXIT_CODE, Failure, UserError
 from nano3.utils.files import read_json
+from nano3.utils.process_stack import append_stack
 
 # Seconds that the job script needs to requeue the job, between the SIGKILL of a rank that did not save in time and
 # Slurm's time limit.
@@ -156,15 +159,38 @@ class RankTask:
         All ranks return 77 after the same iteration, so all tasks start their ranks again.
         """
         grace_s = self.signal_delay_s - _REQUEUE_MARGIN_S
-        process = RankProcess(self.command, grace_s)
+        process = RankProcess(self.command, grace_s, self._record_if_behind)
         code = process.wait()
         rollback = 0
         while code == ROLLBACK_EXIT_CODE and not process.stop_requested:
             rollback += 1
             os.environ["MASTER_PORT"] = str(rendezvous_port(current_job_id(), restart_count(), rollback))
-            process = RankProcess(self.command, grace_s)
+            process = RankProcess(self.command, grace_s, self._record_if_behind)
             code = process.wait()
         return process, code
+
+    def _record_if_behind(self, pid: int, since: float) -> None:
+        """Record the stack of the rank once others say that it is behind, unless one on this machine does so.
+
+        Args:
+            pid: Process id of the rank.
+            since: Seconds since the epoch; earlier hangs are left out.
+        """
+        folder, host = Path(self.progress_file).parent / "hang", socket.gethostname()
+        while not (found := _hangs_of(folder, node_name(), since)):
+            time.sleep(1)
+        if not any(record["host"] == host for record in found):
+            _leave(append_stack, folder, int(os.environ["RANK"]), pid)
+
+
+def _hangs_of(folder: Path, node: str, since: float) -> list[dict[str, Any]]:
+    """Return the records of the ranks that have noticed a hang in which a rank of `node` is behind (RUN/hang)."""
+    found = []
+    for path in folder.glob("rank_*.json"):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(read_json(path))
+    found = [record for record in found if record["time"] >= since and "behind" in record]
+    return found if any(node in record["behind"] for record in found) else []
 
 
 def _end_of_stop(mark: Callable[..., None], unmarked_code: int) -> int:
@@ -184,7 +210,7 @@ def _end_of_stop(mark: Callable[..., None], unmarked_code: int) -> int:
 
 
 def _leave(mark: Callable[..., None], *values: object) -> bool:
-    """Write a marker file with a method of `JobMarkers`, and return whether it was written; if not, print why."""
+    """Write a marker file, or another record of this rank, and return whether it was written; if not, print why."""
     try:
         mark(*values)
     except OSError as error:
@@ -209,11 +235,20 @@ class RankProcess:
         killed_late: The rank did not stop within the grace period after SIGUSR2 and was killed.
     """
 
-    def __init__(self, command: list[str], grace_s: float) -> None:
+    def __init__(
+        self, command: list[str], grace_s: float, on_sigterm: Callable[[int, float], None] | None = None
+    ) -> None:
+        """Start the rank.
+
+        Args:
+            command: Its command line.
+            grace_s: Seconds that it may take to stop after SIGUSR2.
+            on_sigterm: Called in a thread after the first SIGTERM, with its process id and the time of its start.
+        """
         self.stop_requested = False
         self.sigterm_received = False
         self.killed_late = False
-        self._grace_s = max(grace_s, 1)
+        self._grace_s, self._on_sigterm, self._started = max(grace_s, 1), on_sigterm, time.time()
         self._pending: list[int] = []
         self._process: subprocess.Popen[bytes] | None = None
         for handled in (signal.SIGTERM, signal.SIGUSR2):
@@ -230,6 +265,10 @@ class RankProcess:
             self._pending.append(signum)
             return
         self._process.send_signal(signum)
+        if signum == signal.SIGTERM and self._on_sigterm:
+            values = (self._process.pid, self._started)
+            threading.Thread(target=self._on_sigterm, args=values, daemon=True).start()
+            self._on_sigterm = None
         if signum == signal.SIGUSR2:  # the time limit is near, and Slurm does not requeue a job that reaches it
             timer = threading.Timer(self._grace_s, self._kill)
             timer.daemon = True

@@ -3,8 +3,10 @@
 import ctypes
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from nano3.utils.child_processes import prctl
@@ -24,6 +26,19 @@ def allow_reading_this_process() -> None:
     """
     if sys.platform == "linux":
         prctl()(_PR_SET_PTRACER, _PR_SET_PTRACER_ANY, 0, 0, 0)
+
+
+def append_stack(folder: Path, rank: int, pid: int) -> None:
+    """Append the stack of a rank on this machine that does not answer to its record.
+
+    Args:
+        folder: RUN/hang.
+        rank: The rank.
+        pid: Its process id.
+    """
+    moment, text = time.strftime("%Y-%m-%d %H:%M:%S"), read_stack(pid)
+    with (folder / f"rank_{rank}.txt").open("a") as file:
+        file.write(f"\n{moment} rank {rank} on {socket.gethostname()} does not answer\n{text}")
 
 
 def read_stack(pid: int) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,8 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from launch_helpers import eventually
+from tracing import has_stack
 
 from launch import task as task_module
 from launch.task import RankProcess, RankTask, read_task, rendezvous_port
@@ -237,6 +240,46 @@ def test_no_node_is_blamed_for_a_hang_of_unknown_cause(tmp_path: Path, record: s
         (tmp_path / "hang" / "rank_0.json").write_text(record)
     assert run_task(tmp_path, "count", str(tmp_path), "fail_rank=0", "fail_code=76", restart=True) == 76
     assert (tmp_path / "7.exit").read_text() == "76 0 - restart\n"
+
+
+def hang_record(node: str, **more: object) -> dict[str, object]:
+    return {"host": "elsewhere", "time": time.time() + 1, "behind": [node], "stack": []} | more
+
+
+def test_the_stack_of_a_rank_that_others_wait_for(tmp_path: Path) -> None:
+    """It is stopped, and no rank on its machine notices; earlier hangs and those of other nodes are left out."""
+    (tmp_path / "hang").mkdir()
+    write_json(tmp_path / "hang" / "rank_1.json", hang_record("node7", time=1.0))
+    write_json(tmp_path / "hang" / "rank_2.json", hang_record("node8"))
+    stack = tmp_path / "hang" / "rank_0.txt"
+    task = start_task(tmp_path, "stop_itself")
+
+    def is_stopped() -> bool:
+        return [child.status() for child in psutil.Process(task.pid).children()] == [psutil.STATUS_STOPPED]
+
+    eventually(is_stopped)
+    (rank,) = psutil.Process(task.pid).children()
+    try:
+        task.send_signal(signal.SIGTERM)
+        time.sleep(1.2)
+        assert not stack.exists()
+        write_json(tmp_path / "hang" / "rank_1.json", hang_record("node7"))
+        eventually(lambda: stack.exists() and "does not answer" in stack.read_text())
+        assert has_stack(stack.read_text(), "stop_itself (")
+    finally:
+        rank.kill()
+    assert task.wait() == 137
+    assert stack.read_text().count("does not answer") == 1 and files(tmp_path) == set()
+
+
+def test_a_stack_that_a_rank_on_the_same_machine_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURMD_NODENAME", "node7")
+    (tmp_path / "hang").mkdir()
+    write_json(tmp_path / "hang" / "rank_1.json", hang_record("node7"))
+    write_json(tmp_path / "hang" / "rank_2.json", hang_record("node7", host=socket.gethostname()))
+    task = RankTask("launch_entries:count", (), str(tmp_path), str(tmp_path / "progress.json"), 60, 2)
+    task._record_if_behind(os.getpid(), 0.0)
+    assert not list((tmp_path / "hang").glob("*.txt"))
 
 
 def test_a_run_that_crashes_without_progress_gives_up(tmp_path: Path) -> None:

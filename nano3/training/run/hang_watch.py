@@ -1,13 +1,13 @@
 """Notice that a rank makes no progress, record the Python stack of every rank, and end the run so that it restarts.
 
 Each rank watches itself in a thread. A rank that is stopped, or whose machine is gone, cannot; then the others wait for
-it in a collective and notice, and one on the same machine reads its stack from outside. The ranks exit with
-`HANG_EXIT_CODE`; launchers restart such a run.
+it in a collective and notice, and one on the same machine reads its stack from outside; if there is none, its
+launch.task does. The ranks exit with `HANG_EXIT_CODE`; launchers restart such a run.
 
 Files in RUN/hang:
 
 rank_N.json  Written at the rank's start and again when it hangs: host, node (as Slurm names it), process id, iteration,
-             phase, stack, and the nodes of the ranks that are behind, which launch.task reads.
+             phase, stack, and the nodes of the ranks that are behind; launch.task reads it.
 rank_N.txt   The stacks of all its threads, appended at each hang, or why they could not be read.
 """
 
@@ -29,7 +29,7 @@ from nano3.training.run.metrics import slowest_start_s
 from nano3.utils.console import print_problems
 from nano3.utils.errors import HANG_EXIT_CODE
 from nano3.utils.files import read_json, write_json
-from nano3.utils.process_stack import allow_reading_this_process, read_stack
+from nano3.utils.process_stack import allow_reading_this_process, append_stack
 
 # Compilation, the index of samples and the reading of a checkpoint come before the first step. A restart finds kernels
 # and index, but first starts read no checkpoint, and another node may have to compile again.
@@ -188,9 +188,7 @@ class HangWatch:
             return
         for rank, record in here.items():
             if "stack" not in record:
-                with (self.folder / f"rank_{rank}.txt").open("a") as file:
-                    file.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} rank {rank} on {host} does not answer\n")
-                    file.write(read_stack(int(record["pid"])))
+                append_stack(self.folder, rank, int(record["pid"]))
 
     def _record(self, values: dict[str, Any]) -> None:
         host = socket.gethostname()
