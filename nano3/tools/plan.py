@@ -5,13 +5,18 @@ nano3 plan +experiment=nano3 gpus=64 gpu=h200 --price 2.5 --top 3
 
 Takes the words of nano3.pretrain, and `gpus=N` and `gpu=KIND`. Tries every tensor, pipeline, context and expert
 parallelism, micro batch, recomputation and dispatcher that Megatron accepts, and lists the fastest ones that fit, with
-the words to paste. Neither data nor a GPU is needed. docs/how-many-gpus.md says how accurate the estimates are.
+the words to paste. A parallel size or micro batch among the words is kept. Neither data nor a GPU is needed.
+docs/how-many-gpus.md says how accurate the estimates are.
 """
 
 import argparse
+import os
 import shlex
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from omegaconf import OmegaConf
 
 from nano3.cli.app import compose_words, to_explained_config
 from nano3.config import PretrainConfig
@@ -21,11 +26,13 @@ from nano3.training.checks.low_precision import TITLES, width_problems
 from nano3.training.checks.model_stats import architecture_from_config, count_parameters
 from nano3.training.checks.parallel_layout import parallel_layout
 from nano3.training.cost.gpus import GPU_KINDS, GpuKind, gpu_kind, precision_problem
-from nano3.training.cost.layouts import Choice, Plan, make_plan, override_words
+from nano3.training.cost.layouts import FIXABLE, Choice, Plan, fastest, fitting_counts, make_plan, override_words
 from nano3.training.cost.memory import Memory
 from nano3.training.cost.workload import Workload, workload_from_config
+from nano3.training.dataset import open_data
 from nano3.training.megatron import schema
 from nano3.training.preflight import expected_vocab_size
+from nano3.training.run.stop import last_iteration
 from nano3.utils.command_line import CommandLine
 from nano3.utils.console import say, short_number, table
 from nano3.utils.errors import UserError
@@ -34,16 +41,38 @@ HELP = "choose a run's layout: what fits, how long it takes, what it costs"
 ONLY_SHOWS = True
 OWN_KEYS = ("gpus", "gpu")
 SHOWN_REASONS = 12
+# Below this share of a step that the GPUs compute, fewer GPUs are compared.
+BUSY: Final = 0.6
+# A smaller number of GPUs is worth a row if it takes at most this share of the GPU-hours.
+WORTHWHILE: Final = 0.9
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for."""
+    """What the command line asks for.
+
+    Attributes:
+        config: The run.
+        words: The words of the run.
+        gpus: Number of GPUs.
+        gpu: Their kind.
+        only: Parallel sizes and micro batch that the words name, by their name in `FIXABLE`.
+    """
 
     config: PretrainConfig
     words: list[str]
     gpus: int
     gpu: GpuKind
+    only: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def fixed(self) -> str:
+        """The sizes in `only` as typed; empty without any."""
+        return " ".join(f"{FIXABLE[name]}={size}" for name, size in self.only.items())
+
+    def hours(self, choice: Choice) -> float:
+        """Return the hours that the run takes in a layout."""
+        return choice.step.total * last_iteration(self.config) / 3600
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     known = schema.load_bundled(request.config.recipe._target_)
     base = base_workload(request.config, known)
     check_precision(request, base)
-    plan = make_plan(base, request.gpus, request.gpu)
+    plan = make_plan(base, request.gpus, request.gpu, request.only)
     show_run(request, base)
     show_choices(plan, request, args.price, args.top)
     if plan.choices:
@@ -72,7 +101,10 @@ def run(args: argparse.Namespace) -> int:
         show_memory(plan.choices[: args.top])
         recipe_dispatcher = str(known.value("model.moe_token_dispatcher_type", ""))
         show_words(best, base, recipe_dispatcher, request)
+        show_fewer_gpus(best, base, request, args.price)
     show_refused(plan)
+    if not plan.choices:
+        say(advice(plan, base, request))
     return 0 if plan.choices else 1
 
 
@@ -97,17 +129,40 @@ def read_request(words: list[str]) -> Request:
     config = compose_run(line)
     if "gpu" not in own and config.cluster.gpu is not None:
         gpu = gpu_kind(config.cluster.gpu)
-    return Request(config, list(line.words), int(gpus), gpu)
+    return Request(config, list(line.words), int(gpus), gpu, fixed_sizes(config, line))
+
+
+def fixed_sizes(config: PretrainConfig, line: CommandLine) -> dict[str, int]:
+    """Return the parallel sizes and the micro batch that the words name, by their name in `FIXABLE`.
+
+    Args:
+        config: The run's configuration.
+        line: The words.
+
+    Raises:
+        UserError: One is below 1.
+    """
+    found = {}
+    for name, key in FIXABLE.items():
+        section, _, own = key.partition(".")
+        size = getattr(getattr(config, section), own) if key in line.keys else None
+        if size is not None:
+            found[name] = int(size)
+    if problems := [f"{FIXABLE[name]}={size} must be at least 1." for name, size in found.items() if size < 1]:
+        raise UserError(problems)
+    return found
 
 
 def compose_run(line: CommandLine) -> PretrainConfig:
-    """Return the configuration of nano3.pretrain for these words, without reading its data.
+    """Return the configuration of nano3.pretrain for these words, without its data unless run.data is a folder.
 
     Raises:
         UserError: With everything that is wrong with them, or if the run is not for Megatron.
     """
     cfg = compose_words("pretrain", line)
-    cfg.run.data = cfg.recipe.per_split_data_args_path = "data"  # not resolved: it may not exist yet
+    folder = str(OmegaConf.to_container(cfg.run, resolve=False)["data"])  # type: ignore[call-overload, index]
+    cfg.recipe.per_split_data_args_path = ""
+    cfg.run.data = os.devnull if "${" in folder else folder  # an artifact is not resolved: it may not exist yet
     config: PretrainConfig = to_explained_config("pretrain", cfg, line)
     if config.backend != "megatron":
         raise UserError(f"backend={config.backend}: only runs with backend=megatron are planned.")
@@ -122,9 +177,12 @@ def base_workload(config: PretrainConfig, known: schema.Schema) -> Workload:
         known: The schema of its recipe.
 
     Raises:
-        UserError: The architecture is not known here.
+        UserError: The architecture is not known here, or the prepared data in run.data is damaged.
     """
-    model = architecture_from_config(config, known, expected_vocab_size(config, known))
+    folder = Path(config.run.data)
+    prepared = (folder / "manifest.json").exists()
+    vocab_size = open_data(folder).vocab_size if prepared else expected_vocab_size(config, known)
+    model = architecture_from_config(config, known, vocab_size)
     if model is None:
         raise UserError(
             f"recipe._target_={config.recipe._target_} is not recorded, so its architecture is not known here: set "
@@ -150,14 +208,18 @@ def check_precision(request: Request, base: Workload) -> None:
 def show_run(request: Request, base: Workload) -> None:
     """Print what is planned."""
     counts = count_parameters(base.model)
-    train = request.config.train
+    train, last = request.config.train, last_iteration(request.config)
     tokens = train.global_batch_size * train.seq_length
     active = f", {short_number(counts.active)} active" if counts.active != counts.total else ""
-    say(f"{short_number(counts.total)} parameters{active}; {request.gpus} {request.gpu.title}")
+    vocabulary = f"vocabulary {base.model.vocab_size:,}"
+    say(f"{short_number(counts.total)} parameters{active} ({vocabulary}); {request.gpus} {request.gpu.title}")
+    of = f" of {train.train_iters:,}" if last != train.train_iters else ""
     say(
-        f"{train.train_iters:,} iterations of {train.global_batch_size:,} x {train.seq_length:,} tokens = "
-        f"{short_number(tokens * train.train_iters)} tokens; {TITLES[base.precision]}"
+        f"{last:,}{of} iterations of {train.global_batch_size:,} x {train.seq_length:,} tokens = "
+        f"{short_number(tokens * last)} tokens; {TITLES[base.precision]}"
     )
+    if request.only:
+        say(f"only layouts with {request.fixed}")
 
 
 def show_choices(plan: Plan, request: Request, price: float | None, top: int) -> None:
@@ -171,16 +233,22 @@ def show_choices(plan: Plan, request: Request, price: float | None, top: int) ->
     rows = []
     for number, choice in enumerate(plan.choices[:top], 1):
         w, layout = choice.workload, choice.workload.layout
-        hours = choice.step.total * request.config.train.train_iters / 3600
+        hours = request.hours(choice)
         rows.append([
             str(number), str(layout.tensor), str(layout.pipeline), str(layout.context), str(layout.expert),
             str(layout.data), str(w.micro_batch_size), ",".join(w.recompute) or "nothing",
             w.dispatcher if w.model.layers.get("E") else "-", f"{choice.memory.total / 2**30:,.0f}",
             f"{choice.step.total:,.2f}", f"{choice.tokens_per_second / request.gpus:,.0f}", f"{choice.mfu:.0%}",
-            f"{hours / 24:,.1f}", f"{hours * request.gpus:,.0f}",
-            *([f"{hours * request.gpus * price:,.0f}"] if price else []),
+            *_amounts(hours, request.gpus, price),
         ])  # fmt: skip
     table(f"{len(plan.choices):,} layouts fit; the fastest", columns, rows, right=[c for c in columns if c])
+
+
+def _amounts(hours: float, gpus: int, price: float | None) -> list[str]:
+    """Return the cells for days, GPU-hours and, with a price, cost."""
+    days, spent = hours / 24, hours * gpus
+    amounts = [spent, *([spent * price] if price else [])]
+    return [f"{days:,.1f}" if days >= 1 else f"{days:.2g}", *(f"{n:,.0f}" if n >= 10 else f"{n:.2g}" for n in amounts)]
 
 
 def show_memory(choices: list[Choice]) -> None:
@@ -200,7 +268,8 @@ def _cells(values: Memory | Any, names: tuple[str, ...], unit: float, digits: in
 
 def show_words(choice: Choice, base: Workload, recipe_dispatcher: str, request: Request) -> None:
     """Print the override words of the fastest layout."""
-    words = [*request.words, *cluster_words(request), *override_words(choice.workload, base, recipe_dispatcher)]
+    added = [*cluster_words(request), *override_words(choice.workload, base, recipe_dispatcher)]
+    words = [*request.words, *(word for word in added if word not in request.words)]
     say("the fastest, to paste:")
     say(f"python -m nano3.pretrain {shlex.join(words)}")
 
@@ -215,6 +284,44 @@ def cluster_words(request: Request) -> list[str]:
     per_node = next(count for count in range(most, 0, -1) if request.gpus % count == 0)
     chosen = [] if cluster.kind == "slurm" else ["cluster=slurm"]
     return [*chosen, *kind, f"cluster.nodes={request.gpus // per_node}", f"cluster.gpus_per_node={per_node}"]
+
+
+def show_fewer_gpus(best: Choice, base: Workload, request: Request, price: float | None) -> None:
+    """Print what fewer GPUs would take, if these ones mostly wait and fewer need fewer GPU-hours."""
+    if best.step.gpu >= BUSY * best.step.total:
+        return
+    compared, gpus = [(request.gpus, best)], request.gpus
+    while gpus % 2 == 0:
+        gpus //= 2
+        choice = fastest(base, gpus, request.gpu, request.only)
+        before = compared[-1][1].step.total * compared[-1][0]
+        if choice is None or choice.step.total * gpus > WORTHWHILE * before:
+            break
+        compared.append((gpus, choice))
+    if len(compared) == 1:
+        return
+    columns = ["GPUs", "s/step", "tokens/s/GPU", "MFU", "days", "GPU-hours", *(["cost"] if price else [])]
+    rows = []
+    for count, choice in compared:
+        hours = request.hours(choice)
+        rows.append([
+            f"{count:,}", f"{choice.step.total:,.2f}", f"{choice.tokens_per_second / count:,.0f}", f"{choice.mfu:.0%}",
+            *_amounts(hours, count, price),
+        ])  # fmt: skip
+    busy = f"the GPUs compute for {best.step.gpu / best.step.total:.0%} of a step; fewer of them take fewer GPU-hours"
+    table(busy, columns, rows, right=columns)
+
+
+def advice(plan: Plan, base: Workload, request: Request) -> str:
+    """Return what to change if no layout fits."""
+    found = []
+    counts = fitting_counts(base, request.gpus, request.gpu, request.only, below=not plan.too_large)
+    if counts:
+        found.append(" or ".join(f"gpus={count}" for count in counts))
+    if request.only:
+        found.append(f"the words without {request.fixed}")
+    found = found or ["another train.global_batch_size, train.seq_length or kind of GPU (gpu=KIND)"]
+    return f"to try instead: {'; '.join(found)}"
 
 
 def show_refused(plan: Plan) -> None:

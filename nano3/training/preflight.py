@@ -253,9 +253,9 @@ def _add_memory_row(workload: Workload, gpu: GpuKind, result: Preflight) -> None
     if not need.fits(gpu):
         result.warnings.append(
             f"about {total:,.1f} GB per GPU do not fit into the {gpu.memory / 2**30:,.0f} GB of one {gpu.title}, of "
-            "which CUDA and NCCL take some: `nano3 plan` with the words of this run and gpus=N lists what fits. More "
-            "ranks, larger model.*_parallel_size, a smaller train.micro_batch_size or recomputation "
-            "(megatron.model.recompute_granularity) need less."
+            "which CUDA and NCCL take some: `nano3 plan` with the words of this run, but no parallel sizes and micro "
+            "batch, and gpus=N lists what fits. More ranks, larger model.*_parallel_size, a smaller "
+            "train.micro_batch_size or recomputation (megatron.model.recompute_granularity) need less."
         )
 
 

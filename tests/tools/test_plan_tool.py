@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,9 @@ def test_a_plan_names_what_fits_and_what_it_costs(
 ) -> None:
     code, out = plan(monkeypatch, capsys, NANO, "gpus=64", "gpu=h100", "--price", "2", "--top", "3")
     assert code == 0
-    assert "31.6 B parameters, 3.58 B active; 64 H100" in out
-    assert "993,411 iterations of 3,072 x 8,192 tokens = 25 T tokens; bf16" in out
+    assert "31.6 B parameters, 3.58 B active (vocabulary 131,072); 64 H100" in out
+    assert "933,806 of 993,411 iterations of 3,072 x 8,192 tokens = 23.5 T tokens; bf16" in out
+    assert "fewer of them" not in out
     for row in rows(out):
         hours, cost = (float(cell.replace(",", "")) for cell in row[-2:])
         assert cost == pytest.approx(2 * hours, abs=2)
@@ -48,15 +50,30 @@ def test_the_words_to_paste_are_a_run_that_nano3_accepts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    _, out = plan(monkeypatch, capsys, "data_blend=sample", "model=nemotron_3_nano_1b", "gpus=4", "gpu=h200")
+    prepare = f"{sys.executable} -m nano3.data_prep data_blend=sample output_dir=data workers=1"
+    subprocess.run(shlex.split(prepare), capture_output=True, check=True)
+    words = [
+        "run.data=data",
+        "model=nemotron_3_nano_1b",
+        "train.exit_iteration=1000",
+        "train.global_batch_size=3072",
+        "gpus=4",
+        "gpu=h200",
+    ]
+    _, out = plan(monkeypatch, capsys, *words)
     command = next(line for line in out.splitlines() if line.startswith("python -m nano3.pretrain"))
     assert "cluster.gpu=h200 cluster.nproc_per_node=4" in command
-    prepare = "python -m nano3.data_prep data_blend=sample workers=1"
-    script = "\n".join(line.replace("python", sys.executable, 1) for line in (prepare, f"{command} dry_run=true"))
+    script = f"{command} dry_run=true".replace("python", sys.executable, 1)
     done = subprocess.run(["bash", "-ec", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    predicted = re.search(r"([\d.]+) s an iteration", done.stdout)
-    assert predicted is not None and "do not fit" not in done.stdout
+    assert "do not fit" not in done.stdout
+    shown = re.search(r"([\d.]+) s an iteration, ([\d,]+) tokens/s/GPU, (\d+%) MFU; ([\d.]+) GPU-hours", done.stdout)
+    memory, step, rate, mfu, _, hours = rows(out)[0][-6:]
+    assert shown is not None and shown.groups()[:3] == (step, rate, mfu)
+    assert float(shown[4]) == pytest.approx(float(hours), rel=0.05)
+    total = re.search(r"memory per GPU +about ([\d.]+) GB", done.stdout)
+    assert total is not None and float(total[1]) == pytest.approx(float(memory), abs=0.6)
+    assert "1.22 B parameters, 440 M active (vocabulary 4,096)" in out and "1.22 B, 440 M active" in done.stdout
 
 
 @pytest.mark.parametrize("gpus", [1, 8, 9, 12, 20, 64, 100])
@@ -95,16 +112,66 @@ def test_words_with_spaces_are_quoted_for_the_shell(
     assert word in shlex.split(command)
 
 
-def test_nothing_fits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out = plan(monkeypatch, capsys, NANO, "gpus=1", "gpu=h100")
+def test_sizes_among_the_words_are_kept(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["model.tensor_model_parallel_size=2", "model.expert_model_parallel_size=16", "train.micro_batch_size=2"]
+    code, out = plan(monkeypatch, capsys, NANO, *sizes, "gpus=64", "gpu=h200")
+    assert code == 0
+    assert f"only layouts with {' '.join(sizes)}" in out
+    assert {(row[0], row[3], row[5]) for row in rows(out)} == {("2", "16", "2")}
+    command = next(line for line in out.splitlines() if line.startswith("python -m nano3.pretrain"))
+    keys = [word.partition("=")[0] for word in shlex.split(command)]
+    assert len(keys) == len(set(keys)) and set(sizes) <= set(shlex.split(command))
+
+
+@pytest.mark.parametrize(
+    ("words", "tried"),
+    [
+        pytest.param([NANO, "gpus=1"], "gpus=16", id="too large"),
+        pytest.param([NANO, "gpus=72", "gpu=gb200"], "gpus=64 or gpus=96", id="a batch that cannot be divided"),
+        pytest.param(
+            [NANO, "gpus=64", "model.tensor_model_parallel_size=3"],
+            "the words without model.tensor_model_parallel_size=3",
+            id="a size that does not divide the GPUs",
+        ),
+        pytest.param(
+            [NANO, "gpus=64", "train.global_batch_size=48", "train.micro_batch_size=32"],
+            "the words without train.micro_batch_size=32",
+            id="a micro batch that does not divide the batch",
+        ),
+    ],
+)
+def test_nothing_fits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], tried: str
+) -> None:
+    code, out = plan(monkeypatch, capsys, *words)
     assert code == 1
-    assert "no layout fits" in out and "too large: at least" in out
+    assert "no layout fits" in out and out.splitlines()[-1] == f"to try instead: {tried}"
+    for word in (word for word in tried.split() if word.startswith("gpus=")):
+        assert plan(monkeypatch, capsys, *words, word)[0] == 0
+
+
+def test_a_batch_that_is_too_small_for_so_many_gpus(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["model=nemotron_3_nano_1b", "train.global_batch_size=8", "gpu=h100", "--price", "3", "--top", "1"]
+    code, out = plan(monkeypatch, capsys, *words, "gpus=32")
+    assert code == 0
+    compared = out[out.index("of a step; fewer of them take fewer GPU-hours") :].splitlines()[2:]
+    found = [[float(cell.replace(",", "").rstrip("%")) for cell in line.split()] for line in compared if "%" in line]
+    assert [row[0] for row in found][:2] == [32, 16]
+    spent = [row[5] for row in found]
+    assert all(less <= 0.95 * more for more, less in pairwise(spent))
+    assert all(row[6] == pytest.approx(3 * row[5], rel=0.1) for row in found)
+    _, alone = plan(monkeypatch, capsys, *words, f"gpus={found[-1][0]:.0f}")
+    assert rows(alone)[0][9] == f"{found[-1][1]:.2f}"
 
 
 WRONG = {
     "no number": ([NANO], "give gpus=N"),
     "no whole number": ([NANO, "gpus=1e3"], "gpus=1e3: give the number of GPUs"),
     "no such GPU": ([NANO, "gpus=8", "gpu=h1000"], "gpu=h1000: no such kind of GPU. Did you mean 'h100'?"),
+    "no kind like it": ([NANO, "gpus=8", "gpu=vr200"], "Allowed: a100, h100, h200, b200, gb200, b300, gb300."),
+    "no size": ([NANO, "gpus=8", "model.tensor_model_parallel_size=0"], "size=0 must be at least 1."),
     "no assignment": (["nano3", "gpus=8"], "nano3: expected KEY=VALUE"),
     "no such key": ([NANO, "gpus=8", "train.micro=2"], "train.micro"),
     "no such experiment": (["+experiment=nano4", "gpus=8"], "Did you mean 'nano3'?"),

@@ -7,6 +7,7 @@ as one attention and one MLP layer per block. Linear layers have no bias, and no
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 from nano3.config import ModelConfig, PretrainConfig
@@ -68,17 +69,23 @@ class Architecture:
     mtp_layers: dict[str, int] = field(default_factory=dict)
     mtp_shared: bool = False
 
-    @property
+    # Cached, because `nano3 plan` asks for them in each of thousands of layouts.
+    @cached_property
     def held_layers(self) -> dict[str, int]:
         """Number of layers with weights of their own by kind, with those of multi-token prediction."""
         return _sum_layers(
             self.layers, self.mtp_layers, min(self.mtp_depths, 1) if self.mtp_shared else self.mtp_depths
         )
 
-    @property
+    @cached_property
     def run_layers(self) -> dict[str, int]:
         """Number of layers that a token passes by kind, with those of multi-token prediction."""
         return _sum_layers(self.layers, self.mtp_layers, self.mtp_depths)
+
+    @cached_property
+    def layer_parameters(self) -> "dict[str, LayerParameters]":
+        """Parameters of one layer of each kind that the model has."""
+        return _layer_parameters(self)
 
     @property
     def mamba_inner(self) -> int:
@@ -320,8 +327,7 @@ class LayerParameters:
     expert: int = 0
 
 
-def layer_parameters(a: Architecture) -> dict[str, LayerParameters]:
-    """Return the parameters of one layer of each kind that the model has."""
+def _layer_parameters(a: Architecture) -> dict[str, LayerParameters]:
     h = a.hidden_size
     attention = h * a.kv_channels * (2 * a.num_attention_heads + 2 * a.num_query_groups)
     projected = a.mamba_inner + a.mamba_conv + a.mamba_num_heads
@@ -348,7 +354,7 @@ def count_parameters(a: Architecture) -> ParameterCounts:
     h = a.hidden_size
     rest = a.vocab_size * h * (1 if a.tied else 2) + h + mtp_parameters(a)  # embeddings and the last norm
     experts = used = 0
-    for kind, one in layer_parameters(a).items():
+    for kind, one in a.layer_parameters.items():
         n = a.held_layers[kind]
         rest += n * (one.split + one.whole)
         experts += n * a.num_moe_experts * one.expert

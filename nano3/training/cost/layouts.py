@@ -1,7 +1,7 @@
 """Every layout of a run that Megatron accepts, with its memory and time, and why the others are refused."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -19,6 +19,17 @@ LARGEST_CONTEXT: Final = 32
 LARGEST_MICRO_BATCH: Final = 32
 _NO_GRAPHS: Final = ("++megatron.model.cuda_graph_impl=none", "++megatron.model.cuda_graph_modules=[]")
 DISPATCHERS: Final = ("alltoall", "flex")
+# Sizes that a run may fix, with their keys.
+FIXABLE: Final[dict[str, str]] = {
+    "tensor": "model.tensor_model_parallel_size",
+    "pipeline": "model.pipeline_model_parallel_size",
+    "context": "model.context_parallel_size",
+    "expert": "model.expert_model_parallel_size",
+    "micro_batch_size": "train.micro_batch_size",
+}
+NOTHING_FIXED: Final[Mapping[str, int]] = {}
+# Other numbers of GPUs are tried up to this many times more or fewer.
+FARTHEST: Final = 16
 
 
 @dataclass(frozen=True)
@@ -45,10 +56,17 @@ class Choice:
 
 @dataclass
 class Plan:
-    """All layouts of a run on a number of GPUs: those that fit, fastest first, and the refused ones by reason."""
+    """All layouts of a run on a number of GPUs.
+
+    Attributes:
+        choices: Those that fit, fastest first.
+        refused: Number of the others by reason.
+        too_large: Whether some need more memory than a GPU has.
+    """
 
     choices: list[Choice] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
+    too_large: bool = False
 
 
 def rule_problems(w: Workload) -> list[str]:
@@ -102,48 +120,103 @@ def recompute_problems(w: Workload) -> list[str]:
     return problems
 
 
-def make_plan(base: Workload, gpus: int, gpu: GpuKind) -> Plan:
+def make_plan(base: Workload, gpus: int, gpu: GpuKind, only: Mapping[str, int] = NOTHING_FIXED) -> Plan:
     """Return every layout of a run, fastest first.
 
     Args:
         base: The run as configured; its layout and micro batch are replaced.
         gpus: Number of GPUs.
         gpu: Their kind.
+        only: Sizes to keep, by their name in `FIXABLE`.
     """
     plan = Plan()
     least: float | None = None
-    for layout in _layouts(base, gpus):
-        w = replace(base, layout=layout, sequence_parallel=layout.tensor > 1)
-        if problems := [*_divide_problems(w), *rule_problems(w)]:
-            plan.refused.update(problems[:1])
-            continue
-        for candidate in _variants(w):
-            if problems := [*_isolation_problems(candidate), *recompute_problems(candidate)]:
-                plan.refused.update(problems[:1])
-                continue
-            memory = estimate_memory(candidate)
-            if memory.fits(gpu):
-                plan.choices.append(Choice(candidate, memory, estimate_step(candidate, gpu), gpu))
-            else:
-                plan.refused[_TOO_LARGE] += 1
-                least = min(memory.total, least or memory.total)
+    for candidate in _candidates(base, gpus, only, plan.refused):
+        memory = estimate_memory(candidate)
+        if memory.fits(gpu):
+            plan.choices.append(Choice(candidate, memory, estimate_step(candidate, gpu), gpu))
+        else:
+            plan.refused[_TOO_LARGE] += 1
+            least = min(memory.total, least or memory.total)
     if least is not None:
         count = plan.refused.pop(_TOO_LARGE)
         has = f"{gpu.title} has {gpu.memory / 2**30:,.0f} GB, some of it for CUDA and NCCL"
         plan.refused[f"too large: at least {least / 2**30:,.0f} GB of tensors; the {has}."] = count
+        plan.too_large = True
     plan.choices.sort(key=lambda choice: (choice.step.total, choice.memory.total))
     return plan
+
+
+def fastest(base: Workload, gpus: int, gpu: GpuKind, only: Mapping[str, int] = NOTHING_FIXED) -> Choice | None:
+    """Return the fastest layout of `make_plan`, in less time; None if none fits.
+
+    Args:
+        base: The run as configured.
+        gpus: Number of GPUs.
+        gpu: Their kind.
+        only: Sizes to keep, by their name in `FIXABLE`.
+    """
+    best: Choice | None = None
+    for candidate in _candidates(base, gpus, only, Counter()):
+        step = estimate_step(candidate, gpu)
+        if best is None or step.total < best.step.total:
+            memory = estimate_memory(candidate)
+            best = Choice(candidate, memory, step, gpu) if memory.fits(gpu) else best
+    return best
+
+
+def fitting_counts(base: Workload, gpus: int, gpu: GpuKind, only: Mapping[str, int], below: bool) -> list[int]:
+    """Return the numbers of GPUs next to this one for which a layout fits.
+
+    Powers of two and three times them are tried, if they fill nodes or divide one.
+
+    Args:
+        base: The run as configured.
+        gpus: A number for which none fits.
+        gpu: The kind of GPU.
+        only: Sizes to keep, by their name in `FIXABLE`.
+        below: Whether to search for a smaller number, too.
+    """
+
+    def fits(count: int) -> bool:
+        return any(estimate_memory(w).fits(gpu) for w in _candidates(base, count, only, Counter()))
+
+    counts = sorted(factor * 2**power for factor in (1, 3) for power in range(24))
+    counts = [n for n in counts if n % gpu.node == 0 or gpu.node % n == 0]
+    smaller = [n for n in reversed(counts) if gpus / FARTHEST <= n < gpus] if below else []
+    larger = [n for n in counts if gpus < n <= gpus * FARTHEST]
+    found = (next(filter(fits, numbers), 0) for numbers in (smaller, larger))
+    return [count for count in found if count]
+
+
+def _candidates(base: Workload, gpus: int, only: Mapping[str, int], refused: Counter[str]) -> Iterator[Workload]:
+    """Yield what Megatron accepts, and count the rest in `refused` by its reason."""
+    for layout in _layouts(base, gpus, only):
+        w = replace(base, layout=layout, sequence_parallel=layout.tensor > 1)
+        if problems := [*_divide_problems(w), *rule_problems(w)]:
+            refused.update(problems[:1])
+            continue
+        for candidate in _variants(w, only.get("micro_batch_size")):
+            if problems := [*_isolation_problems(candidate), *recompute_problems(candidate)]:
+                refused.update(problems[:1])
+            else:
+                yield candidate
 
 
 _TOO_LARGE: Final = "memory"
 
 
-def _layouts(base: Workload, gpus: int) -> Iterator[ParallelLayout]:
+def _layouts(base: Workload, gpus: int, only: Mapping[str, int]) -> Iterator[ParallelLayout]:
     moe = base.model.layers.get("E", 0) > 0
-    for tensor in divisors(gpus, LARGEST_TENSOR):
-        for pipeline in divisors(gpus // tensor, max(base.model.stage_units, 1)):
-            for context in divisors(gpus // tensor // pipeline, LARGEST_CONTEXT):
-                for expert in divisors(gpus // pipeline, base.model.num_moe_experts) if moe else [1]:
+
+    def sizes(name: str, ranks: int, largest: int) -> list[int]:
+        fixed = only.get(name)
+        return divisors(ranks, largest) if fixed is None else [fixed] * (ranks % fixed == 0)
+
+    for tensor in sizes("tensor", gpus, LARGEST_TENSOR):
+        for pipeline in sizes("pipeline", gpus // tensor, max(base.model.stage_units, 1)):
+            for context in sizes("context", gpus // tensor // pipeline, LARGEST_CONTEXT):
+                for expert in sizes("expert", gpus // pipeline, base.model.num_moe_experts) if moe else [1]:
                     yield ParallelLayout(gpus, tensor, pipeline, context, expert)
 
 
@@ -157,11 +230,11 @@ def _divide_problems(w: Workload) -> list[str]:
     return []
 
 
-def _variants(w: Workload) -> Iterator[Workload]:
-    """Yield a layout with every micro batch, recomputation and dispatcher."""
-    for micro in divisors(w.global_batch_size // w.layout.data, LARGEST_MICRO_BATCH):
-        if micro & (micro - 1):
-            continue
+def _variants(w: Workload, fixed: int | None) -> Iterator[Workload]:
+    """Yield a layout with every micro batch, or the fixed one, and every recomputation and dispatcher."""
+    samples = w.global_batch_size // w.layout.data
+    powers = [n for n in divisors(samples, LARGEST_MICRO_BATCH) if not n & (n - 1)]
+    for micro in powers if fixed is None else [fixed] * (samples % fixed == 0):
         for recompute in recompute_options(w):
             impl, graphs = _graphs_beside(recompute, w)
             candidate = replace(w, micro_batch_size=micro, recompute=recompute, graphs=graphs, graph_impl=impl)

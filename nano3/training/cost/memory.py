@@ -10,7 +10,7 @@ are 1 where nothing else was measured; they were chosen by hand for the points o
 from dataclasses import dataclass
 from typing import Final
 
-from nano3.training.checks.model_stats import Architecture, layer_parameters, mtp_parameters
+from nano3.training.checks.model_stats import Architecture, mtp_parameters
 from nano3.training.cost.gpus import GpuKind
 from nano3.training.cost.workload import FULL, Workload
 
@@ -123,7 +123,7 @@ def _temporary_bytes(w: Workload, logits: float) -> float:
 def _local_parameters(w: Workload, first: bool, last: bool) -> tuple[float, float]:
     """Return the parameters of one rank of a pipeline stage: without and of routed experts."""
     a, layout = w.model, w.layout
-    one = layer_parameters(a)
+    one = a.layer_parameters
 
     def parameters(layers: dict[str, int]) -> tuple[float, float]:
         dense = sum(n * (one[kind].split / layout.tensor + one[kind].whole) for kind, n in layers.items())

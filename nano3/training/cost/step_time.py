@@ -14,7 +14,7 @@ to points without looking at anything else. `docs/how-many-gpus.md` says how far
 from dataclasses import dataclass, field
 from typing import Final
 
-from nano3.training.checks.model_stats import layer_flops, layer_parameters, mtp_parameters
+from nano3.training.checks.model_stats import layer_flops, mtp_parameters
 from nano3.training.cost.gpus import GpuKind
 from nano3.training.cost.memory import layer_bytes
 from nano3.training.cost.workload import Workload
@@ -214,13 +214,13 @@ def local_parameters(w: Workload) -> float:
     a, layout = w.model, w.layout
     matrices = 3 if a.mtp_depths and layout.pipeline > 1 else 2  # the last stage embeds tokens for further predictions
     total = (matrices * a.vocab_size * a.hidden_size + mtp_parameters(a)) / layout.tensor
-    for kind, one in layer_parameters(a).items():
+    for kind, one in a.layer_parameters.items():
         total += a.held_layers[kind] * (one.split / layout.tensor + one.whole + w.local_experts * one.expert)
     return total / layout.pipeline
 
 
 def _expert_parameters(w: Workload) -> float:
-    one = layer_parameters(w.model).get("E")
+    one = w.model.layer_parameters.get("E")
     return w.model.held_layers["E"] * w.local_experts * one.expert / w.layout.pipeline if one else 0.0
 
 
