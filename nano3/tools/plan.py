@@ -28,13 +28,13 @@ from nano3.training.checks.parallel_layout import parallel_layout
 from nano3.training.cost.gpus import GPU_KINDS, GpuKind, gpu_kind, precision_problem
 from nano3.training.cost.layouts import FIXABLE, Choice, Plan, fastest, fitting_counts, make_plan, override_words
 from nano3.training.cost.memory import Memory
-from nano3.training.cost.workload import Workload, workload_from_config
+from nano3.training.cost.workload import Workload, uncounted_warning, workload_from_config
 from nano3.training.dataset import open_data
 from nano3.training.megatron import schema
 from nano3.training.preflight import expected_vocab_size
 from nano3.training.run.stop import last_iteration
 from nano3.utils.command_line import CommandLine
-from nano3.utils.console import say, short_number, table
+from nano3.utils.console import say, short_number, table, warn
 from nano3.utils.errors import UserError
 
 HELP = "choose a run's layout: what fits, how long it takes, what it costs"
@@ -95,6 +95,8 @@ def run(args: argparse.Namespace) -> int:
     check_precision(request, base)
     plan = make_plan(base, request.gpus, request.gpu, request.only)
     show_run(request, base)
+    if uncounted := uncounted_warning(request.config, known):
+        warn(uncounted)
     show_choices(plan, request, args.price, args.top)
     if plan.choices:
         best = plan.choices[0]

@@ -34,7 +34,8 @@ if TYPE_CHECKING:  # they import numpy, which `nano3 --help` can do without
 
 HELP = "fit a scaling law to runs of several sizes, and predict the full model"
 FULL_MODEL = ["+experiment=nano3"]
-POINT_COLUMNS = ["run", "active parameters", "tokens", "tokens / parameter", "compute", "epochs", "loss", "law", "off"]
+MEASURED_COLUMNS = ["run", "active parameters", "tokens", "tokens / parameter", "compute", "epochs", "loss"]
+POINT_COLUMNS = [*MEASURED_COLUMNS, "law", "off"]
 LAW_COLUMNS = ["constant", "value", "interval of 90 %"]
 # Beyond these ratios of compute to that of the largest run, a prediction is called far, and a guess.
 FAR, TOO_FAR = 100, 10_000
@@ -143,7 +144,7 @@ def ratio_text(point: "Point") -> str:
 
 
 def point_rows(runs: "Sequence[MeasuredRun]", law: "Law | None") -> list[list[str]]:
-    """Return a row for each run, with its loss by the law if there is one."""
+    """Return a row for each run: the cells of POINT_COLUMNS, or without a law those of MEASURED_COLUMNS."""
     rows = []
     for one in runs:
         p = one.point
@@ -151,14 +152,15 @@ def point_rows(runs: "Sequence[MeasuredRun]", law: "Law | None") -> list[list[st
         rows.append([
             p.name, short_number(p.parameters), short_number(p.tokens), ratio_text(p),
             f"{p.compute:.2e}", "" if one.epochs is None else f"{one.epochs:.2f}", f"{p.loss:.4f}",
-            "" if by_law is None else f"{by_law:.4f}", "" if by_law is None else f"{by_law / p.loss - 1:+.2%}",
+            *([] if by_law is None else [f"{by_law:.4f}", f"{by_law / p.loss - 1:+.2%}"]),
         ])  # fmt: skip
     return rows
 
 
 def show_points(runs: "Sequence[MeasuredRun]", law: "Law | None") -> None:
     """Print the table of the runs."""
-    table("points", POINT_COLUMNS, point_rows(runs, law), right=POINT_COLUMNS[1:])
+    columns = POINT_COLUMNS if law else MEASURED_COLUMNS
+    table("points", columns, point_rows(runs, law), right=columns[1:])
 
 
 def law_rows(law: "Law") -> list[list[str]]:

@@ -36,7 +36,7 @@ from nano3.training.cost.gpus import GPU_KINDS, GpuKind, gpu_of_run, precision_p
 from nano3.training.cost.layouts import recompute_problems, rule_problems
 from nano3.training.cost.memory import estimate_memory
 from nano3.training.cost.step_time import estimate_step
-from nano3.training.cost.workload import Workload, workload_from_config
+from nano3.training.cost.workload import Workload, uncounted_warning, workload_from_config
 from nano3.training.dataset import TrainingData, open_data
 from nano3.training.megatron import schema, settings
 from nano3.training.megatron.recipe_check import (
@@ -128,6 +128,7 @@ def preflight(config: PretrainConfig, vocab_size: int | None = None) -> Prefligh
     gpu = _gpu_of_run(config, workload, result)
     if workload:
         _add_memory_row(workload, gpu, result)
+        result.warnings.extend([uncounted] if (uncounted := uncounted_warning(config, known)) else [])
     preview = preview_resume_point(config, data, chosen.find_resume_point)
     result.problems.extend(preview.problems)
     result.warnings.extend(preview.warnings)

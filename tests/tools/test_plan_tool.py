@@ -166,6 +166,17 @@ def test_a_batch_that_is_too_small_for_so_many_gpus(
     assert rows(alone)[0][9] == f"{found[-1][1]:.2f}"
 
 
+def test_what_is_not_estimated_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["+megatron.model.moe_latent_size=1024", "+megatron.optimizer.optimizer_cpu_offload=true"]
+    _, out = plan(monkeypatch, capsys, NANO, *words, "gpus=64", "--top", "1")
+    assert (
+        "not estimated: megatron.model.moe_latent_size=1024, megatron.optimizer.optimizer_cpu_offload=true. Parameters"
+    ) in out
+    lightning = ["+experiment=lightning", "train=[nemotron_3_5_lightning,perf_h100_lightning]"]
+    _, out = plan(monkeypatch, capsys, *lightning, "gpus=16", "--top", "1")
+    assert "not estimated: megatron.model.fine_grained_activation_offloading=true." in out
+
+
 WRONG = {
     "no number": ([NANO], "give gpus=N"),
     "no whole number": ([NANO, "gpus=1e3"], "gpus=1e3: give the number of GPUs"),

@@ -102,6 +102,7 @@ def test_one_ratio_of_tokens_predicts_only_runs_of_that_ratio(
         write_run(tmp_path / "sweep" / str(number), config)
     with pytest.raises(Failure, match="3 finished runs are too few for a law with 3 constants: it needs 4"):
         fitted(tmp_path, *scaling.FULL_MODEL)
+    assert capsys.readouterr().out.splitlines()[1].split()[-2:] == ["epochs", "loss"]  # no empty columns of a law
     bigger = replace(configs["4m", 20], train=replace(configs["4m", 20].train, train_iters=10))
     larger = replace(bigger.model, hidden_size=208, moe_ffn_hidden_size=144)
     iterations = round(20 * counted_parameters(replace(bigger, model=larger))[0] / 256 / 16)

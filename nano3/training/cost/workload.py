@@ -15,6 +15,26 @@ FULL: Final = ("full",)
 # Names of layer kinds in cuda_graph_modules.
 _GRAPHED: Final[dict[str, str]] = {"M": "mamba", "*": "attn", "-": "mlp", "E": "moe"}
 BYTES: Final[dict[str, int]] = {"float32": 4, "fp32": 4, "bfloat16": 2, "bf16": 2, "float16": 2, "fp16": 2, "uint8": 1}
+# Settings that change parameters, memory or time and are not in these estimates, with their values besides null and
+# false that change nothing.
+_UNCOUNTED: Final[dict[str, tuple[Any, ...]]] = {
+    "model.moe_latent_size": (),
+    "model.multi_latent_attention": (),
+    "model.experimental_attention_variant": (),
+    "model.attention_output_gate": (),
+    "model.window_size": (),
+    "model.moe_expert_capacity_factor": (),
+    "model.expert_tensor_parallel_size": (1,),
+    "model.virtual_pipeline_model_parallel_size": (1,),
+    "model.fine_grained_activation_offloading": (),
+    "model.cpu_offloading": (),
+    "model.moe_paged_stash": (),
+    "optimizer.optimizer": ("adam",),
+    "optimizer.optimizer_cpu_offload": (),
+    "ddp.use_megatron_fsdp": (),
+    "dist.use_megatron_fsdp": (),
+    "dist.use_torch_fsdp2": (),
+}
 
 
 @dataclass(frozen=True)
@@ -139,6 +159,25 @@ def workload_from_config(
         optimizer_bytes=_optimizer_bytes(value),
         sharded_optimizer=bool(value("optimizer", "use_distributed_optimizer", True)),
     )
+
+
+def uncounted_warning(config: PretrainConfig, known: RecipeValues | None) -> str | None:
+    """Return the sentence that names the settings of a run that its estimates leave out, or None without any.
+
+    Args:
+        config: The run's configuration.
+        known: The recipe's values.
+    """
+    found = []
+    for path, neutral in _UNCOUNTED.items():
+        section, _, name = path.partition(".")
+        own: Mapping[str, Any] = megatron_section(config, section)
+        value = own[name] if name in own else known.value(path) if known else None
+        if value is not None and value is not False and value not in neutral:
+            found.append(f"megatron.{path}={str(value).lower() if value is True else value}")
+    if not found:
+        return None
+    return f"not estimated: {', '.join(found)}. Parameters, memory and time of this run can differ from the figures."
 
 
 def _names(value: Any) -> tuple[str, ...]:
