@@ -25,17 +25,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nano3.training.run.metrics import slowest_start_s
+from nano3.training.run.metrics import slowest_resume_s
 from nano3.utils.console import print_problems
 from nano3.utils.errors import HANG_EXIT_CODE
 from nano3.utils.files import read_json, write_json
 from nano3.utils.process_stack import allow_reading_this_process, append_stack
 
-# Compilation, the index of samples and the reading of a checkpoint come before the first step. A restart finds kernels
-# and index, but first starts read no checkpoint, and another node may have to compile again.
+# Compilation, the index of samples and the reading of a checkpoint come before the first step. Another node may have to
+# compile again.
 FIRST_STEP_S = 3600.0
 LEAST_FIRST_STEP_S = 600.0
-SLOWEST_START_FACTOR = 10
+SLOWEST_RESUME_FACTOR = 10
 # Validation and saving take longer than a step.
 SLOW_PHASE_FACTOR = 6
 # Outputs are closed after the last step; W&B alone may take 20 s. Other ranks wait for rank 0 meanwhile.
@@ -176,8 +176,8 @@ class HangWatch:
         if self._progress.longest_step_s or self._progress.phase == "end" or self.timeout_s >= self._first_step_s:
             return f"limit: {setting}"
         return (
-            f"limit of the first steps: {self._first_step_s:.0f} s (an hour, or ten times the slowest start so far, at "
-            f"least ten minutes), or {setting} if that is more"
+            f"limit of the first steps: {self._first_step_s:.0f} s (an hour, or ten times the slowest resume so far, "
+            f"at least ten minutes), or {setting} if that is more"
         )
 
     def _read_silent(self, records: dict[int, dict[str, Any]]) -> None:
@@ -197,14 +197,14 @@ class HangWatch:
         write_json(self.folder / f"rank_{self.rank}.json", own | values)
 
 
-def first_step_limit_s(slowest_start_s: float) -> float:
-    """Return the seconds that a start may take until its first step, by what earlier starts of the run took.
+def first_step_limit_s(slowest_resume_s: float) -> float:
+    """Return the seconds that a start may take until its first step, by what earlier resumes of the run took.
 
     Args:
-        slowest_start_s: Seconds of the slowest one; 0 if none is known.
+        slowest_resume_s: Seconds of the slowest one; 0 if none is known.
     """
-    measured = max(SLOWEST_START_FACTOR * slowest_start_s, LEAST_FIRST_STEP_S)
-    return min(measured, FIRST_STEP_S) if slowest_start_s else FIRST_STEP_S
+    measured = max(SLOWEST_RESUME_FACTOR * slowest_resume_s, LEAST_FIRST_STEP_S)
+    return min(measured, FIRST_STEP_S) if slowest_resume_s else FIRST_STEP_S
 
 
 def read_ranks(folder: Path, since: float) -> dict[int, dict[str, Any]]:
@@ -306,7 +306,7 @@ def watch_for_hangs(run_dir: Path, timeout_s: float | None) -> Iterator[None]:
     if timeout_s is None:
         yield
         return
-    limit = first_step_limit_s(slowest_start_s(run_dir))
+    limit = first_step_limit_s(slowest_resume_s(run_dir))
     with HangWatch(run_dir, timeout_s, first_step_s=limit) as _current:
         try:
             yield

@@ -67,15 +67,21 @@ def reached_iteration(run_dir: Path) -> int:
     return max([*logged, iteration_of(saved) if saved else 0])
 
 
-def slowest_start_s(run_dir: Path) -> float:
-    """Return the seconds from the process to the first step of a run's slowest measured start, 0 without any.
+def slowest_resume_s(run_dir: Path) -> float:
+    """Return the seconds from the process to the first step of a run's slowest measured resume, 0 without any.
+
+    The start of a new run counts for nothing: it reads no checkpoint, which may take longer than all the rest.
 
     Raises:
-        Failure: The line of a start is damaged.
+        Failure: A line of metrics.jsonl is damaged.
     """
-    path = Path(run_dir) / FILE
-    lines = [_parsed(path, number, line) for number, line in enumerate(complete_lines(path), 1) if STARTUP in line]
-    return max((sum(float(line[key]) for key in line if key.startswith(STARTUP)) for line in lines), default=0.0)
+    slowest, resumed = 0.0, False
+    for line in read_metrics(run_dir):
+        if "start" in line:
+            resumed = line["iteration"] > 0
+        elif resumed:
+            slowest = max(slowest, sum(float(line[key]) for key in line if key.startswith(STARTUP)))
+    return slowest
 
 
 def truncate_after(run_dir: Path, iteration: int) -> None:

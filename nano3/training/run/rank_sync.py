@@ -1,17 +1,22 @@
-"""Decisions that all ranks must share: where the run starts, decided on rank 0, and when it stops."""
+"""What all ranks share before there is a process group: decisions of rank 0, and work; and when the run stops."""
 
 import json
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from importlib import import_module
 from typing import Any
 
 from nano3.utils.errors import Failure, UserError
 
-_KEY, _RECEIVED = "nano3/resume_point", "nano3/received"
-# Kept until the process ends: rank 0's store serves the others, and torch.distributed later joins the same store.
-_stores: list[Any] = []
+_MESSAGE, _RESULT, _RECEIVED, _ALIVE = "nano3/message", "nano3/result", "nano3/received", "nano3/alive"
+# A rank that works gives a sign of life so often within the timeout of those that wait.
+_BEATS = 10
+# Waiting ranks look for an answer after the first of these seconds, then ever more rarely, up to the second.
+_POLL_S = (0.01, 0.5)
 
 
 def agree_on_rank0(decide: Callable[[], dict[str, Any]], timeout: timedelta = timedelta(minutes=10)) -> dict[str, Any]:
@@ -21,51 +26,139 @@ def agree_on_rank0(decide: Callable[[], dict[str, Any]], timeout: timedelta = ti
     works before there is a process group, through the store that torch.distributed uses for its rendezvous.
 
     Args:
-        decide: Returns values that JSON can hold.
-        timeout: How long ranks wait for one another.
+        decide: Returns values that JSON can hold. It may share work by `map_over_ranks`.
+        timeout: How long ranks wait for one that gives no sign of life. It may take as long as it wants.
 
     Raises:
         UserError: Raised by `decide`; on every rank.
-        Failure: Raised by `decide`, or rank 0 did not answer in time.
+        Failure: Raised by `decide`, or a rank did not answer in time.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return decide()
-    import torch.distributed as dist
-    from torch.distributed.rendezvous import rendezvous
+    ranks = _Ranks(timeout)
+    _kept.append(ranks)
+    return ranks.follow() if ranks.rank else ranks.lead(decide)
 
-    store, rank, world = next(iter(rendezvous("env://", timeout=timeout)))
-    _stores.append(store)
-    if rank != 0:
+
+def map_over_ranks[Item, Result](function: Callable[[list[Item]], list[Result]], items: list[Item]) -> list[Result]:
+    """Return the results of a function for all items, of which each rank computes a part.
+
+    Only within a `decide` of `agree_on_rank0` are there ranks to share the work with. Anywhere else it is one call.
+
+    Args:
+        function: A function of a module; it returns a result for each item.
+        items: What JSON can hold, as the results. Every `world size`-th one goes to the same rank.
+    """
+    return _leader.map(function, items) if _leader else function(items)
+
+
+class _Ranks:
+    """The ranks of a job: rank 0 sends messages, which all others receive in order."""
+
+    def __init__(self, timeout: timedelta) -> None:
+        import torch.distributed as dist
+        from torch.distributed.rendezvous import rendezvous
+
         try:
-            message: dict[str, Any] = json.loads(store.get(_KEY))
-            store.add(_RECEIVED, 1)
+            self.store, self.rank, self.world = next(iter(rendezvous("env://", timeout=timeout)))
         except dist.DistError as error:
-            raise Failure(
-                f"Rank {rank} received no resume point from rank 0 within {timeout}. See rank 0's log."
-            ) from error
-        _raise_error(message)
-        decided: dict[str, Any] = message["value"]
-        return decided
-    try:
-        value = decide()
-    except (UserError, Failure) as error:
-        _publish(store, world, {"exit_code": error.exit_code, "problems": error.problems}, timedelta(minutes=1))
-        raise
-    _publish(store, world, {"value": value}, timeout)
-    return value
+            raise Failure(f"Rank {os.environ.get('RANK')} did not reach rank 0 within {timeout}: {error}") from error
+        self._timeout, self._messages = timeout, 0
+
+    def lead(self, decide: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Decide on rank 0, and send the result or what is wrong to all."""
+        global _leader
+        with self._alive():
+            _leader = self
+            try:
+                value = decide()
+            except (UserError, Failure) as error:
+                self._send({"exit_code": error.exit_code, "problems": error.problems})
+                self._wait_until_received(timedelta(minutes=1))
+                raise
+            finally:
+                _leader = None
+            self._send({"value": value})
+            self._wait_until_received(self._timeout)
+        return value
+
+    def map(self, function: Callable[[list[Any]], list[Any]], items: list[Any]) -> list[Any]:
+        """Share work, on rank 0."""
+        self._send({"function": f"{function.__module__}:{function.__qualname__}", "items": items})
+        number, results = self._messages, list(items)
+        results[:: self.world] = function(items[:: self.world])
+        for rank in range(1, self.world):
+            results[rank :: self.world] = self._receive(f"{_RESULT}/{number}/{rank}", rank)
+        return results
+
+    def follow(self) -> dict[str, Any]:
+        """Do what rank 0 asks for until it has decided, and return that."""
+        while True:
+            self._messages += 1
+            message = self._receive(f"{_MESSAGE}/{self._messages}", 0)
+            if "function" not in message:
+                break
+            module, _, name = message["function"].partition(":")
+            with self._alive():
+                results = getattr(import_module(module), name)(message["items"][self.rank :: self.world])
+            self.store.set(f"{_RESULT}/{self._messages}/{self.rank}", json.dumps(results))
+        self.store.add(_RECEIVED, 1)
+        if "problems" in message:
+            raise (UserError if message["exit_code"] == UserError.exit_code else Failure)(message["problems"])
+        value: dict[str, Any] = message["value"]
+        return value
+
+    def _send(self, message: dict[str, Any]) -> None:
+        self._messages += 1
+        self.store.set(f"{_MESSAGE}/{self._messages}", json.dumps(message))
+
+    def _wait_until_received(self, timeout: timedelta) -> None:
+        """Wait until the other ranks have the last message, since the store ends with rank 0."""
+        deadline = time.monotonic() + timeout.total_seconds()
+        while self.store.add(_RECEIVED, 0) < self.world - 1 and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    def _receive(self, key: str, sender: int) -> Any:
+        """Return what another rank sets, as long as it is alive."""
+        import torch.distributed as dist
+
+        pause, beats, since = _POLL_S[0], -1, time.monotonic()
+        try:
+            while not self.store.check([key]):
+                if (latest := self.store.add(f"{_ALIVE}/{sender}", 0)) != beats:
+                    beats, since = latest, time.monotonic()
+                elif time.monotonic() - since > self._timeout.total_seconds():
+                    raise Failure(self._no_answer(sender, f"for {self._timeout}"))
+                time.sleep(pause)
+                pause = min(pause * 1.5, _POLL_S[1])
+            return json.loads(self.store.get(key))
+        except dist.DistError as error:
+            raise Failure(self._no_answer(sender, f"({error})")) from error
+
+    def _no_answer(self, sender: int, why: str) -> str:
+        return f"Rank {self.rank} has no answer from rank {sender} {why}, at the start. See the log of rank {sender}."
+
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        """Show the other ranks that this one works."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(self._timeout.total_seconds() / _BEATS):
+                self.store.add(f"{_ALIVE}/{self.rank}", 1)
+
+        thread = threading.Thread(target=beat, name="alive", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
 
-def _publish(store: Any, world: int, message: dict[str, Any], timeout: timedelta) -> None:
-    """Send a message to the other ranks and wait until they have it, since the store ends with rank 0."""
-    store.set(_KEY, json.dumps(message))
-    deadline = time.monotonic() + timeout.total_seconds()
-    while store.add(_RECEIVED, 0) < world - 1 and time.monotonic() < deadline:
-        time.sleep(0.02)
-
-
-def _raise_error(message: dict[str, Any]) -> None:
-    if "problems" in message:
-        raise (UserError if message["exit_code"] == UserError.exit_code else Failure)(message["problems"])
+# Kept until the process ends: rank 0's store serves the others, and torch.distributed later joins the same store.
+_kept: list[_Ranks] = []
+_leader: _Ranks | None = None
 
 
 class StopPoller:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from nano3.data.dataset.checksum import checksum
@@ -22,6 +23,7 @@ from nano3.training.run.checkpoints import (
     read_checkpoint_info,
     removal_hint,
 )
+from nano3.training.run.rank_sync import map_over_ranks
 from nano3.utils.console import warn
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import fsync_dir, name_aside
@@ -97,12 +99,32 @@ def file_problems(folder: Path, info: CheckpointInfo, read_files: bool = True) -
         info: Its checkpoint.json.
         read_files: Compare checksums too.
     """
+    items: list[tuple[str, FileRecord]] = [(str(folder / name), record) for name, record in info.files.items()]
+    if read_files:  # each rank reads about as many bytes
+        found = map_over_ranks(read_and_compare, sorted(items, key=lambda item: item[1]["bytes"], reverse=True))
+    else:
+        found = _each_file(partial(_file_problem, read_file=False), items)
+    return sorted(problem for problem in found if problem)
+
+
+def read_and_compare(items: list[tuple[str, FileRecord]]) -> list[str | None]:
+    """Return what is wrong with each file, or None.
+
+    Args:
+        items: Path, size and checksum of each file.
+    """
+    return _each_file(_file_problem, items)
+
+
+def _each_file(
+    problem: Callable[[tuple[str, FileRecord]], str | None], items: list[tuple[str, FileRecord]]
+) -> list[str | None]:
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(lambda item: _file_problem(folder / item[0], item[1], read_files), info.files.items())
-        return [problem for problem in found if problem]
+        return [*pool.map(problem, items)]
 
 
-def _file_problem(path: Path, expected: FileRecord, read_file: bool) -> str | None:
+def _file_problem(item: tuple[str, FileRecord], read_file: bool = True) -> str | None:
+    path, expected = Path(item[0]), item[1]
     try:
         size = path.stat().st_size
         if size != expected["bytes"]:
@@ -160,8 +182,8 @@ def check_damage(root: Path, on_damage: str, read_files: bool) -> tuple[Path | N
 def set_aside_damaged(root: Path, run_dir: Path, on_damage: str) -> None:
     """Rename the checkpoints after the newest sound one, which are damaged, and report each on stderr and in a file.
 
-    Call it on rank 0, before a start chooses its checkpoint. It reads every file of the checkpoint that the start
-    resumes from; loading then finds them in memory.
+    Call it on rank 0, before a start chooses its checkpoint. The ranks together read every file of the checkpoint that
+    the start resumes from, so this takes about as long as loading it; on one node, loading then finds them in memory.
 
     Args:
         root: The checkpoint folder of the run.

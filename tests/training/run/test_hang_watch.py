@@ -79,16 +79,22 @@ with hang_watch.watch_for_hangs(Path(sys.argv[1]), 0.2):
 """
 
 
-@pytest.mark.parametrize(("measured", "limit"), [([], 1.5), ([0.01], 0.5), ([0.05, 0.13, 0.02], 1.3), ([9.0], 1.5)])
+@pytest.mark.parametrize(
+    ("measured", "limit"),
+    [([], 1.5), ([9.0], 1.5), ([9.0, 0.01], 0.5), ([0.01, 0.05, 0.13, 0.02], 1.3), ([0.01, 9.0], 1.5)],
+)
 def test_a_restart_that_hangs_before_its_first_step(tmp_path: Path, measured: list[float], limit: float) -> None:
-    """The starts before it were measured; the message says what the limit was and what raises it."""
-    stages = ({"startup/checks": seconds / 4, "startup/first_step": seconds * 3 / 4} for seconds in measured)
-    lines = [json.dumps({"iteration": 1, "loss": 1.0, **stage}) + "\n" for stage in stages]
-    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    """The resumes before it were measured, but not the first start; the message says what raises the limit."""
+    lines: list[dict] = []
+    for number, seconds in enumerate(measured):
+        lines.append({"iteration": number, "start": number + 1})
+        stages = {"startup/checks": seconds / 4, "startup/first_step": seconds * 3 / 4}
+        lines.append({"iteration": number + 1, "loss": 1.0, **stages})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     done = subprocess.run([sys.executable, "-c", RESTART, str(tmp_path)], capture_output=True, text=True, timeout=60)
     assert done.returncode == HANG_EXIT_CODE, done.stderr
     assert "in iteration 1 (start)" in done.stderr and "in data_that_never_opens" in done.stderr
-    assert f"limit of the first steps: {limit:.0f} s (an hour, or ten times the slowest start so far" in done.stderr
+    assert f"limit of the first steps: {limit:.0f} s (an hour, or ten times the slowest resume so far" in done.stderr
     assert "or train.hang_timeout_s=0.2 if that is more" in done.stderr
     assert limit <= read_json(tmp_path / "hang/rank_0.json")["waited_s"] + 0.1
 

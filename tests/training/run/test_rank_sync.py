@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ from hypothesis import strategies as st
 from training_processes import start_ranks, tiny_config
 
 from nano3.config import PretrainConfig
-from nano3.training.run.rank_sync import StopPoller, agree_on_rank0
+from nano3.training.run import rank_sync, sound_checkpoints
+from nano3.training.run.checkpoints import CheckpointInfo, complete_checkpoints, write_checkpoint_info
+from nano3.training.run.rank_sync import StopPoller, agree_on_rank0, map_over_ranks
+from nano3.training.run.sound_checkpoints import checkpoint_problems, describe_files
 from nano3.utils.errors import Failure, UserError
 
 WORKER = """
@@ -63,6 +67,76 @@ def test_what_rank_zero_refuses_ends_every_rank(tmp_path: Path, kind: type[Excep
         with pytest.raises(kind) as caught:
             rank.result()
         assert caught.value.problems == ["no", "not rank 0 either"]
+
+
+def label(items: list[str]) -> list[str]:
+    import os
+
+    return [f"{item} by {os.environ['RANK']}" for item in items]
+
+
+def share(config: PretrainConfig, data: Path, run_dir: Path) -> dict:
+    def decide() -> dict:
+        return {"first": map_over_ranks(label, list("abcde")), "second": map_over_ranks(label, ["x"])}
+
+    return agree_on_rank0(decide) | {"alone": map_over_ranks(label, ["y", "z"])}
+
+
+def test_every_rank_does_a_part_of_what_rank_zero_shares(tmp_path: Path) -> None:
+    first, second = ["a by 0", "b by 1", "c by 2", "d by 0", "e by 1"], ["x by 0"]
+    for rank, child in enumerate(start_ranks(tiny_config(), tmp_path, tmp_path, 3, job=share)):
+        assert child.result() == {"first": first, "second": second, "alone": [f"y by {rank}", f"z by {rank}"]}
+
+
+def verify(config: PretrainConfig, data: Path, run_dir: Path) -> dict:
+    (folder,) = complete_checkpoints(data)
+    reads: list[str] = []
+    checksum = sound_checkpoints.checksum
+    sound_checkpoints.checksum = lambda path: reads.append(path.name) or checksum(path)  # type: ignore[func-returns-value]
+    found = agree_on_rank0(lambda: {"problems": checkpoint_problems(folder)})
+    return found | {"read": sorted(reads)}
+
+
+def test_the_ranks_together_verify_a_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints" / "iter_0000002"
+    folder.mkdir(parents=True)
+    names = [f"part_{i}" for i in range(6)]
+    for i, name in enumerate(names):
+        (folder / name).write_bytes(b"x" * 1000 * (i + 1))
+    info = CheckpointInfo(2, 8, 512, 1.0, 10, {}, {}, files=describe_files(folder))
+    write_checkpoint_info(folder, info)
+    for name in ("part_1", "part_4"):
+        (folder / name).write_bytes(b"y" * (folder / name).stat().st_size)
+    ranks = [r.result() for r in start_ranks(tiny_config(), tmp_path / "checkpoints", tmp_path, 2, job=verify)]
+    changed = [f"{folder / name} has changed (its checksum differs)" for name in ("part_1", "part_4")]
+    assert [rank["problems"] for rank in ranks] == [changed, changed]
+    assert [rank["read"] for rank in ranks] == [names[1::2], names[::2]]
+
+
+def decide_late(config: PretrainConfig, data: Path, run_dir: Path) -> dict:
+    import contextlib
+    import time
+
+    if config.run.name == "silent":
+        rank_sync._Ranks._alive = lambda self: contextlib.nullcontext()  # type: ignore[method-assign]
+
+    def decide() -> dict:
+        time.sleep(4)
+        return {"late": True}
+
+    return agree_on_rank0(decide, timeout=timedelta(seconds=1.5))
+
+
+def test_rank_zero_may_take_longer_than_the_others_wait_for_a_sign(tmp_path: Path) -> None:
+    ranks = start_ranks(tiny_config(**{"run.name": "slow"}), tmp_path, tmp_path, 2, job=decide_late)
+    assert [r.result() for r in ranks] == [{"late": True}] * 2
+
+
+def test_a_silent_rank_zero_is_given_up(tmp_path: Path) -> None:
+    first, second = start_ranks(tiny_config(**{"run.name": "silent"}), tmp_path, tmp_path, 2, job=decide_late)
+    with pytest.raises(Failure, match=r"Rank 1 has no answer from rank 0 for 0:00:01.500000, at the start\."):
+        second.result()
+    assert first.result() == {"late": True}
 
 
 @pytest.mark.slow
