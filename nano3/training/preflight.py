@@ -33,7 +33,7 @@ from nano3.training.checks.value_checks import (
     vocabulary_problems,
 )
 from nano3.training.cost.gpus import GPU_KINDS, GpuKind, gpu_of_run, precision_problem
-from nano3.training.cost.layouts import recompute_problems, rule_problems
+from nano3.training.cost.layouts import mask_warning, recompute_problems, rule_problems
 from nano3.training.cost.memory import estimate_memory
 from nano3.training.cost.step_time import estimate_step
 from nano3.training.cost.workload import Workload, uncounted_warning, workload_from_config
@@ -128,7 +128,7 @@ def preflight(config: PretrainConfig, vocab_size: int | None = None) -> Prefligh
     gpu = _gpu_of_run(config, workload, result)
     if workload:
         _add_memory_row(workload, gpu, result)
-        result.warnings.extend([uncounted] if (uncounted := uncounted_warning(config, known)) else [])
+        result.warnings.extend(w for w in (uncounted_warning(config, known), mask_warning(workload)) if w)
     preview = preview_resume_point(config, data, chosen.find_resume_point)
     result.problems.extend(preview.problems)
     result.warnings.extend(preview.warnings)

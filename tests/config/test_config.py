@@ -55,6 +55,12 @@ def test_a_performance_profile_is_added_to_a_schedule(kind: str) -> None:
     assert both.megatron.model.cross_entropy_fusion_impl == "te" and not alone.megatron
 
 
+def test_long_samples_leave_attention_out_of_the_cuda_graphs() -> None:
+    """Its graphs take masks of length squared: `mask_warning`."""
+    cfg = composed("pretrain", "+experiment=nano3", "train=long_context")
+    assert cfg.megatron.model.cuda_graph_modules == ["mamba"]
+
+
 @pytest.mark.parametrize("experiment", members("experiment"))
 @pytest.mark.parametrize("cluster", members("cluster"))
 def test_every_experiment_runs_on_every_cluster_profile(experiment: str, cluster: str) -> None:

@@ -9,7 +9,7 @@ from nano3.training.checks.low_precision import DELAYED, token_problems, width_p
 from nano3.training.checks.model_stats import divisibility_problems, flops_per_token
 from nano3.training.checks.parallel_layout import ParallelLayout
 from nano3.training.cost.gpus import GpuKind
-from nano3.training.cost.memory import Memory, estimate_memory
+from nano3.training.cost.memory import Memory, estimate_memory, mask_bytes
 from nano3.training.cost.step_time import StepTime, estimate_step
 from nano3.training.cost.workload import FULL, Workload
 
@@ -19,6 +19,8 @@ LARGEST_CONTEXT: Final = 32
 LARGEST_MICRO_BATCH: Final = 32
 _NO_GRAPHS: Final = ("++megatron.model.cuda_graph_impl=none", "++megatron.model.cuda_graph_modules=[]")
 DISPATCHERS: Final = ("alltoall", "flex")
+# Attention is left out of CUDA graphs if the mask that its graph takes is larger; 8,192 tokens make 64 MB.
+LARGEST_MASK: Final = 2**30
 # Sizes that a run may fix, with their keys.
 FIXABLE: Final[dict[str, str]] = {
     "tensor": "model.tensor_model_parallel_size",
@@ -118,6 +120,19 @@ def recompute_problems(w: Workload) -> list[str]:
             "++megatron.mixed_precision=bf16_with_fp8_current_scaling_mixed."
         )
     return problems
+
+
+def mask_warning(w: Workload) -> str | None:
+    """Return why the CUDA graphs of attention do not suit such long samples, or None if they do."""
+    layers = w.model.layers.get("*", 0) // w.layout.pipeline
+    if not layers or not w.is_graphed("*") or mask_bytes(w) <= LARGEST_MASK:
+        return None
+    size, host = mask_bytes(w) / 2**30, 4 * w.seq_length**2 / w.layout.context / 2**30
+    return (
+        f"the CUDA graph of each attention layer takes a mask of {size:,.1f} GB, and Megatron-Core makes each from "
+        f"tensors of {host:,.1f} GB in the host's memory, on every rank. Leave attention out of the graphs: "
+        f"{_graph_words(tuple(graph for graph in w.graphs if graph != 'attn'))[0]}"
+    )
 
 
 def make_plan(base: Workload, gpus: int, gpu: GpuKind, only: Mapping[str, int] = NOTHING_FIXED) -> Plan:
@@ -236,17 +251,18 @@ def _variants(w: Workload, fixed: int | None) -> Iterator[Workload]:
     powers = [n for n in divisors(samples, LARGEST_MICRO_BATCH) if not n & (n - 1)]
     for micro in powers if fixed is None else [fixed] * (samples % fixed == 0):
         for recompute in recompute_options(w):
-            impl, graphs = _graphs_beside(recompute, w)
+            impl, graphs = _graphs_beside(recompute, replace(w, micro_batch_size=micro))
             candidate = replace(w, micro_batch_size=micro, recompute=recompute, graphs=graphs, graph_impl=impl)
             for dispatcher in dispatcher_options(w):
                 yield replace(candidate, dispatcher=dispatcher)
 
 
 def _graphs_beside(recompute: tuple[str, ...], w: Workload) -> tuple[str, tuple[str, ...]]:
-    """Return how CUDA graphs are made and their parts of the model, beside a recomputation."""
+    """Return how CUDA graphs are made and their parts of the model, beside a recomputation and for long samples."""
     if w.graph_impl == "full_iteration":
         return w.graph_impl, w.graphs
     graphs = tuple(g for g in w.graphs if "moe" not in recompute or g not in ("moe_router", "moe_preprocess"))
+    graphs = tuple(g for g in graphs if g != "attn" or mask_bytes(w) <= LARGEST_MASK)
     return ("none", ()) if recompute == FULL or (w.graphs and not graphs) else (w.graph_impl, graphs)
 
 

@@ -170,9 +170,15 @@ def graph_bytes(w: Workload, kind: str) -> float:
     """
     if not w.is_graphed(kind):
         return 0.0
-    # Attention's graph takes a mask, even if attention is causal and creates none (`get_layer_static_inputs`).
-    mask = w.micro_batch_size * w.seq_length**2 / w.layout.context if kind == "*" else 0.0
-    return _state_bytes(w) * GRAPH_FACTOR[kind] + mask
+    return _state_bytes(w) * GRAPH_FACTOR[kind] + (mask_bytes(w) if kind == "*" else 0.0)
+
+
+def mask_bytes(w: Workload) -> float:
+    """Return the bytes of the mask that the CUDA graph of one attention layer takes.
+
+    `get_layer_static_inputs` makes it even if attention is causal and has none. It is built on the host, in fp32.
+    """
+    return w.micro_batch_size * w.seq_length**2 / w.layout.context
 
 
 def mtp_kept_bytes(w: Workload) -> float:

@@ -10,7 +10,14 @@ from nano3.config import PretrainConfig
 from nano3.training.checks.model_stats import architecture_from_config
 from nano3.training.checks.parallel_layout import ParallelLayout, layout_problems, parallel_layout
 from nano3.training.cost.gpus import GPU_KINDS
-from nano3.training.cost.layouts import Plan, make_plan, override_words, recompute_problems, rule_problems
+from nano3.training.cost.layouts import (
+    Plan,
+    make_plan,
+    mask_warning,
+    override_words,
+    recompute_problems,
+    rule_problems,
+)
 from nano3.training.cost.workload import FULL, Workload, workload_from_config
 from nano3.training.megatron.schema import load_bundled
 
@@ -176,6 +183,40 @@ def test_a_run_that_recomputes_whole_layers_can_recompute_parts() -> None:
     w = replace(base(), recompute=FULL, graphs=(), graph_impl="none")
     choice = next(c.workload for c in make_plan(w, 16, GPU_KINDS["h200"]).choices if "moe" in c.workload.recompute)
     assert "++megatron.model.recompute_num_layers=null" in override_words(choice, w, "flex"), "Megatron refuses it"
+
+
+@pytest.mark.parametrize(
+    ("changes", "context", "size"),
+    [
+        ({"seq_length": 8192}, 1, None),
+        ({"seq_length": 32768}, 1, None),
+        (
+            {"seq_length": 32768, "micro_batch_size": 2},
+            1,
+            "a mask of 2.0 GB",
+        ),
+        ({"seq_length": 524288}, 8, "a mask of 32.0 GB, and Megatron-Core makes each from tensors of 128.0 GB"),
+        ({"seq_length": 524288, "graphs": ("mamba",)}, 8, None),
+        ({"seq_length": 524288, "graphs": (), "graph_impl": "none"}, 8, None),
+    ],
+)
+def test_graphs_of_attention_do_not_suit_long_samples(changes: dict, context: int, size: str | None) -> None:
+    w = replace(base(), layout=ParallelLayout(8 * context, 1, 1, context, 8), **changes)
+    found = mask_warning(w)
+    assert found is None if size is None else found is not None and size in found
+    assert size is None or (found or "").endswith("out of the graphs: ++megatron.model.cuda_graph_modules=[mamba]")
+
+
+@pytest.mark.parametrize("graphs", [("attn", "mamba"), ("attn",)])
+def test_a_plan_for_long_samples_leaves_attention_out_of_the_graphs(graphs: tuple[str, ...]) -> None:
+    w = replace(base(), seq_length=131072, global_batch_size=16, graphs=graphs)
+    choices = [choice.workload for choice in make_plan(w, 32, GPU_KINDS["h200"]).choices]
+    assert choices and not any(mask_warning(choice) for choice in choices)
+    assert {"attn" in choice.graphs for choice in choices} == {True, False}, "with context parallelism it may stay"
+    without = next(choice for choice in choices if "attn" not in choice.graphs)
+    words = override_words(without, w, "flex")
+    rest = "modules=[mamba]" if "mamba" in graphs else "impl=none"
+    assert f"++megatron.model.cuda_graph_{rest}" in words
 
 
 def test_a_plan_for_isolated_documents() -> None:
