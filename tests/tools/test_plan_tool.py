@@ -166,6 +166,15 @@ def test_a_batch_that_is_too_small_for_so_many_gpus(
     assert rows(alone)[0][9] == f"{found[-1][1]:.2f}"
 
 
+@pytest.mark.parametrize(("gpu", "micro", "memory"), [("h200", "8", "88"), ("h100", "4", "58")])
+def test_one_hopper_gpu_with_the_vocabulary_of_nemotron(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], gpu: str, micro: str, memory: str
+) -> None:
+    """The page and conf/train/one_hopper.yaml name this micro batch."""
+    _, out = plan(monkeypatch, capsys, "model=nemotron_3_nano_1b", "train=one_hopper", "gpus=1", f"gpu={gpu}")
+    assert rows(out)[0][5:9] == [micro, "nothing", "allgather", memory]
+
+
 def test_what_is_not_estimated_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["+megatron.model.moe_latent_size=1024", "+megatron.optimizer.optimizer_cpu_offload=true"]
     _, out = plan(monkeypatch, capsys, NANO, *words, "gpus=64", "--top", "1")
