@@ -1,8 +1,12 @@
 """The rule of the ladder: sizes are what they are called, fit their GPUs, and lead to Nemotron 3 Nano."""
 
 import dataclasses
+import itertools
 import math
 import os
+import re
+import shlex
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -39,6 +43,10 @@ from nano3.training.checks.model_stats import (
     count_parameters,
     divisibility_problems,
 )
+from nano3.training.checks.parallel_layout import layout_problems, parallel_layout
+from nano3.training.cost.gpus import GPU_KINDS
+from nano3.training.cost.memory import estimate_memory
+from nano3.training.cost.workload import workload_from_config
 from nano3.training.hf.model import model_problems
 from nano3.training.megatron.backend import check
 from nano3.training.megatron.recipe import ladder_settings, set_variables
@@ -172,6 +180,35 @@ def test_every_size_is_validated_on_the_same_samples() -> None:
         for datasets in (1, 3):
             samples.add((datasets, -(-t.eval_iters // datasets) * t.global_batch_size))
     assert samples == {(1, 768), (3, 256)}
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "which-size.md"
+SWEEPS = re.findall(
+    r"^python -m nano3\.pretrain -m (\+experiment=scaling cluster=slurm.*)", PAGE.read_text(), re.MULTILINE
+)
+
+
+def test_sweeps_are_documented() -> None:
+    assert len(SWEEPS) == 2
+
+
+@pytest.mark.parametrize("command", SWEEPS)
+def test_every_point_of_a_documented_sweep_fits_its_ranks_and_gpus(command: str) -> None:
+    words = shlex.split(command)
+    params = OmegaConf.load(Path(conf_dir()) / "experiment" / "scaling.yaml").hydra.sweeper.params
+    given = dict(word.split("=", 1) for word in words)
+    swept = [[f"{key}={value}" for value in str(given.get(key, values)).split(",")] for key, values in params.items()]
+    points = list(itertools.product(*swept))
+    assert len(points) == 12
+    for point in points:
+        config = composed(*(word for word in words if word.partition("=")[0] not in params), *point)
+        known = load_bundled(config.recipe._target_)
+        layout = parallel_layout(config, known)
+        assert layout_problems(config, layout) == [], point
+        model = architecture_from_config(config, known, 131072)
+        assert model is not None
+        memory = estimate_memory(workload_from_config(config, known, model, layout))
+        assert memory.fits(GPU_KINDS[config.cluster.gpu or "h100"]), point
 
 
 def test_the_sweep_is_validated_on_the_same_samples() -> None:

@@ -14,6 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from nano3.artifacts.resolver import register_resolver
 from nano3.cli.app import SCHEMAS
+from nano3.config import PretrainConfig
+from nano3.training.checks.model_stats import architecture_from_config
+from nano3.training.checks.parallel_layout import layout_problems, parallel_layout
+from nano3.training.cost.gpus import GPU_KINDS
+from nano3.training.cost.memory import estimate_memory
+from nano3.training.cost.workload import workload_from_config
 from nano3.training.megatron.schema import load_bundled
 from nano3.training.megatron.settings import override_settings, setting_problems
 
@@ -47,7 +53,17 @@ def test_an_override_is_valid(word: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_composes(command: str) -> None:
-    assert not OmegaConf.missing_keys(
-        composed([*shlex.split(command.replace("\\\n", " ").replace("--cfg job", "")), "run.data=/"])
-    )
+def test_a_command_composes_and_its_ranks_hold_the_model(command: str) -> None:
+    cfg = composed([*shlex.split(command.replace("\\\n", " ").replace("--cfg job", "")), "run.data=/"])
+    assert not OmegaConf.missing_keys(cfg)
+    if "--cfg job" in command:
+        return
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, PretrainConfig)
+    known = load_bundled(config.recipe._target_)
+    layout = parallel_layout(config, known)
+    assert layout_problems(config, layout) == []
+    model = architecture_from_config(config, known, 4096 if "sample" in config.data_blend.name else 131072)
+    assert model is not None
+    gpu = GPU_KINDS[config.cluster.gpu or "h100"]
+    assert estimate_memory(workload_from_config(config, known, model, layout)).fits(gpu)
