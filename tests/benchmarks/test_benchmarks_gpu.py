@@ -281,7 +281,6 @@ def test_lost_and_too_few_kills_are_found(gpu_tests: ModuleType) -> None:
 NOT_YET_PASSED = {
     "test_a_rank_that_enters_no_collective_ends_the_run_and_is_named",
     "test_two_gpus_read_the_same_tokens_as_one",
-    "test_without_slurm",
 }
 TRANSCRIPTS = (
     "tests_h200_x2.txt",
