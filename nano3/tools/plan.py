@@ -33,7 +33,7 @@ from nano3.training.dataset import open_data
 from nano3.training.megatron import schema
 from nano3.training.preflight import expected_vocab_size
 from nano3.training.run.stop import last_iteration
-from nano3.utils.command_line import CommandLine
+from nano3.utils.command_line import CommandLine, OverrideWord
 from nano3.utils.console import say, short_number, table, warn
 from nano3.utils.errors import UserError
 
@@ -41,6 +41,8 @@ HELP = "choose a run's layout: what fits, how long it takes, what it costs"
 ONLY_SHOWS = True
 OWN_KEYS = ("gpus", "gpu")
 SHOWN_REASONS = 12
+# The keys that set the number of ranks.
+RANK_KEYS: Final = {f"cluster.{key}" for key in ("nproc_per_node", "nodes", "gpus_per_node", "ntasks_per_node")}
 # Below this share of a step that the GPUs compute, fewer GPUs are compared.
 BUSY: Final = 0.6
 # A smaller number of GPUs is worth a row if it takes at most this share of the GPU-hours.
@@ -270,8 +272,12 @@ def _cells(values: Memory | Any, names: tuple[str, ...], unit: float, digits: in
 
 def show_words(choice: Choice, base: Workload, recipe_dispatcher: str, request: Request) -> None:
     """Print the override words of the fastest layout."""
-    added = [*cluster_words(request), *override_words(choice.workload, base, recipe_dispatcher)]
-    words = [*request.words, *(word for word in added if word not in request.words)]
+    found = [*cluster_words(request), *override_words(choice.workload, base, recipe_dispatcher)]
+    added = [word for word in found if word not in request.words]
+    # Words for another number of ranks, or for another kind of cluster, would be refused or misread.
+    replaced = {OverrideWord.parse(word).key for word in added}
+    replaced |= RANK_KEYS - {OverrideWord.parse(word).key for word in found}
+    words = [word for word in request.words if OverrideWord.parse(word).key not in replaced] + added
     say("the fastest, to paste:")
     say(f"python -m nano3.pretrain {shlex.join(words)}")
 

@@ -123,6 +123,28 @@ def test_sizes_among_the_words_are_kept(monkeypatch: pytest.MonkeyPatch, capsys:
     assert len(keys) == len(set(keys)) and set(sizes) <= set(shlex.split(command))
 
 
+def test_words_that_the_plan_changes_are_replaced(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hydra refuses two words for one group, and a reader cannot see which of two values counts."""
+    given = [
+        "cluster=local",
+        "cluster.gpu=h200",
+        "cluster.nproc_per_node=3",
+        "++megatron.model.recompute_modules=[moe]",
+        "model.sequence_parallel=true",
+    ]
+    code, out = plan(monkeypatch, capsys, NANO, *given, "gpus=64", "gpu=h100", "--top", "1")
+    assert code == 0
+    command = next(line for line in out.splitlines() if line.startswith("python -m nano3.pretrain"))
+    words = shlex.split(command)[3:]
+    keys = [word.partition("=")[0].lstrip("+") for word in words]
+    assert len(keys) == len(set(keys))
+    cluster = compose_run(CommandLine.parse(words)).cluster
+    assert (cluster.kind, cluster.nodes, cluster.gpus_per_node, cluster.gpu) == ("slurm", 8, 8, "h100")
+    assert "cluster.nproc_per_node" not in keys, "refused on Slurm"
+
+
 @pytest.mark.parametrize(
     ("words", "tried"),
     [
