@@ -24,7 +24,7 @@ from launch.lock import hold_run_lock
 from launch.submissions import check_not_active
 from nano3.artifacts.resolver import resolve_reference, wandb_settings_from
 from nano3.cli.app import run_app, task_overrides, to_typed_config
-from nano3.cli.config_file_errors import experiment_override_warning
+from nano3.cli.config_file_errors import experiment_override_warning, lost_schedule_warning
 from nano3.config import PretrainConfig
 from nano3.config.guard import may_roll_back
 from nano3.training import backend
@@ -132,7 +132,7 @@ def make_job(
     found = data or resolve_data(cfg)
     words = task_overrides() if overrides is None else list(overrides)
     config, preview = validate(cfg, found, run_dir, label, vocab_size, show, words)
-    if not label and (warning := experiment_override_warning(words)):
+    for warning in [] if label else filter(None, (experiment_override_warning(words), lost_schedule_warning(words))):
         warn(warning)
 
     def save_config() -> None:

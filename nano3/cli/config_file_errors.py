@@ -79,24 +79,48 @@ def experiment_override_warning(words: Sequence[str]) -> str | None:
     )
 
 
+def lost_schedule_warning(words: Sequence[str]) -> str | None:
+    """Return a warning if the typed members of `train` replace the experiment's and have no length, or None.
+
+    The members `perf_GPU` only add to a schedule.
+    """
+    typed = CommandLine.parse(words).values
+    if not {"train", "experiment"} <= typed.keys() or "train.train_iters" in typed:
+        return None
+    chosen = [name.strip() for name in str(typed["train"]).strip("[]").split(",")]
+    defaults = _member_content(f"experiment/{typed['experiment']}")[1].get("defaults", [])
+    own = next((d["override /train"] for d in defaults if isinstance(d, dict) and "override /train" in d), None)
+    known = {"default", own} & set(chosen)
+    if own is None or known or any("train.train_iters" in member_values(f"train/{name}") for name in chosen):
+        return None
+    return (
+        f"train={typed['train']} has no schedule and replaces train={own} of experiment={typed['experiment']}, so the "
+        f"run has the default length, batch and learning rate. For both: 'train=[{own},{','.join(chosen)}]'"
+    )
+
+
 def member_values(member: str, config_dirs: Sequence[str] = ()) -> dict[str, Any]:
     """Return the dotted keys and values that a member such as "train/phase2" sets, including those of its defaults.
 
     A file that cannot be read has no values; composing the configuration reports it.
     """
-    path, group = member_file(member, config_dirs), member.partition("/")[0]
-    try:
-        text = path.read_text() if path else ""
-        content = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return {}
-    if not isinstance(content, dict):
-        return {}
+    group, (text, content) = member.partition("/")[0], _member_content(member, config_dirs)
     names = [name for name in content.pop("defaults", []) if isinstance(name, str)]
     found: dict[str, Any] = {}
     for base in (f"{group}/{name}" for name in names if name != "_self_"):
         found |= member_values(base, config_dirs) if base != member else {}
     return found | dict(leaves(content, "" if _PACKAGE.search(text) else f"{group}."))
+
+
+def _member_content(member: str, config_dirs: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:
+    """Return the text and the values of a member's file, both empty if it cannot be read."""
+    path = member_file(member, config_dirs)
+    try:
+        text = path.read_text() if path else ""
+        content = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return "", {}
+    return text, content if isinstance(content, dict) else {}
 
 
 def problems_in_file(path: Path, group: str, name: str) -> list[str]:

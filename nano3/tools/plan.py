@@ -19,6 +19,7 @@ from typing import Any, Final
 from omegaconf import OmegaConf
 
 from nano3.cli.app import compose_words, to_explained_config
+from nano3.cli.config_file_errors import lost_schedule_warning
 from nano3.config import PretrainConfig
 from nano3.tools._arguments import above_zero, at_least
 from nano3.training.checks.ladder_check import precision_hints
@@ -97,8 +98,8 @@ def run(args: argparse.Namespace) -> int:
     check_precision(request, base)
     plan = make_plan(base, request.gpus, request.gpu, request.only)
     show_run(request, base)
-    if uncounted := uncounted_warning(request.config, known):
-        warn(uncounted)
+    for warning in filter(None, (lost_schedule_warning(request.words), uncounted_warning(request.config, known))):
+        warn(warning)
     show_choices(plan, request, args.price, args.top)
     if plan.choices:
         best = plan.choices[0]

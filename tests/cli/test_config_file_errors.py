@@ -13,6 +13,7 @@ from nano3.cli.config_file_errors import (
     conf_dir_problems,
     experiment_override_warning,
     file_problems,
+    lost_schedule_warning,
     member_file,
     problems_in_file,
     yaml_problem,
@@ -235,3 +236,25 @@ def test_warning_about_an_experiment_that_overrides_train(words: list[str], expe
     assert bool(found) == bool(expected)
     assert all(part in found for part in expected)
     assert "train.train_iters=" not in found or "train.train_iters=5" not in words
+
+
+@pytest.mark.parametrize(
+    ("words", "both"),
+    [
+        (["+experiment=nano3", "train=perf_h100"], "'train=[phase1,perf_h100]'"),
+        (["+experiment=lightning", "train=[perf_gb200]"], "'train=[nemotron_3_5_lightning,perf_gb200]'"),
+        (["+experiment=scaling", "train=perf_b200", "ladder.size=1b"], "'train=[ladder,perf_b200]'"),
+        (["+experiment=nano3", "train=[phase1,perf_h100]"], None),
+        (["+experiment=nano3", "train=[phase2,perf_h100]"], None),
+        (["+experiment=nano3", "train=perf_h100", "train.train_iters=50"], None),
+        (["+experiment=nano3", "train=default"], None),
+        (["+experiment=nano3", "train=long_context"], None),
+        (["+experiment=tiny", "train=perf_h100"], None),
+        (["train=perf_h100"], None),
+        (["+experiment=nowhere", "train=perf_h100"], None),
+        (["+experiment=nano3"], None),
+    ],
+)
+def test_warning_about_a_schedule_that_is_lost(words: list[str], both: str | None) -> None:
+    found = lost_schedule_warning(words)
+    assert found is None if both is None else found is not None and found.endswith(f"For both: {both}")
