@@ -168,7 +168,8 @@ def uncounted_warning(config: PretrainConfig, known: RecipeValues | None) -> str
         config: The run's configuration.
         known: The recipe's values.
     """
-    found = []
+    isolated = config.train.document_boundaries == "isolate"
+    found = ["train.document_boundaries=isolate"] if isolated else []
     for path, neutral in _UNCOUNTED.items():
         section, _, name = path.partition(".")
         own: Mapping[str, Any] = megatron_section(config, section)
