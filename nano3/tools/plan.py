@@ -98,7 +98,8 @@ def run(args: argparse.Namespace) -> int:
     check_precision(request, base)
     plan = make_plan(base, request.gpus, request.gpu, request.only)
     show_run(request, base)
-    for warning in filter(None, (lost_schedule_warning(request.words), uncounted_warning(request.config, known))):
+    uncounted = uncounted_warning(request.config, known, base)
+    for warning in filter(None, (lost_schedule_warning(request.words), uncounted)):
         warn(warning)
     show_choices(plan, request, args.price, args.top)
     if plan.choices:

@@ -128,7 +128,7 @@ def preflight(config: PretrainConfig, vocab_size: int | None = None) -> Prefligh
     gpu = _gpu_of_run(config, workload, result)
     if workload:
         _add_memory_row(workload, gpu, result)
-        result.warnings.extend(w for w in (uncounted_warning(config, known), mask_warning(workload)) if w)
+        result.warnings.extend(w for w in (uncounted_warning(config, known, workload), mask_warning(workload)) if w)
     preview = preview_resume_point(config, data, chosen.find_resume_point)
     result.problems.extend(preview.problems)
     result.warnings.extend(preview.warnings)

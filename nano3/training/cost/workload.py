@@ -161,15 +161,16 @@ def workload_from_config(
     )
 
 
-def uncounted_warning(config: PretrainConfig, known: RecipeValues | None) -> str | None:
+def uncounted_warning(config: PretrainConfig, known: RecipeValues | None, w: Workload) -> str | None:
     """Return the sentence that names the settings of a run that its estimates leave out, or None without any.
 
     Args:
         config: The run's configuration.
         known: The recipe's values.
+        w: Its workload.
     """
-    isolated = config.train.document_boundaries == "isolate"
-    found = ["train.document_boundaries=isolate"] if isolated else []
+    found = ["train.document_boundaries=isolate"] if w.isolated else []
+    found += ["NVFP4, which counts as bf16"] if w.precision == "nvfp4" else []
     for path, neutral in _UNCOUNTED.items():
         section, _, name = path.partition(".")
         own: Mapping[str, Any] = megatron_section(config, section)
