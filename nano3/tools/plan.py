@@ -32,6 +32,7 @@ from nano3.training.cost.memory import Memory
 from nano3.training.cost.workload import Workload, uncounted_warning, workload_from_config
 from nano3.training.dataset import open_data
 from nano3.training.megatron import schema
+from nano3.training.megatron.recipe_check import similar_recipe_hint, unrecorded_warning
 from nano3.training.preflight import expected_vocab_size
 from nano3.training.run.stop import last_iteration
 from nano3.utils.command_line import CommandLine, OverrideWord
@@ -99,7 +100,8 @@ def run(args: argparse.Namespace) -> int:
     plan = make_plan(base, request.gpus, request.gpu, request.only)
     show_run(request, base)
     uncounted = uncounted_warning(request.config, known, base)
-    for warning in filter(None, (lost_schedule_warning(request.words), uncounted)):
+    unrecorded = unrecorded_warning(request.config.recipe._target_)
+    for warning in filter(None, (lost_schedule_warning(request.words), unrecorded, uncounted)):
         warn(warning)
     show_choices(plan, request, args.price, args.top)
     if plan.choices:
@@ -192,7 +194,7 @@ def base_workload(config: PretrainConfig, known: schema.Schema) -> Workload:
     if model is None:
         raise UserError(
             f"recipe._target_={config.recipe._target_} is not recorded, so its architecture is not known here: set "
-            "model=NAME, or the sizes in model.*."
+            f"model=NAME, or the sizes in model.*.{similar_recipe_hint(config.recipe._target_)}"
         )
     return workload_from_config(config, known, model, parallel_layout(config, known))
 

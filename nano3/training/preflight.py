@@ -39,10 +39,7 @@ from nano3.training.cost.step_time import estimate_step
 from nano3.training.cost.workload import Workload, uncounted_warning, workload_from_config
 from nano3.training.dataset import TrainingData, open_data
 from nano3.training.megatron import schema, settings
-from nano3.training.megatron.recipe_check import (
-    similar_recipe_hint,
-    tokenizer_problems,
-)
+from nano3.training.megatron.recipe_check import tokenizer_problems, unrecorded_warning
 from nano3.training.order.budgets import megatron_order_problems, mixture_problems, mixture_warnings, uses_plan
 from nano3.training.order.plan_text import mixture_rows
 from nano3.training.run import index_cache
@@ -176,11 +173,8 @@ def _describe_recipe(config: PretrainConfig, known: schema.Schema, result: Prefl
     """Add the recipe's row, and warnings if its values are not recorded or if it is made for benchmarks alone."""
     target = config.recipe._target_
     result.rows.append(("recipe", target.rpartition(".")[2]))
-    if not schema.is_bundled(target):
-        result.warnings.append(
-            f"recipe._target_={target} is not recorded: sizes are estimated without its values, and it is checked when "
-            f"the run starts.{similar_recipe_hint(target)}"
-        )
+    if unrecorded := unrecorded_warning(target):
+        result.warnings.append(unrecorded)
     forced = "moe_router_force_load_balancing"
     if megatron_section(config, "model").get(forced, known.value(f"model.{forced}")):
         result.warnings.append(

@@ -197,6 +197,17 @@ def test_one_hopper_gpu_with_the_vocabulary_of_nemotron(
     assert rows(out)[0][5:9] == [micro, "nothing", "allgather", memory]
 
 
+def test_a_recipe_that_is_not_recorded(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = plan(monkeypatch, capsys, NANO, "recipe._target_=mine.recipe", "gpus=64", "--top", "1")
+    assert code == 0 and "mine.recipe is not recorded: sizes are estimated without its values" in out
+    near = "recipe._target_=megatron.bridge.recipes.qwen.qwen3_8b_pretrain_config"
+    code, out = plan(monkeypatch, capsys, "model=recipe", near, "gpus=8")
+    assert code == 2
+    assert (
+        "architecture is not known here" in out and "Did you mean 'megatron.bridge.recipes.qwen.qwen3.qwen3_8b" in out
+    )
+
+
 def test_what_is_not_estimated_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["+megatron.model.moe_latent_size=1024", "+megatron.optimizer.optimizer_cpu_offload=true"]
     _, out = plan(monkeypatch, capsys, NANO, *words, "gpus=64", "--top", "1")

@@ -38,6 +38,16 @@ def similar_recipe_hint(target: str) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
+def unrecorded_warning(target: str) -> str | None:
+    """Return the sentence that says that a recipe's values are not known here, or None if it is recorded."""
+    if schema.is_bundled(target):
+        return None
+    return (
+        f"recipe._target_={target} is not recorded: sizes are estimated without its values, and it is checked when the "
+        f"run starts.{similar_recipe_hint(target)}"
+    )
+
+
 def tokenizer_problems(overrides: list[Setting], data: TrainingData) -> list[str]:
     """Return why the tokenizer in the `megatron:` dict is not the data's. Only an identical one is allowed.
 
