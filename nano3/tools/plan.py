@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from nano3.artifacts.resolver import resolve_reference
 from nano3.cli.app import compose_words, to_explained_config
 from nano3.cli.config_file_errors import lost_schedule_warning
 from nano3.config import PretrainConfig
@@ -162,15 +163,17 @@ def fixed_sizes(config: PretrainConfig, line: CommandLine) -> dict[str, int]:
 
 
 def compose_run(line: CommandLine) -> PretrainConfig:
-    """Return the configuration of nano3.pretrain for these words, without its data unless run.data is a folder.
+    """Return the configuration of nano3.pretrain for these words, with the folder of its data if that is here.
 
     Raises:
         UserError: With everything that is wrong with them, or if the run is not for Megatron.
     """
     cfg = compose_words("pretrain", line)
-    folder = str(OmegaConf.to_container(cfg.run, resolve=False)["data"])  # type: ignore[call-overload, index]
     cfg.recipe.per_split_data_args_path = ""
-    cfg.run.data = os.devnull if "${" in folder else folder  # an artifact is not resolved: it may not exist yet
+    try:
+        cfg.run.data = str(resolve_reference(cfg.run.data).folder)
+    except (UserError, OmegaConfBaseException):  # it may be prepared later, or lie elsewhere
+        cfg.run.data = os.devnull
     config: PretrainConfig = to_explained_config("pretrain", cfg, line)
     if config.backend != "megatron":
         raise UserError(f"backend={config.backend}: only runs with backend=megatron are planned.")

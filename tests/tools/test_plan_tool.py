@@ -50,17 +50,19 @@ def test_the_words_to_paste_are_a_run_that_nano3_accepts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    prepare = f"{sys.executable} -m nano3.data_prep data_blend=sample output_dir=data workers=1"
-    subprocess.run(shlex.split(prepare), capture_output=True, check=True)
     words = [
-        "run.data=data",
+        "data_blend=sample",
         "model=nemotron_3_nano_1b",
         "train.exit_iteration=1000",
         "train.global_batch_size=3072",
         "gpus=4",
         "gpu=h200",
     ]
+    assert "(vocabulary 131,072)" in plan(monkeypatch, capsys, *words)[1], "before the data is prepared"
+    prepare = f"{sys.executable} -m nano3.data_prep data_blend=sample output_dir=data workers=1"
+    subprocess.run(shlex.split(prepare), capture_output=True, check=True)
     _, out = plan(monkeypatch, capsys, *words)
+    assert out == plan(monkeypatch, capsys, "run.data=data", *words[1:])[1].replace("run.data=data", words[0])
     command = next(line for line in out.splitlines() if line.startswith("python -m nano3.pretrain"))
     assert "cluster.gpu=h200 cluster.nproc_per_node=4" in command
     script = f"{command} dry_run=true".replace("python", sys.executable, 1)
