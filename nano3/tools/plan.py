@@ -229,6 +229,8 @@ def show_run(request: Request, base: Workload) -> None:
         f"{last:,}{of} iterations of {train.global_batch_size:,} x {train.seq_length:,} tokens = "
         f"{short_number(tokens * last)} tokens; {TITLES[base.precision]}"
     )
+    if request.config.checkpoint.keep_iteration:
+        say("counted from iteration 0; the run begins at that of checkpoint.load, and its dry run counts from there")
     if request.only:
         say(f"only layouts with {request.fixed}")
 

@@ -199,6 +199,12 @@ def test_one_hopper_gpu_with_the_vocabulary_of_nemotron(
     assert rows(out)[0][5:9] == [micro, "nothing", "allgather", memory]
 
 
+def test_a_phase_that_keeps_its_iteration(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out = plan(monkeypatch, capsys, NANO, "train=phase2", "gpus=64", "--top", "1")
+    assert out.splitlines()[1].startswith("993,411 iterations of 3,072 x 8,192 tokens")
+    assert out.splitlines()[2].startswith("counted from iteration 0; the run begins at that of checkpoint.load")
+
+
 def test_a_recipe_that_is_not_recorded(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     code, out = plan(monkeypatch, capsys, NANO, "recipe._target_=mine.recipe", "gpus=64", "--top", "1")
     assert code == 0 and "mine.recipe is not recorded: sizes are estimated without its values" in out
