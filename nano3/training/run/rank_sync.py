@@ -5,16 +5,18 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from importlib import import_module
 from typing import Any
 
 from nano3.utils.errors import Failure, UserError
 
-_MESSAGE, _RESULT, _RECEIVED, _ALIVE = "nano3/message", "nano3/result", "nano3/received", "nano3/alive"
+_MESSAGE, _RESULT, _RECEIVED, _ALIVE, _PORT = "message", "result", "received", "alive", "port"
 # A rank that works gives a sign of life so often within the timeout of those that wait.
 _BEATS = 10
+# And so often while the ranks meet.
+_JOIN_BEAT_S = 0.1
 # Waiting ranks look for an answer after the first of these seconds, then ever more rarely, up to the second.
 _POLL_S = (0.01, 0.5)
 
@@ -35,9 +37,14 @@ def agree_on_rank0(decide: Callable[[], dict[str, Any]], timeout: timedelta = ti
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return decide()
+    import torch.distributed as dist
+
     ranks = _Ranks(timeout)
     _kept.append(ranks)
-    return ranks.follow() if ranks.rank else ranks.lead(decide)
+    try:
+        return ranks.follow() if ranks.rank else ranks.lead(decide)
+    except dist.DistError as error:
+        raise Failure(ranks.no_answer(0, f"({error})")) from error
 
 
 def map_over_ranks[Item, Result](function: Callable[[list[Item]], list[Result]], items: list[Item]) -> list[Result]:
@@ -57,18 +64,50 @@ class _Ranks:
 
     def __init__(self, timeout: timedelta) -> None:
         import torch.distributed as dist
+
+        self._timeout, self._messages = timeout, 0
+        self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        try:
+            self.store = self._join()
+            if _torchrun_restarts():
+                self.store = self._leave_agent_store()
+        except dist.DistError as error:
+            raise Failure(f"Rank {self.rank} did not reach rank 0 within {timeout}: {error}") from error
+
+    def _join(self) -> Any:
+        """Return the store of MASTER_PORT, with the keys of this agreement: a process may have several."""
+        from torch.distributed.distributed_c10d import PrefixStore
         from torch.distributed.rendezvous import rendezvous
 
-        try:
-            self.store, self.rank, self.world = next(iter(rendezvous("env://", timeout=timeout)))
-        except dist.DistError as error:
-            raise Failure(f"Rank {os.environ.get('RANK')} did not reach rank 0 within {timeout}: {error}") from error
-        self._timeout, self._messages = timeout, 0
+        store = next(iter(rendezvous("env://", timeout=self._timeout)))[0]
+        return PrefixStore(f"nano3/{len(_kept)}", store)
+
+    def _leave_agent_store(self) -> Any:
+        """Return a store in the process of rank 0, which process groups use from now on, too.
+
+        The store of torchrun lasts for all its attempts (PyTorch 2.11), so it holds messages and addresses of earlier
+        ones. Their rank 0 has ended: a sign of life after another rank has joined comes from this attempt, and follows
+        its port. The number of the attempt would not do, because torchrun counts restarts on each node by itself.
+        """
+        import torch.distributed as dist
+
+        if self.rank:
+            before = self.store.add(f"{_ALIVE}/0", 0)
+            self._wait(lambda: self.store.add(f"{_ALIVE}/0", 0) != before, 0)
+            port = int(self.store.get(_PORT))
+        else:
+            host, own = os.environ["MASTER_ADDR"], {"multi_tenant": True, "wait_for_workers": False}
+            server = dist.TCPStore(host, 0, is_master=True, timeout=self._timeout, **own)  # type: ignore[attr-defined]
+            port = server.port
+            self.store.set(_PORT, str(port))
+        os.environ |= {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+        with nullcontext() if self.rank else self._alive(_JOIN_BEAT_S):
+            return self._join()
 
     def lead(self, decide: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Decide on rank 0, and send the result or what is wrong to all."""
         global _leader
-        with self._alive():
+        with self._alive(self._beat_s):
             _leader = self
             try:
                 value = decide()
@@ -99,7 +138,7 @@ class _Ranks:
             if "function" not in message:
                 break
             module, _, name = message["function"].partition(":")
-            with self._alive():
+            with self._alive(self._beat_s):
                 results = getattr(import_module(module), name)(message["items"][self.rank :: self.world])
             self.store.set(f"{_RESULT}/{self._messages}/{self.rank}", json.dumps(results))
         self.store.add(_RECEIVED, 1)
@@ -120,32 +159,38 @@ class _Ranks:
 
     def _receive(self, key: str, sender: int) -> Any:
         """Return what another rank sets, as long as it is alive."""
-        import torch.distributed as dist
+        self._wait(lambda: self.store.check([key]), sender)
+        return json.loads(self.store.get(key))
 
+    def _wait(self, answered: Callable[[], bool], sender: int) -> None:
         pause, beats, since = _POLL_S[0], -1, time.monotonic()
-        try:
-            while not self.store.check([key]):
-                if (latest := self.store.add(f"{_ALIVE}/{sender}", 0)) != beats:
-                    beats, since = latest, time.monotonic()
-                elif time.monotonic() - since > self._timeout.total_seconds():
-                    raise Failure(self._no_answer(sender, f"for {self._timeout}"))
-                time.sleep(pause)
-                pause = min(pause * 1.5, _POLL_S[1])
-            return json.loads(self.store.get(key))
-        except dist.DistError as error:
-            raise Failure(self._no_answer(sender, f"({error})")) from error
+        while not answered():
+            if (latest := self.store.add(f"{_ALIVE}/{sender}", 0)) != beats:
+                beats, since = latest, time.monotonic()
+            elif time.monotonic() - since > self._timeout.total_seconds():
+                raise Failure(self.no_answer(sender, f"for {self._timeout}"))
+            time.sleep(pause)
+            pause = min(pause * 1.5, _POLL_S[1])
 
-    def _no_answer(self, sender: int, why: str) -> str:
+    def no_answer(self, sender: int, why: str) -> str:
+        """Return the sentence for a rank that has ended or is silent."""
         return f"Rank {self.rank} has no answer from rank {sender} {why}, at the start. See the log of rank {sender}."
 
+    @property
+    def _beat_s(self) -> float:
+        return self._timeout.total_seconds() / _BEATS
+
     @contextmanager
-    def _alive(self) -> Iterator[None]:
+    def _alive(self, every_s: float) -> Iterator[None]:
         """Show the other ranks that this one works."""
-        ended = threading.Event()
+        import torch.distributed as dist
+
+        ended, store = threading.Event(), self.store
 
         def beat() -> None:
-            while not ended.wait(self._timeout.total_seconds() / _BEATS):
-                self.store.add(f"{_ALIVE}/{self.rank}", 1)
+            with suppress(dist.DistError):  # rank 0 has ended, which the main thread notices, too
+                while not ended.wait(every_s):
+                    store.add(f"{_ALIVE}/{self.rank}", 1)
 
         thread = threading.Thread(target=beat, name="alive", daemon=True)
         thread.start()
@@ -154,6 +199,12 @@ class _Ranks:
         finally:
             ended.set()
             thread.join()
+
+
+def _torchrun_restarts() -> bool:
+    """Return whether torchrun serves the store and may start the ranks again with it."""
+    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return served and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
 # Kept until the process ends: rank 0's store serves the others, and torch.distributed later joins the same store.

@@ -5,12 +5,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from training_processes import start_ranks, tiny_config
+from training_processes import free_port, start_ranks, tiny_config
 
 from nano3.config import PretrainConfig
 from nano3.training.run import rank_sync, sound_checkpoints
@@ -22,7 +23,8 @@ from nano3.utils.errors import Failure, UserError
 WORKER = """
 import os, sys
 from nano3.training.run.rank_sync import agree_on_rank0
-told = agree_on_rank0(lambda: {"folder": "seen by " + os.environ["RANK"]})
+attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+told = agree_on_rank0(lambda: {"folder": f"attempt {attempt} seen by " + os.environ["RANK"]})
 import torch, torch.distributed as dist
 dist.init_process_group("gloo")
 total = torch.ones(1)
@@ -30,6 +32,7 @@ dist.all_reduce(total)
 dist.barrier()
 os.write(1, f"{told['folder']} {int(total)}\\n".encode())  # in one piece: both ranks write to this pipe
 dist.destroy_process_group()
+sys.exit(77 if attempt < sys.argv[1] else 0)
 """
 
 
@@ -118,7 +121,7 @@ def decide_late(config: PretrainConfig, data: Path, run_dir: Path) -> dict:
     import time
 
     if config.run.name == "silent":
-        rank_sync._Ranks._alive = lambda self: contextlib.nullcontext()  # type: ignore[method-assign]
+        rank_sync._Ranks._alive = lambda self, every_s: contextlib.nullcontext()  # type: ignore[method-assign]
 
     def decide() -> dict:
         time.sleep(4)
@@ -139,13 +142,75 @@ def test_a_silent_rank_zero_is_given_up(tmp_path: Path) -> None:
     assert first.result() == {"late": True}
 
 
+def end_while_others_work(items: list[str]) -> list[str]:
+    import os
+    import time
+
+    time.sleep(0.5)
+    if os.environ["RANK"] == "0":
+        os._exit(1)
+    time.sleep(1)
+    return items
+
+
+def lose_rank_zero(config: PretrainConfig, data: Path, run_dir: Path) -> dict:
+    return agree_on_rank0(
+        lambda: {"found": map_over_ranks(end_while_others_work, ["a", "b"])}, timeout=timedelta(seconds=3)
+    )
+
+
+def test_rank_zero_ends_while_others_work(tmp_path: Path) -> None:
+    second = start_ranks(tiny_config(), tmp_path, tmp_path, 2, job=lose_rank_zero)[1]
+    with pytest.raises(Failure, match=r"Rank 1 has no answer from rank 0 \(.*\), at the start\."):
+        second.result()
+    assert "Exception in thread" not in second.output()
+
+
+def agree_twice(config: PretrainConfig, data: Path, run_dir: Path) -> list[dict]:
+    return [agree_on_rank0(partial(dict, agreement=number)) for number in (1, 2)]
+
+
+def test_a_second_agreement_of_a_process_is_its_own(tmp_path: Path) -> None:
+    ranks = start_ranks(tiny_config(), tmp_path, tmp_path, 2, job=agree_twice)
+    assert [rank.result() for rank in ranks] == [[{"agreement": 1}, {"agreement": 2}]] * 2
+
+
+def agree_under_torchrun(config: PretrainConfig, data: Path, run_dir: Path) -> dict:
+    import os
+    import time
+
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_MAX_RESTARTS": "1"}
+    os.environ["MASTER_PORT"] = (data / "port").read_text()
+
+    def decide() -> dict:
+        time.sleep(0.5)  # the other rank could read what an earlier attempt left
+        return {"attempt": run_dir.name}
+
+    return agree_on_rank0(decide) | {"left": os.environ["MASTER_PORT"] != (data / "port").read_text()}
+
+
+def test_what_an_earlier_attempt_of_torchrun_agreed_on_is_not_read(tmp_path: Path) -> None:
+    """The store of torchrun lasts for all attempts; so do the addresses that process groups leave in it."""
+    import torch.distributed as dist
+
+    agent = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    (tmp_path / "port").write_text(str(agent.port))
+    for attempt in ("0", "1"):
+        ranks = start_ranks(tiny_config(), tmp_path, tmp_path / attempt, 3, job=agree_under_torchrun)
+        assert [rank.result() for rank in ranks] == [{"attempt": attempt, "left": True}] * 3
+
+
 @pytest.mark.slow
-def test_the_same_under_torchrun(tmp_path: Path) -> None:
-    """There the store belongs to torchrun's own process."""
+@pytest.mark.parametrize("meeting", ["--standalone", "--master-port=0"])
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_the_same_under_torchrun(tmp_path: Path, meeting: str, restarts: int) -> None:
+    """There the store belongs to torchrun's own process, and is the same after a restart of the ranks."""
     (tmp_path / "worker.py").write_text(WORKER)
-    command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(tmp_path / "worker.py")]
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=240, check=True)
-    assert done.stdout.count("seen by 0 2\n") == 2
+    meeting = meeting.replace("=0", f"={free_port()}")
+    command = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--max-restarts={restarts}", meeting]
+    words = [sys.executable, *command, str(tmp_path / "worker.py"), str(restarts)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=True)
+    assert done.stdout.count(f"attempt {restarts} seen by 0 2\n") == 2
 
 
 def test_alone_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
