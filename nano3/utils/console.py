@@ -14,6 +14,7 @@ import contextlib
 import os
 import re
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,6 +39,8 @@ _UNPRINTABLE_IN_TEXT = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066
 # In a log: control characters but tab, line feed and carriage return; colors (ESC [ ... m) are matched to be kept.
 _UNPRINTABLE_IN_LOG = re.compile(rb"\x1b\[[0-9;]*m|[\0-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2[\x80-\x9f]")
 _ESCAPE_ERRORS = "nano3_escape"
+# Held while a descriptor leads to /dev/null: another thread would keep that. A signal handler may print meanwhile.
+_discarding = threading.RLock()
 
 
 class Gap:
@@ -199,24 +202,28 @@ def discard_buffered(stream: IO[str], flush: Callable[[], object] | None = None)
         stream: The stream.
         flush: Its method, if another one has replaced it.
     """
-    try:
-        number = stream.fileno()
-        kept, inheritable = os.dup(number), os.get_inheritable(number)
-    except (OSError, ValueError):  # not a file, as in tests
-        return
-    discard(stream)
-    with contextlib.suppress(OSError):
-        (flush or stream.flush)()
-    os.dup2(kept, number, inheritable)
-    os.close(kept)
+    with _discarding:
+        try:
+            number = stream.fileno()
+            kept, inheritable = os.dup(number), os.get_inheritable(number)
+        except (OSError, ValueError):  # not a file, as in tests
+            return
+        discard(stream)
+        with contextlib.suppress(OSError):
+            (flush or stream.flush)()
+        os.dup2(kept, number, inheritable)
+        os.close(kept)
 
 
 def _end_gap(stream: IO[str]) -> None:
     """Say in a stream that text is missing, if its disk was full at the last write and has space again."""
-    if gap := _Output.gaps.get(stream):
-        stream.write(str(gap))
-        stream.flush()
-        del _Output.gaps[stream]
+    if stream not in _Output.gaps:
+        return
+    with _discarding:
+        if gap := _Output.gaps.get(stream):  # else another thread has said it
+            stream.write(str(gap))
+            stream.flush()
+            del _Output.gaps[stream]
 
 
 def flush_output() -> None:

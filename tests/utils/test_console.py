@@ -205,3 +205,37 @@ def test_output_goes_on_when_the_disk_has_space_again(tmp_path: Path, stream: st
     shown = [line.strip(".").removeprefix("warning: ") for line in lines if line.strip(".")]
     shown = [re.sub(r"^\[text of \d+ s is missing here: No space left on device\]$", "gap", line) for line in shown]
     assert shown == ["early", "gap", "later"] * 3
+
+
+MANY_THREADS = """
+import os, random, sys, threading, time
+from nano3.utils.console import discard_buffered, write
+
+def slow(call):
+    def wait_and_call(*args):
+        time.sleep(random.random() / 500)  # another thread goes on here
+        return call(*args)
+    return wait_and_call
+
+def print_much():
+    for _ in range(20):
+        write("x")
+        discard_buffered(sys.stdout)  # after an error that several threads have at the same time
+
+os.dup, os.dup2 = slow(os.dup), slow(os.dup2)
+threads = [threading.Thread(target=print_much) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+sys.stderr.write(os.readlink("/proc/self/fd/1"))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+def test_threads_that_print_to_a_full_disk_do_not_lose_the_stream() -> None:
+    """Each discards what is buffered, for which the descriptor leads elsewhere for a moment."""
+    with Path("/dev/full").open("wb") as full:
+        words = [sys.executable, "-c", MANY_THREADS]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "/dev/full")
