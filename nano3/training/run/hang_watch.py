@@ -21,7 +21,9 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,9 +188,10 @@ class HangWatch:
         here = {rank: record for rank, record in records.items() if record["host"] == host and rank < self.world}
         if self.rank != min((rank for rank, record in here.items() if "stack" in record), default=None):
             return
-        for rank, record in here.items():
-            if "stack" not in record:
-                append_stack(self.folder, rank, int(record["pid"]))
+        silent = {rank: int(record["pid"]) for rank, record in here.items() if "stack" not in record}
+        if silent:  # all at once: each may take `TIMEOUT_S`, and this rank has `NATIVE_MARGIN_S`
+            with ThreadPoolExecutor(len(silent)) as pool:
+                list(pool.map(partial(append_stack, self.folder), silent.keys(), silent.values()))
 
     def _record(self, values: dict[str, Any]) -> None:
         host = socket.gethostname()

@@ -99,6 +99,30 @@ def test_a_restart_that_hangs_before_its_first_step(tmp_path: Path, measured: li
     assert limit <= read_json(tmp_path / "hang/rank_0.json")["waited_s"] + 0.1
 
 
+ALL_AT_ONCE = """#!/bin/sh
+touch "{folder}/$4"
+while [ $(ls "{folder}" | wc -l) -lt 7 ]; do sleep 0.1; done
+printf 'a command line\\nPython v3: the stack of %s\\n' "$4"
+"""
+
+
+def test_the_stacks_of_many_silent_ranks_are_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may take ten seconds, and the timer of faulthandler ends this rank soon, with a code that is no hang's."""
+    started, program = tmp_path / "started", tmp_path / "py-spy"
+    started.mkdir()
+    program.write_text(ALL_AT_ONCE.format(folder=started))
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    watch = HangWatch(tmp_path, 100.0)
+    watch.folder.mkdir()
+    records: dict[int, dict] = {n: {"host": os.uname().nodename, "pid": 100 + n} for n in range(8)}
+    records[0]["stack"] = ["here"]
+    watch.world = 8
+    watch._read_silent(records)
+    texts = {n: (watch.folder / f"rank_{n}.txt").read_text() for n in range(1, 8)}
+    assert all(texts[n].endswith(f"Python v3: the stack of {100 + n}\n") for n in texts)
+
+
 def test_the_longest_step_is_measured_between_steps_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(hang_watch.time, "monotonic", lambda: now[0])
