@@ -144,7 +144,13 @@ def _kept_stream(number: int) -> Iterator[IO[str]]:
         if _writes_to(stream, number):
             encoding, errors = stream.encoding, stream.errors
             with open(kept, "w", buffering=1, encoding=encoding, errors=errors, closefd=False) as copy:
-                yield copy
+                try:
+                    yield copy
+                finally:
+                    try:
+                        copy.flush()
+                    except OSError:  # must not replace the outcome of the block
+                        discard_buffered(copy)
         else:
             yield stream
     finally:

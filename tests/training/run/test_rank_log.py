@@ -195,6 +195,23 @@ def test_a_disk_full_for_a_while_under_log_and_console_loses_only_lines(tmp_path
     assert log.count("later 1500\n") == 2
 
 
+FULL_TO_THE_END = """
+from faults import fill
+disk = Path(sys.argv[1])
+fill(disk / "filler", disk / "job.log", disk / "logs" / "rank_0.log")
+say("own")
+"""
+
+
+@pytest.mark.parametrize(("ending", "code"), [("pass", 0), ("sys.exit(76)", 76)])
+def test_a_disk_that_stays_full_does_not_change_the_end(tmp_path: Path, ending: str, code: int) -> None:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    words = [sys.executable, "-c", NOISY, str(tmp_path), FULL_TO_THE_END + ending]
+    with small_disk(tmp_path, "1m"), (tmp_path / "job.log").open("ab") as job:
+        done = subprocess.run(words, stdout=job, stderr=job, env=env, check=False)
+    assert done.returncode == code
+
+
 def test_the_streams_of_the_process_are_what_they_were_after_the_block(tmp_path: Path) -> None:
     """Another library may replace their methods meanwhile."""
     program = (
