@@ -5,9 +5,9 @@ as one attention and one MLP layer per block. Linear layers have no bias, and no
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Protocol
 
 from nano3.config import ModelConfig, PretrainConfig
@@ -16,6 +16,7 @@ from nano3.config.pretrain import megatron_section
 
 # Megatron rounds the rows of the embedding up to a multiple of this times the tensor-parallel size.
 VOCAB_MULTIPLE = 128
+LAYER_KINDS = "M*E-"
 CONV_WIDTH = 4  # of Mamba-2's causal convolution
 # Fields of Megatron's model with which pipeline stages get unequal numbers of layers.
 UNEVEN_STAGES = (
@@ -38,10 +39,10 @@ class RecipeValues(Protocol):
 class Architecture:
     """The sizes of a model, named as in Megatron-Bridge.
 
-    `layers` maps a layer kind to its number of layers. `stages` is the number of pipeline stages that a hybrid pattern
-    marks with |, or 0. Pipeline stages divide `stage_units` evenly: layers, blocks of a dense model, or `|` segments of
-    the pattern; 0 if the stages are chosen otherwise. Multi-token prediction adds `mtp_depths` times `mtp_layers`, with
-    weights of their own unless `mtp_shared`.
+    `layers` maps a layer kind to its number of layers, and `pattern` is the main stack of a hybrid pattern. `stages` is
+    the number of pipeline stages that it marks with |, or 0. Pipeline stages divide `stage_units` evenly: layers,
+    blocks of a dense model, or `|` segments of the pattern; 0 if the stages are chosen otherwise. Multi-token
+    prediction adds `mtp_depths` times `mtp_layers`, with weights of their own unless `mtp_shared`.
     """
 
     layers: dict[str, int]
@@ -68,6 +69,7 @@ class Architecture:
     mtp_depths: int = 0
     mtp_layers: dict[str, int] = field(default_factory=dict)
     mtp_shared: bool = False
+    pattern: str = ""
 
     # Cached, because `nano3 plan` asks for them in each of thousands of layouts.
     @cached_property
@@ -87,6 +89,16 @@ class Architecture:
         """Parameters of one layer of each kind that the model has."""
         return _layer_parameters(self)
 
+    def stage_layers(self, pipeline: int) -> Sequence[Mapping[str, float]]:
+        """Return the number of layers of each pipeline stage by kind, without those of multi-token prediction.
+
+        Args:
+            pipeline: Number of stages.
+        """
+        if pipeline > 1 and self.pattern and self.stage_units and self.stage_units % pipeline == 0:
+            return _stage_layers(self.pattern, pipeline)
+        return [{kind: n / pipeline for kind, n in self.layers.items()}] * pipeline
+
     @property
     def mamba_inner(self) -> int:
         """Width of the inner state x of a Mamba layer."""
@@ -96,6 +108,13 @@ class Architecture:
     def mamba_conv(self) -> int:
         """Channels of the convolution over x, B and C."""
         return self.mamba_inner + 2 * self.mamba_num_groups * self.mamba_state_dim
+
+
+@cache
+def _stage_layers(pattern: str, pipeline: int) -> Sequence[Mapping[str, float]]:
+    parts = pattern.split("|") if "|" in pattern else [c for c in pattern if c in LAYER_KINDS]
+    each = len(parts) // pipeline
+    return [count_kinds("".join(parts[i : i + each])) for i in range(0, len(parts), each)]
 
 
 def _sum_layers(main: dict[str, int], more: dict[str, int], times: int) -> dict[str, int]:
@@ -163,6 +182,7 @@ def architecture_from_config(
         moe_ffn_hidden_size=value("moe_ffn_hidden_size") or 0,
         moe_shared_expert_intermediate_size=value("moe_shared_expert_intermediate_size") or 0,
         stage_units=_stage_units(config, pattern, blocks),
+        pattern=str(pattern or "").split("/")[0],
         stages=count_stages(str(pattern or "")),
         **_multi_token_prediction(config, known, pattern),
     )
@@ -208,7 +228,7 @@ def count_kinds(pattern: str) -> dict[str, int]:
 
     `|` only separates pipeline stages, and `/` ends the main stack.
     """
-    return dict(Counter(c for c in pattern.split("/")[0] if c in "M*E-"))
+    return dict(Counter(c for c in pattern.split("/")[0] if c in LAYER_KINDS))
 
 
 def count_layers(pattern: str) -> int:

@@ -7,6 +7,7 @@ are 1 where nothing else was measured; they were chosen by hand for the points o
 (`benchmarks/results/gpu/plan_points_h200.json`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -68,23 +69,24 @@ class Memory:
 
 
 def estimate_memory(w: Workload) -> Memory:
-    """Return the memory of the GPU that needs most: on the first pipeline stage or the last one."""
-    stages = [_stage(w, first=True, last=w.layout.pipeline == 1)]
-    if w.layout.pipeline > 1:
-        stages.append(_stage(w, first=False, last=True))
-    return max(stages, key=lambda memory: memory.total)
+    """Return the memory of the GPU that needs most: on the first pipeline stage, the last one, or one between them."""
+    stages = w.model.stage_layers(w.layout.pipeline)
+    # Of the stages with the same layers, the earliest one keeps most micro batches.
+    tried = {0, len(stages) - 1, *{tuple(sorted(stages[i].items())): i for i in reversed(range(len(stages)))}.values()}
+    return max((_stage(w, index) for index in sorted(tried)), key=lambda memory: memory.total)
 
 
-def _stage(w: Workload, first: bool, last: bool) -> Memory:
+def _stage(w: Workload, index: int) -> Memory:
     a, layout = w.model, w.layout
-    dense, experts = _local_parameters(w, first, last)
+    layers, first, last = a.stage_layers(layout.pipeline)[index], index == 0, index == layout.pipeline - 1
+    dense, experts = _local_parameters(w, layers, first, last)
     replicas = layout.data * layout.context
     expert_replicas = max(layout.world / layout.pipeline / layout.expert, 1)
     shares = (replicas, expert_replicas) if w.sharded_optimizer else (1, 1)
     kept = {kind: kept_bytes(w, kind) for kind in a.run_layers}
-    # The first stage begins a micro batch for every stage before it finishes one.
-    in_flight = min(layout.pipeline, w.micro_batches) if first else 1
-    activations = sum(n * kept[kind] for kind, n in a.layers.items()) / layout.pipeline * in_flight
+    # A stage begins a micro batch for itself and every later stage before it finishes one.
+    in_flight = min(layout.pipeline - index, w.micro_batches)
+    activations = sum(n * kept[kind] for kind, n in layers.items()) * in_flight
     if last:
         activations += mtp_kept_bytes(w) * a.mtp_depths
     logits = _loss_bytes(w) if last else 0.0
@@ -92,7 +94,7 @@ def _stage(w: Workload, first: bool, last: bool) -> Memory:
     # The optimizer's step copies bf16 gradients to fp32 for the master weights (`DistributedOptimizer`,
     # `_copy_model_grads_to_main_grads`), when activations are gone.
     update = 4 * own if w.gradient_bytes < 4 else 0.0
-    graphs = sum(n * graph_bytes(w, kind) for kind, n in a.layers.items()) / layout.pipeline
+    graphs = sum(n * graph_bytes(w, kind) for kind, n in layers.items())
     return Memory(
         weights=2 * (dense + experts),
         gradients=w.gradient_bytes * (dense + experts),
@@ -120,16 +122,16 @@ def _temporary_bytes(w: Workload, logits: float) -> float:
     return pool + max([logits, *(size for kind, size in working.items() if not w.is_graphed(kind))])
 
 
-def _local_parameters(w: Workload, first: bool, last: bool) -> tuple[float, float]:
+def _local_parameters(w: Workload, layers: Mapping[str, float], first: bool, last: bool) -> tuple[float, float]:
     """Return the parameters of one rank of a pipeline stage: without and of routed experts."""
     a, layout = w.model, w.layout
     one = a.layer_parameters
 
-    def parameters(layers: dict[str, int]) -> tuple[float, float]:
+    def parameters(layers: Mapping[str, float]) -> tuple[float, float]:
         dense = sum(n * (one[kind].split / layout.tensor + one[kind].whole) for kind, n in layers.items())
         return dense, sum(n * w.local_experts * one[kind].expert for kind, n in layers.items())
 
-    dense, experts = (size / layout.pipeline for size in parameters(a.layers))
+    dense, experts = parameters(layers)
     if last:
         extra = parameters({kind: n - a.layers.get(kind, 0) for kind, n in a.held_layers.items()})
         dense, experts = dense + extra[0] + mtp_parameters(a) / layout.tensor, experts + extra[1]

@@ -112,22 +112,46 @@ def estimate_step(w: Workload, gpu: GpuKind, constants: Constants = MEASURED) ->
         gpu: The kind of GPU.
         constants: Those that were measured.
     """
-    stages, layers = w.layout.pipeline, w.model.run_layers
-    kernels = sum(n * layer_time(w, kind, gpu, constants) for kind, n in layers.items()) / stages
-    # The last stage also computes the loss; with one stage, so does every rank.
-    kernels += _loss_time(w, gpu, constants) + constants.gradients * local_parameters(w) / gpu.bandwidth
-    launches = sum(n * host_time(w, kind, constants) for kind, n in layers.items()) / stages
-    exchange = sum(n * exchange_time(w, kind, gpu, constants) for kind, n in layers.items()) / stages
-    slower = max(kernels, _both(kernels, launches))
-    micro = slower + exchange
+    slowest = max(stages := _stage_times(w, gpu, constants), key=lambda stage: stage.total)
+    micro = slowest.total
     return StepTime(
-        gpu=kernels * w.micro_batches,
-        host=(slower - kernels) * w.micro_batches + constants.host_step * constants.host_factor,
-        exchange=exchange * w.micro_batches,
-        bubble=micro * (stages - 1),
+        gpu=slowest.kernels * w.micro_batches,
+        host=slowest.waiting * w.micro_batches + constants.host_step * constants.host_factor,
+        exchange=slowest.exchange * w.micro_batches,
+        bubble=sum(stage.total for stage in stages) - micro,
         gradients=_gradient_time(w, micro, gpu, constants),
         optimizer=_optimizer_time(w, gpu, constants),
     )
+
+
+@dataclass(frozen=True)
+class _StageTime:
+    """Seconds of one micro batch on one pipeline stage: kernels, what the host adds to them, and communication."""
+
+    kernels: float
+    waiting: float
+    exchange: float
+
+    @property
+    def total(self) -> float:
+        return self.kernels + self.waiting + self.exchange
+
+
+def _stage_times(w: Workload, gpu: GpuKind, c: Constants) -> list[_StageTime]:
+    """Return the times of all pipeline stages. The last one also has multi-token prediction and the loss."""
+    a, pipeline = w.model, w.layout.pipeline
+    kernels = {kind: layer_time(w, kind, gpu, c) for kind in a.run_layers}
+    launches = {kind: host_time(w, kind, c) for kind in a.run_layers}
+    exchange = {kind: exchange_time(w, kind, gpu, c) for kind in a.run_layers}
+    adding, loss = c.gradients * local_parameters(w) / gpu.bandwidth, _loss_time(w, gpu, c)
+    found = []
+    for index, own in enumerate(a.stage_layers(pipeline)):
+        last = index == pipeline - 1
+        layers = {kind: own.get(kind, 0) + last * (n - a.layers.get(kind, 0)) for kind, n in a.run_layers.items()}
+        busy = sum(n * kernels[kind] for kind, n in layers.items()) + adding + loss * last
+        waiting = max(_both(busy, sum(n * launches[kind] for kind, n in layers.items())) - busy, 0.0)
+        found.append(_StageTime(busy, waiting, sum(n * exchange[kind] for kind, n in layers.items())))
+    return found
 
 
 def _both(kernels: float, launches: float) -> float:

@@ -231,7 +231,9 @@ def test_a_plan_for_isolated_documents() -> None:
 
 
 def test_without_experts_there_is_nothing_to_dispatch() -> None:
-    dense = replace(base(), model=replace(base().model, layers={"*": 8, "-": 8}, stage_units=8, num_moe_experts=0))
+    dense = replace(
+        base(), model=replace(base().model, layers={"*": 8, "-": 8}, stage_units=8, num_moe_experts=0, pattern="")
+    )
     choices = make_plan(dense, 4, H100).choices
     assert choices and {choice.workload.layout.expert for choice in choices} == {1}
     assert not any("expert" in word or "moe" in word for c in choices for word in override_words(c.workload, dense, ""))

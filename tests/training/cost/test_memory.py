@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nano3.training.checks.model_stats import Architecture, count_parameters
+from nano3.training.checks.model_stats import Architecture, count_kinds, count_layers, count_parameters
 from nano3.training.checks.parallel_layout import ParallelLayout
 from nano3.training.cost.gpus import GPU_KINDS
 from nano3.training.cost.memory import FIXED_BYTES, LOGIT_BYTES, estimate_memory, graph_bytes, kept_bytes
@@ -78,6 +78,39 @@ def test_the_first_stage_keeps_its_layers_for_the_micro_batches_in_flight(pipeli
     w = workload(ParallelLayout(pipeline, 1, pipeline, 1, 1), {"*": 64}, global_batch_size=batch, seq_length=2**16)
     first = estimate_memory(replace(w, model=replace(w.model, vocab_size=128)))  # else the last stage needs more
     assert first.activations == pytest.approx(64 * kept_bytes(w, "*") / pipeline * held)
+
+
+def stages_of(pattern: str, pipeline: int, **changes: Any) -> Workload:
+    layers, units = count_kinds(pattern), pattern.count("|") + 1 if "|" in pattern else count_layers(pattern)
+    w = workload(ParallelLayout(pipeline, 1, pipeline, 1, 1), layers, **changes)
+    return replace(w, model=replace(w.model, pattern=pattern, stage_units=units, vocab_size=0))
+
+
+@pytest.mark.parametrize(("pattern", "pipeline", "heaviest"), [("M*EEM*", 3, 1), ("EE|M*|M", 3, 0), ("M*M*M-EE", 4, 3)])
+def test_the_stage_with_the_largest_layers_counts(pattern: str, pipeline: int, heaviest: int) -> None:
+    w = stages_of(pattern, pipeline, micro_batch_size=1, global_batch_size=1)
+    alone = [
+        stages_of("".join(kind * int(n) for kind, n in stage.items()), 1) for stage in w.model.stage_layers(pipeline)
+    ]
+    expected = [estimate_memory(one).weights for one in alone]
+    assert estimate_memory(w).weights == pytest.approx(max(expected)) == pytest.approx(expected[heaviest])
+    assert sum(expected) == pytest.approx(estimate_memory(replace(w, layout=ONE)).weights)
+
+
+@pytest.mark.parametrize(
+    ("changes", "stages"),
+    [
+        ({"pattern": "MEM*"}, [{"M": 1, "E": 1}, {"M": 1, "*": 1}]),
+        ({"pattern": "M|EM*"}, [{"M": 1}, {"E": 1, "M": 1, "*": 1}]),
+        ({"pattern": ""}, [{"M": 1, "E": 0.5, "*": 0.5}] * 2),
+        ({"pattern": "MEM*", "stage_units": 0}, [{"M": 1, "E": 0.5, "*": 0.5}] * 2),
+    ],
+    ids=["a pattern", "marked", "blocks of a dense model", "chosen otherwise"],
+)
+def test_the_layers_of_each_stage(changes: dict[str, Any], stages: list[dict[str, float]]) -> None:
+    units = 2 if "|" in changes["pattern"] else 4
+    model = replace(workload(ONE, {"M": 2, "E": 1, "*": 1}).model, **({"stage_units": units} | changes))
+    assert model.stage_layers(2) == stages
 
 
 @pytest.mark.parametrize("kind", LAYERS)

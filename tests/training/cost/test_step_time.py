@@ -65,6 +65,24 @@ def test_the_bubble_shrinks_with_more_micro_batches() -> None:
     assert many.bubble / many.total < few.bubble / few.total / 8
 
 
+def test_every_stage_waits_for_the_slowest_one() -> None:
+    w = nano(ParallelLayout(8, 1, 2, 1, 4))
+    even, uneven = (
+        replace(w, model=replace(w.model, pattern=pattern, stage_units=4, layers={"M": 2, "E": 2}))
+        for pattern in ("MEME", "MMEE")
+    )
+    assert estimate_step(uneven, H100).total > 1.1 * estimate_step(even, H100).total
+
+
+def test_multi_token_prediction_and_the_loss_are_on_the_last_stage() -> None:
+    w = nano(ParallelLayout(8, 1, 2, 1, 4))
+    predicting = replace(w.model, mtp_depths=2, mtp_layers={"*": 1, "E": 1}, mtp_shared=True)
+    added = estimate_step(replace(w, model=predicting), H100).gpu - estimate_step(w, H100).gpu
+    alone = replace(w, layout=ParallelLayout(4, 1, 1, 1, 4))
+    whole = estimate_step(replace(alone, model=predicting), H100).gpu - estimate_step(alone, H100).gpu
+    assert added * alone.layout.data / w.layout.data == pytest.approx(whole, rel=0.1), "not shared by the stages"
+
+
 def test_small_micro_batches_wait_for_the_host() -> None:
     small = replace(nano(LAYOUTS["experts"], graphs=()), seq_length=256)
     graphs = replace(small, graphs=("attn", "mamba"))
