@@ -17,6 +17,7 @@ from nano3.config.pretrain import megatron_section
 # Megatron rounds the rows of the embedding up to a multiple of this times the tensor-parallel size.
 VOCAB_MULTIPLE = 128
 LAYER_KINDS = "M*E-"
+MOST_STAGES = 1024  # pipeline stages of a model without a pattern, so that absurd numbers take no memory
 CONV_WIDTH = 4  # of Mamba-2's causal convolution
 # Fields of Megatron's model with which pipeline stages get unequal numbers of layers.
 UNEVEN_STAGES = (
@@ -93,11 +94,12 @@ class Architecture:
         """Return the number of layers of each pipeline stage by kind, without those of multi-token prediction.
 
         Args:
-            pipeline: Number of stages.
+            pipeline: Number of stages; one that the layers cannot be divided among is reported by other checks.
         """
         if pipeline > 1 and self.pattern and self.stage_units and self.stage_units % pipeline == 0:
             return _stage_layers(self.pattern, pipeline)
-        return [{kind: n / pipeline for kind, n in self.layers.items()}] * pipeline
+        stages = max(min(pipeline, sum(self.layers.values()), MOST_STAGES), 1)
+        return [{kind: n / stages for kind, n in self.layers.items()}] * stages
 
     @property
     def mamba_inner(self) -> int:

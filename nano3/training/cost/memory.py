@@ -78,14 +78,15 @@ def estimate_memory(w: Workload) -> Memory:
 
 def _stage(w: Workload, index: int) -> Memory:
     a, layout = w.model, w.layout
-    layers, first, last = a.stage_layers(layout.pipeline)[index], index == 0, index == layout.pipeline - 1
+    stages = a.stage_layers(layout.pipeline)
+    layers, first, last = stages[index], index == 0, index == len(stages) - 1
     dense, experts = _local_parameters(w, layers, first, last)
     replicas = layout.data * layout.context
     expert_replicas = max(layout.world / layout.pipeline / layout.expert, 1)
     shares = (replicas, expert_replicas) if w.sharded_optimizer else (1, 1)
     kept = {kind: kept_bytes(w, kind) for kind in a.run_layers}
     # A stage begins a micro batch for itself and every later stage before it finishes one.
-    in_flight = min(layout.pipeline - index, w.micro_batches)
+    in_flight = min(len(stages) - index, w.micro_batches)
     activations = sum(n * kept[kind] for kind, n in layers.items()) * in_flight
     if last:
         activations += mtp_kept_bytes(w) * a.mtp_depths

@@ -139,14 +139,14 @@ class _StageTime:
 
 def _stage_times(w: Workload, gpu: GpuKind, c: Constants) -> list[_StageTime]:
     """Return the times of all pipeline stages. The last one also has multi-token prediction and the loss."""
-    a, pipeline = w.model, w.layout.pipeline
+    a, stages = w.model, w.model.stage_layers(w.layout.pipeline)
     kernels = {kind: layer_time(w, kind, gpu, c) for kind in a.run_layers}
     launches = {kind: host_time(w, kind, c) for kind in a.run_layers}
     exchange = {kind: exchange_time(w, kind, gpu, c) for kind in a.run_layers}
     adding, loss = c.gradients * local_parameters(w) / gpu.bandwidth, _loss_time(w, gpu, c)
     found = []
-    for index, own in enumerate(a.stage_layers(pipeline)):
-        last = index == pipeline - 1
+    for index, own in enumerate(stages):
+        last = index == len(stages) - 1
         layers = {kind: own.get(kind, 0) + last * (n - a.layers.get(kind, 0)) for kind, n in a.run_layers.items()}
         busy = sum(n * kernels[kind] for kind, n in layers.items()) + adding + loss * last
         waiting = max(_both(busy, sum(n * launches[kind] for kind, n in layers.items())) - busy, 0.0)

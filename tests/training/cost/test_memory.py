@@ -113,6 +113,14 @@ def test_the_layers_of_each_stage(changes: dict[str, Any], stages: list[dict[str
     assert model.stage_layers(2) == stages
 
 
+@pytest.mark.parametrize("pipeline", [-(10**12), -1, 0, 1, 3, 10**12])
+@pytest.mark.parametrize("layers", [{"*": 10**12, "-": 10**12}, {"*": -1, "-": -1}, {}])
+def test_absurd_numbers_have_estimates(pipeline: int, layers: dict[str, int]) -> None:
+    """Other checks report them; until then nothing may fail or take all memory."""
+    w = workload(ParallelLayout(8, 1, pipeline, 1, 1), layers)
+    assert isinstance(estimate_memory(w).total, float) and len(w.model.stage_layers(pipeline)) <= 1024
+
+
 @pytest.mark.parametrize("kind", LAYERS)
 def test_recomputation_keeps_less_and_whole_layers_keep_their_input(kind: str) -> None:
     kept = kept_bytes(workload(ONE), kind)
