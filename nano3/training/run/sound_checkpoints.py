@@ -100,27 +100,36 @@ def file_problems(folder: Path, info: CheckpointInfo, read_files: bool = True) -
         read_files: Compare checksums too.
     """
     items: list[tuple[str, FileRecord]] = [(str(folder / name), record) for name, record in info.files.items()]
-    if read_files:  # each rank reads about as many bytes
-        found = map_over_ranks(read_and_compare, sorted(items, key=lambda item: item[1]["bytes"], reverse=True))
-    else:
-        found = _each_file(partial(_file_problem, read_file=False), items)
+    if read_files:
+        items.sort(key=lambda item: item[1]["bytes"], reverse=True)  # each rank reads about as many bytes
+        suspected = map_over_ranks(find_suspects, items)
+        # The view of this rank decides: a sound checkpoint must not be set aside for what one node cannot read.
+        items = [item for item, suspect in zip(items, suspected, strict=True) if suspect]
+    found = _each_file(partial(_file_problem, read_file=read_files), items)
     return sorted(problem for problem in found if problem)
 
 
-def read_and_compare(items: list[tuple[str, FileRecord]]) -> list[str | None]:
-    """Return what is wrong with each file, or None.
+def find_suspects(items: list[tuple[str, FileRecord]]) -> list[bool]:
+    """Return whether this rank finds a file missing, changed or unreadable, for each file.
 
     Args:
         items: Path, size and checksum of each file.
     """
-    return _each_file(_file_problem, items)
+    return _each_file(_is_suspect, items)
 
 
-def _each_file(
-    problem: Callable[[tuple[str, FileRecord]], str | None], items: list[tuple[str, FileRecord]]
-) -> list[str | None]:
+def _is_suspect(item: tuple[str, FileRecord]) -> bool:
+    try:
+        return _file_problem(item) is not None
+    except PermissionError:
+        return True
+
+
+def _each_file[Result](
+    check: Callable[[tuple[str, FileRecord]], Result], items: list[tuple[str, FileRecord]]
+) -> list[Result]:
     with ThreadPoolExecutor(_THREADS) as pool:
-        return [*pool.map(problem, items)]
+        return [*pool.map(check, items)]
 
 
 def _file_problem(item: tuple[str, FileRecord], read_file: bool = True) -> str | None:

@@ -92,28 +92,53 @@ def test_every_rank_does_a_part_of_what_rank_zero_shares(tmp_path: Path) -> None
 
 
 def verify(config: PretrainConfig, data: Path, run_dir: Path) -> dict:
+    import os
+
     (folder,) = complete_checkpoints(data)
     reads: list[str] = []
     checksum = sound_checkpoints.checksum
-    sound_checkpoints.checksum = lambda path: reads.append(path.name) or checksum(path)  # type: ignore[func-returns-value]
-    found = agree_on_rank0(lambda: {"problems": checkpoint_problems(folder)})
-    return found | {"read": sorted(reads)}
+
+    def read(path: Path) -> str:
+        reads.append(path.name)
+        if config.run.name == "another view" and os.environ["RANK"] == "1":
+            if path.name == "part_2":
+                raise PermissionError(path)
+            return "an older state of the file"
+        return checksum(path)
+
+    sound_checkpoints.checksum = read
+    return agree_on_rank0(lambda: {"problems": checkpoint_problems(folder)}) | {"read": sorted(reads)}
 
 
-def test_the_ranks_together_verify_a_checkpoint(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoints" / "iter_0000002"
+def write_checkpoint(folder: Path) -> list[str]:
+    """Write a checkpoint of six files and return their names."""
     folder.mkdir(parents=True)
     names = [f"part_{i}" for i in range(6)]
     for i, name in enumerate(names):
         (folder / name).write_bytes(b"x" * 1000 * (i + 1))
     info = CheckpointInfo(2, 8, 512, 1.0, 10, {}, {}, files=describe_files(folder))
     write_checkpoint_info(folder, info)
+    return names
+
+
+def test_the_ranks_together_verify_a_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints" / "iter_0000002"
+    names = write_checkpoint(folder)
     for name in ("part_1", "part_4"):
         (folder / name).write_bytes(b"y" * (folder / name).stat().st_size)
     ranks = [r.result() for r in start_ranks(tiny_config(), tmp_path / "checkpoints", tmp_path, 2, job=verify)]
     changed = [f"{folder / name} has changed (its checksum differs)" for name in ("part_1", "part_4")]
     assert [rank["problems"] for rank in ranks] == [changed, changed]
-    assert [rank["read"] for rank in ranks] == [names[1::2], names[::2]]
+    assert [rank["read"] for rank in ranks] == [sorted([*names[1::2], "part_1", "part_4"]), names[::2]]
+
+
+def test_what_one_rank_alone_cannot_read_is_no_damage(tmp_path: Path) -> None:
+    """Another node may see an older state of a shared folder, or fail; rank 0 reads those files, too."""
+    names = write_checkpoint(tmp_path / "checkpoints" / "iter_0000002")
+    config = tiny_config(**{"run.name": "another view"})
+    ranks = [r.result() for r in start_ranks(config, tmp_path / "checkpoints", tmp_path, 2, job=verify)]
+    assert [rank["problems"] for rank in ranks] == [[], []]
+    assert [rank["read"] for rank in ranks] == [names, names[::2]]
 
 
 def decide_late(config: PretrainConfig, data: Path, run_dir: Path) -> dict:
