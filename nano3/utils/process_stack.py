@@ -63,7 +63,8 @@ def read_stack(pid: int) -> str:
     except subprocess.TimeoutExpired:
         process.kill()  # without waiting: it can be held in the kernel as the process that it reads
         return f"no stack: {program} did not end within {TIMEOUT_S:g} s\n"
-    output = output[output.find("\nPython v") + 1 :]  # after the command line, which may hold secrets
-    if process.returncode:
+    _, version, stacks = output.partition("\nPython v")  # before it the command line, which may hold secrets
+    output = version.lstrip() + stacks
+    if process.returncode or not output:
         return f"{output}no stack: {program} failed with exit code {process.returncode}\n{problem}{FORBIDDEN}\n"
     return output

@@ -76,6 +76,16 @@ def test_a_py_spy_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sc
     assert text.startswith("no stack: ") and words in text
 
 
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_command_line_is_never_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int) -> None:
+    """Not even if py-spy ends after it, or another version does not print its own line."""
+    (tmp_path / "py-spy").write_text(f"#!/bin/sh\necho 'Process 1: train --token=secret'\nexit {code}\n")
+    (tmp_path / "py-spy").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    text = read_stack(os.getpid())
+    assert "secret" not in text and f"failed with exit code {code}" in text
+
+
 WITHOUT_CAPABILITY = """
 import ctypes, sys
 from nano3.utils.process_stack import read_stack
