@@ -124,8 +124,7 @@ def recompute_problems(w: Workload) -> list[str]:
 
 def mask_warning(w: Workload) -> str | None:
     """Return why the CUDA graphs of attention do not suit such long samples, or None if they do."""
-    layers = w.model.layers.get("*", 0) // w.layout.pipeline
-    if not layers or not w.is_graphed("*") or mask_bytes(w) <= LARGEST_MASK:
+    if not w.model.layers.get("*") or not w.is_graphed("*") or mask_bytes(w) <= LARGEST_MASK:
         return None
     size, host = mask_bytes(w) / 2**30, 4 * w.seq_length**2 / w.layout.context / 2**30
     return (
@@ -250,10 +249,11 @@ def _variants(w: Workload, fixed: int | None) -> Iterator[Workload]:
     samples = w.global_batch_size // w.layout.data
     powers = [n for n in divisors(samples, LARGEST_MICRO_BATCH) if not n & (n - 1)]
     for micro in powers if fixed is None else [fixed] * (samples % fixed == 0):
-        for recompute in recompute_options(w):
-            impl, graphs = _graphs_beside(recompute, replace(w, micro_batch_size=micro))
-            candidate = replace(w, micro_batch_size=micro, recompute=recompute, graphs=graphs, graph_impl=impl)
-            for dispatcher in dispatcher_options(w):
+        sized = replace(w, micro_batch_size=micro)
+        for recompute in recompute_options(sized):
+            impl, graphs = _graphs_beside(recompute, sized)
+            candidate = replace(sized, recompute=recompute, graphs=graphs, graph_impl=impl)
+            for dispatcher in dispatcher_options(candidate):
                 yield replace(candidate, dispatcher=dispatcher)
 
 

@@ -207,6 +207,13 @@ def test_graphs_of_attention_do_not_suit_long_samples(changes: dict, context: in
     assert size is None or (found or "").endswith("out of the graphs: ++megatron.model.cuda_graph_modules=[mamba]")
 
 
+def test_one_layer_of_attention_in_many_stages_is_warned_of() -> None:
+    w = replace(base(), seq_length=524288)
+    attention = w.model.layers["*"]
+    many = replace(w, layout=ParallelLayout(2 * attention, 1, 2 * attention, 1, 1))
+    assert mask_warning(many)
+
+
 @pytest.mark.parametrize("graphs", [("attn", "mamba"), ("attn",)])
 def test_a_plan_for_long_samples_leaves_attention_out_of_the_graphs(graphs: tuple[str, ...]) -> None:
     w = replace(base(), seq_length=131072, global_batch_size=16, graphs=graphs)
