@@ -132,8 +132,9 @@ def make_job(
     found = data or resolve_data(cfg)
     words = task_overrides() if overrides is None else list(overrides)
     config, preview = validate(cfg, found, run_dir, label, vocab_size, show, words)
-    for warning in [] if label else filter(None, (experiment_override_warning(words), lost_schedule_warning(words))):
-        warn(warning)
+    if not label:
+        for warning in filter(None, (experiment_override_warning(words), lost_schedule_warning(words))):
+            warn(warning)
 
     def save_config() -> None:
         if config.cluster.container_runtime != "none":  # a mounted folder must exist

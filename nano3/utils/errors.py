@@ -63,11 +63,15 @@ def nearest(word: str, allowed: Sequence[str]) -> str | None:
     return found[0] if found else None
 
 
+def nearest_hint(word: str, allowed: Sequence[str]) -> str:
+    """Return " Did you mean 'X'?" if a member of `allowed` is similar to `word`, else ""."""
+    near = nearest(word, allowed)
+    return f" Did you mean {near!r}?" if near else ""
+
+
 def did_you_mean(word: str, allowed: Sequence[str]) -> str:
-    """Return " Did you mean 'X'?" if a member of `allowed` is similar to `word`, else a list of (some) members."""
-    if near := nearest(word, allowed):
-        return f" Did you mean {near!r}?"
-    return f" Allowed: {list_some(sorted(allowed))}."
+    """Return `nearest_hint`, or a list of (some) members of `allowed` if none is similar."""
+    return nearest_hint(word, allowed) or f" Allowed: {list_some(sorted(allowed))}."
 
 
 def list_some(names: Iterable[object], most: int = MAX_LISTED) -> str:

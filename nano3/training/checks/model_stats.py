@@ -16,7 +16,7 @@ from nano3.config.pretrain import megatron_section
 
 # Megatron rounds the rows of the embedding up to a multiple of this times the tensor-parallel size.
 VOCAB_MULTIPLE = 128
-LAYER_KINDS = "M*E-"
+LAYER_KINDS = "M*E-"  # as in a hybrid pattern
 MOST_STAGES = 1024  # pipeline stages of a model without a pattern, so that absurd numbers take no memory
 CONV_WIDTH = 4  # of Mamba-2's causal convolution
 # Fields of Megatron's model with which pipeline stages get unequal numbers of layers.

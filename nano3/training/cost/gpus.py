@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from nano3.training.checks.low_precision import TITLES, TO_BF16
-from nano3.utils.errors import UserError, nearest
+from nano3.utils.errors import UserError, nearest_hint
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,7 @@ def gpu_kind(name: str, key: str = "cluster.gpu") -> GpuKind:
     """
     found = GPU_KINDS.get(name.lower())
     if found is None:
-        near = nearest(name.lower(), list(GPU_KINDS))
-        hint = f" Did you mean {near!r}?" if near else ""
+        hint = nearest_hint(name.lower(), list(GPU_KINDS))
         raise UserError(f"{key}={name}: no such kind of GPU.{hint} Allowed: {', '.join(GPU_KINDS)}.")
     return found
 

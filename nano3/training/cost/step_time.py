@@ -112,7 +112,8 @@ def estimate_step(w: Workload, gpu: GpuKind, constants: Constants = MEASURED) ->
         gpu: The kind of GPU.
         constants: Those that were measured.
     """
-    slowest = max(stages := _stage_times(w, gpu, constants), key=lambda stage: stage.total)
+    stages = _stage_times(w, gpu, constants)
+    slowest = max(stages, key=lambda stage: stage.total)
     micro = slowest.total
     return StepTime(
         gpu=slowest.kernels * w.micro_batches,

@@ -9,7 +9,7 @@ from pathlib import Path
 from nano3.training.dataset import TrainingData, eod_problems
 from nano3.training.megatron import schema
 from nano3.training.megatron.settings import Setting
-from nano3.utils.errors import did_you_mean, nearest
+from nano3.utils.errors import did_you_mean, nearest_hint
 
 
 def recipe_problems(target: str) -> list[str]:
@@ -21,8 +21,7 @@ def recipe_problems(target: str) -> list[str]:
     base = bridge.joinpath(*module.split("."))
     file = next((f for f in (base.with_suffix(".py"), base / "__init__.py") if f.is_file()), None)
     if file is None:
-        near = nearest(target, _all_recipes(bridge))
-        hint = f" Did you mean {near!r}?" if near else ""
+        hint = nearest_hint(target, _all_recipes(bridge))
         return [f"recipe._target_={target}: there is no module megatron.bridge.{module}.{hint}"]
     names = _names(file)
     if name in names or "*" in names:

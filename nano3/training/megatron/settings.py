@@ -15,10 +15,11 @@ from typing import Any
 from nano3.config import ModelConfig, PretrainConfig
 from nano3.config.model import MTP_KEYS, further_patterns
 from nano3.config.pretrain import megatron_section
-from nano3.training.checks.model_stats import count_layers, model_value
+from nano3.training.checks.model_stats import LAYER_KINDS, count_layers, model_value
 from nano3.training.megatron.schema import Field, Schema, dtype_name
 from nano3.utils.errors import Failure
 
+_ALLOWED_KINDS = "allowed: M Mamba-2, E experts, * attention, - dense MLP"
 # nano3 key -> the container fields that it sets. A null keeps the recipe's value.
 CONTAINER_FIELDS: dict[str, tuple[str, ...]] = {
     "train.train_iters": ("train.train_iters", "scheduler.lr_decay_iters"),
@@ -144,11 +145,8 @@ def mtp_problems(config: PretrainConfig, known: Schema | None) -> list[str]:
         if key in free and getattr(model, key) is not None
     ]
     layers = model.mtp_hybrid_override_pattern or free.get("mtp_hybrid_override_pattern")
-    if unknown := sorted(set(layers) - set("M*E-")) if isinstance(layers, str) else []:
-        problems.append(
-            f"model.mtp_hybrid_override_pattern={layers} has {' '.join(unknown)}; allowed: M Mamba-2, E experts, "
-            "* attention, - dense MLP."
-        )
+    if unknown := sorted(set(layers) - set(LAYER_KINDS)) if isinstance(layers, str) else []:
+        problems.append(f"model.mtp_hybrid_override_pattern={layers} has {' '.join(unknown)}; {_ALLOWED_KINDS}.")
     if not depths:
         return problems + _missing_mtp_layers(model, free, known)
     if set(depths) != {depths[0]} or not depths[0]:
@@ -207,10 +205,8 @@ def pattern_problems(pattern: str | None) -> list[str]:
     """Return why a hybrid pattern is invalid: unknown layer kinds, a stray |, or no layer in the main stack."""
     if pattern is None:
         return []
-    allowed = (
-        "allowed: M Mamba-2, E experts, * attention, - dense MLP; | between pipeline stages, / ends the main stack"
-    )
-    if unknown := sorted(set(pattern) - set("M*E-|/")):
+    allowed = f"{_ALLOWED_KINDS}; | between pipeline stages, / ends the main stack"
+    if unknown := sorted(set(pattern) - set(f"{LAYER_KINDS}|/")):
         return [f"model.hybrid_layer_pattern={pattern} has {' '.join(unknown)}; {allowed}."]
     if "|" in "".join(further_patterns(pattern)):
         return [f"model.hybrid_layer_pattern={pattern} has | after /, where no stage ends; {allowed}."]
