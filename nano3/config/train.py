@@ -44,7 +44,8 @@ class TrainConfig:
     # divided among the ranks of this machine.
     threads: int | None = None
     # End the run, and restart it on Slurm, if a rank makes no progress for this many seconds (or for five times its
-    # longest step, if that is more); the stacks of all ranks are written to <run folder>/hang. null waits forever.
+    # longest step after the first, if that is more); the stacks of all ranks are written to <run folder>/hang. null
+    # waits forever.
     hang_timeout_s: float | None = 300.0
     # Save a checkpoint and stop after this many minutes; null sets no time limit.
     exit_duration_in_mins: float | None = None

@@ -56,12 +56,16 @@ COLLECTIVES = "torch/distributed/distributed_c10d.py"
 
 @dataclass
 class Progress:
-    """The last progress of this rank: time of `time.monotonic`, finished iterations, and what it does since then."""
+    """The last progress of this rank: time of `time.monotonic`, finished iterations, and what it does since then.
+
+    `longest_step_s` is of the `steps` that were timed. The first one compiles, so it counts until there is another.
+    """
 
     at: float
     iteration: int = 0
     phase: str = "start"
     longest_step_s: float = 0.0
+    steps: int = 0
 
 
 class HangWatch:
@@ -122,8 +126,10 @@ class HangWatch:
             phase: What begins now: "step", "validation", "save" or "end".
         """
         now, last = time.monotonic(), self._progress
-        step = now - last.at if last.phase == "step" and iteration > last.iteration else 0.0
-        self._progress = Progress(now, iteration, phase, max(last.longest_step_s, step))
+        longest, steps = last.longest_step_s, last.steps
+        if last.phase == "step" and iteration > last.iteration:
+            longest, steps = max(now - last.at, longest if steps > 1 else 0.0), steps + 1
+        self._progress = Progress(now, iteration, phase, longest, steps)
 
     def limit_s(self) -> float:
         """Return the seconds without progress that the present phase may last."""

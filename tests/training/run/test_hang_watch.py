@@ -133,6 +133,20 @@ def test_the_longest_step_is_measured_between_steps_only(tmp_path: Path, monkeyp
     assert watch._progress.longest_step_s == 10.0
 
 
+def test_the_first_step_compiles_and_counts_until_there_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, limits = [0.0], []
+    monkeypatch.setattr(hang_watch.time, "monotonic", lambda: now[0])
+    watch = HangWatch(tmp_path, 10.0, first_step_s=1000.0)
+    watch.progress(0)
+    for iteration, seconds in enumerate([50.0, 0.5, 8.0, 0.5], start=1):
+        limits.append(watch.limit_s())
+        now[0] += seconds
+        watch.progress(iteration)
+    assert [*limits, watch.limit_s()] == [1000.0, 250.0, 10.0, 40.0, 40.0]
+
+
 def phase_while_closing(config: PretrainConfig, data: Path, run_dir: Path, fails: bool) -> tuple[str, int]:
     """Train, and return the phase and the iterations in which the outputs were closed."""
     seen = []
