@@ -16,6 +16,16 @@ from nano3.training.cost.throughput import Throughput
 from nano3.training.megatron.checkpoints import TRACKER, CheckpointFinisher, record_begun
 from nano3.training.megatron.errors import divergence_message
 from nano3.training.megatron.expert_counts import ExpertCounts
+from nano3.training.megatron.over_ranks import (
+    all_parameters,
+    loss_from_last_stage,
+    max_over_ranks,
+    moe_balance,
+    mtp_metrics,
+    reads_own_samples,
+    sum_over_ranks,
+    sum_values_over_ranks,
+)
 from nano3.training.megatron.saving import remove_failed
 from nano3.training.order.plan import OrderPlan
 from nano3.training.order.plan_text import stage_sentence
@@ -147,7 +157,7 @@ class TrainingHooks:
         self._throughput = self._make_throughput(context.state.cfg)
         experts = getattr(context.state.cfg.model, "num_moe_experts", None)
         self._experts = ExpertCounts.watch(context.model, experts, max_over_ranks)
-        self._parameters = sum(p.numel() for chunk in context.model for p in chunk.parameters())
+        self._parameters = all_parameters(context.model)
         self.run.startup.mark("model, data and checkpoint")
 
     def on_train_step_start(self, context: Any) -> None:
@@ -302,8 +312,8 @@ class TrainingHooks:
             "lr": self._lr,
             "grad_norm": norm,
             **self._throughput.metrics(seconds),
-            "memory_gb": torch.cuda.max_memory_allocated() / 2**30,
-            **moe_balance(context.state.cfg),
+            "memory_gb": max_over_ranks([torch.cuda.max_memory_allocated() / 2**30])[0],
+            **moe_balance(getattr(context.state.cfg.model, "num_moe_experts", None), sum_values_over_ranks),
             **(self._experts.metrics() if self._experts else {}),
             **(self.run.order.epoch_metrics(iteration) if self.run.order else {}),
             **fed,
@@ -321,95 +331,6 @@ class TrainingHooks:
         return Throughput(tokens, flops, torch.distributed.get_world_size(), torch.cuda.get_device_name())
 
 
-def max_over_ranks(values: list[float]) -> list[float]:
-    """Return the element-wise maximum over all ranks. Every rank must call this at the same iterations."""
-    return _reduced(values, "float64", "MAX")
-
-
-def sum_values_over_ranks(values: list[float]) -> list[float]:
-    """Return the element-wise sum over all ranks. Every rank must call this at the same iterations."""
-    return _reduced(values, "float64", "SUM")
-
-
-def sum_over_ranks(number: int) -> int:
-    """Return the sum of a number over all ranks. Every rank must call this at the same iterations."""
-    return _reduced([number], "int64", "SUM")[0]
-
-
-def _reduced[Number: (int, float)](values: list[Number], dtype: str, operation: str) -> list[Number]:
-    """Reduce values element by element over all ranks.
-
-    Args:
-        values: The values of this rank.
-        dtype: A type of torch, by name.
-        operation: A member of torch.distributed.ReduceOp, by name.
-    """
-    import torch
-    import torch.distributed as dist
-
-    if dist.get_world_size() == 1:
-        return values
-    reduced = torch.tensor(values, device="cuda", dtype=getattr(torch, dtype))
-    dist.all_reduce(reduced, op=getattr(dist.ReduceOp, operation))
-    found: list[Number] = reduced.tolist()
-    return found
-
-
-def reads_own_samples() -> bool:
-    """Return whether no rank before this one reads the same samples: those of a split model do."""
-    from megatron.core import parallel_state
-
-    first = parallel_state.is_pipeline_first_stage(ignore_virtual=True)
-    tensor, context = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_context_parallel_rank()
-    return bool(first and tensor == 0 and context == 0)
-
-
-def moe_balance(cfg: Any) -> dict[str, float]:
-    """Return the router's load-balancing losses, each a mean over the MoE layers of this rank.
-
-    A loss equals its coefficient when all experts receive the same number of tokens.
-    """
-    from megatron.core.num_microbatches_calculator import get_num_microbatches
-    from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
-
-    found = {}
-    for name, entry in get_moe_metrics_tracker().metrics.items():
-        layers = entry.values[entry.values != 0]
-        if "load_balancing" in name and layers.numel():
-            found[f"moe_{name}"] = float(layers.mean()) / get_num_microbatches()
-    return found
-
-
-def mtp_metrics(depths: int | None, sum_over: Callable[[list[float]], list[float]]) -> dict[str, float]:
-    """Return the loss and the hit rate of each further token that multi-token prediction predicts.
-
-    Megatron adds them up over the micro batches of an iteration (`MTPLossLoggingHelper`), on the ranks of the last
-    pipeline stage, and clears them after the event in which this is called.
-
-    Args:
-        depths: Number of further tokens; None or 0 without multi-token prediction.
-        sum_over: Returns the element-wise sum over all ranks. Every rank must call it at the same iterations.
-    """
-    if not depths:
-        return {}
-    from megatron.core.num_microbatches_calculator import get_num_microbatches
-    from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
-
-    tracker = MTPLossLoggingHelper.tracker
-    own = [[0.0] * depths] * 3
-    if "loss_values" in tracker:
-        own = [tracker[f"{name}_values"].double().tolist() for name in ("loss", "correct", "total")]
-    ranks, *sums = sum_over([float("loss_values" in tracker), *own[0], *own[1], *own[2]])
-    losses, hits, tokens = (sums[i * depths : (i + 1) * depths] for i in range(3))
-    found = {}
-    for depth in range(depths):
-        if ranks:
-            found[f"mtp_{depth + 1}_loss"] = losses[depth] / (ranks * get_num_microbatches())
-        if tokens[depth]:
-            found[f"mtp_{depth + 1}_accuracy"] = hits[depth] / tokens[depth]
-    return found
-
-
 def make_scalar(norm: Any) -> None:
     """Take the only dimension from a gradient norm that is still on the GPU (skip_sync_grad_norm_across_mp), in place.
 
@@ -425,11 +346,6 @@ def make_scalar(norm: Any) -> None:
 def extract_loss(losses: dict[str, Any] | None) -> float | None:
     """Return the cross entropy per token in Megatron-Bridge's dict; None before the last pipeline stage."""
     return float(losses["lm loss"]) if losses and "lm loss" in losses else None
-
-
-def loss_from_last_stage(loss: float | None) -> float:
-    """Return the loss on every rank. With pipeline stages, only the ranks of the last one know it."""
-    return max_over_ranks([-math.inf if loss is None else loss])[0]
 
 
 def _learning_rate(optimizer: Any) -> float | None:

@@ -42,7 +42,8 @@ class PerDatasetEval:
     def _loss(self, name: str, shards: tuple[Shard, ...], context: Any) -> float:
         from megatron.bridge.training.eval import evaluate
 
-        from nano3.training.megatron.callbacks import extract_loss, loss_from_last_stage
+        from nano3.training.megatron.callbacks import extract_loss
+        from nano3.training.megatron.over_ranks import loss_from_last_stage
 
         note_progress(int(context.state.train_state.step), "validation")
         if name not in self._megatron_datasets:

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from training_processes import Child
 
 from nano3.training.megatron import callbacks, checkpoints
 from nano3.training.megatron.callbacks import RunContext, StepTimer, TrainingHooks
@@ -133,7 +132,6 @@ def test_a_gradient_norm_on_the_gpu_is_logged_as_a_number(
     """With skip_sync_grad_norm_across_mp, Megatron-Bridge hands over a tensor, which no output can write."""
     torch = pytest.importorskip("torch")
     # These need the process groups of a model that is split over GPUs.
-    monkeypatch.setattr(callbacks, "moe_balance", lambda cfg: {})
     monkeypatch.setattr(callbacks, "loss_from_last_stage", lambda loss: loss)
     monkeypatch.setattr(callbacks, "reads_own_samples", lambda: True)
     own = hooks(tmp_path)
@@ -279,45 +277,3 @@ def test_the_seconds_of_each_part(tmp_path: Path, single_rank: None) -> None:
     assert recorder.clock.take() == {
         "seconds/start": 10, "seconds/step": 19, "seconds/valid": 4, "seconds/save": 8
     }  # fmt: skip
-
-
-def tracked(depths: int | None, filled: bool) -> tuple[dict[str, float], list[list[float]]]:
-    """Return the metrics of two micro batches in Megatron's tracker, and what was summed over the ranks."""
-    import torch
-    from megatron.core.num_microbatches_calculator import init_num_microbatches_calculator
-    from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
-
-    from nano3.training.megatron.callbacks import mtp_metrics
-
-    init_num_microbatches_calculator(0, None, 8, 4, 1)
-    if filled:
-        MTPLossLoggingHelper.tracker |= {
-            "loss_values": torch.tensor([6.0, 8.0]),
-            "correct_values": torch.tensor([25.0, 0.0]),
-            "total_values": torch.tensor([100.0, 0.0]),
-        }
-    seen: list[list[float]] = []
-
-    def two_ranks_and_an_earlier_stage(values: list[float]) -> list[float]:
-        seen.append(values)
-        return [2 * value for value in values]
-
-    return mtp_metrics(depths, two_ranks_and_an_earlier_stage), seen
-
-
-@pytest.mark.parametrize(
-    ("depths", "filled", "wanted"),
-    [
-        (2, True, {"mtp_1_loss": 3.0, "mtp_1_accuracy": 0.25, "mtp_2_loss": 4.0}),
-        (2, False, {}),
-        (0, True, {}),
-        (None, True, {}),
-    ],
-    ids=["filled", "no-last-stage", "zero", "none"],
-)
-def test_losses_of_further_tokens(tmp_path: Path, depths: int | None, filled: bool, wanted: dict) -> None:
-    """Every rank takes part in the sum, also one of an earlier pipeline stage, which has no losses."""
-    pytest.importorskip("megatron.core")
-    found, seen = Child(tracked, (depths, filled), tmp_path / "log.txt").result()
-    assert found == wanted
-    assert [len(values) for values in seen] == ([7] if depths else [])
