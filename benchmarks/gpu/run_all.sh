@@ -13,7 +13,7 @@ tarfile.open(fileobj=pa.input_stream(sys.argv[1], compression='zstd'), mode='r|'
 [ -d "$K/site" ] || [ ! -f "$G/site.tar.zst" ] || unpack "$G/site.tar.zst" "$K/site"
 [ -d "$K/wheels" ] || [ ! -d "$G/wheels" ] || python3 -m pip install -q --no-index --no-deps --no-cache-dir --target "$K/wheels" "$G"/wheels/*.whl
 unset PYTHONDONTWRITEBYTECODE  # else every start compiles the stack's modules again, which takes about three times as long as loading them
-export PYTHONPATH=$K/site:$K/wheels:$ROOT PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore HF_HUB_OFFLINE=1 NANO3_CACHE=$K/cache NANO3_HOME=$K/home
+export PATH=$K/wheels/bin:$PATH PYTHONPATH=$K/site:$K/wheels:$ROOT PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore HF_HUB_OFFLINE=1 NANO3_CACHE=$K/cache NANO3_HOME=$K/home
 export NCCL_NVLS_ENABLE=0 TORCH_SYMM_MEM_DISABLE_MULTICAST=1 NVSHMEM_DISABLE_NVLS=1
 [ -d "$NANO3_CACHE/kernels" ] || [ ! -f "$G/kernels.tar.zst" ] || python3 "$ROOT/benchmarks/gpu/kernels.py" unpack "$G/kernels.tar.zst" "$NANO3_CACHE"
 DATA=$K/data; ENGINE=$(python3 -c "import fastokens" 2>/dev/null && echo auto || echo tokenizers)

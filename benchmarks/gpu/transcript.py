@@ -12,7 +12,7 @@ from pathlib import Path
 STARTS = (
     *("$ ", "fresh start", "resuming", "removing", "removed", "new phase", "adapted", "first step done", "iterations "),
     *("validation", "warning", "error", "stopped", "finished", "already finished", "Run ", "training loss", "speed"),
-    *("RESULT", "spans:", "sample  ", "[exiting program", "[exit code", "launch: "),
+    *("RESULT", "spans:", "guard: ", "sample  ", "[exiting program", "[exit code", "launch: "),
 )
 ITERATION = re.compile(r"iteration +\d")
 PYTEST = re.compile(r"(\[gw\d+\] \[ *\d+%\] )?(PASSED|FAILED|ERROR) |=+ .*(passed|failed)")

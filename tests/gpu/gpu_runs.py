@@ -51,9 +51,30 @@ SHORT = [
     "scheduler.lr_wsd_decay_iters=1",
     "train.eval_interval=0",
 ]
+# A dense model of 22 M parameters instead, of which nearly nothing has to be compiled.
+DENSE = [
+    "model=recipe",
+    "recipe._target_=megatron.bridge.recipes.qwen.qwen3.qwen3_8b_pretrain_config",
+    "model.hidden_size=512",
+    "model.ffn_hidden_size=1536",
+    "model.num_attention_heads=8",
+    "model.num_query_groups=2",
+    "model.kv_channels=64",
+    "+megatron.model.num_layers=6",
+]
 # Settings for comparing two runs from the same weights step by step.
 SPIKE = 12  # the iteration at which their gradient has its largest norm, in every run
 FOLLOW = ["train.eval_interval=0", "logger.log_interval=1", "optimizer.lr=1e-3", "optimizer.min_lr=0"]
+# Two ranks, by what they share out.
+BOTH = {"CUDA_VISIBLE_DEVICES": "0,1"}
+TWO = "cluster.nproc_per_node=2"
+LAYOUTS = {
+    "data parallel": [TWO],
+    "experts over both": [TWO, "model.expert_model_parallel_size=2"],
+    "tensor parallel": [TWO, "model.tensor_model_parallel_size=2", "model.sequence_parallel=true"],
+    "pipeline": [TWO, "model.pipeline_model_parallel_size=2"],
+    "context parallel": [TWO, "model.context_parallel_size=2"],
+}
 
 
 def gpus() -> int:

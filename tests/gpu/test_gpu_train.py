@@ -4,10 +4,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from gpu_runs import MARKS, MICRO, MODEL, ROOT, SHORT, SPIKE, Runs, gpus
+from gpu_runs import BOTH, DENSE, LAYOUTS, MARKS, MODEL, ROOT, SHORT, SPIKE, Runs, gpus
 
 from nano3.artifacts.store import Artifact
-from nano3.training.run.checkpoints import complete_checkpoints
+from nano3.training.run.checkpoints import complete_checkpoints, read_checkpoint_info
 from nano3.utils.files import read_json
 
 pytestmark = MARKS
@@ -15,7 +15,6 @@ pytestmark = MARKS
 # above 1) that another has not. Before it, and in the few iterations after a checkpoint, two runs differ by at most
 # 0.0002 (four pairs on H100s); afterwards by up to 0.075.
 SAME, NOISE = 0.003, 0.15
-BOTH = {"CUDA_VISIBLE_DEVICES": "0,1"}
 
 
 def test_it_learns_and_leaves_everything_that_it_was(runs: Runs, undisturbed: Path) -> None:
@@ -164,31 +163,34 @@ def test_the_settings_for_one_gpu_train_and_save(runs: Runs) -> None:
 
 def test_the_recipe_of_tiny_trains_without_network(runs: Runs) -> None:
     """Qwen3-8B's recipe at a small size reads the hub when called, and gets the file that nano3 ships."""
-    shape = ["hidden_size=512", "ffn_hidden_size=1536", "num_attention_heads=8", "num_query_groups=2", "kv_channels=64"]
-    words = [w for w in MICRO if not w.startswith("model=")] + [f"model.{w}" for w in shape]
-    words += ["model=recipe", "recipe._target_=megatron.bridge.recipes.qwen.qwen3.qwen3_8b_pretrain_config"]
-    words += ["+megatron.model.num_layers=6", "run.name=qwen"]
-    process = runs.popen("-m", "nano3.pretrain", *words, HF_HUB_OFFLINE="0", HF_HOME=str(runs.folder / "no_cache"))
-    runs.finish(process)
+    runs.train("qwen", *DENSE, HF_HUB_OFFLINE="0", HF_HOME=str(runs.folder / "no_cache"))
     losses = runs.losses("qwen")
     assert losses[40] < losses[5] - 0.5
     text = runs("-m", "nano3", "export", "qwen", "--output", "hf_qwen")
     assert "from_pretrained" in text
 
 
-@pytest.mark.parametrize("experts", [1, 2], ids=["data parallel", "experts over both"])
-def test_two_ranks_equal_one(runs: Runs, first_weights: Path, followed: Path, experts: int) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_two_ranks_equal_one(runs: Runs, first_weights: Path, followed: Path, layout: str) -> None:
     """Start from the same weights, because expert-parallel ranks draw other initial weights than one rank."""
     if gpus() < 2:
         pytest.skip("one GPU")
-    name, words = f"two_{experts}", ["cluster.nproc_per_node=2", f"model.expert_model_parallel_size={experts}"]
-    text = runs.follow(name, first_weights, *words, **BOTH)
+    name = f"two_{layout.replace(' ', '_')}"
+    text = runs.follow(name, first_weights, *LAYOUTS[layout], **BOTH)
     assert text.count("fresh start") == 1
     two, one = runs.steps(name), runs.steps(followed.name)
     assert sorted(two) == sorted(one) == list(range(1, 21))
     for i in range(1, SPIKE):
         assert two[i]["loss"] == pytest.approx(one[i]["loss"], abs=0.01), i
         assert two[i]["grad_norm"] == pytest.approx(one[i]["grad_norm"], rel=0.03), i
+    counts = {
+        run: read_checkpoint_info(runs.dir(run) / "checkpoints/iter_0000020").parameters
+        for run in (name, followed.name)
+    }
+    assert counts[name] == counts[followed.name]
+    text = runs.follow(name, first_weights, *LAYOUTS[layout], "train.exit_iteration=22", **BOTH)
+    assert text.count("resuming from iteration 20") == 1
+    assert sorted(runs.steps(name)) == list(range(1, 23))
 
 
 def test_two_ranks_are_stopped_together_and_one_goes_on(runs: Runs) -> None:

@@ -1,6 +1,6 @@
 # The 1.2 B model of one_hopper on all GPUs of the machine, each GPU with the batch that one has alone, in the order of RUNS:
-# `nano3` (its own command, data parallel), `plain` Megatron-Bridge under torchrun with the same container, and `experts` over all
-# GPUs. The stage `tuning` measures one GPU alone. PROFILED names runs of which two late steps are profiled, on every rank.
+# `nano3` (its own command, data parallel), `plain` Megatron-Bridge under torchrun with the same container, and with nano3 what else
+# the GPUs can share out: `experts`, `tensor`, `pipeline` and `context`. The stage `tuning` measures one GPU alone. PROFILED names runs of which two late steps are profiled, on every rank.
 GPUS=${GPUS:-$(nvidia-smi -L | wc -l)}
 SAME=(train.train_iters=20 train.seq_length=4096 train.micro_batch_size=16 "train.global_batch_size=$((32 * GPUS))" train.eval_interval=0 logger.log_interval=5
   checkpoint.save_interval=0 scheduler.lr_wsd_decay_iters=5 scheduler.lr_warmup_iters=2 optimizer.lr=1e-4)
@@ -12,6 +12,9 @@ for run in ${RUNS:-nano3 plain nano3 plain experts}; do
   command=(-m nano3.pretrain data_blend=sample model=nemotron_3_nano_1b train=one_hopper run.data="$DATA" run.output_dir="$K/ranks_$name" cluster.nproc_per_node="$GPUS")
   case $run in
     experts) words+=("model.expert_model_parallel_size=$GPUS");;
+    tensor) words+=("model.tensor_model_parallel_size=$GPUS" model.sequence_parallel=true);;
+    pipeline) words+=("model.pipeline_model_parallel_size=$GPUS");;
+    context) words+=("model.context_parallel_size=$GPUS");;
     plain)
       command=(-m torch.distributed.run --nproc-per-node "$GPUS" benchmarks/gpu/plain.py "$K/ranks_$name" "$DATA" conf/model/nemotron_3_nano_1b.yaml)
       words+=(megatron.model.recompute_granularity=null megatron.model.recompute_modules=null);;
