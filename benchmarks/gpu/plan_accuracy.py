@@ -35,6 +35,7 @@ ONE_B, MICRO, NANO = (f"conf/model/nemotron_3_nano{end}.yaml" for end in ("_1b",
 KEEP_ALL = ("megatron.model.recompute_granularity=null", "megatron.model.recompute_modules=null")
 ALLTOALL = "megatron.model.moe_token_dispatcher_type=alltoall"
 ONE = (ONE_B, "train.seq_length=4096", "train.global_batch_size=32", "train.micro_batch_size=16", *KEEP_ALL)
+TWO = (*ONE, "train.global_batch_size=64")
 SMALL = (MICRO, "train.seq_length=1024", "train.global_batch_size=32", "train.micro_batch_size=8")
 PRODUCTION = (
     NANO,
@@ -117,7 +118,17 @@ RECORDS: tuple[tuple[str, str, int, tuple[str, ...]], ...] = (
     ("tune_h100_router_fusion", "h100", 1, (*ONE, ALLTOALL)),
     ("tune_h100_te_cross_entropy", "h100", 1, (*ONE, ALLTOALL)),
     ("tune_h100_chunk256", "h100", 1, (*ONE, ALLTOALL, "model.mamba_chunk_size=256")),
-    ("ranks_h100_x2", "h100", 2, (*ONE, "train.global_batch_size=64")),
+    ("ranks_h100_x2", "h100", 2, TWO),
+    ("ranks_h200_x2_data", "h200", 2, TWO),
+    ("ranks_h200_x2_experts", "h200", 2, (*TWO, "model.expert_model_parallel_size=2", ALLTOALL)),
+    (
+        "ranks_h200_x2_tensor",
+        "h200",
+        2,
+        (*TWO, "model.tensor_model_parallel_size=2", "model.sequence_parallel=true"),
+    ),
+    ("ranks_h200_x2_pipeline", "h200", 2, (*TWO, "model.pipeline_model_parallel_size=2")),
+    ("ranks_h200_x2_context", "h200", 2, (*TWO, "model.context_parallel_size=2")),
     ("recipe_h100_x2", "h100", 2, PRODUCTION),
     ("undisturbed", "h100", 1, SMALL),
     ("disturbed", "h100", 1, SMALL),

@@ -278,10 +278,8 @@ def test_lost_and_too_few_kills_are_found(gpu_tests: ModuleType) -> None:
 
 
 # Tests that have not passed on a GPU as they are written; why is in the transcript.
-NOT_YET_PASSED = {
-    "test_a_rank_that_enters_no_collective_ends_the_run_and_is_named",
-    "test_two_gpus_read_the_same_tokens_as_one",
-}
+# Its bounds for the noise of two runs were too narrow in the last transcript, and were mended after it.
+NOT_YET_PASSED = {"test_a_poisoned_batch_is_rolled_back_and_left_out"}
 TRANSCRIPTS = (
     "tests_h200_x2.txt",
     "tests_h200_saving_guard.txt",
@@ -296,6 +294,9 @@ TRANSCRIPTS = (
     "tests_h200_kills_again.txt",
     "slurm_h200.txt",
     "tests_h200_alone.txt",
+    "tests_h200_layouts.txt",
+    "tests_h200_poisoned_again.txt",
+    "tests_h200_hangs.txt",
 )
 
 
