@@ -180,7 +180,7 @@ class RankTask:
         while not (found := _hangs_of(folder, node_name(), since)):
             time.sleep(1)
         if not any(record["host"] == host for record in found):
-            _leave(append_stack, folder, int(os.environ["RANK"]), pid)
+            _leave(append_stack, folder, int(os.environ["RANK"]), pid, what="the stack")
 
 
 def _hangs_of(folder: Path, node: str, since: float) -> list[dict[str, Any]]:
@@ -209,12 +209,12 @@ def _end_of_stop(mark: Callable[..., None], unmarked_code: int) -> int:
     return unmarked_code
 
 
-def _leave(mark: Callable[..., None], *values: object) -> bool:
+def _leave(mark: Callable[..., None], *values: object, what: str = "the end") -> bool:
     """Write a marker file, or another record of this rank, and return whether it was written; if not, print why."""
     try:
         mark(*values)
     except OSError as error:
-        write(f"launch: the end of this rank cannot be recorded: {error}\n", stderr=True)
+        write(f"launch: {what} of this rank cannot be recorded: {error}\n", stderr=True)
         return False
     return True
 
