@@ -5,6 +5,9 @@ import gc
 import os
 import signal
 import tempfile
+from pathlib import Path
+
+import pytest
 
 # Thousands of tests and torch are objects that stay: the collector need not visit them again and again.
 gc.disable()
@@ -36,3 +39,13 @@ with contextlib.suppress(ImportError):  # a GPU machine may lack it, and its tes
 
     settings.register_profile("any speed", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("any speed")
+
+
+@pytest.fixture
+def srun_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An `srun` that does nothing: without any, submitit writes no job script on a machine that has no Slurm."""
+    folder = tmp_path / "slurm-bin"
+    folder.mkdir()
+    (folder / "srun").write_text("#!/bin/sh\n")
+    (folder / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")

@@ -90,7 +90,7 @@ def test_what_cannot_be_waited_for(runs: Path, given: str, says: str) -> None:
     ],
 )
 def test_the_job_script(
-    make_job: Any, runs: Path, keys: dict[str, str], after: tuple[str, ...], lines: list[str]
+    make_job: Any, srun_on_path: None, runs: Path, keys: dict[str, str], after: tuple[str, ...], lines: list[str]
 ) -> None:
     job = make_job(kind="slurm", after=after, **keys)
     found = Batch([job], "x", job.run_dir / "slurm").script_text().splitlines()

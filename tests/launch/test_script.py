@@ -397,7 +397,7 @@ def test_teardown_runs_at_every_end_and_does_not_change_it(make_job: Any, record
     assert (run_script(good).stderr, (tmp_path / "ends").exists()) == ("", False)
 
 
-def test_options_of_sbatch_by_their_own_names(make_job: Any) -> None:
+def test_options_of_sbatch_by_their_own_names(make_job: Any, srun_on_path: None) -> None:
     keys = {"comment": "it's mine; $x", "reservation": "r1", "exclude": "node[3-4]", "begin": "now+1hour"}
     text = batch_of(make_job(kind="slurm", mail_type="END,FAIL", mail_user="a@b.c", **keys)).script_text()
     lines = [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH ")]

@@ -212,7 +212,7 @@ def test_a_job_of_one_process_with_one_gpu_at_most(run_dir: Path) -> None:
         cluster_config(["cluster.nodes=many"])
 
 
-def test_it_does_not_take_the_run_s_folder(run_dir: Path) -> None:
+def test_it_does_not_take_the_run_s_folder(run_dir: Path, srun_on_path: None) -> None:
     request = make_request(run_dir / "exports" / "iter_0000004", ["a"], None, [])
     if not is_installed("lm_eval"):
         pytest.skip("lm-eval is not installed")

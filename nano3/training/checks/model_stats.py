@@ -263,12 +263,20 @@ def divisibility_problems(
         ("M", "mamba_num_heads", "model.tensor_model_parallel_size", tensor),
         ("M", "mamba_num_groups", "model.tensor_model_parallel_size", tensor),
         ("E", "num_moe_experts", "model.expert_model_parallel_size", expert),
+        ("E", "moe_shared_expert_intermediate_size", "model.tensor_model_parallel_size", tensor),
+        ("-", "ffn_hidden_size", "model.tensor_model_parallel_size", tensor),
     ]
     problems = []
     for kind, name, divisor_key, divisor in rules:
         size = getattr(model, name)
         if model.layers.get(kind) and divisor > 0 and size % divisor:
             problems.append(f"model.{name}={size} must be a multiple of {divisor_key}={divisor}.")
+    if tensor > 0 and model.vocab_size % tensor:
+        problems.append(
+            f"model.vocab_size={model.vocab_size} must be a multiple of model.tensor_model_parallel_size={tensor}."
+        )
+    if expert > 1 and not model.held_layers.get("E"):
+        problems.append(f"model.expert_model_parallel_size={expert} needs a model with experts; set it to 1.")
     groups = model.num_query_groups
     if model.layers.get("*") and tensor > 0 and groups > 0 and groups % tensor and tensor % groups:
         problems.append(

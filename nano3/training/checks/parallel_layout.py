@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 
 from nano3.config import PretrainConfig
+from nano3.config.pretrain import megatron_section
 from nano3.training.checks.model_stats import RecipeValues
 
 
@@ -80,11 +81,13 @@ def layout_problems(config: PretrainConfig, layout: ParallelLayout) -> list[str]
             f"{layout.tensor} x pipeline {layout.pipeline} x context {layout.context}): use a multiple of "
             f"{layout.model}, or smaller model.*_parallel_size."
         ]
-    stage = layout.world // layout.pipeline
-    if stage % layout.expert or layout.expert > stage:
+    stage, split = layout.world // layout.pipeline, megatron_section(config, "model").get("expert_tensor_parallel_size")
+    split = split if isinstance(split, int) and split > 1 else 1  # `settings.setting_problems` reports other types
+    if stage % (layout.expert * split):
+        each = f" x megatron.model.expert_tensor_parallel_size={split}" if split > 1 else ""
         problems.append(
-            f"model.expert_model_parallel_size={layout.expert} does not divide the {stage} ranks of a pipeline stage: "
-            f"use a divisor of it, for example model.expert_model_parallel_size=1, or more ranks ({ranks_key})."
+            f"model.expert_model_parallel_size={layout.expert}{each} does not divide the {stage} ranks of a pipeline "
+            f"stage: use a divisor of it, for example model.expert_model_parallel_size=1, or more ranks ({ranks_key})."
         )
     if problem := batch_problem(train.global_batch_size, train.micro_batch_size, layout.data):
         problems.append(problem)

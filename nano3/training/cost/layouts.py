@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from nano3.training.checks.low_precision import DELAYED, token_problems, width_problems
-from nano3.training.checks.model_stats import divisibility_problems, flops_per_token
+from nano3.training.checks.model_stats import Architecture, divisibility_problems, flops_per_token
 from nano3.training.checks.parallel_layout import ParallelLayout
 from nano3.training.cost.gpus import GpuKind
 from nano3.training.cost.memory import Memory, estimate_memory, mask_bytes
@@ -81,6 +81,7 @@ def rule_problems(w: Workload) -> list[str]:
             f"model.hybrid_layer_pattern marks {stages} pipeline stages with |. Megatron-Bridge builds one a rank "
             f"and leaves out the others: set {key}={stages} instead of {layout.pipeline}, or leave out the |."
         )
+    problems += _stage_problems(w.model, layout.pipeline)
     if layout.tensor > 1 and w.model.layers.get("E") and not w.sequence_parallel:
         problems.append(
             f"model.tensor_model_parallel_size={layout.tensor} needs model.sequence_parallel=true in a model with "
@@ -93,6 +94,29 @@ def rule_problems(w: Workload) -> list[str]:
         )
     problems += width_problems(w.model, layout.tensor, w.precision)
     return problems + token_problems(w.tokens, w.split_tokens, w.precision)
+
+
+def _stage_problems(model: Architecture, pipeline: int) -> list[str]:
+    """Return why these stages would not train.
+
+    Megatron-Core 0.19 adds up the gradient norm once for each optimizer of a rank, over all ranks, and experts may have
+    one of their own; Megatron-Bridge 0.6 logs the losses of routers in tensors whose size depends on the stage having
+    one. So ranks with and without experts would wait for each other forever.
+    """
+    if pipeline <= 1 or not model.pattern:
+        return []
+    stages = [dict(layers) for layers in model.stage_layers(pipeline)]
+    if model.mtp_depths:
+        stages[-1]["E"] = stages[-1].get("E", 0) + model.mtp_layers.get("E", 0)
+    without = [str(number) for number, layers in enumerate(stages, 1) if not layers.get("E")]
+    if not without or len(without) == len(stages):
+        return []
+    which = f"stage {without[0]} has" if len(without) == 1 else f"stages {', '.join(without[:4])} have"
+    return [
+        f"model.pipeline_model_parallel_size={pipeline}: {which} no layer of experts (E) and others have, so Megatron "
+        "would wait forever in the first step. Take fewer stages, or give each an E: model.hybrid_layer_pattern may "
+        "mark them with |."
+    ]
 
 
 def recompute_problems(w: Workload) -> list[str]:

@@ -67,6 +67,7 @@ def check(config: PretrainConfig) -> list[str]:
         *settings.setting_problems(chosen, known),
         *settings.pattern_problems(config.model.hybrid_layer_pattern),
         *settings.mtp_problems(config, known),
+        *settings.hybrid_stage_problems(config, known),
         *settings.recompute_key_problems(config, known),
         *isolation_problems(config, known),
     ]

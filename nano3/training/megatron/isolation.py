@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nano3.config import PretrainConfig
+from nano3.training.checks.parallel_layout import parallel_layout
 from nano3.training.megatron.schema import Schema
 from nano3.training.megatron.settings import override_settings, typed_settings
 
@@ -190,13 +191,14 @@ def isolation_problems(config: PretrainConfig, known: Schema) -> list[str]:
     if config.train.document_boundaries != "isolate":
         return []
     chosen = {s.path: s for s in [*typed_settings(config), *override_settings(config.megatron, known)]}
-    several = config.train.micro_batch_size > 1
+    # Megatron-Bridge turns sequence parallelism off on one tensor-parallel rank.
+    split = config.train.micro_batch_size > 1 and parallel_layout(config, known).tensor > 1
     problems = []
     for path, (refused, fix) in REFUSED.items():
         value = chosen[path].value if path in chosen else known.value(path)
         if path == "model.cuda_graph_impl" and path not in chosen:
             continue  # the recipe's are switched off
-        if path == "model.sequence_parallel" and not several:
+        if path == "model.sequence_parallel" and not split:
             continue
         origin = chosen[path].origin if path in chosen else f"the recipe's {path}"
         if refused(value) and not (path == "model.mtp_num_layers" and origin == "model.hybrid_layer_pattern"):

@@ -15,7 +15,7 @@ from typing import Any
 from nano3.config import ModelConfig, PretrainConfig
 from nano3.config.model import MTP_KEYS, further_patterns
 from nano3.config.pretrain import megatron_section
-from nano3.training.checks.model_stats import LAYER_KINDS, count_layers, model_value
+from nano3.training.checks.model_stats import LAYER_KINDS, UNEVEN_STAGES, count_layers, model_value
 from nano3.training.megatron.schema import Field, Schema, dtype_name
 from nano3.utils.errors import Failure
 
@@ -44,7 +44,8 @@ CONTAINER_FIELDS: dict[str, tuple[str, ...]] = {
     "checkpoint.save_interval": ("checkpoint.save_interval",),
     "checkpoint.keep_last": ("checkpoint.most_recent_k",),
 }
-# Fields that nano3 computes itself -> the key to set instead. `megatron:` must not set them.
+# Fields that nano3 computes itself -> the key to set instead, or why there is none. `megatron:` must not set them.
+NO_KEY = "nothing: "
 RESERVED_FIELDS: dict[str, str] = {
     "dataset.blend": "run.data",
     "dataset.blend_per_split": "run.data",
@@ -68,6 +69,7 @@ RESERVED_FIELDS: dict[str, str] = {
     "model.vocab_size": "model.vocab_size",
     "train.iterations_to_skip": "train.skip_iterations",
     "validation.skip_train": "nothing: a run always trains",
+    "dist.use_decentralized_pg": "nothing: nano3 reads Megatron's global process groups",
 }
 
 
@@ -213,6 +215,42 @@ def pattern_problems(pattern: str | None) -> list[str]:
     return [] if count_layers(pattern) else [f"model.hybrid_layer_pattern={pattern} has no layer; {allowed}."]
 
 
+def hybrid_stage_problems(config: PretrainConfig, known: Schema) -> list[str]:
+    """Return the keys about pipeline stages that do not go with a hybrid model: its pattern marks the stages.
+
+    Megatron-Bridge builds no virtual stages of hybrid models (`hybrid_provider.py`).
+
+    Args:
+        config: The run's configuration.
+        known: The schema of its recipe.
+    """
+    if not (config.model.hybrid_layer_pattern or known.value("model.hybrid_layer_pattern")):
+        return []
+    chosen, virtual = chosen_fields(config, known), "model.virtual_pipeline_model_parallel_size"
+    pipeline = config.model.pipeline_model_parallel_size or known.value("model.pipeline_model_parallel_size") or 1
+    problems = []
+    if chosen.get(virtual) is not None:
+        problems.append(
+            f"megatron.{virtual}={chosen[virtual]}: Megatron-Bridge has no virtual stages of hybrid models; leave it "
+            "out."
+        )
+    if pipeline == 1:
+        return problems
+    for path in (f"model.{key}" for key in UNEVEN_STAGES):
+        if chosen.get(path):
+            problems.append(
+                f"megatron.{path}: a hybrid model marks uneven pipeline stages with | in model.hybrid_layer_pattern, "
+                "as in MEM*E|MEME; leave it out."
+            )
+    for path in ("model.overlap_moe_expert_parallel_comm", "comm_overlap.overlap_moe_expert_parallel_comm"):
+        if chosen.get(path):
+            problems.append(
+                f"megatron.{path}=true needs virtual stages with model.pipeline_model_parallel_size={pipeline}, which "
+                "hybrid models cannot have; leave it out."
+            )
+    return problems
+
+
 def chosen_fields(config: PretrainConfig, known: Schema) -> dict[str, Any]:
     """Return the fields of the container that the section `megatron` sets, by path.
 
@@ -259,7 +297,9 @@ def setting_problems(settings: list[Setting], schema: Schema) -> list[str]:
             hint = "" if is_override else " The recipe's model has no such field: leave it null."
             problems.append(f"{s.origin}={s.value}: {sentence}{hint}")
         elif is_override and (owner := owners.get(s.path) or _model_key(s.path)):
-            problems.append(f"{s.origin}: this is set by {owner}; set it there.")
+            reason = owner.removeprefix(NO_KEY)
+            sentence = f"this is set by {owner}; set it there." if reason == owner else f"leave it out: {reason}."
+            problems.append(f"{s.origin}: {sentence}")
         elif problem := found.problem(s.value):
             problems.append(f"{s.origin}={s.value}: {problem}")
     return problems

@@ -463,7 +463,7 @@ def check_new_phase(info: CheckpointInfo, folder: Path, identity: dict[str, Any]
         )
     changed = {
         key: values
-        for key, values in _differences(info.run_identity, identity).items()
+        for key, values in _differences(_without_stages(info.run_identity), _without_stages(identity)).items()
         if key not in _FREE_IN_A_NEW_PHASE and not key.startswith("train.")
     }
     if changed:
@@ -486,6 +486,12 @@ def _effect(key: str, planned: bool) -> str:
     if key.startswith(("optimizer.", "scheduler.")):
         return "the run continues with the new value."
     return "sums are added up in another order or by other code, so losses can differ in their last digits."
+
+
+def _without_stages(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return the identity without the marks of pipeline stages, which weights do not depend on."""
+    key = "model.hybrid_layer_pattern"
+    return identity | ({key: pattern.replace("|", "")} if (pattern := identity.get(key)) else {})
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

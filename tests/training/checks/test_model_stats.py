@@ -89,6 +89,7 @@ def test_longer_samples_cost_more_and_more_experts_only_memory(scale: int, exper
 
 
 # Small odd numbers, so that no two of them can be mixed up.
+EVEN = 27720  # a multiple of 1 to 12
 SMALL = Architecture(
     layers={},
     hidden_size=4,
@@ -295,10 +296,11 @@ def test_an_embedding_has_room_for_every_id_and_little_more(size: int, tensor: i
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 12))
 def test_attention_is_rejected_exactly_when_it_cannot_be_divided(heads: int, groups: int, tensor: int) -> None:
-    a = replace(SMALL, layers={"*": 1}, num_attention_heads=heads, num_query_groups=groups)
+    a = replace(SMALL, layers={"*": 1}, num_attention_heads=heads, num_query_groups=groups, vocab_size=EVEN)
     apart = groups % tensor > 0 and tensor % groups > 0
     assert len(divisibility_problems(a, tensor)) == (heads % groups > 0) + (heads % tensor > 0) + apart
-    assert divisibility_problems(replace(a, layers={"-": 1}), tensor) == [], "without attention its sizes mean nothing"
+    dense = replace(a, layers={"-": 1}, ffn_hidden_size=EVEN)
+    assert divisibility_problems(dense, tensor) == [], "without attention its sizes mean nothing"
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 4), st.integers(1, 8))
@@ -306,15 +308,40 @@ def test_experts_and_scans_are_rejected_exactly_when_megatron_asserts(
     experts: int, groups: int, tensor: int, expert: int
 ) -> None:
     """MoELayer needs equally many experts on every rank, and MambaMixer equally many groups."""
-    a = replace(SMALL, layers={"E": 1}, num_moe_experts=experts, moe_router_topk=1)
+    sizes = {"num_moe_experts": experts, "moe_router_topk": 1, "moe_shared_expert_intermediate_size": EVEN}
+    a = replace(SMALL, layers={"E": 1}, vocab_size=EVEN, **sizes)
     problems = divisibility_problems(a, tensor, expert)
     assert problems == (
         [f"model.num_moe_experts={experts} must be a multiple of model.expert_model_parallel_size={expert}."]
         if experts % expert
         else []
     )
-    a = replace(SMALL, layers={"M": 1}, mamba_num_heads=groups * tensor, mamba_num_groups=groups)
-    assert len(divisibility_problems(a, tensor, expert)) == (groups % tensor > 0)
+    a = replace(a, layers={"M": 1}, mamba_num_heads=groups * tensor, mamba_num_groups=groups)
+    assert len(divisibility_problems(a, tensor)) == (groups % tensor > 0)
+
+
+@pytest.mark.parametrize(
+    ("layers", "changes", "expert", "problem"),
+    [
+        pytest.param("-", {"ffn_hidden_size": 513}, 1, "model.ffn_hidden_size=513", id="width"),
+        pytest.param("E", {"moe_shared_expert_intermediate_size": 33}, 1, "intermediate_size=33", id="shared-expert"),
+        pytest.param("M", {"vocab_size": 8193}, 1, "model.vocab_size=8193 must be a multiple of", id="vocabulary"),
+        pytest.param("M", {}, 2, "expert_model_parallel_size=2 needs a model with experts", id="no-experts"),
+    ],
+)
+def test_what_two_tensor_parallel_ranks_cannot_divide(
+    layers: str, changes: dict[str, int], expert: int, problem: str
+) -> None:
+    a = replace(SMALL, layers={layers: 1})
+    good = {
+        "vocab_size": 8192,
+        "mamba_num_groups": 2,
+        "ffn_hidden_size": 512,
+        "moe_shared_expert_intermediate_size": 32,
+    }
+    assert divisibility_problems(replace(a, **good), 2) == []
+    (found,) = divisibility_problems(replace(a, **{**good, **changes}), 2, expert)
+    assert problem in found
 
 
 @pytest.mark.parametrize("name", [p.stem for p in (ROOT / "conf/model").glob("*.yaml") if p.stem != "ladder"])

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from megatron_helpers import NANO, architecture_of
+from megatron_helpers import NANO, architecture_of, model
 from omegaconf import OmegaConf
 
 from nano3.config import PretrainConfig
@@ -244,3 +244,41 @@ def test_without_experts_there_is_nothing_to_dispatch() -> None:
     choices = make_plan(dense, 4, H100).choices
     assert choices and {choice.workload.layout.expert for choice in choices} == {1}
     assert not any("expert" in word or "moe" in word for c in choices for word in override_words(c.workload, dense, ""))
+
+
+def with_pattern(pattern: str, pipeline: int) -> Workload:
+    """Return four ranks that divide a micro model of these layers into pipeline stages."""
+    config = nano_config()
+    config.model = model("nemotron_3_nano_micro")
+    config.model.hybrid_layer_pattern, config.model.pipeline_model_parallel_size = pattern, pipeline
+    config.cluster.nproc_per_node = 4
+    architecture = architecture_from_config(config, KNOWN, 4096)
+    assert architecture is not None
+    return workload_from_config(config, KNOWN, architecture, parallel_layout(config, KNOWN))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "pipeline", "without"),
+    [
+        pytest.param("MEM*EMEM", 2, None, id="each-has-one"),
+        pytest.param("MEM*EMEM", 4, "stage 2 has", id="attention-alone"),
+        pytest.param("MM*|EMEME", 2, "stage 1 has", id="marked"),
+        pytest.param("ME|M*|MM|ME", 4, "stages 2, 3 have", id="two"),
+        pytest.param("M*M*", 2, None, id="no-experts-at-all"),
+        pytest.param("MEM*EMEM", 1, None, id="one-stage"),
+    ],
+)
+def test_every_stage_has_experts_or_none(pattern: str, pipeline: int, without: str | None) -> None:
+    """Ranks with and without experts would wait for each other in the first step."""
+    w = with_pattern(pattern, pipeline)
+    found = [problem for problem in rule_problems(w) if "no layer of experts" in problem]
+    assert len(found) == (without is not None) and all(f": {without} no layer" in problem for problem in found)
+    planned = {choice.workload.layout.pipeline for choice in make_plan(w, 4, GPU_KINDS["h200"]).choices}
+    assert (pipeline in planned) == (without is None)
+
+
+def test_experts_of_multi_token_prediction_are_on_the_last_stage() -> None:
+    w = with_pattern("ME|M*", 2)
+    assert any("stage 2 has" in problem for problem in rule_problems(w))
+    w = replace(w, model=replace(w.model, mtp_depths=1, mtp_layers={"*": 1, "E": 1}))
+    assert not any("no layer of experts" in problem for problem in rule_problems(w))

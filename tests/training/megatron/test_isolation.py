@@ -107,7 +107,11 @@ def test_cuda_graphs_are_off_only_if_documents_are_isolated() -> None:
         ({"model__context_parallel_size": 2}, {}, "model.context_parallel_size=2: set model.context_parallel_size=1"),
         ({"model__pipeline_model_parallel_size": 4}, {}, "model.pipeline_model_parallel_size=4: set"),
         (
-            {"model__sequence_parallel": True, "train__micro_batch_size": 2},
+            {
+                "model__sequence_parallel": True,
+                "model__tensor_model_parallel_size": 2,
+                "train__micro_batch_size": 2,
+            },
             {},
             "model.sequence_parallel=True: set train.micro_batch_size=1",
         ),

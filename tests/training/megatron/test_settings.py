@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,12 +13,14 @@ from omegaconf import OmegaConf
 
 from nano3.config import ModelConfig, PretrainConfig
 from nano3.training.checks.model_stats import count_layers
+from nano3.training.megatron.backend import check
 from nano3.training.megatron.recipe import field_getter
 from nano3.training.megatron.schema import RECIPES, Field, Schema, load_bundled
 from nano3.training.megatron.settings import (
     CONTAINER_FIELDS,
     Setting,
     apply_settings,
+    hybrid_stage_problems,
     mtp_problems,
     override_settings,
     pattern_problems,
@@ -201,13 +204,13 @@ def test_every_field_is_in_the_recorded_schema() -> None:
 
 PATTERNS = {
     "hybrid": ("MEM*E-", None),
-    "stages": ("ME|M*", None),
+    "stages": ("ME|*E", None),
     "more-after-the-stack": ("ME/*E", None),
     "null": (None, None),
     "empty": ("", "model.hybrid_layer_pattern= has no layer; allowed: M Mamba-2"),
     "only-a-cut": ("|/M", "has no layer"),
     "a-cut-after-the-stack": ("ME/*|E", "model.hybrid_layer_pattern=ME/*|E has | after /, where no stage ends"),
-    "cuts-in-both": ("M|E/*|E", "has | after /"),
+    "cuts-in-both": ("E|E/*|E", "has | after /"),
     "small-letters": ("me*", "model.hybrid_layer_pattern=me* has e m; allowed: M Mamba-2, E experts"),
     "commas": ("M,E,M", "has ,; allowed"),
 }
@@ -365,3 +368,41 @@ def test_recomputation_of_whole_layers_says_which(config: PretrainConfig, of_mod
     config.megatron = {"model": of_model}
     problems = recompute_key_problems(config, load_bundled(NANO))
     assert problems == [] if words is None else words in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "megatron", "problem"),
+    [
+        pytest.param(
+            1, {"model": {"virtual_pipeline_model_parallel_size": 1}}, "has no virtual stages of hybrid", id="virtual"
+        ),
+        pytest.param(
+            2, {"model": {"num_layers_in_first_pipeline_stage": 3}}, "marks uneven pipeline stages with |", id="uneven"
+        ),
+        pytest.param(
+            2,
+            {"comm_overlap": {"overlap_moe_expert_parallel_comm": True}},
+            "needs virtual stages with model.pipeline_model_parallel_size=2",
+            id="overlap",
+        ),
+        pytest.param(1, {"comm_overlap": {"overlap_moe_expert_parallel_comm": True}}, None, id="overlap-one-stage"),
+        pytest.param(1, {"model": {"num_layers_in_first_pipeline_stage": 3}}, None, id="uneven-one-stage"),
+    ],
+)
+def test_stages_of_hybrid_models_are_marked_in_the_pattern(
+    pipeline: int, megatron: dict[str, Any], problem: str | None
+) -> None:
+    config = config_without_data("megatron", NANO)
+    config.model.pipeline_model_parallel_size, config.megatron = pipeline, megatron
+    found = hybrid_stage_problems(config, load_bundled(NANO))
+    assert len(found) == (problem is not None) and all(problem in text for text in found if problem)
+    assert hybrid_stage_problems(config, load_bundled(QWEN)) == []
+    assert set(found) <= set(check(config))
+
+
+def test_a_field_without_a_key_says_why_it_has_none() -> None:
+    config = config_without_data("megatron", NANO)
+    config.megatron = {"dist": {"use_decentralized_pg": True}}
+    assert "megatron.dist.use_decentralized_pg: leave it out: nano3 reads Megatron's global process groups." in check(
+        config
+    )
