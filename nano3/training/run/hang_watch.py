@@ -179,10 +179,13 @@ class HangWatch:
         self._read_silent(records)
 
     def _limit_text(self) -> str:
-        """Return where the limit comes from, and how much it was if no step was measured."""
-        setting = f"train.hang_timeout_s={self.timeout_s:g}"
-        if self._progress.longest_step_s or self._progress.phase == "end" or self.timeout_s >= self._first_step_s:
+        """Return where the limit comes from, and how much it was if it is not the setting."""
+        setting, seen, limit = f"train.hang_timeout_s={self.timeout_s:g}", self._progress, self.limit_s()
+        if limit == self.timeout_s:
             return f"limit: {setting}"
+        if seen.longest_step_s or seen.phase == "end":
+            step = f", the longest step ({seen.longest_step_s:.1f} s)" if seen.longest_step_s else ""
+            return f"limit: {limit:.0f} s, which follows from {setting}{step} and what the rank did ({seen.phase})"
         return (
             f"limit of the first steps: {self._first_step_s:.0f} s (an hour, or ten times the slowest resume so far, "
             f"at least ten minutes), or {setting} if that is more"

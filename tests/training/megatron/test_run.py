@@ -195,6 +195,17 @@ def test_a_new_phase_may_change_samples_batch_cut_and_data(
     assert f"The run started from {phase_one}" in capsys.readouterr().err
 
 
+def test_a_new_phase_may_mark_other_pipeline_stages(config: PretrainConfig, data_dir: Path, phase_one: Path) -> None:
+    whole = config.model.hybrid_layer_pattern
+    assert whole and "|" not in whole
+    config.model.hybrid_layer_pattern = f"{whole[:3]}|{whole[3:]}"
+    config.model.pipeline_model_parallel_size = 2
+    assert decided(config, data_dir, phase_one).new_phase
+    config.model.hybrid_layer_pattern = f"{whole[:3]}|{whole[3:]}M"
+    with pytest.raises(UserError, match=r"holds another model: model\.hybrid_layer_pattern"):
+        decided(config, data_dir, phase_one)
+
+
 def test_a_new_phase_needs_the_same_model(config: PretrainConfig, data_dir: Path, phase_one: Path) -> None:
     config.model.hidden_size = 256
     with pytest.raises(UserError, match=r"holds another model: model\.hidden_size: 512 in the checkpoint, now 256"):

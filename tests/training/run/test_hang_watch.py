@@ -51,6 +51,29 @@ def test_the_limit_grows_with_what_is_done(tmp_path: Path, phase: str, longest: 
 
 
 @pytest.mark.parametrize(
+    ("phase", "longest", "words"),
+    [
+        pytest.param("step", 2.0, "limit: train.hang_timeout_s=100", id="the-setting"),
+        pytest.param(
+            "step",
+            60.0,
+            "300 s, which follows from train.hang_timeout_s=100, the longest step (60.0 s)",
+            id="long-steps",
+        ),
+        pytest.param("save", 2.0, "limit: 600 s, which follows from", id="saving"),
+        pytest.param(
+            "end", 0.0, "600 s, which follows from train.hang_timeout_s=100 and what the rank did (end)", id="end"
+        ),
+        pytest.param("start", 0.0, "limit of the first steps: 1000 s", id="start"),
+    ],
+)
+def test_the_message_names_the_limit_that_was_reached(tmp_path: Path, phase: str, longest: float, words: str) -> None:
+    watch = HangWatch(tmp_path, 100.0, first_step_s=1000.0)
+    watch._progress.phase, watch._progress.longest_step_s = phase, longest
+    assert words in watch._limit_text()
+
+
+@pytest.mark.parametrize(
     ("slowest", "limit"),
     [(0.0, 3600.0), (0.3, 600.0), (38.0, 600.0), (60.0, 600.0), (154.4, 1544.0), (400.0, 3600.0), (5000.0, 3600.0)],
 )
