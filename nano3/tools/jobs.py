@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from launch import job_records, local_job, slurm
 from launch.names import natural_order
@@ -26,6 +26,9 @@ from nano3.tools._arguments import RUNS, at_least, find_runs_below
 from nano3.tools._local_runs import local_state, newest_start_is_local
 from nano3.utils.console import cell_text, console, print_problems, say, table, warn, without_empty_columns
 from nano3.utils.errors import Failure, Nano3Error, UserError, common_kind
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
 
 HELP = "list runs with their state and progress, on this machine or on Slurm"
 ONLY_SHOWS = True
@@ -91,9 +94,14 @@ def run(args: argparse.Namespace) -> int:
         columns, rows = without_empty_columns(_COLUMNS, [run.cells for run in listing.runs])
         table("runs", columns, rows, right=_RIGHT)
     elif not listing.problems:
-        say(f"No {'pending or running ' * args.active}runs under {', '.join(map(str, args.folders))}.")
+        say(_nothing_listed(args))
     print_problems(listing.problems)
     return common_kind(listing.errors).exit_code if listing.errors else 0
+
+
+def _nothing_listed(args: argparse.Namespace) -> str:
+    """Return a sentence for an empty list."""
+    return f"No {'pending or running ' * args.active}runs under {', '.join(map(str, args.folders))}."
 
 
 def _watch(args: argparse.Namespace) -> None:
@@ -105,19 +113,44 @@ def _watch(args: argparse.Namespace) -> None:
     with live or contextlib.nullcontext():
         while True:
             listing = _list_runs(args.folders, args.active)
-            title = f"{datetime.now():%H:%M:%S}: {_totals(listing.runs)}"
-            columns, rows = without_empty_columns(_COLUMNS, [run.cells for run in _join_waiting(listing.runs)])
-            notes = [listing.warning, *listing.problems]
+            # A run with a damaged record is not listed, but it exists: its error follows.
+            empty = "no runs to show" if listing.problems else _nothing_listed(args)
+            title = f"{datetime.now():%H:%M:%S}: {_totals(listing.runs) or empty}"
             if live:
-                most = max(out.height - _FRAME - len(notes), 1)
-                hidden = f"and {len(rows) - most} older lines" if len(rows) > most else ""
-                caption = "\n".join(map(cell_text, filter(None, [hidden, *notes])))
-                view = screen_table(title, columns, rows[:most], right=_RIGHT, caption=caption, width=out.width)
-                live.update(view, refresh=True)
+                live.update(_screen(title, listing, out), refresh=True)
             else:
-                table(title, columns, rows, right=_RIGHT)
-                print_problems(filter(None, notes))
+                _print_listing(title, listing)
             time.sleep(args.watch)
+
+
+def _screen(title: str, listing: Listing, out: "Console") -> "RenderableType":
+    """Return what a terminal shows of the runs, within its height.
+
+    Args:
+        title: The first line.
+        listing: The runs.
+        out: The terminal.
+    """
+    from rich.text import Text
+
+    notes = [cell_text(note) for note in (listing.warning, *listing.problems) if note]
+    if not listing.runs:
+        return Text("\n".join([cell_text(title), *notes]))
+    columns, rows = without_empty_columns(_COLUMNS, [run.cells for run in _join_waiting(listing.runs)])
+    most = max(out.height - _FRAME - len(notes), 1)
+    hidden = [f"and {len(rows) - most} older lines"] if len(rows) > most else []
+    caption = "\n".join([*hidden, *notes])
+    return screen_table(title, columns, rows[:most], right=_RIGHT, caption=caption, width=out.width)
+
+
+def _print_listing(title: str, listing: Listing) -> None:
+    """Print the runs and what is wrong with others."""
+    if listing.runs:
+        columns, rows = without_empty_columns(_COLUMNS, [run.cells for run in _join_waiting(listing.runs)])
+        table(title, columns, rows, right=_RIGHT)
+    else:
+        say(title)
+    print_problems(filter(None, [listing.warning, *listing.problems]))
 
 
 def _join_waiting(runs: list[ListedRun]) -> list[ListedRun]:
@@ -136,9 +169,9 @@ def _join_waiting(runs: list[ListedRun]) -> list[ListedRun]:
 
 
 def _totals(runs: list[ListedRun]) -> str:
-    """Return how many runs are in which state, such as "2 running, 1 failed"."""
+    """Return how many runs are in which state, such as "2 running, 1 failed", "" for no runs."""
     counts = Counter(run.state for run in runs)
-    return ", ".join(f"{count} {state}" for state, count in counts.items()) or "no runs"
+    return ", ".join(f"{count} {state}" for state, count in counts.items())
 
 
 def _list_runs(folders: Iterable[Path], only_active: bool) -> Listing:

@@ -417,8 +417,9 @@ def _column_widths(
     from rich.cells import cell_len
 
     columns = list(zip(names, *cells, strict=True))
-    widths = [max(map(cell_len, column)) for column in columns]
-    words = [max(cell_len(word) for text in column for word in text.split() or [""]) for column in columns]
+    # At least 1: a column may have neither a name nor a cell with text.
+    widths = [max(1, *map(cell_len, column)) for column in columns]
+    words = [max([1, *(cell_len(word) for text in column for word in text.split())]) for column in columns]
     least = [word if name in right else min(word, MIN_COLUMN) for name, word in zip(names, words, strict=True)]
     free = width - 3 * len(names) - 1
     if sum(least) > free:

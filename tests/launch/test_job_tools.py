@@ -1,8 +1,10 @@
 """nano3 jobs, tail and cancel on run folders; on a real Slurm in test_sweeps_on_slurm.py."""
 
 import argparse
+import contextlib
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -14,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import ROOT
 
 from launch import job_records, local_job, slurm
 from launch.lock import hold_run_lock
 from launch.progress import last_metrics, loss_text
 from nano3.tools import cancel, jobs, tail
 from nano3.tools._arguments import RUNS, find_run
+from nano3.utils.console import console
 from nano3.utils.errors import Failure, UserError
 
 
@@ -162,6 +166,52 @@ def test_watch_prints_again_and_again(runs: Path) -> None:
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
     assert [bool(re.fullmatch(r"\d\d:\d\d:\d\d: 1 finished\n", line)) for line in lines] == [True, False, False] * 2
+
+
+def read_times(fd: int, words: str, times: int) -> str:
+    """Return what a command wrote until the words were there so many times."""
+    read = ""
+    while len(re.findall(words, read)) < times:
+        new = os.read(fd, 1 << 16).decode()  # on a terminal OSError at its end
+        assert new, f"{words!r} is not {times} times in {read!r}"
+        read += new
+    return read
+
+
+@pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "pipe"])
+def test_watch_goes_on_without_runs(tmp_path: Path, terminal: bool) -> None:
+    """When the last active one has ended, and when there was none."""
+    (run := tmp_path / "runs" / "one").mkdir(parents=True)
+    (run / "config.yaml").write_text("")
+    mine, theirs = pty.openpty() if terminal else os.pipe()
+    command = [sys.executable, "-m", "nano3", "jobs", "runs", "--active", "--watch", "1"]
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "24", "PYTHONPATH": str(ROOT)}
+    with hold_run_lock(run):
+        process = subprocess.Popen(command, stdout=theirs, stderr=theirs, cwd=tmp_path, env=env)
+        os.close(theirs)
+        read_times(mine, r"\d\d:\d\d:\d\d: 1 running", 1)
+    sentence = r"\d\d:\d\d:\d\d: No pending or running runs under runs\."
+    read_times(mine, sentence, 2)
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while os.read(mine, 1 << 16):
+            pass
+    assert process.wait(timeout=60) == 130
+    os.close(mine)
+
+
+@pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "pipe"])
+def test_watch_shows_only_damaged_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str], terminal: bool) -> None:
+    listing = jobs.Listing([], [UserError("one/finished.json: damaged")], "")
+    if terminal:
+        console().print(jobs._screen("10:00:00: no runs to show", listing, console()))
+    else:
+        jobs._print_listing("10:00:00: no runs to show", listing)
+    out, err = capsys.readouterr()
+    assert [line.strip() for line in (out + err).splitlines()] == [
+        "10:00:00: no runs to show",
+        f"{'' if terminal else 'error: '}one/finished.json: damaged",
+    ]
 
 
 def test_jobs_without_slurm(runs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

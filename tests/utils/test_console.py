@@ -128,6 +128,12 @@ def test_a_table_far_wider_than_the_terminal_is_shown_cell_by_cell() -> None:
     assert len(lines) == 4 and lines[1].split() == ["point", "rate", "none"]
 
 
+def test_a_column_may_have_neither_a_name_nor_text() -> None:
+    """As that of the states in `nano3 trace RUN --dataset NAME` when the run has finished."""
+    out = written("table('title', ['tokens', ''], [('1,234', '')])", terminal=True)
+    assert "┃ tokens ┃   ┃" in out and "│ 1,234  │   │" in out
+
+
 @pytest.mark.parametrize(("length", "framed"), [(90, True), (190, False)])
 def test_a_row_is_not_folded_into_more_lines_than_it_has_cells(length: int, framed: bool) -> None:
     rows = [("a " * length, "b " * length, "1")]
