@@ -66,6 +66,7 @@ def register(registration: Registration, folder: Path, manifest: Manifest) -> st
     Returns:
         The registered artifact version; an existing one if its content is the same.
     """
+    before = _named_before(registration)
     artifact = store.register(
         registration.artifact,
         folder,
@@ -81,11 +82,22 @@ def register(registration: Registration, folder: Path, manifest: Manifest) -> st
     )
     also = f" (also {registration.artifact}:{registration.alias})" if registration.alias else ""
     say(f"{artifact.reference}{also} is {artifact.path}")
+    if before and before.version != artifact.version:
+        say(
+            f"{registration.artifact}:{registration.alias} was v{before.version}, {before.path}; alias=NAME registers "
+            "under another name"
+        )
     if registration.alias_warning:
         warn(registration.alias_warning)
     if registration.mirrored.on:
         mirror(registration, artifact)
     return artifact
+
+
+def _named_before(registration: Registration) -> store.Artifact | None:
+    """Return the version that has the alias so far, if there is one."""
+    version = store.aliases(registration.artifact).get(registration.alias or "")
+    return store.load(registration.artifact, version) if version else None
 
 
 def mirror(registration: Registration, artifact: store.Artifact) -> None:

@@ -107,6 +107,12 @@ def test_a_resume_with_other_data_is_told_which_the_run_has(cli: Commands, finis
     words = ["-m", "nano3.pretrain", *SMALL, "run.name=one"]
     refused = cli(*words, "run.data=other", code=2).stderr
     assert "is a checkpoint of a different run: data: " in refused
+    assert f"Restore these values (run.data={cli.folder}/data), or" in refused and "was trained on what" not in refused
+    (cli.folder / "data").rename(cli.folder / "moved")
+    try:
+        refused = cli(*words, "run.data=other", code=2).stderr
+    finally:
+        (cli.folder / "moved").rename(cli.folder / "data")
     assert f"The run was trained on what {cli.folder}/data held when it started." in refused
     assert "was trained on what" not in cli(*words, "run.data=data", "train.seed=5", code=2).stderr
 

@@ -294,3 +294,13 @@ def test_array_tasks_make_and_register_the_data(here: Path, capsys: pytest.Captu
     assert made.metadata["weights"] == {"a": 1.0}
     assert slurm_entries.run_finalizer(plan, str(here / "out"), how) == 0
     assert store.versions(DATA) == [1]
+
+
+def test_an_alias_that_moves_names_what_it_was(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("blend_path=b.json", "num_shards=2")
+    assert data_prep(composed(*words, "output_dir=out")) == 0
+    assert data_prep(composed(*words, "output_dir=out")) == 0
+    assert " was v1" not in capsys.readouterr().out
+    assert data_prep(composed(*words, "output_dir=few", "sample=5")) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"{DATA}:b was v1, {here / 'out'}; alias=NAME registers under another name" in printed

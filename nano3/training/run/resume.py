@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nano3.config.pretrain import PretrainConfig, megatron_section
-from nano3.training.dataset import TrainingData
+from nano3.training.dataset import TrainingData, open_data
 from nano3.training.order.budgets import make_plan, megatron_order_problems, uses_plan
 from nano3.training.order.plan import FILE as ORDER_FILE
 from nano3.training.order.plan import MEGATRON, NANO3, OrderPlan, read_plan
@@ -417,14 +417,24 @@ def check_run_identity(
         changed = {key: values for key, values in changed.items() if key not in _FREE_IN_A_CONTINUED_SCHEDULE}
     if changed:
         typed = [f"{key}={_show(old)}" for key, (old, _) in changed.items() if key.startswith(("model.", "train."))]
-        again = f" ({shlex.join(typed)})" if typed else ""
         trained_on = read_latest_start(run_dir).get("data", {}).get("folder") if "data" in changed and run_dir else None
+        if trained_on and _holds(trained_on, changed["data"][0]):  # the artifact that run.data names has moved
+            typed, trained_on = [*typed, f"run.data={trained_on}"], None
+        again = f" ({shlex.join(typed)})" if typed else ""
         raise UserError(
             f"{folder} is a checkpoint of a different run: {_list(changed)}. Restore these values{again}, or start a "
             "new run with another run.name. May change on a resume: train.train_iters, train.micro_batch_size, "
             "train.eval_*, train.exit_*, train.threads, optimizer, scheduler, logger, checkpoint, cluster."
             + (f" The run was trained on what {trained_on} held when it started." if trained_on else "")
         )
+
+
+def _holds(folder: str, fingerprint: str | None) -> bool:
+    """Return whether a folder still holds the data with this fingerprint."""
+    try:
+        return open_data(Path(folder)).fingerprint == fingerprint
+    except UserError:
+        return False
 
 
 def check_resume(
