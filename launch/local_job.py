@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nano3.utils.console import warn
 from nano3.utils.disk_errors import reason
-from nano3.utils.errors import INTERRUPTED_EXIT_CODE, Nano3Error, UserError
+from nano3.utils.errors import UserError, exit_code_of
 from nano3.utils.records import read_record, write_record
 
 FILE = "local.json"
@@ -69,20 +69,12 @@ def record_local_job(run_dir: Path, log: Path | None = None) -> Iterator[LocalOu
         yield outcome
     except BaseException as error:
         with contextlib.suppress(OSError):  # a full disk: report the first error
-            write_record(run_dir / FILE, replace(job, exit_code=_exit_code(error)))
+            write_record(run_dir / FILE, replace(job, exit_code=exit_code_of(error)))
         raise
     try:
         write_record(run_dir / FILE, replace(job, exit_code=outcome.code))
     except OSError as error:  # the run has ended, and its own code counts
         warn(f"{run_dir / FILE}: the end of this start cannot be recorded: {reason(error)}")
-
-
-def _exit_code(error: BaseException) -> int:
-    if isinstance(error, Nano3Error):
-        return error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED_EXIT_CODE
-    return error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
 
 
 def newest_local_job(run_dir: Path) -> LocalJob | None:

@@ -80,7 +80,7 @@ def main() -> int:
             "checkpoint": str(outcome.checkpoint),
         }
         print("OUTCOME " + json.dumps(result | {"seconds": round(time.time() - started, 1)}), flush=True)
-    return outcome.exit_code
+    return outcome.exit_code()
 
 
 if "SAVE_LOG" in os.environ:  # the process that writes checkpoints imports this file, too

@@ -92,16 +92,13 @@ def train(config: PretrainConfig, run_dir: Path) -> int:
         trainer = backend.load(config.backend)
         with watch_for_hangs(run_dir, config.train.hang_timeout_s), _no_silent_exit():
             outcome = trainer.train(config, Path(config.run.data), run_dir, on_save=recorder)
-        limit = config.train.exit_iteration
-        complete = outcome.status == "finished" or (limit is not None and outcome.iteration >= limit)
-        if outcome.status == "rolled back":
-            return outcome.exit_code
-        if is_rank_zero():
+        complete = outcome.is_complete(config.train.exit_iteration)
+        if is_rank_zero() and outcome.status != "rolled back":
             with StopRequest() as stop:  # a signal now, at the end, must not look like a stop before it
                 report_outcome(config, run_dir, outcome, complete)
                 if complete:
                     exports.finish(lambda: stop.signal is not None)
-    return 0 if complete else outcome.exit_code
+    return outcome.exit_code(config.train.exit_iteration)
 
 
 @contextlib.contextmanager

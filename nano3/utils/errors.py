@@ -47,6 +47,22 @@ class Failure(Nano3Error):  # noqa: N818  a UserError is an error of the user, a
     exit_code = 1
 
 
+def exit_code_of(error: BaseException) -> int:
+    """Return the exit code of a process that an exception ends."""
+    if isinstance(error, Nano3Error):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED_EXIT_CODE
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    return 1
+
+
+def is_failure(exit_code: int) -> bool:
+    """Return whether an exit code is that of a failure: not of a run that has ended or is to be started again."""
+    return exit_code not in (0, RESTART_EXIT_CODE, ROLLBACK_EXIT_CODE)
+
+
 def common_kind(errors: Iterable[Nano3Error]) -> type[Nano3Error]:
     """Return the class of an error that stands for several: `UserError` if all are, else that of another one."""
     return next((type(error) for error in errors if not isinstance(error, UserError)), UserError)

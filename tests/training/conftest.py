@@ -41,7 +41,7 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of twelve undisturbed iterations; read-only."""
     run_dir = tmp_path_factory.mktemp("undisturbed")
     outcome = train_here(tiny_config(), data, run_dir)
-    assert (outcome.status, outcome.iteration, outcome.exit_code) == ("finished", 12, 0)
+    assert (outcome.status, outcome.iteration, outcome.exit_code()) == ("finished", 12, 0)
     return run_dir
 
 

@@ -8,4 +8,4 @@ from training_processes import tiny_config
 from nano3.training.hf.backend import train
 
 if __name__ == "__main__":
-    sys.exit(train(tiny_config(), Path(sys.argv[1]), Path(sys.argv[2])).exit_code)
+    sys.exit(train(tiny_config(), Path(sys.argv[1]), Path(sys.argv[2])).exit_code())

@@ -25,7 +25,7 @@ from nano3.training.run.resume import CheckpointSearch, ResumePoint, agree_on_re
 from nano3.training.run.startup_timer import StartupTimer
 from nano3.training.run.stop import StopRequest
 from nano3.utils.console import say, warn
-from nano3.utils.errors import UserError
+from nano3.utils.errors import UserError, exit_code_of
 from nano3.utils.gc_pause import gc_paused
 from nano3.utils.provenance import install_command, missing_modules
 
@@ -209,13 +209,16 @@ def _train(
         f"split; {plan.data_parallel_size} rank(s) with {threads} thread(s) on {loop.parts.accelerator.device.type}; "
         f"ready after {loop.clock.since_start_s():.1f} s"
     )
-    failed = 1
+    code = 1
     try:
         outcome = loop.run(stop)
-        failed = 0
+        code = outcome.exit_code(config.train.exit_iteration)
+    except BaseException as error:
+        code = exit_code_of(error) or 1  # rank_main takes an exit with 0 for a failure
+        raise
     finally:
         note_progress(loop.iteration, "end")
-        loop.parts.metrics.close(failed)
+        loop.parts.metrics.close(code)
     loop.parts.accelerator.wait_for_everyone()
     because = f" ({outcome.reason})" if outcome.reason else ""
     say(f"{outcome.status} at iteration {outcome.iteration}{because}; checkpoint {outcome.checkpoint}")

@@ -27,7 +27,7 @@ from nano3.training.run.metrics import Metrics
 from nano3.training.run.outcome import SaveHook
 from nano3.training.run.resume import ResumePoint
 from nano3.training.run.startup_timer import StartupTimer
-from nano3.utils.errors import Failure
+from nano3.utils.errors import Failure, exit_code_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -93,8 +93,8 @@ def assemble(inputs: RunInputs) -> Loop:
     if point.folder is not None:
         try:
             restore(parts, point.folder, point.new_phase)
-        except BaseException:
-            parts.metrics.close(exit_code=1)
+        except BaseException as error:
+            parts.metrics.close(exit_code_of(error))
             raise
     inputs.startup.mark("model and checkpoint")
     return Loop(parts, point.iteration, clock, None if point.new_phase else point.folder)

@@ -39,7 +39,7 @@ from nano3.training.run.resume import ResumePoint, world_size
 from nano3.training.run.startup_timer import StartupTimer
 from nano3.training.run.stop import StopRequest, last_iteration
 from nano3.utils.console import is_rank_zero, say, warn
-from nano3.utils.errors import UserError
+from nano3.utils.errors import UserError, exit_code_of
 from nano3.utils.gc_pause import gc_paused
 from nano3.utils.provenance import is_installed, missing_modules
 
@@ -359,22 +359,24 @@ def _outcome(pretrain: Callable[[], None], config: PretrainConfig, hooks: Any, m
     """Call Megatron-Bridge's `pretrain`, close the outputs, and return how it ended."""
     from nano3.training.megatron.guard_hooks import RolledBack
 
-    failed = 1
+    code = 1
     try:
         with translate_errors(hooks, config.train.micro_batch_size):
             pretrain()
-        failed = 0
+        outcome = Outcome("stopped" if hooks.reason else "finished", hooks.iteration, hooks.saved, hooks.reason)
+        code = outcome.exit_code(config.train.exit_iteration)
     except RolledBack:
-        failed = 0
-        return Outcome("rolled back", hooks.iteration, hooks.saved, "guard.action=rollback")
+        outcome = Outcome("rolled back", hooks.iteration, hooks.saved, "guard.action=rollback")
+        code = outcome.exit_code(config.train.exit_iteration)
+    except BaseException as error:
+        code = exit_code_of(error)
+        raise
     finally:
         note_progress(hooks.iteration, "end")
         hooks.finisher.wait()
-        metrics.close(failed)
+        metrics.close(code)
         _release()
-    if hooks.reason:
-        return Outcome("stopped", hooks.iteration, hooks.saved, hooks.reason)
-    return Outcome("finished", hooks.iteration, hooks.saved)
+    return outcome
 
 
 def _release() -> None:

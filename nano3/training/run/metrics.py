@@ -41,7 +41,7 @@ from nano3.training.run.startup_timer import PREFIX as STARTUP
 from nano3.training.run.startup_timer import StartupTimer
 from nano3.utils.console import is_rank_zero, say, warn
 from nano3.utils.disk_errors import allow_full_disk
-from nano3.utils.errors import Failure
+from nano3.utils.errors import Failure, is_failure
 from nano3.utils.files import complete_lines, write_json_lines, write_text
 from nano3.utils.redaction import without_secrets
 
@@ -318,21 +318,21 @@ class Metrics:
         """Flush and close all outputs, each even if another one fails. A second call does nothing.
 
         Args:
-            exit_code: 0 if the training succeeded. After its failure, that of an output is only a warning.
+            exit_code: That of the process. After a failure, that of an output is only a warning.
 
         Raises:
             OSError: An output could not be written.
         """
         if not self.active or self._file.closed:
             return
-        end = {"iteration": self._iteration, "exit_code": exit_code}
+        end, failed = {"iteration": self._iteration, "exit_code": exit_code}, is_failure(exit_code)
         steps: list[Callable[[], object]] = [self._record_evals, lambda: self._file.write(end | self._times())]
         steps += [self.flush, self._file.close]
         steps += [lambda: self._board and self._board.close()]
         if wandb := self._wandb:  # without its end, Python's end would wait for W&B without a limit
-            steps.append(lambda: wandb.finish(exit_code))
+            steps.append(lambda: wandb.finish(exit_code if failed else 0))
         errors = [error for step in steps if (error := _error_of(step))]
-        if errors and not exit_code:
+        if errors and not failed:
             raise errors[0]
         if errors:
             warn(f"{self.run_dir / FILE} or a TensorBoard file lacks the end of this start: {errors[0]}")

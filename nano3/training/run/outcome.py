@@ -28,7 +28,23 @@ class Outcome:
     checkpoint: Path | None
     reason: str = ""
 
-    @property
-    def exit_code(self) -> int:
-        """0 for a finished run, 75 (restart to continue) for a stopped one, 77 for one that is rolled back."""
-        return {"finished": 0, "stopped": RESTART_EXIT_CODE, "rolled back": ROLLBACK_EXIT_CODE}[self.status]
+    def is_complete(self, exit_iteration: int | None) -> bool:
+        """Return whether every iteration that this command asks for is done.
+
+        Args:
+            exit_iteration: train.exit_iteration.
+        """
+        reached = exit_iteration is not None and self.iteration >= exit_iteration
+        return self.status == "finished" or (self.status == "stopped" and reached)
+
+    def exit_code(self, exit_iteration: int | None = None) -> int:
+        """Return the exit code of the process.
+
+        0 if every iteration is done, 75 (restart to continue) if the run was stopped before, 77 if it is rolled back.
+
+        Args:
+            exit_iteration: train.exit_iteration.
+        """
+        if self.is_complete(exit_iteration):
+            return 0
+        return ROLLBACK_EXIT_CODE if self.status == "rolled back" else RESTART_EXIT_CODE

@@ -184,7 +184,7 @@ def train_with_restarts(config: PretrainConfig, data: Path, run_dir: Path, ranks
         outcomes.append(ends[0])
         if ends[0].status != "rolled back":
             return outcomes
-        assert ends[0].exit_code == 77
+        assert ends[0].exit_code() == read_metrics(run_dir)[-1]["exit_code"] == 77
 
 
 def poison_iterations(run_dir: Path, data: Path, config: PretrainConfig) -> list[int]:

@@ -169,18 +169,21 @@ def test_signal_saves_and_stops(data: Path, tmp_path: Path, number: signal.Signa
     wait_for_iteration(tmp_path, 2, child)
     os.kill(child.process.pid or 0, number)
     outcome = child.result()
-    assert (outcome.status, outcome.exit_code, outcome.reason) == ("stopped", 75, f"signal {number.name}")
+    assert (outcome.status, outcome.exit_code(), outcome.reason) == ("stopped", 75, f"signal {number.name}")
     assert outcome.checkpoint == last(tmp_path)
-    assert read_metrics(tmp_path)[-1]["iteration"] == outcome.iteration < 500
+    end = read_metrics(tmp_path)[-1]
+    assert end["iteration"] == outcome.iteration < 500 and end["exit_code"] == 75
 
 
 def test_limits_stop_without_changing_the_schedule(data: Path, undisturbed: Path, tmp_path: Path) -> None:
     outcome = train_here(tiny_config(**{"train.exit_iteration": 5}), data, tmp_path)
     assert (outcome.status, outcome.iteration, outcome.reason) == ("stopped", 5, "train.exit_iteration=5")
+    assert read_metrics(tmp_path)[-1]["exit_code"] == 0, "all that was asked for"
     again = train_here(tiny_config(**{"train.exit_iteration": 5}), data, tmp_path)
     assert (again.status, again.iteration) == ("stopped", 5)
     timed = train_here(tiny_config(**{"train.exit_duration_in_mins": 0.0}), data, tmp_path)
     assert (timed.status, timed.iteration) == ("stopped", 6), "ranks agree on it after a step"
+    assert read_metrics(tmp_path)[-1]["exit_code"] == 75
     assert train_here(tiny_config(), data, tmp_path).status == "finished"
     assert losses(tmp_path) == losses(undisturbed)
 

@@ -16,9 +16,10 @@ from nano3.config import PretrainConfig
 from nano3.training.dataset import open_data
 from nano3.training.megatron import backend
 from nano3.training.megatron.checkpoints import CheckpointFinisher
+from nano3.training.megatron.guard_hooks import RolledBack
 from nano3.training.run import parent_checkpoint
 from nano3.training.run.checkpoints import read_checkpoint_info
-from nano3.training.run.metrics import Metrics
+from nano3.training.run.metrics import Metrics, read_metrics
 from nano3.training.run.resume import ResumePoint
 from nano3.utils.errors import Failure, UserError
 
@@ -29,7 +30,7 @@ def test_a_finished_run_does_nothing(
     identity = backend.run_identity(config, open_data(data_dir))
     folder = checkpoint(tmp_path / "run" / "checkpoints", config.train.train_iters, identity=identity)
     outcome = backend.train(config, data_dir, tmp_path / "run")
-    assert (outcome.status, outcome.iteration, outcome.checkpoint, outcome.exit_code) == ("finished", 20, folder, 0)
+    assert (outcome.status, outcome.iteration, outcome.checkpoint, outcome.exit_code()) == ("finished", 20, folder, 0)
     assert capsys.readouterr().out.startswith("finished: iteration 20 of 20")
 
 
@@ -263,3 +264,34 @@ def test_a_process_group_that_cannot_be_destroyed_does_not_change_the_end(
     with pytest.raises(Failure, match="diverged") if failure else contextlib.nullcontext():
         assert backend._outcome(pretrain, config, hooks, Metrics(tmp_path, 1)).status == "finished"
     assert "warning: the process group could not be destroyed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("exit_iteration", "reason", "end", "status", "code"),
+    [
+        pytest.param(None, "", None, "finished", 0, id="finished"),
+        pytest.param(None, "signal SIGTERM", SystemExit(0), "stopped", 75, id="signal"),
+        pytest.param(20, "train.exit_iteration=20", SystemExit(0), "stopped", 0, id="exit-iteration"),
+        pytest.param(None, "", RolledBack(), "rolled back", 77, id="rolled-back"),
+        pytest.param(None, "", Failure("diverged"), None, 1, id="failure"),
+        pytest.param(None, "", UserError("wrong"), None, 2, id="error-of-the-user"),
+        pytest.param(None, "", KeyboardInterrupt(), None, 130, id="second-ctrl-c"),
+        pytest.param(None, "", SystemExit(0), None, 1, id="silent-exit"),
+    ],
+)
+def test_the_recorded_exit_code_is_that_of_the_process(
+    config: PretrainConfig, tmp_path: Path, exit_iteration: int | None, reason: str, end: BaseException | None,
+    status: str | None, code: int,
+) -> None:  # fmt: skip
+    """Megatron-Bridge leaves its loop with SystemExit(0) after an agreed stop."""
+    config.train.exit_iteration = exit_iteration
+    hooks = SimpleNamespace(iteration=20, saved=None, reason=reason, finisher=CheckpointFinisher(tmp_path, 0))
+
+    def pretrain() -> None:
+        if end:
+            raise end
+
+    with contextlib.nullcontext() if status else pytest.raises((Failure, UserError, KeyboardInterrupt)):
+        outcome = backend._outcome(pretrain, config, hooks, Metrics(tmp_path, 0))
+        assert (outcome.status, outcome.exit_code(exit_iteration)) == (status, code)
+    assert read_metrics(tmp_path)[-1]["exit_code"] == code

@@ -127,6 +127,18 @@ def test_a_full_disk_at_the_end_skips_no_other_output(tmp_path: Path) -> None:
     assert ends == [0] and scalars(tmp_path, "loss") == [1]
 
 
+@pytest.mark.parametrize("code", [75, 77])
+def test_a_start_to_be_continued_is_no_failure(tmp_path: Path, code: int) -> None:
+    """W&B shows a run whose exit code is not 0 as failed."""
+    metrics, ends = Metrics(tmp_path, 0, 0, train_iters=10), []
+    metrics._wandb = SimpleNamespace(finish=ends.append)
+    metrics.close(code)
+    assert read_metrics(tmp_path)[-1]["exit_code"] == code and ends == [0]
+    metrics, ends = at_the_end_of_a_disk(tmp_path)
+    with pytest.raises(OSError, match="No space left"):
+        metrics.close(code)
+
+
 def test_a_full_disk_at_the_end_does_not_hide_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics, ends = at_the_end_of_a_disk(tmp_path)
     metrics.close(exit_code=1)

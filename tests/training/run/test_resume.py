@@ -232,6 +232,18 @@ def test_threads(monkeypatch: pytest.MonkeyPatch, cores: int, ranks: int, asked:
     assert thread_count(tiny_config(**{"train.threads": asked})) == threads
 
 
-@pytest.mark.parametrize(("status", "code"), [("finished", 0), ("stopped", 75)])
-def test_exit_code(status: Any, code: int) -> None:
-    assert Outcome(status, 1, None).exit_code == code
+@pytest.mark.parametrize(
+    ("status", "exit_iteration", "code"),
+    [
+        ("finished", None, 0),
+        ("stopped", None, 75),
+        ("stopped", 11, 75),
+        ("stopped", 10, 0),
+        ("rolled back", None, 77),
+        ("rolled back", 10, 77),
+    ],
+)
+def test_the_exit_code_after_iteration_10(status: Any, exit_iteration: int | None, code: int) -> None:
+    outcome = Outcome(status, 10, None)
+    assert outcome.exit_code(exit_iteration) == code
+    assert outcome.is_complete(exit_iteration) is (code == 0)
