@@ -49,13 +49,18 @@ def version() -> str:
 
 def _key_lines(schema: type, prefix: str) -> Iterator[str]:
     docs = field_docs(schema)
-    for f in fields(schema):
+    # Keys before sections: after a section they would seem to belong to it.
+    for f in sorted(fields(schema), key=_is_section):
         key = prefix + f.name
-        if isinstance(f.type, type) and is_dataclass(f.type):
+        if isinstance(f.type, type) and _is_section(f):
             yield f"\n{key}: {docs[f.name]}"
             yield from _key_lines(f.type, f"{key}.")
         else:
             yield f"  {key}{_default(f)}\n      {docs[f.name]}"
+
+
+def _is_section(f: Any) -> bool:
+    return is_dataclass(f.type)
 
 
 def _default(f: Any) -> str:

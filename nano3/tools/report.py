@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--output", metavar="FILE", type=expand_user,
-        help="file to write (default: RUN/report.html, or ./report.html for several runs)",
+        help="file to write (default: report.html in the folder RUN, or in the current folder if there are several)",
     )  # fmt: skip
 
 
@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
     folders = list(dict.fromkeys(folder for name in args.runs for folder in find_started_runs(name)))
     if problems := [problem for folder in folders if (problem := missing_start_problem(folder))]:
         raise UserError(problems)
-    target = Path(args.output or (folders[0] / "report.html" if len(folders) == 1 else "report.html"))
+    own = find_run(args.runs[0]) if len(args.runs) == 1 else folders[0] if len(folders) == 1 else Path()
+    target = Path(args.output or own / "report.html")
     if target.is_dir():
         raise UserError(f"--output {target} is a folder. Name a file: --output {target}/report.html")
     page = make_page(unique_names(folders), "nano3 report " + shlex.join(args.runs))

@@ -56,6 +56,19 @@ def test_how_defaults_are_printed(key: str, line: str) -> None:
     assert f"\n  {key}{line}\n" in help.text("pretrain")
 
 
+@pytest.mark.parametrize("app", SCHEMAS)
+def test_every_key_is_below_its_section(app: str) -> None:
+    """And those without a section are below none, but before the first."""
+    section, wrong = "", []
+    for line in help.text(app).partition("Keys, with the defaults")[2].splitlines()[1:]:
+        key = line.strip().partition("=")[0].partition(":")[0]
+        if line and not line.startswith(" "):
+            section = key
+        elif line.startswith("  ") and not line.startswith("   ") and key.rpartition(".")[0] != section:
+            wrong.append((section, key))
+    assert wrong == [] and section
+
+
 @pytest.mark.parametrize("schema", [ClusterConfig, PrepOptions, DataPrepConfig], ids=lambda s: s.__name__)
 def test_every_key_is_documented_inherited_ones_too(schema: type) -> None:
     docs = help.field_docs(schema)

@@ -230,12 +230,24 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     assert pictures(page)
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_default_output_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, several: bool) -> None:
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        pytest.param(["sweep/a"], "sweep/a/report.html", id="a run"),
+        pytest.param(["sweep"], "sweep/report.html", id="a sweep"),
+        pytest.param(["named"], "output/nano3/runs/named/report.html", id="a sweep by its name"),
+        pytest.param(["one"], "one/report.html", id="a folder of one run"),
+        pytest.param(["sweep/a", "sweep/b"], "report.html", id="several runs"),
+        pytest.param(["sweep", "one"], "report.html", id="several folders"),
+        pytest.param(["sweep/a", "sweep/a"], "sweep/a/report.html", id="a run twice"),
+    ],
+)
+def test_default_output_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], written: str) -> None:
     monkeypatch.chdir(tmp_path)
-    runs = [make_run(tmp_path / name) for name in ("a", "b")[: 1 + several]]
-    assert report.run(argparse.Namespace(runs=[str(run) for run in runs], output=None)) == 0
-    assert (tmp_path / ("report.html" if several else "a/report.html")).is_file()
+    for name in ("sweep/a", "sweep/b", "one/c", "output/nano3/runs/named/d", "output/nano3/runs/named/e"):
+        make_run(tmp_path / name)
+    assert report.run(argparse.Namespace(runs=given, output=None)) == 0
+    assert [str(page.relative_to(tmp_path)) for page in tmp_path.rglob("report.html")] == [written]
 
 
 def test_the_output_folder_is_created(tmp_path: Path) -> None:
