@@ -23,8 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the tool and return its exit code."""
     from nano3.training.export import export
+    from nano3.training.run.exports import read_export_info
 
     run_dir = find_run(args.run)
     folder = export(run_dir, args.output or run_dir / "hf", args.iteration)
-    say(f"{folder}: load it with AutoModelForCausalLM.from_pretrained of transformers")
+    written = read_export_info(folder).iteration
+    say(f"{folder}: iteration {written}; load it with AutoModelForCausalLM.from_pretrained of transformers")
     return 0

@@ -78,11 +78,12 @@ def export(run_dir: Path, output: Path, iteration: int | None = None) -> Path:
         Failure: The checkpoint is damaged, or the result is not a complete model.
     """
     run_dir, output = Path(run_dir).absolute(), Path(output).absolute()
+    checkpoint = find_checkpoint(run_dir, iteration)
     if output.exists():
-        raise UserError(f"{output} exists already. Choose another --output, or remove it.")
+        chosen = read_checkpoint_info(checkpoint).iteration
+        raise UserError(f"{output} exists already. Choose another --output for iteration {chosen}, or remove it.")
     if why := unwritable_reason(output):
         raise UserError(f"--output={output}: cannot be written: {why}. Choose another --output.")
-    checkpoint = find_checkpoint(run_dir, iteration)
     owner = (owner_of(checkpoint.parent) or checkpoint.parent.parent) if run_dir == checkpoint else run_dir
     write_export(checkpoint, output, owner)
     return output
@@ -129,15 +130,16 @@ def find_checkpoint(run_dir: Path, iteration: int | None) -> Path:
         UserError: There is no such checkpoint.
     """
     if (run_dir / MARKER).is_file():
-        return run_dir
-    found = complete_checkpoints(recorded_checkpoint_dir(run_dir))
+        found = {read_checkpoint_info(run_dir).iteration: run_dir}  # its folder may have any name
+    else:
+        found = {iteration_of(p): p for p in complete_checkpoints(recorded_checkpoint_dir(run_dir))}
     if not found:
         raise UserError(f"{run_dir} holds no complete checkpoint. Give the folder of a run, as in run.output_dir.")
-    chosen = [p for p in found if iteration in (None, iteration_of(p))]
-    if not chosen:
-        there = ", ".join(str(iteration_of(p)) for p in found)
+    wanted = max(found) if iteration is None else iteration
+    if wanted not in found:
+        there = ", ".join(map(str, found))
         raise UserError(f"{run_dir} has no checkpoint of iteration {iteration}; it has {there}.")
-    return chosen[-1]
+    return found[wanted]
 
 
 def _run_config(run_dir: Path) -> dict[str, Any]:
@@ -165,8 +167,12 @@ def _tokenizer(run_dir: Path, checkpoint: Path) -> Path:
 
 def _build(checkpoint: Path, info: CheckpointInfo, tokenizer: Path, output: Path) -> None:
     """Write the model that checkpoint.json describes, with the weights of state.pt, to `output`."""
+    from transformers.utils import logging
+
     from nano3.training.hf.components import export_hf
 
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     names = {f.name for f in fields(ModelConfig)}
     saved = {key.removeprefix("model."): value for key, value in info.run_identity.items() if key.startswith("model.")}
     saved["mamba_chunk_size"] = info.mutable_settings.get("model.mamba_chunk_size")

@@ -54,6 +54,7 @@ def test_the_iteration_that_was_asked_for(
 ) -> None:
     child = Child(same_as_state, (run, tmp_path / "out", asked, weights), tmp_path / "log.txt")
     assert child.result() == (same, 4096, 2)
+    assert "Writing model shards" not in child.output(), "no progress bar in a log"
 
 
 def test_a_run_that_stopped_early_is_exported_too(run: Path, tmp_path: Path) -> None:

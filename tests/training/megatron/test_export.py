@@ -1,6 +1,7 @@
 """Export: which checkpoint, how a model is described to transformers, and that only a whole model is kept."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -167,9 +168,14 @@ def test_a_broken_export_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_an_existing_output_is_not_touched(tmp_path: Path) -> None:
+    run = run_folder(tmp_path)
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match="exists already"):
-        export.export(tmp_path, tmp_path / "out")
+    for asked, chosen in ((10, 10), (None, 20)):
+        with pytest.raises(UserError, match=f"out exists already. Choose another --output for iteration {chosen}, or"):
+            export.export(run, tmp_path / "out", asked)
+    with pytest.raises(UserError, match="no checkpoint of iteration 15; it has 10, 20"):
+        export.export(run, tmp_path / "out", 15)
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize("output", ["/proc/nope", "file/hf"])
@@ -186,6 +192,8 @@ def test_the_right_checkpoint_is_found(tmp_path: Path) -> None:
     assert export.find_checkpoint(run / "checkpoints" / "iter_0000010", None).name == "iter_0000010"
     with pytest.raises(UserError, match="no checkpoint of iteration 15; it has 10, 20"):
         export.find_checkpoint(run, 15)
+    with pytest.raises(UserError, match="iter_0000010 has no checkpoint of iteration 20; it has 10"):
+        export.find_checkpoint(run / "checkpoints" / "iter_0000010", 20)
     with pytest.raises(UserError, match="no complete checkpoint"):
         export.find_checkpoint(tmp_path / "nowhere", None)
 
@@ -203,7 +211,7 @@ def test_the_tool_writes_beside_the_run(
     monkeypatch.chdir(tmp_path)
     assert command(str(run) if how == "folder" else "run") == 0
     assert (run / "hf" / "config.json").is_file()
-    assert "from_pretrained" in capsys.readouterr().out
+    assert re.fullmatch(r".*/run/hf: iteration 20; load it with .*from_pretrained.*\n", capsys.readouterr().out)
     shutil.rmtree(run)
 
 
