@@ -10,6 +10,7 @@ The same command, started again, resumes from the newest checkpoint of run.outpu
 """
 
 import contextlib
+import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -129,8 +130,12 @@ def make_job(
         vocab_size: Ids of the data's tokenizer, if the data is still being prepared.
         show: Takes the rows of the preflight table instead of printing them.
     """
-    found = data or resolve_data(cfg)
     words = task_overrides() if overrides is None else list(overrides)
+    try:
+        found = data or resolve_data(cfg)
+    except UserError as error:
+        error.problems.extend(problems_without_data(cfg, run_dir, label, words))
+        raise
     config, preview = validate(cfg, found, run_dir, label, vocab_size, show, words)
     if not label:
         for warning in filter(None, (experiment_override_warning(words), lost_schedule_warning(words))):
@@ -195,6 +200,18 @@ def validate(
     if late:
         warn(late)
     return config, run_config_text(config) if config.dry_run else ""
+
+
+def problems_without_data(cfg: DictConfig, run_dir: Path, label: str, overrides: Sequence[str]) -> list[str]:
+    """Return what is wrong with a run besides its data, which is missing."""
+    without = copy.deepcopy(cfg)
+    without.run.data, without.recipe.per_split_data_args_path = os.devnull, f"{os.devnull}/blend.json"
+    try:
+        config = resolve_paths(to_typed_config(without), DataReference(os.devnull, os.devnull, ""), run_dir, label)
+        run_preflight(config, overrides=overrides)
+    except UserError as error:
+        return error.problems
+    return []
 
 
 def resolve_data(cfg: DictConfig) -> DataReference:

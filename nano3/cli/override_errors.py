@@ -115,9 +115,8 @@ def problems_before_composing(name: str, line: CommandLine) -> list[str]:
 def _with_blend_hint(error: Nano3Error) -> Nano3Error:
     """Add the command that prepares the data, if the error is about missing data of a blend in conf/."""
     if isinstance(error, UnknownReferenceError) and error.tag in members("data_blend"):
-        return UserError(
-            [f"{p}\n  To prepare it: python -m nano3.data_prep data_blend={error.tag}" for p in error.problems]
-        )
+        first, *others = error.problems
+        return UserError([f"{first}\n  To prepare it: python -m nano3.data_prep data_blend={error.tag}", *others])
     return error
 
 
