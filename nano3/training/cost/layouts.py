@@ -229,12 +229,12 @@ def fitting_counts(base: Workload, gpus: int, gpu: GpuKind, only: Mapping[str, i
 
 def _candidates(base: Workload, gpus: int, only: Mapping[str, int], refused: Counter[str]) -> Iterator[Workload]:
     """Yield what Megatron accepts, and count the rest in `refused` by its reason."""
-    for layout in _layouts(base, gpus, only):
+    for layout in _layouts(base, gpus, only, refused):
         w = replace(base, layout=layout, sequence_parallel=layout.tensor > 1)
         if problems := [*_divide_problems(w), *rule_problems(w)]:
             refused.update(problems[:1])
             continue
-        for candidate in _variants(w, only.get("micro_batch_size")):
+        for candidate in _variants(w, only.get("micro_batch_size"), refused):
             if problems := [*_isolation_problems(candidate), *recompute_problems(candidate)]:
                 refused.update(problems[:1])
             else:
@@ -244,12 +244,17 @@ def _candidates(base: Workload, gpus: int, only: Mapping[str, int], refused: Cou
 _TOO_LARGE: Final = "memory"
 
 
-def _layouts(base: Workload, gpus: int, only: Mapping[str, int]) -> Iterator[ParallelLayout]:
+def _layouts(base: Workload, gpus: int, only: Mapping[str, int], refused: Counter[str]) -> Iterator[ParallelLayout]:
     moe = base.model.layers.get("E", 0) > 0
 
     def sizes(name: str, ranks: int, largest: int) -> list[int]:
         fixed = only.get(name)
-        return divisors(ranks, largest) if fixed is None else [fixed] * (ranks % fixed == 0)
+        if fixed is None:
+            return divisors(ranks, largest)
+        if ranks % fixed == 0:
+            return [fixed]
+        refused[f"{FIXABLE[name]}={fixed} does not divide the {ranks} ranks that are left of {gpus}."] += 1
+        return []
 
     for tensor in sizes("tensor", gpus, LARGEST_TENSOR):
         for pipeline in sizes("pipeline", gpus // tensor, max(base.model.stage_units, 1)):
@@ -268,9 +273,13 @@ def _divide_problems(w: Workload) -> list[str]:
     return []
 
 
-def _variants(w: Workload, fixed: int | None) -> Iterator[Workload]:
+def _variants(w: Workload, fixed: int | None, refused: Counter[str]) -> Iterator[Workload]:
     """Yield a layout with every micro batch, or the fixed one, and every recomputation and dispatcher."""
     samples = w.global_batch_size // w.layout.data
+    if fixed is not None and samples % fixed:
+        refused[
+            f"{FIXABLE['micro_batch_size']}={fixed} does not divide the {samples} samples of a data-parallel rank."
+        ] += 1
     powers = [n for n in divisors(samples, LARGEST_MICRO_BATCH) if not n & (n - 1)]
     for micro in powers if fixed is None else [fixed] * (samples % fixed == 0):
         sized = replace(w, micro_batch_size=micro)

@@ -282,3 +282,15 @@ def test_experts_of_multi_token_prediction_are_on_the_last_stage() -> None:
     assert any("stage 2 has" in problem for problem in rule_problems(w))
     w = replace(w, model=replace(w.model, mtp_depths=1, mtp_layers={"*": 1, "E": 1}))
     assert not any("no layer of experts" in problem for problem in rule_problems(w))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "reason"),
+    [
+        ("tensor", 3, "model.tensor_model_parallel_size=3 does not divide the 16 ranks that are left of 16."),
+        ("micro_batch_size", 7, "train.micro_batch_size=7 does not divide the 256 samples of a data-parallel rank."),
+    ],
+)
+def test_a_fixed_size_that_fits_nowhere_is_a_reason(name: str, size: int, reason: str) -> None:
+    plan = make_plan(base(), 16, H100, {name: size})
+    assert not plan.choices and plan.refused[reason]
