@@ -19,7 +19,7 @@ from nano3.data.sources.hub_cache import cache_dir
 from nano3.training import backend
 from nano3.training.megatron import schema
 from nano3.training.megatron.compile_cache import cache_home
-from nano3.utils.console import say, table
+from nano3.utils.console import say, size_text, table
 from nano3.utils.errors import Failure
 from nano3.utils.files import expand_user, nearest_existing
 from nano3.utils.provenance import ROOT, commit_of, installed_versions
@@ -74,7 +74,7 @@ def memory() -> Finding:
     except (OSError, ValueError):  # no limit ("max"), or control groups of version 1
         pass
     advice = "close other programs, or use fewer processes: workers=1" if free < LOW_MEMORY else ""
-    return f"{free / 1e9:,.1f} of {total / 1e9:,.1f} GB free", advice
+    return f"{size_text(free)} of {size_text(total)} free", advice
 
 
 def gpus() -> Finding:
@@ -195,7 +195,7 @@ def disk_space(folder: Path, key: str) -> Finding:
     folder = expand_user(folder).absolute()
     existing = nearest_existing(folder)
     free = shutil.disk_usage(existing).free
-    found = f"{folder}{'' if existing == folder else ' (does not exist yet)'}, {free / 1e9:,.1f} GB free"
+    found = f"{folder}{'' if existing == folder else ' (does not exist yet)'}, {size_text(free)} free"
     if not os.access(existing, os.W_OK | os.X_OK):
         return f"{found}, not writable", f"choose another folder: {key}"
     return found, f"free some space, or choose another folder: {key}" if free < LOW_DISK else ""

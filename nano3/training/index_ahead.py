@@ -17,7 +17,7 @@ from nano3.config import PretrainConfig
 from nano3.training.dataset import open_data
 from nano3.training.megatron import schema, settings
 from nano3.training.run.index_cache import add_files, cache_folder, complete_files
-from nano3.utils.console import say
+from nano3.utils.console import say, size_text
 
 DEFAULT_SURPLUS = 0.005  # of GPTDatasetConfig.mid_level_dataset_surplus
 
@@ -114,7 +114,7 @@ def main(text: str) -> int:
             (work / name).symlink_to(cache / name)
         build(request, work)
         made = [path for path in work.iterdir() if not path.is_symlink()]
-        size = sum(path.stat().st_size for path in made) / 2**20
+        size = sum(path.stat().st_size for path in made)
         add_files(cache, made)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -122,7 +122,7 @@ def main(text: str) -> int:
         say(f"the order of {request.samples:,} samples is there already: {cache}")
         return 0
     seconds = time.perf_counter() - began
-    say(f"built the order of {request.samples:,} samples in {seconds:,.0f} s, {size:,.0f} MB: {cache}")
+    say(f"built the order of {request.samples:,} samples in {seconds:,.0f} s, {size_text(size)}: {cache}")
     return 0
 
 

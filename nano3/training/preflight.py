@@ -45,7 +45,7 @@ from nano3.training.order.plan_text import mixture_rows
 from nano3.training.run import index_cache
 from nano3.training.run.resume import ResumePoint, masks_eod, plan_order, preview_resume_point
 from nano3.training.run.stop import last_iteration
-from nano3.utils.console import short_number
+from nano3.utils.console import short_number, size_text
 from nano3.utils.errors import UserError
 from nano3.utils.files import nearest_existing
 
@@ -381,14 +381,12 @@ def _add_disk_row(
         return
     size = count_parameters(model).total * CHECKPOINT_BYTES_PER_PARAMETER[config.backend]
     kept = (config.checkpoint.keep_last or span.iterations // max(config.checkpoint.save_interval, 1)) + 1
-    value = f"{size / 2**30:,.2f} GB each, room for {kept}: {kept * size / 2**30:,.1f} GB"
+    value = f"{size_text(size)} each, room for {kept}: {size_text(kept * size)}"
     if known and saves_in_background(config, known):
-        host = size / config.cluster.nodes / 2**30  # pinned memory comes in powers of two for each tensor
-        value += f"; saving in the background takes {host:,.2f} to {2 * host:,.2f} GB of host memory per node"
+        host = size / config.cluster.nodes  # pinned memory comes in powers of two for each tensor
+        value += f"; saving in the background takes {size_text(host)} to {size_text(2 * host)} of host memory per node"
     result.rows.append(("checkpoints", value))
     folder = nearest_existing(Path(config.checkpoint.save or config.run.output_dir))
     free = shutil.disk_usage(folder).free
     if free < kept * size:
-        result.warnings.append(
-            f"{folder} has {free / 2**30:,.1f} GB free; the checkpoints need {kept * size / 2**30:,.1f} GB."
-        )
+        result.warnings.append(f"{folder} has {size_text(free)} free; the checkpoints need {size_text(kept * size)}.")

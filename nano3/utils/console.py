@@ -460,9 +460,19 @@ def without_empty_columns(columns: Sequence[str], rows: Sequence[Sequence[str]])
     return [columns[number] for number in used], [[row[number] for number in used] for row in rows]
 
 
+_BYTES = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
+
+
 def short_number(number: float) -> str:
     """Return a number as three digits and a unit, as in 1.24 B, 31.6 B, 25.2 M."""
     for limit, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= 0.9995 * limit:  # 999,999 is 1 M, not 1e+03 k
             return f"{number / limit:.3g} {unit}"
     return f"{number:.3g}"
+
+
+def size_text(size: float) -> str:
+    """Return a number of bytes, as in 17.3 MB or 1,234 GB. Units are powers of 1,000, as on disks."""
+    unit = next((name for name, limit in _BYTES.items() if size >= limit), "kB")
+    number = size / _BYTES[unit]
+    return f"{number:,.{2 if number < 10 else 1 if number < 100 else 0}f} {unit}"

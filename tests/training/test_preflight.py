@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from nano3.training.preflight import (
     IterationRange,
     preflight,
 )
-from nano3.utils.console import short_number
+from nano3.utils.console import short_number, size_text
 
 
 def test_a_good_configuration_has_no_problem_and_a_full_table(config: PretrainConfig) -> None:
@@ -54,11 +55,10 @@ def test_the_host_memory_of_saves_is_one_to_two_checkpoints(config: PretrainConf
     """The copy to host memory is in blocks of powers of two. A save in the foreground keeps no copy."""
     config.megatron = {"checkpoint": {"async_save": background}}
     row = dict(preflight(config).rows)["checkpoints"]
-    size = float(row.split(" GB each")[0].replace(",", ""))
-    found = re.search(r"saving in the background takes ([\d.]+) to ([\d.]+) GB of host memory per node", row)
-    assert (found is not None) is background
-    if found:
-        assert [float(n) for n in found.groups()] == pytest.approx([size, 2 * size], abs=0.011)
+    size = row.partition(" each")[0]
+    assert size == "702 MB"
+    shown = f"saving in the background takes {size} to 1.40 GB of host memory per node"
+    assert (shown in row) is background
 
 
 def test_all_problems_come_at_once(config: PretrainConfig) -> None:
@@ -461,6 +461,27 @@ def test_a_short_number_has_three_digits_and_is_near(number: float) -> None:
 )
 def test_short_numbers(number: float, text: str) -> None:
     assert short_number(number) == text
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0.00 kB"), (1234, "1.23 kB"), (99_950, "100 kB"), (17_300_000, "17.3 MB"), (123_456_789, "123 MB"),
+        (1_500_000_000, "1.50 GB"), (442e9, "442 GB"), (2_210e9, "2,210 GB"),
+    ],
+)  # fmt: skip
+def test_sizes_in_bytes(size: float, text: str) -> None:
+    assert size_text(size) == text
+
+
+def test_a_small_disk_and_small_checkpoints_have_sizes(
+    config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.backend, config.model = "transformers", model("quickstart")
+    config.checkpoint.save = str(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=31_400_000))
+    (warning,) = preflight(config).warnings
+    assert re.fullmatch(rf"{tmp_path} has 31\.4 MB free; the checkpoints need \d\d\.\d MB\.", warning)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from nano3.utils.console import say, write
+from nano3.utils.console import say, size_text, write
 from nano3.utils.disk_errors import FULL, disk_failure
 from nano3.utils.errors import Failure, UserError
 from nano3.utils.files import nearest_existing, write_text
@@ -140,11 +140,11 @@ class DownloadProgress:
         now = time.monotonic()
         if now - self.reported > REPORT_INTERVAL_S:
             self.reported = now
-            rate = self.done_bytes / 1e6 / (now - self.started)
+            rate = self.done_bytes / (now - self.started)
             write(
                 f"download: {self.done_files:,}/{self.files:,} files, "
-                f"{self.done_bytes / 1e9:,.1f}/{self.size / 1e9:,.1f} GB, "
-                f"{rate:,.0f} MB/s\n",
+                f"{size_text(self.done_bytes)} of {size_text(self.size)}, "
+                f"{size_text(rate)}/s\n",
                 stderr=True,
             )
 
@@ -167,7 +167,7 @@ def download_files(wanted: list[tuple[str, str, int]], endpoint: str) -> None:
         return
     size = sum(file[2] for file in missing)
     check_free_space(size)
-    say(f"downloading {len(missing):,} files, {size / 1e6:,.1f} MB, into {cache_dir()}")
+    say(f"downloading {len(missing):,} files, {size_text(size)}, into {cache_dir()}")
     progress = DownloadProgress(len(missing), size)
     with ThreadPoolExecutor(THREADS) as pool:
         jobs = [pool.submit(download_file, root, key, size, endpoint, progress.add) for root, key, size in missing]
@@ -185,7 +185,7 @@ def check_free_space(size: int) -> None:
     free = shutil.disk_usage(nearest_existing(cache_dir())).free
     if size + RESERVED_BYTES > free:
         raise UserError(
-            f"hf_files=download: {size / 1e9:,.1f} GB to download into {cache_dir()}, where {free / 1e9:,.1f} GB are "
+            f"hf_files=download: {size_text(size)} to download into {cache_dir()}, where {size_text(free)} are "
             f"free. Free some space, set HF_HUB_CACHE to a folder with more, or set hf_files=stream to read the files "
             f"over the network."
         )

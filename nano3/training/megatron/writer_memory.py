@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from nano3.utils.console import say, warn
+from nano3.utils.console import say, size_text, warn
 
 # A reservation of less is not worth a request: the copy of so little takes a fraction of a second.
 LEAST_BYTES = 2**28
@@ -98,4 +98,4 @@ class ReserveMemory:
             blocks = {}
         self._run_in_writer(context.state, reserve, blocks)
         if blocks:
-            say(f"saving in the background: reserving {total / 1e9:.1f} GB of pinned host memory for this rank")
+            say(f"saving in the background: reserving {size_text(total)} of pinned host memory for this rank")

@@ -25,6 +25,7 @@ from nano3.data.sources.hub_cache import (
     save_snapshot,
     snapshot_path,
 )
+from nano3.utils.console import size_text
 from nano3.utils.errors import Failure, Nano3Error, UserError
 
 ROOT = f"hf://datasets/org/set@{COMMIT}"
@@ -184,7 +185,7 @@ def test_a_file_with_another_size_is_rejected(tmp_path: Path, hub: Hub, files: d
 
 def test_too_little_space_is_reported_before_downloading(tmp_path: Path, hub: Hub) -> None:
     free = shutil.disk_usage(tmp_path).free
-    with pytest.raises(UserError, match=r"to download into .*/cache, where .* GB are free\. .*hf_files=stream"):
+    with pytest.raises(UserError, match=r"to download into .*/cache, where .* [MG]B are free\. .*hf_files=stream"):
         download_files([(ROOT, "data/train-0.jsonl", free), (ROOT, "data/train-1.jsonl", 1)], hub.url)
     assert hub.requests == []
 
@@ -202,10 +203,11 @@ def test_long_downloads_report_progress(
 ) -> None:
     monkeypatch.setattr(hub_cache, "REPORT_INTERVAL_S", 0.0)
     wanted = [(ROOT, f"data/{name}", len(files[f"data/{name}"])) for name in TRAIN]
+    size = sum(file[2] for file in wanted)
     download_files(wanted, hub.url)
     captured = capfd.readouterr()
-    assert f"downloading 6 files, 0.0 MB, into {tmp_path}/cache" in captured.out
-    assert captured.err.splitlines()[-1].startswith("download: 6/6 files, 0.0/0.0 GB")
+    assert f"downloading 6 files, {size_text(size)}, into {tmp_path}/cache" in captured.out
+    assert captured.err.splitlines()[-1].startswith(f"download: 6/6 files, {size_text(size)} of {size_text(size)}, ")
 
 
 # The list of files
