@@ -473,6 +473,6 @@ def short_number(number: float) -> str:
 
 def size_text(size: float) -> str:
     """Return a number of bytes, as in 17.3 MB or 1,234 GB. Units are powers of 1,000, as on disks."""
-    unit = next((name for name, limit in _BYTES.items() if size >= limit), "kB")
+    unit = next((name for name, limit in _BYTES.items() if size >= 0.9995 * limit), "kB")  # 999,600 is 1.00 MB
     number = size / _BYTES[unit]
-    return f"{number:,.{2 if number < 10 else 1 if number < 100 else 0}f} {unit}"
+    return f"{number:,.{2 if number < 9.995 else 1 if number < 99.95 else 0}f} {unit}"

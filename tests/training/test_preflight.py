@@ -56,9 +56,9 @@ def test_the_host_memory_of_saves_is_one_to_two_checkpoints(config: PretrainConf
     config.megatron = {"checkpoint": {"async_save": background}}
     row = dict(preflight(config).rows)["checkpoints"]
     size = row.partition(" each")[0]
-    assert size == "702 MB"
-    shown = f"saving in the background takes {size} to 1.40 GB of host memory per node"
-    assert (shown in row) is background
+    assert size == "326 MB"
+    shown = rf"saving in the background takes {size} to 65[123] MB of host memory per node"
+    assert bool(re.search(shown, row)) is background
 
 
 def test_all_problems_come_at_once(config: PretrainConfig) -> None:
@@ -466,7 +466,8 @@ def test_short_numbers(number: float, text: str) -> None:
 @pytest.mark.parametrize(
     ("size", "text"),
     [
-        (0, "0.00 kB"), (1234, "1.23 kB"), (99_950, "100 kB"), (17_300_000, "17.3 MB"), (123_456_789, "123 MB"),
+        (0, "0.00 kB"), (1234, "1.23 kB"), (99_950, "100 kB"), (999_600, "1.00 MB"), (17_300_000, "17.3 MB"),
+        (123_456_789, "123 MB"),
         (1_500_000_000, "1.50 GB"), (442e9, "442 GB"), (2_210e9, "2,210 GB"),
     ],
 )  # fmt: skip
