@@ -36,11 +36,13 @@ from nano3.training.reports.objective import objective_problems
 from nano3.training.run.record import (
     DataReference,
     abandoned_checkpoint_problems,
+    finish_text,
     late_settings_warning,
     missing_final_checkpoint,
     run_changed,
     run_config_text,
     save_run_config,
+    valid_finish_record,
 )
 from nano3.training.run.stop import last_iteration
 from nano3.utils.console import is_rank_zero, say, table, warn, write
@@ -193,6 +195,8 @@ def validate(
         raise UserError(problems)
     late = late_settings_warning(run_dir, config)
     rows = run_preflight(config, vocab_size, overrides).rows
+    if config.dry_run and (done := valid_finish_record(run_dir)) and not run_changed(run_dir, config, data):
+        rows.insert(0, ("already finished", finish_text(run_dir, done)))
     if show:
         show(rows)
     else:

@@ -55,6 +55,15 @@ def test_rerunning_a_finished_run_changes_nothing(cli: Commands, trained: Path) 
     assert {p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.parametrize("iterations", [6, 9])
+def test_a_dry_run_says_that_a_run_has_finished(cli: Commands, trained: Path, iterations: int) -> None:
+    """Unless more iterations are asked for."""
+    words = [*SMALL, "run.name=one", f"train.train_iters={iterations}", "dry_run=true", "cluster=local"]
+    out = " ".join(cli("-m", "nano3.pretrain", *words).stdout.split())
+    sentence = f"already finished iteration 6 is in {trained}/checkpoints/iter_0000006; nothing to do"
+    assert (sentence in out) is (iterations == 6)
+
+
 def test_lineage_of_the_model_names_its_data(cli: Commands, trained: Path) -> None:
     out = cli("-m", "nano3", "artifacts", "lineage", "ModelArtifact-pretrain:one").stdout
     assert "iter_0000006" in out

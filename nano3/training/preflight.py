@@ -4,6 +4,7 @@ Imports neither torch nor megatron. For backend=megatron, null values come from 
 for backend=transformers the configuration is complete.
 """
 
+import os
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from nano3.training.checks.value_checks import (
     value_problems,
     vocabulary_problems,
 )
-from nano3.training.cost.gpus import GPU_KINDS, GpuKind, gpu_of_run, precision_problem
+from nano3.training.cost.gpus import GPU_KINDS, GpuKind, gpu_of_run, local_gpu, precision_problem
 from nano3.training.cost.layouts import mask_warning, recompute_problems, rule_problems
 from nano3.training.cost.memory import estimate_memory
 from nano3.training.cost.step_time import estimate_step
@@ -148,6 +149,8 @@ def preflight(config: PretrainConfig, vocab_size: int | None = None) -> Prefligh
         _add_data_rows(config, data, span, result)
         _warn_of_index_build(config, data, known, result)
     _add_disk_row(config, known, model, span, result)
+    if warning := thread_warning(config):
+        result.warnings.append(warning)
     result.rows.extend(("warning", w) for w in result.warnings)
     return result
 
@@ -237,6 +240,21 @@ def _gpu_of_run(config: PretrainConfig, workload: Workload | None, result: Prefl
     elif workload and not assumed and (problem := precision_problem(workload.precision, gpu)):
         result.problems.append(problem)
     return gpu
+
+
+def thread_warning(config: PretrainConfig) -> str | None:
+    """Return a warning if the ranks on this machine have more threads than it has CPU cores, or None."""
+    threads, cores = config.train.threads, len(os.sched_getaffinity(0))
+    # Under torchrun this process is one of the ranks.
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", config.cluster.nproc_per_node))
+    on_cpus_here = config.backend == "transformers" and config.cluster.kind == "local" and local_gpu() is None
+    if not on_cpus_here or threads is None or ranks * threads <= cores:
+        return None
+    fix = f"set train.threads={cores // ranks} (or null)" if ranks <= cores else f"start at most {cores} ranks"
+    return (
+        f"{ranks} rank{'s' * (ranks > 1)} x train.threads={threads} are more threads than this machine's {cores} "
+        f"core{'s' * (cores > 1)}, which makes steps several times slower; {fix}."
+    )
 
 
 def _add_memory_row(workload: Workload, gpu: GpuKind, result: Preflight) -> None:

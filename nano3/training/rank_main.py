@@ -25,7 +25,7 @@ from nano3.training.run.lineage import data_reference, model_alias
 from nano3.training.run.module_cache import keep_compiled_modules
 from nano3.training.run.outcome import Outcome
 from nano3.training.run.rank_log import rank_log
-from nano3.training.run.record import load_run_config, read_latest_start, valid_finish_record
+from nano3.training.run.record import finish_text, load_run_config, read_latest_start, valid_finish_record
 from nano3.training.run.stop import StopRequest
 from nano3.utils.console import is_rank_zero, say, warn
 from nano3.utils.disk_errors import allow_full_disk, translate_disk_errors
@@ -61,9 +61,8 @@ def show_finished(config: PretrainConfig, run_dir: Path, done: dict[str, Any]) -
         run_dir: The run folder.
         done: The contents of finished.json.
     """
-    iteration = done.get("iteration")
-    say(f"already finished: iteration {iteration} is in {done.get('checkpoint') or run_dir}; nothing to do")
-    if iteration == config.train.train_iters:
+    say(f"already finished: {finish_text(run_dir, done)}")
+    if done["iteration"] == config.train.train_iters:
         write_final_report(config, run_dir)
 
 

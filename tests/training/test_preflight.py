@@ -17,6 +17,7 @@ from nano3.config import ModelConfig, PretrainConfig
 from nano3.training.checks.model_stats import (
     Architecture,
 )
+from nano3.training.cost.gpus import GPU_KINDS
 from nano3.training.dataset import open_data
 from nano3.training.megatron.backend import run_identity
 from nano3.training.megatron.recipe_check import recipe_problems
@@ -483,6 +484,48 @@ def test_a_small_disk_and_small_checkpoints_have_sizes(
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=31_400_000))
     (warning,) = preflight(config).warnings
     assert re.fullmatch(rf"{tmp_path} has 31\.4 MB free; the checkpoints need \d\d\.\d MB\.", warning)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "threads", "cores", "fix"),
+    [
+        pytest.param(2, 2, 2, "2 ranks x train.threads=2 are more threads than this machine's 2 cores, ", id="ranks"),
+        pytest.param(2, 2, 3, "several times slower; set train.threads=1 (or null).", id="rounded-down"),
+        pytest.param(1, 2, 1, "1 rank x train.threads=2 are more threads than this machine's 1 core, ", id="threads"),
+        pytest.param(4, 1, 2, "several times slower; start at most 2 ranks.", id="too-many-ranks"),
+        pytest.param(1, 2, 2, None, id="one-rank"),
+        pytest.param(2, 1, 2, None, id="one-thread"),
+        pytest.param(2, None, 2, None, id="null"),
+    ],
+)
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_more_threads_than_cores(
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch, ranks: int, threads: int | None, cores: int,
+    fix: str | None, torchrun: bool,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr("nano3.training.preflight.local_gpu", lambda: None)
+    config.backend, config.model, config.train.threads = "transformers", model("quickstart"), threads
+    if torchrun:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+        monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    else:
+        config.cluster.nproc_per_node = ranks
+    found = [warning for warning in preflight(config).warnings if "threads" in warning]
+    assert (fix in found[0] and len(found) == 1) if fix else not found
+
+
+@pytest.mark.parametrize("where", ["slurm", "gpu", "megatron"])
+def test_threads_count_only_on_the_cpus_of_this_machine(
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    monkeypatch.setattr("nano3.training.preflight.local_gpu", lambda: GPU_KINDS["h200"] if where == "gpu" else None)
+    config.train.threads = 8
+    config.cluster.kind = "slurm" if where == "slurm" else "local"
+    if where != "megatron":
+        config.backend, config.model = "transformers", model("quickstart")
+    assert not any("threads" in warning for warning in preflight(config).warnings)
 
 
 @pytest.mark.parametrize(

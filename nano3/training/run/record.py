@@ -212,6 +212,16 @@ def valid_finish_record(run_dir: Path) -> dict[str, Any] | None:
     return read_finish_record(run_dir) if missing_final_checkpoint(run_dir) is None else None
 
 
+def finish_text(run_dir: Path, done: dict[str, Any]) -> str:
+    """Return where the result of a finished run is.
+
+    Args:
+        run_dir: The run folder.
+        done: The contents of finished.json.
+    """
+    return f"iteration {done['iteration']} is in {done['checkpoint'] or run_dir}; nothing to do"
+
+
 def missing_final_checkpoint(run_dir: Path) -> Path | None:
     """Return the checkpoint in finished.json if it no longer exists or is evidently damaged, else None."""
     done = read_finish_record(run_dir)
