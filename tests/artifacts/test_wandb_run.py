@@ -137,7 +137,8 @@ def test_a_server_that_takes_no_run_leaves_an_offline_one(server: WandbServer, t
     command = [sys.executable, "-m", "wandb", "sync", "--id", run_id, folder]
     done = subprocess.run(command, env={**os.environ, **server.env}, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert received(server) == [*range(1, LINES + 1)] and list(server.runs) == ["abc"]
+    sent = f"{messages}{done.stdout}{done.stderr}{server.runs}"
+    assert received(server) == [*range(1, LINES + 1)] and list(server.runs) == ["abc"], sent
 
 
 ORDER = """
