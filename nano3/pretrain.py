@@ -82,7 +82,7 @@ def train_torchrun_rank(cfg: DictConfig, run_dir: Path, label: str = "") -> int:
 
     if problems := torchrun_problems(cfg):
         raise UserError(problems)
-    data = resolve_data(cfg)
+    data = find_data(cfg, run_dir, label)
     config, preview = validate(cfg, data, run_dir, label)
     if config.dry_run:
         if is_rank_zero():
@@ -133,11 +133,7 @@ def make_job(
         show: Takes the rows of the preflight table instead of printing them.
     """
     words = task_overrides() if overrides is None else list(overrides)
-    try:
-        found = data or resolve_data(cfg)
-    except UserError as error:
-        error.problems.extend(problems_without_data(cfg, run_dir, label, words))
-        raise
+    found = data or find_data(cfg, run_dir, label, words)
     config, preview = validate(cfg, found, run_dir, label, vocab_size, show, words)
     if not label:
         for warning in filter(None, (experiment_override_warning(words), lost_schedule_warning(words))):
@@ -206,8 +202,16 @@ def validate(
     return config, run_config_text(config) if config.dry_run else ""
 
 
-def problems_without_data(cfg: DictConfig, run_dir: Path, label: str, overrides: Sequence[str]) -> list[str]:
-    """Return what is wrong with a run besides its data, which is missing."""
+def find_data(cfg: DictConfig, run_dir: Path, label: str, overrides: Sequence[str] = ()) -> DataReference:
+    """Return the data of a run, as `resolve_data` does; an error lists what else is wrong with the run, too."""
+    try:
+        return resolve_data(cfg)
+    except UserError as error:
+        error.problems.extend(_problems_without_data(cfg, run_dir, label, overrides))
+        raise
+
+
+def _problems_without_data(cfg: DictConfig, run_dir: Path, label: str, overrides: Sequence[str]) -> list[str]:
     without = copy.deepcopy(cfg)
     without.run.data, without.recipe.per_split_data_args_path = os.devnull, f"{os.devnull}/blend.json"
     try:

@@ -12,7 +12,7 @@ import launch
 from nano3.cli.app import register_config
 from nano3.cli.config_groups import conf_dir
 from nano3.data.dataset.manifest import load_manifest
-from nano3.pretrain import absolute_path, make_job, pretrain, resolve_data, run_preflight, validate
+from nano3.pretrain import absolute_path, find_data, make_job, pretrain, resolve_data, run_preflight, validate
 from nano3.training.run.config_file import with_header
 from nano3.training.run.record import load_run_config, read_latest_start
 from nano3.utils.errors import UserError
@@ -52,6 +52,13 @@ def test_the_data_is_known_by_its_content(composed: Compose, data: Path) -> None
     assert found.fingerprint == load_manifest(data).content
     with pytest.raises(UserError, match=r"run\.data=/nowhere: no such folder"):
         resolve_data(composed("run.data=/nowhere"))
+
+
+def test_missing_data_hides_no_other_problem(composed: Compose, tmp_path: Path) -> None:
+    """Also in the ranks of the user's torchrun, which make no job."""
+    with pytest.raises(UserError, match=r"run\.data=/nowhere: no such folder") as error:
+        find_data(composed("run.data=/nowhere", "optimizer.lr=-1"), tmp_path / "run", "")
+    assert any("optimizer.lr=-1" in problem for problem in error.value.problems)
 
 
 def test_making_a_job_writes_nothing(composed: Compose, tmp_path: Path) -> None:

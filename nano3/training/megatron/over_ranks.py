@@ -91,11 +91,13 @@ def moe_balance(experts: int | None, sum_over: Callable[[list[float]], list[floa
 
     tracked, own = get_moe_metrics_tracker().metrics, []
     for name in BALANCING_LOSSES:
-        entry = tracked.get(name)
-        layers = None if entry is None else entry.values[entry.values != 0]
+        if (entry := tracked.get(name)) is None:
+            own += [0.0, 0.0]
+            continue
+        layers = entry.values[entry.values != 0]
         # The parts of the ranks of this group add up to one loss, and each of these ranks counts the layer.
-        parts = entry.reduce_group.size() if entry is not None and entry.reduce_group is not None else 1
-        own += [0.0, 0.0] if layers is None else [float(layers.sum()) * parts, float(layers.numel())]
+        parts = entry.reduce_group.size() if entry.reduce_group is not None else 1
+        own += [float(layers.sum()) * parts, float(layers.numel())]
     sums = sum_over(own)
     found = zip(BALANCING_LOSSES, sums[::2], sums[1::2], strict=True)
     return {f"moe_{name}": total / layers / get_num_microbatches() for name, total, layers in found if layers}

@@ -16,6 +16,7 @@ from nano3.config import ModelConfig, PretrainConfig
 from nano3.config.model import MTP_KEYS, further_patterns
 from nano3.config.pretrain import megatron_section
 from nano3.training.checks.model_stats import LAYER_KINDS, UNEVEN_STAGES, count_layers, model_value
+from nano3.training.checks.parallel_layout import parallel_layout
 from nano3.training.megatron.schema import Field, Schema, dtype_name
 from nano3.utils.errors import Failure
 
@@ -44,8 +45,9 @@ CONTAINER_FIELDS: dict[str, tuple[str, ...]] = {
     "checkpoint.save_interval": ("checkpoint.save_interval",),
     "checkpoint.keep_last": ("checkpoint.most_recent_k",),
 }
-# Fields that nano3 computes itself -> the key to set instead, or why there is none. `megatron:` must not set them.
-NO_KEY = "nothing: "
+NO_KEY = "nothing: "  # before the reason
+# Fields that nano3 computes itself -> the key to set instead, or NO_KEY and why there is none. `megatron:` must not set
+# them.
 RESERVED_FIELDS: dict[str, str] = {
     "dataset.blend": "run.data",
     "dataset.blend_per_split": "run.data",
@@ -57,10 +59,10 @@ RESERVED_FIELDS: dict[str, str] = {
     "checkpoint.load": "checkpoint.load",
     "checkpoint.ckpt_step": "checkpoint.load (the folder of one iteration)",
     "checkpoint.finetune": "checkpoint.load (another folder than checkpoint.save starts a new phase)",
-    "checkpoint.custom_manager_class": "nothing: nano3's manager saves",
+    "checkpoint.custom_manager_class": f"{NO_KEY}nano3's manager saves",
     "train.exit_interval": "train.exit_iteration",
     "train.exit_duration_in_mins": "train.exit_duration_in_mins",
-    "train.exit_signal_handler": "nothing: SIGTERM and SIGUSR2 always save and stop",
+    "train.exit_signal_handler": f"{NO_KEY}SIGTERM and SIGUSR2 always save and stop",
     "logger.tensorboard_dir": "logger.tensorboard_dir",
     "logger.wandb_project": "run.wandb.project",
     "logger.wandb_entity": "run.wandb.entity",
@@ -68,8 +70,8 @@ RESERVED_FIELDS: dict[str, str] = {
     "validation.eval_interval": "train.eval_interval",
     "model.vocab_size": "model.vocab_size",
     "train.iterations_to_skip": "train.skip_iterations",
-    "validation.skip_train": "nothing: a run always trains",
-    "dist.use_decentralized_pg": "nothing: nano3 reads Megatron's global process groups",
+    "validation.skip_train": f"{NO_KEY}a run always trains",
+    "dist.use_decentralized_pg": f"{NO_KEY}nano3 reads Megatron's global process groups",
 }
 
 
@@ -227,7 +229,7 @@ def hybrid_stage_problems(config: PretrainConfig, known: Schema) -> list[str]:
     if not (config.model.hybrid_layer_pattern or known.value("model.hybrid_layer_pattern")):
         return []
     chosen, virtual = chosen_fields(config, known), "model.virtual_pipeline_model_parallel_size"
-    pipeline = config.model.pipeline_model_parallel_size or known.value("model.pipeline_model_parallel_size") or 1
+    pipeline = parallel_layout(config, known).pipeline
     problems = []
     if chosen.get(virtual) is not None:
         problems.append(
